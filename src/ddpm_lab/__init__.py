@@ -1,0 +1,1 @@
+"""Denoising diffusion experiments, checked against exact mathematics."""

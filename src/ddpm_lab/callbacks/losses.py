@@ -1,0 +1,56 @@
+"""Logs what training is doing."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from ddpm_lab.callbacks.log import log
+from ddpm_lab.systems.diffusion import Diffusion
+
+
+class Losses(L.Callback):
+    """Every `every` batches: the mean loss since the last time, also by quarter of the times t (q1 nearest the data),
+    the learning rate and images per second.
+
+    Sums stay on the device and are read when logged, so that a step costs no synchronisation.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1 (got {every})")
+        self.every = every
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        self._restart(pl_module.device)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if not self.batches:
+            self.since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Diffusion, outputs: dict[str, Tensor], batch: Any, batch_idx: int
+    ) -> None:
+        losses, t = outputs["losses"].float(), outputs["t"]
+        quarter = (t - 1) * 4 // pl_module.denoiser.process.steps
+        self.sums.index_add_(1, quarter, torch.stack([losses, torch.ones_like(losses)]))
+        self.batches += 1
+        if self.batches == self.every:
+            self._report(trainer, len(t) * trainer.world_size)
+            self._restart(pl_module.device)
+
+    def _restart(self, device: torch.device) -> None:
+        self.batches, self.since = 0, time.perf_counter()
+        self.sums = torch.zeros(2, 4, device=device)
+        """Sum of losses and count, by quarter."""
+
+    def _report(self, trainer: L.Trainer, batch_size: int) -> None:
+        sums, counts = self.sums.tolist()  # on a GPU this waits for the last batch, so the clock is read after it
+        seconds = time.perf_counter() - self.since
+        quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in range(4) if counts[q]}
+        log(trainer, {
+            "train/loss": sum(sums) / sum(counts), **quarters, "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "images_per_second": self.batches * batch_size / seconds,
+        })  # fmt: skip

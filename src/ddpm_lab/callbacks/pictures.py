@@ -1,0 +1,53 @@
+"""Sample grids while training runs, and at its end the way from noise to picture and the curve of the loss."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from ddpm_lab.callbacks.ema import averaged
+from ddpm_lab.callbacks.log import log_picture
+from ddpm_lab.evaluation.pictures import save_grid
+from ddpm_lab.systems.diffusion import Diffusion, to_bytes
+
+
+class Pictures(L.Callback):
+    """Every `every` steps and at the end, `rows` x `columns` samples, always of the same noise, in `pictures/`."""
+
+    def __init__(self, every: int = 250, rows: int = 8, columns: int = 10, seed: int = 0) -> None:
+        for name, value in {"every": every, "rows": rows, "columns": columns}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1 (got {value})")
+        self.every, self.rows, self.columns, self.seed = every, rows, columns, seed
+        self._drawn = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
+        step = trainer.global_step  # the same for several batches where gradients are accumulated
+        if trainer.is_global_zero and step % self.every == 0 and step < trainer.max_steps and step != self._drawn:
+            self._drawn = step
+            self._grid(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        if trainer.is_global_zero:
+            self._grid(trainer, pl_module)
+            self._path(trainer, pl_module)
+
+    def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
+        count = self.rows * self.columns
+        batches = system.sample(averaged(trainer, system), count, labels=system.labels(count), seed=self.seed)
+        pixels = torch.cat([batch.pixels for batch in batches])
+        file = self._place(trainer) / f"samples-{trainer.global_step:06d}.png"
+        log_picture(trainer, "samples", save_grid(pixels, file, self.columns))
+
+    @torch.inference_mode()
+    def _path(self, trainer: L.Trainer, system: Diffusion) -> None:
+        walk = system.walk(averaged(trainer, system), range(self.columns), system.labels(self.columns), self.seed)
+        states = [to_bytes(x).cpu() for _, x in walk]
+        shown = torch.linspace(0, len(states) - 1, min(len(states), 12)).round().long().tolist()
+        path = torch.stack([states[i] for i in shown], dim=1).flatten(0, 1)
+        file = save_grid(path, self._place(trainer) / "denoising.png", columns=len(shown))
+        log_picture(trainer, "denoising", file)
+
+    def _place(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "pictures"

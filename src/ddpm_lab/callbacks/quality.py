@@ -1,0 +1,53 @@
+"""FID and accuracy of samples, at the end of training and, if wished, while it runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from ddpm_lab.callbacks.ema import EMA, averaged
+from ddpm_lab.callbacks.log import log
+from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.systems.diffusion import Diffusion
+
+
+class Quality(L.Callback):
+    """Samples `count` pictures every `every` steps (None: at the end only) and logs what `assess` says of them.
+
+    Where the extractor's weights cannot be had, one line says so before training starts, and training goes on.
+    """
+
+    def __init__(
+        self, extractor: Callable[[], Extractor], count: int = 1000, every: int | None = None, batch_size: int = 250
+    ) -> None:
+        if count < 2:
+            raise ValueError(f"count must be at least 2 (got {count}); FID of few samples says little, try 1000")
+        self.find, self.count, self.every, self.batch_size = extractor, count, every, batch_size
+        self.extractor: Extractor | None = None
+        self.result: dict[str, Any] = {}
+        self._assessed = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:
+        try:
+            self.extractor = self.find()
+        except ValueError as error:
+            rank_zero_warn(f"FID will not be measured: {error}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
+        step = trainer.global_step  # the same for several batches where gradients are accumulated
+        if self.every and step % self.every == 0 and step < trainer.max_steps and step != self._assessed:
+            self._assessed = step
+            self._assess(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        self._assess(trainer, pl_module)
+
+    def _assess(self, trainer: L.Trainer, system: Diffusion) -> None:
+        if self.extractor is None or not trainer.is_global_zero:
+            return
+        weights = "ema" if any(isinstance(callback, EMA) for callback in trainer.callbacks) else "raw"
+        self.result = assess(system, averaged(trainer, system), trainer.datamodule, self.extractor, weights=weights,
+                             split="train", count=self.count, seed=0, batch_size=self.batch_size)  # fmt: skip
+        log(trainer, {f"quality/{name}": self.result[name] for name in ("fid", "recognised") if name in self.result})

@@ -1,0 +1,1 @@
+"""What the verbs do. Hydra is known only here; `main` imports nothing heavy."""

@@ -1,0 +1,69 @@
+"""Objects from the configuration. Each constructor is the schema of its node: names and types are checked against it."""
+
+import difflib
+import inspect
+import re
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from ddpm_lab.errors import UserError
+
+
+def build(config: DictConfig, key: str, **given: Any) -> Any:
+    """What `config[key]` describes, completed by what Python already knows (`given`). Raises UserError."""
+    node = config[key]
+    _check(node, key, config)
+    try:
+        return instantiate(node, _convert_="all", **given)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, ValueError | MisconfigurationException):
+            path = re.search(r"full_key: (\S+)", str(error))
+            raise UserError(f"{_typed(f'{key}.{path[1]}' if path else key, config)}.{cause}") from error
+        raise
+
+
+def _check(node: Any, path: str, config: DictConfig) -> None:
+    """Every node's keys and types against its `_target_`; a value that says the same otherwise (1e3 for an int) is put
+    right in place.
+    """
+    if not isinstance(node, DictConfig):
+        return
+    names = inspect.signature(get_object(node._target_)).parameters if "_target_" in node else {}
+    variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
+    for key in [str(key) for key in node if not str(key).startswith("_")]:
+        value, where = node[key], _typed(f"{path}.{key}", config)
+        if isinstance(value, DictConfig):
+            _check(value, f"{path}.{key}", config)
+        elif names and key not in names and not variadic:
+            near = difflib.get_close_matches(key, names, 1)
+            raise UserError(f"{where} is no key of {node._target_}; " + (f"did you mean {near[0]}?" if near else
+                            f"it has {', '.join(names)}"))  # fmt: skip
+        elif key in names and names[key].annotation is not inspect.Parameter.empty:
+            node[key] = _valid(where, value, names[key].annotation)
+
+
+def _valid(where: str, value: Any, annotation: Any) -> Any:
+    try:
+        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:
+        return value
+    try:
+        return adapter.validate_python(list(value) if hasattr(value, "_content") else value)
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Input ")
+        raise UserError(f"{where}={value} is of the wrong kind: it {told}") from error
+
+
+def _typed(path: str, config: DictConfig) -> str:
+    """The key as the user types it: `system` only refers to the groups, so system.process.schedule is schedule."""
+    parts = path.split(".")
+    start = max(i for i, part in enumerate(parts) if part in config)
+    return ".".join(parts[start:])

@@ -1,0 +1,36 @@
+"""python evaluate.py run=DIR"""
+
+import json
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ddpm_lab.commands.build import build
+from ddpm_lab.commands.output import quality_rows, quiet, table
+from ddpm_lab.commands.runs import config as saved_config
+from ddpm_lab.commands.runs import load
+from ddpm_lab.errors import UserError, naming
+from ddpm_lab.evaluation.quality import assess
+
+LOG = logging.getLogger(__name__)
+
+
+def evaluate(config: DictConfig) -> None:
+    """FID, and accuracy where labels are known, of samples of a run, in `metrics.json` in `config.out`."""
+    quiet()
+    if config.split not in ("train", "test"):
+        raise UserError(f"split={config.split} is not one of train, test")
+    if config.count < 2 or config.batch_size < 1:
+        raise UserError(f"count={config.count} batch_size={config.batch_size}: at least 2 samples are needed, in batches "
+                        "of at least 1; FID of few says little, try count=1000")  # fmt: skip
+    with naming("extractor"):
+        extractor = build(config, "extractor")()
+    system = load(config)
+    data = build(saved_config(config.run), "data")
+    result = assess(system, system.denoiser, data, extractor, weights=config.weights,
+                    split=config.split, count=config.count, seed=config.seed, batch_size=config.batch_size)  # fmt: skip
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps({"run": str(config.run), **result}, indent=2) + "\n")
+    LOG.info("%s\n  saved in %s", table(quality_rows(result)), out / "metrics.json")

@@ -1,0 +1,67 @@
+"""The door: composes the configuration and hands it to a verb. Nothing heavy is imported before that is done."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm_lab.commands import refusals, runs
+from ddpm_lab.errors import UserError
+
+PACKAGE = Path(__file__).parents[1]
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
+
+
+def train() -> None:
+    """Trains a model."""
+
+    def task(config: DictConfig) -> None:
+        from ddpm_lab.commands.train import train
+
+        train(config)
+
+    _main("train", task)
+
+
+def sample() -> None:
+    """Samples from a run."""
+
+    def task(config: DictConfig) -> None:
+        from ddpm_lab.commands.sample import sample
+
+        sample(config)
+
+    _main("sample", task)
+
+
+def evaluate() -> None:
+    """Measures the samples of a run."""
+
+    def task(config: DictConfig) -> None:
+        from ddpm_lab.commands.evaluate import evaluate
+
+        evaluate(config)
+
+    _main("evaluate", task)
+
+
+def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
+    try:
+        if verb != "train":
+            runs.offer(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(task)()
+    except UserError as error:
+        sys.exit(_told(str(error)))
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(_told(refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
+
+
+def _told(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,58 @@
+"""Hydra's complaints in one or two lines: the key, the value, the choices."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+
+def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) -> str:
+    """What was wrong with the command line. Whatever is not recognised is told in Hydra's own first lines."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    if option := re.search(r"Could not find '([^/']+)/(\S+)'", text):
+        choices = re.findall(r"^\t(\S+)$", text, re.M)
+        return f"{option[1]}={option[2]} is not a choice{_near(option[2], choices)}; choices: {', '.join(choices)}"
+    if key := re.search(r"Could not (?:override|append to config\. An item is already at|find) '([^'@]+)'", text):
+        return _unknown(key[1], _config(verb, configs, arguments), arguments)
+    if missing := re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)", text):
+        name = missing[1] or missing[2]
+        return f"{name} must be given; try {name}=..."
+    return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+
+
+def _unknown(key: str, config: DictConfig, arguments: Iterable[str]) -> str:
+    """A key that is neither a group nor a value."""
+    typed = next((argument for argument in arguments if argument.lstrip("+~").startswith(f"{key}=")), key)
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig):
+        return f"{typed}: there is no {parent}{_near(parent.split('.')[0], config)}"
+    keys = [str(key) for key in node if not str(key).startswith("_")]
+    near = _near(name, keys) or ("" if parent else _near(name, _all(config)))
+    return f"{typed}: {parent or 'the configuration'} has no key {name}{near}; keys: {', '.join(keys) or 'none'}"
+
+
+def _near(word: str, words: Iterable[object]) -> str:
+    found = difflib.get_close_matches(word, [str(word) for word in words], 1, 0.5)
+    return f", did you mean {found[0]}?" if found else ""
+
+
+def _all(node: DictConfig, prefix: str = "") -> list[str]:
+    names = [f"{prefix}{key}" for key in node if not str(key).startswith("_")]
+    return names + [name for key in node if isinstance(value := node._get_node(key), DictConfig)
+                    for name in _all(value, f"{prefix}{key}.")]  # fmt: skip
+
+
+def _config(verb: str, configs: Path, arguments: list[str]) -> DictConfig:
+    """The configuration of the groups that were chosen, without what was set in them."""
+    chosen = [argument for argument in arguments if re.fullmatch(r"[a-z_]+=\w+", argument)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        chosen = [argument for argument in chosen if (configs / argument.partition("=")[0]).is_dir()]
+        config = compose(verb, overrides=chosen)
+        OmegaConf.set_struct(config, False)
+        return config

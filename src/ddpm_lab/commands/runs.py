@@ -1,0 +1,72 @@
+"""Run directories: found, offered to Hydra, and turned back into systems."""
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from ddpm_lab.systems.diffusion import Diffusion
+
+REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
+"""Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
+
+
+def config(run: str) -> DictConfig:
+    """The configuration that `run` was trained with. Raises UserError if the folder holds no finished run."""
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        near = difflib.get_close_matches(run, [str(found.parent) for found in Path("runs").glob("*/*/config.yaml")])
+        hint = f"; did you mean {near[0]}?" if near else "; it is the folder that train.py names at its end"
+        raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
+    return OmegaConf.load(file)
+
+
+def checkpoint(run: str) -> Path:
+    """The newest checkpoint of `run`."""
+    found = sorted(Path(run, "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise UserError(f"run={run} holds no checkpoint yet; it must train for longer")
+    return found[-1]
+
+
+def offer(arguments: list[str]) -> None:
+    """Makes the run's own sampler, guidance, variance and extractor the choice `run` of these groups.
+
+    `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes what the run was trained with and
+    `sampler=ddim` replaces it, all in Hydra's own grammar.
+    """
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("run=")]
+    saved = [config(run) for run in (named[-1].strip("'\"").split(",") if named else [])]
+    for group in REPLACEABLE:
+        if len({str(one[group]) for one in saved if f"{group}=" not in {a[: len(group) + 1] for a in arguments}}) > 1:
+            raise UserError(f"{group} differs between these runs; say which, such as {group}=NAME")
+        ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if saved else {})
+
+
+def load(settings: DictConfig) -> "Diffusion":
+    """The system of `settings.run` with the groups in `settings` in place of its own.
+
+    Its denoiser has the weights that `settings.weights` names, "ema" or "raw".
+    """
+    import torch
+
+    from ddpm_lab.commands.build import build
+
+    saved = config(settings.run)
+    for group in {*REPLACEABLE} & {*settings}:
+        saved[group] = settings[group]
+    content = torch.load(checkpoint(settings.run), map_location="cpu", weights_only=True)
+    system = build(saved, "system", **content["hyper_parameters"])
+    system.load_state_dict(content["state_dict"])
+    if settings.weights == "ema":
+        if "EMA" not in content["callbacks"]:
+            raise UserError(f"weights=ema are not in run={settings.run}, which kept no average; try weights=raw")
+        system.denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
+    elif settings.weights != "raw":
+        raise UserError(f"weights={settings.weights} is not one of ema, raw")
+    return system.to("cuda" if torch.cuda.is_available() else "cpu").eval()

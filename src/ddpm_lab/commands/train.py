@@ -1,0 +1,70 @@
+"""python train.py"""
+
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lab.callbacks.quality import Quality
+from ddpm_lab.commands.build import build
+from ddpm_lab.commands.output import quality_rows, quiet, table
+from ddpm_lab.data.images import ImageData
+from ddpm_lab.errors import UserError
+from ddpm_lab.loggers import finish
+from ddpm_lab.systems.diffusion import Diffusion
+
+LOG = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> None:
+    """Trains what `config` describes, in the folder `trainer.default_root_dir`."""
+    quiet()
+    if not isinstance(config.trainer.max_steps, int) or config.trainer.max_steps < 1:
+        raise UserError(f"trainer.max_steps must be a whole number of at least 1 (got {config.trainer.max_steps})")
+    torch.manual_seed(config.seed)
+    data: ImageData = build(config, "data")
+    system: Diffusion = build(config, "system", shape=data.shape, classes=data.classes)
+    callbacks = build(config, "callbacks")
+    run = Path(config.trainer.default_root_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, run / "config.yaml")
+    trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=[*build(config, "logger").values()])
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    parameters = sum(parameter.numel() for parameter in system.parameters())
+    LOG.info("%s: %d pictures of %s to train on, %d held out; a network of %.2f M parameters; in %s", data.name,
+             len(data.train.pixels), "x".join(map(str, data.shape)), len(data.test.pixels), parameters / 1e6, run)  # fmt: skip
+
+    started = time.perf_counter()
+    try:
+        trainer.fit(system, data)
+        trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    finally:
+        finish()
+    seconds = time.perf_counter() - started
+
+    quality = next((callback.result for callback in callbacks.values() if isinstance(callback, Quality)), {})
+    training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters,
+                "val_loss": float(trainer.callback_metrics.get("val/loss", "nan"))}  # fmt: skip
+    (run / "metrics.json").write_text(json.dumps({**quality, "training": training}, indent=2) + "\n")
+    rows = quality_rows(quality) if quality else []
+    rows.append(("training", f"{seconds:.0f} s", f"{trainer.global_step} steps, pictures and FID included"))
+    LOG.info("%s\n%s", table(rows), _farewell(run))
+
+
+def _farewell(run: Path) -> str:
+    """Where things are, and what to type next."""
+    return "\n".join([
+        f"  saved in {run}",
+        "    pictures/         sample grids while it trained, denoising.png",
+        "    checkpoints/      last.ckpt: raw weights and their average",
+        "    metrics.json, metrics.csv, config.yaml, wandb/",
+        "  next",
+        f"    python sample.py run={run} count=100 guidance.w=1",
+        f"    python evaluate.py run={run} sampler.steps=50",
+    ])  # fmt: skip

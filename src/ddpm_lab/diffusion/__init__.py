@@ -1,0 +1,6 @@
+"""The mathematics, torch only. Read the modules in this order:
+
+gaussian, schedules, process, condition, predictions, variances, denoiser, exact, guidance, objectives, noise, samplers.
+
+Time runs t = 1..T; t = 0 is the data, where signal is 1 and noise is 0.
+"""

@@ -1,0 +1,21 @@
+"""How a user's mistake is told: `error: group.key ...`, in a line or two."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """A mistake of the user's; the message names the config key, the value and what would do."""
+
+
+@contextmanager
+def naming(group: str) -> Iterator[None]:
+    """Around code that a config group chose. By convention the message of its ValueError begins with the argument's
+    name, so that the group before it makes the key that the user typed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{group}.{error}") from error

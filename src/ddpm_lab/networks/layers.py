@@ -1,0 +1,101 @@
+"""The U-Net's parts. Every layer takes (x, emb), so that they stack; emb is the activated time embedding, (B, E)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm in up to 32 groups of at least 4 channels."""
+    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """With all parameters 0, so that a residual branch starts as nothing (Ho et al., 2020, appendix B)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Waves(nn.Module):
+    """Sinusoidal embedding of a number on a scale of 1000 (Vaswani et al., 2017)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        frequencies = torch.exp(-math.log(10000) * torch.arange(channels // 2) / (channels // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, channels)"""
+        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions; the embedding scales and shifts between them (Dhariwal & Nichol, 2021, AdaGN)."""
+
+    def __init__(self, channels: int, out: int, emb: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
+        self.emb = nn.Linear(emb, 2 * out)
+        self.norm2, self.dropout, self.conv2 = norm(out), nn.Dropout(dropout), zeroed(nn.Conv2d(out, out, 3, padding=1))
+        self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, out, H, W)"""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.emb(emb)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention between the places of a picture."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"heads must divide the channels (got {heads} heads for {channels} channels)")
+        self.heads = heads
+        self.norm, self.qkv, self.out = norm(channels), nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        zeroed(self.out)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        places = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q, k, v = self.qkv(places).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, HW, C/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Down(nn.Module):
+    """Half the resolution, by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Up(nn.Module):
+    """Twice the resolution, by nearest neighbours and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Stack(nn.ModuleList):
+    """Layers, one after another."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, emb)
+        return x

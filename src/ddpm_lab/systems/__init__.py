@@ -1,0 +1,1 @@
+"""Lightning modules: where the pieces meet."""
