@@ -2,10 +2,10 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import wandb as wb
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 LOG = logging.getLogger(__name__)
 
@@ -16,14 +16,12 @@ def wandb(save_dir: str, project: str = "ddpm-lab", name: str | None = None, gro
     A key is looked for in WANDB_API_KEY and where `wandb login` puts it; WANDB_MODE is obeyed. If the server does not
     answer within 30 seconds the run goes on offline.
     """
-    if rank_zero_only.rank != 0:
-        return WandbLogger(save_dir=save_dir, project=project, offline=True)
     settings = wb.Settings(init_timeout=30, silent=True, console="off")
-    mode = wb.setup().settings.mode
+    mode: Any = wb.setup().settings.mode
     if mode == "online" and not wb.login(prompt=False, verify=False):
         LOG.info("W&B: no key found, so this run is kept offline; to log in: wandb login")
         mode = "offline"
-    options = {"dir": save_dir, "project": project, "name": name or Path(save_dir).name, "group": group}
+    options: dict[str, Any] = {"dir": save_dir, "project": project, "name": name or Path(save_dir).name, "group": group}
     try:
         run = wb.init(**options, mode=mode, settings=settings)
     except wb.errors.Error as error:

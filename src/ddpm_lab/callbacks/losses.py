@@ -1,6 +1,8 @@
-"""Logs what training is doing."""
+"""Logs what training is doing, and draws it at the end."""
 
 import time
+from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lab.callbacks.log import log
+from ddpm_lab.evaluation.pictures import save_curves
 from ddpm_lab.systems.diffusion import Diffusion
 
 
@@ -22,6 +25,8 @@ class Losses(L.Callback):
         if every < 1:
             raise ValueError(f"every must be at least 1 (got {every})")
         self.every = every
+        self.curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        """(step, value) of each loss"""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         self._restart(pl_module.device)
@@ -41,6 +46,13 @@ class Losses(L.Callback):
             self._report(trainer, len(t) * trainer.world_size)
             self._restart(pl_module.device)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        if trainer.is_global_zero and self.curves:
+            save_curves(self.curves, Path(trainer.default_root_dir) / "pictures" / "losses.png")
+
     def _restart(self, device: torch.device) -> None:
         self.batches, self.since = 0, time.perf_counter()
         self.sums = torch.zeros(2, 4, device=device)
@@ -50,7 +62,8 @@ class Losses(L.Callback):
         sums, counts = self.sums.tolist()  # on a GPU this waits for the last batch, so the clock is read after it
         seconds = time.perf_counter() - self.since
         quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in range(4) if counts[q]}
-        log(trainer, {
-            "train/loss": sum(sums) / sum(counts), **quarters, "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "images_per_second": self.batches * batch_size / seconds,
-        })  # fmt: skip
+        losses = {"train/loss": sum(sums) / sum(counts), **quarters}
+        for name, value in losses.items():
+            self.curves[name].append((trainer.global_step, value))
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        log(trainer, {**losses, "lr": rate, "images_per_second": self.batches * batch_size / seconds})

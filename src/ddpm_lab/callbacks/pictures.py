@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from ddpm_lab.callbacks.ema import averaged
+from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import log_picture
 from ddpm_lab.evaluation.pictures import save_grid
 from ddpm_lab.systems.diffusion import Diffusion, to_bytes
@@ -35,14 +35,16 @@ class Pictures(L.Callback):
 
     def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
         count = self.rows * self.columns
-        batches = system.sample(averaged(trainer, system), count, labels=system.labels(count), seed=self.seed)
+        _, denoiser = best(trainer, system)
+        batches = system.sample(denoiser, count, labels=system.labels(count), seed=self.seed)
         pixels = torch.cat([batch.pixels for batch in batches])
         file = self._place(trainer) / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_grid(pixels, file, self.columns))
 
     @torch.inference_mode()
     def _path(self, trainer: L.Trainer, system: Diffusion) -> None:
-        walk = system.walk(averaged(trainer, system), range(self.columns), system.labels(self.columns), self.seed)
+        _, denoiser = best(trainer, system)
+        walk = system.walk(denoiser, range(self.columns), system.labels(self.columns), self.seed)
         states = [to_bytes(x).cpu() for _, x in walk]
         shown = torch.linspace(0, len(states) - 1, min(len(states), 12)).round().long().tolist()
         path = torch.stack([states[i] for i in shown], dim=1).flatten(0, 1)

@@ -1,5 +1,6 @@
 """A bar over the whole training, with an ETA."""
 
+import sys
 from typing import Any
 
 import lightning as L
@@ -23,7 +24,8 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step",
-                        disable=not self._enabled, dynamic_ncols=True, mininterval=0.5)  # fmt: skip
+                        disable=not self._enabled, dynamic_ncols=True,
+                        mininterval=0.5 if sys.stderr.isatty() else 10)  # fmt: skip
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: dict[str, Tensor], batch: Any, batch_idx: int

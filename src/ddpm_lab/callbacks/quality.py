@@ -6,8 +6,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from ddpm_lab.callbacks.ema import EMA, averaged
+from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import log
+from ddpm_lab.data.images import ImageData
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.quality import assess
 from ddpm_lab.systems.diffusion import Diffusion
@@ -47,7 +48,8 @@ class Quality(L.Callback):
     def _assess(self, trainer: L.Trainer, system: Diffusion) -> None:
         if self.extractor is None or not trainer.is_global_zero:
             return
-        weights = "ema" if any(isinstance(callback, EMA) for callback in trainer.callbacks) else "raw"
-        self.result = assess(system, averaged(trainer, system), trainer.datamodule, self.extractor, weights=weights,
-                             split="train", count=self.count, seed=0, batch_size=self.batch_size)  # fmt: skip
+        weights, denoiser = best(trainer, system)
+        data: ImageData = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+        self.result = assess(system, denoiser, data, self.extractor, weights=weights, split="train", count=self.count,
+                             seed=0, batch_size=self.batch_size)  # fmt: skip
         log(trainer, {f"quality/{name}": self.result[name] for name in ("fid", "recognised") if name in self.result})

@@ -1,4 +1,4 @@
-"""Objects from the configuration. Each constructor is the schema of its node: names and types are checked against it."""
+"""Objects from the configuration. A constructor is the schema of its node: names and types are checked against it."""
 
 import difflib
 import inspect
@@ -8,7 +8,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from ddpm_lab.errors import UserError
@@ -28,6 +28,14 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
             path = re.search(r"full_key: (\S+)", str(error))
             raise UserError(f"{_typed(f'{key}.{path[1]}' if path else key, config)}.{cause}") from error
         raise
+
+
+def at_least(config: DictConfig, bounds: dict[str, int]) -> None:
+    """Raises UserError unless each key is a whole number of at least its bound."""
+    for key, bound in bounds.items():
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or value < bound:
+            raise UserError(f"{key} must be a whole number of at least {bound} (got {value})")
 
 
 def _check(node: Any, path: str, config: DictConfig) -> None:

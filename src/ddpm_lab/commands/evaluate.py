@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ddpm_lab.commands.build import build
+from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import quality_rows, quiet, table
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.runs import load
@@ -21,9 +21,7 @@ def evaluate(config: DictConfig) -> None:
     quiet()
     if config.split not in ("train", "test"):
         raise UserError(f"split={config.split} is not one of train, test")
-    if config.count < 2 or config.batch_size < 1:
-        raise UserError(f"count={config.count} batch_size={config.batch_size}: at least 2 samples are needed, in batches "
-                        "of at least 1; FID of few says little, try count=1000")  # fmt: skip
+    at_least(config, {"count": 2, "batch_size": 1, "seed": 0})
     with naming("extractor"):
         extractor = build(config, "extractor")()
     system = load(config)

@@ -51,11 +51,17 @@ def evaluate() -> None:
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
+    def job(config: DictConfig) -> None:
+        try:
+            task(config)
+        except UserError as error:  # here, or Hydra would print lines of its own
+            sys.exit(_told(str(error)))
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
         if verb != "train":
             runs.offer(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(task)()
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
     except UserError as error:
         sys.exit(_told(str(error)))
     except (HydraException, OmegaConfBaseException) as error:

@@ -25,11 +25,13 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.quality.assess` found, with what it must be compared with."""
     real, noise, protocol = result["real"], result["noise"], result["protocol"]
     steps = protocol["sampler"]["steps"] or protocol["T"]
-    rows = [("FID", f"{result['fid']:.1f}",
-             f"held-out pictures {real['fid']:.1f}, noise {noise['fid']:.0f} (features: {protocol['extractor']})")]  # fmt: skip
+    others = f"held-out pictures {real['fid']:.3g}, noise {noise['fid']:.3g} (features: {protocol['extractor']})"
+    rows = [("FID", f"{result['fid']:.3g}", others)]
     if "recognised" in result:
         rows.append(("recognised", f"{100 * result['recognised']:.1f} %",
                      f"held-out pictures {100 * real['recognised']:.1f} %"))  # fmt: skip
     guided = ", ".join(f"{key}={value}" for key, value in protocol["guidance"].items() if key != "name" and value)
-    how = f"{protocol['sampler']['name']}, {steps} steps, {protocol['weights']} weights" + (f", {guided}" if guided else "")
+    how = f"{protocol['sampler']['name']}, {steps} steps, {protocol['weights']} weights" + (
+        f", {guided}" if guided else ""
+    )
     return [*rows, ("samples", f"{protocol['count']}", how)]

@@ -38,13 +38,13 @@ def _unknown(key: str, config: DictConfig, arguments: Iterable[str]) -> str:
 
 def _near(word: str, words: Iterable[object]) -> str:
     found = difflib.get_close_matches(word, [str(word) for word in words], 1, 0.5)
-    return f", did you mean {found[0]}?" if found else ""
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _all(node: DictConfig, prefix: str = "") -> list[str]:
-    names = [f"{prefix}{key}" for key in node if not str(key).startswith("_")]
+    names = [prefix + str(key) for key in node if not str(key).startswith("_")]
     return names + [name for key in node if isinstance(value := node._get_node(key), DictConfig)
-                    for name in _all(value, f"{prefix}{key}.")]  # fmt: skip
+                    for name in _all(value, f"{prefix}{key!s}.")]  # fmt: skip
 
 
 def _config(verb: str, configs: Path, arguments: list[str]) -> DictConfig:

@@ -23,7 +23,10 @@ def config(run: str) -> DictConfig:
         near = difflib.get_close_matches(run, [str(found.parent) for found in Path("runs").glob("*/*/config.yaml")])
         hint = f"; did you mean {near[0]}?" if near else "; it is the folder that train.py names at its end"
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
-    return OmegaConf.load(file)
+    saved = OmegaConf.load(file)
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"run={run}: its config.yaml is not a configuration of ours")
+    return saved
 
 
 def checkpoint(run: str) -> Path:

@@ -2,15 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torchvision.transforms.v2.functional import to_pil_image
 
+from ddpm_lab.commands.build import at_least
 from ddpm_lab.commands.output import quiet
 from ddpm_lab.commands.runs import load
-from ddpm_lab.errors import UserError
 from ddpm_lab.evaluation.pictures import save_grid
 
 LOG = logging.getLogger(__name__)
@@ -19,12 +20,9 @@ LOG = logging.getLogger(__name__)
 def sample(config: DictConfig) -> None:
     """`config.count` pictures of a run: a grid, an .npz and a folder of PNGs in `config.out`."""
     quiet()
-    for key in ("count", "batch_size"):
-        if config[key] < 1:
-            raise UserError(f"{key} must be at least 1 (got {config[key]})")
+    at_least(config, {"count": 1, "batch_size": 1, "seed": 0})
     system = load(config)
-    label = OmegaConf.to_container(config.label) if OmegaConf.is_list(config.label) else config.label
-    labels = system.labels(config.count, label)
+    labels = system.labels(config.count, list(config.label) if OmegaConf.is_list(config.label) else config.label)
     batches = list(system.sample(system.denoiser, config.count, labels=labels, seed=config.seed,
                                  batch_size=config.batch_size, progress=True))  # fmt: skip
     pixels = torch.cat([batch.pixels for batch in batches]).cpu()
@@ -34,7 +32,9 @@ def sample(config: DictConfig) -> None:
     save_grid(pixels[:400], out / "grid.png", columns=min(10, config.count))
     for i, picture in enumerate(pixels):
         to_pil_image(picture).save(out / "images" / f"{i:06d}.png")
-    arrays = {"images": pixels.permute(0, 2, 3, 1).numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+    arrays: dict[str, Any] = {"images": pixels.permute(0, 2, 3, 1).numpy()} | (
+        {} if labels is None else {"labels": labels.numpy()}
+    )
     np.savez_compressed(out / "samples.npz", **arrays)
     LOG.info("%d pictures of %s\n  a grid      %s\n  an array    %s, %s\n  one by one  %s", config.count,
              "x".join(map(str, system.shape)), out / "grid.png", out / "samples.npz",

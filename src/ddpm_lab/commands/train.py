@@ -3,18 +3,17 @@
 import json
 import logging
 import time
-import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.callbacks.quality import Quality
-from ddpm_lab.commands.build import build
+from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import quality_rows, quiet, table
 from ddpm_lab.data.images import ImageData
-from ddpm_lab.errors import UserError
 from ddpm_lab.loggers import finish
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -24,8 +23,7 @@ LOG = logging.getLogger(__name__)
 def train(config: DictConfig) -> None:
     """Trains what `config` describes, in the folder `trainer.default_root_dir`."""
     quiet()
-    if not isinstance(config.trainer.max_steps, int) or config.trainer.max_steps < 1:
-        raise UserError(f"trainer.max_steps must be a whole number of at least 1 (got {config.trainer.max_steps})")
+    at_least(config, {"trainer.max_steps": 1, "seed": 0})
     torch.manual_seed(config.seed)
     data: ImageData = build(config, "data")
     system: Diffusion = build(config, "system", shape=data.shape, classes=data.classes)
@@ -33,12 +31,16 @@ def train(config: DictConfig) -> None:
     run = Path(config.trainer.default_root_dir)
     run.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run / "config.yaml")
-    trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=[*build(config, "logger").values()])
+    trainer: Trainer = build(
+        config, "trainer", callbacks=[*callbacks.values()], logger=[*build(config, "logger").values()]
+    )
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        logger.log_hyperparams(settings)
     parameters = sum(parameter.numel() for parameter in system.parameters())
-    LOG.info("%s: %d pictures of %s to train on, %d held out; a network of %.2f M parameters; in %s", data.name,
-             len(data.train.pixels), "x".join(map(str, data.shape)), len(data.test.pixels), parameters / 1e6, run)  # fmt: skip
+    shape = "x".join(map(str, data.shape))
+    LOG.info("%s: %d pictures of %s to train on, %d held out; a network of %.2f M parameters", data.name,
+             len(data.train.pixels), shape, len(data.test.pixels), parameters / 1e6)  # fmt: skip
 
     started = time.perf_counter()
     try:

@@ -45,10 +45,10 @@ def folder(
                          f"looked for {' '.join(sorted(SUFFIXES))}")  # fmt: skip
     side = resolution or min(_open(files[0][0]).size)
     if (size := len(files) * channels * side**2) > MEMORY:
-        raise ValueError(f"{len(files)} pictures of {side}x{side} take {size / 2**30:.0f} GiB of memory, more than the "
-                         f"{MEMORY // 2**30} GiB that a resident folder may; try a smaller data.resolution")  # fmt: skip
+        raise ValueError(f"resolution={side} makes {len(files)} pictures take {size / 2**30:.0f} GiB of memory, over "
+                         f"the {MEMORY // 2**30} GiB allowed; try a smaller one with data.convert=true")  # fmt: skip
     pixels = torch.empty(len(files), channels, side, side, dtype=torch.uint8)
-    for i, (file, _) in enumerate(tqdm(files, desc="reading pictures", leave=False, mininterval=1)):
+    for i, (file, _) in enumerate(tqdm(files, desc="reading pictures", leave=False, disable=None)):
         pixels[i] = pil_to_tensor(_fit(file, side, mode, convert))
     labels = torch.tensor([label for _, label in files]) if classes else None
     order = torch.randperm(len(files), generator=generator(0))

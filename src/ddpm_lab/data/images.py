@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -60,12 +60,14 @@ class ImageData(L.LightningDataModule):
         return channels, height, width
 
     def train_dataloader(self) -> "Batches":
-        return Batches(self.train.to(self.trainer.strategy.root_device), self.batch_size, self.flip, self.seed,
-                       self.trainer.global_rank, self.trainer.world_size)  # fmt: skip
+        assert self.trainer is not None  # Lightning attaches itself before it asks
+        images = self.train.to(self.trainer.strategy.root_device)
+        return Batches(images, self.batch_size, self.flip, self.seed, self.trainer.global_rank, self.trainer.world_size)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        batches = [self.test.batch(index) for index in torch.arange(len(self.test.pixels)).split(self.batch_size)]
-        return DataLoader(batches, batch_size=None)  # Lightning takes a bare list for several loaders
+    def val_dataloader(self) -> DataLoader:
+        batches: Any = [self.test.batch(index) for index in torch.arange(len(self.test.pixels)).split(self.batch_size)]
+        # Lightning takes a bare list for several loaders; a loader without a generator draws from the training stream.
+        return DataLoader(batches, batch_size=None, generator=torch.Generator())
 
 
 class Batches:

@@ -29,6 +29,9 @@ class Condition:
         """The rows of this one, then those of `other`; both have a label or neither."""
         if self.label is None or other.label is None:
             return self
-        present = [torch.zeros_like(c.label, dtype=torch.bool) if c.dropped is None else c.dropped
-                   for c in (self, other)]  # fmt: skip
-        return Condition(torch.cat([self.label, other.label]), torch.cat(present))
+        return Condition(torch.cat([self.label, other.label]), torch.cat([_dropped(self), _dropped(other)]))
+
+
+def _dropped(cond: Condition) -> Tensor:
+    assert cond.label is not None
+    return torch.zeros_like(cond.label, dtype=torch.bool) if cond.dropped is None else cond.dropped

@@ -33,7 +33,7 @@ class GaussianDenoiser(nn.Module):
 
 
 class OptimalVariance(Variance):
-    """The variance of q(x_s | x_t) when x_0 ~ N(mean, std^2 I): with it every reverse step is exact (Bao et al., 2022)."""
+    """The variance of q(x_s | x_t) for x_0 ~ N(mean, std^2 I): with it every step is exact (Bao et al., 2022)."""
 
     def __init__(self, std: float = 0.5) -> None:
         self.std = std
@@ -50,11 +50,12 @@ def law(sampler: Sampler, denoiser: Denoises) -> tuple[float, float]:
     With a Gaussian denoiser and no clipping a step is x_s = offset + gain x_t + level z; three probes read its numbers.
     """
     probes = torch.tensor([[0.0], [1.0], [0.0]], dtype=torch.float64)
-    z = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
+    levels = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
     mean, variance = 0.0, 1.0
     for t, s in pairwise(sampler.times(denoiser.process.steps)):
         at_t, at_s = torch.full((3,), t), torch.full((3,), s)
-        x_s = sampler.step(denoiser, probes, at_t, at_s, Condition(), lambda _, s=s: z if s else torch.zeros_like(z))
+        z = levels if s else torch.zeros_like(levels)
+        x_s = sampler.step(denoiser, probes, at_t, at_s, Condition(), lambda _, z=z: z)  # type: ignore[misc]
         offset, gain, level = x_s[0].item(), (x_s[1] - x_s[0]).item(), (x_s[2] - x_s[0]).item()
         mean, variance = offset + gain * mean, gain**2 * variance + level**2
     return mean, variance**0.5

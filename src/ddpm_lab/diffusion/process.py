@@ -19,6 +19,9 @@ class ForwardProcess(nn.Module):
     numbers per sample are computed in float64 and cast where they meet pixels.
     """
 
+    table: Tensor
+    """(T + 1, 3) float64: signal, noise, log SNR"""
+
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         self.steps = len(schedule.signal) - 1
@@ -27,7 +30,8 @@ class ForwardProcess(nn.Module):
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """signal_t and noise_t, each (B,) float64."""
-        return self.table[t][:, :2].unbind(1)
+        signal, noise, _ = self.table[t].unbind(1)
+        return signal, noise
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(signal_t^2 / noise_t^2), (B,); infinite at t = 0."""

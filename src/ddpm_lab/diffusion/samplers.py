@@ -1,6 +1,7 @@
 """Samplers: ways down from x_T to x_0. Every step is a pair (t, s), s < t."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -58,9 +59,7 @@ class Sampler(ABC):
         noise: Noise = torch.randn_like,
     ) -> Tensor:
         """x_0, the end of the walk."""
-        for _, x in self.walk(denoiser, x, cond, noise):  # noqa: B020 (only the last is wanted)
-            pass
-        return x
+        return deque(self.walk(denoiser, x, cond, noise), maxlen=1)[0][1]
 
     def guess(self, denoiser: Denoises, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
         """The denoiser's estimate with x_0 clipped, so that whatever follows from it is clipped too."""
@@ -89,7 +88,7 @@ class DDIM(Sampler):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise would exceed what x_s holds; "
+            raise ValueError(f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise exceeds what x_s holds; "
                              "for larger variances try sampler=ddpm variance=beta")  # fmt: skip
 
     def step(self, denoiser: Denoises, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, noise: Noise) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_lab.diffusion.condition import Condition
+
 
 def norm(channels: int) -> nn.GroupNorm:
     """GroupNorm in up to 32 groups of at least 4 channels."""
@@ -22,6 +24,8 @@ def zeroed(module: nn.Module) -> nn.Module:
 class Waves(nn.Module):
     """Sinusoidal embedding of a number on a scale of 1000 (Vaswani et al., 2017)."""
 
+    frequencies: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         frequencies = torch.exp(-math.log(10000) * torch.arange(channels // 2) / (channels // 2))
@@ -31,6 +35,21 @@ class Waves(nn.Module):
         """(B,) -> (B, channels)"""
         angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class LabelEmbedding(nn.Module):
+    """What a class says to the time embedding; where there is none, or it was dropped, a learned null says it."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__()
+        self.table, self.null = nn.Embedding(classes, channels), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, cond: Condition, size: int) -> Tensor:
+        """(size, channels)"""
+        if cond.label is None:
+            return self.null.expand(size, -1)
+        given = self.table(cond.label)
+        return given if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, given)
 
 
 class ResBlock(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.networks.layers import Attention, Down, ResBlock, Stack, Up, Waves, norm, zeroed
+from ddpm_lab.networks.layers import Attention, Down, LabelEmbedding, ResBlock, Stack, Up, Waves, norm, zeroed
 
 
 class UNet(nn.Module):
@@ -42,8 +42,7 @@ class UNet(nn.Module):
 
         emb = 4 * channels
         self.time = nn.Sequential(Waves(channels), nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.label = None if classes is None else nn.Embedding(classes, emb)
-        self.null = None if classes is None else nn.Parameter(torch.zeros(emb))
+        self.label = None if classes is None else LabelEmbedding(classes, emb)
 
         def level(inside: int, out: int, resolution: int) -> Stack:
             attend = [Attention(out, heads)] if resolution in attention else []
@@ -75,7 +74,8 @@ class UNet(nn.Module):
         self.last = nn.Sequential(norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, shape[0], 3, padding=1)))
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        emb = F.silu(self.time(t) + self.embed(cond, len(t)))
+        emb = self.time(t)
+        emb = F.silu(emb if self.label is None else emb + self.label(cond, len(t)))
         x = self.first(x)
         kept = [x]
         for layer in self.down:
@@ -85,15 +85,6 @@ class UNet(nn.Module):
         for layer in self.up:
             x = layer(torch.cat([x, kept.pop()], dim=1), emb)
         return self.last(x)
-
-    def embed(self, cond: Condition, size: int) -> Tensor | float:
-        """What the label adds to the time embedding, (B, E): the learned null where there is none."""
-        if self.label is None:
-            return 0.0
-        if cond.label is None:
-            return self.null.expand(size, -1)
-        given = self.label(cond.label)
-        return given if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, given)
 
 
 def _resolutions(shape: tuple[int, int, int], multipliers: Sequence[int]) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddpm_lab.conditioners import Conditioner
 from ddpm_lab.data.images import Images
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
@@ -41,7 +42,7 @@ class Diffusion(L.LightningModule):
         prediction: Prediction,
         variance: Variance,
         objective: Callable[[Denoiser, Draw], Tensor],
-        conditioner: Callable[..., nn.Module],
+        conditioner: Callable[..., Conditioner],
         guidance: partial[Denoises],
         sampler: Sampler,
         optimizer: Callable[..., torch.optim.Optimizer],
@@ -145,10 +146,13 @@ class Diffusion(L.LightningModule):
         """`count` pictures, in batches; with `progress`, a bar of the steps taken by all of them."""
         batches = torch.arange(count).split(batch_size)
         total = len(batches) * (len(self.sampler.times(denoiser.process.steps)) - 1)
-        with tqdm(total=total, desc=f"sampling {count} pictures", unit="step", disable=not progress, leave=False) as bar:
+        with tqdm(
+            total=total, desc=f"sampling {count} pictures", unit="step", disable=not progress, leave=False
+        ) as bar:
             for samples in batches:
                 some = None if labels is None else labels[samples].to(self.device)
-                for t, x in self.walk(denoiser, samples.tolist(), some, seed):
+                x = torch.empty(0)
+                for t, x in self.walk(denoiser, samples.tolist(), some, seed):  # noqa: B007 (the last is the picture)
                     bar.update(t < denoiser.process.steps)
                 yield Images(to_bytes(x), some)
 

@@ -1,0 +1,280 @@
+"""The verbs, typed as a user types them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, ROOT, composed, options
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ddpm_lab.commands import main, runs
+from ddpm_lab.commands.build import build
+
+FAST = ("trainer=debug", "logger=csv", "model.channels=8", "model.multipliers=[1]", "sampler.steps=3",
+        "callbacks.quality.count=20", "callbacks.pictures.every=5", "callbacks.losses.every=5",
+        "data.batch_size=16")  # fmt: skip
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Calls a verb in this process: (exit status, standard output, standard error)."""
+
+    def call(verb, *arguments):
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"{verb}.py", *arguments])
+        status = 0
+        try:
+            getattr(main, verb)()
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of ten steps, in a process of its own."""
+    where = tmp_path_factory.mktemp("run")
+    command = [sys.executable, str(ROOT / "train.py"), *FAST, f"hydra.run.dir={where}/r"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=where)
+    assert done.returncode == 0, done.stderr
+    (where / "r" / "stdout").write_text(done.stdout)
+    return where / "r"
+
+
+def test_a_run_leaves_what_it_says(run):
+    said = (run / "stdout").read_text()
+    assert {file.name for file in (run / "pictures").iterdir()} == {
+        "samples-000005.png", "samples-000010.png", "denoising.png", "losses.png"}  # fmt: skip
+    assert (run / "checkpoints" / "last.ckpt").is_file() and (run / "metrics.csv").is_file()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["training"]["steps"] == 10 and metrics["fid"] > 0 and 0 <= metrics["recognised"] <= 1
+    assert metrics["protocol"]["sampler"] == {"name": "DDIM", "steps": 3, "clip": 1.0, "eta": 0.0}
+    assert f"python sample.py run={run}" in said and "FID" in said and str(run) in said
+    grid = Image.open(run / "pictures" / "samples-000010.png")
+    assert grid.size > (600, 500) and len(set(grid.getdata())) > 5
+
+
+def test_sample_writes_a_grid_an_array_and_pictures(run, typed, tmp_path):
+    status, said, _ = typed("sample", f"run={run}", "count=7", "label=[3,4]", "sampler=ddpm", "sampler.steps=2",
+                            f"hydra.run.dir={tmp_path}/s")  # fmt: skip
+    assert status == 0 and str(tmp_path) in said
+    saved = np.load(tmp_path / "s" / "samples.npz")
+    assert saved["images"].shape == (7, 8, 8, 1) and saved["images"].dtype == np.uint8
+    assert saved["labels"].tolist() == [3, 4, 3, 4, 3, 4, 3]
+    for i, picture in enumerate(saved["images"]):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "s" / "images" / f"{i:06d}.png")), picture[..., 0])
+    assert (tmp_path / "s" / "grid.png").is_file()
+
+
+def test_the_same_seed_gives_the_same_pictures_whatever_the_batch(run, typed, tmp_path):
+    made = {}
+    for name, size, seed in (("a", 256, 0), ("b", 3, 0), ("c", 256, 1)):
+        typed(
+            "sample", f"run={run}", "count=8", f"batch_size={size}", f"seed={seed}", f"hydra.run.dir={tmp_path}/{name}"
+        )
+        made[name] = np.load(tmp_path / name / "samples.npz")["images"].astype(int)
+    assert np.abs(made["a"] - made["b"]).max() <= 1
+    assert np.abs(made["a"] - made["c"]).max() > 50
+
+
+def test_the_runs_own_choices_stand_until_changed(run, typed):
+    assert "steps: 3" in typed("sample", f"run={run}", "--cfg", "job")[1]
+    assert "steps: 9" in typed("sample", f"run={run}", "sampler.steps=9", "--cfg", "job")[1]
+    assert "samplers.DDPM" in typed("sample", f"run={run}", "sampler=ddpm", "--cfg", "job")[1]
+    assert "w: 2" in typed("sample", f"run={run}", "guidance.w=2", "--cfg", "job")[1]
+
+
+def test_weights_are_those_that_were_asked_for(run):
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
+    kept = {"ema": content["callbacks"]["EMA"]["average"], "raw": raw}
+    saved = runs.config(str(run))
+    for weights, expected in kept.items():
+        settings = OmegaConf.create({"run": str(run), "weights": weights, "sampler": saved.sampler})
+        loaded = runs.load(settings).denoiser.state_dict()
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in loaded)
+    assert any(not torch.equal(kept["ema"][name], kept["raw"][name]) for name in kept["ema"])
+
+
+def test_evaluate_says_what_it_measured_with(run, typed, tmp_path):
+    status, said, _ = typed("evaluate", "-m", f"run={run}", "sampler.steps=2,3", "count=20", "split=test",
+                            "guidance.w=1", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
+    assert status == 0 and "FID" in said
+    for job, steps in enumerate((2, 3)):
+        found = json.loads((tmp_path / str(job) / "metrics.json").read_text())
+        protocol = found["protocol"]
+        assert found["fid"] > 0 and found["real"]["recognised"] > 0.99 and found["noise"]["fid"] > found["real"]["fid"]
+        assert protocol["sampler"]["steps"] == steps and protocol["guidance"] == {"name": "ClassifierFree", "w": 1}
+        assert (protocol["weights"], protocol["count"], protocol["split"], protocol["seed"]) == ("ema", 20, "test", 0)
+        assert protocol["extractor"] == "digits" and len(protocol["extractor_sha256"]) == 64
+
+
+def test_the_end_of_training_and_evaluate_agree(run, typed, tmp_path):
+    typed("evaluate", f"run={run}", "count=20", f"hydra.run.dir={tmp_path}")
+    at_end, later = (json.loads((place / "metrics.json").read_text()) for place in (run, tmp_path))
+    assert later["protocol"] == at_end["protocol"] and later["fid"] == pytest.approx(at_end["fid"], rel=1e-3)
+
+
+TRAIN_MISTAKES = {
+    "schedule=cosin": "schedule=cosin is not a choice (did you mean cosine?); choices: cosine, linear, quadratic",
+    "shedule=cosine": "did you mean schedule?",
+    "sampler.stepz=5": "sampler has no key stepz (did you mean steps?)",
+    "lr=1e-3": "has no key lr",
+    "schedule": "schedule",
+    "schedule.steps=0": "schedule.steps, the T of the chain, must be at least 1 (got 0)",
+    "schedule.steps=abc": "schedule.steps=abc is of the wrong kind",
+    "schedule.max_beta=1.5": "schedule.",
+    "schedule=linear schedule.end=2": "schedule.end is a beta and must lie between 0 and 1 (got 2)",
+    "schedule=linear schedule.start=-1": "schedule.start",
+    "model.multipliers=[1,2,2,2,2]": "model.multipliers=[1, 2, 2, 2, 2] halves pictures 4 times",
+    "model.attention=[16]": "model.attention=[16]: resolution 16 does not occur",
+    "data.batch_size=5000": "data.batch_size must lie in 1..1437",
+    "data.batch_size=0": "data.batch_size",
+    "data=folder": "data.path",
+    "data=folder data.path=nowhere": "data.path",
+    "data=folder data.path=EMPTY": "data.path=EMPTY holds 0 pictures",
+    "data=folder data.path=MIXED": "b.png is 9x8 RGB, and 8x8 RGB is wanted",
+    "data=folder data.path=MODES": "b.png is 8x8 L, and 8x8 RGB is wanted",
+    "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
+    "sampler.steps=0": "sampler.steps must lie in 1..1000",
+    "sampler.eta=2": "sampler.eta must lie in [0, 1]",
+    "conditioner=none guidance.w=1": "guidance.w=1 needs a model trained with labels",
+    "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
+    "guidance.w=-1": "guidance.w must",
+    "trainer.max_steps=0": "trainer.max_steps must be a whole number of at least 1 (got 0)",
+    "seed=-1": "seed must be a whole number of at least 0 (got -1)",
+    "trainer=gpu": "trainer.",
+    "optimizer.lr=fast": "optimizer.lr=fast is of the wrong kind",
+    "callbacks.ema.decay=1": "callbacks.ema.decay must lie in [0, 1)",
+    "callbacks.pictures.every=0": "callbacks.pictures.every",
+}
+
+
+@pytest.mark.parametrize("arguments", TRAIN_MISTAKES)
+def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tmp_path, monkeypatch):
+    if arguments == "trainer=gpu" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.chdir(tmp_path)
+    for folder, size, mode in (("EMPTY", None, None), ("MIXED", (9, 8), "RGB"), ("MODES", (8, 8), "L")):
+        Path(folder).mkdir()
+        if size:
+            Image.new("RGB", (8, 8)).save(f"{folder}/a.png")
+            Image.new(mode, size).save(f"{folder}/b.png")
+    status, _, error = typed("train", *arguments.split(), "logger=csv", "hydra.run.dir=out")
+    assert status == 2 and TRAIN_MISTAKES[arguments] in error, error
+    assert error.startswith("error: ") and error.count("\n") <= 2 and "Traceback" not in error
+    assert not list(tmp_path.glob("out/checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "told"),
+    [
+        ("sample", ["run=nowhere"], "run=nowhere is no run"),
+        ("sample", [], "run must be given"),
+        ("evaluate", [], "run must be given"),
+        ("sample", ["run=RUN", "sampler.steps=2000"], "sampler.steps must lie in 1..1000"),
+        ("sample", ["run=RUN", "label=10"], "label=10 is not among the labels of this model, 0..9"),
+        ("sample", ["run=RUN", "count=0"], "count must be a whole number of at least 1 (got 0)"),
+        ("sample", ["run=RUN", "seed=-1"], "seed must be a whole number of at least 0 (got -1)"),
+        ("sample", ["run=RUN", "weights=best"], "weights=best is not one of ema, raw"),
+        ("sample", ["run=RUN", "sampler=ddmp"], "sampler=ddmp is not a choice (did you mean ddpm?)"),
+        ("evaluate", ["run=RUN", "split=val"], "split=val is not one of train, test"),
+        ("evaluate", ["run=RUN", "extractor=inception", "extractor.weights=nowhere"], "extractor.weights=nowhere"),
+        ("evaluate", ["run=RUN", "count=1"], "count"),
+    ],
+)
+def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = typed(verb, *[argument.replace("RUN", str(run)) for argument in arguments])
+    assert status == 2 and told in error and "Traceback" not in error, error
+    assert error.startswith("error: ") and error.count("\n") <= 2
+
+
+def test_a_run_without_labels_refuses_them(typed, tmp_path):
+    assert typed("train", *FAST, "conditioner=none", f"hydra.run.dir={tmp_path}/r")[0] == 0
+    for wrong in ("label=3", "guidance.w=2"):
+        status, _, error = typed("sample", f"run={tmp_path}/r", wrong)
+        assert status == 2 and error.startswith("error: ") and wrong in error
+    assert typed("sample", f"run={tmp_path}/r", "count=2")[0] == 0
+
+
+def one_step(tmp_path, *overrides):
+    config = composed(*overrides, "callbacks=none", f"trainer.default_root_dir={tmp_path}", "trainer.max_steps=1")
+    data = build(config, "data")
+    system = build(config, "system", shape=data.shape, classes=data.classes)
+    before = [parameter.detach().clone() for parameter in system.parameters()]
+    loggers = [*build(config, "logger").values()]
+    trainer = build(config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers)
+    trainer.fit(system, data)
+    moved = [not torch.equal(p, q) for p, q in zip(system.parameters(), before, strict=True)]
+    assert any(moved) and all(torch.isfinite(p).all() for p in system.parameters())
+    system.load_state_dict(system.state_dict(), strict=True)
+
+
+def pictures(tmp_path):
+    for i in range(6):
+        Image.effect_noise((16, 16), 50 + i).convert("RGB").save(tmp_path / f"{i}.png")
+    return f"data.path={tmp_path}"
+
+
+SMALL = ("model.channels=8", "data.batch_size=4", "logger=csv")
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("data", options("data"))
+def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
+    extra = [pictures(tmp_path)] if data == "folder" else []
+    one_step(tmp_path, f"model={model}", f"data={data}", "data.batch_size=4", "logger=csv", *extra)
+
+
+OPTIONS = [(group.name, option) for group in sorted(CONFIGS.iterdir()) if group.is_dir() and group.name != "hydra"
+           for option in options(group.name) if (group.name, option) not in {("trainer", "gpu"), ("data", "folder")}
+           and group.name != "model"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    one_step(tmp_path, *SMALL, f"{group}={option}")
+    if (group, option) == ("logger", "tensorboard"):
+        assert list(tmp_path.glob("tensorboard/**/events*"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_trainer_takes_a_step(tmp_path):
+    one_step(tmp_path, *SMALL, "trainer=gpu")
+
+
+@pytest.mark.slow
+def test_weights_and_biases_offline(tmp_path):
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "train.py"), *FAST, "logger=wandb", f"hydra.run.dir={tmp_path}/r"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    assert "wandb login" in done.stdout
+    (record,) = (tmp_path / "r").glob("wandb/offline-run-*")
+    inspect = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(record)]
+    found = json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)
+    logged = {"train/loss", "train/loss_q1", "train/loss_q4", "lr", "images_per_second", "val/loss", "quality/fid",
+              "quality/recognised", "samples", "denoising"}  # fmt: skip
+    assert logged <= found["summary"].keys()
+    assert found["config"]["schedule"]["steps"] == 1000
+
+
+def test_a_sweep_runs_every_cell(typed, tmp_path):
+    status, _, error = typed("train", "-m", *FAST, "schedule=linear,cosine", "variance=beta,beta_tilde",
+                             f"hydra.sweep.dir={tmp_path}")  # fmt: skip
+    assert status == 0, error
+    assert sorted(file.parent.name for file in tmp_path.glob("*/metrics.json")) == ["0", "1", "2", "3"]
