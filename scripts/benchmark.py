@@ -1,4 +1,4 @@
-"""How much the Trainer and its callbacks cost: python scripts/benchmark.py
+"""How much the Trainer and its callbacks cost: python scripts/benchmark.py [overrides]
 
 Our system under the Trainer with all default callbacks and loggers, against a bare PyTorch loop of the same network,
 optimizer, batches, objective, clipping and EMA. Both run in one process, in turn, for several rounds; printed are the
@@ -8,6 +8,7 @@ Validation, pictures and FID are work of their own, not overhead, and do not fal
 
 import copy
 import statistics
+import sys
 import tempfile
 import time
 from itertools import islice
@@ -73,7 +74,7 @@ def main() -> None:
             f"trainer.default_root_dir={folder}", f"trainer.max_steps={ROUNDS * STEPS}",
             "trainer.val_check_interval=10000", "callbacks.pictures.every=10000",
             "callbacks.checkpoint.every_n_train_steps=10000",
-            "~callbacks.quality",
+            "~callbacks.quality", *sys.argv[1:],
         ])  # fmt: skip
         data = build(config, "data")
         system = build(config, "system", shape=data.shape, classes=data.classes)
@@ -85,6 +86,7 @@ def main() -> None:
     bare, ours = (seconds[1:] for seconds in timer.seconds.values())  # the first round warms up
     print(f"bare loop {1e3 * statistics.median(bare) / STEPS:.1f} ms a step, "
           f"trainer {1e3 * statistics.median(ours) / STEPS:.1f} ms")  # fmt: skip
+    print(f"overhead {1e3 * statistics.median(o - b for b, o in zip(bare, ours, strict=True)) / STEPS:.2f} ms a step")
     ratio = statistics.median(b / o for b, o in zip(bare, ours, strict=True))
     print(f"speed of the trainer, bare loop = 1: median of {len(bare)} rounds {ratio:.3f}, "
           f"fastest rounds {min(bare) / min(ours):.3f}")  # fmt: skip

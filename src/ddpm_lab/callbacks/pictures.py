@@ -15,7 +15,7 @@ from ddpm_lab.systems.diffusion import Diffusion, to_bytes
 class Pictures(L.Callback):
     """Every `every` steps and at the end, `rows` x `columns` samples, always of the same noise, in `pictures/`."""
 
-    def __init__(self, every: int = 250, rows: int = 8, columns: int = 10, seed: int = 0) -> None:
+    def __init__(self, every: int = 200, rows: int = 8, columns: int = 10, seed: int = 0) -> None:
         for name, value in {"every": every, "rows": rows, "columns": columns}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")

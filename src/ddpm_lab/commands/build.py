@@ -55,7 +55,9 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
             raise UserError(f"{where} is no key of {node._target_}; " + (f"did you mean {near[0]}?" if near else
                             f"it has {', '.join(names)}"))  # fmt: skip
         elif key in names and names[key].annotation is not inspect.Parameter.empty:
-            node[key] = _valid(where, value, names[key].annotation)
+            meant = _valid(where, value, names[key].annotation)
+            if isinstance(value, float) and isinstance(meant, int):  # otherwise it keeps its ${...}
+                node[key] = meant
 
 
 def _valid(where: str, value: Any, annotation: Any) -> Any:

@@ -3,9 +3,11 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -55,6 +57,8 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         try:
             task(config)
         except UserError as error:  # here, or Hydra would print lines of its own
+            with suppress(OSError):
+                Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra made it; nothing is in it yet
             sys.exit(_told(str(error)))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words

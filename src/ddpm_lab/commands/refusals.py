@@ -32,7 +32,8 @@ def _unknown(key: str, config: DictConfig, arguments: Iterable[str]) -> str:
     if not isinstance(node, DictConfig):
         return f"{typed}: there is no {parent}{_near(parent.split('.')[0], config)}"
     keys = [str(key) for key in node if not str(key).startswith("_")]
-    near = _near(name, keys) or ("" if parent else _near(name, _all(config)))
+    leaves = [] if parent else [leaf for leaf in _all(config) if leaf.endswith(f".{name}") and "system." not in leaf]
+    near = f" (did you mean {' or '.join(leaves)}?)" if leaves else _near(name, keys)
     return f"{typed}: {parent or 'the configuration'} has no key {name}{near}; keys: {', '.join(keys) or 'none'}"
 
 
@@ -47,12 +48,10 @@ def _all(node: DictConfig, prefix: str = "") -> list[str]:
                     for name in _all(value, f"{prefix}{key!s}.")]  # fmt: skip
 
 
-def _config(verb: str, configs: Path, arguments: list[str]) -> DictConfig:
+def _config(verb: str, configs: Path, arguments: Iterable[str]) -> DictConfig:
     """The configuration of the groups that were chosen, without what was set in them."""
-    chosen = [argument for argument in arguments if re.fullmatch(r"[a-z_]+=\w+", argument)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(configs), version_base="1.3"):
-        chosen = [argument for argument in chosen if (configs / argument.partition("=")[0]).is_dir()]
-        config = compose(verb, overrides=chosen)
-        OmegaConf.set_struct(config, False)
-        return config
+        groups = {choice.split("@")[0] for choice in compose(verb, return_hydra_config=True).hydra.runtime.choices}
+        chosen = [argument for argument in arguments if re.fullmatch(r"\w+=\w+", argument)]
+        return compose(verb, overrides=[choice for choice in chosen if choice.partition("=")[0] in groups])

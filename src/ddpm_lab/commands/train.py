@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,11 @@ def train(config: DictConfig) -> None:
     data: ImageData = build(config, "data")
     system: Diffusion = build(config, "system", shape=data.shape, classes=data.classes)
     callbacks = build(config, "callbacks")
+    trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
     run = Path(config.trainer.default_root_dir)
     run.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run / "config.yaml")
-    trainer: Trainer = build(
-        config, "trainer", callbacks=[*callbacks.values()], logger=[*build(config, "logger").values()]
-    )
+    trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
     settings: Any = OmegaConf.to_container(config, resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
@@ -61,12 +61,11 @@ def train(config: DictConfig) -> None:
 
 def _farewell(run: Path) -> str:
     """Where things are, and what to type next."""
+    shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+    prefix, suffix = ("python ", ".py") if sys.argv[0].endswith(".py") else ("ddpm-", "")
     return "\n".join([
-        f"  saved in {run}",
-        "    pictures/         sample grids while it trained, denoising.png",
-        "    checkpoints/      last.ckpt: raw weights and their average",
-        "    metrics.json, metrics.csv, config.yaml, wandb/",
-        "  next",
-        f"    python sample.py run={run} count=100 guidance.w=1",
-        f"    python evaluate.py run={run} sampler.steps=50",
+        f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir()))}",
+        f"  look at  {shown / 'pictures'}",
+        f"  next     {prefix}sample{suffix} run={shown} count=100 guidance.w=1",
+        f"           {prefix}evaluate{suffix} run={shown} sampler.steps=50",
     ])  # fmt: skip

@@ -59,7 +59,7 @@ class Denoiser(nn.Module):
     def read(self, answer: Tensor, x_t: Tensor, t: Tensor) -> Estimate:
         return Estimate(self.prediction.x0(self.process, answer, x_t, t))
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:  # noqa: B008 (frozen)
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.read(self.answer(x_t, t, cond), x_t, t)
 
     def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:

@@ -22,7 +22,7 @@ class GaussianDenoiser(nn.Module):
         super().__init__()
         self.process, self.variance, self.mean, self.std = process, variance, mean, std
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:  # noqa: B008 (frozen)
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         signal, noise = self.process.scales(t)
         gain = per_pixel(signal * self.std**2 / ((signal * self.std) ** 2 + noise**2), x_t)
         return Estimate(self.mean + gain * (x_t - per_pixel(signal, x_t) * self.mean))

@@ -29,7 +29,7 @@ class ClassifierFree:
         self.knows_null = denoiser.knows_null
         self.w = w
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:  # noqa: B008 (frozen)
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         if self.w == 0:
             return self.denoiser(x_t, t, cond)
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.beside(cond.null()))

@@ -41,7 +41,7 @@ class Sampler(ABC):
         self,
         denoiser: Denoises,
         x: Tensor,
-        cond: Condition = Condition(),  # noqa: B008 (frozen)
+        cond: Condition = Condition(),
         noise: Noise = torch.randn_like,
     ) -> Iterator[tuple[int, Tensor]]:
         """Each stop s below T with its x_s, (B, C, H, W), from `x`, which is x_T. The last step adds no noise."""
@@ -55,7 +55,7 @@ class Sampler(ABC):
         self,
         denoiser: Denoises,
         x: Tensor,
-        cond: Condition = Condition(),  # noqa: B008 (frozen)
+        cond: Condition = Condition(),
         noise: Noise = torch.randn_like,
     ) -> Tensor:
         """x_0, the end of the walk."""

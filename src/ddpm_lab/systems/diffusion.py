@@ -109,8 +109,8 @@ class Diffusion(L.LightningModule):
             if label is not None:
                 raise UserError(f"label={label} asks for what this model was not trained with; try label=null")
             return None
-        wanted = range(classes) if label is None else [label] if isinstance(label, int) else list(label)
-        if not wanted or min(wanted) < 0 or max(wanted) >= classes:
+        wanted = range(classes) if label is None else list(label) if isinstance(label, Sequence) else [label]
+        if not wanted or any(not isinstance(one, int) or not 0 <= one < classes for one in wanted):
             raise UserError(f"label={label} is not among the labels of this model, 0..{classes - 1}")
         return torch.tensor(wanted)[torch.arange(count) % len(wanted)]
 
@@ -146,9 +146,8 @@ class Diffusion(L.LightningModule):
         """`count` pictures, in batches; with `progress`, a bar of the steps taken by all of them."""
         batches = torch.arange(count).split(batch_size)
         total = len(batches) * (len(self.sampler.times(denoiser.process.steps)) - 1)
-        with tqdm(
-            total=total, desc=f"sampling {count} pictures", unit="step", disable=not progress, leave=False
-        ) as bar:
+        silent = None if progress else True  # None: only where there is no terminal
+        with tqdm(total=total, desc=f"sampling {count} pictures", unit="step", disable=silent, leave=False) as bar:
             for samples in batches:
                 some = None if labels is None else labels[samples].to(self.device)
                 x = torch.empty(0)
