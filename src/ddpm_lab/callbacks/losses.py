@@ -51,7 +51,8 @@ class Losses(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         if trainer.is_global_zero and self.curves:
-            save_curves(self.curves, Path(trainer.default_root_dir) / "pictures" / "losses.png")
+            file = Path(trainer.default_root_dir) / "pictures" / "losses.png"
+            save_curves(self.curves, file, x="step (q1 to q4: quarters of the times t, q1 nearest the data)")
 
     def _restart(self, device: torch.device) -> None:
         self.batches, self.since = 0, time.perf_counter()

@@ -65,4 +65,4 @@ class Denoiser(nn.Module):
     def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """p(x_s | x_t): the posterior with the guess in place of the truth."""
         log_var = self.variance.log_var(self.process, t, s)
-        return Gaussian(self.process.posterior(guess.x0, x_t, t, s).mean, per_pixel(log_var, x_t))
+        return Gaussian(self.process.posterior_mean(guess.x0, x_t, t, s), per_pixel(log_var, x_t))

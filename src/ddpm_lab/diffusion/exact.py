@@ -28,7 +28,7 @@ class GaussianDenoiser(nn.Module):
         return Estimate(self.mean + gain * (x_t - per_pixel(signal, x_t) * self.mean))
 
     def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        mean = self.process.posterior(guess.x0, x_t, t, s).mean
+        mean = self.process.posterior_mean(guess.x0, x_t, t, s)
         return Gaussian(mean, per_pixel(self.variance.log_var(self.process, t, s), x_t))
 
 

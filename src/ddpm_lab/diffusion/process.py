@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.schedules import Schedule
 
 
@@ -73,10 +72,9 @@ class ForwardProcess(nn.Module):
         value = torch.where(later == s.where(~last, t), self.beta(t, s), self.beta_tilde(later, s.where(~last, t)))
         return value.log()
 
-    def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """q(x_s | x_t, x_0) (Ho et al., eq. 6-7, for any pair)."""
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Mean of q(x_s | x_t, x_0) (Ho et al., eq. 7, for any pair); its variance is `beta_tilde`."""
         (signal_t, noise_t), (signal_s, noise_s) = self.scales(t), self.scales(s)
         from_x0 = signal_s * self.beta(t, s) / noise_t**2
         from_x_t = signal_t / signal_s * (noise_s / noise_t) ** 2
-        mean = per_pixel(from_x0, x0) * x0 + per_pixel(from_x_t, x_t) * x_t
-        return Gaussian(mean, per_pixel(self.log_beta_tilde(t, s), x_t))
+        return per_pixel(from_x0, x0) * x0 + per_pixel(from_x_t, x_t) * x_t

@@ -21,7 +21,7 @@ def measure(extractor: Extractor, reference: Images, samples: Iterable[Images]) 
     """
     identity = nn.Identity()
     identity.num_features = extractor.features.num_features
-    metric = FrechetInceptionDistance(feature=identity)
+    metric = FrechetInceptionDistance(feature=identity).to(reference.pixels.device)
     for pixels in reference.pixels.split(500):
         metric.update(extractor.features(pixels), real=True)
     total = right = 0
