@@ -43,13 +43,6 @@ def test_an_epoch_shows_each_picture_once_in_another_order_each_time():
     assert next(iter(Batches(numbered(), 5, flip=False, seed=1)))["label"].tolist() != epochs[0][:5]
 
 
-def test_ranks_share_the_batch_of_one():
-    whole = next(iter(Batches(numbered(), 6, flip=True, seed=3)))
-    parts = [next(iter(Batches(numbered(), 6, flip=True, seed=3, rank=rank, ranks=2))) for rank in range(2)]
-    for key in ("image", "label"):
-        assert torch.equal(torch.stack([part[key] for part in parts], 1).flatten(0, 1), whole[key])
-
-
 def test_half_of_the_pictures_are_mirrored():
     stream = iter(Batches(numbered(), 10, flip=True, seed=0))
     left = torch.stack([next(stream)["image"][:, 0, 0] for _ in range(100)])
@@ -66,7 +59,7 @@ def test_synthetic_is_what_was_asked_and_classes_differ():
 
 def write(path, size=(8, 8), mode="RGB", colour=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour or (0 if mode == "L" else (10, 20, 30))).save(path)
+    Image.new(mode, size, colour or ((10, 20, 30) if mode == "RGB" else 0)).save(path)
 
 
 def test_a_folder_is_read_to_the_pixel(tmp_path):
@@ -74,9 +67,9 @@ def test_a_folder_is_read_to_the_pixel(tmp_path):
     for i, picture in enumerate(pixels):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     (tmp_path / "notes.txt").write_text("not a picture")
-    data = folder(str(tmp_path), batch_size=2, held_out=0.2)
+    data = folder(str(tmp_path), batch_size=2, held_out=0.4)
     found = torch.cat([data.train.pixels, data.test.pixels]).permute(0, 2, 3, 1).numpy()
-    assert data.classes is None and len(data.test.pixels) == 1
+    assert data.classes is None and len(data.test.pixels) == 2
     assert sorted(p.tobytes() for p in found) == sorted(p.tobytes() for p in pixels)
 
 
@@ -93,21 +86,33 @@ def test_convert_fits_what_differs(tmp_path):
     write(tmp_path / "a.png")
     write(tmp_path / "b.png", size=(30, 16), mode="L", colour=77)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
+    turned = Image.new("RGB", (16, 8), (0, 0, 0))
+    turned.paste((200, 0, 0), (0, 0, 8, 8))  # red on the left; turned by its EXIF tag, red is on top
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "d.png", exif=exif)
     data = folder(str(tmp_path), convert=True, batch_size=1)
-    found = {tuple(p[:, 4, 4].tolist()) for p in torch.cat([data.train.pixels, data.test.pixels])}
-    assert found == {(10, 20, 30), (77, 77, 77), (255, 255, 255)}
+    pixels = torch.cat([data.train.pixels, data.test.pixels])
+    assert {(10, 20, 30), (77, 77, 77), (255, 255, 255)} < {tuple(p[:, 4, 4].tolist()) for p in pixels}
+    assert (200, 0, 0) in {tuple(p[:, 0, 4].tolist()) for p in pixels}, "turned as its EXIF tag says"
+
+
+FOUR: dict = {f"{name}.png": {} for name in "abcd"}
 
 
 @pytest.mark.parametrize(
     ("files", "kwargs", "told"),
     [
         ({}, {}, "holds 0 pictures"),
-        ({"a.png": {}, "b.png": {"size": (9, 8)}}, {}, r"b\.png is 9x8 RGB, and 8x8 RGB"),
-        ({"a.png": {}, "b.png": {"mode": "L"}}, {}, r"b\.png is 8x8 L, and 8x8 RGB"),
-        ({"a.png": {}, "b.png": {}}, {"batch_size": 9}, r"batch_size must lie in 1\.\.1"),
-        ({"a.png": {}, "b.png": {}}, {"channels": 2}, "channels"),
-        ({"a.png": {}, "b.png": {}}, {"resolution": 40000}, "GiB"),
-        ({"a.png": {}, "b.png": {}}, {"held_out": 1.0}, "held_out"),
+        (FOUR | {"b.png": {"size": (9, 8)}}, {}, r"b\.png is 9x8 RGB, and 8x8 RGB"),
+        (FOUR | {"b.png": {"mode": "L"}}, {}, r"b\.png is 8x8 L, and 8x8 RGB"),
+        (FOUR, {"batch_size": 9}, r"batch_size must lie in 1\.\.2"),
+        (FOUR, {"channels": 2}, "channels"),
+        (FOUR, {"resolution": 40000}, "GiB"),
+        (FOUR, {"resolution": 0}, "resolution"),
+        (FOUR, {"held_out": 1.0}, "held_out"),
+        (FOUR | {"e.png": {"mode": "I;16"}}, {"convert": True}, r"e\.png has more than 8 bits"),
+        (FOUR | {"cat/e.png": {}}, {}, "beside sub-folders"),
     ],
 )
 def test_a_folder_that_will_not_do_is_refused_by_name(tmp_path, files, kwargs, told):
@@ -118,9 +123,15 @@ def test_a_folder_that_will_not_do_is_refused_by_name(tmp_path, files, kwargs, t
 
 
 def test_a_broken_picture_is_named(tmp_path):
-    write(tmp_path / "a.png")
+    for name in FOUR:
+        write(tmp_path / name)
     (tmp_path / "b.png").write_text("hello")
     with pytest.raises(ValueError, match=r"b\.png cannot be read"):
         folder(str(tmp_path))
+    (tmp_path / "classes" / "none").mkdir(parents=True)
+    for name in FOUR:
+        write(tmp_path / "classes" / "some" / name)
+    with pytest.raises(ValueError, match=r"without pictures.*: none"):
+        folder(str(tmp_path / "classes"))
     with pytest.raises(ValueError, match="nowhere"):
         folder("nowhere")

@@ -56,6 +56,11 @@ def test_it_is_refused_where_the_null_was_never_trained():
     ClassifierFree(denoiser(knows_null=False), w=0.0)
 
 
+def test_it_is_refused_where_nothing_is_said():
+    with pytest.raises(ValueError, match="needs a condition"):
+        ClassifierFree(denoiser(), w=1.0)(torch.randn(3, 1, 8, 8), T, Condition())
+
+
 @pytest.mark.parametrize("w", [-0.5, float("nan"), float("inf")])
 def test_w_is_a_number_of_at_least_0(w):
     with pytest.raises(ValueError, match="w must"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.networks.layers import Attention, Waves
+from ddpm_lab.networks.layers import Attention, Waves, norm
 from ddpm_lab.networks.unet import UNet
 
 
@@ -31,8 +31,12 @@ def test_every_parameter_is_heard():
     cond = Condition(torch.tensor([0, 1, 2, 2]), torch.tensor([False, False, False, True]))
     network(torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10, 100, 1000]), cond).square().mean().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    # A key's bias shifts all logits of a query alike, which softmax does not see: its gradient is rounding.
     assert silent == []
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(2, 1), (9, 1), (18, 2), (32, 8), (96, 16), (128, 32), (256, 32)])
+def test_norm_has_at_most_32_groups_of_at_least_4_channels(channels, groups):
+    assert norm(channels).num_groups == groups
 
 
 def test_attention_is_softmax_of_qk():
@@ -73,6 +77,7 @@ def test_a_label_out_of_many_changes_the_answer():
         ((1, 8, 8), {"multipliers": ()}, "multipliers"),
         ((1, 8, 8), {"heads": 5}, "heads"),
         ((1, 8, 8), {"blocks": 0}, "blocks"),
+        ((1, 8, 8), {"channels": 9}, "channels"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(shape, kwargs, told):

@@ -99,6 +99,12 @@ def test_eta_outside_0_1_is_refused(eta):
         DDIM(eta=eta)
 
 
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+def test_a_bound_that_is_none_is_refused(clip):
+    with pytest.raises(ValueError, match="clip"):
+        DDPM(clip=clip)
+
+
 def test_the_last_step_adds_no_noise():
     denoiser = GaussianDenoiser(LINEAR, Beta())
     x = torch.randn(3, 1, 2, 2)

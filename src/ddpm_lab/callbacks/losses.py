@@ -43,14 +43,14 @@ class Losses(L.Callback):
         self.sums.index_add_(1, quarter, torch.stack([losses, torch.ones_like(losses)]))
         self.batches += 1
         if self.batches == self.every:
-            self._report(trainer, len(t) * trainer.world_size)
+            self._report(trainer, len(t))
             self._restart(pl_module.device)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        if trainer.is_global_zero and self.curves:
+        if self.curves:
             file = Path(trainer.default_root_dir) / "pictures" / "losses.png"
             save_curves(self.curves, file, x="step (q1 to q4: quarters of the times t, q1 nearest the data)")
 

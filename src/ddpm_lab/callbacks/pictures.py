@@ -24,19 +24,17 @@ class Pictures(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
         step = trainer.global_step  # the same for several batches where gradients are accumulated
-        if trainer.is_global_zero and step % self.every == 0 and step < trainer.max_steps and step != self._drawn:
+        if step % self.every == 0 and step < trainer.max_steps and step != self._drawn:
             self._drawn = step
             self._grid(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        if trainer.is_global_zero:
-            self._grid(trainer, pl_module)
-            self._path(trainer, pl_module)
+        self._grid(trainer, pl_module)
+        self._path(trainer, pl_module)
 
     def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
-        count = self.rows * self.columns
         _, denoiser = best(trainer, system)
-        batches = system.sample(denoiser, count, labels=system.labels(count), seed=self.seed)
+        batches = system.sample(denoiser, self.rows * self.columns, seed=self.seed)
         pixels = torch.cat([batch.pixels for batch in batches])
         file = self._place(trainer) / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_grid(pixels, file, self.columns))

@@ -15,6 +15,7 @@ class Progress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
+        self.bar = tqdm(disable=True)
 
     def disable(self) -> None:
         self._enabled = False
@@ -31,7 +32,7 @@ class Progress(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: dict[str, Tensor], batch: Any, batch_idx: int
     ) -> None:
         if self.bar.update(trainer.global_step - self.bar.n):
-            self.bar.set_postfix(loss=f"{outputs['loss'].item():.4f}", refresh=False)
+            self.bar.set_postfix(loss=f"{outputs['losses'].mean().item():.4f}", refresh=False)
 
     def on_train_end(self, *args: Any) -> None:
         self.bar.close()

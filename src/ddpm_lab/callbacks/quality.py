@@ -25,6 +25,8 @@ class Quality(L.Callback):
     ) -> None:
         if count < 2:
             raise ValueError(f"count must be at least 2 (got {count}); FID of few samples says little, try 1000")
+        if batch_size < 1 or (every is not None and every < 1):
+            raise ValueError(f"every={every} and batch_size={batch_size} must be at least 1; try every=null")
         self.find, self.count, self.every, self.batch_size = extractor, count, every, batch_size
         self.extractor: Extractor | None = None
         self.result: dict[str, Any] = {}
@@ -32,7 +34,9 @@ class Quality(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:
         try:
-            self.extractor = self.find()
+            extractor = self.find()
+            extractor.check(pl_module.shape)
+            self.extractor = extractor
         except ValueError as error:
             rank_zero_warn(f"FID will not be measured: {error}")
 
@@ -46,7 +50,7 @@ class Quality(L.Callback):
         self._assess(trainer, pl_module)
 
     def _assess(self, trainer: L.Trainer, system: Diffusion) -> None:
-        if self.extractor is None or not trainer.is_global_zero:
+        if self.extractor is None:
             return
         weights, denoiser = best(trainer, system)
         data: ImageData = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector

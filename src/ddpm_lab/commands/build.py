@@ -34,7 +34,7 @@ def at_least(config: DictConfig, bounds: dict[str, int]) -> None:
     """Raises UserError unless each key is a whole number of at least its bound."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
-        if not isinstance(value, int) or value < bound:
+        if not isinstance(value, int) or isinstance(value, bool) or value < bound:
             raise UserError(f"{key} must be a whole number of at least {bound} (got {value})")
 
 
@@ -44,20 +44,29 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
     """
     if not isinstance(node, DictConfig):
         return
-    names = inspect.signature(get_object(node._target_)).parameters if "_target_" in node else {}
+    names = inspect.signature(_target(node, _typed(path, config))).parameters if "_target_" in node else {}
     variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
     for key in [str(key) for key in node if not str(key).startswith("_")]:
         value, where = node[key], _typed(f"{path}.{key}", config)
-        if isinstance(value, DictConfig):
-            _check(value, f"{path}.{key}", config)
-        elif names and key not in names and not variadic:
+        if names and key not in names and not variadic:
             near = difflib.get_close_matches(key, names, 1)
             raise UserError(f"{where} is no key of {node._target_}; " + (f"did you mean {near[0]}?" if near else
                             f"it has {', '.join(names)}"))  # fmt: skip
+        elif isinstance(value, DictConfig):
+            _check(value, f"{path}.{key}", config)
         elif key in names and names[key].annotation is not inspect.Parameter.empty:
             meant = _valid(where, value, names[key].annotation)
-            if isinstance(value, float) and isinstance(meant, int):  # otherwise it keeps its ${...}
+            if isinstance(meant, bool | int | float) and not OmegaConf.is_interpolation(node, key):
                 node[key] = meant
+
+
+def _target(node: DictConfig, where: str) -> Any:
+    try:
+        return get_object(node._target_)
+    except Exception as error:  # whatever a foreign module raises when it is imported
+        raise UserError(
+            f"{where}._target_={node._target_} cannot be imported: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _valid(where: str, value: Any, annotation: Any) -> Any:

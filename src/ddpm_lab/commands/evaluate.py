@@ -2,12 +2,11 @@
 
 import json
 import logging
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from ddpm_lab.commands.build import at_least, build
-from ddpm_lab.commands.output import quality_rows, quiet, table
+from ddpm_lab.commands.output import output, quality_rows, quiet, table
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.runs import load
 from ddpm_lab.errors import UserError, naming
@@ -25,10 +24,10 @@ def evaluate(config: DictConfig) -> None:
     with naming("extractor"):
         extractor = build(config, "extractor")()
     system = load(config)
+    extractor.check(system.shape)
     data = build(saved_config(config.run), "data")
+    out = output(config.out)
     result = assess(system, system.denoiser, data, extractor, weights=config.weights,
                     split=config.split, count=config.count, seed=config.seed, batch_size=config.batch_size)  # fmt: skip
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps({"run": str(config.run), **result}, indent=2) + "\n")
     LOG.info("%s\n  saved in %s", table(quality_rows(result)), out / "metrics.json")

@@ -53,13 +53,15 @@ def evaluate() -> None:
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
+    refused = []
+
     def job(config: DictConfig) -> None:
         try:
             task(config)
-        except UserError as error:  # here, or Hydra would print lines of its own
+        except UserError as error:  # here, so that a sweep goes on with its next cell
+            refused.append(_tell(str(error)))
             with suppress(OSError):
                 Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra made it; nothing is in it yet
-            sys.exit(_told(str(error)))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
@@ -67,11 +69,13 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             runs.offer(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
     except UserError as error:
-        sys.exit(_told(str(error)))
+        refused.append(_tell(str(error)))
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(_told(refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
+        refused.append(_tell(refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
+    if refused:
+        sys.exit(2)
 
 
-def _told(message: str) -> int:
+def _tell(message: str) -> str:
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return message

@@ -3,7 +3,10 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from ddpm_lab.errors import UserError
 
 
 def quiet() -> None:
@@ -11,6 +14,15 @@ def quiet() -> None:
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.|torchmetrics\.|pydantic\.")
+
+
+def output(folder: str) -> Path:
+    """`folder`, made if it was not there; before any work, so that nothing is computed in vain."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={folder} cannot be made a folder ({error.strerror})") from error
+    return Path(folder)
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:

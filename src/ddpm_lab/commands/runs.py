@@ -17,14 +17,14 @@ REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
 
 
 def config(run: str) -> DictConfig:
-    """The configuration that `run` was trained with. Raises UserError if the folder holds no finished run."""
+    """The configuration that `run` was trained with. Raises UserError if it has none of ours."""
     file = Path(run) / "config.yaml"
     if not file.is_file():
         near = difflib.get_close_matches(run, [str(found.parent) for found in Path("runs").glob("*/*/config.yaml")])
         hint = f"; did you mean {near[0]}?" if near else "; it is the folder that train.py names at its end"
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
     saved = OmegaConf.load(file)
-    if not isinstance(saved, DictConfig):
+    if not isinstance(saved, DictConfig) or not {"system", "data", *REPLACEABLE} <= {*saved}:
         raise UserError(f"run={run}: its config.yaml is not a configuration of ours")
     return saved
 

@@ -1,7 +1,6 @@
 """python sample.py run=DIR"""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ddpm_lab.commands.build import at_least
-from ddpm_lab.commands.output import quiet
+from ddpm_lab.commands.output import output, quiet
 from ddpm_lab.commands.runs import load
 from ddpm_lab.evaluation.pictures import save_grid
 
@@ -23,12 +22,12 @@ def sample(config: DictConfig) -> None:
     at_least(config, {"count": 1, "batch_size": 1, "seed": 0})
     system = load(config)
     labels = system.labels(config.count, list(config.label) if OmegaConf.is_list(config.label) else config.label)
+    out = output(config.out)
     batches = list(system.sample(system.denoiser, config.count, labels=labels, seed=config.seed,
                                  batch_size=config.batch_size, progress=True))  # fmt: skip
     pixels = torch.cat([batch.pixels for batch in batches]).cpu()
 
-    out = Path(config.out)
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / "images").mkdir(exist_ok=True)
     save_grid(pixels[:400], out / "grid.png", columns=min(10, config.count))
     for i, picture in enumerate(pixels):
         to_pil_image(picture).save(out / "images" / f"{i:06d}.png")

@@ -15,6 +15,7 @@ from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import quality_rows, quiet, table
 from ddpm_lab.data.images import ImageData
+from ddpm_lab.errors import UserError
 from ddpm_lab.loggers import finish
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -24,12 +25,13 @@ LOG = logging.getLogger(__name__)
 def train(config: DictConfig) -> None:
     """Trains what `config` describes, in the folder `trainer.default_root_dir`."""
     quiet()
-    at_least(config, {"trainer.max_steps": 1, "seed": 0})
+    at_least(config, {"seed": 0})
     torch.manual_seed(config.seed)
     data: ImageData = build(config, "data")
     system: Diffusion = build(config, "system", shape=data.shape, classes=data.classes)
     callbacks = build(config, "callbacks")
     trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
+    _check(config, trainer)
     run = Path(config.trainer.default_root_dir)
     run.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run / "config.yaml")
@@ -51,21 +53,36 @@ def train(config: DictConfig) -> None:
     seconds = time.perf_counter() - started
 
     quality = next((callback.result for callback in callbacks.values() if isinstance(callback, Quality)), {})
-    training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters,
-                "val_loss": float(trainer.callback_metrics.get("val/loss", "nan"))}  # fmt: skip
+    training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters}
+    if "val/loss" in trainer.callback_metrics:
+        training["val_loss"] = trainer.callback_metrics["val/loss"].item()
     (run / "metrics.json").write_text(json.dumps({**quality, "training": training}, indent=2) + "\n")
     rows = quality_rows(quality) if quality else []
     rows.append(("training", f"{seconds:.0f} s", f"{trainer.global_step} steps, pictures and FID included"))
-    LOG.info("%s\n%s", table(rows), _farewell(run))
+    LOG.info(
+        "%s\n%s",
+        table(rows),
+        _farewell(run, " guidance.w=1" if system.denoiser.knows_null and "w" in config.guidance else ""),
+    )
 
 
-def _farewell(run: Path) -> str:
+def _check(config: DictConfig, trainer: Trainer) -> None:
+    """What Lightning would take and we cannot."""
+    at_least(config, {"trainer.max_steps": 1})
+    if trainer.world_size > 1:
+        raise UserError(f"trainer.devices={config.trainer.devices} is more than one device; try trainer.devices=1")
+    if trainer.precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"trainer.precision={trainer.precision} would lose the float64 tables, or clip gradients that "
+                        "are scaled; try 32-true or bf16-mixed")  # fmt: skip
+
+
+def _farewell(run: Path, guided: str) -> str:
     """Where things are, and what to type next."""
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     prefix, suffix = ("python ", ".py") if sys.argv[0].endswith(".py") else ("ddpm-", "")
     return "\n".join([
         f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir()))}",
         f"  look at  {shown / 'pictures'}",
-        f"  next     {prefix}sample{suffix} run={shown} count=100 guidance.w=1",
+        f"  next     {prefix}sample{suffix} run={shown} count=100{guided}",
         f"           {prefix}evaluate{suffix} run={shown} sampler.steps=50",
     ])  # fmt: skip

@@ -39,10 +39,18 @@ def folder(
     if not 0 < held_out < 1:
         raise ValueError(f"held_out is a share and must lie between 0 and 1 (got {held_out:g})")
     classes = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if classes and _pictures(root):
+        raise ValueError(
+            f"path={path} holds pictures beside sub-folders; the sub-folders are classes, so move them there"
+        )
     files = [(file, label) for label, part in enumerate(classes or [root]) for file in _pictures(part)]
-    if len(files) < 2:
-        raise ValueError(f"path={path} holds {len(files)} pictures and at least 2 are needed; "
+    if len(files) < 4:
+        raise ValueError(f"path={path} holds {len(files)} pictures and at least 4 are needed; "
                          f"looked for {' '.join(sorted(SUFFIXES))}")  # fmt: skip
+    if empty := [entry.name for i, entry in enumerate(classes) if i not in {label for _, label in files}]:
+        raise ValueError(f"path={path} has sub-folders without pictures, which would be classes: {', '.join(empty)}")
+    if resolution is not None and resolution < 1:
+        raise ValueError(f"resolution must be at least 1 (got {resolution}); try null, that of the first picture")
     side = resolution or min(_open(files[0][0]).size)
     if (size := len(files) * channels * side**2) > MEMORY:
         raise ValueError(f"resolution={side} makes {len(files)} pictures take {size / 2**30:.0f} GiB of memory, over "
@@ -52,7 +60,7 @@ def folder(
         pixels[i] = pil_to_tensor(_fit(file, side, mode, convert))
     labels = torch.tensor([label for _, label in files]) if classes else None
     order = torch.randperm(len(files), generator=generator(0))
-    kept = max(1, int(held_out * len(files)))
+    kept = max(2, int(held_out * len(files)))
     splits = [Images(pixels[part], None if labels is None else labels[part]) for part in (order[kept:], order[:kept])]
     return ImageData(root.resolve().name, *splits, classes=len(classes) or None,
                      batch_size=batch_size, flip=flip, seed=seed)  # fmt: skip
@@ -68,7 +76,9 @@ def _open(file: Path) -> Image.Image:
         picture.load()
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a picture ({error})") from error
-    return picture
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        raise ValueError(f"{file} has more than 8 bits per channel (mode {picture.mode}); save it as 8-bit")
+    return ImageOps.exif_transpose(picture)
 
 
 def _fit(file: Path, side: int, mode: str, convert: bool) -> Image.Image:

@@ -32,7 +32,7 @@ class Images(NamedTuple):
 class ImageData(L.LightningDataModule):
     """A training split and a held-out one, resident (on the device, when training), served by index.
 
-    `batch_size` counts the pictures of one optimizer batch over all devices. Raises ValueError where it does not fit.
+    Raises ValueError where `batch_size` does not fit.
     """
 
     def __init__(
@@ -61,8 +61,7 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> "Batches":
         assert self.trainer is not None  # Lightning attaches itself before it asks
-        images = self.train.to(self.trainer.strategy.root_device)
-        return Batches(images, self.batch_size, self.flip, self.seed, self.trainer.global_rank, self.trainer.world_size)
+        return Batches(self.train.to(self.trainer.strategy.root_device), self.batch_size, self.flip, self.seed)
 
     def val_dataloader(self) -> DataLoader:
         batches: Any = [self.test.batch(index) for index in torch.arange(len(self.test.pixels)).split(self.batch_size)]
@@ -71,13 +70,12 @@ class ImageData(L.LightningDataModule):
 
 
 class Batches:
-    """An endless stream of shuffled batches. Epoch e has the order of seed (seed, e); a rank takes its share of each
-    batch, and the few pictures that do not fill a batch wait for the next epoch's order.
+    """An endless stream of shuffled batches. Epoch e has the order of seed (seed, e); the few pictures that do not fill
+    a batch wait for the next epoch's order.
     """
 
-    def __init__(self, images: Images, batch_size: int, flip: bool, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, images: Images, batch_size: int, flip: bool, seed: int) -> None:
         self.images, self.batch_size, self.flip, self.seed = images, batch_size, flip, seed
-        self.rank, self.ranks = rank, ranks
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         total, device = len(self.images.pixels), self.images.pixels.device
@@ -86,7 +84,7 @@ class Batches:
             order = torch.randperm(total, generator=stream)
             coins = torch.rand(total, generator=stream) < 0.5
             for start in range(0, total - self.batch_size + 1, self.batch_size):
-                places = slice(start + self.rank, start + self.batch_size, self.ranks)
+                places = slice(start, start + self.batch_size)
                 batch = self.images.batch(order[places].to(device))
                 if self.flip:
                     mirrored = coins[places].to(device)[:, None, None, None]

@@ -17,13 +17,15 @@ def synthetic(
 ) -> ImageData:
     """A bright spot on a dark ground: the class says where on a circle, chance adds jitter and a colour.
 
-    `count` training pictures and a quarter as many held out, (channels, resolution, resolution).
+    `count` training pictures and a quarter as many held out (at least 2), (channels, resolution, resolution).
     """
     for name, value in {"resolution": resolution, "channels": channels, "classes": classes, "count": count}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1 (got {value})")
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {channels})")
     generator = torch.Generator().manual_seed(0)
-    total = count + max(count // 4, 1)
+    total = count + max(count // 4, 2)
     labels = torch.arange(total) % classes
     angle = 2 * math.pi * labels / classes
     centre = 0.5 + 0.3 * torch.stack([angle.sin(), angle.cos()], 1) + 0.03 * torch.randn(total, 2, generator=generator)

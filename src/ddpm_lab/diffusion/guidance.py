@@ -32,6 +32,8 @@ class ClassifierFree:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         if self.w == 0:
             return self.denoiser(x_t, t, cond)
+        if cond.label is None:
+            raise ValueError(f"w={self.w:g} needs a condition to strengthen, and there is none")
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.beside(cond.null()))
         given, absent = both.x0.chunk(2)
         return both._replace(x0=given + self.w * (given - absent))

@@ -65,7 +65,8 @@ class ForwardProcess(nn.Module):
         """log of `beta_tilde`, (B,), finite everywhere.
 
         Where it would be log 0, at s = 0, it is that of the next step of the same length, beta_tilde(2t, t): Ho et
-        al.'s clipped posterior variance. Where there is no next step (the one leap from T to 0) it is log beta(T, 0).
+        al.'s clipped posterior variance, and improved-diffusion's where strides are equal. Where there is no next step
+        (the one leap from T to 0) it is log beta(T, 0).
         """
         last = s == 0
         later = torch.where(last, (2 * t).clamp(max=self.steps), t)

@@ -26,6 +26,10 @@ class Sampler(ABC):
     steps: int | None = None
     clip: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, or null (got {self.clip:g}); 1 is right for pictures in [-1, 1]")
+
     def times(self, last: int) -> list[int]:
         """The stops from T = `last` to 0: `steps` times spread evenly over 1..T, then 0.
 
@@ -87,6 +91,7 @@ class DDIM(Sampler):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise exceeds what x_s holds; "
                              "for larger variances try sampler=ddpm variance=beta")  # fmt: skip

@@ -49,6 +49,8 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     (Nichol & Dhariwal, 2021, eq. 17).
     """
     _check_steps(steps)
+    if not 0 < max_beta < 1:
+        raise ValueError(f"max_beta must lie between 0 and 1 (got {max_beta:g}); try 0.999")
     if offset < 0:
         raise ValueError(f"offset must be at least 0 (got {offset:g})")
     t = torch.arange(steps + 1, dtype=torch.float64) / steps

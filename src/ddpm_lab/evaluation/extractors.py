@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from ddpm_lab.errors import UserError
+
 
 class Extractor(NamedTuple):
     """A network that judges pictures."""
@@ -21,6 +23,10 @@ class Extractor(NamedTuple):
     """(N, C, H, W) uint8 -> (N, num_features)"""
     classifier: nn.Module | None
     """features -> (N, classes), where it knows the classes of the data"""
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError if it does not judge pictures of `shape` (C, H, W)."""
+        self.features(torch.zeros(2, *shape, dtype=torch.uint8))
 
 
 class DigitsFeatures(nn.Module):
@@ -40,7 +46,7 @@ class DigitsFeatures(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 1, 8, 8) uint8 -> (N, 64)"""
         if pixels.shape[1:] != (1, 8, 8):
-            raise ValueError(f"extractor=digits judges pictures of 1x8x8 (got {'x'.join(map(str, pixels.shape[1:]))}); "
+            raise UserError(f"extractor=digits judges pictures of 1x8x8 (got {'x'.join(map(str, pixels.shape[1:]))}); "
                              "try extractor=inception")  # fmt: skip
         return self.body(pixels.float() / 127.5 - 1)
 
@@ -98,4 +104,4 @@ def inception(weights: str | None = None) -> Extractor:
 
 def none() -> Extractor:
     """For data that no extractor fits."""
-    raise ValueError("extractor=none measures nothing; try extractor=inception, or extractor=digits for 1x8x8 digits")
+    raise UserError("extractor=none measures nothing; try extractor=inception, or extractor=digits for 1x8x8 digits")

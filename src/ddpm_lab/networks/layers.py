@@ -10,8 +10,11 @@ from ddpm_lab.diffusion.condition import Condition
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm in up to 32 groups of at least 4 channels."""
-    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels)
+    """GroupNorm in up to 32 groups, a power of two, of at least 4 channels."""
+    groups = math.gcd(32, channels)
+    while groups > 1 and channels // groups < 4:
+        groups //= 2
+    return nn.GroupNorm(groups, channels)
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -40,6 +40,9 @@ class UNet(nn.Module):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1 (got {count})")
 
+        if channels % 2:
+            raise ValueError(f"channels must be even, for the waves of the time embedding (got {channels})")
+
         emb = 4 * channels
         self.time = nn.Sequential(Waves(channels), nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label = None if classes is None else LabelEmbedding(classes, emb)

@@ -58,13 +58,14 @@ class Diffusion(L.LightningModule):
         self.denoiser = Denoiser(body, process, prediction, variance, knows_null=self.conditioner.dropout > 0)
         self.objective, self.guidance, self.sampler = objective, guidance, sampler
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        with naming("optimizer"):
+            optimizer(self.parameters())
+        with naming("lr_schedule"):
+            lr_schedule(0, 1)
         with naming("sampler"):
             sampler.times(process.steps)
         with naming("guidance"):
             guidance(self.denoiser)
-
-    def on_train_start(self) -> None:
-        torch.manual_seed(torch.initial_seed() + self.global_rank)  # ranks draw noise of their own
 
     def draw(self, batch: Batch) -> Draw:
         """A noised batch: x_t = signal_t x_0 + noise_t eps at uniform times, some conditions dropped."""
@@ -84,7 +85,7 @@ class Diffusion(L.LightningModule):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(index)
             losses = self.objective(self.denoiser, self.draw(batch))
-        self.log("val/loss", losses.mean(), batch_size=len(losses), on_epoch=True, sync_dist=True)
+        self.log("val/loss", losses.mean(), batch_size=len(losses))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -110,7 +111,7 @@ class Diffusion(L.LightningModule):
                 raise UserError(f"label={label} asks for what this model was not trained with; try label=null")
             return None
         wanted = range(classes) if label is None else list(label) if isinstance(label, Sequence) else [label]
-        if not wanted or any(not isinstance(one, int) or not 0 <= one < classes for one in wanted):
+        if not wanted or any(type(one) is not int or not 0 <= one < classes for one in wanted):
             raise UserError(f"label={label} is not among the labels of this model, 0..{classes - 1}")
         return torch.tensor(wanted)[torch.arange(count) % len(wanted)]
 
@@ -143,7 +144,8 @@ class Diffusion(L.LightningModule):
         batch_size: int = 256,
         progress: bool = False,
     ) -> Iterator[Images]:
-        """`count` pictures, in batches; with `progress`, a bar of the steps taken by all of them."""
+        """`count` pictures, in batches; labels (count,) are all in turn unless given. `progress` shows a bar."""
+        labels = self.labels(count) if labels is None else labels
         batches = torch.arange(count).split(batch_size)
         total = len(batches) * (len(self.sampler.times(denoiser.process.steps)) - 1)
         silent = None if progress else True  # None: only where there is no terminal

@@ -5,6 +5,8 @@ import math
 
 def constant(step: int, steps: int, warmup: int = 0) -> float:
     """1 after a linear warm-up of `warmup` steps (Ho et al., 2020: 5,000)."""
+    if warmup < 0:
+        raise ValueError(f"warmup must be at least 0 (got {warmup})")
     return min(1.0, (step + 1) / (warmup + 1))
 
 
