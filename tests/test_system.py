@@ -11,6 +11,7 @@ from ddpm_lab.callbacks.ema import EMA, best
 from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.commands.build import build
+from ddpm_lab.systems.lr_schedules import Constant, Cosine
 
 TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "sampler.steps=3")
 
@@ -104,10 +105,8 @@ def test_losses_by_quarter_average_to_the_loss(tmp_path):
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor():
-    from ddpm_lab.systems.lr_schedules import constant, cosine
-
-    assert [constant(step, 100, warmup=4) for step in (0, 1, 4, 99)] == [0.2, 0.4, 1, 1]
-    assert cosine(50, 100) == pytest.approx(0.505) and cosine(100, 100, floor=0.1) == pytest.approx(0.1)
+    assert [Constant(warmup=4)(step, 100) for step in (0, 1, 4, 99)] == [0.2, 0.4, 1, 1]
+    assert Cosine()(50, 100) == pytest.approx(0.505) and Cosine(floor=0.1)(100, 100) == pytest.approx(0.1)
 
 
 def test_one_seed_one_picture_whatever_the_batch_size():

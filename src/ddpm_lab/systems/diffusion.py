@@ -60,8 +60,6 @@ class Diffusion(L.LightningModule):
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         with naming("optimizer"):
             optimizer(self.parameters())
-        with naming("lr_schedule"):
-            lr_schedule(0, 1)
         with naming("sampler"):
             sampler.times(process.steps)
         with naming("guidance"):
