@@ -306,7 +306,8 @@ def test_a_refused_cell_does_not_end_a_sweep(typed, tmp_path):
 
 def test_pictures_that_the_extractor_does_not_judge_are_trained_on_all_the_same(typed, tmp_path):
     small = ["data=synthetic", "extractor=digits", "data.resolution=8"]
-    assert typed("train", *FAST, *small, f"hydra.run.dir={tmp_path}/r")[0] == 0
+    status, said, _ = typed("train", *FAST, *small, f"hydra.run.dir={tmp_path}/r")
+    assert status == 0 and "FID will not be measured: extractor=digits judges pictures of 1x8x8" in said
     assert "fid" not in json.loads((tmp_path / "r" / "metrics.json").read_text())
     status, _, error = typed("evaluate", f"run={tmp_path}/r", "count=20")
     assert status == 2 and "extractor=digits judges pictures of 1x8x8 (got 3x8x8)" in error

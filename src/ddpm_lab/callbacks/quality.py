@@ -1,10 +1,10 @@
 """FID and accuracy of samples, at the end of training and, if wished, while it runs."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import log
@@ -12,6 +12,8 @@ from ddpm_lab.data.images import ImageData
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.quality import assess
 from ddpm_lab.systems.diffusion import Diffusion
+
+LOG = logging.getLogger(__name__)
 
 
 class Quality(L.Callback):
@@ -38,7 +40,7 @@ class Quality(L.Callback):
             extractor.check(pl_module.shape)
             self.extractor = extractor
         except ValueError as error:
-            rank_zero_warn(f"FID will not be measured: {error}")
+            LOG.info("FID will not be measured: %s", error)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
         step = trainer.global_step  # the same for several batches where gradients are accumulated
