@@ -92,13 +92,13 @@ def inception(weights: str | None = None) -> Extractor:
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix="6726825d")
         except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(f"Inception's weights could not be downloaded ({error}); put {INCEPTION} "
+            raise ValueError(f"weights=null: Inception's could not be downloaded ({error}); put {INCEPTION} "
                              f"at {file}, or name it in extractor.weights=FILE") from error  # fmt: skip
     if not file.is_file():
         raise ValueError(f"weights={weights} is no file; Inception's is called {INCEPTION}")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not digest.startswith("6726825d"):  # torch-fidelity unpickles it, so nothing else may pass
-        raise ValueError(f"{file} is not {INCEPTION}: its SHA-256 begins with {digest[:8]}, not 6726825d")
+        raise ValueError(f"weights={file} is not {INCEPTION}: its SHA-256 begins with {digest[:8]}, not 6726825d")
     return Extractor("inception", digest, InceptionFeatures(file).requires_grad_(False).eval(), None)
 
 
