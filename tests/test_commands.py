@@ -1,6 +1,7 @@
 """The verbs, typed as a user types them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,14 @@ def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkey
     assert status == 2 and told in error and "Traceback" not in error, error
     assert error.startswith("error: ") and error.count("\n") <= 2
     assert not list(run.glob("samples/*")) and not list(run.glob("evaluations/*"))
+
+
+def test_a_checkpoint_that_was_cut_short_is_named(run, typed, tmp_path):
+    shutil.copytree(run, tmp_path / "r")
+    for file in (tmp_path / "r" / "checkpoints").iterdir():
+        file.write_bytes(file.read_bytes()[:5000])
+    status, _, error = typed("sample", f"run={tmp_path}/r")
+    assert status == 2 and error.startswith("error: ") and ".ckpt cannot be read" in error
 
 
 def test_a_run_without_labels_refuses_them(typed, tmp_path):

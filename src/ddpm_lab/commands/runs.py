@@ -63,7 +63,11 @@ def load(settings: DictConfig) -> "Diffusion":
     saved = config(settings.run)
     for group in {*REPLACEABLE} & {*settings}:
         saved[group] = settings[group]
-    content = torch.load(checkpoint(settings.run), map_location="cpu", weights_only=True)
+    file = checkpoint(settings.run)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no one error for files that are cut short, foreign or poisoned
+        raise UserError(f"run={settings.run}: {file.name} cannot be read ({type(error).__name__})") from error
     system = build(saved, "system", **content["hyper_parameters"])
     system.load_state_dict(content["state_dict"])
     if settings.weights == "ema":
