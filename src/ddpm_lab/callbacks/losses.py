@@ -55,7 +55,7 @@ class Losses(L.Callback):
             save_curves(self.curves, file, x="step (q1 to q4: quarters of the times t, q1 nearest the data)")
 
     def _restart(self, device: torch.device) -> None:
-        self.batches, self.since = 0, time.perf_counter()
+        self.batches = 0
         self.sums = torch.zeros(2, 4, device=device)
         """Sum of losses and count, by quarter."""
 

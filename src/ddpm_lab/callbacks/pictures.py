@@ -15,11 +15,11 @@ from ddpm_lab.systems.diffusion import Diffusion, to_bytes
 class Pictures(L.Callback):
     """Every `every` steps and at the end, `rows` x `columns` samples, always of the same noise, in `pictures/`."""
 
-    def __init__(self, every: int = 200, rows: int = 8, columns: int = 10, seed: int = 0) -> None:
+    def __init__(self, every: int = 200, rows: int = 8, columns: int = 10) -> None:
         for name, value in {"every": every, "rows": rows, "columns": columns}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")
-        self.every, self.rows, self.columns, self.seed = every, rows, columns, seed
+        self.every, self.rows, self.columns = every, rows, columns
         self._drawn = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
@@ -34,7 +34,7 @@ class Pictures(L.Callback):
 
     def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
-        batches = system.sample(denoiser, self.rows * self.columns, seed=self.seed)
+        batches = system.sample(denoiser, self.rows * self.columns)
         pixels = torch.cat([batch.pixels for batch in batches])
         file = self._place(trainer) / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_grid(pixels, file, self.columns))
@@ -42,7 +42,7 @@ class Pictures(L.Callback):
     @torch.inference_mode()
     def _path(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
-        walk = system.walk(denoiser, range(self.columns), system.labels(self.columns), self.seed)
+        walk = system.walk(denoiser, range(self.columns), system.labels(self.columns), seed=0)
         states = [to_bytes(x).cpu() for _, x in walk]
         shown = torch.linspace(0, len(states) - 1, min(len(states), 12)).round().long().tolist()
         path = torch.stack([states[i] for i in shown], dim=1).flatten(0, 1)
