@@ -1,9 +1,14 @@
 """The forward process q: every formula takes any pair of times, so full and strided chains are the same code."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
+from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.schedules import Schedule
+
+LOG = logging.getLogger(__name__)
 
 
 def per_pixel(number: Tensor, like: Tensor) -> Tensor:
@@ -12,29 +17,48 @@ def per_pixel(number: Tensor, like: Tensor) -> Tensor:
 
 
 class ForwardProcess(nn.Module):
-    """q(x_t | x_0) = N(signal_t x_0, noise_t^2 I) and what follows from it.
+    """q(x_t | x_0) = N(signal_t x_0, noise_t^2 I) and what follows from it, whether the variance is preserved (VP) or
+    explodes (VE).
 
     Times `t` and `s` are (B,) int64 in 0..T with s < t. The tables are float64 and stay out of checkpoints;
-    numbers per sample are computed in float64 and cast where they meet pixels.
+    numbers per sample are computed in float64 and cast where they meet pixels. A schedule that does not end in noise
+    (more than 1e-3 of the variance at T is signal) is used all the same, with a warning.
     """
 
     table: Tensor
-    """(T + 1, 3) float64: signal, noise, log SNR"""
+    """(T + 1, 4) float64: signal, noise, log SNR, scale"""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         self.steps = len(schedule.signal) - 1
         log_snr = 2 * (schedule.signal.log() - schedule.noise.log())
-        self.register_buffer("table", torch.stack([*schedule, log_snr], dim=1), persistent=False)
+        scale = torch.hypot(*schedule)
+        self.register_buffer("table", torch.stack([*schedule, log_snr, scale], dim=1), persistent=False)
+        self.warn_of_signal("schedule ends", self.steps)
+
+    def warn_of_signal(self, what: str, t: int) -> None:
+        """Warns where x_t still holds a share of signal above 1e-3 of its variance, for sampling begins with noise."""
+        signal, _, _, scale = self.table[t].tolist()
+        if (share := (signal / scale) ** 2) > 1e-3:
+            LOG.warning("warning: %s at t = %d, where alpha_bar = %.2g is above 1e-3, and sampling starts from noise",
+                        what, t, share)  # fmt: skip
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """signal_t and noise_t, each (B,) float64."""
-        signal, noise, _ = self.table[t].unbind(1)
+        signal, noise, _, _ = self.table[t].unbind(1)
         return signal, noise
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(signal_t^2 / noise_t^2), (B,); infinite at t = 0."""
         return self.table[t][:, 2]
+
+    def scale(self, t: Tensor) -> Tensor:
+        """hypot(signal_t, noise_t), (B,): the standard deviation of x_t for data of unit variance; 1 if it is VP."""
+        return self.table[t][:, 3]
+
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        """Where a chain that begins at `t` starts from, given standard normal `z`, (B, ...): N(0, scale_t^2 I)."""
+        return per_pixel(self.scale(t), z) * z
 
     def diffuse(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = signal_t x_0 + noise_t eps (Ho et al., eq. 4)."""
@@ -47,9 +71,14 @@ class ForwardProcess(nn.Module):
         return per_pixel(1 / signal, x_t) * x_t - per_pixel(noise / signal, x_t) * eps
 
     def eps(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """The noise that leads from `x0` to `x_t`; the score is -eps / noise_t."""
+        """The noise that leads from `x0` to `x_t`."""
         signal, noise = self.scales(t)
         return per_pixel(1 / noise, x_t) * x_t - per_pixel(signal / noise, x_t) * x0
+
+    def score(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """grad log q(x_t | x_0) = -eps / noise_t (Song & Ermon, 2019); that of q(x_t) where x_0 is E[x_0 | x_t]."""
+        signal, noise = self.scales(t)
+        return per_pixel(signal / noise**2, x_t) * x0 - per_pixel(noise**-2, x_t) * x_t
 
     def beta(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of q(x_t | x_s), (B,); beta_t of the papers when s = t - 1."""
@@ -73,9 +102,19 @@ class ForwardProcess(nn.Module):
         value = torch.where(later == s.where(~last, t), self.beta(t, s), self.beta_tilde(later, s.where(~last, t)))
         return value.log()
 
-    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Mean of q(x_s | x_t, x_0) (Ho et al., eq. 7, for any pair); its variance is `beta_tilde`."""
+    def from_x0(self, t: Tensor, s: Tensor) -> Tensor:
+        """The coefficient of x_0 in the posterior's mean, (B,)."""
+        return self.scales(s)[0] * self.beta(t, s) / self.scales(t)[1] ** 2
+
+    def from_x_t(self, t: Tensor, s: Tensor) -> Tensor:
+        """The coefficient of x_t in the posterior's mean, (B,)."""
         (signal_t, noise_t), (signal_s, noise_s) = self.scales(t), self.scales(s)
-        from_x0 = signal_s * self.beta(t, s) / noise_t**2
-        from_x_t = signal_t / signal_s * (noise_s / noise_t) ** 2
-        return per_pixel(from_x0, x0) * x0 + per_pixel(from_x_t, x_t) * x_t
+        return signal_t / signal_s * (noise_s / noise_t) ** 2
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Mean of q(x_s | x_t, x_0) (Ho et al., eq. 7, for any pair)."""
+        return per_pixel(self.from_x0(t, s), x0) * x0 + per_pixel(self.from_x_t(t, s), x_t) * x_t
+
+    def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """q(x_s | x_t, x_0), for s > 0."""
+        return Gaussian(self.posterior_mean(x0, x_t, t, s), per_pixel(self.log_beta_tilde(t, s), x_t))

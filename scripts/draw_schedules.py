@@ -1,0 +1,48 @@
+"""Draws schedules side by side: python scripts/draw_schedules.py linear cosine "linear steps=4000 rescale=false"
+
+Each argument is a choice of the group schedule, with its own keys after it if they differ. The picture shows the signal
+that is left (alpha_bar), the log SNR and beta_tilde / beta, each against t / T. --out FILE says where it goes.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from ddpm_lab.commands.build import build
+from ddpm_lab.commands.main import CONFIGS
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.errors import UserError
+from ddpm_lab.evaluation.pictures import save_lines
+
+PANELS = {"signal left": "alpha_bar_t, or signal^2 / (signal^2 + noise^2)", "log SNR": "log(signal^2 / noise^2)",
+          "posterior variance": "beta_tilde_t / beta_t"}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("schedules", nargs="+")
+    parser.add_argument("--out", type=Path, default=Path("schedules.png"))
+    options = parser.parse_args()
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {panel: {} for panel in PANELS}
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for text in options.schedules:
+            name, *keys = text.split()
+            try:
+                config = compose("train", [f"schedule={name}", *(f"schedule.{key}" for key in keys)])
+                process = ForwardProcess(build(config, "schedule"))
+            except (HydraException, UserError) as error:
+                parser.error(f"{text}: {str(error).splitlines()[0]}")
+            t = torch.arange(1, process.steps + 1)
+            signal, noise, log_snr, _ = process.table[1:].unbind(1)
+            ratio = process.beta_tilde(t, t - 1) / process.beta(t, t - 1)
+            lines = (signal**2 / (signal**2 + noise**2), log_snr, ratio)
+            for panel, line in zip(panels.values(), lines, strict=True):
+                panel[text] = ((t / process.steps).tolist(), line.tolist())
+    print(f"saved in {save_lines(panels, options.out, x='t / T', y=PANELS, log_x=['posterior variance'])}")
+
+
+if __name__ == "__main__":
+    main()
