@@ -1,5 +1,6 @@
 """The one thing that training and sampling know: (x_t, t, condition) -> an estimate of x_0."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -15,7 +16,18 @@ class Estimate(NamedTuple):
     """What a denoiser believes. x_0 is the canonical form; eps follows from it, so the two cannot disagree."""
 
     x0: Tensor
-    """(B, C, H, W)"""
+    """(B, ...)"""
+    spread: Tensor | None = None
+    """(B, ...), what a network with a learned variance says of it, else None"""
+
+
+class Answer(NamedTuple):
+    """The network's own words."""
+
+    own: Tensor
+    """(B, ...), in the terms of its prediction"""
+    spread: Tensor | None
+    """(B, ...), of a network with a learned variance"""
 
 
 class Denoises(Protocol):
@@ -30,7 +42,23 @@ class Denoises(Protocol):
     def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian: ...
 
 
-class Denoiser(nn.Module):
+class Reverses(nn.Module, ABC):
+    """An estimate of x_0 and a variance: together they are a step of the reverse chain."""
+
+    def __init__(self, process: ForwardProcess, variance: Variance, knows_null: bool) -> None:
+        super().__init__()
+        self.process, self.variance, self.knows_null = process, variance, knows_null
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate: ...
+
+    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """p(x_s | x_t): the posterior with the guess in place of the truth."""
+        log_var = self.variance.log_var(self.process, guess.spread, x_t, t, s)
+        return Gaussian(self.process.posterior_mean(guess.x0, x_t, t, s), log_var)
+
+
+class Denoiser(Reverses):
     """A network, and what its answers mean.
 
     Running the network (`answer`), reading x_0 out of it (`read`) and turning that into a step (`reverse`) are three
@@ -45,24 +73,19 @@ class Denoiser(nn.Module):
         variance: Variance,
         knows_null: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(process, variance, knows_null)
         self.network = network
-        self.process = process
         self.prediction = prediction
-        self.variance = variance
-        self.knows_null = knows_null
 
-    def answer(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The network's own words, (B, C, H, W). It sees time on a scale of 1000, so that its weights suit any T."""
-        return self.network(x_t, t * (1000 / self.process.steps), cond).to(x_t.dtype)
+    def answer(self, x_t: Tensor, t: Tensor, cond: Condition) -> Answer:
+        """It sees x_t at unit variance and time on a scale of 1000, so that its weights suit any schedule and T."""
+        x = x_t / per_pixel(self.process.scale(t), x_t)
+        said = self.network(x, t * (1000 / self.process.steps), cond).to(x_t.dtype)
+        width = x_t.shape[1]
+        return Answer(said[:, :width], said[:, width:] if said.shape[1] > width else None)
 
-    def read(self, answer: Tensor, x_t: Tensor, t: Tensor) -> Estimate:
-        return Estimate(self.prediction.x0(self.process, answer, x_t, t))
+    def read(self, answer: Answer, x_t: Tensor, t: Tensor) -> Estimate:
+        return Estimate(self.prediction.x0(self.process, answer.own, x_t, t), answer.spread)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.read(self.answer(x_t, t, cond), x_t, t)
-
-    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """p(x_s | x_t): the posterior with the guess in place of the truth."""
-        log_var = self.variance.log_var(self.process, t, s)
-        return Gaussian(self.process.posterior_mean(guess.x0, x_t, t, s), per_pixel(log_var, x_t))

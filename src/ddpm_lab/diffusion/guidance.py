@@ -15,7 +15,8 @@ def none(denoiser: Denoises) -> Denoises:
 class ClassifierFree:
     """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6); w = 0 is off.
 
-    Said of x_0, which is affine in eps. One network call of twice the batch per step.
+    Said of x_0, which is affine in eps; a learned variance stays that of the given condition. One network call of twice
+    the batch per step.
     Raises ValueError if w is not off and the denoiser was not trained with dropped conditions.
     """
 
@@ -36,4 +37,5 @@ class ClassifierFree:
             raise ValueError(f"w={self.w:g} needs a condition to strengthen, and there is none")
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.beside(cond.null()))
         given, absent = both.x0.chunk(2)
-        return both._replace(x0=given + self.w * (given - absent))
+        spread = None if both.spread is None else both.spread.chunk(2)[0]
+        return Estimate(given + self.w * (given - absent), spread)

@@ -1,0 +1,36 @@
+"""The optimal variance of a trained network, estimated from the data (Bao et al., 2022)."""
+
+import torch
+from tqdm import tqdm
+
+from ddpm_lab.data.splits import Data
+from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.diffusion.noise import generator
+from ddpm_lab.diffusion.variances import Analytic
+from ddpm_lab.systems.diffusion import Diffusion, evaluating
+
+
+@torch.no_grad()
+def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int = 16, seed: int = 0) -> Analytic:
+    """`Analytic` from `samples` noised training pictures at every time; guesses are bounded as the sampler bounds
+    them.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1 (got {samples}); try 16")
+    steps, stream, device = denoiser.process.steps, generator(seed), system.device
+    sums = torch.zeros(steps + 1, dtype=torch.float64)
+    all_times = torch.arange(1, steps + 1).repeat(samples)
+    index = torch.randint(len(data.train[0]), (len(all_times),), generator=stream)
+    with evaluating(denoiser):
+        for t, some in zip(
+            tqdm(all_times.split(256), desc="variance=analytic", leave=False, disable=None),
+            index.split(256),
+            strict=True,
+        ):
+            picked = data.train.at(some)
+            x0 = picked.x0.to(device)
+            cond = system.condition(None if system.labels(1) is None else picked.labels)
+            eps, at = torch.randn(x0.shape, generator=stream).to(device), t.to(device)
+            guess = system.sampler.guess(denoiser, denoiser.process.diffuse(x0, eps, at), at, cond)
+            sums.index_add_(0, t, (guess.x0 - x0).double().square().flatten(1).mean(1).cpu())
+    return Analytic(sums / samples)
