@@ -1,45 +1,76 @@
-"""Samplers: ways down from x_T to x_0. Every step is a pair (t, s), s < t."""
+"""Samplers: ways down from x_T to x_0. Every step is a pair (t, s), s < t.
+
+Here is the walk that they share, and the samplers of Ho et al. and Song et al.; solvers.py and langevin.py have others.
+"""
 
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
-from ddpm_lab.diffusion.process import per_pixel
+from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.spacings import stops
 
 Noise = Callable[[Tensor], Tensor]
 """Standard normal numbers like a tensor: `torch.randn_like`, `SampleNoise`."""
 
 
+class Step(NamedTuple):
+    """One step of a walk, about to be made."""
+
+    x_t: Tensor
+    """(B, ...)"""
+    t: Tensor
+    """(B,) int64"""
+    s: Tensor
+    """(B,) int64"""
+    guess: Estimate
+    """Of x_0 at t, bounded."""
+    last: bool
+    """Whether s is 0."""
+    before: "Step | None"
+    """The step that led to x_t, for multistep solvers; it forgets its own predecessor."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """The walk that samplers share. `steps` is the number of steps (None: all T), `clip` the bound on guesses of x_0,
-    in the data's units (None: no bound).
+    """The walk that samplers share.
+
+    `steps` and `spacing` say where it stops (`spacings.stops`). `clip` bounds guesses of x_0, in the data's units
+    (None: no bound). With `dynamic_threshold` p, a guess whose p-quantile of |x_0| exceeds `clip` is first scaled so
+    that the quantile lands on the bound (Saharia et al., 2022, section 2.3).
     """
 
     steps: int | None = None
+    spacing: str | list[int] = "uniform"
     clip: float | None = 1.0
+    dynamic_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, or null (got {self.clip:g}); 1 is right for pictures in [-1, 1]")
+        if self.dynamic_threshold is not None:
+            if not 0 < self.dynamic_threshold <= 1:
+                raise ValueError(f"dynamic_threshold is a quantile and must lie in (0, 1] (got "
+                                 f"{self.dynamic_threshold:g}); try 0.995")  # fmt: skip
+            if self.clip is None:
+                raise ValueError(f"dynamic_threshold={self.dynamic_threshold:g} scales to the bound clip, which is "
+                                 "null; try clip=1")  # fmt: skip
 
     def times(self, last: int) -> list[int]:
-        """The stops from T = `last` to 0: `steps` times spread evenly over 1..T, then 0.
+        """The stops from T = `last` to 0. Raises ValueError where `steps` and `spacing` do not fit."""
+        return stops(last, self.steps, self.spacing)
 
-        Raises ValueError if `steps` is not in 1..T.
-        """
-        steps = last if self.steps is None else self.steps
-        if not 1 <= steps <= last:
-            raise ValueError(f"steps must lie in 1..{last}, the T of the schedule (got {steps})")
-        stride = (last - 1) / max(steps - 1, 1)
-        return [int(last - i * stride + 0.5) for i in range(steps)] + [0]
+    def prior(self, process: ForwardProcess, z: Tensor) -> Tensor:
+        """Where the walk begins, given standard normal `z`, (B, ...)."""
+        return process.prior(z, torch.full((len(z),), self.times(process.steps)[0], device=z.device))
 
     def walk(
         self,
@@ -48,11 +79,14 @@ class Sampler(ABC):
         cond: Condition = Condition(),
         noise: Noise = torch.randn_like,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Each stop s below T with its x_s, (B, C, H, W), from `x`, which is x_T. The last step adds no noise."""
+        """Each stop s below T with its x_s, (B, ...), from `x`, which is x_T (see `prior`)."""
+        before = None
         # The loop runs on Python's integers: a time read back from a tensor would stall a GPU at every step.
         for t, s in pairwise(self.times(denoiser.process.steps)):
             at_t, at_s = (torch.full((len(x),), time, device=x.device) for time in (t, s))
-            x = self.step(denoiser, x, at_t, at_s, cond, noise if s else torch.zeros_like)
+            step = Step(x, at_t, at_s, self.guess(denoiser, x, at_t, cond), s == 0, before)
+            x = self.step(denoiser, step, cond, noise)
+            before = step._replace(before=None)
             yield s, x
 
     def __call__(
@@ -66,43 +100,86 @@ class Sampler(ABC):
         return deque(self.walk(denoiser, x, cond, noise), maxlen=1)[0][1]
 
     def guess(self, denoiser: Denoises, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
-        """The denoiser's estimate with x_0 clipped, so that whatever follows from it is clipped too."""
+        """The denoiser's estimate with x_0 bounded, so that whatever follows from it is bounded too."""
         guess = denoiser(x_t, t, cond)
-        return guess if self.clip is None else guess._replace(x0=guess.x0.clamp(-self.clip, self.clip))
+        if self.clip is None:
+            return guess
+        if self.dynamic_threshold is None:
+            return guess._replace(x0=guess.x0.clamp(-self.clip, self.clip))
+        sizes = guess.x0.abs().flatten(1)
+        rank = max(1, round(self.dynamic_threshold * sizes.shape[1]))
+        bound = per_pixel(sizes.kthvalue(rank, dim=1).values.clamp(min=self.clip), x_t)
+        return guess._replace(x0=torch.maximum(torch.minimum(guess.x0, bound), -bound) * (self.clip / bound))
 
     @abstractmethod
-    def step(self, denoiser: Denoises, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, noise: Noise) -> Tensor:
-        """x_s, (B, C, H, W)."""
+    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
+        """x_s, (B, ...)."""
+
+    def encode(self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()) -> Iterator[tuple[int, Tensor]]:
+        """The walk upwards, from data `x`, (B, ...): each stop t with its x_t. Only a sampler without noise has one."""
+        raise ValueError(f"_target_={type(self).__name__} cannot be run backwards; try sampler=ddim sampler.eta=0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DDPM(Sampler):
-    """Ancestral sampling with the model's own variance (Ho et al., 2020, algorithm 2), on any chain."""
+    """Ancestral sampling with the model's own variance (Ho et al., 2020, algorithm 2), on any chain. The last step
+    shows the mean.
+    """
 
-    def step(self, denoiser: Denoises, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, noise: Noise) -> Tensor:
-        guess = self.guess(denoiser, x_t, t, cond)
-        return denoiser.reverse(guess, x_t, t, s).at(noise(x_t))
+    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
+        reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s)
+        return reverse.mean if step.last else reverse.at(noise(step.x_t))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
-    """Song et al., 2021, eq. 12. `eta` scales the standard deviation: 0 is deterministic, 1 is DDPM with beta tilde."""
+    """Song et al., 2021, eq. 12. `eta` scales the standard deviation: 0 is deterministic, 1 is DDPM with beta tilde.
+
+    With `hat`, the mean is that of eta = 1 and the noise has the larger variance beta (their sigma-hat, appendix D.3).
+    """
 
     eta: float = 0.0
+    hat: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise exceeds what x_s holds; "
-                             "for larger variances try sampler=ddpm variance=beta")  # fmt: skip
+                             "for larger variances try eta=1 hat=true")  # fmt: skip
+        if self.hat and self.eta != 1:
+            raise ValueError(f"hat=true keeps the mean of eta=1 (got eta={self.eta:g}); try eta=1")
 
-    def step(self, denoiser: Denoises, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, noise: Noise) -> Tensor:
-        x0 = self.guess(denoiser, x_t, t, cond).x0
-        eps = denoiser.process.eps(x_t, x0, t)
-        signal, level = denoiser.process.scales(s)
-        if self.eta == 0:
-            return per_pixel(signal, x_t) * x0 + per_pixel(level, x_t) * eps
-        variance = self.eta**2 * denoiser.process.beta_tilde(t, s)
+    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
+        x_t, t, s, process = step.x_t, step.t, step.s, denoiser.process
+        eps = process.eps(x_t, step.guess.x0, t)
+        if self.eta == 0 or step.last:
+            return process.diffuse(step.guess.x0, eps, s)
+        signal, level = process.scales(s)
+        variance = self.eta**2 * process.beta_tilde(t, s)
         kept = (level**2 - variance).clamp(min=0).sqrt()
-        x_s = per_pixel(signal, x_t) * x0 + per_pixel(kept, x_t) * eps
-        return x_s + per_pixel(variance.sqrt(), x_t) * noise(x_t)
+        x_s = per_pixel(signal, x_t) * step.guess.x0 + per_pixel(kept, x_t) * eps
+        return x_s + per_pixel((process.beta(t, s) if self.hat else variance).sqrt(), x_t) * noise(x_t)
+
+    def encode(self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()) -> Iterator[tuple[int, Tensor]]:
+        """The same Euler steps of the probability-flow ODE upwards (Song et al., 2021, section 5.4); the first takes
+        the data for x_1, where the network was trained. Raises ValueError unless eta is 0.
+        """
+        if self.eta:
+            raise ValueError(f"eta={self.eta:g} adds noise, and so cannot be run backwards; try eta=0")
+        for s, t in pairwise(reversed(self.times(denoiser.process.steps))):
+            at_s, at_t = (torch.full((len(x),), time, device=x.device) for time in (max(s, 1), t))
+            x0 = self.guess(denoiser, x, at_s, cond).x0
+            x = denoiser.process.diffuse(x0, denoiser.process.eps(x, x0, at_s), at_t)
+            yield t, x
+
+
+def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Between `a` and `b`, (...), on the sphere, at `share` (N,) of the way, (N, ...) (Shoemake, 1985): unlike their
+    weighted mean, what lies between two normal vectors is as long as they are.
+    """
+    cosine = (a * b).sum() / (a.norm() * b.norm())
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    share = per_pixel(share, a[None])
+    if angle < 1e-4:
+        return (1 - share) * a + share * b
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)

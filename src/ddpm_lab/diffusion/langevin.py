@@ -1,0 +1,56 @@
+"""Samplers that follow the score by Langevin dynamics."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.denoiser import Denoises
+from ddpm_lab.diffusion.process import per_pixel
+from ddpm_lab.diffusion.samplers import Noise, Sampler, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Corrected(Sampler):
+    """`corrections` steps of Langevin dynamics at a level: x + a score + sqrt(2 a) z, a = `step_size` noise_t^2."""
+
+    corrections: int = 1
+    step_size: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.corrections < 1:
+            raise ValueError(f"corrections must be at least 1 (got {self.corrections})")
+        if not 0 < self.step_size < 2:
+            raise ValueError(f"step_size must lie between 0 and 2, where it diverges (got {self.step_size:g}); try 0.1")
+
+    def correct(self, denoiser: Denoises, x: Tensor, t: Tensor, cond: Condition, noise: Noise) -> Tensor:
+        """`x` (B, ...) after the corrections at level `t`."""
+        step = self.step_size * denoiser.process.scales(t)[1] ** 2
+        for _ in range(self.corrections):
+            score = denoiser.process.score(x, self.guess(denoiser, x, t, cond).x0, t)
+            x = x + per_pixel(step, x) * score + per_pixel((2 * step).sqrt(), x) * noise(x)
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Langevin(_Corrected):
+    """Annealed Langevin dynamics (Song & Ermon, 2019, algorithm 1): from level to level x is only rescaled, and at the
+    data it is denoised once more.
+    """
+
+    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
+        if step.last:
+            return step.guess.x0
+        (signal_t, _), (signal_s, _) = denoiser.process.scales(step.t), denoiser.process.scales(step.s)
+        x_s = per_pixel(signal_s / signal_t, step.x_t) * step.x_t
+        return self.correct(denoiser, x_s, step.s, cond, noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorCorrector(_Corrected):
+    """An ancestral step, then Langevin corrections where it arrives (Song et al., 2021, algorithms 2 to 5)."""
+
+    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
+        reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s)
+        return reverse.mean if step.last else self.correct(denoiser, reverse.at(noise(step.x_t)), step.s, cond, noise)
