@@ -1,31 +1,124 @@
 """What training minimises: (denoiser, draw) -> one loss per sample."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.diffusion.denoiser import Answer, Denoiser
+from ddpm_lab.diffusion.likelihood import bound_term
+from ddpm_lab.diffusion.process import ForwardProcess
 
 
 class Draw(NamedTuple):
     """One noised batch."""
 
     x0: Tensor
-    """(B, C, H, W) in [-1, 1]"""
+    """(B, ...) in [-1, 1]"""
     eps: Tensor
-    """(B, C, H, W)"""
+    """(B, ...)"""
     x_t: Tensor
-    """(B, C, H, W)"""
+    """(B, ...)"""
     t: Tensor
     """(B,) int64 in 1..T"""
     cond: Condition
+    bin_width: float | None
+    """That of the bins that x_0 was rounded to, 2 / 255 for bytes; None: it was not"""
 
 
-class Simple:
-    """Mean squared error in the network's own terms, over pixels (Ho et al., 2020, eq. 14)."""
+class Objective(ABC):
+    """Losses that training averages."""
 
+    trains_spread = False
+    """Whether it teaches a learned variance; one that does not leaves it as it began."""
+
+    @abstractmethod
     def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
         """Losses, (B,)."""
-        target = denoiser.prediction.target(denoiser.process, draw.x0, draw.eps, draw.t)
-        return (denoiser.answer(draw.x_t, draw.t, draw.cond) - target).square().flatten(1).mean(1)
+
+
+def own_error(denoiser: Denoiser, draw: Draw, answer: Answer) -> Tensor:
+    """Mean squared error in the network's own terms, over dimensions, (B,)."""
+    target = denoiser.prediction.target(denoiser.process, draw.x0, draw.eps, draw.x_t, draw.t)
+    return (answer.own - target).square().flatten(1).mean(1)
+
+
+class Simple(Objective):
+    """The error in the network's own terms, for every t alike (Ho et al., 2020, eq. 14)."""
+
+    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
+        return own_error(denoiser, draw, denoiser.answer(draw.x_t, draw.t, draw.cond))
+
+
+class Weighted(Objective):
+    """The mean squared error of x_0, over dimensions, times a weight of t: the same whatever the network predicts."""
+
+    @abstractmethod
+    def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
+        """(B,)"""
+
+    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
+        error = own_error(denoiser, draw, denoiser.answer(draw.x_t, draw.t, draw.cond))
+        weight = denoiser.prediction.gain(denoiser.process, draw.t) ** 2 * self.weight(denoiser.process, draw.t)
+        return weight.to(error.dtype) * error
+
+
+class Snr(Weighted):
+    """SNR_t |x_0 error|^2, which is |eps error|^2, and for scores Song & Ermon's (2019, eq. 5) noise^2 |error|^2."""
+
+    def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
+        return process.log_snr(t).exp()
+
+
+class MinSnr(Weighted):
+    """min(SNR_t, gamma) |x_0 error|^2 (Hang et al., 2023)."""
+
+    def __init__(self, gamma: float = 5.0) -> None:
+        if not 0 < gamma < float("inf"):
+            raise ValueError(f"gamma must be above 0 (got {gamma:g}); try 5")
+        self.gamma = gamma
+
+    def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
+        return process.log_snr(t).exp().clamp(max=self.gamma)
+
+
+class MeanMatching(Weighted):
+    """|error of the posterior's mean|^2, unweighted (Ho et al., 2020, table 2)."""
+
+    def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
+        return process.from_x0(t, t - 1) ** 2
+
+
+class Vlb(Objective):
+    """T times the bound's term at t, in bits/dim: on average over uniform t the bound, but for L_T, which has nothing
+    to learn (Ho et al., 2020, eq. 5).
+    """
+
+    trains_spread = True
+
+    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
+        return _bound(denoiser, draw, denoiser.answer(draw.x_t, draw.t, draw.cond), frozen=False)
+
+
+class Hybrid(Objective):
+    """L_simple + `weight` L_vlb, of which the mean feels only the former (Nichol & Dhariwal, 2021, eq. 16)."""
+
+    trains_spread = True
+
+    def __init__(self, weight: float = 0.001) -> None:
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be at least 0 (got {weight:g}); try 0.001")
+        self.weight = weight
+
+    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
+        answer = denoiser.answer(draw.x_t, draw.t, draw.cond)
+        return own_error(denoiser, draw, answer) + self.weight * _bound(denoiser, draw, answer, frozen=True)
+
+
+def _bound(denoiser: Denoiser, draw: Draw, answer: Answer, frozen: bool) -> Tensor:
+    """T times the bound's term, (B,); `frozen` keeps its gradient from the mean."""
+    answer = answer._replace(own=answer.own.detach()) if frozen else answer
+    guess = denoiser.read(answer, draw.x_t, draw.t)
+    term = bound_term(denoiser, guess, draw.x0, draw.x_t, draw.t, draw.t - 1, draw.bin_width)
+    return denoiser.process.steps * term

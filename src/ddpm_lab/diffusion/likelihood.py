@@ -1,0 +1,82 @@
+"""The variational bound on -log p(x_0), in bits per dimension: L_T + sum of L_{t-1} + L_0 (Ho et al., 2020, eq. 5).
+
+The same `bound_term` is what `Vlb` and `Hybrid` train on and what, summed over a chain, is reported: they cannot
+differ.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.denoiser import Denoises, Estimate
+from ddpm_lab.diffusion.gaussian import Gaussian
+from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.samplers import Noise
+
+
+def bits(nats: Tensor) -> Tensor:
+    """Nats of each dimension, (B, ...), to mean bits per dimension, (B,)."""
+    return nats.flatten(1).mean(1) / math.log(2)
+
+
+def bound_term(
+    denoiser: Denoises, guess: Estimate, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, bin_width: float | None
+) -> Tensor:
+    """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in bits/dim, (B,); where s = 0, -log p(x_0 | x_t).
+
+    `bin_width` is that of the bins that x_0 in [-1, 1] was rounded to, 2 / 255 for bytes; None: x_0 is a real number
+    and the last term a density. For strided chains t and s are any pair.
+    """
+    reverse = denoiser.reverse(guess, x_t, t, s)
+    kl = denoiser.process.posterior(x0, x_t, t, s).kl(reverse)
+    decoder = reverse.log_density(x0) if bin_width is None else reverse.log_mass(x0, bin_width)
+    return bits(torch.where(per_pixel(s == 0, s.new_empty(x0.shape)).bool(), -decoder, kl))
+
+
+def prior_term(process: ForwardProcess, x0: Tensor, t: Tensor) -> Tensor:
+    """L_T = KL(q(x_t | x_0) || prior), in bits/dim, (B,), for a chain that begins at `t`."""
+    signal, noise = process.scales(t)
+    reached = Gaussian(per_pixel(signal, x0) * x0, per_pixel(2 * noise.log(), x0))
+    return bits(reached.kl(Gaussian(torch.zeros_like(x0), per_pixel(2 * process.scale(t).log(), x0))))
+
+
+class Term(NamedTuple):
+    """One term of the bound, of each picture."""
+
+    t: int
+    s: int
+    bits: Tensor
+    """(B,) bits/dim"""
+    square_error: Tensor
+    """(B,) mean over dimensions of (x_0 - guess)^2, the distortion of what is known at t"""
+
+
+@torch.no_grad()
+def bound_terms(
+    denoiser: Denoises,
+    x0: Tensor,
+    times: Sequence[int],
+    *,
+    cond: Condition = Condition(),
+    noise: Noise = torch.randn_like,
+    clip: float | None = 1.0,
+    bin_width: float | None = 2 / 255,
+) -> Iterator[Term]:
+    """Each term of the chain `times` (from its first time to 0) at one draw of x_t for each picture x0, (B, ...).
+
+    The network runs in the type of `x0`; what follows is computed in float64. `clip` bounds its guesses.
+    """
+    exact = x0.double()
+    for t, s in pairwise(times):
+        at_t, at_s = (torch.full((len(x0),), time, device=x0.device) for time in (t, s))
+        x_t = denoiser.process.diffuse(x0, noise(x0), at_t)
+        x0_guess, spread = denoiser(x_t, at_t, cond)
+        guess = Estimate(x0_guess.double() if clip is None else x0_guess.double().clamp(-clip, clip),
+                         None if spread is None else spread.double())  # fmt: skip
+        term = bound_term(denoiser, guess, exact, x_t.double(), at_t, at_s, bin_width)
+        yield Term(t, s, term, (exact - guess.x0).square().flatten(1).mean(1))
