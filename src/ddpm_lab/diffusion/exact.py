@@ -1,61 +1,172 @@
-"""Data whose denoiser is known in closed form, and the exact law of what a sampler makes of it."""
+"""Data whose denoiser is known in closed form, the exact law of what a sampler makes of it, and the exact bound."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.denoiser import Denoises, Estimate
-from ddpm_lab.diffusion.gaussian import Gaussian
-from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.denoiser import Estimate, Reverses
+from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import Sampler
-from ddpm_lab.diffusion.variances import Variance
+from ddpm_lab.diffusion.variances import LearnedRange, Variance
 
 
-class GaussianDenoiser(nn.Module):
-    """E[x_0 | x_t] for x_0 ~ N(mean, std^2 I)."""
+class GaussianDenoiser(Reverses):
+    """E[x_0 | x_t] for x_0 ~ N(mean, covariance); x is (B, ...) of d numbers, mean (d,), covariance (d, d), float64."""
 
-    knows_null = True
-
-    def __init__(self, process: ForwardProcess, variance: Variance, mean: float = 0.0, std: float = 0.5) -> None:
-        super().__init__()
-        self.process, self.variance, self.mean, self.std = process, variance, mean, std
+    def __init__(self, process: ForwardProcess, variance: Variance, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__(process, variance, knows_null=True)
+        self.mean = mean
+        self.eigenvalues, self.axes = torch.linalg.eigh(covariance)
+        if self.eigenvalues.min() < -1e-12 * self.eigenvalues.max():
+            raise ValueError("covariance must be positive semi-definite")
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        signal, noise = self.process.scales(t)
-        gain = per_pixel(signal * self.std**2 / ((signal * self.std) ** 2 + noise**2), x_t)
-        return Estimate(self.mean + gain * (x_t - per_pixel(signal, x_t) * self.mean))
+        signal, noise = (number[:, None] for number in self.process.scales(t))
+        gain = signal * self.eigenvalues / (signal**2 * self.eigenvalues + noise**2)
+        centred = (x_t.double().flatten(1) - signal * self.mean) @ self.axes
+        return Estimate((self.mean + gain * centred @ self.axes.T).view_as(x_t).to(x_t.dtype))
 
-    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        mean = self.process.posterior_mean(guess.x0, x_t, t, s)
-        return Gaussian(mean, per_pixel(self.variance.log_var(self.process, t, s), x_t))
+    def mse(self) -> Tensor:
+        """E|x_0 - E[x_0 | x_t]|^2 per dimension, (T + 1,) float64."""
+        signal, noise = (number[:, None] for number in self.process.table[:, :2].unbind(1))
+        return (noise**2 * self.eigenvalues / (signal**2 * self.eigenvalues + noise**2)).mean(1)
 
+    def entropy(self) -> float:
+        """Of the data, in bits/dim."""
+        return (2 * math.pi * math.e * self.eigenvalues).log2().mean().item() / 2
 
-class OptimalVariance(Variance):
-    """The variance of q(x_s | x_t) for x_0 ~ N(mean, std^2 I): with it every step is exact (Bao et al., 2022)."""
-
-    def __init__(self, std: float = 0.5) -> None:
-        self.std = std
-
-    def log_var(self, process: ForwardProcess, t: Tensor, s: Tensor) -> Tensor:
-        (signal_t, noise_t), (signal_s, _) = process.scales(t), process.scales(s)
-        of_x0 = (self.std * noise_t) ** 2 / ((self.std * signal_t) ** 2 + noise_t**2)
-        return (process.beta_tilde(t, s) + (signal_s * process.beta(t, s) / noise_t**2) ** 2 * of_x0).log()
+    def second_moment(self) -> float:
+        """E[x_0^2], per dimension."""
+        return (self.mean**2 + self.eigenvalues).mean().item()
 
 
-def law(sampler: Sampler, denoiser: Denoises) -> tuple[float, float]:
-    """Mean and standard deviation of x_0 for x_T ~ N(0, 1), without sampling.
+class Mixture(NamedTuple):
+    """A mixture of Gaussians N(mean_k, std^2 I); with std = 0, a finite data set."""
 
-    With a Gaussian denoiser and no clipping a step is x_s = offset + gain x_t + level z; three probes read its numbers.
+    means: Tensor
+    """(K, d) float64"""
+    weights: Tensor
+    """(K,) float64, which sum to 1"""
+    std: float
+    labels: Tensor | None
+    """(K,) int64, the class of each component"""
+
+    def sample(self, count: int, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Points (count, d) float64, and the component of each (count,)."""
+        component = torch.multinomial(self.weights, count, replacement=True, generator=stream)
+        z = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=stream)
+        return self.means[component] + self.std * z, component
+
+    def second_moment(self) -> float:
+        """E[x_0^2], per dimension."""
+        return (self.weights @ self.means.square()).mean().item() + self.std**2
+
+
+class MixtureDenoiser(Reverses):
+    """E[x_0 | x_t] for a mixture. Where its components have labels, a condition that is given admits those of its
+    label.
     """
-    probes = torch.tensor([[0.0], [1.0], [0.0]], dtype=torch.float64)
-    levels = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
-    mean, variance = 0.0, 1.0
-    for t, s in pairwise(sampler.times(denoiser.process.steps)):
-        at_t, at_s = torch.full((3,), t), torch.full((3,), s)
-        z = levels if s else torch.zeros_like(levels)
-        x_s = sampler.step(denoiser, probes, at_t, at_s, Condition(), lambda _, z=z: z)  # type: ignore[misc]
-        offset, gain, level = x_s[0].item(), (x_s[1] - x_s[0]).item(), (x_s[2] - x_s[0]).item()
-        mean, variance = offset + gain * mean, gain**2 * variance + level**2
-    return mean, variance**0.5
+
+    def __init__(self, process: ForwardProcess, variance: Variance, mixture: Mixture) -> None:
+        super().__init__(process, variance, knows_null=True)
+        self.means, self.std, self.labels = mixture.means, mixture.std, mixture.labels
+        self.log_weights = mixture.weights.log()
+
+    def log_joint(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Tensor:
+        """log w_k q(x_t | k) of each component that the condition admits (else -inf), (B, K)."""
+        signal, noise = (number[:, None] for number in self.process.scales(t))
+        variance = (signal * self.std) ** 2 + noise**2
+        flat = x_t.double().flatten(1)
+        products = flat @ self.means.T
+        distance = flat.square().sum(1, keepdim=True) - 2 * signal * products + signal**2 * self.means.square().sum(1)
+        log_joint = self.log_weights - 0.5 * (distance / variance + flat.shape[1] * (2 * math.pi * variance).log())
+        if cond.label is None or self.labels is None:
+            return log_joint
+        admitted = cond.label[:, None] == self.labels
+        if cond.dropped is not None:
+            admitted |= cond.dropped[:, None]
+        return log_joint.masked_fill(~admitted, -math.inf)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
+        signal, noise = (number[:, None] for number in self.process.scales(t))
+        gain = signal * self.std**2 / ((signal * self.std) ** 2 + noise**2)
+        mean = self.log_joint(x_t, t, cond).softmax(1) @ self.means
+        x0 = mean + gain * (x_t.double().flatten(1) - signal * mean)
+        return Estimate(x0.view_as(x_t).to(x_t.dtype))
+
+    def log_prob(self, x0: Tensor, label: Tensor | None = None) -> Tensor:
+        """log p(x_0), or log p(x_0 | label), in nats, (B,), of a mixture with std > 0."""
+        at_0 = torch.zeros(len(x0), dtype=torch.int64)
+        log_joint = self.log_joint(x0, at_0, Condition(label)).logsumexp(1)
+        if label is None or self.labels is None:
+            return log_joint
+        return log_joint - torch.where(label[:, None] == self.labels, self.log_weights, -math.inf).logsumexp(1)
+
+
+def law(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of the x_0 that `sampler` makes, without sampling.
+
+    With a Gaussian denoiser and no clipping the walk is affine in x_T and in each draw of noise, and acts on each
+    principal axis alone. So probes read it off: one of zeros, one with x_T alone, one for every draw.
+    """
+    draws = 0
+
+    def count(x: Tensor) -> Tensor:
+        nonlocal draws
+        draws += 1
+        return torch.zeros_like(x)
+
+    sampler(denoiser, torch.zeros_like(denoiser.mean)[None], noise=count)
+    along = denoiser.axes.sum(1)  # 1 on every axis
+    probes = torch.zeros(draws + 2, len(along), dtype=torch.float64)
+    probes[1] = along
+    row = iter(range(2, draws + 2))
+
+    def probe(x: Tensor) -> Tensor:
+        z = torch.zeros_like(x)
+        z[next(row)] = along
+        return z
+
+    ends = sampler(denoiser, sampler.prior(denoiser.process, probes), noise=probe)
+    responses = (ends[1:] - ends[0]) @ denoiser.axes
+    return ends[0], (denoiser.axes * responses.square().sum(0)) @ denoiser.axes.T
+
+
+def bound(
+    process: ForwardProcess,
+    variance: Variance,
+    times: Sequence[int],
+    mse: Tensor,
+    second_moment: float,
+    spread: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The expected bound of real-valued data in bits/dim, in closed form: "L_T" (), and "terms" (K,) of the chain
+    `times`, the last of them -log p(x_0 | x_t), a density.
+
+    Of the data it needs only E[x_0^2], `second_moment`, and of the denoiser only its `mse` (T + 1,), both per
+    dimension, because the variances are the same in all. `spread` (K,) is what a learned variance is told at each step.
+    """
+    t, s = torch.tensor([*pairwise(times)], device=mse.device).T
+    signal, noise = process.scales(t[:1])
+    reached = (signal**2 * second_moment + noise**2) / process.scale(t[:1]) ** 2
+    prior = 0.5 * (reached - 1 - 2 * (noise / process.scale(t[:1])).log())
+    log_var = variance.log_var(process, spread, mse[t], t, s)
+    missed = process.from_x0(t, s) ** 2 * mse[t]
+    ratio = process.beta_tilde(t, s).clamp(min=1e-300).log() - log_var
+    kl = 0.5 * (torch.expm1(ratio) - ratio + missed * (-log_var).exp())
+    decoder = 0.5 * (math.log(2 * math.pi) + log_var + mse[t] * (-log_var).exp())
+    return {"L_T": prior[0] / math.log(2), "terms": torch.where(s == 0, decoder, kl) / math.log(2)}
+
+
+def optimal_spread(process: ForwardProcess, optimum: Variance, times: Sequence[int]) -> Tensor:
+    """What `LearnedRange` must be told in each step of `times` to come nearest to `optimum` within its range, (K,)."""
+    t, s = torch.tensor([*pairwise(times)], device=process.table.device).T
+    like = torch.zeros(len(t), dtype=torch.float64, device=process.table.device)
+    low, high = (LearnedRange().log_var(process, like + end, like, t, s) for end in (-1, 1))
+    wanted = optimum.log_var(process, None, like, t, s)
+    return (2 * (wanted - low) / (high - low) - 1).clamp(-1, 1)
