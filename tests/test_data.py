@@ -7,7 +7,8 @@ from PIL import Image
 
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.folder import folder
-from ddpm_lab.data.images import Batches, Images
+from ddpm_lab.data.points import SHAPES, gaussian_mixture, toy
+from ddpm_lab.data.splits import Batches, Images, batch
 from ddpm_lab.data.synthetic import synthetic
 
 
@@ -30,8 +31,8 @@ def test_digits_are_all_there_once_and_split():
 
 
 def test_a_batch_is_in_minus_1_to_1():
-    batch = Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None).batch(torch.tensor([1, 0]))
-    assert batch["image"].flatten().tolist() == [1, -1] and "label" not in batch
+    made = batch(Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None).at(torch.tensor([1, 0])))
+    assert made["x0"].flatten().tolist() == [1, -1] and "label" not in made
 
 
 def test_an_epoch_shows_each_picture_once_in_another_order_each_time():
@@ -45,7 +46,7 @@ def test_an_epoch_shows_each_picture_once_in_another_order_each_time():
 
 def test_half_of_the_pictures_are_mirrored():
     stream = iter(Batches(numbered(), 10, flip=True, seed=0))
-    left = torch.stack([next(stream)["image"][:, 0, 0] for _ in range(100)])
+    left = torch.stack([next(stream)["x0"][:, 0, 0] for _ in range(100)])
     mirrored = (left[..., 1] > left[..., 0]).float().mean().item()
     assert mirrored == pytest.approx(0.5, abs=0.05)
 
@@ -55,6 +56,33 @@ def test_synthetic_is_what_was_asked_and_classes_differ():
     assert data.shape == (1, 12, 12) and len(data.train.pixels) == 60 and len(data.test.pixels) == 15
     means = torch.stack([data.train.pixels[data.train.labels == y].float().mean(0) for y in range(3)])
     assert torch.pdist(means.flatten(1)).min() > 100
+
+
+def test_a_mixture_has_the_law_it_says():
+    data = gaussian_mixture(modes=3, radius=0.5, std=0.1, count=30_000)
+    assert data.shape == (2,) and data.classes == 3 and data.bin_width is None
+    for y in range(3):
+        points = data.train.x0[data.train.labels == y]
+        angle = 2 * np.pi * y / 3
+        assert points.mean(0).tolist() == pytest.approx([0.5 * np.cos(angle), 0.5 * np.sin(angle)], abs=0.005)
+        assert points.std(0).tolist() == pytest.approx([0.1, 0.1], abs=0.004)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_toys_are_two_classes_within_the_range_of_pixels(shape):
+    data = toy(shape)
+    assert data.train.labels.unique().tolist() == [0, 1] and data.train.x0.abs().max() < 1.05
+    assert data.train.x0.std() > 0.25 and torch.equal(toy(shape).train.x0, data.train.x0)
+
+
+@pytest.mark.parametrize(
+    ("function", "kwargs", "told"),
+    [(toy, {"shape": "moon"}, "shape=moon is not one of moons"), (gaussian_mixture, {"modes": 0}, "modes"),
+     (gaussian_mixture, {"std": 0.0}, "std=0"), (toy, {"count": 3}, "count")],
+)  # fmt: skip
+def test_points_that_cannot_be_are_refused(function, kwargs, told):
+    with pytest.raises(ValueError, match=told):
+        function(**kwargs)
 
 
 def write(path, size=(8, 8), mode="RGB", colour=None):

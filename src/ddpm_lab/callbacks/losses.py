@@ -38,9 +38,9 @@ class Losses(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Diffusion, outputs: dict[str, Tensor], batch: Any, batch_idx: int
     ) -> None:
-        losses, t = outputs["losses"].float(), outputs["t"]
+        weight, t = outputs["weight"].float(), outputs["t"]  # weights undo importance sampling
         quarter = (t - 1) * 4 // pl_module.denoiser.process.steps
-        self.sums.index_add_(1, quarter, torch.stack([losses, torch.ones_like(losses)]))
+        self.sums.index_add_(1, quarter, torch.stack([weight * outputs["losses"].float(), weight]))
         self.batches += 1
         if self.batches == self.every:
             self._report(trainer, len(t))
@@ -57,7 +57,7 @@ class Losses(L.Callback):
     def _restart(self, device: torch.device) -> None:
         self.batches = 0
         self.sums = torch.zeros(2, 4, device=device)
-        """Sum of losses and count, by quarter."""
+        """Sum of weighted losses and of weights, by quarter."""
 
     def _report(self, trainer: L.Trainer, batch_size: int) -> None:
         sums, counts = self.sums.tolist()  # on a GPU this waits for the last batch, so the clock is read after it

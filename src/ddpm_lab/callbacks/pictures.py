@@ -8,8 +8,9 @@ import torch
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import log_picture
+from ddpm_lab.data.splits import to_bytes
 from ddpm_lab.evaluation.pictures import save_grid
-from ddpm_lab.systems.diffusion import Diffusion, to_bytes
+from ddpm_lab.systems.diffusion import Diffusion
 
 
 class Pictures(L.Callback):
@@ -35,7 +36,7 @@ class Pictures(L.Callback):
     def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
         batches = system.sample(denoiser, self.rows * self.columns)
-        pixels = torch.cat([batch.pixels for batch in batches])
+        pixels = torch.cat([batch[0] for batch in batches])
         file = self._place(trainer) / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_grid(pixels, file, self.columns))
 

@@ -8,7 +8,7 @@ import lightning as L
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import log
-from ddpm_lab.data.images import ImageData
+from ddpm_lab.data.splits import Data
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.quality import assess
 from ddpm_lab.systems.diffusion import Diffusion
@@ -55,7 +55,7 @@ class Quality(L.Callback):
         if self.extractor is None:
             return
         weights, denoiser = best(trainer, system)
-        data: ImageData = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+        data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
         self.result = assess(system, denoiser, data, self.extractor, weights=weights, split="train", count=self.count,
                              seed=0, batch_size=self.batch_size)  # fmt: skip
         log(trainer, {f"quality/{name}": self.result[name] for name in ("fid", "recognised") if name in self.result})

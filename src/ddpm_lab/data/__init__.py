@@ -1,1 +1,1 @@
-"""Data: functions that return `ImageData`, one module each."""
+"""Data: functions that return `Data`, one module each."""

@@ -2,10 +2,10 @@
 
 import torch
 
-from ddpm_lab.data.images import ImageData, Images
+from ddpm_lab.data.splits import Data, Images
 
 
-def digits(batch_size: int = 64, seed: int = 0) -> ImageData:
+def digits(batch_size: int = 64, seed: int = 0) -> Data:
     """1,437 training and 360 held-out pictures, (1, 8, 8), of ten classes; the split is always the same."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -13,7 +13,7 @@ def digits(batch_size: int = 64, seed: int = 0) -> ImageData:
     bunch = load_digits()
     splits = train_test_split(bunch.images, bunch.target, test_size=360, random_state=0, stratify=bunch.target)
     train, test, train_labels, test_labels = (torch.as_tensor(part) for part in splits)
-    return ImageData("digits", _images(train, train_labels), _images(test, test_labels), classes=10,
+    return Data("digits", _images(train, train_labels), _images(test, test_labels), classes=10,
                      batch_size=batch_size, seed=seed)  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.images import ImageData, Images
+from ddpm_lab.data.splits import Data, Images
 from ddpm_lab.diffusion.noise import generator
 
 MODES = {1: "L", 3: "RGB"}
@@ -24,7 +24,7 @@ def folder(
     flip: bool = False,
     batch_size: int = 64,
     seed: int = 0,
-) -> ImageData:
+) -> Data:
     """Every picture under `path`; if it has sub-folders, each is a class, in the order of their names.
 
     `resolution` is the side of the square pictures (None: that of the first). A picture of another size or mode is an
@@ -62,7 +62,7 @@ def folder(
     order = torch.randperm(len(files), generator=generator(0))
     kept = max(2, int(held_out * len(files)))
     splits = [Images(pixels[part], None if labels is None else labels[part]) for part in (order[kept:], order[:kept])]
-    return ImageData(root.resolve().name, *splits, classes=len(classes) or None,
+    return Data(root.resolve().name, *splits, classes=len(classes) or None,
                      batch_size=batch_size, flip=flip, seed=seed)  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ddpm_lab.data.images import ImageData, Images
+from ddpm_lab.data.splits import Data, Images
 
 
 def synthetic(
@@ -14,7 +14,7 @@ def synthetic(
     count: int = 512,
     batch_size: int = 64,
     seed: int = 0,
-) -> ImageData:
+) -> Data:
     """A bright spot on a dark ground: the class says where on a circle, chance adds jitter and a colour.
 
     `count` training pictures and a quarter as many held out (at least 2), (channels, resolution, resolution).
@@ -34,5 +34,5 @@ def synthetic(
     spot = torch.exp(-squared / (2 * 0.12**2))
     colour = 0.5 + 0.5 * torch.rand(total, channels, 1, 1, generator=generator)
     pixels = (255 * colour * spot[:, None]).round().byte()
-    return ImageData("synthetic", Images(pixels[:count], labels[:count]), Images(pixels[count:], labels[count:]),
+    return Data("synthetic", Images(pixels[:count], labels[:count]), Images(pixels[count:], labels[count:]),
                      classes=classes, batch_size=batch_size, seed=seed)  # fmt: skip

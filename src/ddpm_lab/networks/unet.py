@@ -11,17 +11,19 @@ from ddpm_lab.networks.layers import Attention, Down, LabelEmbedding, ResBlock, 
 
 
 class UNet(nn.Module):
-    """(B, C, H, W), t (B,) on a scale of 1000, a condition -> (B, C, H, W).
+    """(B, C, H, W), t (B,) on a scale of 1000, a condition -> (B, outputs * C, H, W).
 
-    `shape` (C, H, W) and `classes` come from the data. Level i has `channels * multipliers[i]` channels, `blocks`
-    residual blocks and half the resolution of level i - 1. `attention` lists the resolutions (H) that get
-    self-attention; None: the coarsest, which every picture has. Raises ValueError where these do not fit the shape.
+    `shape` (C, H, W) and `classes` come from the data, `outputs` from the variance. Level i has `channels *
+    multipliers[i]` channels, `blocks` residual blocks and half the resolution of level i - 1. `attention` lists the
+    resolutions (H) that get self-attention; None: the coarsest, which every picture has. Raises ValueError where these
+    do not fit the shape.
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         *,
+        outputs: int = 1,
         classes: int | None = None,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
@@ -74,7 +76,7 @@ class UNet(nn.Module):
                     stack.append(Up(width))
                 self.up.append(stack)
 
-        self.last = nn.Sequential(norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, shape[0], 3, padding=1)))
+        self.last = nn.Sequential(norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, outputs * shape[0], 3, padding=1)))
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         emb = self.time(t)
@@ -90,8 +92,10 @@ class UNet(nn.Module):
         return self.last(x)
 
 
-def _resolutions(shape: tuple[int, int, int], multipliers: Sequence[int]) -> list[int]:
+def _resolutions(shape: tuple[int, ...], multipliers: Sequence[int]) -> list[int]:
     """The H of each level."""
+    if len(shape) != 3:
+        raise ValueError(f"shape of the data must be that of pictures, (C, H, W) (got {shape}); try model=mlp")
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"multipliers must hold one or more numbers, each at least 1 (got {list(multipliers)})")
     factor = 2 ** (len(multipliers) - 1)

@@ -1,0 +1,27 @@
+"""The exact likelihood of held-out points, at the end of training."""
+
+from typing import Any
+
+import lightning as L
+
+from ddpm_lab.callbacks.ema import best
+from ddpm_lab.callbacks.log import log
+from ddpm_lab.data.splits import Data
+from ddpm_lab.evaluation.density import assess_density
+from ddpm_lab.systems.diffusion import Diffusion
+
+
+class Density(L.Callback):
+    """Logs what `assess_density` says of `count` held-out points."""
+
+    def __init__(self, count: int = 1000) -> None:
+        if count < 2:
+            raise ValueError(f"count must be at least 2 (got {count})")
+        self.count = count
+        self.result: dict[str, Any] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        weights, denoiser = best(trainer, pl_module)
+        data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+        self.result = assess_density(pl_module, denoiser, data, weights=weights, split="test", count=self.count)
+        log(trainer, {"density/nll": self.result["nll"]})

@@ -1,0 +1,47 @@
+"""Scatter plots of points while training runs, and at its end the way from noise to data."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from ddpm_lab.callbacks.ema import best
+from ddpm_lab.callbacks.log import log_picture
+from ddpm_lab.data.splits import Data
+from ddpm_lab.evaluation.pictures import save_scatter
+from ddpm_lab.systems.diffusion import Diffusion
+
+
+class Scatter(L.Callback):
+    """Every `every` steps and at the end, `count` samples beside as many points of the data, in `pictures/`."""
+
+    def __init__(self, every: int = 400, count: int = 2000) -> None:
+        for name, value in {"every": every, "count": count}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1 (got {value})")
+        self.every, self.count = every, count
+        self._drawn = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
+        step = trainer.global_step  # the same for several batches where gradients are accumulated
+        if step % self.every == 0 and step < trainer.max_steps and step != self._drawn:
+            self._drawn = step
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        self._draw(trainer, pl_module)
+
+    @torch.inference_mode()
+    def _draw(self, trainer: L.Trainer, system: Diffusion) -> None:
+        _, denoiser = best(trainer, system)
+        labels = system.labels(self.count)
+        states = [x.cpu() for _, x in system.walk(denoiser, range(self.count), labels, seed=0)]
+        data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+        shown = torch.linspace(0, len(states) - 1, min(len(states), 5)).round().long().tolist()
+        times = system.sampler.times(denoiser.process.steps)
+        panels = {f"t = {times[i]}": (states[i], labels) for i in shown[:-1]}
+        panels["samples"] = (states[-1], labels)
+        panels["data"] = (data.test[0][: self.count], data.test.labels)
+        file = Path(trainer.default_root_dir) / "pictures" / f"samples-{trainer.global_step:06d}.png"
+        log_picture(trainer, "samples", save_scatter(panels, file))

@@ -1,0 +1,39 @@
+"""The likelihood of points, and the entropy of their law where it is known."""
+
+from typing import Any
+
+from ddpm_lab.data.splits import Data, Points
+from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.diffusion.exact import MixtureDenoiser
+from ddpm_lab.diffusion.flow import log_prob
+from ddpm_lab.diffusion.spacings import stops
+from ddpm_lab.errors import UserError
+from ddpm_lab.systems.diffusion import Diffusion, evaluating
+
+STEPS = 200
+
+
+def assess_density(
+    system: Diffusion, denoiser: Denoiser, data: Data, *, weights: str, split: str, count: int
+) -> dict[str, Any]:
+    """-log p(x_0), in nats per point, under the probability-flow ODE without guidance, of the first `count` points of a
+    split, given their labels where the model hears any; beside it, where the law of the data is known, what that says
+    of the same points.
+    """
+    if data.bin_width is not None:
+        raise UserError("metrics=[density] is of points; pictures have far too many dimensions for its determinants; "
+                        "try metrics=[nll]")  # fmt: skip
+    points = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
+    assert isinstance(points, Points)
+    times = stops(denoiser.process.steps, min(STEPS, denoiser.process.steps), "quadratic_full")
+    labels = None if system.labels(1) is None else points.labels
+    with evaluating(denoiser):
+        nll = -log_prob(denoiser, points.x0, times, system.condition(labels))
+    found = {"nll": nll.mean().item(), "standard_error": nll.std().item() / len(nll) ** 0.5}
+    if data.mixture is not None:
+        exact = MixtureDenoiser(denoiser.process.cpu(), denoiser.variance, data.mixture)
+        told = None if labels is None else labels.cpu()
+        found["data"] = -exact.log_prob(points.x0.cpu(), told).mean().item()
+    protocol = {"weights": weights, "split": split, "count": len(nll), "steps": len(times) - 1, "solver": "Heun",
+                "spacing": "quadratic_full", "labels": "none" if labels is None else "the points'"}  # fmt: skip
+    return {**found, "protocol": protocol}

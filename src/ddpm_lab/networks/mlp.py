@@ -1,0 +1,62 @@
+"""A residual network for points, and for pictures so small that places do not matter."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.networks.layers import LabelEmbedding, Waves, zeroed
+
+
+class Block(nn.Module):
+    """A residual layer of width `channels` that the embedding scales and shifts."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.emb = nn.LayerNorm(channels, elementwise_affine=False), nn.Linear(channels, 2 * channels)
+        self.first, self.second = nn.Linear(channels, channels), zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, channels) -> (B, channels)"""
+        scale, shift = self.emb(emb).chunk(2, dim=1)
+        return x + self.second(F.silu(self.first(self.norm(x) * (1 + scale) + shift)))
+
+
+class MLP(nn.Module):
+    """(B, *shape), t (B,) on a scale of 1000, a condition -> (B, outputs * shape[0], *shape[1:]).
+
+    `shape` and `classes` come from the data, `outputs` from the variance.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        outputs: int = 1,
+        classes: int | None = None,
+        channels: int = 128,
+        blocks: int = 3,
+    ) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise ValueError(f"channels must be even, for the waves of the time embedding (got {channels})")
+        if blocks < 1:
+            raise ValueError(f"blocks must be at least 1 (got {blocks})")
+        size = math.prod(shape)
+        self.answer_shape = (outputs * shape[0], *shape[1:])
+        self.time = nn.Sequential(
+            Waves(channels), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels)
+        )
+        self.label = None if classes is None else LabelEmbedding(classes, channels)
+        self.first = nn.Linear(size, channels)
+        self.blocks = nn.ModuleList([Block(channels) for _ in range(blocks)])
+        self.last = nn.Sequential(nn.LayerNorm(channels), zeroed(nn.Linear(channels, outputs * size)))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        emb = self.time(t)
+        emb = F.silu(emb if self.label is None else emb + self.label(cond, len(t)))
+        x = self.first(x.flatten(1))
+        for block in self.blocks:
+            x = block(x, emb)
+        return self.last(x).unflatten(1, self.answer_shape)
