@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.output import quiet
-from ddpm_lab.data.images import Batches, ImageData
+from ddpm_lab.data.splits import Batches, Data
 from ddpm_lab.loggers import finish
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -31,7 +31,7 @@ ROUNDS, STEPS = 12, 40
 class BareLoop:
     """Training without Lightning."""
 
-    def __init__(self, system: Diffusion, data: ImageData) -> None:
+    def __init__(self, system: Diffusion, data: Data) -> None:
         self.system = copy.deepcopy(system)
         self.average = [p.detach().clone() for p in self.system.denoiser.parameters()]
         self.weights = [p.data for p in self.system.denoiser.parameters()]
@@ -43,7 +43,8 @@ class BareLoop:
         start = time.perf_counter()
         for batch in islice(self.batches, steps):
             self.optimizer.zero_grad()
-            self.system.objective(self.system.denoiser, self.system.draw(batch)).mean().backward()
+            t, weight = self.system.timesteps(len(batch["x0"]), self.system.device)
+            (weight * self.system.objective(self.system.denoiser, self.system.draw(batch, t))).mean().backward()
             torch.nn.utils.clip_grad_norm_(self.system.parameters(), 1.0)
             self.optimizer.step()
             torch._foreach_lerp_(self.average, self.weights, 0.01)
@@ -77,7 +78,7 @@ def main() -> None:
             "~callbacks.quality", *sys.argv[1:],
         ])  # fmt: skip
         data = build(config, "data")
-        system = build(config, "system", shape=data.shape, classes=data.classes)
+        system = build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
         timer = Interleave(BareLoop(system, data))
         callbacks = [*build(config, "callbacks").values(), timer]
         trainer = build(config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()])

@@ -57,7 +57,15 @@ def test_a_run_leaves_what_it_says(run):
     assert (run / "checkpoints" / "last.ckpt").is_file() and (run / "metrics.csv").is_file()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["training"]["steps"] == 10 and metrics["fid"] > 0 and 0 <= metrics["recognised"] <= 1
-    assert metrics["protocol"]["sampler"] == {"name": "DDIM", "steps": 3, "clip": 1.0, "eta": 0.0}
+    assert metrics["protocol"]["sampler"] == {
+        "name": "DDIM",
+        "steps": 3,
+        "spacing": "uniform",
+        "clip": 1.0,
+        "dynamic_threshold": None,
+        "eta": 0.0,
+        "hat": False,
+    }
     assert "python sample.py run=r count" in said and "FID" in said
     grid = Image.open(run / "pictures" / "samples-000010.png")
     assert grid.width > 10 * 64 and grid.height > 8 * 64 and len(set(grid.getdata())) > 5
@@ -161,6 +169,26 @@ TRAIN_MISTAKES = {
     "conditioner=none guidance.w=1": "guidance.w=1 needs a model trained with labels",
     "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
     "guidance.w=-1": "guidance.w must",
+    'sampler.spacing="90,60"': "sampler.spacing=90,60 makes 150 steps, and steps=25 were asked for",
+    "sampler.spacing=even": "sampler.spacing=even is not one of uniform, quadratic",
+    "sampler.spacing=[1000,500] sampler.steps=null": "sampler.spacing=[1000,500] must descend from at most 1000",
+    "sampler.spacing=[500,1000,0] sampler.steps=null": "sampler.spacing=[500,1000,0] must descend",
+    "sampler.hat=true": "sampler.hat=true keeps the mean of eta=1 (got eta=0)",
+    "sampler.dynamic_threshold=2": "sampler.dynamic_threshold is a quantile and must lie in (0, 1] (got 2)",
+    "sampler.dynamic_threshold=0.9 sampler.clip=null": "sampler.dynamic_threshold=0.9 scales to the bound clip",
+    "data=toy sampler.dynamic_threshold=0.9": "sampler.dynamic_threshold=0.9 saturates pixels",
+    "sampler=langevin sampler.step_size=2": "sampler.step_size must lie between 0 and 2",
+    "data=toy model=unet": "model.shape of the data must be that of pictures, (C, H, W) (got (2,))",
+    "data=toy data.shape=moon": "data.shape=moon is not one of moons",
+    "variance=learned_range": "variance=learned_range learns from the bound, which objective=simple has no part of",
+    "variance=analytic": "variance=analytic is estimated from a trained network",
+    "model=exact": "model=exact is known in closed form and has nothing to train",
+    "objective=hybrid objective.weight=-1": "objective.weight must be at least 0",
+    "objective=min_snr objective.gamma=0": "objective.gamma must be above 0",
+    "timesteps=importance timesteps.history=0": "timesteps.history must be at least 1",
+    "schedule=geometric schedule.low=60": "schedule.low must lie between 0 and high=50",
+    "callbacks=points": "callbacks: Scatter and Density do not look at data of the shape (1, 8, 8)",
+    "data=toy callbacks=default": "callbacks: Pictures and Quality do not look at data of the shape (2,)",
     "trainer.max_steps=0": "trainer.max_steps must be a whole number of at least 1 (got 0)",
     "seed=-1": "seed must be a whole number of at least 0 (got -1)",
     "trainer=gpu": "trainer.",
@@ -204,6 +232,20 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
         ("evaluate", ["run=RUN", "split=val"], "split=val is not one of train, test"),
         ("evaluate", ["run=RUN", "extractor=inception", "extractor.weights=nowhere"], "extractor.weights=nowhere"),
         ("evaluate", ["run=RUN", "count=1"], "count"),
+        ("evaluate", ["run=RUN", "metrics=[bits]"], "metrics=['bits'] must be a list of fid, nll, density"),
+        ("evaluate", ["run=RUN", "metrics=[density]"], "metrics=[density] is of points"),
+        ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=1001"], "nll.steps must lie in 1..1000"),
+        ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must lie in 1..1000"),
+        ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val is not one of train, test"),
+        ("evaluate", ["run=RUN", "variance=learned_range"], "variance=LearnedRange must be learned, and this run was"),
+        ("evaluate", ["model=exact", "steps=[2000]"], "steps=[2000] must be numbers in 1..1000"),
+        ("evaluate", ["model=exact", "covariance=[[1,2],[3,4]]"], "covariance=[[1, 2], [3, 4]] must be a symmetric"),
+        ("sample", ["run=RUN", "mode=foo"], "mode=foo is not one of draw, encode, decode, interpolate, times"),
+        ("sample", ["run=RUN", "mode=encode", "sampler.eta=0.5"], "sampler.eta=0.5 adds noise"),
+        ("sample", ["run=RUN", "mode=encode", "sampler=ddpm"], "sampler._target_=DDPM cannot be run backwards"),
+        ("sample", ["run=RUN", "mode=encode", "input=nowhere.npz"], "input=nowhere.npz holds no array images"),
+        ("sample", ["run=RUN", "mode=decode"], "input=test holds no array x_T"),
+        ("sample", ["run=RUN", "sampler.eta=1.5"], "sampler.eta must lie in [0, 1] (got 1.5): above 1 the noise"),
     ],
 )
 def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkeypatch):
@@ -233,7 +275,7 @@ def test_a_run_without_labels_refuses_them(typed, tmp_path):
 def one_step(tmp_path, *overrides):
     config = composed(*overrides, f"trainer.default_root_dir={tmp_path}", "trainer.max_steps=1")
     data = build(config, "data")
-    system = build(config, "system", shape=data.shape, classes=data.classes)
+    system = build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
     before = [parameter.detach().clone() for parameter in system.parameters()]
     loggers = [*build(config, "logger").values()]
     trainer = build(config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers)
@@ -251,24 +293,34 @@ def pictures(tmp_path):
 SMALL = ("model.channels=8", "data.batch_size=4", "logger=csv", "callbacks=none")
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", sorted({*options("model")} - {"exact"}))
 @pytest.mark.parametrize("data", options("data"))
 def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
+    if data in ("gaussian_mixture", "toy") and model != "mlp":
+        pytest.skip("points have no places that could be convolved; the mistake is tested above")
     extra = [pictures(tmp_path)] if data == "folder" else []
     one_step(tmp_path, f"model={model}", f"data={data}", "data.batch_size=4", "logger=csv",
              "callbacks=none", *extra)  # fmt: skip
 
 
 OPTIONS = [(group.name, option) for group in sorted(CONFIGS.iterdir()) if group.is_dir() and group.name != "hydra"
-           for option in options(group.name) if (group.name, option) not in {("trainer", "gpu"), ("data", "folder")}
-           and group.name != "model"]  # fmt: skip
+           for option in options(group.name) if (group.name, option) not in {("trainer", "gpu"), ("data", "folder"),
+           ("variance", "analytic")} and group.name != "model"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    few = ["callbacks.quality.count=4", "sampler.steps=2"] if (group, option) == ("callbacks", "default") else []
-    one_step(tmp_path, *SMALL, f"{group}={option}", *few)
+    extra = {
+        ("callbacks", "default"): ["callbacks.quality.count=4", "sampler.steps=2"],
+        ("callbacks", "points"): ["data=toy", "callbacks.density.count=4", "sampler.steps=2"],
+        ("variance", "learned_range"): ["objective=hybrid"],
+        ("variance", "learned_diagonal"): ["objective=vlb"],
+        ("data", "gaussian_mixture"): ["data.batch_size=4"],
+        ("data", "toy"): ["data.batch_size=4", "objective=hybrid", "variance=learned_range"],
+    }.get((group, option), [])
+    small = [word for word in SMALL if group != "callbacks" or word != "callbacks=none"]
+    one_step(tmp_path, *small, f"{group}={option}", *extra)
     if (group, option) == ("logger", "tensorboard"):
         assert list(tmp_path.glob("tensorboard/**/events*"))
 

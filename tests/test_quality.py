@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from ddpm_lab.data.digits import digits as digits_data
-from ddpm_lab.data.images import Images
+from ddpm_lab.data.splits import Images
 from ddpm_lab.evaluation.extractors import INCEPTION, digits, inception, none
 from ddpm_lab.evaluation.quality import measure
 

@@ -11,6 +11,8 @@ from ddpm_lab.callbacks.ema import EMA, best
 from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.commands.build import build
+from ddpm_lab.data.splits import batch
+from ddpm_lab.diffusion.timesteps import Stratified
 from ddpm_lab.systems.lr_schedules import Constant, Cosine
 
 TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "sampler.steps=3")
@@ -20,7 +22,7 @@ def parts(*overrides):
     config = composed(*TINY, *overrides)
     torch.manual_seed(config.seed)
     data = build(config, "data")
-    return data, build(config, "system", shape=data.shape, classes=data.classes)
+    return data, build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
 
 
 def fitted(tmp_path, *overrides, steps=8, callbacks=(), **kwargs):
@@ -46,7 +48,8 @@ class Weights(L.Callback):
 
 def test_a_draw_is_uniform_in_time_and_drops_its_share():
     data, system = parts("conditioner.dropout=0.25", "schedule.steps=10", "sampler.steps=3")
-    draws = [system.draw(data.train.batch(torch.arange(1000))) for _ in range(10)]
+    some = batch(data.train.at(slice(1000)))
+    draws = [system.draw(some, system.timesteps(1000, system.device)[0]) for _ in range(10)]
     counts = torch.bincount(torch.cat([draw.t for draw in draws]), minlength=11)
     assert counts[0] == 0 and (counts[1:] - 1000).abs().max() < 150
     assert torch.cat([d.cond.dropped for d in draws]).float().mean().item() == pytest.approx(0.25, abs=0.02)
@@ -152,7 +155,8 @@ def test_training_learns_the_digits(tmp_path, prediction):
     def loss():
         torch.manual_seed(1)
         with torch.no_grad():
-            return system.objective(system.denoiser, system.draw(data.test.batch(torch.arange(360)))).mean().item()
+            t, _ = Stratified(1000)(360, system.device)
+            return system.objective(system.denoiser, system.draw(batch(data.test), t)).mean().item()
 
     before = loss()
     trainer = L.Trainer(

@@ -2,32 +2,71 @@
 
 import json
 import logging
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.commands.build import at_least, build
-from ddpm_lab.commands.output import output, quality_rows, quiet, table
+from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, table
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.runs import load
 from ddpm_lab.errors import UserError, naming
+from ddpm_lab.evaluation.density import assess_density
+from ddpm_lab.evaluation.likelihood import assess_likelihood
+from ddpm_lab.evaluation.pictures import save_bound
 from ddpm_lab.evaluation.quality import assess
 
 LOG = logging.getLogger(__name__)
+METRICS = ("fid", "nll", "density")
 
 
 def evaluate(config: DictConfig) -> None:
-    """FID, and accuracy where labels are known, of samples of a run, in `metrics.json` in `config.out`."""
+    """What `config.metrics` names, of samples or weights of a run, in `metrics.json` in `config.out`."""
     quiet()
-    if config.split not in ("train", "test"):
-        raise UserError(f"split={config.split} is not one of train, test")
-    at_least(config, {"count": 2, "batch_size": 1, "seed": 0})
-    with naming("extractor"):
-        extractor = build(config, "extractor")()
+    _check(config)
     system = load(config)
-    extractor.check(system.shape)
+    metrics = config.metrics or (["density"] if system.bin_width is None else ["fid"])
+    if "fid" in metrics:
+        if system.bin_width is None:
+            raise UserError("metrics=[fid] judges pictures, and this run drew points; try metrics=[density]")
+        with naming("extractor"):
+            extractor = build(config, "extractor")()
+        extractor.check(system.shape)
     data = build(saved_config(config.run), "data")
+    result: dict[str, Any] = {"run": str(config.run)}
+    rows = []
+    common = {"weights": config.weights}
+    if "nll" in metrics:
+        options: dict[str, Any] = OmegaConf.to_container(config.nll)  # type: ignore[assignment]
+        with naming("nll"):
+            result["nll"] = assess_likelihood(system, system.denoiser, data, **common, **options, seed=config.seed,
+                                              batch_size=config.batch_size)  # fmt: skip
+        rows += nll_rows(result["nll"])
+    if "density" in metrics:
+        result["density"] = assess_density(system, system.denoiser, data, **common, **config.density)
+        rows += density_rows(result["density"])
+    if "fid" in metrics:
+        result |= assess(system, system.denoiser, data, extractor, **common, split=config.split, count=config.count,
+                         seed=config.seed, batch_size=config.batch_size)  # fmt: skip
+        rows += quality_rows(result)
     out = output(config.out)
-    result = assess(system, system.denoiser, data, extractor, weights=config.weights,
-                    split=config.split, count=config.count, seed=config.seed, batch_size=config.batch_size)  # fmt: skip
-    (out / "metrics.json").write_text(json.dumps({"run": str(config.run), **result}, indent=2) + "\n")
-    LOG.info("%s\n  saved in %s", table(quality_rows(result)), out / "metrics.json")
+    (out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    saved = [out / "metrics.json"]
+    if "nll" in metrics:
+        saved.append(save_bound(result["nll"]["terms"], out / "bound.png"))
+    LOG.info("%s\n  saved in %s", table(rows), ", ".join(map(str, saved)))
+
+
+def _check(config: DictConfig) -> None:
+    """What can be seen before anything is loaded."""
+    metrics = config.metrics
+    if metrics is not None and (not OmegaConf.is_list(metrics) or not metrics or not {*metrics} <= {*METRICS}):
+        raise UserError(f"metrics={metrics} must be a list of {', '.join(METRICS)}; try metrics=[nll]")
+    for key in ("split", "nll.split", "density.split"):
+        if (split := OmegaConf.select(config, key)) not in ("train", "test"):
+            raise UserError(f"{key}={split} is not one of train, test")
+    counts = ["nll.count"] if config.nll.count is not None else []
+    at_least(config, {"count": 2, "batch_size": 1, "seed": 0, "density.count": 2} | dict.fromkeys(counts, 2))
+    clip = config.nll.clip
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+        raise UserError(f"nll.clip={clip} must be above 0, or null")

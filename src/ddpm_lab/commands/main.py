@@ -42,14 +42,22 @@ def sample() -> None:
 
 
 def evaluate() -> None:
-    """Measures the samples of a run."""
+    """Measures a run, or, with model=exact, what needs no network."""
 
     def task(config: DictConfig) -> None:
         from ddpm_lab.commands.evaluate import evaluate
 
         evaluate(config)
 
-    _main("evaluate", task)
+    def exact_task(config: DictConfig) -> None:
+        from ddpm_lab.commands.exact import evaluate_exact
+
+        evaluate_exact(config)
+
+    if "model=exact" in sys.argv[1:]:
+        _main("exact", exact_task)
+    else:
+        _main("evaluate", task)
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
@@ -65,7 +73,7 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
-        if verb != "train":
+        if verb in ("sample", "evaluate"):
             runs.offer(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
     except UserError as error:

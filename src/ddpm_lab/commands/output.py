@@ -33,6 +33,15 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
     return "\n".join([rule, *lines, rule])
 
 
+def grid(title: str, columns: Sequence[int], rows: dict[str, list[float]]) -> str:
+    """A named row of numbers for each of `rows`, under a title and the heads of the columns."""
+    width = max(map(len, rows))
+    head = f"  {'steps':<{width}}" + "".join(f"{column:>10}" for column in columns)
+    lines = [f"  {name:<{width}}" + "".join(f"{value:>10.4f}" for value in row) for name, row in rows.items()]
+    rule = "  " + "─" * (len(head) - 2)
+    return "\n".join([f"  {title}", rule, head, *lines, rule])
+
+
 def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.quality.assess` found, with what it must be compared with."""
     real, noise, protocol = result["real"], result["noise"], result["protocol"]
@@ -47,3 +56,26 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         f", {guided}" if guided else ""
     )
     return [*rows, ("samples", f"{protocol['count']}", how)]
+
+
+def nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What `evaluation.likelihood.assess_likelihood` found."""
+    protocol = result["protocol"]
+    how = f"{protocol['count']} pictures of {protocol['split']}, {protocol['weights']} weights, {protocol['variance']}"
+    chain = f"{protocol['steps']} of {protocol['T']} steps, {protocol['spacing']}"
+    between = result["bits_per_dim"] - result["L_T"]["bits"] - result["L_0"]["bits"]
+    return [
+        ("NLL, bits/dim", f"<= {result['bits_per_dim']:.3f}", f"+- {result['standard_error']:.3f}; {how}"),
+        ("  L_T", f"{result['L_T']['bits']:.4f}", "what the last x_t still says of the picture"),
+        ("  L_t", f"{between:.3f}", chain),
+        ("  L_0", f"{result['L_0']['bits']:.3f}", f"+- {result['L_0']['standard_error']:.3f}; the pixels, given x_1"),
+    ]
+
+
+def density_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What `evaluation.density.assess_density` found."""
+    protocol = result["protocol"]
+    known = f"; the law of the data itself: {result['data']:.3f}" if "data" in result else ""
+    return [("NLL, nats", f"{result['nll']:.3f}", f"+- {result['standard_error']:.3f}{known}"),
+            ("", "", f"{protocol['count']} points of {protocol['split']}, probability-flow ODE in {protocol['steps']} "
+             f"{protocol['solver']} steps")]  # fmt: skip

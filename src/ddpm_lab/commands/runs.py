@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import UserError, naming
 
 if TYPE_CHECKING:
+    from ddpm_lab.diffusion.variances import Variance
     from ddpm_lab.systems.diffusion import Diffusion
 
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
@@ -61,7 +62,7 @@ def load(settings: DictConfig) -> "Diffusion":
     from ddpm_lab.commands.build import build
 
     saved = config(settings.run)
-    for group in {*REPLACEABLE} & {*settings}:
+    for group in {*REPLACEABLE} - {"variance"} & {*settings}:
         saved[group] = settings[group]
     file = checkpoint(settings.run)
     try:
@@ -76,4 +77,37 @@ def load(settings: DictConfig) -> "Diffusion":
         system.denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
     elif settings.weights != "raw":
         raise UserError(f"weights={settings.weights} is not one of ema, raw")
-    return system.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    system.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    if "variance" in settings and settings.variance != saved.variance:
+        system.denoiser.variance = _variance(settings, system, saved, file)
+    return system
+
+
+def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path) -> "Variance":
+    """Another variance than the run's: a fixed one, or the analytic optimum, which is kept in the run once
+    estimated.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from ddpm_lab.commands.build import build
+    from ddpm_lab.diffusion.variances import Analytic, Variance
+
+    chosen = build(settings, "variance")
+    if isinstance(chosen, Variance):
+        if chosen.outputs > 1:
+            asked, own = (part.variance._target_.rpartition(".")[2] for part in (settings, saved))
+            raise UserError(f"variance={asked} must be learned, and this run was trained with {own}; "
+                            "try variance=beta, beta_tilde or analytic")  # fmt: skip
+        return chosen
+    name = f"analytic-{settings.weights}-{checkpoint.stem}-{settings.variance.samples}-clip-{system.sampler.clip}"
+    file = Path(settings.run, "variances", f"{name}.safetensors")
+    if file.is_file() and file.stat().st_mtime > checkpoint.stat().st_mtime:
+        return Analytic(load_file(file)["mse"])
+    with naming("variance"):
+        found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
+    file.parent.mkdir(exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({"mse": found.mse.to("cpu", torch.float64)}, partial)
+    partial.rename(file)
+    return found

@@ -1,41 +1,199 @@
 """python sample.py run=DIR"""
 
 import logging
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
+from tqdm import tqdm
 
-from ddpm_lab.commands.build import at_least
+from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import output, quiet
+from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.runs import load
-from ddpm_lab.evaluation.pictures import save_grid
+from ddpm_lab.data.splits import Images, Points, Split
+from ddpm_lab.diffusion.noise import SampleNoise
+from ddpm_lab.diffusion.samplers import Noise, slerp
+from ddpm_lab.errors import UserError, naming
+from ddpm_lab.evaluation.pictures import save_grid, save_scatter
+from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
 
 
 def sample(config: DictConfig) -> None:
-    """`config.count` pictures of a run: a grid, an .npz and a folder of PNGs in `config.out`."""
+    """What `config.mode` says, of a run, into `config.out`."""
     quiet()
-    at_least(config, {"count": 1, "batch_size": 1, "seed": 0})
+    at_least(config, {"count": 1, "batch_size": 1, "seed": 0, "frames": 2})
+    if config.mode not in MODES:
+        raise UserError(f"mode={config.mode} is not one of {', '.join(MODES)}")
     system = load(config)
-    labels = system.labels(config.count, list(config.label) if OmegaConf.is_list(config.label) else config.label)
+    with torch.inference_mode(), naming("sampler"):
+        MODES[config.mode](config, system)
+
+
+def _draw(config: DictConfig, system: Diffusion) -> None:
+    """`config.count` samples from noise: a picture of all, an .npz and, of pictures, a folder of PNGs."""
+    labels = _labels(config, system, config.count)
     out = output(config.out)
     batches = list(system.sample(system.denoiser, config.count, labels=labels, seed=config.seed,
                                  batch_size=config.batch_size, progress=True))  # fmt: skip
-    pixels = torch.cat([batch.pixels for batch in batches]).cpu()
+    _save(system, torch.cat([batch[0] for batch in batches]).cpu(), labels, out)
 
-    (out / "images").mkdir(exist_ok=True)
-    save_grid(pixels[:400], out / "grid.png", columns=min(10, config.count))
-    for i, picture in enumerate(pixels):
-        to_pil_image(picture).save(out / "images" / f"{i:06d}.png")
-    arrays: dict[str, Any] = {"images": pixels.permute(0, 2, 3, 1).numpy()} | (
-        {} if labels is None else {"labels": labels.numpy()}
-    )
+
+def _encode(config: DictConfig, system: Diffusion) -> None:
+    """Data to x_T and back (Song et al., 2021, section 5.4): x_T in an .npz, and the three side by side."""
+    given = _input(config, system)
+    labels = None if system.labels(1) is None else given.labels
+    x0 = given.x0.to(system.device)
+
+    def rise(some: Tensor) -> Iterator[tuple[int, Tensor]]:
+        return system.encode(system.denoiser, x0[some], _of(labels, some))
+
+    x_T = _walk(rise, len(x0), config, system, "encoding")
+    back = _walk(lambda some: _fall(system, x_T, labels, some, torch.zeros_like), len(x0), config, system, "decoding")
+    out = output(config.out)
+    error = ((back - x0) / 2).square().mean().item()
+    np.savez_compressed(out / "x_T.npz", **_arrays("x_T", x_T.cpu(), labels))
+    shown = torch.stack([x0, x_T, back], dim=1)[:40].flatten(0, 1)
+    file = _picture(system, shown, None, out, columns=30 if len(x0) >= 10 else 3)
+    LOG.info("%d encoded and decoded in %d steps each: mean square error %.2g, in units of the data's range\n"
+             "  x_T         %s\n  a picture   %s (in threes: given, x_T, decoded)\n  next        mode=decode input=%s",
+             len(x0), len(system.sampler.times(system.denoiser.process.steps)) - 1, error, out / "x_T.npz", file,
+             out / "x_T.npz")  # fmt: skip
+
+
+def _decode(config: DictConfig, system: Diffusion) -> None:
+    """x_T from an .npz to samples, deterministically but for the sampler's own noise."""
+    x_T, known = _array(config.input, "x_T", system.shape)
+    labels = _labels(config, system, len(x_T)) if known is None or config.label is not None else known
+    x_T = x_T.to(system.device)
+
+    def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
+        return _fall(system, x_T, labels, some, SampleNoise(config.seed, some.tolist()))
+
+    made = system.show(_walk(fall, len(x_T), config, system, "decoding"), labels)
+    _save(system, made[0].cpu(), labels, output(config.out))
+
+
+def _interpolate(config: DictConfig, system: Diffusion) -> None:
+    """`config.count` rows, each from one x_T to another on the sphere, with one label and one stream of noise a row."""
+    rows, frames = config.count, config.frames
+    ends = SampleNoise(config.seed, range(2 * rows))(torch.empty(2 * rows, *system.shape))
+    share = torch.linspace(0, 1, frames)
+    z = torch.cat([slerp(a, b, share) for a, b in zip(ends[::2], ends[1::2], strict=True)]).to(system.device)
+    labels = _labels(config, system, rows)
+    labels = None if labels is None else labels.repeat_interleave(frames)
+    x_T = system.sampler.prior(system.denoiser.process, z)
+
+    def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
+        return _fall(system, x_T, labels, some, SampleNoise(config.seed, (2 * rows + some // frames).tolist()))
+
+    made = system.show(_walk(fall, len(x_T), config, system, "interpolating"), labels)
+    _save(system, made[0].cpu(), labels, output(config.out), columns=frames)
+
+
+def _times(config: DictConfig, system: Diffusion) -> None:
+    """The pairs (t, s) that the sampler visits."""
+    pairs = list(pairwise(system.sampler.times(system.denoiser.process.steps)))
+    LOG.info("%d steps (t, s) of T = %d:\n%s", len(pairs), system.denoiser.process.steps,
+             " ".join(f"({t},{s})" for t, s in pairs))  # fmt: skip
+
+
+MODES = {"draw": _draw, "encode": _encode, "decode": _decode, "interpolate": _interpolate, "times": _times}
+
+
+def _labels(config: DictConfig, system: Diffusion, count: int) -> Tensor | None:
+    return system.labels(count, list(config.label) if OmegaConf.is_list(config.label) else config.label)
+
+
+def _of(labels: Tensor | None, some: Tensor) -> Tensor | None:
+    return None if labels is None else labels[some]
+
+
+def _fall(
+    system: Diffusion, x_T: Tensor, labels: Tensor | None, some: Tensor, noise: Noise
+) -> Iterator[tuple[int, Tensor]]:
+    """The steps down from the x_T numbered `some`, without x_T itself."""
+    return islice(system.decode(system.denoiser, x_T[some], _of(labels, some), noise), 1, None)
+
+
+def _walk(
+    walk: Callable[[Tensor], Iterator[tuple[int, Tensor]]], count: int, config: DictConfig, system: Diffusion, what: str
+) -> Tensor:
+    """The ends (count, *shape) of walks that are made for batches of sample numbers."""
+    batches = torch.arange(count).split(config.batch_size)
+    steps = len(system.sampler.times(system.denoiser.process.steps)) - 1
+    ends = []
+    with tqdm(total=steps * len(batches), desc=what, unit="step", leave=False, disable=None) as bar:
+        for some in batches:
+            x = torch.empty(0)
+            for _, x in walk(some):  # noqa: B007 (the last is the end)
+                bar.update()
+            ends.append(x)
+    return torch.cat(ends)
+
+
+def _input(config: DictConfig, system: Diffusion) -> Split:
+    """`config.count` samples of the data's split that `config.input` names, or those in a file."""
+    if config.input in ("train", "test"):
+        data = build(saved_config(config.run), "data")
+        return getattr(data, config.input).at(slice(config.count))
+    if system.bin_width is None:
+        return Points(*_array(config.input, "points", system.shape))
+    channels, height, width = system.shape
+    pixels, labels = _array(config.input, "images", (height, width, channels), np.uint8)
+    return Images(pixels.permute(0, 3, 1, 2), labels)
+
+
+def _array(file: str, name: str, shape: tuple[int, ...], kind: type = np.float32) -> tuple[Tensor, Tensor | None]:
+    """The array `name` (N, *shape) of an .npz, and its labels. Raises UserError where it is not there."""
+    try:
+        with np.load(Path(file), allow_pickle=False) as saved:
+            array, labels = saved[name], saved.get("labels")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"input={file} holds no array {name} ({type(error).__name__}); "
+                        "it is an .npz that sample.py wrote") from error  # fmt: skip
+    if array.shape[1:] != shape or array.dtype != kind:
+        raise UserError(f"input={file}: {name} is {array.shape} {array.dtype}, and this run wants (N, "
+                        f"{', '.join(map(str, shape))}) {np.dtype(kind)}")  # fmt: skip
+    return torch.as_tensor(array), None if labels is None else torch.as_tensor(labels)
+
+
+def _arrays(name: str, values: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    return {name: values.numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
+
+
+def _picture(system: Diffusion, x: Tensor, labels: Tensor | None, out: Path, columns: int) -> Path:
+    """A grid of pictures, or a scatter plot of points, of what `show` makes of x (N, *shape)."""
+    shown = system.show(x, labels)
+    if isinstance(shown, Points):
+        return save_scatter({"points": (shown.x0, labels)}, out / "scatter.png")
+    return save_grid(shown.pixels, out / "grid.png", columns)
+
+
+def _save(system: Diffusion, values: Tensor, labels: Tensor | None, out: Path, columns: int = 10) -> None:
+    """Samples as `show` gives them, uint8 pictures or float points, to `out`."""
+    if system.bin_width is None:
+        lines: list[tuple[str, Path | str]] = [
+            ("a picture", save_scatter({"samples": (values, labels)}, out / "scatter.png"))
+        ]
+        arrays = _arrays("points", values, labels)
+    else:
+        (out / "images").mkdir(exist_ok=True)
+        for i, picture in enumerate(values):
+            to_pil_image(picture).save(out / "images" / f"{i:06d}.png")
+        grid = save_grid(values[:400], out / "grid.png", columns=min(columns, len(values)))
+        lines = [("a grid", grid), ("one by one", out / "images")]
+        arrays = _arrays("images", values.permute(0, 2, 3, 1), labels)
     np.savez_compressed(out / "samples.npz", **arrays)
-    LOG.info("%d pictures of %s\n  a grid      %s\n  an array    %s, %s\n  one by one  %s", config.count,
-             "x".join(map(str, system.shape)), out / "grid.png", out / "samples.npz",
-             " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items()),
-             out / "images")  # fmt: skip
+    what = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items())
+    lines.append(("an array", f"{out / 'samples.npz'}, {what}"))
+    LOG.info("%d samples of %s\n%s", len(values), "x".join(map(str, system.shape)),
+             "\n".join(f"  {name:<11} {where}" for name, where in lines))  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ddpm_lab.data.images import ImageData, Images
+from ddpm_lab.data.splits import Data, Images, Split
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.evaluation.extractors import Extractor
@@ -15,7 +15,7 @@ from ddpm_lab.systems.diffusion import Diffusion
 
 
 @torch.inference_mode()
-def measure(extractor: Extractor, reference: Images, samples: Iterable[Images]) -> dict[str, float]:
+def measure(extractor: Extractor, reference: Images, samples: Iterable[Split]) -> dict[str, float]:
     """FID of `samples`, a stream of batches, to `reference`; where pictures have labels that the extractor's classifier
     knows, also the share of them it names. Features are computed once and not kept.
     """
@@ -26,7 +26,7 @@ def measure(extractor: Extractor, reference: Images, samples: Iterable[Images]) 
         metric.update(extractor.features(pixels), real=True)
     total = right = 0
     for batch in samples:
-        features = extractor.features(batch.pixels)
+        features = extractor.features(batch[0])
         metric.update(features, real=False)
         if batch.labels is not None and extractor.classifier is not None:
             right += int((extractor.classifier(features).argmax(1) == batch.labels).sum())
@@ -37,7 +37,7 @@ def measure(extractor: Extractor, reference: Images, samples: Iterable[Images]) 
 def assess(
     system: Diffusion,
     denoiser: Denoiser,
-    data: ImageData,
+    data: Data,
     extractor: Extractor,
     *,
     weights: str,
@@ -58,6 +58,7 @@ def assess(
     splits = {"train": data.train.to(device), "test": data.test.to(device)}
     reference = splits.pop(split)
     (other,) = splits.values()
+    assert isinstance(reference, Images) and isinstance(other, Images)
     labels = system.labels(count)
     samples = system.sample(denoiser, count, labels=labels, seed=seed, batch_size=batch_size, progress=True)
     noise = torch.randint(256, other.pixels.shape, generator=generator(0), dtype=torch.uint8).to(device)

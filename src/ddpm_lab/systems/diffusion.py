@@ -1,6 +1,8 @@
 """The one Lightning module of all diffusion models."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -11,14 +13,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_lab.conditioners import Conditioner
-from ddpm_lab.data.images import Images
+from ddpm_lab.data.splits import Images, Points, Split, to_bytes
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lab.diffusion.noise import SampleNoise
-from ddpm_lab.diffusion.objectives import Draw
+from ddpm_lab.diffusion.objectives import Draw, Objective
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.samplers import Sampler
+from ddpm_lab.diffusion.samplers import Noise, Sampler
+from ddpm_lab.diffusion.timesteps import Stratified, TimeSampler
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.errors import UserError, naming
 
@@ -28,20 +31,23 @@ Batch = dict[str, Tensor]
 class Diffusion(L.LightningModule):
     """A denoiser in training, and what samples from it.
 
-    What the data dictates, `shape` (C, H, W) and `classes` (None without labels), completes the `network` and the
-    `conditioner`, which come as functions of it. Choices that do not fit one another raise ValueError here.
+    What the data dictates, `shape` ((C, H, W), or (d,) of points), `classes` (None without labels) and `bin_width`
+    (None where x0 is not rounded), completes the `network`, the `conditioner` and the `timesteps`, which come as
+    functions of it. Choices that do not fit one another raise ValueError here.
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         classes: int | None,
+        bin_width: float | None,
         *,
         network: Callable[..., nn.Module],
         process: ForwardProcess,
         prediction: Prediction,
         variance: Variance,
-        objective: Callable[[Denoiser, Draw], Tensor],
+        objective: Objective,
+        timesteps: Callable[[int], TimeSampler],
         conditioner: Callable[..., Conditioner],
         guidance: partial[Denoises],
         sampler: Sampler,
@@ -49,40 +55,52 @@ class Diffusion(L.LightningModule):
         lr_schedule: Callable[[int, int], float],
     ) -> None:
         super().__init__()
-        self.save_hyperparameters({"shape": list(shape), "classes": classes})
-        self.shape = tuple(shape)
+        if not isinstance(variance, Variance):
+            raise UserError("variance=analytic is estimated from a trained network; train with another, such as "
+                            "beta_tilde, then: python evaluate.py run=DIR variance=analytic")  # fmt: skip
+        self.save_hyperparameters({"shape": list(shape), "classes": classes, "bin_width": bin_width})
+        self.shape, self.bin_width = tuple(shape), bin_width
         with naming("conditioner"):
             self.conditioner = conditioner(classes)
         with naming("model"):
-            body = network(shape, **self.conditioner.doors)
+            body = network(self.shape, outputs=variance.outputs, **self.conditioner.doors)
         self.denoiser = Denoiser(body, process, prediction, variance, knows_null=self.conditioner.dropout > 0)
         self.objective, self.guidance, self.sampler = objective, guidance, sampler
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        if variance.outputs > 1 and not objective.trains_spread:
+            raise UserError(f"variance={_key(variance)} learns from the bound, which objective={_key(objective)} has "
+                            "no part of; try objective=hybrid or objective=vlb")  # fmt: skip
+        with naming("timesteps"):
+            self.timesteps = timesteps(process.steps)
         with naming("optimizer"):
             optimizer(self.parameters())
         with naming("sampler"):
-            sampler.times(process.steps)
+            process.warn_of_signal("sampler.spacing begins", sampler.times(process.steps)[0])
+            if sampler.dynamic_threshold is not None and bin_width is None:
+                raise ValueError(f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels, which lie in "
+                                 "[-1, 1]; this data has no such range; try dynamic_threshold=null")  # fmt: skip
         with naming("guidance"):
             guidance(self.denoiser)
 
-    def draw(self, batch: Batch) -> Draw:
-        """A noised batch: x_t = signal_t x_0 + noise_t eps at uniform times, some conditions dropped."""
-        x0 = batch["image"]
-        t = torch.randint(1, self.denoiser.process.steps + 1, (len(x0),), device=x0.device)
+    def draw(self, batch: Batch, t: Tensor) -> Draw:
+        """A noised batch: x_t = signal_t x_0 + noise_t eps at times t (B,), some conditions dropped."""
+        x0 = batch["x0"]
         eps = torch.randn_like(x0)
         cond = self.conditioner(batch).drop(self.conditioner.dropout)
-        return Draw(x0, eps, self.denoiser.process.diffuse(x0, eps, t), t, cond)
+        return Draw(x0, eps, self.denoiser.process.diffuse(x0, eps, t), t, cond, self.bin_width)
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        draw = self.draw(batch)
-        losses = self.objective(self.denoiser, draw)
-        return {"loss": losses.mean(), "losses": losses.detach(), "t": draw.t}
+        t, weight = self.timesteps(len(batch["x0"]), self.device)
+        losses = self.objective(self.denoiser, self.draw(batch, t))
+        self.timesteps.learn(t, losses.detach())
+        return {"loss": (weight * losses).mean(), "losses": losses.detach(), "weight": weight, "t": t}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         # The same draw at every validation, and the training stream stays where it was.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(index)
-            losses = self.objective(self.denoiser, self.draw(batch))
+            t, _ = Stratified(self.denoiser.process.steps)(len(batch["x0"]), self.device)
+            losses = self.objective(self.denoiser, self.draw(batch, t))
         self.log("val/loss", losses.mean(), batch_size=len(losses))
 
     def configure_optimizers(self) -> Any:
@@ -113,23 +131,37 @@ class Diffusion(L.LightningModule):
             raise UserError(f"label={label} is not among the labels of this model, 0..{classes - 1}")
         return torch.tensor(wanted)[torch.arange(count) % len(wanted)]
 
+    def condition(self, labels: Tensor | None) -> Condition:
+        """What `labels` (B,) say."""
+        return Condition() if labels is None else self.conditioner({"label": labels.to(self.device)})
+
     def walk(
         self, denoiser: Denoiser, samples: Sequence[int], labels: Tensor | None, seed: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """Each time from T down to 0 with its x_t, (len(samples), C, H, W).
+        """Each time from the chain's first down to 0 with its x_t, (len(samples), *shape).
 
         `samples` are numbers, `labels` (len(samples),) theirs. Sample i of a seed is the same in any company.
         """
-        training = denoiser.training
-        denoiser.eval()
-        try:
-            noise = SampleNoise(seed, samples)
-            x = noise(torch.empty(len(samples), *self.shape, device=self.device))
-            yield denoiser.process.steps, x
-            cond = Condition() if labels is None else self.conditioner({"label": labels.to(self.device)})
-            yield from self.sampler.walk(self.guidance(denoiser), x, cond, noise)
-        finally:
-            denoiser.train(training)
+        noise = SampleNoise(seed, samples)
+        start = noise(torch.empty(len(samples), *self.shape, device=self.device))
+        yield from self.decode(denoiser, self.sampler.prior(denoiser.process, start), labels, noise)
+
+    def decode(
+        self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise = torch.randn_like
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The walk from `x`, (B, *shape): its first time with `x` itself, then each stop with its x_t."""
+        with evaluating(denoiser):
+            yield self.sampler.times(denoiser.process.steps)[0], x
+            yield from self.sampler.walk(self.guidance(denoiser), x, self.condition(labels), noise)
+
+    def encode(self, denoiser: Denoiser, x0: Tensor, labels: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+        """The walk upwards from data `x0`, (B, *shape): each stop with its x_t."""
+        with evaluating(denoiser):
+            yield from self.sampler.encode(self.guidance(denoiser), x0, self.condition(labels))
+
+    def show(self, x: Tensor, labels: Tensor | None) -> Split:
+        """Samples `x` (B, *shape) as what the data is: pictures, or points."""
+        return Points(x, labels) if self.bin_width is None else Images(to_bytes(x), labels)
 
     @torch.inference_mode()
     def sample(
@@ -141,19 +173,20 @@ class Diffusion(L.LightningModule):
         seed: int = 0,
         batch_size: int = 256,
         progress: bool = False,
-    ) -> Iterator[Images]:
-        """`count` pictures, in batches; labels (count,) are all in turn unless given. `progress` shows a bar."""
+    ) -> Iterator[Split]:
+        """`count` samples, in batches; labels (count,) are all in turn unless given. `progress` shows a bar."""
         labels = self.labels(count) if labels is None else labels
         batches = torch.arange(count).split(batch_size)
-        total = len(batches) * (len(self.sampler.times(denoiser.process.steps)) - 1)
+        times = self.sampler.times(denoiser.process.steps)
+        first, total = times[0], len(batches) * (len(times) - 1)
         silent = None if progress else True  # None: only where there is no terminal
-        with tqdm(total=total, desc=f"sampling {count} pictures", unit="step", disable=silent, leave=False) as bar:
+        with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=silent, leave=False) as bar:
             for samples in batches:
                 some = None if labels is None else labels[samples].to(self.device)
                 x = torch.empty(0)
                 for t, x in self.walk(denoiser, samples.tolist(), some, seed):  # noqa: B007 (the last is the picture)
-                    bar.update(t < denoiser.process.steps)
-                yield Images(to_bytes(x), some)
+                    bar.update(t < first)
+                yield self.show(x, some)
 
     def protocol(self) -> dict[str, Any]:
         """What samples depend on beside weights and seed."""
@@ -166,6 +199,17 @@ class Diffusion(L.LightningModule):
         }
 
 
-def to_bytes(x: Tensor) -> Tensor:
-    """[-1, 1] to uint8; what lies outside is cut."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
+@contextmanager
+def evaluating(denoiser: nn.Module) -> Iterator[None]:
+    """Without dropout, and back as it was."""
+    training = denoiser.training
+    denoiser.eval()
+    try:
+        yield
+    finally:
+        denoiser.train(training)
+
+
+def _key(part: object) -> str:
+    """LearnedRange -> learned_range, the name of its yaml file."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()

@@ -1,0 +1,159 @@
+"""The analytic tier: what samplers make of data whose denoiser is known, and what bounds say of it, without a
+network.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_lab.data.splits import Data
+from ddpm_lab.diffusion.exact import GaussianDenoiser, Mixture, MixtureDenoiser, bound, law, optimal_spread
+from ddpm_lab.diffusion.noise import generator
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.samplers import DDIM, DDPM, Sampler
+from ddpm_lab.diffusion.solvers import DPMSolver, Heun
+from ddpm_lab.diffusion.spacings import stops
+from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedRange, Variance
+
+Rows = dict[str, list[float]]
+"""A number for each number of steps."""
+
+
+class Law(NamedTuple):
+    """Data of known law: its denoiser as a function of a variance, and what bounds need to know of it."""
+
+    name: str
+    denoiser: Callable[[Variance], GaussianDenoiser | MixtureDenoiser]
+    mse: Tensor
+    """E|x_0 - E[x_0 | x_t]|^2 per dimension, (T + 1,)"""
+    second_moment: float
+    entropy: float | None
+    """In bits/dim; None for a finite set, which has no density"""
+    draw: Callable[[int, torch.Generator], Tensor]
+    """(count, d) points of the data"""
+
+
+def gaussian(process: ForwardProcess, mean: Sequence[float], covariance: Sequence[Sequence[float]]) -> Law:
+    """N(mean, covariance). Raises ValueError unless the covariance is symmetric, positive definite and of its size."""
+    m, c = (torch.tensor(part, dtype=torch.float64) for part in (mean, covariance))
+    if c.shape != (len(m), len(m)) or not torch.equal(c, c.T) or torch.linalg.eigvalsh(c).min() <= 0:
+        raise ValueError(f"covariance={[*map(list, covariance)]} must be a symmetric, positive definite matrix of the "
+                         f"size of mean={[*mean]}; try covariance=[[0.25]] mean=[0]")  # fmt: skip
+    one = GaussianDenoiser(process, BetaTilde(), m, c)
+    factor = torch.linalg.cholesky(c)
+    return Law(
+        f"N(mean, covariance) in {len(m)} dimension{'s' if len(m) > 1 else ''}",
+        lambda variance: GaussianDenoiser(process, variance, m, c),
+        one.mse(), one.second_moment(), one.entropy(),
+        lambda count, stream: m + torch.randn(count, len(m), dtype=torch.float64, generator=stream) @ factor.T,
+    )  # fmt: skip
+
+
+def mixture(process: ForwardProcess, data: Data, count: int, seed: int) -> Law:
+    """The law of `data`: its mixture where it has one, else its training split as a finite set. The denoiser's error
+    and the entropy are means over `count` draws.
+    """
+    x0 = data.train.x0.double().flatten(1)
+    even = torch.full((len(x0),), 1 / len(x0), dtype=torch.float64)
+    known = data.mixture or Mixture(x0, even, 0.0, data.train.labels)
+    denoiser = MixtureDenoiser(process, BetaTilde(), known)
+    stream = generator(seed, 1)
+    points, _ = known.sample(min(count, 512), stream)
+    mse = torch.zeros(process.steps + 1, dtype=torch.float64)
+    for t in tqdm(range(1, process.steps + 1), desc="errors of the exact denoiser", leave=False, disable=None):
+        at = torch.full((len(points),), t)
+        eps = torch.randn(points.shape, dtype=torch.float64, generator=stream)
+        mse[t] = (denoiser(process.diffuse(points, eps, at), at).x0 - points).square().mean()
+    many, _ = known.sample(20 * count, stream)
+    entropy = -denoiser.log_prob(many).mean().item() / (torch.tensor(2.0).log().item() * many.shape[1])
+    return Law(f"the law of {data.name}", lambda variance: MixtureDenoiser(process, variance, known), mse,
+               known.second_moment(), entropy if known.std else None,
+               lambda count, stream: known.sample(count, stream)[0])  # fmt: skip
+
+
+def _samplers(optimum: Variance) -> dict[str, tuple[Callable[..., Sampler], Variance]]:
+    """The rows of DDIM's table 1, and what came after."""
+
+    def ddim(**options: object) -> Callable[..., Sampler]:
+        return lambda **where: DDIM(**(options | where))  # type: ignore[arg-type]
+
+    etas = {f"DDIM eta={eta:g}": (ddim(eta=eta), BetaTilde()) for eta in (0.0, 0.2, 0.5, 1.0)}
+    return {
+        **etas,
+        "DDIM sigma-hat (beta)": (ddim(eta=1.0, hat=True), BetaTilde()),
+        "DDPM analytic variance": (DDPM, optimum),
+        "DDIM eta=0, quadratic": (ddim(eta=0.0, spacing="quadratic"), BetaTilde()),
+        "Heun, quadratic": (lambda steps, clip: Heun(steps=steps, clip=clip, spacing="quadratic"), BetaTilde()),
+        "DPM-Solver++, quadratic": (
+            lambda steps, clip: DPMSolver(steps=steps, clip=clip, spacing="quadratic"),
+            BetaTilde(),
+        ),
+    }
+
+
+def samplers_exactly(data: Law, steps: Sequence[int]) -> tuple[Rows, Rows]:
+    """Of Gaussian data: the standard deviation (root mean over dimensions) of what each sampler makes, and its
+    Wasserstein distance (2) to the data, both from the sampler's exact law.
+    """
+    stds: Rows = {}
+    distances: Rows = {}
+    for name, (sampler, variance) in _samplers(Analytic(data.mse)).items():
+        denoiser = data.denoiser(variance)
+        assert isinstance(denoiser, GaussianDenoiser)
+        laws = [law(sampler(steps=count, clip=None), denoiser) for count in steps]
+        stds[name] = [covariance.diagonal().mean().sqrt().item() for _, covariance in laws]
+        distances[name] = []
+        for mean, covariance in laws:  # the axes are those of the data, so the covariances commute
+            axes = (denoiser.axes.T @ covariance @ denoiser.axes).diagonal().clamp(min=0).sqrt()
+            apart = (mean - denoiser.mean).square().sum() + (axes - denoiser.eigenvalues.sqrt()).square().sum()
+            distances[name].append(apart.sqrt().item())
+    return stds, distances
+
+
+def samplers_measured(data: Law, steps: Sequence[int], count: int, seed: int) -> Rows:
+    """Sliced Wasserstein distance (2) of `count` samples of each sampler to as many points of the data, and, as "data",
+    that of as many others, which no sampler can be expected to beat.
+    """
+    process = data.denoiser(BetaTilde()).process
+    wanted, others = (data.draw(count, generator(seed, 2 + i)) for i in range(2))
+    found: Rows = {"data": [sliced_wasserstein(others, wanted)] * len(steps)}
+    rows = _samplers(Analytic(data.mse))
+    for name, (sampler, variance) in tqdm(rows.items(), desc="samplers", leave=False, disable=None):
+        found[name] = []
+        for some in steps:
+            stream = generator(seed, 4)
+            made = sampler(steps=some, clip=None)
+
+            def noise(like: Tensor, stream: torch.Generator = stream) -> Tensor:
+                return torch.randn(like.shape, dtype=torch.float64, generator=stream)
+
+            x = made.prior(process, noise(wanted))
+            found[name].append(sliced_wasserstein(made(data.denoiser(variance), x, noise=noise), wanted))
+    return found
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 64) -> float:
+    """Root mean over random directions of the squared Wasserstein distance of the projections of a and b, (N, d)
+    each.
+    """
+    along = torch.randn(a.shape[1], directions, dtype=torch.float64, generator=generator(0))
+    along = along / along.norm(dim=0)
+    return ((a @ along).sort(0).values - (b @ along).sort(0).values).square().mean().sqrt().item()
+
+
+def bounds(data: Law, steps: Sequence[int]) -> Rows:
+    """The bound in bits/dim with each variance, the learned one at its optimum, on even chains."""
+    process = data.denoiser(BetaTilde()).process
+    optimum = Analytic(data.mse)
+    rows: Rows = {"beta_tilde": [], "beta": [], "learned_range at its optimum": [], "analytic": []}
+    for count in steps:
+        times = stops(process.steps, count, "uniform")
+        learned: tuple[Variance, Tensor] = (LearnedRange(), optimal_spread(process, optimum, times))
+        variances = [(BetaTilde(), None), (Beta(), None), learned, (optimum, None)]
+        for row, (variance, said) in zip(rows.values(), variances, strict=True):
+            found = bound(process, variance, times, data.mse, data.second_moment, said)
+            row.append((found["L_T"] + found["terms"].sum()).item())
+    return rows
