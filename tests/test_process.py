@@ -1,44 +1,84 @@
 """The forward process against a brute-force chain of single steps."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
-from ddpm_lab.diffusion.predictions import X0, Eps, V
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.schedules import cosine, linear, quadratic
-from ddpm_lab.diffusion.variances import Beta, BetaTilde
+from ddpm_lab.diffusion.schedules import cosine, geometric, linear, quadratic
 
 PAIRS = [(1, 0), (2, 1), (2, 0), (7, 3), (500, 499), (500, 100), (1000, 999), (1000, 1), (1000, 0)]
-PROCESSES = {f.__name__: ForwardProcess(f()) for f in (linear, quadratic, cosine)}
+PROCESSES = {f.__name__: ForwardProcess(f()) for f in (linear, quadratic, cosine, geometric)}
+EVERY_PROCESS = pytest.mark.parametrize("name", PROCESSES)
 
 
 def at(*numbers):
     return torch.tensor(numbers)
 
 
-def chain(process, t, s):
-    """Gain and variance of q(x_t | x_s), by composing single steps in numpy."""
-    alpha_bar = process.table[:, 0].numpy() ** 2
+@functools.cache
+def single_steps(name):
+    """Gain and variance of each q(x_t | x_{t-1}), t = 1..1000, in numpy, from the papers' formulas."""
+    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    if name == "geometric":
+        noise = np.concatenate([[0], 0.01 * 5000 ** (np.arange(1000) / 999)])
+        return np.ones(1000), np.diff(noise**2)
+    betas = {
+        "linear": np.linspace(1e-4, 0.02, 1000),
+        "quadratic": np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2,
+        "cosine": np.minimum(1 - f[1:] / f[:-1], 0.999),
+    }[name]
+    return np.sqrt(1 - betas), betas
+
+
+def chain(name, t, s):
+    """Gain and variance of q(x_t | x_s), by composing single steps."""
     gain, variance = 1.0, 0.0
-    for u in range(s + 1, t + 1):
-        alpha = alpha_bar[u] / alpha_bar[u - 1]
-        gain, variance = gain * np.sqrt(alpha), variance * alpha + 1 - alpha
+    for step_gain, step_variance in zip(*(numbers[s:t] for numbers in single_steps(name)), strict=True):
+        gain, variance = gain * step_gain, variance * step_gain**2 + step_variance
     return gain, variance
 
 
-@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@EVERY_PROCESS
 @pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_posterior_is_bayes_rule_on_the_chain(process, t, s):
-    (gain, beta), (a, v) = chain(process, t, s), chain(process, s, 0)
+def test_posterior_is_bayes_rule_on_the_chain(name, t, s):
+    process = PROCESSES[name]
+    (gain, beta), (a, v) = chain(name, t, s), chain(name, s, 0)
     # x_s = a x0 + sqrt(v) z and x_t = gain x_s + sqrt(beta) z': condition the one on the other.
     kalman = v * gain / (gain**2 * v + beta)
-    x0, x_t = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([[-1.1]], dtype=torch.float64)
-    assert process.posterior_mean(x0, x_t, at(t), at(s)).item() == pytest.approx(
-        a * 0.3 + kalman * (-1.1 - gain * a * 0.3), rel=1e-6
-    )
+    beta_tilde = v * beta / (gain**2 * v + beta)
     assert process.beta(at(t), at(s)).item() == pytest.approx(beta, rel=1e-9)
-    assert process.beta_tilde(at(t), at(s)).item() == pytest.approx(v * (1 - kalman * gain), rel=1e-6, abs=1e-15)
+    assert process.beta_tilde(at(t), at(s)).item() == pytest.approx(beta_tilde, rel=1e-9)
+    assert process.from_x_t(at(t), at(s)).item() == pytest.approx(kalman, rel=1e-9)
+    assert process.from_x0(at(t), at(s)).item() == pytest.approx(a * beta / (gain**2 * v + beta), rel=1e-9)
+    x0, x_t = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([[-1.1]], dtype=torch.float64)
+    mean = a * 0.3 + kalman * (-1.1 - gain * a * 0.3)
+    assert process.posterior_mean(x0, x_t, at(t), at(s)).item() == pytest.approx(mean, rel=1e-7)
+    posterior = process.posterior(x0, x_t, at(t), at(s))
+    assert posterior.mean.item() == pytest.approx(mean, rel=1e-7) and torch.isfinite(posterior.log_var).all()
+    if s > 0:
+        assert posterior.log_var.item() == pytest.approx(np.log(beta_tilde), abs=1e-9)
+
+
+@EVERY_PROCESS
+def test_posterior_is_the_same_in_float32(name):
+    process, x = PROCESSES[name], torch.randn(2, len(PAIRS), 1, 2, 2)
+    t, s = torch.tensor(PAIRS).T
+    exact = process.posterior_mean(*x.double(), t, s)
+    torch.testing.assert_close(process.posterior_mean(*x, t, s).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@EVERY_PROCESS
+@pytest.mark.parametrize("t", [1, 500, 1000])
+def test_diffuse_is_the_chain_of_single_steps(name, t):
+    gain, variance = chain(name, t, 0)
+    process, x0 = PROCESSES[name], torch.tensor([[0.5]], dtype=torch.float64)
+    assert process.diffuse(x0, torch.zeros(1, 1), at(t)).item() == pytest.approx(0.5 * gain, rel=1e-9)
+    assert process.diffuse(0 * x0, torch.ones(1, 1), at(t)).item() == pytest.approx(variance**0.5, rel=1e-9)
+    assert process.log_snr(at(t)).item() == pytest.approx(np.log(gain**2 / variance), rel=1e-9)
+    assert process.scale(at(t)).item() == pytest.approx((gain**2 + variance) ** 0.5, rel=1e-9)
 
 
 def test_diffuse_has_the_signal_of_the_root_of_alpha_bar():
@@ -50,50 +90,59 @@ def test_diffuse_has_the_signal_of_the_root_of_alpha_bar():
     assert abs(x_t.mean().item() - 0.5 * alpha_bar) > 0.05, "the slip alpha_bar x_0 would be seen"
 
 
-def test_x0_and_eps_invert_diffuse():
-    process = PROCESSES["cosine"]
+@EVERY_PROCESS
+def test_x0_and_eps_invert_diffuse_and_the_score_follows(name):
+    process = PROCESSES[name]
     x0, eps = torch.randn(2, 4, 1, 2, 2, dtype=torch.float64)
     t = at(1, 10, 500, 1000)
     x_t = process.diffuse(x0, eps, t)
     torch.testing.assert_close(process.x0(x_t, eps, t), x0)
     torch.testing.assert_close(process.eps(x_t, x0, t), eps)
+    noise = process.scales(t)[1].view(4, 1, 1, 1)
+    torch.testing.assert_close(process.score(x_t, x0, t), -eps / noise)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10])
-@pytest.mark.parametrize("variance", [Beta(), BetaTilde()])
-def test_every_pair_has_a_finite_log_variance(steps, variance):
-    process = ForwardProcess(cosine(steps))
-    pairs = torch.tensor([(t, s) for t in range(1, steps + 1) for s in range(t)])
-    assert torch.isfinite(variance.log_var(process, pairs[:, 0], pairs[:, 1])).all()
+@EVERY_PROCESS
+def test_the_score_is_the_gradient_of_the_log_density(name):
+    process, x0, t = PROCESSES[name], torch.tensor([[0.4, -2.0]], dtype=torch.float64), at(123)
+    gain, variance = chain(name, 123, 0)
+    x_t = torch.tensor([[0.1, 1.5]], dtype=torch.float64, requires_grad=True)
+    torch.distributions.Normal(gain * x0, variance**0.5).log_prob(x_t).sum().backward()
+    torch.testing.assert_close(process.score(x_t.detach(), x0, t), x_t.grad)
 
 
-def test_the_last_log_variance_is_that_of_the_next_step():
-    process = PROCESSES["linear"]
-    assert process.log_beta_tilde(at(1), at(0)) == process.beta_tilde(at(2), at(1)).log()
-    assert process.log_beta_tilde(at(50), at(0)) == process.beta_tilde(at(100), at(50)).log()
-    assert Beta().log_var(process, at(1), at(0)) == process.log_beta_tilde(at(1), at(0))
+@pytest.mark.parametrize("step", [1, 500, 1000])
+def test_a_chain_begins_with_the_variance_of_data_of_unit_variance(step):
+    z = torch.randn(3, 1, 2, 2)
+    t = torch.full((3,), step)
+    torch.testing.assert_close(PROCESSES["cosine"].prior(z, t), z)
+    width = (1 + (0.01 * 5000 ** ((step - 1) / 999)) ** 2) ** 0.5
+    torch.testing.assert_close(PROCESSES["geometric"].prior(z, t), width * z)
 
 
-def test_beta_and_beta_tilde_are_the_upper_and_the_lower_bound():
-    process, t = PROCESSES["linear"], torch.arange(2, 1001)
-    upper, lower = (v.log_var(process, t, t - 1) for v in (Beta(), BetaTilde()))
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[1:]
-    torch.testing.assert_close(upper.exp(), betas, rtol=1e-9, atol=0)
-    torch.testing.assert_close(lower.exp(), betas * ((1 - (1 - betas).log().cumsum(0).exp() * (1 - 1e-4) / (1 - betas))
-                               / (1 - (1 - betas).log().cumsum(0).exp() * (1 - 1e-4))), rtol=1e-6, atol=0)  # fmt: skip
-    assert (lower < upper).all()
+@EVERY_PROCESS
+def test_the_last_log_variance_is_that_of_the_next_step(name):
+    process = PROCESSES[name]
+    for t in (1, 50, 400):
+        (gain, beta), (_, v) = chain(name, 2 * t, t), chain(name, t, 0)
+        expected = np.log(v * beta / (gain**2 * v + beta))
+        assert process.log_beta_tilde(at(t), at(0)).item() == pytest.approx(expected, abs=1e-9)
+    # T = 1000 has no next step of 600 or 1000.
+    assert process.log_beta_tilde(at(600), at(0)) == process.beta_tilde(at(1000), at(600)).log()
+    assert process.log_beta_tilde(at(1000), at(0)).item() == pytest.approx(np.log(chain(name, 1000, 0)[1]), abs=1e-9)
 
 
-@pytest.mark.parametrize("prediction", [Eps(), X0(), V()])
-@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-def test_a_prediction_inverts(prediction, process):
-    x0, eps = torch.randn(2, 5, 1, 3, 3, dtype=torch.float64)
-    t = at(1, 2, 400, 999, 1000)
-    x_t = process.diffuse(x0, eps, t)
-    torch.testing.assert_close(prediction.x0(process, prediction.target(process, x0, eps, t), x_t, t), x0)
+def test_times_of_a_batch_do_not_mix():
+    process, x = PROCESSES["linear"], torch.randn(2, len(PAIRS), 1, 2, 2, dtype=torch.float64)
+    t, s = torch.tensor(PAIRS).T
+    together = process.posterior(*x, t, s)
+    for i in range(len(PAIRS)):
+        row = slice(i, i + 1)
+        alone = process.posterior(x[0, row], x[1, row], t[row], s[row])
+        assert torch.equal(together.mean[row], alone.mean) and torch.equal(together.log_var[row], alone.log_var)
 
 
-def test_v_is_the_rotated_pair():
-    process, x0, eps = PROCESSES["cosine"], *torch.randn(2, 1, 1, dtype=torch.float64)
-    signal, noise = process.scales(at(300))
-    assert V().target(process, x0, eps, at(300)) == pytest.approx((signal * eps - noise * x0).item())
+def test_tables_are_float64_whatever_the_model_and_stay_out_of_checkpoints():
+    process = ForwardProcess(linear())
+    assert process.table.dtype == torch.float64 and process.table.shape == (1001, 4)
+    assert process.state_dict() == {}

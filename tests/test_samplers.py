@@ -8,14 +8,28 @@ import torch
 from conftest import composed, options
 from hydra.utils import instantiate
 
-from ddpm_lab.diffusion.exact import GaussianDenoiser, OptimalVariance, law
+from ddpm_lab.diffusion import exact
 from ddpm_lab.diffusion.noise import SampleNoise
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM, DDPM
 from ddpm_lab.diffusion.schedules import cosine, linear
-from ddpm_lab.diffusion.variances import Beta, BetaTilde
+from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde
 
 LINEAR = ForwardProcess(linear())
+
+
+def GaussianDenoiser(process, variance, mean=0.0, std=0.5):  # noqa: N802
+    """Exact, for one number x_0 ~ N(mean, std^2)."""
+    numbers = torch.tensor([mean], dtype=torch.float64), torch.tensor([[std**2]], dtype=torch.float64)
+    return exact.GaussianDenoiser(process, variance, *numbers)
+
+
+def law(sampler, denoiser):
+    """Mean and standard deviation of the one number that comes out."""
+    mean, covariance = exact.law(sampler, denoiser)
+    return mean.item(), covariance.item() ** 0.5
+
+
 STEPS = (10, 20, 50, 100, 1000)
 # Standard deviation of the samples for x_0 ~ N(0, 0.5^2), linear schedule, T = 1000: the order of DDIM's table 1.
 TABLE = {
@@ -23,7 +37,8 @@ TABLE = {
     "eta 0.5": (DDIM, {"eta": 0.5}, BetaTilde(), (0.3551, 0.4224, 0.4661, 0.4821, 0.4980)),
     "eta 1": (DDIM, {"eta": 1.0}, BetaTilde(), (0.3228, 0.3880, 0.4432, 0.4680, 0.4961)),
     "sigma hat": (DDPM, {}, Beta(), (0.5988, 0.5463, 0.5176, 0.5086, 0.5008)),
-    "optimal variance": (DDPM, {}, OptimalVariance(0.5), (0.4999, 0.4999, 0.4999, 0.4999, 0.4999)),
+    "eta 0.2": (DDIM, {"eta": 0.2}, BetaTilde(), (0.3606, 0.4292, 0.4710, 0.4853, 0.4984)),
+    "optimal variance": (DDPM, {}, Analytic(GaussianDenoiser(LINEAR, BetaTilde()).mse()), (0.4999, 0.4999, 0.4999, 0.4999, 0.4999)),
 }
 
 
@@ -63,7 +78,7 @@ def test_ddim_is_song_et_als_recursion(eta, steps):
 
 
 def test_ddim_with_eta_1_is_ddpm_with_beta_tilde():
-    denoiser, x = GaussianDenoiser(LINEAR, BetaTilde()), torch.randn(5, 1, 4, 4, dtype=torch.float64)
+    denoiser, x = GaussianDenoiser(LINEAR, BetaTilde()), torch.randn(5, 1, dtype=torch.float64)
     made = [sampler(steps=40)(denoiser, x, noise=SampleNoise(0, range(5))) for sampler in
             (DDPM, lambda **kwargs: DDIM(eta=1.0, **kwargs))]  # fmt: skip
     torch.testing.assert_close(*made)
@@ -107,7 +122,7 @@ def test_a_bound_that_is_none_is_refused(clip):
 
 def test_the_last_step_adds_no_noise():
     denoiser = GaussianDenoiser(LINEAR, Beta())
-    x = torch.randn(3, 1, 2, 2)
+    x = torch.randn(3, 1)
     one = DDPM(steps=1, clip=None)
     torch.testing.assert_close(one(denoiser, x), denoiser(x, torch.full((3,), 1000)).x0)
 

@@ -1,49 +1,114 @@
 """Schedules against closed forms, in float64."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
 from conftest import composed, options
 from hydra.utils import instantiate
 
-from ddpm_lab.diffusion.schedules import cosine, from_betas, linear, quadratic
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.schedules import (
+    constant,
+    cosine,
+    from_betas,
+    geometric,
+    jsd,
+    linear,
+    quadratic,
+    sigmoid,
+    warmup,
+)
 
 SCHEDULES = {name: instantiate(composed(f"schedule={name}").schedule) for name in options("schedule")}
+PRESERVING = [name for name in SCHEDULES if name != "geometric"]
+BETAS = (linear, quadratic, sigmoid, constant, warmup)
+
+
+def betas_of_the_papers(name, steps, start=1e-4, end=0.02):
+    """Ho et al.'s `get_beta_schedule`, the DDIM code's sigmoid and improved-diffusion's cosine."""
+
+    def rising(share):
+        betas = end * np.ones(steps)
+        betas[: int(steps * share)] = np.linspace(start, end, int(steps * share))
+        return betas
+
+    def f(t):
+        return np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    t = np.arange(1, steps + 1)
+    return {
+        "linear": np.linspace(start, end, steps),
+        "quadratic": np.linspace(start**0.5, end**0.5, steps) ** 2,
+        "sigmoid": 1 / (1 + np.exp(-np.linspace(-6, 6, steps))) * (end - start) + start,
+        "constant": end * np.ones(steps),
+        "warmup10": rising(0.1),
+        "warmup50": rising(0.5),
+        "jsd": np.minimum(1 / np.linspace(steps, 1, steps), 0.999),
+        "cosine": np.minimum(1 - f(t) / f(t - 1), 0.999),
+    }[name]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_it_runs_from_the_data_to_noise(name):
     signal, noise = SCHEDULES[name]
-    assert (signal[0], noise[0]) == (1, 0) and signal.dtype == torch.float64
-    assert (signal[1:] < signal[:-1]).all() and (noise[1:] > noise[:-1]).all()
-    assert torch.allclose(signal**2 + noise**2, torch.ones_like(signal), atol=1e-15, rtol=0)
-    assert signal[-1] ** 2 < 1e-3
+    assert (signal[0], noise[0]) == (1, 0) and signal.dtype == noise.dtype == torch.float64
+    assert (noise[1:] > noise[:-1]).all()
+    assert signal[-1] ** 2 / (signal[-1] ** 2 + noise[-1] ** 2) < 1e-3
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_variance_is_preserved_or_explodes(name):
+    signal, noise = SCHEDULES[name]
+    total = signal**2 + noise**2
+    if name == "geometric":
+        assert (signal == 1).all() and total[-1] == pytest.approx(2501)
+    else:
+        assert (signal[1:] < signal[:-1]).all() and (total - 1).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("steps", [1000, 4000])
-@pytest.mark.parametrize(("function", "power"), [(linear, 1), (quadratic, 2)])
-def test_alpha_bar_is_the_product_of_alphas(function, power, steps):
-    scale = 1000 / steps
-    betas = np.linspace((1e-4 * scale) ** (1 / power), (0.02 * scale) ** (1 / power), steps) ** power
-    product = np.array([np.prod(1 - betas[:t]) for t in range(0, steps + 1, 97)])
-    schedule = function(steps)
-    assert np.abs(schedule.signal[::97].numpy() ** 2 - product).max() < 1e-12
-    first = schedule.noise[1].item() ** 2
-    assert first == pytest.approx(betas[0], rel=1e-12), "1 - alpha_bar_1 is beta_1, without cancellation"
+@pytest.mark.parametrize("name", PRESERVING)
+def test_alpha_bar_is_the_product_of_the_alphas_of_the_papers(name, steps, rescale):
+    scale = 1000 / steps if rescale else 1.0
+    choice = [f"schedule={name}", f"schedule.steps={steps}"]
+    if name not in ("jsd", "cosine"):
+        choice.append(f"schedule.rescale={rescale}")
+    elif not rescale:
+        pytest.skip("it has no betas to rescale")
+    betas = betas_of_the_papers(name, steps, 1e-4 * scale, 0.02 * scale)
+    signal, noise = (number.numpy() for number in instantiate(composed(*choice).schedule))
+    alpha_bar = np.concatenate([[1], np.cumprod(1 - betas)])
+    assert np.abs(signal**2 - alpha_bar).max() < 1e-10
+    assert np.abs(noise**2 - (1 - alpha_bar)).max() < 1e-10
+    assert np.abs(1 - (signal[1:] / signal[:-1]) ** 2 - betas).max() < 1e-10, "each step, also where little is left"
+    assert noise[1] ** 2 == pytest.approx(betas[0], rel=1e-12), "1 - alpha_bar_1 is beta_1, without cancellation"
 
 
 @pytest.mark.parametrize("steps", [50, 1000, 4000])
 def test_cosine_is_nichol_and_dhariwals(steps):
-    def f(t):
-        return np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-
-    t = np.arange(steps + 1)
+    t = np.arange(steps)
+    f = np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     alpha_bar = cosine(steps).signal.numpy() ** 2
-    betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
-    unclipped = 1 - f(t[1:]) / f(t[:-1]) < 0.999
-    assert np.abs(alpha_bar[:-1] - f(t[:-1]) / f(0)).max() < 1e-12
-    assert unclipped.sum() == steps - 1 and not unclipped[-1], "only the last beta is cut"
-    assert betas[-1] == pytest.approx(0.999)
+    assert np.abs(alpha_bar[:-1] - f / f[0]).max() < 1e-12, "only the last beta is cut"
+    assert alpha_bar[-1] / alpha_bar[-2] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("steps", [1000, 4000])
+def test_jsd_loses_an_equal_share_of_the_signal_at_every_step(steps):
+    alpha_bar = jsd(steps).signal.numpy() ** 2
+    assert np.abs(alpha_bar[:-1] - (1 - np.arange(steps) / steps)).max() < 1e-10
+    assert alpha_bar[-1] == pytest.approx(1e-3 / steps), "the last beta would be 1, and is cut at 0.999"
+
+
+@pytest.mark.parametrize("steps", [2, 1000, 4000])
+def test_geometric_grows_in_equal_ratios(steps):
+    signal, noise = (number.numpy() for number in geometric(steps))
+    expected = 0.01 * 5000 ** (np.arange(steps) / (steps - 1))
+    assert np.abs(noise[1:] / expected - 1).max() < 1e-10 and noise[0] == 0 and (signal == 1).all()
+    assert np.ptp(noise[2:] / noise[1:-1]) < 1e-10
 
 
 def test_rescaling_keeps_the_last_picture_and_is_a_choice():
@@ -53,9 +118,30 @@ def test_rescaling_keeps_the_last_picture_and_is_a_choice():
     assert linear(100, rescale=False).signal[-1] ** 2 == pytest.approx(np.prod(1 - np.linspace(1e-4, 0.02, 100)))
 
 
-def test_one_step_is_a_chain():
-    for schedule in (linear(1, rescale=False), cosine(1)):
-        assert torch.isfinite(torch.stack(schedule)).all() and len(schedule.signal) == 2
+@pytest.mark.parametrize("steps", [1, 2])
+def test_one_step_is_a_chain(steps):
+    for schedule in (*(f(steps, rescale=False) for f in BETAS), cosine(steps), jsd(steps), geometric(steps)):
+        assert torch.isfinite(torch.stack(schedule)).all() and len(schedule.signal) == len(schedule.noise) == steps + 1
+        assert (schedule.noise[1:] > 0).all() and (schedule.signal > 0).all()
+    assert geometric(1).noise[1] == 50 and jsd(1).signal[1] ** 2 == pytest.approx(1e-3)
+
+
+def test_a_schedule_that_ends_in_signal_warns_with_the_figure(caplog):
+    with caplog.at_level(logging.WARNING):
+        ForwardProcess(linear(100, rescale=False))
+    (record,) = caplog.records
+    assert "t = 100" in record.message and "alpha_bar = 0.36" in record.message
+    assert np.prod(1 - np.linspace(1e-4, 0.02, 100)) == pytest.approx(0.36, abs=0.005)
+    caplog.clear()
+    ForwardProcess(geometric(high=10.0))  # the share of signal is 1 / 101
+    assert "alpha_bar = 0.0099 is above 1e-3" in caplog.text
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_one_that_ends_in_noise_does_not_warn(name, caplog):
+    with caplog.at_level(logging.WARNING):
+        ForwardProcess(SCHEDULES[name])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, float("nan")])
@@ -65,9 +151,29 @@ def test_a_beta_outside_0_1_is_refused(beta):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "told"),
-    [({"steps": 0}, "steps"), ({"start": 0.0}, "start"), ({"end": 1.0}, "end"), ({"steps": 10}, "steps=21")],
+    ("function", "kwargs", "told"),
+    [
+        *[(function, {"steps": 0}, r"steps.*got 0") for function in (*BETAS, cosine, jsd, geometric)],
+        *[(function, {"start": 0.0}, r"^start.*got 0\b") for function in (linear, quadratic, sigmoid, warmup)],
+        *[(function, {"end": 1.0}, r"^end.*got 1\b") for function in (linear, quadratic, sigmoid, warmup)],
+        *[(function, {"steps": 10}, r"steps=21") for function in BETAS],
+        (linear, {"steps": 20}, r"^end=0\.02 rescaled to 20 steps"),
+        (constant, {"beta": -0.1}, r"^beta.*got -0\.1"),
+        (sigmoid, {"width": 0.0}, r"^width.*got 0\b"),
+        (sigmoid, {"width": float("nan")}, "^width"),
+        (warmup, {"share": 1.1}, r"^share.*got 1\.1"),
+        (cosine, {"offset": -0.1}, r"^offset.*got -0\.1"),
+        (cosine, {"max_beta": 1.0}, r"^max_beta.*got 1\b"),
+        (jsd, {"max_beta": 0.0}, r"^max_beta.*got 0\b"),
+        (geometric, {"low": 60.0}, r"^low.*high=50.*got 60"),
+        (geometric, {"low": 0.0}, r"^low.*got 0\b"),
+        (geometric, {"high": float("inf")}, "^low.*high=inf"),
+    ],
 )
-def test_ends_that_cannot_be_are_refused_by_name(kwargs, told):
+def test_what_cannot_be_is_refused_by_name(function, kwargs, told):
     with pytest.raises(ValueError, match=told):
-        linear(**kwargs)
+        function(**kwargs)
+
+
+def test_the_least_number_of_steps_that_is_offered_works():
+    assert torch.isfinite(linear(21).signal).all()

@@ -1,0 +1,113 @@
+"""Variances of a reverse step: their limits, and the optimum of a Gaussian."""
+
+import pytest
+import torch
+
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.schedules import cosine, geometric, linear
+from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedDiagonal, LearnedRange
+
+SCHEDULES = {
+    "linear": lambda steps: linear(steps, rescale=False),
+    "cosine": cosine,
+    "geometric": geometric,
+}
+EVERY_SCHEDULE = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+VARIANCES = {
+    "beta": lambda mse: Beta(),
+    "beta_tilde": lambda mse: BetaTilde(),
+    "range": lambda mse: LearnedRange(),
+    "diagonal": lambda mse: LearnedDiagonal(),
+    "analytic": Analytic,
+}
+
+
+def pairs(steps):
+    return torch.tensor([(t, s) for t in range(1, steps + 1) for s in range(t)]).T
+
+
+def gaussian_mse(process, covariance):
+    """Of E[x_0 | x_t] for x_0 ~ N(0, covariance), for every t: precisions add."""
+    signal, noise = process.table[:, 0], process.table[:, 1]
+    return 1 / (1 / covariance + signal**2 / noise**2)
+
+
+@EVERY_SCHEDULE
+@pytest.mark.parametrize("steps", [1, 2, 3, 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_every_pair_has_a_finite_log_variance(variance, dtype, steps, schedule):
+    process, (t, s) = ForwardProcess(schedule(steps)), pairs(steps)
+    x_t, spread = torch.randn(2, len(t), 1, 2, 2, dtype=dtype)
+    log_var = VARIANCES[variance](gaussian_mse(process, 0.25)).log_var(process, spread, x_t, t, s)
+    assert log_var.dtype == dtype and torch.isfinite(log_var).all()
+    assert torch.broadcast_shapes(log_var.shape, x_t.shape) == x_t.shape
+    assert torch.isfinite(log_var.neg().exp()).all() and (log_var.exp() > 0).all()
+
+
+def test_a_network_is_asked_for_the_spread_only_where_it_is_learned():
+    assert [VARIANCES[name](None).outputs for name in VARIANCES] == [1, 1, 2, 2, 1]
+
+
+@EVERY_SCHEDULE
+def test_beta_and_beta_tilde_are_the_upper_and_the_lower_bound(schedule):
+    process = ForwardProcess(schedule(30))
+    t, s = pairs(30)
+    upper, lower = (variance.log_var(process, None, process.table[t], t, s)[:, 0] for variance in (Beta(), BetaTilde()))
+    inside = s > 0
+    torch.testing.assert_close(upper[inside].exp(), process.beta(t, s)[inside])
+    torch.testing.assert_close(lower[inside].exp(), process.beta_tilde(t, s)[inside])
+    assert (lower < upper)[inside].all()
+    assert torch.equal(upper[~inside], lower[~inside]), "the step to the data takes beta tilde"
+
+
+def test_beta_is_that_of_the_papers_on_the_full_chain():
+    process, t = ForwardProcess(linear()), torch.arange(2, 1001)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha_bar = (1 - betas).cumprod(0)
+    like = torch.zeros(999, 1, dtype=torch.float64)
+    upper, lower = (variance.log_var(process, None, like, t, t - 1)[:, 0].exp() for variance in (Beta(), BetaTilde()))
+    torch.testing.assert_close(upper, betas[1:], rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        lower, betas[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:]), rtol=1e-8, atol=0
+    )  # Ho et al., eq. 7
+
+
+@EVERY_SCHEDULE
+def test_a_learned_range_has_the_bounds_at_its_ends_and_goes_on_beyond(schedule):
+    process, (t, s) = ForwardProcess(schedule(30)), pairs(30)
+    x_t = torch.randn(len(t), 3, dtype=torch.float64)
+    high, low = process.beta(t, s).log()[:, None], process.log_beta_tilde(t, s)[:, None]
+    for spread, expected in ((1, high), (-1, low), (0, (high + low) / 2), (3, 2 * high - low), (-3, 2 * low - high)):
+        found = LearnedRange().log_var(process, torch.full_like(x_t, spread), x_t, t, s)
+        torch.testing.assert_close(found, expected.expand_as(x_t))
+
+
+@EVERY_SCHEDULE
+def test_a_learned_diagonal_scales_the_upper_bound_in_each_dimension(schedule):
+    process, (t, s) = ForwardProcess(schedule(30)), pairs(30)
+    spread = torch.randn(len(t), 3, dtype=torch.float64)
+    found = LearnedDiagonal().log_var(process, spread, spread, t, s)
+    torch.testing.assert_close(found.exp(), process.beta(t, s)[:, None] * spread.exp())
+
+
+@EVERY_SCHEDULE
+@pytest.mark.parametrize("std", [0.05, 0.5, 1.0, 2.0])
+def test_analytic_is_the_variance_of_a_gaussians_reverse_step(schedule, std):
+    process, (t, s) = ForwardProcess(schedule(30)), pairs(30)
+    found = Analytic(gaussian_mse(process, std**2)).log_var(process, None, process.table[t], t, s)[:, 0].exp()
+    (signal_t, noise_t), (signal_s, noise_s) = process.table[t, :2].T, process.table[s, :2].T
+    # Kalman: x_s has variance p, and x_t = gain x_s + what the chain adds.
+    p, gain = signal_s**2 * std**2 + noise_s**2, signal_t / signal_s
+    added = noise_t**2 - gain**2 * noise_s**2
+    torch.testing.assert_close(found, p * added / (gain**2 * p + added), rtol=1e-9, atol=0)
+    assert (s == 0).any()
+
+
+def test_analytic_is_beta_for_unit_data_and_beta_tilde_for_a_single_point():
+    process, (t, s) = ForwardProcess(cosine(30)), pairs(30)
+    like = torch.zeros(len(t), 1, dtype=torch.float64)
+    unit, point = (Analytic(gaussian_mse(process, variance)).log_var(process, None, like, t, s)[:, 0].exp()
+                   for variance in (1.0, 1e-16))  # fmt: skip
+    torch.testing.assert_close(unit, process.beta(t, s), rtol=1e-9, atol=0)
+    torch.testing.assert_close(point, process.beta_tilde(t, s), rtol=0, atol=1e-12)
