@@ -9,7 +9,7 @@ from ddpm_lab.diffusion.guidance import ClassifierFree
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.schedules import cosine
-from ddpm_lab.diffusion.variances import BetaTilde
+from ddpm_lab.diffusion.variances import BetaTilde, LearnedRange
 from ddpm_lab.networks.unet import UNet
 
 COND = Condition(label=torch.tensor([0, 1, 2]))
@@ -34,6 +34,20 @@ def test_it_is_ho_and_salimans_in_eps():
     guided = plain.process.eps(x, ClassifierFree(plain, w=2.0)(x, T, COND).x0, T)
     torch.testing.assert_close(guided, 3 * given - 2 * absent)
     assert (given - absent).abs().max() > 1e-3
+
+
+def test_a_learned_variance_is_that_of_the_given_condition():
+    network = UNet((1, 8, 8), outputs=2, classes=3, channels=8, multipliers=(1,), blocks=1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    plain = Denoiser(network, ForwardProcess(cosine()), Eps(), LearnedRange(), knows_null=True)
+    x = torch.randn(3, 1, 8, 8)
+    given, absent = plain(x, T, COND), plain(x, T, COND.null())
+    guess = ClassifierFree(plain, w=2.0)(x, T, COND)
+    torch.testing.assert_close(guess.spread, given.spread)
+    assert (given.spread - absent.spread).abs().max() > 1e-3
+    torch.testing.assert_close(ClassifierFree(plain, w=2.0).reverse(guess, x, T, T - 1).log_var,
+                               plain.reverse(given, x, T, T - 1).log_var)  # fmt: skip
 
 
 def test_it_calls_the_network_once_with_twice_the_batch():

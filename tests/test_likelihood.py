@@ -172,8 +172,9 @@ def test_the_prior_term_is_what_the_last_picture_still_tells(process):
 
 
 def gaussian(process, variance, std=0.5):
-    numbers = torch.tensor([0.1, -0.2], dtype=torch.float64), torch.diag(
-        torch.tensor([std**2, 0.3], dtype=torch.float64)
+    numbers = (
+        torch.tensor([0.1, -0.2], dtype=torch.float64),
+        torch.diag(torch.tensor([std**2, 0.3], dtype=torch.float64)),
     )
     return GaussianDenoiser(process, variance, *numbers)
 
@@ -193,9 +194,7 @@ def test_terms_of_samples_average_to_the_exact_bound(variance, steps, process):
         assert term.bits.mean().item() == pytest.approx(one, abs=5 * error + 1e-12), term.t
         assert term.square_error.mean().item() == pytest.approx(denoiser.mse()[term.t].item(), rel=0.06)
     prior = prior_term(process, x0, torch.full((count,), 1000))
-    assert prior.mean().item() == pytest.approx(
-        expected["L_T"].item(), abs=5 * prior.std().item() / count**0.5 + 1e-12
-    )
+    assert prior.mean().item() == pytest.approx(expected["L_T"].item(), abs=5 * prior.std().item() / count**0.5 + 1e-12)
 
 
 @EVERY_PROCESS

@@ -64,16 +64,14 @@ def test_min_snr_is_5_as_in_the_paper_and_bounds_the_weight():
     process, draw = PROCESSES["cosine"], drawn(PROCESSES["cosine"])
     denoiser, x0 = wrong(process, draw, Eps())
     error = (x0 - draw.x0).square().flatten(1).mean(1)
-    assert (MinSnr()(denoiser, draw) / error).tolist() == pytest.approx(
-        process.log_snr(T).exp().clamp(max=5).tolist()
-    )
+    assert (MinSnr()(denoiser, draw) / error).tolist() == pytest.approx(process.log_snr(T).exp().clamp(max=5).tolist())
 
 
 @EVERY_PROCESS
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_simple_is_the_error_in_the_networks_own_terms(prediction, process):
     draw = drawn(process)
-    denoiser, x0 = wrong(process, draw, prediction)
+    denoiser, _ = wrong(process, draw, prediction)
     target = prediction.target(process, draw.x0, draw.eps, draw.x_t, T)
     expected = (denoiser.network.answer - target).square().flatten(1).mean(1)
     torch.testing.assert_close(Simple()(denoiser, draw), expected)
@@ -149,7 +147,9 @@ def test_losses_and_gradients_are_finite_in_float32_at_every_time(objective):
     denoiser = Denoiser(Says(torch.zeros(1000, 2, 2, 2)), process, Eps(), LearnedRange())
     losses = objective(denoiser, draw)
     losses.sum().backward()
-    assert losses.shape == (1000,) and torch.isfinite(losses).all() and torch.isfinite(denoiser.network.answer.grad).all()
+    assert (
+        losses.shape == (1000,) and torch.isfinite(losses).all() and torch.isfinite(denoiser.network.answer.grad).all()
+    )
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])

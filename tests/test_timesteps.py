@@ -1,0 +1,148 @@
+"""At which times training looks: the laws, and what importance sampling remembers, by brute force."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from conftest import composed, options
+from hydra.utils import instantiate
+
+from ddpm_lab.diffusion.timesteps import Importance, Stratified, Uniform
+
+CPU = torch.device("cpu")
+SAMPLERS = {name: instantiate(composed(f"timesteps={name}").timesteps) for name in options("timesteps")}
+
+
+class Remembers:
+    """Importance sampling with a list per time."""
+
+    def __init__(self, steps, history, uniform):
+        self.steps, self.history, self.uniform = steps, history, uniform
+        self.losses = [[] for _ in range(steps)]
+
+    def learn(self, t, losses):
+        for time, loss in zip(t.tolist(), losses.tolist(), strict=True):
+            self.losses[time - 1] = [*self.losses[time - 1], loss][-self.history :]
+
+    def law(self):
+        if any(len(row) < self.history for row in self.losses):
+            return np.full(self.steps, 1 / self.steps)
+        size = np.array([np.sqrt(np.mean(np.square(row))) for row in self.losses])
+        return (1 - self.uniform) * size / size.sum() + self.uniform / self.steps
+
+
+def taught(sampler, rounds, size=32, seed=0):
+    """What `rounds` batches teach, with losses that grow with t."""
+    stream = torch.Generator().manual_seed(seed)
+    for _ in range(rounds):
+        t = torch.randint(1, sampler.steps + 1, (size,), generator=stream)
+        sampler.learn(t, t * (1 + torch.rand(size, generator=stream)))
+    return sampler
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_times_are_1_to_the_last_and_as_yet_uniform_with_weight_1(name):
+    sampler = SAMPLERS[name](7)
+    t, weight = sampler(70_000, CPU)
+    assert t.dtype == torch.int64 and (weight == 1).all()
+    assert t.unique().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert (t.bincount()[1:] / 10_000).tolist() == pytest.approx([1] * 7, abs=0.06)
+
+
+@pytest.mark.parametrize("size", [1, 7, 10, 64])
+def test_stratified_times_fill_equal_strata_evenly(size):
+    seen = torch.zeros(11, dtype=torch.int64)
+    for _ in range(2000):
+        t, _ = Stratified(10)(size, CPU)
+        counts = t.bincount(minlength=11)
+        seen += counts
+        # So many places at equal strides fall into a stratum; none has one more than it must.
+        assert set(counts[1:].tolist()) <= {size // 10, -(-size // 10)}
+    assert (seen[1:] / (200 * size)).tolist() == pytest.approx([1] * 10, abs=0.3 if size == 1 else 0.15)
+
+
+def test_stratified_batches_vary_less():
+    def spread(sampler):
+        return torch.stack([sampler(64, CPU)[0].double().square().mean() for _ in range(300)]).std().item()
+
+    # Of t^2: sqrt(4 / 45) T^2 / 8 from 64 independent times; of one offset, T^2 / (64 sqrt(12)).
+    assert spread(Uniform(1000)) == pytest.approx(37_268, rel=0.15)
+    assert spread(Stratified(1000)) == pytest.approx(4_511, rel=0.15)
+
+
+@pytest.mark.parametrize("size", [1, 3, 32, 500])
+def test_importance_remembers_the_newest_losses_of_each_time(size):
+    ours, theirs = Importance(5, history=4, uniform=0.01), Remembers(5, 4, 0.01)
+    for seed in range(20):
+        taught(ours, 2, size, seed), taught(theirs, 2, size, seed)
+        np.testing.assert_allclose(ours.law().numpy(), theirs.law(), rtol=1e-12)
+        for row, kept in zip(ours.losses[1:], theirs.losses, strict=True):
+            assert sorted(row[row > 0].tolist()) == pytest.approx(sorted(kept))
+    assert size < 32 or ours.law()[4] > 4 * ours.law()[0]
+
+
+def test_its_weights_undo_its_law():
+    sampler = taught(Importance(20), 60)
+    t, weight = sampler(400_000, CPU)
+    law = sampler.law()
+    torch.testing.assert_close((t.bincount()[1:] / len(t)).double(), law, rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(weight, (1 / (20 * law[t - 1])).float())
+    wanted = torch.arange(1, 21).square().float().mean().item()
+    assert (weight * t**2).mean().item() == pytest.approx(wanted, rel=0.01)
+    assert (t**2).float().mean().item() > 1.2 * wanted, "the slip of leaving them out would be seen"
+
+
+def test_it_is_uniform_until_every_time_has_been_heard_often_enough():
+    sampler = Importance(3, history=2)
+    sampler.learn(torch.tensor([1, 1, 1, 2, 2, 3]), torch.arange(1.0, 7.0))
+    assert sampler.law().tolist() == [1 / 3] * 3
+    sampler.learn(torch.tensor([3]), torch.tensor([1.0]))
+    assert sampler.law()[1] > 0.38
+
+
+def test_losses_of_nothing_leave_it_uniform():
+    sampler = Importance(3, history=1)
+    sampler.learn(torch.arange(1, 4), torch.zeros(3))
+    assert sampler.law().tolist() == [1 / 3] * 3
+
+
+def test_it_goes_on_from_a_checkpoint():
+    whole, first = taught(Importance(5, 4), 30, seed=1), taught(Importance(5, 4), 30, seed=1)
+    saved = io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    resumed = Importance(5, 4)
+    resumed.load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
+    taught(whole, 3, seed=2), taught(resumed, 3, seed=2)
+    assert torch.equal(whole.losses, resumed.losses) and torch.equal(whole.law(), resumed.law())
+
+
+def _rank(rank, batches, folder):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
+    sampler = Importance(5, 4)
+    for t, losses in batches[rank]:
+        sampler.learn(t, losses)
+    torch.save(sampler.state_dict(), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_learn_from_each_other_and_agree(tmp_path):
+    stream = torch.Generator().manual_seed(0)
+    batches = [[(torch.randint(1, 6, (8,), generator=stream), torch.rand(8, generator=stream)) for _ in range(6)]
+               for _ in range(2)]  # fmt: skip
+    multiprocessing.spawn(_rank, (batches, tmp_path), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(one["losses"], two["losses"]) and torch.equal(one["heard"], two["heard"])
+    alone = Importance(5, 4)
+    for pair in zip(*batches, strict=True):
+        alone.learn(*(torch.cat(both) for both in zip(*pair, strict=True)))
+    assert torch.equal(alone.losses, one["losses"])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "told"), [({"history": 0}, "history must"), ({"uniform": 0.0}, "share"), ({"uniform": 1.5}, "share")]
+)
+def test_what_cannot_be_is_refused_by_name(kwargs, told):
+    with pytest.raises(ValueError, match=told):
+        Importance(10, **kwargs)
