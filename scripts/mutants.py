@@ -1,0 +1,272 @@
+"""Seeds known slips, one at a time, into a copy of the code, and shows that the tests catch every one.
+
+python scripts/mutants.py            # all; writes docs/mutants.md
+python scripts/mutants.py eta clip   # those whose name holds one of the words; writes nothing
+
+Ends with status 1 if one survives, or breaks the code instead of making it wrong.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "docs" / "mutants.md"
+BROKEN = ("NameError", "AttributeError", "SyntaxError", "ImportError", "TypeError", "IndentationError")
+
+
+class Mutant(NamedTuple):
+    """A slip: in `file` of the package `old`, which occurs once, becomes `new`; `tests` must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    # The forward process and its schedules
+    Mutant("alpha_bar x_0, not its root", "diffusion/process.py",
+           "return per_pixel(signal, x0) * x0", "return per_pixel(signal**2, x0) * x0", "process"),
+    Mutant("(1 - alpha_bar) eps, not its root", "diffusion/schedules.py",
+           "(-torch.expm1(log_alpha_bar)).sqrt()", "-torch.expm1(log_alpha_bar)", "schedules"),
+    Mutant("the table of betas is off by one", "diffusion/schedules.py",
+           "torch.log1p(-betas).cumsum(0)", "torch.log1p(-betas).roll(1).cumsum(0)", "schedules"),
+    Mutant("cosine: beta not cut", "diffusion/schedules.py",
+           "(1 - f[1:] / f[:-1]).clamp(max=_cut(max_beta))", "(1 - f[1:] / f[:-1]).clamp(max=1 - 1e-15)", "schedules"),
+    Mutant("cosine: beta cut at the wrong end", "diffusion/schedules.py",
+           "(1 - f[1:] / f[:-1]).clamp(max=_cut(max_beta))",
+           "(1 - f[1:] / f[:-1]).clamp(1 - max_beta, 0.9999)", "schedules"),
+    Mutant("cosine: not divided by f(0)", "diffusion/schedules.py",
+           "return from_betas((1 - f[1:] / f[:-1])", "f[0] = 1\n    return from_betas((1 - f[1:] / f[:-1])",
+           "schedules"),
+    Mutant("ends not rescaled when T changes", "diffusion/schedules.py",
+           "scale = 1000 / steps if rescale else 1.0", "scale = 1.0", "schedules"),
+    Mutant("quadratic: beta linear, not its root", "diffusion/schedules.py",
+           "_line(steps, low**0.5, high**0.5) ** 2", "_line(steps, low, high)", "schedules"),
+    Mutant("beta for beta tilde", "diffusion/process.py",
+           "return self.beta(t, s) * (noise_s / noise_t) ** 2", "return self.beta(t, s)", "process variances"),
+    Mutant("a floor for log beta tilde at the data", "diffusion/process.py",
+           "return value.log()", "return self.beta_tilde(t, s).clamp(min=1e-20).log()", "process"),
+    Mutant("beta of the full chain on a strided one", "diffusion/process.py",
+           "self.log_snr(t) - self.log_snr(s))", "self.log_snr(t) - self.log_snr(t - 1))", "process"),
+    Mutant("posterior: signal of t for that of s", "diffusion/process.py",
+           "return self.scales(s)[0] * self.beta(t, s)", "return self.scales(t)[0] * self.beta(t, s)", "process"),
+    Mutant("posterior: root of the ratio of variances", "diffusion/process.py",
+           "signal_t / signal_s * (noise_s / noise_t) ** 2", "signal_t / signal_s * (noise_s / noise_t)", "process"),
+    Mutant("an exploding chain begins at variance 1", "diffusion/process.py",
+           "return per_pixel(self.scale(t), z) * z", "return z", "process"),
+    Mutant("score divided by the variance, not eps by its root", "diffusion/process.py",
+           "per_pixel(signal / noise**2, x_t) * x0 - per_pixel(noise**-2, x_t) * x_t",
+           "per_pixel(signal / noise, x_t) * x0 - per_pixel(noise**-1, x_t) * x_t", "process"),
+    # What the network is asked and told
+    Mutant("v with the wrong sign", "diffusion/predictions.py",
+           "per_pixel(signal / scale, x0) * eps - per_pixel(noise / scale, x0) * x0",
+           "per_pixel(noise / scale, x0) * x0 - per_pixel(signal / scale, x0) * eps", "predictions"),
+    Mutant("mean: x_t's share not taken off", "diffusion/predictions.py",
+           "rest = answer - per_pixel(process.from_x_t(t, t - 1), x_t) * x_t", "rest = answer", "predictions"),
+    Mutant("score: not divided by the noise", "diffusion/predictions.py",
+           "return -eps / per_pixel(process.scales(t)[1], eps)", "return -eps", "predictions"),
+    Mutant("the network hears the index, not the time", "diffusion/denoiser.py",
+           "t * (1000 / self.process.steps), cond", "t, cond", "denoiser"),
+    Mutant("the network's time is off by one", "diffusion/denoiser.py",
+           "t * (1000 / self.process.steps), cond", "(t - 1) * (1000 / self.process.steps), cond", "denoiser"),
+    Mutant("exploding x_t not scaled for the network", "diffusion/denoiser.py",
+           "x = x_t / per_pixel(self.process.scale(t), x_t)", "x = x_t", "denoiser"),
+    Mutant("halves of the network's answer swapped", "diffusion/denoiser.py",
+           "said[:, :width], said[:, width:] if", "said[:, -width:], said[:, :-width] if", "denoiser"),
+    # Variances
+    Mutant("learned v read from [0, 1]", "diffusion/variances.py",
+           "per_pixel((high + low) / 2, like) + per_pixel((high - low) / 2, like) * spread",
+           "per_pixel(low, like) + per_pixel(high - low, like) * spread", "variances"),
+    Mutant("learned v clamped", "diffusion/variances.py",
+           "per_pixel((high - low) / 2, like) * spread", "per_pixel((high - low) / 2, like) * spread.clamp(-1, 1)",
+           "variances"),
+    Mutant("ends of the learned range swapped", "diffusion/variances.py",
+           "high, low = process.beta(t, s).log(), process.log_beta_tilde(t, s)",
+           "low, high = process.beta(t, s).log(), process.log_beta_tilde(t, s)", "variances"),
+    Mutant("beta in the step to the data", "diffusion/variances.py",
+           "torch.where(s == 0, process.log_beta_tilde(t, s), process.beta(t, s).log())", "process.beta(t, s).log()",
+           "variances"),
+    Mutant("analytic variance: coefficient not squared", "diffusion/variances.py",
+           "process.from_x0(t, s) ** 2 * mse", "process.from_x0(t, s) * mse", "variances"),
+    # Objectives and times
+    Mutant("lambda on one term, without T", "diffusion/objectives.py",
+           "return denoiser.process.steps * term", "return term", "objectives"),
+    Mutant("the bound's gradient reaches the mean", "diffusion/objectives.py",
+           "answer._replace(own=answer.own.detach()) if frozen else answer", "answer", "objectives"),
+    Mutant("sum over pixels for mean", "diffusion/objectives.py",
+           "(answer.own - target).square().flatten(1).mean(1)", "(answer.own - target).square().flatten(1).sum(1)",
+           "objectives"),
+    Mutant("min-SNR: the larger for the smaller", "diffusion/objectives.py",
+           "clamp(max=self.gamma)", "clamp(min=self.gamma)", "objectives"),
+    Mutant("weights of x_0 on errors of eps", "diffusion/objectives.py",
+           "denoiser.prediction.gain(denoiser.process, draw.t) ** 2 * self.weight",
+           "self.weight", "objectives"),
+    Mutant("importance: weights left out", "diffusion/timesteps.py",
+           "(1 / (self.steps * law[t])).float()", "torch.ones_like(law[t]).float()", "timesteps"),
+    Mutant("importance: first moment for second", "diffusion/timesteps.py",
+           ".square().mean(1).sqrt()", ".mean(1)", "timesteps"),
+    Mutant("importance: ranks learn alone", "diffusion/timesteps.py",
+           "and torch.distributed.is_initialized()", "and False", "timesteps"),
+    Mutant("stratified: no random offset", "diffusion/timesteps.py",
+           "torch.rand(1, dtype=torch.float64, device=device) +", "", "timesteps"),
+    # The bound
+    Mutant("nats for bits", "diffusion/likelihood.py",
+           "return nats.flatten(1).mean(1) / math.log(2)", "return nats.flatten(1).mean(1)", "likelihood"),
+    Mutant("bits of a picture for bits of a dimension", "diffusion/likelihood.py",
+           "nats.flatten(1).mean(1)", "nats.flatten(1).sum(1)", "likelihood"),
+    Mutant("L_0 with the wrong sign", "diffusion/likelihood.py", "-decoder, kl))", "decoder, kl))", "likelihood"),
+    Mutant("KL the wrong way round", "diffusion/likelihood.py",
+           "denoiser.process.posterior(x0, x_t, t, s).kl(reverse)",
+           "reverse.kl(denoiser.process.posterior(x0, x_t, t, s))", "likelihood"),
+    Mutant("L_T against N(0, 1) where variance explodes", "diffusion/likelihood.py",
+           "2 * process.scale(t).log()", "0 * process.scale(t)", "likelihood"),
+    Mutant("256 bins for 255", "diffusion/likelihood.py",
+           "bin_width: float | None = 2 / 255,", "bin_width: float | None = 2 / 256,", "evaluation"),
+    Mutant("edges of the decoder not open", "diffusion/gaussian.py",
+           "first, last = x < -1 + width / 2, x > 1 - width / 2",
+           "first, last = x < -9 + width / 2, x > 9 - width / 2", "likelihood"),
+    Mutant("a floor of 1e-12 in the decoder", "diffusion/gaussian.py",
+           "mass = high + torch.where(gap > split, near, far)",
+           "mass = (torch.special.ndtr(z + half) - torch.special.ndtr(z - half)).clamp(min=1e-12).log()", "likelihood"),
+    Mutant("the cdf by tanh in the decoder", "diffusion/gaussian.py",
+           "mass = high + torch.where(gap > split, near, far)",
+           "cdf = [(1 + torch.tanh((2 / math.pi) ** 0.5 * (y + 0.044715 * y**3))) / 2 for y in (z + half, z - half)]\n"
+           "        mass = (cdf[0] - cdf[1]).log()", "likelihood"),
+    Mutant("flips in NLL", "evaluation/likelihood.py",
+           "bound_terms(denoiser, pictures.x0,", "bound_terms(denoiser, pictures.x0.flip(-1),", "evaluation"),
+    # Samplers
+    Mutant("noise in the last step", "diffusion/samplers.py",
+           "return reverse.mean if step.last else reverse.at(noise(step.x_t))",
+           "return reverse.at(noise(step.x_t))", "samplers"),
+    Mutant("chains end at t = 1", "diffusion/spacings.py",
+           "return [*reversed(SPACINGS[spacing](last, last if steps is None else steps)), 0]",
+           "return [*reversed(SPACINGS[spacing](last, last if steps is None else steps))]", "samplers"),
+    Mutant("uniform chains do not begin at T", "diffusion/spacings.py",
+           "return [int(last - i * stride + 0.5)", "return [int(last - i * stride - 0.5) or 1", "samplers"),
+    Mutant("s = t - T / K whatever the spacing", "diffusion/samplers.py",
+           "for t, s in pairwise(self.times(denoiser.process.steps)):",
+           "times = self.times(denoiser.process.steps)\n        stride = times[0] // (len(times) - 1)\n"
+           "        for t, s in [(t, max(t - stride, 0)) for t in times[:-1]]:", "samplers"),
+    Mutant("x_0 clipped, eps kept", "diffusion/samplers.py",
+           "eps = process.eps(x_t, step.guess.x0, t)", "eps = process.eps(x_t, denoiser(x_t, t, cond).x0, t)",
+           "samplers"),
+    Mutant("eta for its square", "diffusion/samplers.py",
+           "variance = self.eta**2 * process", "variance = self.eta * process", "samplers"),
+    Mutant("sigma hat in the mean", "diffusion/samplers.py",
+           "kept = (level**2 - variance)", "kept = (level**2 - (process.beta(t, s) if self.hat else variance))",
+           "samplers"),
+    Mutant("heun without its second evaluation", "diffusion/solvers.py",
+           "mean = (eps + end) / 2", "mean = eps", "samplers"),
+    Mutant("dpm_solver: ratio of steps upside down", "diffusion/solvers.py",
+           "ratio / 2", "1 / ratio / 2", "samplers"),
+    Mutant("dpm_solver: log SNR for its half", "diffusion/solvers.py",
+           "torch.expm1(0.5 * (process", "torch.expm1(1.0 * (process", "samplers"),
+    Mutant("langevin: root of a, not of 2 a", "diffusion/langevin.py", "(2 * step).sqrt()", "step.sqrt()", "samplers"),
+    Mutant("dynamic threshold below the bound", "diffusion/samplers.py",
+           ".values.clamp(min=self.clip)", ".values", "samplers"),
+    Mutant("encoding is an ordinary step", "diffusion/samplers.py", "max(s, 1), t))", "max(t, 1), t))", "samplers"),
+    Mutant("density: log volume with the wrong sign", "diffusion/flow.py",
+           "log_prior.sum(1) + log_volume", "log_prior.sum(1) - log_volume", "evaluation"),
+    # Guidance, EMA, sampling
+    Mutant("guidance: scale for w", "diffusion/guidance.py",
+           "given + self.w * (given - absent)", "absent + self.w * (given - absent)", "guidance"),
+    Mutant("clipping before guidance", "diffusion/guidance.py",
+           "given, absent = both.x0.chunk(2)", "given, absent = both.x0.clamp(-1, 1).chunk(2)", "guidance"),
+    Mutant("the null's variance under guidance", "diffusion/guidance.py",
+           "both.spread.chunk(2)[0]", "both.spread.chunk(2)[1]", "guidance"),
+    Mutant("labels dropped at sampling", "systems/diffusion.py",
+           'self.conditioner({"label": labels.to(self.device)})',
+           'self.conditioner({"label": labels.to(self.device)}).drop(self.conditioner.dropout)', "system"),
+    Mutant("dropout of the network at sampling", "systems/diffusion.py", "denoiser.eval()", "pass", "system"),
+    Mutant("EMA per micro-batch", "callbacks/ema.py",
+           "if trainer.global_step == self.updates:", "if trainer.global_step < 0:", "system"),
+    Mutant("EMA begins at zero", "callbacks/ema.py",
+           "self._averages = [parameter.data for", "self._averages = [parameter.data.zero_() for", "system"),
+    Mutant("EMA not used for sampling", "callbacks/ema.py",
+           'return ("ema", averages[0]) if averages else ("raw", system.denoiser)', 'return "raw", system.denoiser',
+           "system"),
+]  # fmt: skip
+
+
+class Verdict(NamedTuple):
+    outcome: str
+    """caught, SURVIVED or BROKEN"""
+    by: str
+    """The first test that failed"""
+
+
+def seed(mutant: Mutant, package: Path) -> None:
+    """Writes the slip into `package`. Raises ValueError unless its text occurs once."""
+    file = package / mutant.file
+    text = file.read_text()
+    if (count := text.count(mutant.old)) != 1:
+        raise ValueError(f"{mutant.name}: its text occurs {count} times in {mutant.file}, and must occur once")
+    file.write_text(text.replace(mutant.old, mutant.new))
+
+
+def check(mutant: Mutant | None, tests: str) -> Verdict:
+    """The tests on a copy of the code; None: the code as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("src", "tests", "configs", "pyproject.toml"):
+            source = ROOT / name
+            shutil.copytree(source, copy / name) if source.is_dir() else shutil.copy(source, copy / name)
+        if mutant is not None:
+            seed(mutant, copy / "src" / "ddpm_lab")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not slow", "--tb=short",
+             *(f"tests/test_{name}.py" for name in tests.split())],
+            cwd=copy, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    if done.returncode == 0:
+        return Verdict("SURVIVED", "")
+    raised = re.findall(r"^E\s+(?:\w+\.)*(\w+Error)\b", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) tests/([^ [\n]+)", done.stdout, re.MULTILINE)
+    if done.returncode not in (1, 2) or not failed or any(error in BROKEN for error in raised):
+        return Verdict("BROKEN", done.stdout[-600:] + done.stderr[-600:])
+    return Verdict("caught", failed[0])
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    tests = " ".join(sorted({name for mutant in chosen for name in mutant.tests.split()}))
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(chosen) + 1, unit="slip") as bar:
+        jobs = [pool.submit(check, None, tests)]
+        jobs += [pool.submit(check, mutant, mutant.tests) for mutant in chosen]
+        for job in jobs:
+            job.add_done_callback(lambda _: bar.update())
+        whole, *verdicts = [job.result() for job in jobs]
+    if whole.outcome != "SURVIVED":
+        sys.exit(f"error: the tests fail without any slip: {whole.by}")
+    for mutant, verdict in zip(chosen, verdicts, strict=True):
+        print(f"{verdict.outcome:8}  {mutant.name}  {verdict.by}")
+    caught = sum(verdict.outcome == "caught" for verdict in verdicts)
+    print(f"{caught} of {len(chosen)} caught")
+    if not words:
+        rows = [f"| {mutant.name} | `{mutant.file}` | {verdict.outcome} | `{verdict.by}` |"
+                for mutant, verdict in zip(chosen, verdicts, strict=True)]  # fmt: skip
+        REPORT.write_text("\n".join([
+            "# Known slips, and the tests that catch them", "",
+            "`python scripts/mutants.py` seeds each into a copy of the code and runs the tests that should notice;",
+            f"on the code as it is they pass. {caught} of {len(chosen)} are caught.", "",
+            "| slip | in | outcome | first test that failed |", "|---|---|---|---|", *rows, "",
+        ]))  # fmt: skip
+        print(f"saved in {REPORT.relative_to(ROOT)}")
+    sys.exit(caught < len(chosen))
+
+
+if __name__ == "__main__":
+    main()
