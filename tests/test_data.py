@@ -35,6 +35,12 @@ def test_a_batch_is_in_minus_1_to_1():
     assert made["x0"].flatten().tolist() == [1, -1] and "label" not in made
 
 
+def test_the_width_of_a_bin_is_the_distance_of_neighbouring_bytes():
+    data = digits()
+    x0 = Images(torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1), None).x0.flatten()
+    torch.testing.assert_close(x0.diff(), torch.full((255,), data.bin_width))
+
+
 def test_an_epoch_shows_each_picture_once_in_another_order_each_time():
     stream = iter(Batches(numbered(), batch_size=5, flip=False, seed=0))
     epochs = [torch.cat([next(stream)["label"], next(stream)["label"]]).tolist() for _ in range(3)]

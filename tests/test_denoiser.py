@@ -11,6 +11,8 @@ from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.schedules import cosine, geometric
 from ddpm_lab.diffusion.variances import BetaTilde, LearnedRange
 
+FIXED, EPS = BetaTilde(), Eps()
+
 
 class Listens(nn.Module):
     """Remembers what it heard, and answers with channels of 0, 1, 2, ..."""
@@ -24,7 +26,7 @@ class Listens(nn.Module):
         return torch.arange(float(self.channels)).view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])
 
 
-def heard(schedule, t, x_t, channels=2, variance=BetaTilde(), prediction=Eps()):
+def heard(schedule, t, x_t, channels=2, variance=FIXED, prediction=EPS):
     network = Listens(channels)
     return network, Denoiser(network, ForwardProcess(schedule), prediction, variance)(x_t, t, Condition())
 

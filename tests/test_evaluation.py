@@ -62,7 +62,14 @@ def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
     result = assess_likelihood(made, made.denoiser, data, steps=8, batch_size=4, **options)
     x0, cond = data.test.x0[:6], made.condition(data.test.labels[:6])
     terms = list(
-        bound_terms(made.denoiser.eval(), x0, stops(40, 8, "uniform"), cond=cond, noise=SampleNoise(3, range(6)))
+        bound_terms(
+            made.denoiser.eval(),
+            x0,
+            stops(40, 8, "uniform"),
+            bin_width=2 / 255,
+            cond=cond,
+            noise=SampleNoise(3, range(6)),
+        )
     )
     bits = torch.stack([term.bits for term in terms])
     prior = prior_term(made.denoiser.process, x0.double(), torch.full((6,), 40))

@@ -236,7 +236,7 @@ def test_bits_are_of_guesses_within_the_bound():
     process = PROCESSES["cosine"]
     denoiser = Guesses(process, BetaTilde(), torch.full((4, 1, 2, 2), 7.0), None)
     x0 = torch.full((4, 1, 2, 2), 0.8)
-    (clipped,) = list(bound_terms(denoiser, x0, [300, 0]))
-    (loose,) = list(bound_terms(denoiser, x0, [300, 0], clip=None))
+    (clipped,) = list(bound_terms(denoiser, x0, [300, 0], bin_width=WIDTH))
+    (loose,) = list(bound_terms(denoiser, x0, [300, 0], bin_width=WIDTH, clip=None))
     assert clipped.square_error.tolist() == pytest.approx([0.04] * 4) and clipped.bits.dtype == torch.float64
     assert loose.square_error.tolist() == pytest.approx([6.2**2] * 4) and (loose.bits > clipped.bits).all()

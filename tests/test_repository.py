@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import shlex
 
 import pytest
@@ -68,6 +69,12 @@ def documented():
 def test_documented_commands_compose(file, arguments):
     overrides = [word for word in shlex.split(arguments) if word != "-m"]
     composed(*[re.sub(r"^([\w.]+=)([^\[,]+),.*", r"\1\2", override) for override in overrides])
+
+
+def test_every_known_slip_can_still_be_made():
+    mutants = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))["MUTANTS"]
+    lost = [mutant.name for mutant in mutants if (PACKAGE / mutant.file).read_text().count(mutant.old) != 1]
+    assert lost == [] and len({mutant.name for mutant in mutants}) == len(mutants) >= 70
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_a_dynamic_threshold_scales_the_quantile_to_the_bound():
     bound = loose.abs().sort(1).values[:, 8:9].clamp(min=1)
     found = DDIM(clip=1.0, dynamic_threshold=0.9).guess(denoiser, x, t, Condition()).x0
     torch.testing.assert_close(found, loose.clamp(-bound, bound) / bound)
+    wide = loose.abs().max().item() + 1
+    assert torch.equal(DDIM(clip=wide, dynamic_threshold=0.9).guess(denoiser, x, t, Condition()).x0, loose)
 
 
 def test_slerp_keeps_the_length_between_its_ends():
@@ -244,6 +246,21 @@ def test_clipping_bounds_x0_and_what_follows_from_it():
     denoiser, x = GaussianDenoiser(LINEAR, BetaTilde(), mean=3.0), torch.randn(3, 1)
     assert DDIM(steps=10, clip=1.0)(denoiser, x).abs().max() <= 1.0
     assert DDIM(steps=10, clip=None)(denoiser, x).abs().max() > 2.0
+
+
+TWO = [600, 300, 0]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [DDPM(spacing=TWO), DDIM(spacing=TWO), DDIM(spacing=TWO, eta=1.0), Heun(spacing=TWO), DPMSolver(spacing=TWO)],
+)
+def test_what_follows_from_a_clipped_x0_is_as_if_it_had_been_guessed(sampler):
+    far, x = GaussianDenoiser(LINEAR, BetaTilde(), mean=30.0, std=0.1), torch.randn(3, 1, dtype=torch.float64)
+    at_bound = GaussianDenoiser(LINEAR, BetaTilde(), mean=1.0, std=0.0)
+    walks = [list(sampler.walk(denoiser, x, noise=torch.ones_like)) for denoiser in (far, at_bound)]
+    for (_, clipped), (_, wanted) in zip(*walks, strict=True):
+        torch.testing.assert_close(clipped, wanted)
 
 
 def test_a_samples_noise_does_not_depend_on_its_company():

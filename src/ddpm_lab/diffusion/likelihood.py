@@ -62,10 +62,10 @@ def bound_terms(
     x0: Tensor,
     times: Sequence[int],
     *,
+    bin_width: float | None,
     cond: Condition = Condition(),
     noise: Noise = torch.randn_like,
     clip: float | None = 1.0,
-    bin_width: float | None = 2 / 255,
 ) -> Iterator[Term]:
     """Each term of the chain `times` (from its first time to 0) at one draw of x_t for each picture x0, (B, ...).
 

@@ -33,7 +33,7 @@ def assess_likelihood(
 
     Raises UserError for data that was not rounded to 8 bits.
     """
-    if data.bin_width is None:
+    if system.bin_width is None:
         raise UserError("metrics=[nll] counts the bits of 8-bit pixels: its last term is the probability of a bin, "
                         "and points have no bins; try metrics=[density]")  # fmt: skip
     times = stops(denoiser.process.steps, steps, spacing)
@@ -72,7 +72,9 @@ def _terms(
     cond = system.condition(None if system.labels(1) is None else pictures.labels)
     terms = []
     with evaluating(denoiser):
-        for term in bound_terms(denoiser, pictures.x0, times, cond=cond, noise=noise, clip=clip):
+        for term in bound_terms(
+            denoiser, pictures.x0, times, bin_width=system.bin_width, cond=cond, noise=noise, clip=clip
+        ):
             terms.append(term)
             bar.update()
     first = torch.full((len(pictures.x0),), times[0], device=system.device)
