@@ -188,8 +188,8 @@ MUTANTS = [
     Mutant("encoding is an ordinary step", "diffusion/samplers.py", "max(s, 1), t))", "max(t, 1), t))", "samplers"),
     Mutant("density: log volume with the wrong sign", "diffusion/flow.py",
            "log_prior.sum(1) + log_volume", "log_prior.sum(1) - log_volume", "evaluation"),
-    Mutant("a finite set: weights of x_t / signal, not of x_t", "diffusion/exact.py",
-           "2 * signal * products", "2 * products", "exact"),
+    Mutant("a mixture: nearness of x_t / signal, not of x_t", "diffusion/exact.py",
+           "-0.5 * signal * gain", "-0.5 * gain", "exact"),
     # Guidance, EMA, sampling
     Mutant("guidance: scale for w", "diffusion/guidance.py",
            "given + self.w * (given - absent)", "absent + self.w * (given - absent)", "guidance"),

@@ -237,7 +237,7 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
         ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=1001"], "nll.steps must lie in 1..1000"),
         ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must lie in 1..1000"),
         ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val is not one of train, test"),
-        ("evaluate", ["run=RUN", "variance=learned_range"], "variance=LearnedRange must be learned, and this run was"),
+        ("evaluate", ["run=RUN", "variance=learned_range"], "variance=learned_range must be learned, and this run was"),
         ("evaluate", ["model=exact", "steps=[2000]"], "steps=[2000] must be numbers in 1..1000"),
         ("evaluate", ["model=exact", "covariance=[[1,2],[3,4]]"], "covariance=[[1, 2], [3, 4]] must be a symmetric"),
         ("sample", ["run=RUN", "mode=foo"], "mode=foo is not one of draw, encode, decode, interpolate, times"),

@@ -149,10 +149,9 @@ def test_the_flows_density_is_that_of_the_data_under_the_exact_denoiser(schedule
     times = stops(1000, 200, "quadratic_full")
     for label in (None, labels):
         # Where the chain begins, at x_1, the data are blurred by noise_1.
-        at_1 = torch.ones(len(points), dtype=torch.int64)
-        signal = process.scales(at_1)[0]
-        expected = denoiser.log_joint(signal[:, None] * points, at_1, Condition(label)).logsumexp(1) + 2 * signal.log()
-        expected = expected if label is None else expected + np.log(3)
+        signal, noise = process.table[1, :2].tolist()
+        blurred = data.mixture._replace(std=float(np.hypot(0.1, noise / signal)))
+        expected = MixtureDenoiser(process, BetaTilde(), blurred).log_prob(points, label)
         torch.testing.assert_close(log_prob(denoiser, points, times, Condition(label)), expected, rtol=0, atol=0.02)
         assert (expected - denoiser.log_prob(points, label)).abs().max() < 0.1
         assert expected.std() > 0.5

@@ -1,5 +1,6 @@
 """How a user's mistake is told: `error: group.key ...`, in a line or two."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,3 +20,8 @@ def naming(group: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise UserError(f"{group}.{error}") from error
+
+
+def choice(part: object) -> str:
+    """What the user typed to get `part`: LearnedRange -> learned_range, the name of its yaml file."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()

@@ -21,7 +21,9 @@ def evaluate_exact(config: DictConfig) -> None:
     quiet()
     at_least(config, {"count": 2, "seed": 0})
     process = ForwardProcess(build(config, "schedule"))
-    steps = list(config.steps) if OmegaConf.is_list(config.steps) else [config.steps]
+    usual = [10, 20, 50, 100] if "data" in config else [10, 20, 50, 100, 1000]
+    chosen = [count for count in usual if count <= process.steps] if config.steps is None else config.steps
+    steps = [chosen] if isinstance(chosen, int) else list(chosen)
     if not steps or any(type(count) is not int or not 1 <= count <= process.steps for count in steps):
         raise UserError(f"steps={config.steps} must be numbers in 1..{process.steps}, the T of the schedule")
     try:

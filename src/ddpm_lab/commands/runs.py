@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.errors import UserError, naming
+from ddpm_lab.errors import UserError, choice, naming
 
 if TYPE_CHECKING:
     from ddpm_lab.diffusion.variances import Variance
@@ -96,8 +96,8 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
     chosen = build(settings, "variance")
     if isinstance(chosen, Variance):
         if chosen.outputs > 1:
-            asked, own = (part.variance._target_.rpartition(".")[2] for part in (settings, saved))
-            raise UserError(f"variance={asked} must be learned, and this run was trained with {own}; "
+            own = choice(system.denoiser.variance)
+            raise UserError(f"variance={choice(chosen)} must be learned, and this run was trained with {own}; "
                             "try variance=beta, beta_tilde or analytic")  # fmt: skip
         return chosen
     name = f"analytic-{settings.weights}-{checkpoint.stem}-{settings.variance.samples}-clip-{system.sampler.clip}"

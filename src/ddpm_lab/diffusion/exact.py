@@ -76,36 +76,39 @@ class MixtureDenoiser(Reverses):
         super().__init__(process, variance, knows_null=True)
         self.means, self.std, self.labels = mixture.means, mixture.std, mixture.labels
         self.log_weights = mixture.weights.log()
+        self.table = torch.cat([self.means, self.means.square().sum(1, keepdim=True), self.log_weights[:, None]], dim=1)
 
-    def log_joint(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Tensor:
-        """log w_k q(x_t | k) of each component that the condition admits (else -inf), (B, K)."""
+    def logits(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Tensor:
+        """log w_k q(x_t | k), but for what is the same for all k, of each component that the condition admits (else
+        -inf), (B, K).
+        """
         signal, noise = (number[:, None] for number in self.process.scales(t))
-        variance = (signal * self.std) ** 2 + noise**2
-        flat = x_t.double().flatten(1)
-        products = flat @ self.means.T
-        distance = flat.square().sum(1, keepdim=True) - 2 * signal * products + signal**2 * self.means.square().sum(1)
-        log_joint = self.log_weights - 0.5 * (distance / variance + flat.shape[1] * (2 * math.pi * variance).log())
+        gain = signal / ((signal * self.std) ** 2 + noise**2)
+        # |x_t - signal mean_k|^2 multiplied out, as one product of matrices.
+        rows = torch.cat([gain * x_t.double().flatten(1), -0.5 * signal * gain, torch.ones_like(gain)], dim=1)
+        logits = rows @ self.table.T
         if cond.label is None or self.labels is None:
-            return log_joint
+            return logits
         admitted = cond.label[:, None] == self.labels
         if cond.dropped is not None:
             admitted |= cond.dropped[:, None]
-        return log_joint.masked_fill(~admitted, -math.inf)
+        return logits.masked_fill(~admitted, -math.inf)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         signal, noise = (number[:, None] for number in self.process.scales(t))
         gain = signal * self.std**2 / ((signal * self.std) ** 2 + noise**2)
-        mean = self.log_joint(x_t, t, cond).softmax(1) @ self.means
+        mean = self.logits(x_t, t, cond).softmax(1) @ self.means
         x0 = mean + gain * (x_t.double().flatten(1) - signal * mean)
         return Estimate(x0.view_as(x_t).to(x_t.dtype))
 
     def log_prob(self, x0: Tensor, label: Tensor | None = None) -> Tensor:
         """log p(x_0), or log p(x_0 | label), in nats, (B,), of a mixture with std > 0."""
         at_0 = torch.zeros(len(x0), dtype=torch.int64)
-        log_joint = self.log_joint(x0, at_0, Condition(label)).logsumexp(1)
+        exponents = -0.5 * (x0.double() / self.std).square() - 0.5 * math.log(2 * math.pi) - math.log(self.std)
+        log_prob = self.logits(x0, at_0, Condition(label)).logsumexp(1) + exponents.flatten(1).sum(1)
         if label is None or self.labels is None:
-            return log_joint
-        return log_joint - torch.where(label[:, None] == self.labels, self.log_weights, -math.inf).logsumexp(1)
+            return log_prob
+        return log_prob - torch.where(label[:, None] == self.labels, self.log_weights, -math.inf).logsumexp(1)
 
 
 def law(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Tensor]:

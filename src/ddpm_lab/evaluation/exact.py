@@ -2,6 +2,7 @@
 network.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -53,12 +54,13 @@ def gaussian(process: ForwardProcess, mean: Sequence[float], covariance: Sequenc
 
 
 def mixture(process: ForwardProcess, data: Data, count: int, seed: int) -> Law:
-    """The law of `data`: its mixture where it has one, else its training split as a finite set. The denoiser's error
-    and the entropy are means over `count` draws.
+    """The law of `data`: its mixture where it has one, else a finite set, the first `count` of its training split. The
+    denoiser's error is a mean over at most 512 draws, the entropy over 20 `count`.
     """
-    x0 = data.train.x0.double().flatten(1)
+    some = data.train.at(slice(count))
+    x0 = some.x0.double().flatten(1)
     even = torch.full((len(x0),), 1 / len(x0), dtype=torch.float64)
-    known = data.mixture or Mixture(x0, even, 0.0, data.train.labels)
+    known = data.mixture or Mixture(x0, even, 0.0, some.labels)
     denoiser = MixtureDenoiser(process, BetaTilde(), known)
     stream = generator(seed, 1)
     points, _ = known.sample(min(count, 512), stream)
@@ -67,10 +69,13 @@ def mixture(process: ForwardProcess, data: Data, count: int, seed: int) -> Law:
         at = torch.full((len(points),), t)
         eps = torch.randn(points.shape, dtype=torch.float64, generator=stream)
         mse[t] = (denoiser(process.diffuse(points, eps, at), at).x0 - points).square().mean()
-    many, _ = known.sample(20 * count, stream)
-    entropy = -denoiser.log_prob(many).mean().item() / (torch.tensor(2.0).log().item() * many.shape[1])
-    return Law(f"the law of {data.name}", lambda variance: MixtureDenoiser(process, variance, known), mse,
-               known.second_moment(), entropy if known.std else None,
+    entropy = None
+    if known.std:
+        many, _ = known.sample(20 * count, stream)
+        entropy = -denoiser.log_prob(many).mean().item() / (math.log(2) * many.shape[1])
+    name = f"the law of {data.name}" if known.std else f"{len(x0)} points of {data.name}, as a finite set"
+    return Law(name, lambda variance: MixtureDenoiser(process, variance, known), mse,
+               known.second_moment(), entropy,
                lambda count, stream: known.sample(count, stream)[0])  # fmt: skip
 
 

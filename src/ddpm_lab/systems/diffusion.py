@@ -1,6 +1,5 @@
 """The one Lightning module of all diffusion models."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import Noise, Sampler
 from ddpm_lab.diffusion.timesteps import Stratified, TimeSampler
 from ddpm_lab.diffusion.variances import Variance
-from ddpm_lab.errors import UserError, naming
+from ddpm_lab.errors import UserError, choice, naming
 
 Batch = dict[str, Tensor]
 
@@ -68,8 +67,8 @@ class Diffusion(L.LightningModule):
         self.objective, self.guidance, self.sampler = objective, guidance, sampler
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         if variance.outputs > 1 and not objective.trains_spread:
-            raise UserError(f"variance={_key(variance)} learns from the bound, which objective={_key(objective)} has "
-                            "no part of; try objective=hybrid or objective=vlb")  # fmt: skip
+            raise UserError(f"variance={choice(variance)} learns from the bound, which objective={choice(objective)} "
+                            "has no part of; try objective=hybrid or objective=vlb")  # fmt: skip
         with naming("timesteps"):
             self.timesteps = timesteps(process.steps)
         with naming("optimizer"):
@@ -208,8 +207,3 @@ def evaluating(denoiser: nn.Module) -> Iterator[None]:
         yield
     finally:
         denoiser.train(training)
-
-
-def _key(part: object) -> str:
-    """LearnedRange -> learned_range, the name of its yaml file."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()
