@@ -5,6 +5,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+# The tests' tensors are small: on a machine that does other things as well, threads would wait for one another.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 
