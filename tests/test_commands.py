@@ -296,7 +296,7 @@ SMALL = ("model.channels=8", "data.batch_size=4", "logger=csv", "callbacks=none"
 @pytest.mark.parametrize("model", sorted({*options("model")} - {"exact"}))
 @pytest.mark.parametrize("data", options("data"))
 def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
-    if data in ("gaussian_mixture", "toy") and model != "mlp":
+    if data in ("gaussian_mixture", "toy") and not model.startswith("mlp"):
         pytest.skip("points have no places that could be convolved; the mistake is tested above")
     extra = [pictures(tmp_path)] if data == "folder" else []
     one_step(tmp_path, f"model={model}", f"data={data}", "data.batch_size=4", "logger=csv",

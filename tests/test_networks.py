@@ -5,6 +5,7 @@ import torch
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.networks.layers import Attention, Waves, norm
+from ddpm_lab.networks.mlp import MLP
 from ddpm_lab.networks.unet import UNet
 
 
@@ -55,6 +56,26 @@ def test_waves_tell_neighbouring_times_apart():
     waves = Waves(32)(torch.arange(1001.0))
     assert (waves[1:] - waves[:-1]).norm(dim=1).min() > 0.1
     torch.testing.assert_close(waves.square().sum(1), torch.full((1001,), 16.0))
+
+
+@pytest.mark.parametrize("octaves", [0, 2])
+def test_an_mlp_starts_as_nothing_and_hears_every_parameter(octaves):
+    network = MLP((2,), classes=3, channels=8, octaves=octaves)
+    x, t, cond = torch.randn(4, 2), torch.tensor([1.0, 10, 100, 1000]), Condition(torch.tensor([0, 1, 2, 2]))
+    assert network(x, t, cond).shape == (4, 2) and network(x, t, cond).abs().max() == 0
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    network(x, t, Condition(cond.label, torch.tensor([False, False, False, True]))).square().mean().backward()
+    assert [name for name, p in network.named_parameters() if not p.grad.abs().max() > 0] == []
+
+
+def test_octaves_are_waves_of_the_places():
+    network, x = MLP((2,), channels=8, octaves=2), torch.randn(4, 2)
+    heard = []
+    network.first.register_forward_hook(lambda module, inputs, output: heard.append(inputs[0]))
+    network(x, torch.ones(4), Condition())
+    angles = torch.stack([torch.pi * x, 2 * torch.pi * x], dim=2).flatten(1)
+    torch.testing.assert_close(heard[0], torch.cat([x, angles.sin(), angles.cos()], dim=1))
 
 
 def test_a_label_out_of_many_changes_the_answer():
