@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import composed
+from hydra.utils import instantiate
 
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.networks.layers import Attention, Waves, norm
+from ddpm_lab.networks.layers import Attention, ResBlock, Waves, double, halve, norm
 from ddpm_lab.networks.mlp import MLP
 from ddpm_lab.networks.unet import UNet
 
@@ -33,6 +36,73 @@ def test_every_parameter_is_heard():
     network(torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10, 100, 1000]), cond).square().mean().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert silent == []
+
+
+TWO = {"channels": 256, "blocks": 2}
+PUBLISHED = {
+    # Ho et al.'s checkpoint; Nichol & Dhariwal, section 3.4; Dhariwal & Nichol, table 11, in millions
+    "DDPM CIFAR-10": ("unet_large", {}, (3, 32, 32), 1, None, 35.746307, 0),
+    "Improved DDPM ImageNet-64": ("iddpm", {}, (3, 64, 64), 2, None, 120, 1.5),
+    "ADM ImageNet-64": ("adm", {}, (3, 64, 64), 2, 1000, 296, 0.5),
+    "ADM ImageNet-128": ("adm", {**TWO, "multipliers": (1, 1, 2, 3, 4), "heads": 4, "head_channels": None},
+                         (3, 128, 128), 2, 1000, 422, 0.5),
+    "ADM ImageNet-256": ("adm", {**TWO, "multipliers": (1, 1, 2, 2, 4, 4)}, (3, 256, 256), 2, 1000, 554, 0.5),
+    "ADM ImageNet-512": ("adm", {**TWO, "multipliers": (0.5, 1, 1, 2, 2, 4, 4)}, (3, 512, 512), 2, 1000, 559, 0.5),
+    "ADM LSUN": ("adm", {**TWO, "multipliers": (1, 1, 2, 2, 4, 4)}, (3, 256, 256), 2, None, 552, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_has_the_published_number_of_parameters(name):
+    model, changes, shape, outputs, classes, millions, error = PUBLISHED[name]
+    with torch.device("meta"):
+        network = instantiate(composed(f"model={model}").model)(shape, outputs=outputs, classes=classes, **changes)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=error or 1e-9)
+
+
+def test_attention_is_where_it_is_asked_for():
+    def attended(**kwargs):
+        network, seen = small(attention=kwargs.get("attention")), set()
+        for layer in network.modules():
+            if isinstance(layer, Attention):
+                layer.register_forward_hook(lambda _, inputs, output: seen.add(output.shape[2]))
+        network(torch.randn(1, 1, 8, 8), torch.ones(1), Condition())
+        return seen
+
+    assert attended() == {4} and attended(attention=(8,)) == {8, 4}, "the middle, at 4, always has it"
+    assert attended(attention=(32, 16, 8)) == {8, 4}, "above the picture's resolution there is nothing to attend to"
+
+
+def test_biggan_blocks_change_both_branches():
+    block = ResBlock(8, 8, 16, 0.0, resample=halve)
+    x, emb = torch.randn(2, 8, 6, 4), torch.randn(2, 16)
+    torch.testing.assert_close(block(x, emb), halve(x))  # the last convolution starts as nothing
+    torch.testing.assert_close(halve(double(x)), x)
+    torch.nn.init.normal_(block.conv2.weight)
+    assert block(x, emb).shape == (2, 8, 3, 2) and (block(x, emb) - halve(x)).abs().max() > 0.1
+
+
+def test_an_embedding_that_is_added_moves_what_the_norm_sees():
+    block = ResBlock(8, 8, 16, 0.0, scale_shift=False)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, emb = torch.randn(2, 8, 6, 4), torch.randn(2, 16)
+    h = block.conv1(F.silu(block.norm1(x))) + block.emb(emb)[:, :, None, None]
+    torch.testing.assert_close(block(x, emb), x + block.conv2(F.silu(block.norm2(h))))
+
+
+def test_checkpointing_changes_neither_answers_nor_gradients():
+    plain, thrifty = (small(dropout=0.5, checkpointing=checkpointing) for checkpointing in (False, True))
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    thrifty.load_state_dict(plain.state_dict())
+    x, found = torch.randn(2, 1, 8, 8), []
+    for network in (plain, thrifty):
+        torch.manual_seed(1)
+        answer = network(x, torch.ones(2), Condition())
+        answer.square().mean().backward()
+        found.append([answer.detach(), *(p.grad for p in network.parameters())])
+    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(2, 1), (9, 1), (18, 2), (32, 8), (96, 16), (128, 32), (256, 32)])
@@ -94,9 +164,13 @@ def test_a_label_out_of_many_changes_the_answer():
     [
         ((1, 28, 28), {"multipliers": (1, 2, 2, 2)}, "24 or 32"),
         ((1, 2, 2), {"multipliers": (1, 2, 2)}, "resolution of 4"),
-        ((1, 8, 8), {"attention": (16,)}, r"attention=\[16\].*\[8, 4\]"),
+        ((1, 8, 8), {"attention": (5,)}, r"attention=\[5\].*\[8, 4\]"),
         ((1, 8, 8), {"multipliers": ()}, "multipliers"),
-        ((1, 8, 8), {"heads": 5}, "heads"),
+        ((1, 8, 8), {"heads": 5}, "heads=5 must divide the 16 channels.*try heads=16"),
+        ((1, 8, 8), {"heads": None, "head_channels": 5}, "head_channels=5 must divide"),
+        ((1, 8, 8), {"head_channels": 4}, "one must be given"),
+        ((1, 8, 8), {"heads": None}, "one must be given"),
+        ((1, 8, 8), {"dropout": 1.0}, "dropout"),
         ((1, 8, 8), {"blocks": 0}, "blocks"),
         ((1, 8, 8), {"channels": 9}, "channels"),
     ],

@@ -1,6 +1,7 @@
 """The U-Net's parts. Every layer takes (x, emb), so that they stack; emb is the activated time embedding, (B, E)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -55,21 +56,49 @@ class LabelEmbedding(nn.Module):
         return given if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, given)
 
 
-class ResBlock(nn.Module):
-    """Two convolutions; the embedding scales and shifts between them (Dhariwal & Nichol, 2021, AdaGN)."""
+def halve(x: Tensor) -> Tensor:
+    """Half the resolution, by means of four."""
+    return F.avg_pool2d(x, 2)
 
-    def __init__(self, channels: int, out: int, emb: int, dropout: float) -> None:
+
+def double(x: Tensor) -> Tensor:
+    """Twice the resolution, by nearest neighbours."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class ResBlock(nn.Module):
+    """Two convolutions; between them the embedding scales and shifts (Dhariwal & Nichol, 2021, AdaGN) or, without
+    `scale_shift`, is added before the norm (Ho et al., 2020). `resample` changes the resolution of both branches before
+    the first convolution (Brock et al., 2019, BigGAN).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        emb: int,
+        dropout: float,
+        scale_shift: bool = True,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
-        self.emb = nn.Linear(emb, 2 * out)
+        self.emb = nn.Linear(emb, 2 * out if scale_shift else out)
         self.norm2, self.dropout, self.conv2 = norm(out), nn.Dropout(dropout), zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, out, H, W)"""
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.emb(emb)[:, :, None, None].chunk(2, dim=1)
-        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        """(B, channels, H, W), (B, emb) -> (B, out, H', W')"""
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h, said = self.conv1(h), self.emb(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = said.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h + said)
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 
@@ -78,8 +107,6 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        if channels % heads:
-            raise ValueError(f"heads must divide the channels (got {heads} heads for {channels} channels)")
         self.heads = heads
         self.norm, self.qkv, self.out = norm(channels), nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         zeroed(self.out)
@@ -111,7 +138,7 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(double(x))
 
 
 class Stack(nn.ModuleList):

@@ -1,0 +1,148 @@
+"""The half of a U-Net that goes down, which a classifier of noisy pictures needs as well."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.networks.layers import Attention, Down, LabelEmbedding, ResBlock, Stack, Up, Waves, double, halve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What the parts of a U-Net have in common.
+
+    Level i has `channels * multipliers[i]` channels, `blocks` residual blocks and half the resolution of level i - 1.
+    `attention` lists the resolutions (H) that get self-attention, of which those above the picture's are passed over;
+    None: the coarsest. There are `heads`, or as many as have `head_channels` channels each: one of the two is given.
+    `scale_shift` and `biggan` are those of `ResBlock`. With `checkpointing`, what is inside a layer is not kept for the
+    gradients but computed again.
+    """
+
+    channels: int
+    multipliers: Sequence[float]
+    blocks: int
+    attention: Sequence[int] | None
+    heads: int | None
+    head_channels: int | None
+    scale_shift: bool
+    biggan: bool
+    dropout: float
+    checkpointing: bool
+
+    def __post_init__(self) -> None:
+        numbers = {"channels": self.channels, "blocks": self.blocks, "heads": self.heads,
+                   "head_channels": self.head_channels}  # fmt: skip
+        for name, count in numbers.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1 (got {count})")
+        if self.channels % 2:
+            raise ValueError(f"channels must be even, for the waves of the time embedding (got {self.channels})")
+        if (self.heads is None) == (self.head_channels is None):
+            raise ValueError(f"heads={self.heads} and head_channels={self.head_channels}: one must be given, and the "
+                             "other null; try heads=4 head_channels=null")  # fmt: skip
+        if not self.multipliers or min(self.multipliers) <= 0:
+            raise ValueError(f"multipliers must hold one or more numbers above 0 (got {list(self.multipliers)})")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a probability and must lie in [0, 1) (got {self.dropout:g})")
+
+    @property
+    def emb(self) -> int:
+        """Numbers in the time embedding."""
+        return 4 * self.channels
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level."""
+        return [int(self.channels * multiplier) for multiplier in self.multipliers]
+
+    def resolutions(self, shape: tuple[int, ...]) -> list[int]:
+        """The H of each level. Raises ValueError where pictures of `shape` cannot be halved so often."""
+        if len(shape) != 3:
+            raise ValueError(f"shape of the data must be that of pictures, (C, H, W) (got {shape}); try model=mlp")
+        halvings = len(self.multipliers) - 1
+        factor = 2**halvings
+        for size in shape[1:]:
+            if size % factor:
+                low = size // factor * factor
+                fits = " or ".join(str(n) for n in (low, low + factor) if n)
+                raise ValueError(f"multipliers={list(self.multipliers)} halves pictures {halvings} times, and "
+                                 f"{shape[1]}x{shape[2]} cannot be; try a resolution of {fits}, or fewer multipliers"
+                                 )  # fmt: skip
+        found = [shape[1] // 2**i for i in range(len(self.multipliers))]
+        if absent := {n for n in self.attention or () if n <= shape[1]} - {*found}:
+            raise ValueError(f"attention={list(self.attention or ())}: resolution {min(absent)} does not occur; "
+                             f"pictures of {shape[1]}x{shape[2]} reach {found}; try attention=null")  # fmt: skip
+        return found
+
+    def res(self, inside: int, out: int) -> ResBlock:
+        return ResBlock(inside, out, self.emb, self.dropout, self.scale_shift)
+
+    def attend(self, width: int) -> Attention:
+        """Raises ValueError where heads do not divide the channels."""
+        name, count = ("heads", self.heads) if self.heads else ("head_channels", self.head_channels)
+        assert count is not None
+        if width % count:
+            raise ValueError(f"{name}={count} must divide the {width} channels of every level with attention; "
+                             f"try {name}={2 ** ((width & -width).bit_length() - 1)}")  # fmt: skip
+        return Attention(width, count if self.heads else width // count)
+
+    def level(self, inside: int, out: int, resolution: int, resolutions: list[int]) -> Stack:
+        """A residual block, and attention where the resolution asks for it."""
+        attended = resolutions[-1:] if self.attention is None else self.attention
+        attend = [self.attend(out)] if resolution in attended else []
+        return Stack([self.res(inside, out), *attend])
+
+    def down(self, width: int) -> nn.Module:
+        if not self.biggan:
+            return Down(width)
+        return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, halve)
+
+    def up(self, width: int) -> nn.Module:
+        if not self.biggan:
+            return Up(width)
+        return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, double)
+
+    def run(self, layer: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+        """layer(x, emb)"""
+        if self.checkpointing and x.requires_grad:
+            return checkpoint(layer, x, emb, use_reentrant=False)  # type: ignore[no-any-return]
+        return layer(x, emb)  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """(B, C, H, W), t (B,) on a scale of 1000, a condition -> the coarsest features (B, widths[-1], h, w), all that
+    were passed on the way, and the activated embedding (B, emb).
+    """
+
+    def __init__(self, shape: tuple[int, ...], layout: Layout, classes: int | None) -> None:
+        super().__init__()
+        resolutions, widths = layout.resolutions(shape), layout.widths
+        self.layout = layout
+        self.time = nn.Sequential(
+            Waves(layout.channels), nn.Linear(layout.channels, layout.emb), nn.SiLU(), nn.Linear(layout.emb, layout.emb)
+        )
+        self.label = None if classes is None else LabelEmbedding(classes, layout.emb)
+        self.first = nn.Conv2d(shape[0], widths[0], 3, padding=1)
+        self.down, self.kept, width = nn.ModuleList(), [widths[0]], widths[0]
+        for i, (out, resolution) in enumerate(zip(widths, resolutions, strict=True)):
+            for _ in range(layout.blocks):
+                self.down.append(layout.level(width, out, resolution, resolutions))
+                self.kept.append(width := out)
+            if i < len(widths) - 1:
+                self.down.append(layout.down(width))
+                self.kept.append(width)
+        self.middle = Stack([layout.res(width, width), layout.attend(width), layout.res(width, width)])
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, list[Tensor], Tensor]:
+        emb = self.time(t)
+        emb = F.silu(emb if self.label is None else emb + self.label(cond, len(t)))
+        x = self.first(x)
+        kept = [x]
+        for layer in self.down:
+            x = self.layout.run(layer, x, emb)
+            kept.append(x)
+        return self.layout.run(self.middle, x, emb), kept, emb
