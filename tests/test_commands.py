@@ -122,7 +122,7 @@ def test_evaluate_says_what_it_measured_with(run, typed, tmp_path):
         found = json.loads((tmp_path / str(job) / "metrics.json").read_text())
         protocol = found["protocol"]
         assert found["fid"] > 0 and found["real"]["recognised"] > 0.99 and found["noise"]["fid"] > found["real"]["fid"]
-        assert protocol["sampler"]["steps"] == steps and protocol["guidance"] == {"name": "ClassifierFree", "w": 1}
+        assert protocol["sampler"]["steps"] == steps and protocol["guidance"]["w"] == 1
         assert (protocol["weights"], protocol["count"], protocol["split"], protocol["seed"]) == ("ema", 20, "test", 0)
         assert protocol["extractor"] == "digits" and len(protocol["extractor_sha256"]) == 64
 
@@ -264,6 +264,37 @@ def test_a_checkpoint_that_was_cut_short_is_named(run, typed, tmp_path):
     assert status == 2 and error.startswith("error: ") and ".ckpt cannot be read" in error
 
 
+def test_all_labels_have_a_row_each(run, typed, tmp_path):
+    assert typed("sample", f"run={run}", "label=all", "count=20", f"hydra.run.dir={tmp_path}")[0] == 0
+    assert np.load(tmp_path / "samples.npz")["labels"].tolist() == [i // 2 for i in range(20)]
+    width, height = Image.open(tmp_path / "grid.png").size
+    assert height == pytest.approx(5 * width, rel=0.05), "ten rows of two"
+
+
+def test_another_run_guides(run, typed, tmp_path):
+    weaker = ["guidance=autoguidance", f"guidance.weak.run={run}", "count=4"]
+    assert typed("sample", f"run={run}", "count=4", f"hydra.run.dir={tmp_path}/plain")[0] == 0
+    assert typed("sample", f"run={run}", *weaker, f"hydra.run.dir={tmp_path}/same")[0] == 0
+    assert (
+        typed(
+            "sample",
+            f"run={run}",
+            *weaker,
+            "guidance.weak.weights=raw",
+            "guidance.w=30",
+            f"hydra.run.dir={tmp_path}/raw",
+        )[0]
+        == 0
+    )
+    plain, same, raw = (np.load(tmp_path / name / "samples.npz")["images"].astype(int)
+                        for name in ("plain", "same", "raw"))  # fmt: skip
+    assert np.abs(plain - same).max() <= 1, "a model is not moved away from itself"
+    assert np.abs(plain - raw).max() > 1
+    assert typed("evaluate", f"run={run}", *weaker, "count=4", f"out={tmp_path}/e")[0] == 0
+    guidance = json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]["guidance"]
+    assert guidance["name"] == "Autoguidance" and guidance["weak"] == f"{run} (ema)"
+
+
 def test_a_run_without_labels_refuses_them(typed, tmp_path):
     assert typed("train", *FAST, "conditioner=none", f"hydra.run.dir={tmp_path}/r")[0] == 0
     for wrong in ("label=3", "guidance.w=2"):
@@ -306,7 +337,7 @@ def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
 
 OPTIONS = [(group.name, option) for group in sorted(CONFIGS.iterdir()) if group.is_dir() and group.name != "hydra"
            for option in options(group.name) if (group.name, option) not in {("trainer", "gpu"), ("data", "folder"),
-           ("variance", "analytic")} and group.name != "model"]  # fmt: skip
+           ("variance", "analytic"), ("guidance", "autoguidance")} and group.name != "model"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -5,10 +5,12 @@ import torch
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Estimate
-from ddpm_lab.diffusion.guidance import ClassifierFree
+from ddpm_lab.diffusion.exact import Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.guidance import Autoguidance, ClassifierFree
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.schedules import cosine
+from ddpm_lab.diffusion.samplers import DDIM
+from ddpm_lab.diffusion.schedules import cosine, linear
 from ddpm_lab.diffusion.variances import BetaTilde, LearnedRange
 from ddpm_lab.networks.unet import UNet
 
@@ -20,7 +22,7 @@ def denoiser(knows_null=True):
     network = UNet((1, 8, 8), classes=3, channels=8, multipliers=(1,), blocks=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    return Denoiser(network, ForwardProcess(cosine()), Eps(), BetaTilde(), knows_null)
+    return Denoiser(network, ForwardProcess(cosine()), Eps(), BetaTilde(), knows_null, (1, 8, 8), 3)
 
 
 def test_w_0_is_no_guidance_bit_for_bit():
@@ -54,7 +56,7 @@ def test_it_calls_the_network_once_with_twice_the_batch():
     sizes = []
 
     class Spy:
-        process, knows_null, reverse = None, True, None
+        process, knows_null, reverse = ForwardProcess(cosine()), True, None
 
         def __call__(self, x_t, t, cond):
             sizes.append((len(x_t), len(t), cond.dropped.tolist()))
@@ -79,6 +81,78 @@ def test_it_is_refused_where_nothing_is_said():
 def test_w_is_a_number_of_at_least_0(w):
     with pytest.raises(ValueError, match="w must"):
         ClassifierFree(denoiser(), w=w)
+
+
+def test_scale_is_1_and_w():
+    plain, x = denoiser(), torch.randn(3, 1, 8, 8)
+    assert torch.equal(ClassifierFree(plain, scale=3.0)(x, T, COND).x0, ClassifierFree(plain, w=2.0)(x, T, COND).x0)
+    assert torch.equal(ClassifierFree(plain, scale=1.0)(x, T, COND).x0, plain(x, T, COND).x0), "1 is off"
+    alone = ClassifierFree(plain, scale=0.0)(x, T, COND).x0
+    torch.testing.assert_close(alone, plain(x, T, COND.null()).x0)  # 0 is the model without its condition
+    ClassifierFree(denoiser(knows_null=False), scale=1.0)
+    with pytest.raises(ValueError, match="scale=2 needs a model"):
+        ClassifierFree(denoiser(knows_null=False), scale=2.0)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "told"),
+    [({"w": 1.0, "scale": 2.0}, "both say"), ({"scale": -1.0}, "scale must"), ({"w": 1.0, "rescale": 1.5}, "rescale"),
+     ({"w": 1.0, "interval": (5, 5)}, "interval="), ({"w": 1.0, "interval": (0, 1001)}, r"0\.\.1000"),
+     ({"w": 1.0, "interval": (1, 2, 3)}, "two times")],
+)  # fmt: skip
+def test_what_cannot_be_said_of_strength_is_refused(kwargs, told):
+    with pytest.raises(ValueError, match=told):
+        ClassifierFree(denoiser(), **kwargs)
+
+
+def test_an_interval_guides_between_its_times_only():
+    plain, x = denoiser(), torch.randn(3, 1, 8, 8)
+    found = ClassifierFree(plain, w=1.0, interval=(11, 500))(x, T, COND).x0
+    torch.testing.assert_close(found[[0, 2]], plain(x, T, COND).x0[[0, 2]])
+    torch.testing.assert_close(found[1], ClassifierFree(plain, w=1.0)(x, T, COND).x0[1])
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.4, 1.0])
+def test_rescaling_goes_that_part_of_the_way_to_the_contrast_without_guidance(rescale):
+    plain, x = denoiser(), torch.randn(3, 1, 8, 8)
+    guided = [plain, ClassifierFree(plain, w=4.0), ClassifierFree(plain, w=4.0, rescale=rescale)]
+    given, loud, found = (each(x, T, COND).x0.flatten(1) for each in guided)
+    torch.testing.assert_close(found.std(1), rescale * given.std(1) + (1 - rescale) * loud.std(1))
+    torch.testing.assert_close(found / found.std(1, keepdim=True), loud / loud.std(1, keepdim=True))
+
+
+def test_guidance_of_an_exact_mixture_is_its_conditional_at_0_and_moves_away_from_the_rest():
+    process = ForwardProcess(cosine())
+    means = torch.tensor([[-0.5], [0.5]], dtype=torch.float64)
+    mixture = Mixture(means, torch.tensor([0.5, 0.5], dtype=torch.float64), 0.2, torch.tensor([0, 1]))
+    exact, x = MixtureDenoiser(process, BetaTilde(), mixture), torch.randn(4, 1, dtype=torch.float64)
+    cond = Condition(torch.ones(4, dtype=torch.long))
+    sampler = DDIM(steps=20)
+    assert torch.equal(sampler(ClassifierFree(exact, w=0.0), x, cond), sampler(exact, x, cond))
+    assert (sampler(ClassifierFree(exact, w=2.0), x, cond) > sampler(exact, x, cond)).all()
+
+
+def test_autoguidance_moves_away_from_the_weaker_model():
+    strong, weak, x = denoiser(), denoiser(), torch.randn(3, 1, 8, 8)
+    a, b = strong(x, T, COND).x0, weak(x, T, COND).x0
+    torch.testing.assert_close(Autoguidance(strong, weak, w=1.5)(x, T, COND).x0, a + 1.5 * (a - b))
+    assert torch.equal(Autoguidance(strong, weak, w=0.0)(x, T, COND).x0, a) and (a - b).abs().max() > 1e-3
+    inside = Autoguidance(strong, weak, w=1.5, interval=(11, 500))(x, T, COND).x0
+    torch.testing.assert_close(inside[[0, 2]], a[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"shape": (3, 8, 8)}, "data of shape"), ({"classes": 4}, "data of classes 4"),
+     ({"process": ForwardProcess(cosine(500))}, "T = 500"),
+     ({"process": ForwardProcess(linear())}, "another schedule")],
+)  # fmt: skip
+def test_a_weaker_model_of_something_else_is_refused(change, told):
+    strong, weak = denoiser(), denoiser()
+    for name, value in change.items():
+        setattr(weak, name, value)
+    with pytest.raises(ValueError, match=f"weak was.*{told}"):
+        Autoguidance(strong, weak)
 
 
 def test_dropped_rows_hear_the_null_and_the_others_do_not():

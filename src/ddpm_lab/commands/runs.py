@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.errors import UserError, choice, naming
 
 if TYPE_CHECKING:
+    from ddpm_lab.diffusion.denoiser import Denoiser
     from ddpm_lab.diffusion.variances import Variance
     from ddpm_lab.systems.diffusion import Diffusion
 
@@ -81,6 +82,13 @@ def load(settings: DictConfig) -> "Diffusion":
     if "variance" in settings and settings.variance != saved.variance:
         system.denoiser.variance = _variance(settings, system, saved, file)
     return system
+
+
+def denoiser(run: str, weights: str = "ema") -> "Denoiser":
+    """The denoiser of another run, for guidances that need one."""
+    found = load(OmegaConf.create({"run": run, "weights": weights})).denoiser.requires_grad_(False)
+    found.origin = f"{run} ({weights})"
+    return found
 
 
 def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path) -> "Variance":

@@ -41,10 +41,11 @@ def sample(config: DictConfig) -> None:
 def _draw(config: DictConfig, system: Diffusion) -> None:
     """`config.count` samples from noise: a picture of all, an .npz and, of pictures, a folder of PNGs."""
     labels = _labels(config, system, config.count)
+    columns = 10 if config.label != "all" or labels is None else int((labels == 0).sum())
     out = output(config.out)
     batches = list(system.sample(system.denoiser, config.count, labels=labels, seed=config.seed,
                                  batch_size=config.batch_size, progress=True))  # fmt: skip
-    _save(system, torch.cat([batch[0] for batch in batches]).cpu(), labels, out)
+    _save(system, torch.cat([batch[0] for batch in batches]).cpu(), labels, out, columns)
 
 
 def _encode(config: DictConfig, system: Diffusion) -> None:
@@ -110,6 +111,9 @@ MODES = {"draw": _draw, "encode": _encode, "decode": _decode, "interpolate": _in
 
 
 def _labels(config: DictConfig, system: Diffusion, count: int) -> Tensor | None:
+    if config.label == "all":  # the same share of each, class by class
+        labels = system.labels(count)
+        return None if labels is None else labels.sort().values
     return system.labels(count, list(config.label) if OmegaConf.is_list(config.label) else config.label)
 
 

@@ -45,6 +45,13 @@ class Denoises(Protocol):
 class Reverses(nn.Module, ABC):
     """An estimate of x_0 and a variance: together they are a step of the reverse chain."""
 
+    shape: tuple[int, ...] | None = None
+    """That of the data, without the batch, where it is known"""
+    classes: int | None = None
+    """How many labels it understands; None: none"""
+    origin = ""
+    """Where it was read from, for reports"""
+
     def __init__(self, process: ForwardProcess, variance: Variance, knows_null: bool) -> None:
         super().__init__()
         self.process, self.variance, self.knows_null = process, variance, knows_null
@@ -72,8 +79,11 @@ class Denoiser(Reverses):
         prediction: Prediction,
         variance: Variance,
         knows_null: bool = False,
+        shape: tuple[int, ...] | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__(process, variance, knows_null)
+        self.shape, self.classes = shape, classes
         self.network = network
         self.prediction = prediction
 

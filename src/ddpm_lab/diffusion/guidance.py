@@ -1,10 +1,14 @@
 """Guidance is a denoiser around a denoiser; samplers and metrics never hear of it."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.denoiser import Denoises, Estimate
+from ddpm_lab.diffusion.denoiser import Denoises, Estimate, Reverses
+from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 
 
 def none(denoiser: Denoises) -> Denoises:
@@ -13,29 +17,117 @@ def none(denoiser: Denoises) -> Denoises:
 
 
 class ClassifierFree:
-    """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6); w = 0 is off.
+    """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6); w = 0 is off. `scale` = 1 + w says it in
+    the terms of other papers: 1 is off, 0 the model without its condition.
 
-    Said of x_0, which is affine in eps; a learned variance stays that of the given condition. One network call of twice
-    the batch per step.
-    Raises ValueError if w is not off and the denoiser was not trained with dropped conditions.
+    Said of x_0, which is affine in eps; a learned variance stays that of the given condition. `interval` (low, high):
+    only at low <= t <= high (Kynkaanniemi et al., 2024). `rescale` in [0, 1] is that part of the way to the standard
+    deviation, per picture, that x_0 had unguided (Lin et al., 2024, section 3.4). One network call of twice the batch
+    per step.
+    Raises ValueError if it is not off and the denoiser was not trained with dropped conditions.
     """
 
-    def __init__(self, denoiser: Denoises, w: float = 0.0) -> None:
-        if not 0 <= w < float("inf"):
+    def __init__(
+        self,
+        denoiser: Denoises,
+        w: float = 0.0,
+        scale: float | None = None,
+        interval: Sequence[int] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        if not 0 <= w < math.inf:
             raise ValueError(f"w must be a number of at least 0 (got {w}); 0 is off, try w=1")
-        if w and not denoiser.knows_null:
-            raise ValueError(f"w={w:g} needs a model trained with labels, of which some were dropped; "
+        if scale is not None and not 0 <= scale < math.inf:
+            raise ValueError(f"scale must be a number of at least 0 (got {scale}); 1 is off, try scale=2")
+        if w and scale is not None:
+            raise ValueError(f"w={w:g} and scale={scale:g} both say how strong it is: scale = 1 + w; give one of them")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
+        said = f"w={w:g}" if scale is None else f"scale={scale:g}"
+        self.w = w if scale is None else scale - 1
+        if self.w and not denoiser.knows_null:
+            raise ValueError(f"{said} needs a model trained with labels, of which some were dropped; "
                              "try w=0, or train with conditioner=label conditioner.dropout=0.1")  # fmt: skip
+        self.said, self.rescale = said, rescale
+        self.interval = _interval(interval, denoiser.process) if self.w else None
         self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
         self.knows_null = denoiser.knows_null
-        self.w = w
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         if self.w == 0:
             return self.denoiser(x_t, t, cond)
         if cond.label is None:
-            raise ValueError(f"w={self.w:g} needs a condition to strengthen, and there is none")
+            raise ValueError(f"{self.said} needs a condition to strengthen, and there is none")
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.beside(cond.null()))
         given, absent = both.x0.chunk(2)
         spread = None if both.spread is None else both.spread.chunk(2)[0]
-        return Estimate(given + self.w * (given - absent), spread)
+        return Estimate(_away(given, absent, self.w, t, self.interval, self.rescale), spread)
+
+
+class Autoguidance:
+    """x_0 moved by `w` of its difference to what `weak` says: a denoiser of the same data under the same condition that
+    is smaller, or was trained for less long (Karras et al., 2024, eq. 5, whose w is w + 1). `interval` and `rescale`
+    are those of `ClassifierFree`.
+
+    Raises ValueError where the two are not of the same pictures, classes and schedule.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoises,
+        weak: Reverses,
+        w: float = 1.0,
+        interval: Sequence[int] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        if not 0 <= w < math.inf:
+            raise ValueError(f"w must be a number of at least 0 (got {w}); 0 is off, try w=1")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
+        check_alike("weak", weak, denoiser)
+        self.w, self.rescale, self.interval = w, rescale, _interval(interval, denoiser.process)
+        self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
+        self.knows_null = denoiser.knows_null
+        self.weak = weak.to(denoiser.process.table.device).eval()
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
+        strong = self.denoiser(x_t, t, cond)
+        x0 = _away(strong.x0, self.weak(x_t, t, cond).x0, self.w, t, self.interval, self.rescale)
+        return strong._replace(x0=x0)
+
+
+def check_alike(name: str, other: Reverses, denoiser: Denoises) -> None:
+    """Raises ValueError, which begins with `name`, unless both are of the same pictures, classes and schedule."""
+    assert isinstance(denoiser, Reverses)
+    for what in ("shape", "classes"):
+        own, its = getattr(denoiser, what), getattr(other, what)
+        if own != its:
+            raise ValueError(f"{name} was trained on data of {what} {its}, and this model on {own}; they must agree")
+    table, its_table = (part.process.table.cpu() for part in (denoiser, other))
+    if table.shape != its_table.shape or not torch.equal(table, its_table):
+        raise ValueError(f"{name} was trained with another schedule (T = {other.process.steps}) than this model "
+                         f"(T = {denoiser.process.steps}); they must agree")  # fmt: skip
+
+
+def _interval(interval: Sequence[int] | None, process: ForwardProcess) -> tuple[int, int] | None:
+    if interval is None:
+        return None
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= process.steps:
+        raise ValueError(f"interval={list(interval)} must be two times, low < high, in 0..{process.steps}; "
+                         f"try interval=[{process.steps // 5},{process.steps * 4 // 5}]")  # fmt: skip
+    return interval[0], interval[1]
+
+
+def _away(
+    given: Tensor, absent: Tensor, w: float, t: Tensor, interval: tuple[int, int] | None, rescale: float
+) -> Tensor:
+    """`given` moved away from `absent` by `w` of their difference, (B, ...)."""
+    guided = given + w * (given - absent)
+    if rescale:
+        axes = list(range(1, given.ndim))
+        ratio = given.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-12)
+        guided = guided * (1 - rescale + rescale * ratio)
+    if interval is None:
+        return guided
+    inside = (t >= interval[0]) & (t <= interval[1])
+    return torch.where(per_pixel(inside, given).bool(), guided, given)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ddpm_lab.conditioners import Conditioner
 from ddpm_lab.data.splits import Images, Points, Split, to_bytes
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
+from ddpm_lab.diffusion.denoiser import Denoiser, Denoises, Reverses
 from ddpm_lab.diffusion.noise import SampleNoise
 from ddpm_lab.diffusion.objectives import Draw, Objective
 from ddpm_lab.diffusion.predictions import Prediction
@@ -63,7 +63,8 @@ class Diffusion(L.LightningModule):
             self.conditioner = conditioner(classes)
         with naming("model"):
             body = network(self.shape, outputs=variance.outputs, **self.conditioner.doors)
-        self.denoiser = Denoiser(body, process, prediction, variance, knows_null=self.conditioner.dropout > 0)
+        self.denoiser = Denoiser(body, process, prediction, variance, self.conditioner.dropout > 0, self.shape,
+                                 self.conditioner.doors.get("classes"))  # fmt: skip
         self.objective, self.guidance, self.sampler = objective, guidance, sampler
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         if variance.outputs > 1 and not objective.trains_spread:
@@ -120,7 +121,7 @@ class Diffusion(L.LightningModule):
 
     def labels(self, count: int, label: int | Sequence[int] | None = None) -> Tensor | None:
         """Labels for `count` samples, (count,): those asked for, or all, in turn; None for a model without labels."""
-        classes = self.conditioner.doors.get("classes")
+        classes = self.denoiser.classes
         if classes is None:
             if label is not None:
                 raise UserError(f"label={label} asks for what this model was not trained with; try label=null")
@@ -189,10 +190,11 @@ class Diffusion(L.LightningModule):
 
     def protocol(self) -> dict[str, Any]:
         """What samples depend on beside weights and seed."""
-        guidance = {"name": self.guidance.func.__name__, **self.guidance.keywords}
+        options = {key: value.origin if isinstance(value, Reverses) else value
+                   for key, value in self.guidance.keywords.items()}  # fmt: skip
         return {
             "sampler": {"name": type(self.sampler).__name__, **asdict(self.sampler)},
-            "guidance": guidance,
+            "guidance": {"name": self.guidance.func.__name__, **options},
             "variance": type(self.denoiser.variance).__name__,
             "T": self.denoiser.process.steps,
         }
