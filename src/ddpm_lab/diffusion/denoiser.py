@@ -34,12 +34,16 @@ class Denoises(Protocol):
     """`Denoiser`, every guidance around one, and the exact denoisers."""
 
     process: ForwardProcess
+    shape: tuple[int, ...] | None
+    """That of the data, without the batch, where it is known"""
+    classes: int | None
+    """How many labels it understands; None: none"""
     knows_null: bool
     """Whether it gives a meaningful answer where the condition is dropped."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = ...) -> Estimate: ...
 
-    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian: ...
+    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = ...) -> Gaussian: ...
 
 
 class Reverses(nn.Module, ABC):
@@ -59,7 +63,7 @@ class Reverses(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate: ...
 
-    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()) -> Gaussian:
         """p(x_s | x_t): the posterior with the guess in place of the truth."""
         log_var = self.variance.log_var(self.process, guess.spread, x_t, t, s)
         return Gaussian(self.process.posterior_mean(guess.x0, x_t, t, s), log_var)

@@ -12,7 +12,7 @@ from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Estimate, Reverses
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import Sampler
-from ddpm_lab.diffusion.variances import LearnedRange, Variance
+from ddpm_lab.diffusion.variances import BetaTilde, LearnedRange, Variance
 
 
 class GaussianDenoiser(Reverses):
@@ -109,6 +109,23 @@ class MixtureDenoiser(Reverses):
         if label is None or self.labels is None:
             return log_prob
         return log_prob - torch.where(label[:, None] == self.labels, self.log_weights, -math.inf).logsumexp(1)
+
+
+class MixtureClassifier:
+    """log p(y | x_t) for a mixture whose components have labels."""
+
+    shape: tuple[int, ...] | None = None
+
+    def __init__(self, process: ForwardProcess, mixture: Mixture) -> None:
+        assert mixture.labels is not None
+        self.process, self.classes = process, int(mixture.labels.max()) + 1
+        self.denoiser, self.labels = MixtureDenoiser(process, BetaTilde(), mixture), mixture.labels
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(B, classes)"""
+        logits = self.denoiser.logits(x_t, t)
+        of = [logits[:, self.labels == label].logsumexp(1) for label in range(self.classes)]
+        return torch.stack(of, dim=1).log_softmax(1)
 
 
 def law(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Tensor]:

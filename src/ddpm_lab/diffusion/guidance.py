@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class ClassifierFree:
         self.said, self.rescale = said, rescale
         self.interval = _interval(interval, denoiser.process) if self.w else None
         self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
-        self.knows_null = denoiser.knows_null
+        self.knows_null, self.shape, self.classes = denoiser.knows_null, denoiser.shape, denoiser.classes
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         if self.w == 0:
@@ -87,7 +88,7 @@ class Autoguidance:
         check_alike("weak", weak, denoiser)
         self.w, self.rescale, self.interval = w, rescale, _interval(interval, denoiser.process)
         self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
-        self.knows_null = denoiser.knows_null
+        self.knows_null, self.shape, self.classes = denoiser.knows_null, denoiser.shape, denoiser.classes
         self.weak = weak.to(denoiser.process.table.device).eval()
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
@@ -96,12 +97,19 @@ class Autoguidance:
         return strong._replace(x0=x0)
 
 
-def check_alike(name: str, other: Reverses, denoiser: Denoises) -> None:
-    """Raises ValueError, which begins with `name`, unless both are of the same pictures, classes and schedule."""
-    assert isinstance(denoiser, Reverses)
+class _Trained(Protocol):
+    shape: tuple[int, ...] | None
+    classes: int | None
+    process: ForwardProcess
+
+
+def check_alike(name: str, other: _Trained, denoiser: Denoises, hears: bool = True) -> None:
+    """Raises ValueError, which begins with `name`, unless both are of the same pictures, classes and schedule; without
+    `hears`, a denoiser may also know no classes.
+    """
     for what in ("shape", "classes"):
         own, its = getattr(denoiser, what), getattr(other, what)
-        if own != its:
+        if own != its and (hears or own is not None):
             raise ValueError(f"{name} was trained on data of {what} {its}, and this model on {own}; they must agree")
     table, its_table = (part.process.table.cpu() for part in (denoiser, other))
     if table.shape != its_table.shape or not torch.equal(table, its_table):

@@ -1,6 +1,7 @@
 """Samplers that follow the score by Langevin dynamics."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -51,6 +52,8 @@ class Langevin(_Corrected):
 class PredictorCorrector(_Corrected):
     """An ancestral step, then Langevin corrections where it arrives (Song et al., 2021, algorithms 2 to 5)."""
 
+    reverses: ClassVar[bool] = True
+
     def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
-        reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s)
+        reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s, cond)
         return reverse.mean if step.last else self.correct(denoiser, reverse.at(noise(step.x_t)), step.s, cond, noise)

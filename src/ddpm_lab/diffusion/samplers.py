@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class Sampler(ABC):
     spacing: str | list[int] = "uniform"
     clip: float | None = 1.0
     dynamic_threshold: float | None = None
+    reverses: ClassVar[bool] = False
+    """Whether its steps are drawn from the denoiser's `reverse`"""
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
@@ -126,8 +128,10 @@ class DDPM(Sampler):
     shows the mean.
     """
 
+    reverses: ClassVar[bool] = True
+
     def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
-        reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s)
+        reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s, cond)
         return reverse.mean if step.last else reverse.at(noise(step.x_t))
 
 
