@@ -73,6 +73,17 @@ def test_every_sampler_finds_the_data_on_every_schedule(sampler, schedule):
     assert std == pytest.approx(0.5, abs=COARSE.get(schedule, 0.065))
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "jsd", "geometric"])
+@pytest.mark.parametrize("sampler", [Heun, DPMSolver])
+def test_solvers_do_not_blow_up_where_noise_falls_by_orders_of_magnitude_at_once(sampler, schedule):
+    denoiser = GaussianDenoiser(ForwardProcess(instantiate(composed(f"schedule={schedule}").schedule)), BetaTilde())
+    made = sampler(steps=25, spacing="uniform", clip=None)
+    assert law(made, denoiser)[1] == pytest.approx(0.5, abs=0.1)
+    start = made.prior(denoiser.process, torch.ones(1, 1, dtype=torch.float64))
+    walk = [x.abs().item() for _, x in made.walk(denoiser, start)]
+    assert max(walk) <= start.item() * 1.01, "no stop lies further out than the noise it came from"
+
+
 @pytest.mark.parametrize("schedule", [linear, cosine])
 @pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (Heun, 2), (DPMSolver, 2)])
 def test_solvers_converge_at_their_order(sampler, order, schedule):

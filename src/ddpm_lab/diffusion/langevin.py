@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.denoiser import Denoises
+from ddpm_lab.diffusion.denoiser import Denoises, Estimate
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.samplers import Noise, Sampler, Step
 
@@ -25,27 +25,30 @@ class _Corrected(Sampler):
         if not 0 < self.step_size < 2:
             raise ValueError(f"step_size must lie between 0 and 2, where it diverges (got {self.step_size:g}); try 0.1")
 
-    def correct(self, denoiser: Denoises, x: Tensor, t: Tensor, cond: Condition, noise: Noise) -> Tensor:
-        """`x` (B, ...) after the corrections at level `t`."""
+    def correct(
+        self, denoiser: Denoises, x: Tensor, t: Tensor, cond: Condition, noise: Noise, guess: Estimate | None = None
+    ) -> Tensor:
+        """`x` (B, ...) after the corrections at level `t`; `guess` is that of x, where it is known."""
         step = self.step_size * denoiser.process.scales(t)[1] ** 2
-        for _ in range(self.corrections):
-            score = denoiser.process.score(x, self.guess(denoiser, x, t, cond).x0, t)
+        for i in range(self.corrections):
+            known = guess if guess is not None and i == 0 else self.guess(denoiser, x, t, cond)
+            score = denoiser.process.score(x, known.x0, t)
             x = x + per_pixel(step, x) * score + per_pixel((2 * step).sqrt(), x) * noise(x)
         return x
 
 
 @dataclass(frozen=True, kw_only=True)
 class Langevin(_Corrected):
-    """Annealed Langevin dynamics (Song & Ermon, 2019, algorithm 1): from level to level x is only rescaled, and at the
-    data it is denoised once more.
+    """Annealed Langevin dynamics (Song & Ermon, 2019, algorithm 1): corrections at each level, from level to level x is
+    only rescaled, and from the last it is denoised.
     """
 
     def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
+        x = self.correct(denoiser, step.x_t, step.t, cond, noise, step.guess)
         if step.last:
-            return step.guess.x0
+            return self.guess(denoiser, x, step.t, cond).x0
         (signal_t, _), (signal_s, _) = denoiser.process.scales(step.t), denoiser.process.scales(step.s)
-        x_s = per_pixel(signal_s / signal_t, step.x_t) * step.x_t
-        return self.correct(denoiser, x_s, step.s, cond, noise)
+        return per_pixel(signal_s / signal_t, x) * x
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,16 @@ from ddpm_lab.diffusion.samplers import Noise, Sampler, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Heun(Sampler):
-    """Two evaluations a step, the second at its end (Karras et al., 2022, algorithm 1); the step to the data is
-    Euler's, so 2 K - 1 calls of the network in K steps.
+    """Two evaluations a step, the second at its end (Karras et al., 2022, algorithm 1), so 2 K - 2 calls of the network
+    in K > 1 steps: the step to the data is Euler's, and so is the first. There noise / signal may fall by orders of
+    magnitude at once, and the mean of two eps carries the small difference of two x_0 multiplied by that.
     """
 
     def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
         process = denoiser.process
         eps = process.eps(step.x_t, step.guess.x0, step.t)
         x_s = process.diffuse(step.guess.x0, eps, step.s)
-        if step.last:
+        if step.last or step.before is None:
             return x_s
         end = process.eps(x_s, self.guess(denoiser, x_s, step.s, cond).x0, step.s)
         mean = (eps + end) / 2
