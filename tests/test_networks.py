@@ -7,6 +7,7 @@ from conftest import composed
 from hydra.utils import instantiate
 
 from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.networks.classifier import EncoderClassifier
 from ddpm_lab.networks.layers import Attention, ResBlock, Waves, double, halve, norm
 from ddpm_lab.networks.mlp import MLP
 from ddpm_lab.networks.unet import UNet
@@ -126,6 +127,17 @@ def test_waves_tell_neighbouring_times_apart():
     waves = Waves(32)(torch.arange(1001.0))
     assert (waves[1:] - waves[:-1]).norm(dim=1).min() > 0.1
     torch.testing.assert_close(waves.square().sum(1), torch.full((1001,), 16.0))
+
+
+def test_a_classifier_names_and_hears_every_parameter():
+    network = EncoderClassifier((1, 8, 8), classes=5, channels=8)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    said = network(torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10, 100, 1000]), Condition())
+    assert said.shape == (4, 5)
+    said.square().mean().backward()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert silent == []
 
 
 @pytest.mark.parametrize("octaves", [0, 2])

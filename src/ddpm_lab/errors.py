@@ -24,4 +24,4 @@ def naming(group: str) -> Iterator[None]:
 
 def choice(part: object) -> str:
     """What the user typed to get `part`: LearnedRange -> learned_range, the name of its yaml file."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(part).__name__).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(part).__name__).lower()

@@ -45,17 +45,23 @@ def grid(title: str, columns: Sequence[int], rows: dict[str, list[float]]) -> st
 def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.quality.assess` found, with what it must be compared with."""
     real, noise, protocol = result["real"], result["noise"], result["protocol"]
-    steps = protocol["sampler"]["steps"] or protocol["T"]
     others = f"held-out pictures {real['fid']:.3g}, noise {noise['fid']:.3g} (features: {protocol['extractor']})"
     rows = [("FID", f"{result['fid']:.3g}", others)]
     if "recognised" in result:
         rows.append(("recognised", f"{100 * result['recognised']:.1f} %",
                      f"held-out pictures {100 * real['recognised']:.1f} %"))  # fmt: skip
     guided = ", ".join(f"{key}={value}" for key, value in protocol["guidance"].items() if key != "name" and value)
-    how = f"{protocol['sampler']['name']}, {steps} steps, {protocol['weights']} weights" + (
+    how = f"{protocol['sampler']['name']}, {protocol['steps']} steps, {protocol['weights']} weights" + (
         f", {guided}" if guided else ""
     )
     return [*rows, ("samples", f"{protocol['count']}", how)]
+
+
+def accuracy_rows(found: dict[str, float]) -> list[tuple[str, str, str]]:
+    """What a classifier's last validation found."""
+    quarters = [f"{100 * value:.1f} %" for name, value in sorted(found.items()) if name.startswith("accuracy_q")]
+    return [("accuracy", f"{100 * found['accuracy']:.1f} %",
+             f"on held-out pictures; by quarter of the times, from the data on: {', '.join(quarters)}")]  # fmt: skip
 
 
 def nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -68,7 +74,11 @@ def nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("NLL, bits/dim", f"<= {result['bits_per_dim']:.3f}", f"+- {result['standard_error']:.3f}; {how}"),
         ("  L_T", f"{result['L_T']['bits']:.4f}", "what the last x_t still says of the picture"),
         ("  L_t", f"{between:.3f}", chain),
-        ("  L_0", f"{result['L_0']['bits']:.3f}", f"+- {result['L_0']['standard_error']:.3f}; the pixels, given x_1"),
+        (
+            "  L_0",
+            f"{result['L_0']['bits']:.3f}",
+            f"+- {result['L_0']['standard_error']:.3f}; the pixels, given x_{result['terms'][-1]['t']}",
+        ),
     ]
 
 

@@ -1,8 +1,9 @@
 """Run directories: found, offered to Hydra, and turned back into systems."""
 
 import difflib
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.errors import UserError, choice, naming
 
 if TYPE_CHECKING:
+    from ddpm_lab.diffusion.classifier import Classifier
     from ddpm_lab.diffusion.denoiser import Denoiser
     from ddpm_lab.diffusion.variances import Variance
     from ddpm_lab.systems.diffusion import Diffusion
@@ -32,11 +34,11 @@ def config(run: str) -> DictConfig:
 
 
 def checkpoint(run: str) -> Path:
-    """The newest checkpoint of `run`."""
-    found = sorted(Path(run, "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    """That of the end of `run`, or of the latest step. Times of files say nothing: copying changes them."""
+    found = [*Path(run, "checkpoints").glob("*.ckpt")]
     if not found:
         raise UserError(f"run={run} holds no checkpoint yet; it must train for longer")
-    return found[-1]
+    return max(found, key=lambda file: (file.stem == "last", file.stem))
 
 
 def offer(arguments: list[str]) -> None:
@@ -60,18 +62,10 @@ def load(settings: DictConfig) -> "Diffusion":
     """
     import torch
 
-    from ddpm_lab.commands.build import build
-
     saved = config(settings.run)
     for group in {*REPLACEABLE} - {"variance"} & {*settings}:
         saved[group] = settings[group]
-    file = checkpoint(settings.run)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no one error for files that are cut short, foreign or poisoned
-        raise UserError(f"run={settings.run}: {file.name} cannot be read ({type(error).__name__})") from error
-    system = build(saved, "system", **content["hyper_parameters"])
-    system.load_state_dict(content["state_dict"])
+    system, content, file = _restored(settings.run, saved, "Diffusion")
     if settings.weights == "ema":
         if "EMA" not in content["callbacks"]:
             raise UserError(f"weights=ema are not in run={settings.run}, which kept no average; try weights=raw")
@@ -82,6 +76,39 @@ def load(settings: DictConfig) -> "Diffusion":
     if "variance" in settings and settings.variance != saved.variance:
         system.denoiser.variance = _variance(settings, system, saved, file)
     return system
+
+
+def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, Any], Path]:
+    """The system that `saved` describes with the weights of the newest checkpoint, what else that holds, and the file.
+    Raises UserError unless the system is a `kind`.
+    """
+    import torch
+
+    from ddpm_lab.commands.build import build
+
+    if (own := saved.system._target_.rpartition(".")[2]) != kind:
+        names = {"Diffusion": "a diffusion model", "ClassifierSystem": "a classifier"}
+        raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
+    file = checkpoint(run)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no one error for files that are cut short, foreign or poisoned
+        raise UserError(f"run={run}: {file.name} cannot be read ({type(error).__name__})") from error
+    system = build(saved, "system", **content["hyper_parameters"])
+    try:
+        system.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"run={run}: the weights in {file.name} do not fit the model that config.yaml describes; "
+                        "another version of ddpm-lab may have written them") from error  # fmt: skip
+    return system, content, file
+
+
+def classifier(run: str) -> "Classifier":
+    """The classifier that `python train.py system=classifier` trained, for classifier guidance."""
+    system, _, _ = _restored(run, config(run), "ClassifierSystem")
+    found: Classifier = system.classifier.requires_grad_(False)
+    found.origin = run
+    return found
 
 
 def denoiser(run: str, weights: str = "ema") -> "Denoiser":
@@ -108,9 +135,13 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
             raise UserError(f"variance={choice(chosen)} must be learned, and this run was trained with {own}; "
                             "try variance=beta, beta_tilde or analytic")  # fmt: skip
         return chosen
-    name = f"analytic-{settings.weights}-{checkpoint.stem}-{settings.variance.samples}-clip-{system.sampler.clip}"
+    # All that the estimate depends on: of the weights, of the noise, and of how guesses are bounded.
+    with checkpoint.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    bounds = f"clip-{system.sampler.clip}-{system.sampler.dynamic_threshold}"
+    name = f"analytic-{settings.weights}-{digest}-{settings.variance.samples}-{bounds}"
     file = Path(settings.run, "variances", f"{name}.safetensors")
-    if file.is_file() and file.stat().st_mtime > checkpoint.stat().st_mtime:
+    if file.is_file():
         return Analytic(load_file(file)["mse"])
     with naming("variance"):
         found: Analytic = chosen(system, system.denoiser, build(saved, "data"))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -12,14 +13,16 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.callbacks.density import Density
+from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.scatter import Scatter
 from ddpm_lab.commands.build import at_least, build
-from ddpm_lab.commands.output import density_rows, quality_rows, quiet, table
+from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, table
 from ddpm_lab.data.splits import Data
 from ddpm_lab.errors import UserError
 from ddpm_lab.loggers import finish
+from ddpm_lab.systems.classifier import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
@@ -33,14 +36,19 @@ def train(config: DictConfig) -> None:
         raise UserError(
             "model=exact is known in closed form and has nothing to train; try: python evaluate.py model=exact"
         )
+    if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={config.trainer.accelerator}, and there is no GPU; try trainer=cpu")
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
-    system: Diffusion = build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
+    system: Diffusion | ClassifierSystem = build(
+        config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width
+    )
     callbacks = build(config, "callbacks")
-    kinds, usual = ((Scatter, Density), "default") if data.bin_width else ((Pictures, Quality), "points")
-    if any(isinstance(callback, kinds) for callback in callbacks.values()):
-        raise UserError(f"callbacks: {kinds[0].__name__} and {kinds[1].__name__} do not look at data of the shape "
-                        f"{data.shape}; try callbacks={usual}")  # fmt: skip
+    _fitting(callbacks, system, data)
+    reach = data.train.at(slice(10_000)).x0.abs().max().item()
+    if isinstance(system, Diffusion) and system.sampler.clip is not None and reach > system.sampler.clip:
+        raise UserError(f"sampler.clip={system.sampler.clip:g} would cut this data, which reaches {reach:.3g}; "
+                        f"try sampler.clip={math.ceil(reach)}")  # fmt: skip
     trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
     _check(config, trainer)
     run = Path(config.trainer.default_root_dir)
@@ -67,17 +75,31 @@ def train(config: DictConfig) -> None:
     quality = _result(callbacks, Quality)
     density = _result(callbacks, Density)
     training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters}
-    if "val/loss" in trainer.callback_metrics:
-        training["val_loss"] = trainer.callback_metrics["val/loss"].item()
-    found = {**quality, **({"density": density} if density else {}), "training": training}
+    watched = {name.removeprefix("val/"): value.item() for name, value in trainer.callback_metrics.items()
+               if name.startswith("val/")}  # fmt: skip
+    if "loss" in watched:
+        training["val_loss"] = watched.pop("loss")
+    found = {**quality, **({"density": density} if density else {}), **watched, "training": training}
     (run / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
     rows = (quality_rows(quality) if quality else []) + (density_rows(density) if density else [])
+    rows += accuracy_rows(watched) if "accuracy" in watched else []
     rows.append(("training", f"{seconds:.0f} s", f"{trainer.global_step} steps, all pictures and metrics included"))
-    LOG.info(
-        "%s\n%s",
-        table(rows),
-        _farewell(run, " guidance.w=1" if system.denoiser.knows_null and "w" in config.guidance else ""),
-    )
+    averaged = any(isinstance(callback, EMA) for callback in callbacks.values())
+    LOG.info("%s\n%s", table(rows), _farewell(run, system, bool(quality), averaged))
+
+
+def _fitting(callbacks: dict[str, Callback], system: Diffusion | ClassifierSystem, data: Data) -> None:
+    """Raises UserError where callbacks look at what there is not."""
+    if isinstance(system, ClassifierSystem):
+        kinds: tuple[type[Callback], ...] = (EMA, Scatter, Density, Pictures, Quality)
+        what, usual = "a classifier", "classifier"
+    elif data.bin_width is None:
+        kinds, what, usual = (Pictures, Quality), "points", "points"
+    else:
+        kinds, what, usual = (Scatter, Density), "pictures", "default"
+    for callback in callbacks.values():
+        if isinstance(callback, kinds):
+            raise UserError(f"callbacks: {type(callback).__name__} is not for {what}; try callbacks={usual}")
 
 
 def _result(callbacks: dict[str, Callback], kind: type[Quality | Density]) -> dict[str, Any]:
@@ -94,13 +116,14 @@ def _check(config: DictConfig, trainer: Trainer) -> None:
                         "are scaled; try 32-true or bf16-mixed")  # fmt: skip
 
 
-def _farewell(run: Path, guided: str) -> str:
+def _farewell(run: Path, system: Diffusion | ClassifierSystem, measured: bool, averaged: bool) -> str:
     """Where things are, and what to type next."""
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     prefix, suffix = ("python ", ".py") if sys.argv[0].endswith(".py") else ("ddpm-", "")
+    raw = "" if averaged or isinstance(system, ClassifierSystem) else " weights=raw"
+    suggested = [f"{prefix}{verb}{suffix} {words}{raw}" for verb, words in system.suggestions(str(shown), measured)]
     return "\n".join([
         f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir()))}",
-        f"  look at  {shown / 'pictures'}",
-        f"  next     {prefix}sample{suffix} run={shown} count=100{guided}",
-        f"           {prefix}evaluate{suffix} run={shown} sampler.steps=50",
+        *([f"  look at  {shown / 'pictures'}"] if (run / "pictures").is_dir() else []),
+        "  next     " + "\n           ".join(suggested),
     ])  # fmt: skip

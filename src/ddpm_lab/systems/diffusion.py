@@ -1,8 +1,9 @@
 """The one Lightning module of all diffusion models."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from ddpm_lab.conditioners import Conditioner
 from ddpm_lab.data.splits import Images, Points, Split, to_bytes
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.denoiser import Denoiser, Denoises, Reverses
+from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lab.diffusion.noise import SampleNoise
 from ddpm_lab.diffusion.objectives import Draw, Objective
 from ddpm_lab.diffusion.predictions import Prediction
@@ -23,6 +24,7 @@ from ddpm_lab.diffusion.samplers import Noise, Sampler
 from ddpm_lab.diffusion.timesteps import Stratified, TimeSampler
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.errors import UserError, choice, naming
+from ddpm_lab.systems.training import clip_gradients, optimizers
 
 Batch = dict[str, Tensor]
 
@@ -61,6 +63,10 @@ class Diffusion(L.LightningModule):
         self.shape, self.bin_width = tuple(shape), bin_width
         with naming("conditioner"):
             self.conditioner = conditioner(classes)
+        if "outputs" not in inspect.signature(network).parameters:
+            raise UserError(
+                "model=classifier names pictures and cannot draw them; try system=classifier, or another model"
+            )
         with naming("model"):
             body = network(self.shape, outputs=variance.outputs, **self.conditioner.doors)
         self.denoiser = Denoiser(body, process, prediction, variance, self.conditioner.dropout > 0, self.shape,
@@ -80,7 +86,13 @@ class Diffusion(L.LightningModule):
                 raise ValueError(f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels, which lie in "
                                  "[-1, 1]; this data has no such range; try dynamic_threshold=null")  # fmt: skip
         with naming("guidance"):
-            guidance(self.denoiser)
+            guided = guidance(self.denoiser)
+            self.classes = guided.classes
+            if getattr(guided, "reversing", False) and not sampler.reverses:
+                raise ValueError(
+                    f"form=mean moves the means of steps that are drawn with the model's own variance, "
+                    f"which sampler={choice(sampler)} does not; try sampler=ddpm or guidance.form=score"
+                )
 
     def draw(self, batch: Batch, t: Tensor) -> Draw:
         """A noised batch: x_t = signal_t x_0 + noise_t eps at times t (B,), some conditions dropped."""
@@ -104,10 +116,7 @@ class Diffusion(L.LightningModule):
         self.log("val/loss", losses.mean(), batch_size=len(losses))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        steps = self.trainer.max_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizers(self, self.optimizer, self.lr_schedule)
 
     def configure_gradient_clipping(
         self,
@@ -115,16 +124,15 @@ class Diffusion(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
-        if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        clip_gradients(self, gradient_clip_val)
 
     def labels(self, count: int, label: int | Sequence[int] | None = None) -> Tensor | None:
         """Labels for `count` samples, (count,): those asked for, or all, in turn; None for a model without labels."""
-        classes = self.denoiser.classes
+        classes = self.classes
         if classes is None:
             if label is not None:
-                raise UserError(f"label={label} asks for what this model was not trained with; try label=null")
+                raise UserError(f"label={label} asks for what this model was not trained with; try label=null, or "
+                                "guidance=classifier")  # fmt: skip
             return None
         wanted = range(classes) if label is None else list(label) if isinstance(label, Sequence) else [label]
         if not wanted or any(type(one) is not int or not 0 <= one < classes for one in wanted):
@@ -133,7 +141,13 @@ class Diffusion(L.LightningModule):
 
     def condition(self, labels: Tensor | None) -> Condition:
         """What `labels` (B,) say."""
-        return Condition() if labels is None else self.conditioner({"label": labels.to(self.device)})
+        if labels is None:
+            return Condition()
+        labels = labels.to(self.device)
+        cond = self.conditioner({"label": labels})
+        return (
+            cond if self.denoiser.classes else replace(cond, label=labels)
+        )  # a guidance hears what the model does not
 
     def walk(
         self, denoiser: Denoiser, samples: Sequence[int], labels: Tensor | None, seed: int
@@ -188,15 +202,28 @@ class Diffusion(L.LightningModule):
                     bar.update(t < first)
                 yield self.show(x, some)
 
+    @property
+    def process(self) -> ForwardProcess:
+        return self.denoiser.process
+
+    def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
+        """What to type next, (verb, arguments); `measured`: FID can be had."""
+        guided = " guidance.w=1" if self.denoiser.knows_null and "w" in self.guidance.keywords else ""
+        if self.bin_width is None:
+            assess = "density.split=train"
+        else:
+            assess = "sampler.steps=50" if measured else "'metrics=[nll]' nll.steps=50"
+        return [("sample", f"run={run} count=100{guided}"), ("evaluate", f"run={run} {assess}")]
+
     def protocol(self) -> dict[str, Any]:
         """What samples depend on beside weights and seed."""
-        options = {key: value.origin if isinstance(value, Reverses) else value
-                   for key, value in self.guidance.keywords.items()}  # fmt: skip
+        options = {key: getattr(value, "origin", value) for key, value in self.guidance.keywords.items()}
         return {
             "sampler": {"name": type(self.sampler).__name__, **asdict(self.sampler)},
             "guidance": {"name": self.guidance.func.__name__, **options},
             "variance": type(self.denoiser.variance).__name__,
-            "T": self.denoiser.process.steps,
+            "steps": len(self.sampler.times(self.process.steps)) - 1,
+            "T": self.process.steps,
         }
 
 
