@@ -166,6 +166,7 @@ TRAIN_MISTAKES = {
     "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
     "sampler.eta=2": "sampler.eta must lie in [0, 1]",
+    "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would cut this data, which reaches",
     "conditioner=none guidance.w=1": "guidance.w=1 needs a model trained with labels",
     "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
     "guidance.w=-1": "guidance.w must",
@@ -187,8 +188,8 @@ TRAIN_MISTAKES = {
     "objective=min_snr objective.gamma=0": "objective.gamma must be above 0",
     "timesteps=importance timesteps.history=0": "timesteps.history must be at least 1",
     "schedule=geometric schedule.low=60": "schedule.low must lie between 0 and high=50",
-    "callbacks=points": "callbacks: Scatter and Density do not look at data of the shape (1, 8, 8)",
-    "data=toy callbacks=default": "callbacks: Pictures and Quality do not look at data of the shape (2,)",
+    "callbacks=points": "callbacks: Scatter is not for pictures; try callbacks=default",
+    "data=toy callbacks=default": "callbacks: Pictures is not for points; try callbacks=points",
     "trainer.max_steps=0": "trainer.max_steps must be a whole number of at least 1 (got 0)",
     "seed=-1": "seed must be a whole number of at least 0 (got -1)",
     "trainer=gpu": "trainer.",
@@ -238,13 +239,18 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
         ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must lie in 1..1000"),
         ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val is not one of train, test"),
         ("evaluate", ["run=RUN", "variance=learned_range"], "variance=learned_range must be learned, and this run was"),
+        (
+            "evaluate",
+            ["run=RUN", "metrics=[nll]", "variance=analytic", "variance.samples=1", "nll.clip=2"],
+            "nll.clip=2 bounds guesses in another way than sampler.clip=1.0",
+        ),
         ("evaluate", ["model=exact", "steps=[2000]"], "steps=[2000] must be numbers in 1..1000"),
         ("evaluate", ["model=exact", "covariance=[[1,2],[3,4]]"], "covariance=[[1, 2], [3, 4]] must be a symmetric"),
         ("sample", ["run=RUN", "mode=foo"], "mode=foo is not one of draw, encode, decode, interpolate, times"),
         ("sample", ["run=RUN", "mode=encode", "sampler.eta=0.5"], "sampler.eta=0.5 adds noise"),
         ("sample", ["run=RUN", "mode=encode", "sampler=ddpm"], "sampler._target_=DDPM cannot be run backwards"),
         ("sample", ["run=RUN", "mode=encode", "input=nowhere.npz"], "input=nowhere.npz holds no array images"),
-        ("sample", ["run=RUN", "mode=decode"], "input=test holds no array x_T"),
+        ("sample", ["run=RUN", "mode=decode"], "input=test is data, and mode=decode needs"),
         ("sample", ["run=RUN", "sampler.eta=1.5"], "sampler.eta must lie in [0, 1] (got 1.5): above 1 the noise"),
     ],
 )
@@ -254,6 +260,23 @@ def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkey
     assert status == 2 and told in error and "Traceback" not in error, error
     assert error.startswith("error: ") and error.count("\n") <= 2
     assert not list(run.glob("samples/*")) and not list(run.glob("evaluations/*"))
+
+
+def test_the_end_of_a_run_is_read_however_it_was_copied(run, tmp_path):
+    for name in ("step-000005.ckpt", "last.ckpt", "step-000010.ckpt"):  # the newest file is not the last
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        shutil.copyfile(run / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / name)
+    assert runs.checkpoint(str(tmp_path)).name == "last.ckpt"
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    assert runs.checkpoint(str(tmp_path)).name == "step-000010.ckpt"
+
+
+def test_weights_of_another_model_are_named(run, typed, tmp_path):
+    shutil.copytree(run, tmp_path / "r")
+    config = tmp_path / "r" / "config.yaml"
+    config.write_text(config.read_text().replace("channels: 8", "channels: 16"))
+    status, _, error = typed("sample", f"run={tmp_path}/r")
+    assert status == 2 and "do not fit the model" in error and "Traceback" not in error
 
 
 def test_a_checkpoint_that_was_cut_short_is_named(run, typed, tmp_path):
@@ -295,6 +318,68 @@ def test_another_run_guides(run, typed, tmp_path):
     assert guidance["name"] == "Autoguidance" and guidance["weak"] == f"{run} (ema)"
 
 
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A classifier of ten steps."""
+    where = tmp_path_factory.mktemp("classifier")
+    words = ["system=classifier", "trainer=debug", "logger=csv", "model.channels=8", "callbacks.losses.every=5"]
+    command = [sys.executable, str(ROOT / "train.py"), *words, f"hydra.run.dir={where}/r"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=where)
+    assert done.returncode == 0, done.stderr
+    (where / "r" / "stdout").write_text(done.stdout)
+    return where / "r"
+
+
+def test_a_classifier_says_how_often_it_is_right(named):
+    metrics = json.loads((named / "metrics.json").read_text())
+    quarters = [metrics[f"accuracy_q{q}"] for q in range(1, 5)]
+    assert min(quarters) <= metrics["accuracy"] <= max(quarters) and metrics["training"]["steps"] == 10
+    assert "accuracy" in (named / "stdout").read_text() and "guidance.classifier.run=" in (named / "stdout").read_text()
+    assert "val/accuracy_q4" in (named / "metrics.csv").read_text()
+
+
+def test_a_classifier_guides_a_model_that_hears_no_labels(named, typed, tmp_path):
+    assert typed("train", *FAST, "conditioner=none", f"hydra.run.dir={tmp_path}/r")[0] == 0
+    words = [f"run={tmp_path}/r", "guidance=classifier", f"guidance.classifier.run={named}", "count=4", "label=3"]
+    made = []
+    for scale in (0, 30):
+        out = f"hydra.run.dir={tmp_path}/{scale}"
+        status, _, error = typed("sample", *words, f"guidance.scale={scale}", out)
+        assert status == 0, error
+        saved = np.load(tmp_path / str(scale) / "samples.npz")
+        made.append(saved["images"].astype(int))
+        assert saved["labels"].tolist() == [3] * 4
+    assert np.abs(made[0] - made[1]).max() > 1
+    ddpm = ["sampler=ddpm", "sampler.steps=3", "guidance.form=mean", "guidance.at=mean"]
+    assert typed("sample", *words, *ddpm, f"hydra.run.dir={tmp_path}/mean")[0] == 0
+    status, _, error = typed("sample", *words, "guidance.form=mean")
+    assert status == 2 and "guidance.form=mean" in error and "sampler=ddim" in error
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "told"),
+    [
+        ("sample", ["run=NAMED"], "is not a diffusion model but a classifier"),
+        ("sample", ["run=RUN", "guidance=classifier", "guidance.classifier.run=RUN"], "is not a classifier but"),
+        ("train", ["guidance=classifier", "guidance.classifier.run=NAMED", "schedule=linear"],
+         "guidance.classifier was trained with another schedule"),
+        ("train", ["guidance=classifier", "guidance.classifier.run=NAMED", "data=synthetic"],
+         "guidance.classifier was trained on data of shape"),
+        ("train", ["system=classifier", "callbacks=default"], "EMA is not for a classifier"),
+        ("train", ["model=classifier"], "model=classifier names pictures"),
+        ("train", ["system=classifier", "data=folder", "data.path=FOLDER"], "needs labels"),
+    ],
+)  # fmt: skip
+def test_what_a_classifier_cannot_do_is_refused(verb, words, told, run, named, typed, tmp_path):
+    for i in range(20):
+        Image.effect_noise((16, 16), 50 + i).convert("RGB").save(tmp_path / f"{i}.png")
+    here = {"RUN": str(run), "NAMED": str(named), "FOLDER": f"{tmp_path} data.batch_size=4"}
+    for name, path in here.items():
+        words = [word.replace(name, path) for word in words]
+    status, _, error = typed(verb, *" ".join(words).split(" "))
+    assert status == 2 and error.startswith("error: ") and told in error
+
+
 def test_a_run_without_labels_refuses_them(typed, tmp_path):
     assert typed("train", *FAST, "conditioner=none", f"hydra.run.dir={tmp_path}/r")[0] == 0
     for wrong in ("label=3", "guidance.w=2"):
@@ -324,7 +409,7 @@ def pictures(tmp_path):
 SMALL = ("model.channels=8", "data.batch_size=4", "logger=csv", "callbacks=none")
 
 
-@pytest.mark.parametrize("model", sorted({*options("model")} - {"exact"}))
+@pytest.mark.parametrize("model", sorted({*options("model")} - {"exact", "classifier"}))
 @pytest.mark.parametrize("data", options("data"))
 def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
     if data in ("gaussian_mixture", "toy") and not model.startswith("mlp"):
@@ -337,13 +422,15 @@ def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
 
 OPTIONS = [(group.name, option) for group in sorted(CONFIGS.iterdir()) if group.is_dir() and group.name != "hydra"
            for option in options(group.name) if (group.name, option) not in {("trainer", "gpu"), ("data", "folder"),
-           ("variance", "analytic"), ("guidance", "autoguidance")} and group.name != "model"]  # fmt: skip
+           ("variance", "analytic"), ("guidance", "autoguidance"), ("guidance", "classifier"),
+           ("callbacks", "classifier")} and group.name != "model"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     extra = {
+        ("system", "diffusion"): ["callbacks=none"],
         ("callbacks", "default"): ["callbacks.quality.count=4", "sampler.steps=2"],
         ("callbacks", "points"): ["data=toy", "callbacks.density.count=4", "sampler.steps=2"],
         ("variance", "learned_range"): ["objective=hybrid"],
@@ -351,7 +438,7 @@ def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monke
         ("data", "gaussian_mixture"): ["data.batch_size=4"],
         ("data", "toy"): ["data.batch_size=4", "objective=hybrid", "variance=learned_range"],
     }.get((group, option), [])
-    small = [word for word in SMALL if group != "callbacks" or word != "callbacks=none"]
+    small = [word for word in SMALL if group not in ("callbacks", "system") or word != "callbacks=none"]
     one_step(tmp_path, *small, f"{group}={option}", *extra)
     if (group, option) == ("logger", "tensorboard"):
         assert list(tmp_path.glob("tensorboard/**/events*"))

@@ -229,6 +229,15 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):  # noqa: F811
     assert [len(set(np.load(tmp_path / "i" / "samples.npz")["labels"][row * 4 :][:4])) for row in range(2)] == [1, 1]
 
 
+def test_encoding_hears_the_label_that_is_asked_for_and_so_many_of_a_file(run, typed, tmp_path):  # noqa: F811
+    words = ["sample", f"run={run}", "sampler.steps=5"]
+    typed(*words, "count=8", f"hydra.run.dir={tmp_path}/s")
+    file = f"input={tmp_path}/s/samples.npz"
+    assert typed(*words, "mode=encode", file, "count=3", "label=7", f"hydra.run.dir={tmp_path}/e")[0] == 0
+    saved = np.load(tmp_path / "e" / "x_T.npz")
+    assert saved["labels"].tolist() == [7, 7, 7] and saved["x_T"].shape == (3, 1, 8, 8)
+
+
 def test_the_ends_of_an_interpolation_are_the_samples_between_which_it_goes(run, typed, tmp_path):  # noqa: F811
     one = ["sample", f"run={run}", "label=3"]
     typed(*one, "count=2", f"hydra.run.dir={tmp_path}/s")

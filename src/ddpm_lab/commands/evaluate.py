@@ -10,6 +10,7 @@ from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, table
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.runs import load
+from ddpm_lab.diffusion.variances import Analytic
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.density import assess_density
 from ddpm_lab.evaluation.likelihood import assess_likelihood
@@ -37,6 +38,11 @@ def evaluate(config: DictConfig) -> None:
     rows = []
     common = {"weights": config.weights}
     if "nll" in metrics:
+        bounded = (config.nll.clip, None) == (system.sampler.clip, system.sampler.dynamic_threshold)
+        if isinstance(system.denoiser.variance, Analytic) and not bounded:
+            raise UserError(f"nll.clip={config.nll.clip} bounds guesses in another way than sampler.clip="
+                            f"{system.sampler.clip}, for which variance=analytic was estimated; make them equal, with "
+                            "sampler.dynamic_threshold=null")  # fmt: skip
         options: dict[str, Any] = OmegaConf.to_container(config.nll)  # type: ignore[assignment]
         with naming("nll"):
             result["nll"] = assess_likelihood(system, system.denoiser, data, **common, **options, seed=config.seed,

@@ -51,7 +51,8 @@ def _draw(config: DictConfig, system: Diffusion) -> None:
 def _encode(config: DictConfig, system: Diffusion) -> None:
     """Data to x_T and back (Song et al., 2021, section 5.4): x_T in an .npz, and the three side by side."""
     given = _input(config, system)
-    labels = None if system.labels(1) is None else given.labels
+    labels = None if system.denoiser.classes is None else given.labels
+    labels = labels if config.label is None else _labels(config, system, len(given[0]))
     x0 = given.x0.to(system.device)
 
     def rise(some: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -62,16 +63,23 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     out = output(config.out)
     error = ((back - x0) / 2).square().mean().item()
     np.savez_compressed(out / "x_T.npz", **_arrays("x_T", x_T.cpu(), labels))
-    shown = torch.stack([x0, x_T, back], dim=1)[:40].flatten(0, 1)
-    file = _picture(system, shown, None, out, columns=30 if len(x0) >= 10 else 3)
+    if system.bin_width is None:
+        shown = {"given": (x0, labels), "x_T": (x_T, labels), "decoded": (back, labels)}
+        file, how = save_scatter(shown, out / "scatter.png"), "given, x_T, decoded"
+    else:
+        threes = system.show(torch.stack([x0, x_T, back], dim=1)[:40].flatten(0, 1), None)[0]
+        file, how = save_grid(threes, out / "grid.png", 30 if len(x0) >= 10 else 3), "in threes: given, x_T, decoded"
     LOG.info("%d encoded and decoded in %d steps each: mean square error %.2g, in units of the data's range\n"
-             "  x_T         %s\n  a picture   %s (in threes: given, x_T, decoded)\n  next        mode=decode input=%s",
+             "  x_T         %s\n  a picture   %s (%s)\n  next        mode=decode input=%s",
              len(x0), len(system.sampler.times(system.denoiser.process.steps)) - 1, error, out / "x_T.npz", file,
-             out / "x_T.npz")  # fmt: skip
+             how, out / "x_T.npz")  # fmt: skip
 
 
 def _decode(config: DictConfig, system: Diffusion) -> None:
     """x_T from an .npz to samples, deterministically but for the sampler's own noise."""
+    if config.input in ("train", "test"):
+        raise UserError(f"input={config.input} is data, and mode=decode needs the x_T.npz that mode=encode wrote; "
+                        "try input=FILE")  # fmt: skip
     x_T, known = _array(config.input, "x_T", system.shape)
     labels = _labels(config, system, len(x_T)) if known is None or config.label is not None else known
     x_T = x_T.to(system.device)
@@ -150,10 +158,10 @@ def _input(config: DictConfig, system: Diffusion) -> Split:
         data = build(saved_config(config.run), "data")
         return getattr(data, config.input).at(slice(config.count))
     if system.bin_width is None:
-        return Points(*_array(config.input, "points", system.shape))
+        return Points(*_array(config.input, "points", system.shape)).at(slice(config.count))
     channels, height, width = system.shape
     pixels, labels = _array(config.input, "images", (height, width, channels), np.uint8)
-    return Images(pixels.permute(0, 3, 1, 2), labels)
+    return Images(pixels.permute(0, 3, 1, 2), labels).at(slice(config.count))
 
 
 def _array(file: str, name: str, shape: tuple[int, ...], kind: type = np.float32) -> tuple[Tensor, Tensor | None]:
@@ -172,14 +180,6 @@ def _array(file: str, name: str, shape: tuple[int, ...], kind: type = np.float32
 
 def _arrays(name: str, values: Tensor, labels: Tensor | None) -> dict[str, Any]:
     return {name: values.numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
-
-
-def _picture(system: Diffusion, x: Tensor, labels: Tensor | None, out: Path, columns: int) -> Path:
-    """A grid of pictures, or a scatter plot of points, of what `show` makes of x (N, *shape)."""
-    shown = system.show(x, labels)
-    if isinstance(shown, Points):
-        return save_scatter({"points": (shown.x0, labels)}, out / "scatter.png")
-    return save_grid(shown.pixels, out / "grid.png", columns)
 
 
 def _save(system: Diffusion, values: Tensor, labels: Tensor | None, out: Path, columns: int = 10) -> None:

@@ -77,7 +77,7 @@ class Data(L.LightningDataModule):
         super().__init__()
         if not 1 <= batch_size <= len(train[0]):
             raise ValueError(f"batch_size must lie in 1..{len(train[0])}, the number of training samples "
-                             f"(got {batch_size})")  # fmt: skip
+                             f"(got {batch_size}); try batch_size={min(32, len(train[0]))}")  # fmt: skip
         self.name, self.train, self.test, self.classes, self.mixture = name, train, test, classes, mixture
         self.batch_size, self.flip, self.seed = batch_size, flip, seed
 

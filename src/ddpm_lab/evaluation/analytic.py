@@ -29,7 +29,7 @@ def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int 
         ):
             picked = data.train.at(some)
             x0 = picked.x0.to(device)
-            cond = system.condition(None if system.labels(1) is None else picked.labels)
+            cond = system.condition(None if system.denoiser.classes is None else picked.labels)
             eps, at = torch.randn(x0.shape, generator=stream).to(device), t.to(device)
             guess = system.sampler.guess(denoiser, denoiser.process.diffuse(x0, eps, at), at, cond)
             sums.index_add_(0, t, (guess.x0 - x0).double().square().flatten(1).mean(1).cpu())

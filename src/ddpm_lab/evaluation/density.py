@@ -26,7 +26,7 @@ def assess_density(
     points = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
     assert isinstance(points, Points)
     times = stops(denoiser.process.steps, min(STEPS, denoiser.process.steps), "quadratic_full")
-    labels = None if system.labels(1) is None else points.labels
+    labels = None if system.denoiser.classes is None else points.labels
     with evaluating(denoiser):
         nll = -log_prob(denoiser, points.x0, times, system.condition(labels))
     found = {"nll": nll.mean().item(), "standard_error": nll.std().item() / len(nll) ** 0.5}

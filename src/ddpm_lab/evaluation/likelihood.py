@@ -59,7 +59,7 @@ def assess_likelihood(
             "weights": weights, "split": split, "count": total.numel(), "seed": seed, "clip": clip,
             "steps": len(times) - 1, "spacing": spacing, "T": denoiser.process.steps,
             "variance": type(denoiser.variance).__name__, "guidance": "none",
-            "labels": "none" if system.labels(1) is None else "the pictures'", "bins": 256,
+            "labels": "none" if system.denoiser.classes is None else "the pictures'", "bins": 256,
         },
     }  # fmt: skip
 
@@ -69,7 +69,7 @@ def _terms(
     bar: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """L_T (B,), the terms (K, B) and the mean square errors (K, B)."""
-    cond = system.condition(None if system.labels(1) is None else pictures.labels)
+    cond = system.condition(None if system.denoiser.classes is None else pictures.labels)
     terms = []
     with evaluating(denoiser):
         for term in bound_terms(

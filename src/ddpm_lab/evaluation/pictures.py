@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -29,7 +30,8 @@ def save_scatter(panels: Mapping[str, tuple[Tensor, Tensor | None]], file: Path)
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         colours = None if labels is None else labels[: len(points)].cpu() % 10
-        axes.scatter(*points.cpu().T, c=colours, s=1.5, cmap="tab10", vmin=0, vmax=9, linewidths=0)
+        axes.scatter(*points.cpu().T, color=None if colours is None else colormaps["tab10"](colours.numpy()), s=1.5,
+                     linewidths=0)  # fmt: skip
         reach = 1.1 if points.abs().quantile(0.99) < 1.1 else 3.3
         axes.set(title=name, xlim=(-reach, reach), ylim=(-reach, reach), xticks=(), yticks=(), aspect="equal")
     file.parent.mkdir(parents=True, exist_ok=True)
