@@ -95,7 +95,9 @@ class ForwardProcess(nn.Module):
 
         Where it would be log 0, at s = 0, it is that of the next step of the same length, beta_tilde(2t, t): Ho et
         al.'s clipped posterior variance, and improved-diffusion's where strides are equal. Where there is no next step
-        (the one leap from T to 0) it is log beta(T, 0).
+        (the one leap from T to 0) it is log beta(T, 0). Where variance explodes the next of many short steps adds
+        little, so that this lies far below noise_t^2, and a decoder with it has a poor L_0; the analytic variance has
+        not.
         """
         last = s == 0
         later = torch.where(last, (2 * t).clamp(max=self.steps), t)
