@@ -263,12 +263,12 @@ def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkey
 
 
 def test_the_end_of_a_run_is_read_however_it_was_copied(run, tmp_path):
-    for name in ("step-000005.ckpt", "last.ckpt", "step-000010.ckpt"):  # the newest file is not the last
+    for name in ("step-1000000.ckpt", "last.ckpt", "step-999999.ckpt"):  # the newest file is not the last
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
         shutil.copyfile(run / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / name)
     assert runs.checkpoint(str(tmp_path)).name == "last.ckpt"
     (tmp_path / "checkpoints" / "last.ckpt").unlink()
-    assert runs.checkpoint(str(tmp_path)).name == "step-000010.ckpt"
+    assert runs.checkpoint(str(tmp_path)).name == "step-1000000.ckpt"
 
 
 def test_weights_of_another_model_are_named(run, typed, tmp_path):
@@ -367,6 +367,9 @@ def test_a_classifier_guides_a_model_that_hears_no_labels(named, typed, tmp_path
          "guidance.classifier was trained on data of shape"),
         ("train", ["system=classifier", "callbacks=default"], "EMA is not for a classifier"),
         ("train", ["model=classifier"], "model=classifier names pictures"),
+        ("train", ["system=classifier", "model=unet"], "model answers with pictures, not classes"),
+        ("train", ["system=classifier", "data=toy", "model=mlp"], "model answers with pictures"),
+        ("train", ["system=classifier", "data=toy", "model=classifier"], "must be that of pictures"),
         ("train", ["system=classifier", "data=folder", "data.path=FOLDER"], "needs labels"),
     ],
 )  # fmt: skip
@@ -382,7 +385,7 @@ def test_what_a_classifier_cannot_do_is_refused(verb, words, told, run, named, t
 
 def test_a_run_without_labels_refuses_them(typed, tmp_path):
     assert typed("train", *FAST, "conditioner=none", f"hydra.run.dir={tmp_path}/r")[0] == 0
-    for wrong in ("label=3", "guidance.w=2"):
+    for wrong in ("label=3", "label=all", "guidance.w=2"):
         status, _, error = typed("sample", f"run={tmp_path}/r", wrong)
         assert status == 2 and error.startswith("error: ") and wrong in error
     assert typed("sample", f"run={tmp_path}/r", "count=2")[0] == 0

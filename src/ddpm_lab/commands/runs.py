@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def checkpoint(run: str) -> Path:
     found = [*Path(run, "checkpoints").glob("*.ckpt")]
     if not found:
         raise UserError(f"run={run} holds no checkpoint yet; it must train for longer")
-    return max(found, key=lambda file: (file.stem == "last", file.stem))
+    return max(found, key=lambda file: (file.stem == "last", [int(digits) for digits in re.findall(r"\d+", file.stem)]))
 
 
 def offer(arguments: list[str]) -> None:

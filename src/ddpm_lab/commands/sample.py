@@ -119,9 +119,6 @@ MODES = {"draw": _draw, "encode": _encode, "decode": _decode, "interpolate": _in
 
 
 def _labels(config: DictConfig, system: Diffusion, count: int) -> Tensor | None:
-    if config.label == "all":  # the same share of each, class by class
-        labels = system.labels(count)
-        return None if labels is None else labels.sort().values
     return system.labels(count, list(config.label) if OmegaConf.is_list(config.label) else config.label)
 
 

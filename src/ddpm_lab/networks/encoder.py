@@ -1,6 +1,6 @@
 """The half of a U-Net that goes down, which a classifier of noisy pictures needs as well."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -106,11 +106,12 @@ class Layout:
             return Up(width)
         return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, double)
 
-    def run(self, layer: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+    def run(self, layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, emb: Tensor) -> Tensor:
         """layer(x, emb)"""
         if self.checkpointing and x.requires_grad:
-            return checkpoint(layer, x, emb, use_reentrant=False)  # type: ignore[no-any-return]
-        return layer(x, emb)  # type: ignore[no-any-return]
+            again: Tensor = checkpoint(layer, x, emb, use_reentrant=False)
+            return again
+        return layer(x, emb)
 
 
 class Encoder(nn.Module):

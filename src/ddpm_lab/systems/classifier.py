@@ -1,5 +1,6 @@
 """Training a classifier of noisy pictures, for classifier guidance."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,8 @@ class ClassifierSystem(L.LightningModule):
         if classes is None:
             raise UserError("system=classifier needs labels, which this data has not; try data with a folder per class")
         self.save_hyperparameters({"shape": list(shape), "classes": classes, "bin_width": bin_width})
+        if "outputs" in inspect.signature(network).parameters:
+            raise UserError("model answers with pictures, not classes; try model=classifier")
         with naming("model"):
             self.classifier = Classifier(network(tuple(shape), classes=classes), process, tuple(shape), classes)
         with naming("timesteps"):

@@ -126,14 +126,18 @@ class Diffusion(L.LightningModule):
     ) -> None:
         clip_gradients(self, gradient_clip_val)
 
-    def labels(self, count: int, label: int | Sequence[int] | None = None) -> Tensor | None:
-        """Labels for `count` samples, (count,): those asked for, or all, in turn; None for a model without labels."""
+    def labels(self, count: int, label: int | str | Sequence[int] | None = None) -> Tensor | None:
+        """Labels for `count` samples, (count,): those asked for, or all, in turn; "all": the same share of each, class
+        by class. None for a model without labels.
+        """
         classes = self.classes
         if classes is None:
             if label is not None:
                 raise UserError(f"label={label} asks for what this model was not trained with; try label=null, or "
                                 "guidance=classifier")  # fmt: skip
             return None
+        if label == "all":
+            return (torch.arange(count) % classes).sort().values
         wanted = range(classes) if label is None else list(label) if isinstance(label, Sequence) else [label]
         if not wanted or any(type(one) is not int or not 0 <= one < classes for one in wanted):
             raise UserError(f"label={label} is not among the labels of this model, 0..{classes - 1}")
@@ -145,9 +149,8 @@ class Diffusion(L.LightningModule):
             return Condition()
         labels = labels.to(self.device)
         cond = self.conditioner({"label": labels})
-        return (
-            cond if self.denoiser.classes else replace(cond, label=labels)
-        )  # a guidance hears what the model does not
+        # A guidance hears them even where the model does not.
+        return cond if self.denoiser.classes else replace(cond, label=labels)
 
     def walk(
         self, denoiser: Denoiser, samples: Sequence[int], labels: Tensor | None, seed: int
