@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ddpm_lab.callbacks.log import log
 from ddpm_lab.evaluation.pictures import save_curves
-from ddpm_lab.systems.classifier import ClassifierSystem
-from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.training import System
 
 
 class Losses(L.Callback):
@@ -29,7 +28,7 @@ class Losses(L.Callback):
         self.curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
         """(step, value) of each loss"""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Diffusion | ClassifierSystem) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: System) -> None:
         self._restart(pl_module.device)
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -37,12 +36,7 @@ class Losses(L.Callback):
             self.since = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: Diffusion | ClassifierSystem,
-        outputs: dict[str, Tensor],
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: System, outputs: dict[str, Tensor], batch: Any, batch_idx: int
     ) -> None:
         weight, t = outputs["weight"].float(), outputs["t"]  # weights undo importance sampling
         quarter = (t - 1) * 4 // pl_module.process.steps
@@ -52,10 +46,10 @@ class Losses(L.Callback):
             self._report(trainer, len(t))
             self._restart(pl_module.device)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Diffusion | ClassifierSystem) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: System) -> None:
         self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion | ClassifierSystem) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: System) -> None:
         if self.curves:
             file = Path(trainer.default_root_dir) / "pictures" / "losses.png"
             save_curves(self.curves, file, x="step (q1 to q4: quarters of the times t, q1 nearest the data)")

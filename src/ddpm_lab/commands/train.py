@@ -24,6 +24,7 @@ from ddpm_lab.errors import UserError
 from ddpm_lab.loggers import finish
 from ddpm_lab.systems.classifier import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.training import System
 
 LOG = logging.getLogger(__name__)
 
@@ -40,9 +41,7 @@ def train(config: DictConfig) -> None:
         raise UserError(f"trainer.accelerator={config.trainer.accelerator}, and there is no GPU; try trainer=cpu")
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
-    system: Diffusion | ClassifierSystem = build(
-        config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width
-    )
+    system: System = build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
     callbacks = build(config, "callbacks")
     _fitting(callbacks, system, data)
     reach = data.train.at(slice(10_000)).x0.abs().max().item()
@@ -88,7 +87,7 @@ def train(config: DictConfig) -> None:
     LOG.info("%s\n%s", table(rows), _farewell(run, system, bool(quality), averaged))
 
 
-def _fitting(callbacks: dict[str, Callback], system: Diffusion | ClassifierSystem, data: Data) -> None:
+def _fitting(callbacks: dict[str, Callback], system: System, data: Data) -> None:
     """Raises UserError where callbacks look at what there is not."""
     if isinstance(system, ClassifierSystem):
         kinds: tuple[type[Callback], ...] = (EMA, Scatter, Density, Pictures, Quality)
@@ -116,7 +115,7 @@ def _check(config: DictConfig, trainer: Trainer) -> None:
                         "are scaled; try 32-true or bf16-mixed")  # fmt: skip
 
 
-def _farewell(run: Path, system: Diffusion | ClassifierSystem, measured: bool, averaged: bool) -> str:
+def _farewell(run: Path, system: System, measured: bool, averaged: bool) -> str:
     """Where things are, and what to type next."""
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     prefix, suffix = ("python ", ".py") if sys.argv[0].endswith(".py") else ("ddpm-", "")

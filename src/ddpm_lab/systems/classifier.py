@@ -2,23 +2,19 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.classifier import Classifier
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.timesteps import Stratified, TimeSampler
+from ddpm_lab.diffusion.timesteps import TimeSampler
 from ddpm_lab.errors import UserError, naming
-from ddpm_lab.systems.training import clip_gradients, optimizers
-
-Batch = dict[str, Tensor]
+from ddpm_lab.systems.training import Batch, System
 
 
-class ClassifierSystem(L.LightningModule):
+class ClassifierSystem(System):
     """Cross-entropy of labels given x_t at random times (Dhariwal & Nichol, 2021, section 4.1), and the accuracy on
     held-out pictures by quarter of the times.
 
@@ -45,48 +41,26 @@ class ClassifierSystem(L.LightningModule):
             raise UserError("model answers with pictures, not classes; try model=classifier")
         with naming("model"):
             self.classifier = Classifier(network(tuple(shape), classes=classes), process, tuple(shape), classes)
-        with naming("timesteps"):
-            self.timesteps = timesteps(process.steps)
-        with naming("optimizer"):
-            optimizer(self.parameters())
-        self.process, self.optimizer, self.lr_schedule = process, optimizer, lr_schedule
+        self.process = process
+        self.learn_by(timesteps, optimizer, lr_schedule)
 
-    def losses(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropies in nats (B,), and whether each was right (B,), at one draw of x_t each."""
-        x_t = self.process.diffuse(batch["x0"], torch.randn_like(batch["x0"]), t)
-        log_p = self.classifier(x_t, t)
-        return F.nll_loss(log_p, batch["label"], reduction="none"), log_p.argmax(1) == batch["label"]
+    def answers(self, batch: Batch, t: Tensor) -> Tensor:
+        """log p(y | x_t), (B, classes), at one draw of x_t."""
+        return self.classifier(self.process.diffuse(batch["x0"], torch.randn_like(batch["x0"]), t), t)
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        t, weight = self.timesteps(len(batch["x0"]), self.device)
-        losses, _ = self.losses(batch, t)
-        self.timesteps.learn(t, losses.detach())
-        return {"loss": (weight * losses).mean(), "losses": losses.detach(), "weight": weight, "t": t}
+    def losses(self, batch: Batch, t: Tensor) -> Tensor:
+        return F.nll_loss(self.answers(batch, t), batch["label"], reduction="none")
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        # The same draw at every validation, and the training stream stays where it was.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(index)
-            t, _ = Stratified(self.process.steps)(len(batch["x0"]), self.device)
-            losses, right = self.losses(batch, t)
-        self.log("val/loss", losses.mean(), batch_size=len(losses))
-        self.log("val/accuracy", right.float().mean(), batch_size=len(losses))
+        with self.held_out(batch, index) as t:
+            log_p = self.answers(batch, t)
+        right = (log_p.argmax(1) == batch["label"]).float()
+        self.log("val/loss", F.nll_loss(log_p, batch["label"]), batch_size=len(t))
+        self.log("val/accuracy", right.mean(), batch_size=len(t))
         for q in range(4):
             mine = (t - 1) * 4 // self.process.steps == q
-            if mine.any():
-                self.log(f"val/accuracy_q{q + 1}", right[mine].float().mean(), batch_size=int(mine.sum()))
-
-    def configure_optimizers(self) -> Any:
-        return optimizers(self, self.optimizer, self.lr_schedule)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        clip_gradients(self, gradient_clip_val)
+            if count := int(mine.sum()):
+                self.log(f"val/accuracy_q{q + 1}", right[mine].mean(), batch_size=count)
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
-        """What to type next, (verb, arguments)."""
         return [("sample", f"run=DIR guidance=classifier guidance.classifier.run={run} guidance.scale=1")]

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,15 +20,13 @@ from ddpm_lab.diffusion.objectives import Draw, Objective
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import Noise, Sampler
-from ddpm_lab.diffusion.timesteps import Stratified, TimeSampler
+from ddpm_lab.diffusion.timesteps import TimeSampler
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.errors import UserError, choice, naming
-from ddpm_lab.systems.training import clip_gradients, optimizers
-
-Batch = dict[str, Tensor]
+from ddpm_lab.systems.training import Batch, System
 
 
-class Diffusion(L.LightningModule):
+class Diffusion(System):
     """A denoiser in training, and what samples from it.
 
     What the data dictates, `shape` ((C, H, W), or (d,) of points), `classes` (None without labels) and `bin_width`
@@ -71,15 +68,12 @@ class Diffusion(L.LightningModule):
             body = network(self.shape, outputs=variance.outputs, **self.conditioner.doors)
         self.denoiser = Denoiser(body, process, prediction, variance, self.conditioner.dropout > 0, self.shape,
                                  self.conditioner.doors.get("classes"))  # fmt: skip
+        self.process = process
         self.objective, self.guidance, self.sampler = objective, guidance, sampler
-        self.optimizer, self.lr_schedule = optimizer, lr_schedule
         if variance.outputs > 1 and not objective.trains_spread:
             raise UserError(f"variance={choice(variance)} learns from the bound, which objective={choice(objective)} "
                             "has no part of; try objective=hybrid or objective=vlb")  # fmt: skip
-        with naming("timesteps"):
-            self.timesteps = timesteps(process.steps)
-        with naming("optimizer"):
-            optimizer(self.parameters())
+        self.learn_by(timesteps, optimizer, lr_schedule)
         with naming("sampler"):
             process.warn_of_signal("sampler.spacing begins", sampler.times(process.steps)[0])
             if sampler.dynamic_threshold is not None and bin_width is None:
@@ -101,30 +95,13 @@ class Diffusion(L.LightningModule):
         cond = self.conditioner(batch).drop(self.conditioner.dropout)
         return Draw(x0, eps, self.denoiser.process.diffuse(x0, eps, t), t, cond, self.bin_width)
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        t, weight = self.timesteps(len(batch["x0"]), self.device)
-        losses = self.objective(self.denoiser, self.draw(batch, t))
-        self.timesteps.learn(t, losses.detach())
-        return {"loss": (weight * losses).mean(), "losses": losses.detach(), "weight": weight, "t": t}
+    def losses(self, batch: Batch, t: Tensor) -> Tensor:
+        return self.objective(self.denoiser, self.draw(batch, t))
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        # The same draw at every validation, and the training stream stays where it was.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(index)
-            t, _ = Stratified(self.denoiser.process.steps)(len(batch["x0"]), self.device)
-            losses = self.objective(self.denoiser, self.draw(batch, t))
+        with self.held_out(batch, index) as t:
+            losses = self.losses(batch, t)
         self.log("val/loss", losses.mean(), batch_size=len(losses))
-
-    def configure_optimizers(self) -> Any:
-        return optimizers(self, self.optimizer, self.lr_schedule)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        clip_gradients(self, gradient_clip_val)
 
     def labels(self, count: int, label: int | str | Sequence[int] | None = None) -> Tensor | None:
         """Labels for `count` samples, (count,): those asked for, or all, in turn; "all": the same share of each, class
@@ -205,12 +182,7 @@ class Diffusion(L.LightningModule):
                     bar.update(t < first)
                 yield self.show(x, some)
 
-    @property
-    def process(self) -> ForwardProcess:
-        return self.denoiser.process
-
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
-        """What to type next, (verb, arguments); `measured`: FID can be had."""
         guided = " guidance.w=1" if self.denoiser.knows_null and "w" in self.guidance.keywords else ""
         if self.bin_width is None:
             assess = "density.split=train"

@@ -1,25 +1,74 @@
-"""What all systems share of how they are optimised."""
+"""What all systems share: losses at random times, the same held-out draw at every validation, one optimizer."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.timesteps import Stratified, TimeSampler
+from ddpm_lab.errors import naming
+
+Batch = dict[str, Tensor]
 
 
-def optimizers(
-    system: L.LightningModule,
-    optimizer: Callable[..., torch.optim.Optimizer],
-    lr_schedule: Callable[[int, int], float],
-) -> dict[str, Any]:
-    """What `configure_optimizers` answers: the rate follows `lr_schedule` by optimizer step."""
-    made, steps = optimizer(system.parameters()), system.trainer.max_steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(made, lambda step: lr_schedule(step, steps))
-    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+class System(L.LightningModule, ABC):
+    """Trains on noisy pictures of a process."""
 
+    process: ForwardProcess
+    timesteps: TimeSampler
 
-def clip_gradients(system: L.LightningModule, norm: float | None) -> None:
-    """Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled."""
-    if norm:
-        nn.utils.clip_grad_norm_(system.parameters(), norm)
+    @abstractmethod
+    def losses(self, batch: Batch, t: Tensor) -> Tensor:
+        """Of each sample, (B,), at one draw of x_t at times t (B,)."""
+
+    @abstractmethod
+    def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
+        """What to type next, (verb, arguments); `measured`: FID can be had."""
+
+    def learn_by(
+        self,
+        timesteps: Callable[[int], TimeSampler],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        lr_schedule: Callable[[int, int], float],
+    ) -> None:
+        """Takes these once all parameters are there. Raises UserError."""
+        with naming("timesteps"):
+            self.timesteps = timesteps(self.process.steps)
+        with naming("optimizer"):
+            optimizer(self.parameters())
+        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        t, weight = self.timesteps(len(batch["x0"]), self.device)
+        losses = self.losses(batch, t)
+        self.timesteps.learn(t, losses.detach())
+        return {"loss": (weight * losses).mean(), "losses": losses.detach(), "weight": weight, "t": t}
+
+    @contextmanager
+    def held_out(self, batch: Batch, index: int) -> Iterator[Tensor]:
+        """Times t (B,) of a held-out batch: inside, the draw is the same at every validation; outside, the training
+        stream stays where it was.
+        """
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(index)
+            yield Stratified(self.process.steps)(len(batch["x0"]), self.device)[0]
+
+    def configure_optimizers(self) -> Any:
+        optimizer, steps = self.optimizer(self.parameters()), self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
