@@ -24,6 +24,22 @@ def composed(*overrides: str, verb: str = "train"):
         return compose(verb, overrides=list(overrides))
 
 
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """The folder of a text encoder as `transformers` saves it, of a few thousand random parameters."""
+    transformers = pytest.importorskip("transformers", reason="is the extra of conditioner=pretrained_text")
+    where = tmp_path_factory.mktemp("pretrained")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789",
+             *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]  # fmt: skip
+    (where / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    shape = transformers.BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                    intermediate_size=32, max_position_embeddings=64)  # fmt: skip
+    transformers.BertModel(shape).save_pretrained(where)
+    transformers.BertTokenizer(str(where / "vocab.txt")).save_pretrained(where)
+    return where
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
