@@ -78,7 +78,7 @@ def main() -> None:
             "~callbacks.quality", *sys.argv[1:],
         ])  # fmt: skip
         data = build(config, "data")
-        system = build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
+        system = build(config, "system", **data.spec)
         timer = Interleave(BareLoop(system, data))
         callbacks = [*build(config, "callbacks").values(), timer]
         trainer = build(config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()])

@@ -26,7 +26,7 @@ class Deaf:
 
     def __init__(self, denoiser):
         self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
-        self.knows_null, self.shape, self.classes = False, None, None
+        self.knows_null, self.recalls, self.shape, self.classes = False, False, None, None
 
     def __call__(self, x_t, t, cond=None):
         return self.denoiser(x_t, t)
@@ -112,7 +112,7 @@ def test_rows_whose_label_was_dropped_are_not_moved():
     x_t, label = torch.randn(6, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
     dropped = torch.tensor([True, False] * 3)
     exact, guided = parts(process)
-    found = guided(x_t, T, Condition(label, dropped)).x0
+    found = guided(x_t, T, Condition(label, dropped=dropped)).x0
     torch.testing.assert_close(found[dropped], exact(x_t, T).x0[dropped])
     torch.testing.assert_close(found[~dropped], guided(x_t, T, Condition(label)).x0[~dropped])
 

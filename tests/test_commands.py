@@ -394,7 +394,7 @@ def test_a_run_without_labels_refuses_them(typed, tmp_path):
 def one_step(tmp_path, *overrides):
     config = composed(*overrides, f"trainer.default_root_dir={tmp_path}", "trainer.max_steps=1")
     data = build(config, "data")
-    system = build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
+    system = build(config, "system", **data.spec)
     before = [parameter.detach().clone() for parameter in system.parameters()]
     loggers = [*build(config, "logger").values()]
     trainer = build(config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers)
@@ -430,7 +430,7 @@ OPTIONS = [(group.name, option) for group in sorted(CONFIGS.iterdir()) if group.
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monkeypatch):
+def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monkeypatch, request):
     monkeypatch.setenv("WANDB_MODE", "offline")
     extra = {
         ("system", "diffusion"): ["callbacks=none"],
@@ -441,6 +441,8 @@ def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monke
         ("data", "gaussian_mixture"): ["data.batch_size=4"],
         ("data", "toy"): ["data.batch_size=4", "objective=hybrid", "variance=learned_range"],
     }.get((group, option), [])
+    if option == "pretrained_text":
+        extra = [f"conditioner.model={request.getfixturevalue('pretrained')}"]
     small = [word for word in SMALL if group not in ("callbacks", "system") or word != "callbacks=none"]
     one_step(tmp_path, *small, f"{group}={option}", *extra)
     if (group, option) == ("logger", "tensorboard"):

@@ -50,7 +50,7 @@ def system(*overrides):
     torch.manual_seed(0)
     config = composed("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", *overrides)
     data = build(config, "data")
-    made = build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
+    made = build(config, "system", **data.spec)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return made, data
@@ -60,7 +60,7 @@ def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
     made, data = system("schedule.steps=40", "sampler.steps=5")
     options = {"weights": "raw", "split": "test", "count": 6, "spacing": "uniform", "clip": 1.0, "seed": 3}
     result = assess_likelihood(made, made.denoiser, data, steps=8, batch_size=4, **options)
-    x0, cond = data.test.x0[:6], made.condition(data.test.labels[:6])
+    x0, cond = data.test.x0[:6], made.condition(made.denoiser, {"label": data.test.labels[:6]})
     terms = list(
         bound_terms(
             made.denoiser.eval(),
@@ -92,6 +92,7 @@ def test_the_network_hears_the_labels_of_the_pictures_it_is_measured_on():
 
     class Spy(torch.nn.Module):
         process, variance, reverse = made.denoiser.process, BetaTilde(), made.denoiser.reverse
+        conditioner = made.denoiser.conditioner
 
         def forward(self, x_t, t, cond=Condition()):
             heard.append(cond)

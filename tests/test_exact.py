@@ -108,7 +108,7 @@ def test_rows_whose_label_was_dropped_hear_all_components():
     denoiser, x_t = MixtureDenoiser(process, BetaTilde(), mixture(0.1)), torch.randn(5, 1, dtype=torch.float64)
     label = torch.tensor([0, 1, 0, 1, 0])
     dropped = torch.tensor([True, False, False, True, True])
-    found = denoiser(x_t, T, Condition(label, dropped)).x0
+    found = denoiser(x_t, T, Condition(label, dropped=dropped)).x0
     torch.testing.assert_close(found[dropped], denoiser(x_t, T).x0[dropped])
     torch.testing.assert_close(found[~dropped], denoiser(x_t, T, Condition(label)).x0[~dropped])
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ddpm_lab.conditioners import Label, Spec
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Estimate
 from ddpm_lab.diffusion.exact import Mixture, MixtureDenoiser
@@ -18,11 +19,15 @@ COND = Condition(label=torch.tensor([0, 1, 2]))
 T = torch.tensor([10, 500, 1000])
 
 
+def told(knows_null=True):
+    return Label(Spec((1, 8, 8), 3, None, None), dropout=0.1 if knows_null else 0.0)
+
+
 def denoiser(knows_null=True):
     network = UNet((1, 8, 8), classes=3, channels=8, multipliers=(1,), blocks=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    return Denoiser(network, ForwardProcess(cosine()), Eps(), BetaTilde(), knows_null, (1, 8, 8), 3)
+    return Denoiser(network, ForwardProcess(cosine()), Eps(), BetaTilde(), told(knows_null), (1, 8, 8))
 
 
 def test_w_0_is_no_guidance_bit_for_bit():
@@ -42,7 +47,7 @@ def test_a_learned_variance_is_that_of_the_given_condition():
     network = UNet((1, 8, 8), outputs=2, classes=3, channels=8, multipliers=(1,), blocks=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    plain = Denoiser(network, ForwardProcess(cosine()), Eps(), LearnedRange(), knows_null=True)
+    plain = Denoiser(network, ForwardProcess(cosine()), Eps(), LearnedRange(), told())
     x = torch.randn(3, 1, 8, 8)
     given, absent = plain(x, T, COND), plain(x, T, COND.null())
     guess = ClassifierFree(plain, w=2.0)(x, T, COND)
@@ -58,6 +63,7 @@ def test_it_calls_the_network_once_with_twice_the_batch():
     class Spy:
         process, knows_null, reverse = ForwardProcess(cosine()), True, None
         shape = classes = None
+        recalls = False
 
         def __call__(self, x_t, t, cond):
             sizes.append((len(x_t), len(t), cond.dropped.tolist()))
@@ -158,7 +164,7 @@ def test_a_weaker_model_of_something_else_is_refused(change, told):
 
 def test_dropped_rows_hear_the_null_and_the_others_do_not():
     plain, x = denoiser(), torch.randn(3, 1, 8, 8)
-    mixed = Condition(COND.label, torch.tensor([False, True, False]))
+    mixed = Condition(COND.label, dropped=torch.tensor([False, True, False]))
     said = plain(x, T, mixed).x0
     torch.testing.assert_close(said[0], plain(x, T, COND).x0[0])
     torch.testing.assert_close(said[1], plain(x, T, Condition()).x0[1])

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.networks.classifier import EncoderClassifier
-from ddpm_lab.networks.layers import Attention, ResBlock, Waves, double, halve, norm
+from ddpm_lab.networks.layers import Attention, ResBlock, Told, Waves, double, halve, norm
 from ddpm_lab.networks.mlp import MLP
 from ddpm_lab.networks.unet import UNet
 
@@ -33,7 +33,7 @@ def test_every_parameter_is_heard():
     network = small(classes=3, attention=(8, 4))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    cond = Condition(torch.tensor([0, 1, 2, 2]), torch.tensor([False, False, False, True]))
+    cond = Condition(torch.tensor([0, 1, 2, 2]), dropped=torch.tensor([False, False, False, True]))
     network(torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10, 100, 1000]), cond).square().mean().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert silent == []
@@ -76,11 +76,11 @@ def test_attention_is_where_it_is_asked_for():
 
 def test_biggan_blocks_change_both_branches():
     block = ResBlock(8, 8, 16, 0.0, resample=halve)
-    x, emb = torch.randn(2, 8, 6, 4), torch.randn(2, 16)
-    torch.testing.assert_close(block(x, emb), halve(x))  # the last convolution starts as nothing
+    x, told = torch.randn(2, 8, 6, 4), Told(torch.randn(2, 16))
+    torch.testing.assert_close(block(x, told), halve(x))  # the last convolution starts as nothing
     torch.testing.assert_close(halve(double(x)), x)
     torch.nn.init.normal_(block.conv2.weight)
-    assert block(x, emb).shape == (2, 8, 3, 2) and (block(x, emb) - halve(x)).abs().max() > 0.1
+    assert block(x, told).shape == (2, 8, 3, 2) and (block(x, told) - halve(x)).abs().max() > 0.1
 
 
 def test_an_embedding_that_is_added_moves_what_the_norm_sees():
@@ -89,7 +89,7 @@ def test_an_embedding_that_is_added_moves_what_the_norm_sees():
         torch.nn.init.normal_(parameter, std=0.5)
     x, emb = torch.randn(2, 8, 6, 4), torch.randn(2, 16)
     h = block.conv1(F.silu(block.norm1(x))) + block.emb(emb)[:, :, None, None]
-    torch.testing.assert_close(block(x, emb), x + block.conv2(F.silu(block.norm2(h))))
+    torch.testing.assert_close(block(x, Told(emb)), x + block.conv2(F.silu(block.norm2(h))))
 
 
 def test_checkpointing_changes_neither_answers_nor_gradients():
@@ -120,7 +120,7 @@ def test_attention_is_softmax_of_qk():
     q, k, v = layer.qkv(places).chunk(3, dim=1)
     heads = [(q[:, h] @ k[:, h].T / 2).softmax(1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))]
     expected = x + layer.out(torch.cat(heads, 1)).T.reshape(1, 8, 2, 3)
-    torch.testing.assert_close(layer(x, torch.empty(0)), expected)
+    torch.testing.assert_close(layer(x, Told(torch.empty(0))), expected)
 
 
 def test_waves_tell_neighbouring_times_apart():
@@ -147,7 +147,7 @@ def test_an_mlp_starts_as_nothing_and_hears_every_parameter(octaves):
     assert network(x, t, cond).shape == (4, 2) and network(x, t, cond).abs().max() == 0
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    network(x, t, Condition(cond.label, torch.tensor([False, False, False, True]))).square().mean().backward()
+    network(x, t, Condition(cond.label, dropped=torch.tensor([False, False, False, True]))).square().mean().backward()
     assert [name for name, p in network.named_parameters() if not p.grad.abs().max() > 0] == []
 
 

@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 from ddpm_lab.data.digits import digits as digits_data
 from ddpm_lab.data.splits import Images
 from ddpm_lab.evaluation.extractors import INCEPTION, digits, inception, none
-from ddpm_lab.evaluation.quality import measure
+from ddpm_lab.evaluation.quality import Judge
 
 
 def frechet(a, b):
@@ -24,7 +24,7 @@ def frechet(a, b):
 def test_fid_is_the_frechet_distance_of_the_features():
     extractor, data = digits(), digits_data()
     worn = (data.test.pixels.int() + torch.randint(-40, 41, data.test.pixels.shape)).clamp(0, 255).byte()
-    found = measure(extractor, data.train, [Images(part, None) for part in worn.split(100)])
+    found = Judge(extractor, data.train)(Images(part, None) for part in worn.split(100))
     with torch.no_grad():
         a, b = (extractor.features(pixels).double().numpy() for pixels in (data.train.pixels, worn))
     assert found == {"fid": pytest.approx(frechet(a, b), rel=1e-4)}
@@ -34,18 +34,47 @@ def test_fid_tells_the_same_from_the_worn_from_noise():
     extractor, data = digits(), digits_data()
     noise = torch.randint(256, data.test.pixels.shape).byte()
     worn = (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape)).clamp(0, 255).byte()
+    judge = Judge(extractor, data.train)
     same, held_out, worse, worst = (
-        measure(extractor, data.train, [Images(pixels, None)])["fid"]
-        for pixels in (data.train.pixels, data.test.pixels, worn, noise)
+        judge([Images(pixels, None)])["fid"] for pixels in (data.train.pixels, data.test.pixels, worn, noise)
     )
     assert abs(same) < 1e-3 and same < held_out < worse < worst
 
 
 def test_the_packaged_classifier_knows_held_out_digits():
-    found = measure(digits(), digits_data().train, [digits_data().test])
-    assert found["recognised"] >= 0.99
+    judge = Judge(digits(), digits_data().train)
+    assert judge([digits_data().test])["recognised"] >= 0.99
     wrong = Images(digits_data().test.pixels, (digits_data().test.labels + 1) % 10)
-    assert measure(digits(), digits_data().train, [wrong])["recognised"] <= 0.01
+    assert judge([wrong])["recognised"] <= 0.01
+
+
+def test_fid_within_is_the_mean_over_classes_and_none_where_a_class_is_missing():
+    extractor, data = digits(), digits_data()
+    found = Judge(extractor, data.train)([data.test])
+    with torch.no_grad():
+        real, test = (extractor.features(split.pixels).double().numpy() for split in (data.train, data.test))
+    each = [frechet(real[data.train.labels == k], test[data.test.labels == k]) for k in range(10)]
+    assert found["fid_within"] == pytest.approx(np.mean(each), rel=1e-3)
+    some = data.test.at(data.test.labels < 9)
+    assert "fid_within" not in Judge(extractor, data.train)([some])
+
+
+def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force():
+    extractor, data = digits(), digits_data()
+    worn = (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape)).clamp(0, 255).byte()
+    one_class = data.train.at(data.train.labels == 3)
+    for made in (Images(worn, None), Images(one_class.pixels, None)):
+        found = Judge(extractor, data.train)([made], thorough=True)
+        with torch.no_grad():
+            real, ours = (extractor.features(split.pixels) for split in (data.train, made))
+
+        def within(points, manifold):
+            radius = torch.cdist(manifold, manifold).kthvalue(4, dim=1).values  # the first is the point itself
+            return (torch.cdist(points, manifold) <= radius).any(dim=1).double().mean().item()
+
+        assert found["precision"] == pytest.approx(within(ours, real), abs=0.005)
+        assert found["recall"] == pytest.approx(within(real, ours), abs=0.005)
+    assert found["precision"] == 1 and found["recall"] < 0.3
 
 
 def test_the_hash_is_that_of_the_file_and_the_file_is_small():

@@ -22,7 +22,7 @@ def parts(*overrides):
     config = composed(*TINY, *overrides)
     torch.manual_seed(config.seed)
     data = build(config, "data")
-    return data, build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
+    return data, build(config, "system", **data.spec)
 
 
 def fitted(tmp_path, *overrides, steps=8, callbacks=(), **kwargs):
@@ -118,7 +118,7 @@ def test_one_seed_one_picture_whatever_the_batch_size():
         torch.nn.init.normal_(parameter, std=0.1)
     made = {}
     for size in (1, 3, 7):
-        batches = system.sample(system.denoiser, 7, labels=system.labels(7), seed=4, batch_size=size)
+        batches = system.sample(system.denoiser, 7, asked=system.ask(7), seed=4, batch_size=size)
         made[size] = torch.cat([batch.pixels for batch in batches])
     # Another batch size adds in another order, which may tip the rounding of a pixel, no more.
     assert (made[1].int() - made[7].int()).abs().max() <= 1 and (made[3].int() - made[7].int()).abs().max() <= 1
@@ -131,7 +131,7 @@ def test_sampling_leaves_the_mode_of_the_denoiser_and_uses_no_dropout():
         torch.nn.init.normal_(parameter, std=0.1)
     system.train()
     with torch.inference_mode():
-        once, again = ([x for _, x in system.walk(system.denoiser, [0, 1], system.labels(2), 0)] for _ in range(2))
+        once, again = ([x for _, x in system.walk(system.denoiser, [0, 1], system.ask(2), 0)] for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True)) and system.denoiser.training
 
 

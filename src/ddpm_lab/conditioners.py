@@ -1,45 +1,195 @@
-"""Conditioners: what a batch says to the denoiser. Built with what the data dictates, (classes)."""
+"""Conditioners: what a batch says to the denoiser. Built with what the data dictates, a `Spec`."""
 
-from abc import ABC, abstractmethod
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.condition import Condition, Conditioner, Noise
+from ddpm_lab.diffusion.process import per_pixel
+from ddpm_lab.networks.text import TextEncoder, read, spelled
 
 
-class Conditioner(nn.Module, ABC):
-    """From a batch to a condition. It never drops anything itself: training does, with its `dropout`."""
+class Spec(NamedTuple):
+    """What the data dictates to a model."""
 
-    doors: dict[str, int]
-    """What the network must be built with to hear it."""
-    dropout: float
-    """Share of conditions that training drops, for classifier-free guidance."""
-
-    @abstractmethod
-    def forward(self, batch: dict[str, Tensor]) -> Condition: ...
-
-
-class Unconditional(Conditioner):
-    """Nothing."""
-
-    def __init__(self, classes: int | None = None) -> None:
-        super().__init__()
-        self.doors, self.dropout = {}, 0.0
-
-    def forward(self, batch: dict[str, Tensor]) -> Condition:
-        return Condition()
+    shape: tuple[int, ...]
+    """(C, H, W), or (d,) of points"""
+    classes: int | None
+    """None without labels"""
+    bin_width: float | None
+    """That of the bins that x_0 is rounded to; None where it is not rounded"""
+    captions: Sequence[Sequence[str]] | None
+    """What each class is called; None without labels"""
 
 
 class Label(Conditioner):
     """The class index. Raises ValueError if the data has no labels."""
 
-    def __init__(self, classes: int | None, dropout: float = 0.1) -> None:
+    def __init__(self, spec: Spec, dropout: float = 0.1) -> None:
         super().__init__()
-        if classes is None:
-            raise ValueError("classes is what this data has not; try conditioner=none, or data with labels")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is a probability and must lie in [0, 1] (got {dropout:g})")
-        self.doors, self.dropout = {"classes": classes}, dropout
+        self.classes, self.dropout, self.reads = _labelled(spec), _share(dropout), "label"
+        self.doors = {"classes": self.classes}
 
-    def forward(self, batch: dict[str, Tensor]) -> Condition:
+    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
         return Condition(label=batch["label"])
+
+
+class Tokens(Conditioner):
+    """A learned sequence of `count` tokens of `width` numbers for each class. Raises ValueError if the data has no
+    labels.
+    """
+
+    def __init__(self, spec: Spec, count: int = 4, width: int = 64, dropout: float = 0.1) -> None:
+        super().__init__()
+        _at_least_1(count=count, width=width)
+        self.classes, self.dropout, self.reads = _labelled(spec), _share(dropout), "label"
+        self.doors, self.shape = {"context": width}, (count, width)
+        self.table = nn.Embedding(self.classes, count * width)
+
+    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+        return Condition(context=self.table(batch["label"]).unflatten(1, self.shape))
+
+
+class Captioned(Conditioner):
+    """Hears "text", (B, length) uint8 (see `spelled`), or in its place a caption of the label's, by chance."""
+
+    counts: Tensor
+    table: Tensor
+
+    def __init__(self, spec: Spec, length: int, dropout: float) -> None:
+        super().__init__()
+        _at_least_1(length=length)
+        if not spec.captions:
+            raise ValueError("captions are what this data has not; try conditioner=none, or data with labels")
+        self.classes, self.dropout, self.reads, self.length = spec.classes, _share(dropout), "text", length
+        most = max(map(len, spec.captions))
+        rows = [spelled([texts[i % len(texts)] for i in range(most)], length) for texts in spec.captions]
+        self.register_buffer("table", torch.stack(rows), persistent=False)  # (classes, most, length)
+        self.register_buffer("counts", torch.tensor([len(texts) for texts in spec.captions]), persistent=False)
+
+    def text(self, batch: dict[str, Tensor], noise: Noise) -> Tensor:
+        """(B, length)"""
+        if "text" in batch:
+            return batch["text"]
+        label = batch["label"]
+        chance = torch.special.ndtr(noise(torch.empty(len(label), device=label.device)))
+        counts = self.counts[label]
+        return self.table[label, (chance * counts).long().clamp(max=counts - 1)]
+
+
+class Text(Captioned):
+    """Captions of up to `length` bytes, through a small transformer that is trained along."""
+
+    def __init__(
+        self, spec: Spec, length: int = 24, width: int = 64, blocks: int = 2, heads: int = 4, dropout: float = 0.1
+    ) -> None:
+        _at_least_1(width=width, blocks=blocks, heads=heads)
+        if width % heads:
+            raise ValueError(f"heads={heads} must divide the width {width}; try heads={math.gcd(heads, width)}")
+        super().__init__(spec, length, dropout)
+        self.doors = {"context": width}
+        self.encoder = TextEncoder(length, width, blocks, heads)
+
+    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+        return Condition(context=self.encoder(self.text(batch, noise)))
+
+
+class PretrainedText(Captioned):
+    """Captions through a frozen encoder of the `transformers` package (`pip install transformers`): `model` is a folder
+    that its `save_pretrained` wrote, or a name on the hub. It is in no checkpoint, and each run reads it again.
+    """
+
+    def __init__(self, spec: Spec, model: str, length: int = 64, dropout: float = 0.1) -> None:
+        super().__init__(spec, length, dropout)
+        self.model = model
+        self.doors = {"context": _pretrained(model)[1].config.hidden_size}
+
+    @torch.no_grad()
+    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+        text = self.text(batch, noise)
+        tokenizer, encoder = _pretrained(self.model)
+        tokens = tokenizer(read(text), padding="max_length", truncation=True, max_length=self.length,
+                           return_tensors="pt").to(text.device)  # fmt: skip
+        return Condition(context=encoder.to(text.device)(**tokens).last_hidden_state)
+
+
+@cache
+def _pretrained(model: str) -> tuple[Any, Any]:
+    """Its tokenizer and its encoder; beside the modules of a run, so that these neither save nor average it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"model={model} is read by a package that is not installed; try: "
+                         "pip install transformers") from error  # fmt: skip
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        kind = transformers.AutoConfig.from_pretrained(model).model_type
+        name = {"t5": "T5EncoderModel", "clip": "CLIPTextModel"}.get(kind, "AutoModel")
+        encoder = getattr(transformers, name).from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model={model} cannot be read by transformers ({' '.join(str(error).split())[:160]}); give a "
+                         "folder that save_pretrained wrote, or a name on the hub") from error  # fmt: skip
+    return tokenizer, encoder.requires_grad_(False).eval()
+
+
+class LowRes(Conditioner):
+    """The same picture at 1 / `factor` of the resolution, and with `label` its class: super-resolution, and a stage of
+    a cascade (Ho et al., 2022, cascaded diffusion).
+
+    It is made noisy, cos(pi/2 l) z + sin(pi/2 l) eps, and the network hears the level l: drawn from [0, `highest`] in
+    training, `level` at sampling, so that a model is not thrown by what another model drew. Raises ValueError where the
+    pictures cannot be divided.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        factor: int = 2,
+        highest: float = 0.5,
+        level: float = 0.0,
+        label: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if len(spec.shape) != 3 or factor < 2 or any(size % factor for size in spec.shape[1:]):
+            raise ValueError(f"factor={factor} must be at least 2 and divide pictures of "
+                             f"{'x'.join(map(str, spec.shape[1:]))}; try factor=2")  # fmt: skip
+        for name, value in {"highest": highest, "level": level}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a level of noise and must lie in [0, 1] (got {value:g})")
+        self.factor, self.highest, self.level = factor, highest, level
+        self.classes, self.dropout, self.reads = _labelled(spec) if label else None, _share(dropout), "x0"
+        self.doors = {"image": spec.shape[0]} | ({} if self.classes is None else {"classes": self.classes})
+
+    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+        z = batch["low_res"] if "low_res" in batch else F.avg_pool2d(batch["x0"], self.factor)
+        level = torch.full((len(z),), self.level, device=z.device)
+        if self.training:
+            level = self.highest * torch.rand_like(level)
+        angle = per_pixel(math.pi / 2 * level, z)
+        noisy = angle.cos() * z + angle.sin() * noise(z)
+        image = F.interpolate(noisy, scale_factor=float(self.factor), mode="bilinear")
+        return Condition(batch["label"] if self.classes else None, image=image, level=1000 * level)
+
+
+def _labelled(spec: Spec) -> int:
+    if spec.classes is None:
+        raise ValueError("classes is what this data has not; try conditioner=none, or data with labels")
+    return spec.classes
+
+
+def _share(dropout: float) -> float:
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is a probability and must lie in [0, 1] (got {dropout:g})")
+    return dropout
+
+
+def _at_least_1(**numbers: int) -> None:
+    for name, count in numbers.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1 (got {count})")

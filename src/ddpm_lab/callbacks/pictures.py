@@ -8,9 +8,10 @@ import torch
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import log_picture
-from ddpm_lab.data.splits import to_bytes
+from ddpm_lab.data.splits import Data, to_bytes
 from ddpm_lab.evaluation.pictures import save_grid
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.training import Batch
 
 
 class Pictures(L.Callback):
@@ -35,7 +36,8 @@ class Pictures(L.Callback):
 
     def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
-        batches = system.sample(denoiser, self.rows * self.columns)
+        count = self.rows * self.columns
+        batches = system.sample(denoiser, count, asked=self._ask(trainer, system, count))
         pixels = torch.cat([batch[0] for batch in batches])
         file = self._place(trainer) / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_grid(pixels, file, self.columns))
@@ -43,12 +45,17 @@ class Pictures(L.Callback):
     @torch.inference_mode()
     def _path(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
-        walk = system.walk(denoiser, range(self.columns), system.labels(self.columns), seed=0)
+        asked = self._ask(trainer, system, self.columns)
+        walk = system.walk(denoiser, range(self.columns), asked, seed=0)
         states = [to_bytes(x).cpu() for _, x in walk]
         shown = torch.linspace(0, len(states) - 1, min(len(states), 12)).round().long().tolist()
         path = torch.stack([states[i] for i in shown], dim=1).flatten(0, 1)
         file = save_grid(path, self._place(trainer) / "denoising.png", columns=len(shown))
         log_picture(trainer, "denoising", file)
+
+    def _ask(self, trainer: L.Trainer, system: Diffusion, count: int) -> Batch:
+        data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+        return system.ask(count, given=data.test)
 
     def _place(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "pictures"

@@ -35,8 +35,9 @@ class Scatter(L.Callback):
     @torch.inference_mode()
     def _draw(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
-        labels = system.labels(self.count)
-        states = [x.cpu() for _, x in system.walk(denoiser, range(self.count), labels, seed=0)]
+        asked = system.ask(self.count)
+        labels = asked.get("label")
+        states = [x.cpu() for _, x in system.walk(denoiser, range(self.count), asked, seed=0)]
         data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
         shown = torch.linspace(0, len(states) - 1, min(len(states), 5)).round().long().tolist()
         times = system.sampler.times(denoiser.process.steps)

@@ -17,12 +17,13 @@ from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import output, quiet
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.runs import load
-from ddpm_lab.data.splits import Images, Points, Split
-from ddpm_lab.diffusion.noise import SampleNoise
-from ddpm_lab.diffusion.samplers import Noise, slerp
+from ddpm_lab.data.splits import Images, Points, Split, batch, rows
+from ddpm_lab.diffusion.noise import Noise, SampleNoise
+from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.pictures import save_grid, save_scatter
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.training import Batch
 
 LOG = logging.getLogger(__name__)
 
@@ -40,10 +41,11 @@ def sample(config: DictConfig) -> None:
 
 def _draw(config: DictConfig, system: Diffusion) -> None:
     """`config.count` samples from noise: a picture of all, an .npz and, of pictures, a folder of PNGs."""
-    labels = _labels(config, system, config.count)
+    asked = _ask(config, system, config.count)
+    labels = asked.get("label")
     columns = 10 if config.label != "all" or labels is None else int((labels == 0).sum())
     out = output(config.out)
-    batches = list(system.sample(system.denoiser, config.count, labels=labels, seed=config.seed,
+    batches = list(system.sample(system.denoiser, config.count, asked=asked, seed=config.seed,
                                  batch_size=config.batch_size, progress=True))  # fmt: skip
     _save(system, torch.cat([batch[0] for batch in batches]).cpu(), labels, out, columns)
 
@@ -51,15 +53,18 @@ def _draw(config: DictConfig, system: Diffusion) -> None:
 def _encode(config: DictConfig, system: Diffusion) -> None:
     """Data to x_T and back (Song et al., 2021, section 5.4): x_T in an .npz, and the three side by side."""
     given = _input(config, system)
-    labels = None if system.denoiser.classes is None else given.labels
-    labels = labels if config.label is None else _labels(config, system, len(given[0]))
+    chosen = config.label is not None or config.text is not None
+    asked = _ask(config, system, len(given[0])) if chosen else batch(given)
+    if not chosen and system.denoiser.classes is not None and given.labels is None:
+        raise UserError(f"input={config.input} says no labels, and this model needs them; try label=...")
+    labels = asked.get("label")
     x0 = given.x0.to(system.device)
 
     def rise(some: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return system.encode(system.denoiser, x0[some], _of(labels, some))
+        return system.encode(system.denoiser, x0[some], rows(asked, some))
 
     x_T = _walk(rise, len(x0), config, system, "encoding")
-    back = _walk(lambda some: _fall(system, x_T, labels, some, torch.zeros_like), len(x0), config, system, "decoding")
+    back = _walk(lambda some: _fall(system, x_T, asked, some, torch.zeros_like), len(x0), config, system, "decoding")
     out = output(config.out)
     error = ((back - x0) / 2).square().mean().item()
     np.savez_compressed(out / "x_T.npz", **_arrays("x_T", x_T.cpu(), labels))
@@ -81,31 +86,33 @@ def _decode(config: DictConfig, system: Diffusion) -> None:
         raise UserError(f"input={config.input} is data, and mode=decode needs the x_T.npz that mode=encode wrote; "
                         "try input=FILE")  # fmt: skip
     x_T, known = _array(config.input, "x_T", system.shape)
-    labels = _labels(config, system, len(x_T)) if known is None or config.label is not None else known
+    if known is None or config.label is not None or config.text is not None:
+        asked = _ask(config, system, len(x_T))
+    else:
+        asked = {"label": known}
     x_T = x_T.to(system.device)
 
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return _fall(system, x_T, labels, some, SampleNoise(config.seed, some.tolist()))
+        return _fall(system, x_T, asked, some, SampleNoise(config.seed, some.tolist()))
 
-    made = system.show(_walk(fall, len(x_T), config, system, "decoding"), labels)
-    _save(system, made[0].cpu(), labels, output(config.out))
+    made = system.show(_walk(fall, len(x_T), config, system, "decoding"), None)
+    _save(system, made[0].cpu(), asked.get("label"), output(config.out))
 
 
 def _interpolate(config: DictConfig, system: Diffusion) -> None:
     """`config.count` rows, each from one x_T to another on the sphere, with one label and one stream of noise a row."""
-    rows, frames = config.count, config.frames
-    ends = SampleNoise(config.seed, range(2 * rows))(torch.empty(2 * rows, *system.shape))
+    count, frames = config.count, config.frames
+    ends = SampleNoise(config.seed, range(2 * count))(torch.empty(2 * count, *system.shape))
     share = torch.linspace(0, 1, frames)
     z = torch.cat([slerp(a, b, share) for a, b in zip(ends[::2], ends[1::2], strict=True)]).to(system.device)
-    labels = _labels(config, system, rows)
-    labels = None if labels is None else labels.repeat_interleave(frames)
+    asked = {name: value.repeat_interleave(frames, dim=0) for name, value in _ask(config, system, count).items()}
     x_T = system.sampler.prior(system.denoiser.process, z)
 
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return _fall(system, x_T, labels, some, SampleNoise(config.seed, (2 * rows + some // frames).tolist()))
+        return _fall(system, x_T, asked, some, SampleNoise(config.seed, (2 * count + some // frames).tolist()))
 
-    made = system.show(_walk(fall, len(x_T), config, system, "interpolating"), labels)
-    _save(system, made[0].cpu(), labels, output(config.out), columns=frames)
+    made = system.show(_walk(fall, len(x_T), config, system, "interpolating"), None)
+    _save(system, made[0].cpu(), asked.get("label"), output(config.out), columns=frames)
 
 
 def _times(config: DictConfig, system: Diffusion) -> None:
@@ -118,19 +125,18 @@ def _times(config: DictConfig, system: Diffusion) -> None:
 MODES = {"draw": _draw, "encode": _encode, "decode": _decode, "interpolate": _interpolate, "times": _times}
 
 
-def _labels(config: DictConfig, system: Diffusion, count: int) -> Tensor | None:
-    return system.labels(count, list(config.label) if OmegaConf.is_list(config.label) else config.label)
+def _ask(config: DictConfig, system: Diffusion, count: int) -> Batch:
+    """What `config.label` and `config.text` ask `count` samples to be; enlarged are the data's held-out pictures."""
+    label, text = (list(value) if OmegaConf.is_list(value) else value for value in (config.label, config.text))
+    if label is not None and text is not None:
+        raise UserError(f"label={label} and text={text} both say what to draw; give one of them")
+    enlarges = system.denoiser.conditioner.reads == "x0"
+    return system.ask(count, label, text, build(saved_config(config.run), "data").test if enlarges else None)
 
 
-def _of(labels: Tensor | None, some: Tensor) -> Tensor | None:
-    return None if labels is None else labels[some]
-
-
-def _fall(
-    system: Diffusion, x_T: Tensor, labels: Tensor | None, some: Tensor, noise: Noise
-) -> Iterator[tuple[int, Tensor]]:
+def _fall(system: Diffusion, x_T: Tensor, asked: Batch, some: Tensor, noise: Noise) -> Iterator[tuple[int, Tensor]]:
     """The steps down from the x_T numbered `some`, without x_T itself."""
-    return islice(system.decode(system.denoiser, x_T[some], _of(labels, some), noise), 1, None)
+    return islice(system.decode(system.denoiser, x_T[some], rows(asked, some), noise), 1, None)
 
 
 def _walk(

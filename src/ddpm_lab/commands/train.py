@@ -41,7 +41,7 @@ def train(config: DictConfig) -> None:
         raise UserError(f"trainer.accelerator={config.trainer.accelerator}, and there is no GPU; try trainer=cpu")
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
-    system: System = build(config, "system", shape=data.shape, classes=data.classes, bin_width=data.bin_width)
+    system: System = build(config, "system", **data.spec)
     callbacks = build(config, "callbacks")
     _fitting(callbacks, system, data)
     reach = data.train.at(slice(10_000)).x0.abs().max().item()

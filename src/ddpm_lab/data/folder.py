@@ -62,8 +62,8 @@ def folder(
     order = torch.randperm(len(files), generator=generator(0))
     kept = max(2, int(held_out * len(files)))
     splits = [Images(pixels[part], None if labels is None else labels[part]) for part in (order[kept:], order[:kept])]
-    return Data(root.resolve().name, *splits, classes=len(classes) or None,
-                     batch_size=batch_size, flip=flip, seed=seed)  # fmt: skip
+    return Data(root.resolve().name, *splits, classes=len(classes) or None, batch_size=batch_size, flip=flip,
+                seed=seed, captions=[[entry.name] for entry in classes])  # fmt: skip
 
 
 def _pictures(part: Path) -> list[Path]:

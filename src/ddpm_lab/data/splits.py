@@ -1,6 +1,6 @@
 """Pictures and points held in memory, and the Lightning data module that serves them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -59,7 +59,8 @@ def to_bytes(x: Tensor) -> Tensor:
 class Data(L.LightningDataModule):
     """A training split and a held-out one, resident (on the device, when training), served by index.
 
-    `mixture` is the law of the data, where it is known. Raises ValueError where `batch_size` does not fit.
+    `captions` are what each class is called (None: by its number); `mixture` is the law of the data, where it is known.
+    Raises ValueError where `batch_size` does not fit.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Data(L.LightningDataModule):
         flip: bool = False,
         seed: int = 0,
         mixture: Mixture | None = None,
+        captions: Sequence[Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= batch_size <= len(train[0]):
@@ -80,6 +82,12 @@ class Data(L.LightningDataModule):
                              f"(got {batch_size}); try batch_size={min(32, len(train[0]))}")  # fmt: skip
         self.name, self.train, self.test, self.classes, self.mixture = name, train, test, classes, mixture
         self.batch_size, self.flip, self.seed = batch_size, flip, seed
+        self.captions = captions if captions or classes is None else [[str(label)] for label in range(classes)]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What it dictates to a model, by the names of `Spec`."""
+        return {"shape": self.shape, "classes": self.classes, "bin_width": self.bin_width, "captions": self.captions}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,6 +112,11 @@ class Data(L.LightningDataModule):
 def batch(split: Split) -> dict[str, Tensor]:
     """What a model is given: "x0" (B, ...) and, where there are labels, "label" (B,)."""
     return {"x0": split.x0} if split.labels is None else {"x0": split.x0, "label": split.labels}
+
+
+def rows(batch: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """Those of `index` (B,)."""
+    return {name: value[index] for name, value in batch.items()}
 
 
 class Batches:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
-from ddpm_lab.diffusion.guidance import check_alike
+from ddpm_lab.diffusion.guidance import Guidance, check_alike
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 
 
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         return said.float().log_softmax(1)
 
 
-class ClassifierGuidance:
+class ClassifierGuidance(Guidance):
     """Sampling from p(x) p(y | x)^scale by the gradient of a classifier of noisy pictures (Dhariwal & Nichol, 2021); 0
     is off, and where the model hears the label as well, that is strengthened.
 
@@ -68,16 +68,11 @@ class ClassifierGuidance:
         if classifier.classes is None:
             raise ValueError("classifier knows no classes")
         check_alike("classifier", classifier, denoiser, hears=False)
-        self.denoiser, self.process = denoiser, denoiser.process
-        self.knows_null, self.shape = denoiser.knows_null, denoiser.shape
+        super().__init__(denoiser)
         self.classifier, self.classes, self.scale, self.form, self.at = classifier, classifier.classes, scale, form, at
+        self.reversing = form == "mean"
         if isinstance(classifier, nn.Module):
             classifier.to(denoiser.process.table.device).eval()
-
-    @property
-    def reversing(self) -> bool:
-        """Whether only samplers that draw from `reverse` feel it."""
-        return self.form == "mean"
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         guess = self.denoiser(x_t, t, cond)

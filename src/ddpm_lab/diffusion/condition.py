@@ -1,9 +1,12 @@
 """What a denoiser is told beside x_t. A condition knows where it is absent, so there is no magic index."""
 
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, dataclass, fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ddpm_lab.diffusion.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -12,26 +15,72 @@ class Condition:
 
     label: Tensor | None = None
     """(B,) int64, a class index"""
+    _: KW_ONLY
+    context: Tensor | None = None
+    """(B, M, D), tokens to attend to"""
+    image: Tensor | None = None
+    """(B, C', H, W), a picture beside x_t"""
+    level: Tensor | None = None
+    """(B,), how noisy that picture was made, on a scale of 1000"""
+    previous: Tensor | None = None
+    """(B, C, H, W), the guess of x_0 before this one (self-conditioning); no condition, so it is never dropped"""
     dropped: Tensor | None = None
     """(B,) bool, where the network's learned null stands in for the condition; None: nowhere"""
 
+    @property
+    def said(self) -> Tensor | None:
+        """One of the things that it says; None: it says nothing."""
+        return next((said for said in (self.label, self.context, self.image) if said is not None), None)
+
     def drop(self, p: float) -> "Condition":
         """With each row dropped with probability `p` (Ho & Salimans, 2022, algorithm 1)."""
-        if self.label is None or p == 0:
+        if self.said is None or p == 0:
             return self
-        return replace(self, dropped=torch.rand(self.label.shape, device=self.label.device) < p)
+        return replace(self, dropped=torch.rand(len(self.said), device=self.said.device) < p)
 
     def null(self) -> "Condition":
         """With every row dropped."""
-        return self if self.label is None else replace(self, dropped=torch.ones_like(self.label, dtype=torch.bool))
+        return self if self.said is None else replace(self, dropped=torch.ones_like(self._dropped))
 
     def beside(self, other: "Condition") -> "Condition":
-        """The rows of this one, then those of `other`; both have a label or neither."""
-        if self.label is None or other.label is None:
+        """The rows of this one, then those of `other`, which says things of the same kinds."""
+        if self.said is None:
             return self
-        return Condition(torch.cat([self.label, other.label]), torch.cat([_dropped(self), _dropped(other)]))
+        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        pairs["dropped"] = (self._dropped, other._dropped)
+        return Condition(**{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
+
+    @property
+    def _dropped(self) -> Tensor:
+        assert self.said is not None
+        if self.dropped is not None:
+            return self.dropped
+        return torch.zeros(len(self.said), dtype=torch.bool, device=self.said.device)
 
 
-def _dropped(cond: Condition) -> Tensor:
-    assert cond.label is not None
-    return torch.zeros_like(cond.label, dtype=torch.bool) if cond.dropped is None else cond.dropped
+class Conditioner(nn.Module, ABC):
+    """From a batch to a condition. It never drops anything itself: training does, with its `dropout`."""
+
+    doors: dict[str, int]
+    """What a network must be built with to hear it: `classes`, `context` (D), `image` (C')"""
+    dropout: float
+    """Share of conditions that training drops, for classifier-free guidance"""
+    classes: int | None
+    """How many labels it understands; None: none"""
+    reads: str
+    """The key of a batch that it cannot do without, or ''"""
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+        """`noise` decides what is left to chance."""
+
+
+class Unconditional(Conditioner):
+    """Says nothing."""
+
+    def __init__(self, spec: object = None) -> None:
+        super().__init__()
+        self.doors, self.dropout, self.classes, self.reads = {}, 0.0, None, ""
+
+    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+        return Condition()

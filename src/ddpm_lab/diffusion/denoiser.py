@@ -1,11 +1,13 @@
 """The one thing that training and sampling know: (x_t, t, condition) -> an estimate of x_0."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.condition import Condition, Conditioner, Unconditional
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
@@ -39,7 +41,9 @@ class Denoises(Protocol):
     classes: int | None
     """How many labels it understands; None: none"""
     knows_null: bool
-    """Whether it gives a meaningful answer where the condition is dropped."""
+    """Whether it gives a meaningful answer where the condition is dropped"""
+    recalls: bool
+    """Whether it wants to hear its guess before (self-conditioning)"""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = ...) -> Estimate: ...
 
@@ -53,12 +57,17 @@ class Reverses(nn.Module, ABC):
     """That of the data, without the batch, where it is known"""
     classes: int | None = None
     """How many labels it understands; None: none"""
+    doors: Mapping[str, int] = MappingProxyType({})
+    """By which it hears a condition; see `Conditioner`"""
+    recalls = False
+    """Whether it wants to hear its guess before (self-conditioning)"""
     origin = ""
     """Where it was read from, for reports"""
 
     def __init__(self, process: ForwardProcess, variance: Variance, knows_null: bool) -> None:
         super().__init__()
         self.process, self.variance, self.knows_null = process, variance, knows_null
+        self.conditioner: Conditioner = Unconditional()
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate: ...
@@ -70,7 +79,7 @@ class Reverses(nn.Module, ABC):
 
 
 class Denoiser(Reverses):
-    """A network, and what its answers mean.
+    """A network, what it is told, and what its answers mean.
 
     Running the network (`answer`), reading x_0 out of it (`read`) and turning that into a step (`reverse`) are three
     calls: a loss needs the first, a sampler all of them.
@@ -82,14 +91,14 @@ class Denoiser(Reverses):
         process: ForwardProcess,
         prediction: Prediction,
         variance: Variance,
-        knows_null: bool = False,
+        conditioner: Conditioner | None = None,
         shape: tuple[int, ...] | None = None,
-        classes: int | None = None,
     ) -> None:
-        super().__init__(process, variance, knows_null)
-        self.shape, self.classes = shape, classes
-        self.network = network
-        self.prediction = prediction
+        conditioner = Unconditional() if conditioner is None else conditioner
+        super().__init__(process, variance, knows_null=conditioner.dropout > 0)
+        self.shape, self.classes, self.doors = shape, conditioner.classes, conditioner.doors
+        self.network, self.recalls = network, getattr(network, "recalls", False)
+        self.prediction, self.conditioner = prediction, conditioner
 
     def answer(self, x_t: Tensor, t: Tensor, cond: Condition) -> Answer:
         """It sees x_t at unit variance and time on a scale of 1000, so that its weights suit any schedule and T."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate, Reverses
+from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 
 
@@ -17,7 +18,24 @@ def none(denoiser: Denoises) -> Denoises:
     return denoiser
 
 
-class ClassifierFree:
+class Guidance:
+    """A denoiser like the one that it is around, and here all the same."""
+
+    reversing = False
+    """Whether only samplers that draw from `reverse` feel it"""
+
+    def __init__(self, denoiser: Denoises) -> None:
+        self.denoiser, self.process, self.shape = denoiser, denoiser.process, denoiser.shape
+        self.classes, self.knows_null, self.recalls = denoiser.classes, denoiser.knows_null, denoiser.recalls
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
+        return self.denoiser(x_t, t, cond)
+
+    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()) -> Gaussian:
+        return self.denoiser.reverse(guess, x_t, t, s, cond)
+
+
+class ClassifierFree(Guidance):
     """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6); w = 0 is off. `scale` = 1 + w says it in
     the terms of other papers: 1 is off, 0 the model without its condition.
 
@@ -45,19 +63,18 @@ class ClassifierFree:
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
         said = f"w={w:g}" if scale is None else f"scale={scale:g}"
+        super().__init__(denoiser)
         self.w = w if scale is None else scale - 1
         if self.w and not denoiser.knows_null:
             raise ValueError(f"{said} needs a model trained with labels, of which some were dropped; "
                              "try w=0, or train with conditioner=label conditioner.dropout=0.1")  # fmt: skip
         self.said, self.rescale = said, rescale
         self.interval = _interval(interval, denoiser.process) if self.w else None
-        self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
-        self.knows_null, self.shape, self.classes = denoiser.knows_null, denoiser.shape, denoiser.classes
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         if self.w == 0:
             return self.denoiser(x_t, t, cond)
-        if cond.label is None:
+        if cond.said is None:
             raise ValueError(f"{self.said} needs a condition to strengthen, and there is none")
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.beside(cond.null()))
         given, absent = both.x0.chunk(2)
@@ -65,7 +82,7 @@ class ClassifierFree:
         return Estimate(_away(given, absent, self.w, t, self.interval, self.rescale), spread)
 
 
-class Autoguidance:
+class Autoguidance(Guidance):
     """x_0 moved by `w` of its difference to what `weak` says: a denoiser of the same data under the same condition that
     is smaller, or was trained for less long (Karras et al., 2024, eq. 5, whose w is w + 1). `interval` and `rescale`
     are those of `ClassifierFree`.
@@ -86,9 +103,11 @@ class Autoguidance:
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
         check_alike("weak", weak, denoiser)
+        if "context" in weak.doors:
+            raise ValueError("weak hears tokens of an encoder of its own, which are not this model's; autoguidance "
+                             "needs models that were trained with conditioner=label, none or low_res")  # fmt: skip
+        super().__init__(denoiser)
         self.w, self.rescale, self.interval = w, rescale, _interval(interval, denoiser.process)
-        self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
-        self.knows_null, self.shape, self.classes = denoiser.knows_null, denoiser.shape, denoiser.classes
         self.weak = weak.to(denoiser.process.table.device).eval()
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:

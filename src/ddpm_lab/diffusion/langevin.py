@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
+from ddpm_lab.diffusion.noise import Noise
 from ddpm_lab.diffusion.process import per_pixel
-from ddpm_lab.diffusion.samplers import Noise, Sampler, Step
+from ddpm_lab.diffusion.samplers import Sampler, Step
 
 
 @dataclass(frozen=True, kw_only=True)

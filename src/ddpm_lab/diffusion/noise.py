@@ -1,10 +1,13 @@
 """Random numbers that belong to samples, not to batches."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Noise = Callable[[Tensor], Tensor]
+"""Standard normal numbers like a tensor: `torch.randn_like`, `SampleNoise`."""
 
 
 def generator(*numbers: int) -> torch.Generator:

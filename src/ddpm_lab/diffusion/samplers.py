@@ -5,8 +5,8 @@ Here is the walk that they share, and the samplers of Ho et al. and Song et al.;
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
@@ -15,11 +15,9 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
+from ddpm_lab.diffusion.noise import Noise
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 from ddpm_lab.diffusion.spacings import stops
-
-Noise = Callable[[Tensor], Tensor]
-"""Standard normal numbers like a tensor: `torch.randn_like`, `SampleNoise`."""
 
 
 class Step(NamedTuple):
@@ -87,6 +85,8 @@ class Sampler(ABC):
         for t, s in pairwise(self.times(denoiser.process.steps)):
             at_t, at_s = (torch.full((len(x),), time, device=x.device) for time in (t, s))
             step = Step(x, at_t, at_s, self.guess(denoiser, x, at_t, cond), s == 0, before)
+            if denoiser.recalls:
+                cond = replace(cond, previous=step.guess.x0)
             x = self.step(denoiser, step, cond, noise)
             before = step._replace(before=None)
             yield s, x

@@ -3,11 +3,12 @@
 import torch
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Data
+from ddpm_lab.data.splits import Data, batch
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.diffusion.variances import Analytic
-from ddpm_lab.systems.diffusion import Diffusion, evaluating
+from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.training import evaluating
 
 
 @torch.no_grad()
@@ -29,7 +30,9 @@ def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int 
         ):
             picked = data.train.at(some)
             x0 = picked.x0.to(device)
-            cond = system.condition(None if system.denoiser.classes is None else picked.labels)
+            cond = system.condition(
+                denoiser, batch(picked), lambda like: torch.randn(like.shape, generator=stream).to(like)
+            )
             eps, at = torch.randn(x0.shape, generator=stream).to(device), t.to(device)
             guess = system.sampler.guess(denoiser, denoiser.process.diffuse(x0, eps, at), at, cond)
             sums.index_add_(0, t, (guess.x0 - x0).double().square().flatten(1).mean(1).cpu())

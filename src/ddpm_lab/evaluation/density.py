@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from ddpm_lab.data.splits import Data, Points
+from ddpm_lab.data.splits import Data, Points, batch
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.exact import MixtureDenoiser
 from ddpm_lab.diffusion.flow import log_prob
 from ddpm_lab.diffusion.spacings import stops
 from ddpm_lab.errors import UserError
-from ddpm_lab.systems.diffusion import Diffusion, evaluating
+from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.training import evaluating
 
 STEPS = 200
 
@@ -26,14 +27,13 @@ def assess_density(
     points = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
     assert isinstance(points, Points)
     times = stops(denoiser.process.steps, min(STEPS, denoiser.process.steps), "quadratic_full")
-    labels = None if system.denoiser.classes is None else points.labels
     with evaluating(denoiser):
-        nll = -log_prob(denoiser, points.x0, times, system.condition(labels))
+        nll = -log_prob(denoiser, points.x0, times, system.condition(denoiser, batch(points)))
     found = {"nll": nll.mean().item(), "standard_error": nll.std().item() / len(nll) ** 0.5}
     if data.mixture is not None:
         exact = MixtureDenoiser(denoiser.process.cpu(), denoiser.variance, data.mixture)
-        told = None if labels is None else labels.cpu()
+        told = None if points.labels is None or denoiser.classes is None else points.labels.cpu()
         found["data"] = -exact.log_prob(points.x0.cpu(), told).mean().item()
     protocol = {"weights": weights, "split": split, "count": len(nll), "steps": len(times) - 1, "solver": "Heun",
-                "spacing": "quadratic_full", "labels": "none" if labels is None else "the points'"}  # fmt: skip
+                "spacing": "quadratic_full", "labels": "the points'" if denoiser.classes else "none"}  # fmt: skip
     return {**found, "protocol": protocol}

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Data, Split
+from ddpm_lab.data.splits import Data, Split, batch
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.likelihood import bound_terms, prior_term
 from ddpm_lab.diffusion.noise import SampleNoise
 from ddpm_lab.diffusion.spacings import stops
 from ddpm_lab.errors import UserError
-from ddpm_lab.systems.diffusion import Diffusion, evaluating
+from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.training import evaluating
 
 
 def assess_likelihood(
@@ -69,9 +70,9 @@ def _terms(
     bar: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """L_T (B,), the terms (K, B) and the mean square errors (K, B)."""
-    cond = system.condition(None if system.denoiser.classes is None else pictures.labels)
     terms = []
     with evaluating(denoiser):
+        cond = system.condition(denoiser, batch(pictures), noise)
         for term in bound_terms(
             denoiser, pictures.x0, times, bin_width=system.bin_width, cond=cond, noise=noise, clip=clip
         ):

@@ -1,10 +1,12 @@
 """How good samples are: FID, and the share that a classifier recognises."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ddpm_lab.data.splits import Data, Images, Split
@@ -14,24 +16,67 @@ from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.systems.diffusion import Diffusion
 
 
-@torch.inference_mode()
-def measure(extractor: Extractor, reference: Images, samples: Iterable[Split]) -> dict[str, float]:
-    """FID of `samples`, a stream of batches, to `reference`; where pictures have labels that the extractor's classifier
-    knows, also the share of them it names. Features are computed once and not kept.
-    """
-    identity = nn.Identity()
-    identity.num_features = extractor.features.num_features
-    metric = FrechetInceptionDistance(feature=identity).to(reference.pixels.device)
-    for pixels in reference.pixels.split(500):
-        metric.update(extractor.features(pixels), real=True)
-    total = right = 0
-    for batch in samples:
-        features = extractor.features(batch[0])
-        metric.update(features, real=False)
-        if batch.labels is not None and extractor.classifier is not None:
-            right += int((extractor.classifier(features).argmax(1) == batch.labels).sum())
-            total += len(features)
-    return {"fid": float(metric.compute())} | ({"recognised": right / total} if total else {})
+class Judge:
+    """An extractor and the pictures that samples are compared with."""
+
+    @torch.inference_mode()
+    def __init__(self, extractor: Extractor, reference: Images) -> None:
+        self.extractor, self.device = extractor, reference.pixels.device
+        extractor.features.to(self.device)
+        self.whole = self._metric()
+        self.within: dict[int, FrechetInceptionDistance] = {}
+        if extractor.classifier is not None and reference.labels is not None:
+            extractor.classifier.to(self.device)
+            self.within = {label: self._metric() for label in reference.labels.unique().tolist()}
+        kept = []
+        for batch in _batches(reference):
+            features = extractor.features(batch.pixels)
+            self._update(features, batch.labels, real=True)
+            kept.append(features)
+        self.features = torch.cat(kept)
+
+    @torch.inference_mode()
+    def __call__(self, samples: Iterable[Split], thorough: bool = False) -> dict[str, float]:
+        """FID of `samples`, a stream of batches. Where pictures have labels that the extractor's classifier knows, also
+        the share of them it names, and the mean over classes of the FID within each (Miyato & Koyama, 2018).
+
+        `thorough`: also precision and recall, the shares of samples within the manifold of the reference and the other
+        way round, by third neighbours (Kynkaanniemi et al., 2019), for which all features are kept.
+        """
+        for metric in (self.whole, *self.within.values()):
+            metric.reset()  # of the samples before
+        total = right = 0
+        counts: Counter[int] = Counter()
+        kept = []
+        for batch in samples:
+            features = self.extractor.features(batch[0])
+            self._update(features, batch.labels, real=False)
+            if batch.labels is not None and self.extractor.classifier is not None:
+                right += int((self.extractor.classifier(features).argmax(1) == batch.labels).sum())
+                total += len(features)
+                counts.update(batch.labels.tolist())
+            if thorough:
+                kept.append(features)
+        found = {"fid": float(self.whole.compute())}
+        if total:
+            found["recognised"] = right / total
+        if self.within and all(counts[label] >= 2 for label in self.within):
+            found["fid_within"] = sum(float(metric.compute()) for metric in self.within.values()) / len(self.within)
+        if thorough:
+            found["precision"], found["recall"] = calculate_precision_recall_full(torch.cat(kept), self.features)
+        return found
+
+    def _metric(self) -> FrechetInceptionDistance:
+        identity = nn.Identity()
+        identity.num_features = self.extractor.features.num_features
+        return FrechetInceptionDistance(feature=identity, reset_real_features=False).to(self.device)
+
+    def _update(self, features: Tensor, labels: Tensor | None, real: bool) -> None:
+        self.whole.update(features, real=real)
+        if labels is not None:
+            for label, metric in self.within.items():
+                if len(mine := features[labels == label]):
+                    metric.update(mine, real=real)
 
 
 def assess(
@@ -45,30 +90,28 @@ def assess(
     count: int,
     seed: int,
     batch_size: int,
+    thorough: bool = False,
 ) -> dict[str, Any]:
     """The quality of `count` samples of `denoiser`, measured against a split of the data.
 
     Beside it stand what the same measurement says of the other split's real pictures (the floor) and of uniform noise,
     without which an FID says nothing, and the protocol: all that the figures depend on.
     """
-    device = system.device
-    extractor.features.to(device)
-    if extractor.classifier is not None:
-        extractor.classifier.to(device)
-    splits = {"train": data.train.to(device), "test": data.test.to(device)}
+    splits = {"train": data.train.to(system.device), "test": data.test.to(system.device)}
     reference = splits.pop(split)
     (other,) = splits.values()
     assert isinstance(reference, Images) and isinstance(other, Images)
-    labels = system.labels(count)
-    samples = system.sample(denoiser, count, labels=labels, seed=seed, batch_size=batch_size, progress=True)
-    noise = torch.randint(256, other.pixels.shape, generator=generator(0), dtype=torch.uint8).to(device)
+    judge = Judge(extractor, reference)
+    asked = system.ask(count, given=data.test)
+    samples = system.sample(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, progress=True)
+    noise = torch.randint(256, other.pixels.shape, generator=generator(0), dtype=torch.uint8).to(system.device)
     return {
-        **measure(extractor, reference, samples),
-        "real": measure(extractor, reference, _batches(other)),
-        "noise": measure(extractor, reference, _batches(Images(noise, None))),
+        **judge(samples, thorough),
+        "real": judge(_batches(other), thorough),
+        "noise": judge(_batches(Images(noise, None)), thorough),
         "protocol": {
             **system.protocol(), "weights": weights, "count": count, "seed": seed, "split": split,
-            "labels": "none" if labels is None else "all, in turn",
+            "labels": "all, in turn" if "label" in asked else "none",
             "extractor": extractor.name, "extractor_sha256": extractor.sha256,
         },
     }  # fmt: skip

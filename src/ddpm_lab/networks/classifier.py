@@ -1,6 +1,7 @@
 """Networks that name what they see."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class EncoderClassifier(nn.Module):
         channels: int = 32,
         multipliers: Sequence[float] = (1, 2),
         blocks: int = 1,
-        attention: Sequence[int] | None = None,
+        attention: Sequence[int] | Literal["all"] | None = None,
         heads: int | None = 4,
         head_channels: int | None = None,
         scale_shift: bool = True,
@@ -56,9 +57,9 @@ class EncoderClassifier(nn.Module):
             head_channels=head_channels, scale_shift=scale_shift, biggan=biggan, dropout=dropout,
             checkpointing=checkpointing,
         )  # fmt: skip
-        self.encoder = Encoder(shape, layout, None)
+        self.encoder = Encoder(shape, layout)
         width = layout.widths[-1]
-        self.norm, self.pool = norm(width), AttentionPool(width, layout.attend(width).heads, classes)
+        self.norm, self.pool = norm(width), AttentionPool(width, layout.count_heads(width), classes)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x, _, _ = self.encoder(x, t, cond)

@@ -1,13 +1,23 @@
-"""The U-Net's parts. Every layer takes (x, emb), so that they stack; emb is the activated time embedding, (B, E)."""
+"""The U-Net's parts. Every layer takes (x, told), so that they stack."""
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.condition import Condition
+
+
+class Told(NamedTuple):
+    """What all layers are told beside x."""
+
+    emb: Tensor
+    """(B, E), the activated embedding of the time and of what joins it"""
+    context: Tensor | None = None
+    """(B, M, D), tokens to attend to"""
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -56,6 +66,48 @@ class LabelEmbedding(nn.Module):
         return given if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, given)
 
 
+class ContextDoor(nn.Module):
+    """Tokens as the layers hear them; where there are none, or they were dropped, all are one learned null."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.zeros(width))
+
+    def forward(self, cond: Condition, size: int) -> Tensor:
+        """(size, M, width)"""
+        if cond.context is None:
+            return self.null.expand(size, 1, -1)
+        return cond.context if cond.dropped is None else torch.where(cond.dropped[:, None, None], self.null,
+                                                                     cond.context)  # fmt: skip
+
+
+class ImageDoor(nn.Module):
+    """A picture laid beside x, and how noisy it is, which joins the time embedding (Ho et al., 2022, cascades); where
+    there is none, or it was dropped, a learned colour and no level.
+    """
+
+    def __init__(self, channels: int, waves: int, emb: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.level = time_embedding(waves, emb)
+
+    def forward(self, cond: Condition, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C + channels, H, W), and (B, emb)"""
+        if cond.image is None:
+            return torch.cat([x, self.null.expand(len(x), -1, *x.shape[2:])], dim=1), torch.zeros(1, device=x.device)
+        assert cond.level is not None
+        image, level = cond.image, self.level(cond.level)
+        if cond.dropped is not None:
+            image = torch.where(cond.dropped[:, None, None, None], self.null, image)
+            level = torch.where(cond.dropped[:, None], 0, level)
+        return torch.cat([x, image], dim=1), level
+
+
+def time_embedding(waves: int, emb: int) -> nn.Sequential:
+    """(B,) on a scale of 1000 -> (B, emb)"""
+    return nn.Sequential(Waves(waves), nn.Linear(waves, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+
 def halve(x: Tensor) -> Tensor:
     """Half the resolution, by means of four."""
     return F.avg_pool2d(x, 2)
@@ -88,12 +140,12 @@ class ResBlock(nn.Module):
         self.norm2, self.dropout, self.conv2 = norm(out), nn.Dropout(dropout), zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, channels, H, W), (B, emb) -> (B, out, H', W')"""
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        """(B, channels, H, W) -> (B, out, H', W')"""
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h, said = self.conv1(h), self.emb(emb)[:, :, None, None]
+        h, said = self.conv1(h), self.emb(told.emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = said.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
@@ -111,10 +163,30 @@ class Attention(nn.Module):
         self.norm, self.qkv, self.out = norm(channels), nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         zeroed(self.out)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Told) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
         places = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         q, k, v = self.qkv(places).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, HW, C/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class CrossAttention(nn.Module):
+    """softmax(Q K^T / sqrt(d)) V, the queries from the places of a picture, keys and values from tokens of `width`
+    numbers (Rombach et al., 2022, section 3.3).
+    """
+
+    def __init__(self, channels: int, heads: int, width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.q, self.kv = norm(channels), nn.Linear(channels, channels), nn.Linear(width, 2 * channels)
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        places = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q = self.q(places).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, C/heads)
+        k, v = self.kv(told.context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, C/heads)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -126,7 +198,7 @@ class Down(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Told) -> Tensor:
         return self.conv(x)
 
 
@@ -137,14 +209,14 @@ class Up(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Told) -> Tensor:
         return self.conv(double(x))
 
 
 class Stack(nn.ModuleList):
     """Layers, one after another."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Told) -> Tensor:
         for layer in self:
-            x = layer(x, emb)
+            x = layer(x, told)
         return x

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.networks.layers import LabelEmbedding, Waves, zeroed
+from ddpm_lab.networks.layers import LabelEmbedding, time_embedding, zeroed
 
 
 class Block(nn.Module):
@@ -52,9 +52,7 @@ class MLP(nn.Module):
             raise ValueError(f"octaves must be at least 0 (got {octaves})")
         size = math.prod(shape)
         self.answer_shape = (outputs * shape[0], *shape[1:])
-        self.time = nn.Sequential(
-            Waves(channels), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels)
-        )
+        self.time = time_embedding(channels, channels)
         self.label = None if classes is None else LabelEmbedding(classes, channels)
         self.register_buffer("octaves", math.pi * 2.0 ** torch.arange(octaves), persistent=False)
         self.first = nn.Linear(size * (1 + 2 * octaves), channels)

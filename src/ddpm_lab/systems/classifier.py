@@ -1,12 +1,13 @@
 """Training a classifier of noisy pictures, for classifier guidance."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_lab.conditioners import Spec
 from ddpm_lab.diffusion.classifier import Classifier
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.timesteps import TimeSampler
@@ -18,7 +19,7 @@ class ClassifierSystem(System):
     """Cross-entropy of labels given x_t at random times (Dhariwal & Nichol, 2021, section 4.1), and the accuracy on
     held-out pictures by quarter of the times.
 
-    What the data dictates, `shape` and `classes`, completes the `network`; `bin_width` is not needed.
+    Of what the data dictates, `shape` and `classes` complete the `network`; the rest is not needed.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class ClassifierSystem(System):
         shape: tuple[int, ...],
         classes: int | None,
         bin_width: float | None,
+        captions: Sequence[Sequence[str]] | None = None,
         *,
         network: Callable[..., nn.Module],
         process: ForwardProcess,
@@ -36,7 +38,7 @@ class ClassifierSystem(System):
         super().__init__()
         if classes is None:
             raise UserError("system=classifier needs labels, which this data has not; try data with a folder per class")
-        self.save_hyperparameters({"shape": list(shape), "classes": classes, "bin_width": bin_width})
+        self.save_hyperparameters(Spec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)})
         if "outputs" in inspect.signature(network).parameters:
             raise UserError("model answers with pictures, not classes; try model=classifier")
         with naming("model"):

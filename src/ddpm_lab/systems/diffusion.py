@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -11,27 +10,30 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lab.conditioners import Conditioner
-from ddpm_lab.data.splits import Images, Points, Split, to_bytes
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.conditioners import Captioned, Spec
+from ddpm_lab.data.splits import Images, Points, Split, batch, rows, to_bytes
+from ddpm_lab.diffusion.condition import Condition, Conditioner
 from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
-from ddpm_lab.diffusion.noise import SampleNoise
+from ddpm_lab.diffusion.noise import Noise, SampleNoise
 from ddpm_lab.diffusion.objectives import Draw, Objective
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.samplers import Noise, Sampler
+from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.diffusion.timesteps import TimeSampler
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.errors import UserError, choice, naming
-from ddpm_lab.systems.training import Batch, System
+from ddpm_lab.networks.text import spelled
+from ddpm_lab.systems.training import Batch, System, evaluating
+
+HEARS = {"classes": "unet", "context": "unet_cross", "image": "unet"}
+"""A model that has the door"""
 
 
 class Diffusion(System):
     """A denoiser in training, and what samples from it.
 
-    What the data dictates, `shape` ((C, H, W), or (d,) of points), `classes` (None without labels) and `bin_width`
-    (None where x0 is not rounded), completes the `network`, the `conditioner` and the `timesteps`, which come as
-    functions of it. Choices that do not fit one another raise ValueError here.
+    What the data dictates, the fields of `Spec`, completes the `network`, the `conditioner` and the `timesteps`, which
+    come as functions of it. Choices that do not fit one another raise ValueError here.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Diffusion(System):
         shape: tuple[int, ...],
         classes: int | None,
         bin_width: float | None,
+        captions: Sequence[Sequence[str]] | None = None,
         *,
         network: Callable[..., nn.Module],
         process: ForwardProcess,
@@ -46,7 +49,7 @@ class Diffusion(System):
         variance: Variance,
         objective: Objective,
         timesteps: Callable[[int], TimeSampler],
-        conditioner: Callable[..., Conditioner],
+        conditioner: Callable[[Spec], Conditioner],
         guidance: partial[Denoises],
         sampler: Sampler,
         optimizer: Callable[..., torch.optim.Optimizer],
@@ -56,27 +59,35 @@ class Diffusion(System):
         if not isinstance(variance, Variance):
             raise UserError("variance=analytic is estimated from a trained network; train with another, such as "
                             "beta_tilde, then: python evaluate.py run=DIR variance=analytic")  # fmt: skip
-        self.save_hyperparameters({"shape": list(shape), "classes": classes, "bin_width": bin_width})
-        self.shape, self.bin_width = tuple(shape), bin_width
+        spec = Spec(tuple(shape), classes, bin_width, captions)
+        self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})
+        self.shape, self.bin_width = spec.shape, bin_width
         with naming("conditioner"):
-            self.conditioner = conditioner(classes)
-        if "outputs" not in inspect.signature(network).parameters:
+            told = conditioner(spec)
+        offered = inspect.signature(network).parameters
+        if "outputs" not in offered:
             raise UserError(
                 "model=classifier names pictures and cannot draw them; try system=classifier, or another model"
             )
+        if deaf := told.doors.keys() - offered.keys():
+            raise UserError(f"conditioner={choice(told)} speaks by {' and '.join(deaf)}, which this model cannot hear; "
+                            f"try model={HEARS[deaf.pop()]}")  # fmt: skip
         with naming("model"):
-            body = network(self.shape, outputs=variance.outputs, **self.conditioner.doors)
-        self.denoiser = Denoiser(body, process, prediction, variance, self.conditioner.dropout > 0, self.shape,
-                                 self.conditioner.doors.get("classes"))  # fmt: skip
+            body = network(self.shape, outputs=variance.outputs, **told.doors)
+        self.denoiser = Denoiser(body, process, prediction, variance, told, self.shape)
         self.process = process
-        self.objective, self.guidance, self.sampler = objective, guidance, sampler
+        self.objective = objective
         if variance.outputs > 1 and not objective.trains_spread:
             raise UserError(f"variance={choice(variance)} learns from the bound, which objective={choice(objective)} "
                             "has no part of; try objective=hybrid or objective=vlb")  # fmt: skip
         self.learn_by(timesteps, optimizer, lr_schedule)
+        self.draw_with(sampler, guidance)
+
+    def draw_with(self, sampler: Sampler, guidance: partial[Denoises]) -> None:
+        """How samples are drawn from now on. Raises UserError where these do not fit the model, or one another."""
         with naming("sampler"):
-            process.warn_of_signal("sampler.spacing begins", sampler.times(process.steps)[0])
-            if sampler.dynamic_threshold is not None and bin_width is None:
+            self.process.warn_of_signal("sampler.spacing begins", sampler.times(self.process.steps)[0])
+            if sampler.dynamic_threshold is not None and self.bin_width is None:
                 raise ValueError(f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels, which lie in "
                                  "[-1, 1]; this data has no such range; try dynamic_threshold=null")  # fmt: skip
         with naming("guidance"):
@@ -87,13 +98,19 @@ class Diffusion(System):
                     f"form=mean moves the means of steps that are drawn with the model's own variance, "
                     f"which sampler={choice(sampler)} does not; try sampler=ddpm or guidance.form=score"
                 )
+        self.guidance, self.sampler = guidance, sampler
 
     def draw(self, batch: Batch, t: Tensor) -> Draw:
         """A noised batch: x_t = signal_t x_0 + noise_t eps at times t (B,), some conditions dropped."""
         x0 = batch["x0"]
         eps = torch.randn_like(x0)
-        cond = self.conditioner(batch).drop(self.conditioner.dropout)
-        return Draw(x0, eps, self.denoiser.process.diffuse(x0, eps, t), t, cond, self.bin_width)
+        conditioner = self.denoiser.conditioner
+        cond = conditioner(batch).drop(conditioner.dropout)
+        x_t = self.denoiser.process.diffuse(x0, eps, t)
+        if self.denoiser.recalls and torch.rand(()) < 0.5:  # Chen et al., 2023, algorithm 1
+            with torch.no_grad():
+                cond = replace(cond, previous=self.sampler.guess(self.denoiser, x_t, t, cond).x0)
+        return Draw(x0, eps, x_t, t, cond, self.bin_width)
 
     def losses(self, batch: Batch, t: Tensor) -> Tensor:
         return self.objective(self.denoiser, self.draw(batch, t))
@@ -120,42 +137,65 @@ class Diffusion(System):
             raise UserError(f"label={label} is not among the labels of this model, 0..{classes - 1}")
         return torch.tensor(wanted)[torch.arange(count) % len(wanted)]
 
-    def condition(self, labels: Tensor | None) -> Condition:
-        """What `labels` (B,) say."""
-        if labels is None:
-            return Condition()
-        labels = labels.to(self.device)
-        cond = self.conditioner({"label": labels})
-        # A guidance hears them even where the model does not.
-        return cond if self.denoiser.classes else replace(cond, label=labels)
+    def ask(
+        self,
+        count: int,
+        label: int | str | Sequence[int] | None = None,
+        text: str | Sequence[str] | None = None,
+        given: Split | None = None,
+    ) -> Batch:
+        """What `count` samples are asked to be, as a batch without x0: their labels (see `labels`), or texts, all in
+        turn. A model that enlarges pictures is `given` some of the size that it draws, and what they are.
+        """
+        conditioner = self.denoiser.conditioner
+        if text is not None:
+            if not isinstance(conditioner, Captioned):
+                raise UserError(f"text={text} asks for what this model was not trained with; try label=..., or train "
+                                "with conditioner=text")  # fmt: skip
+            texts = [text] if isinstance(text, str) else list(text)
+            return {"text": spelled(texts, conditioner.length)[torch.arange(count) % len(texts)]}
+        if conditioner.reads == "x0":
+            if given is None or label is not None:
+                raise UserError(f"label={label} cannot be chosen for a model that enlarges pictures, which bring their "
+                                "own; try label=null")  # fmt: skip
+            return batch(given.at(torch.arange(count) % len(given[0])))
+        labels = self.labels(count, label)
+        return {} if labels is None else {"label": labels}
 
-    def walk(
-        self, denoiser: Denoiser, samples: Sequence[int], labels: Tensor | None, seed: int
-    ) -> Iterator[tuple[int, Tensor]]:
+    def condition(self, denoiser: Denoiser, asked: Batch, noise: Noise = torch.randn_like) -> Condition:
+        """What `asked` (see `ask`), or a batch of data, says to `denoiser`."""
+        asked = {name: value.to(self.device) for name, value in asked.items()}
+        cond = denoiser.conditioner(asked, noise)
+        # A guidance hears labels even where the model does not.
+        return cond if cond.label is not None else replace(cond, label=asked.get("label"))
+
+    def walk(self, denoiser: Denoiser, samples: Sequence[int], asked: Batch, seed: int) -> Iterator[tuple[int, Tensor]]:
         """Each time from the chain's first down to 0 with its x_t, (len(samples), *shape).
 
-        `samples` are numbers, `labels` (len(samples),) theirs. Sample i of a seed is the same in any company.
+        `samples` are numbers, and `asked` says what they are to be. Sample i of a seed is the same in any company.
         """
         noise = SampleNoise(seed, samples)
         start = noise(torch.empty(len(samples), *self.shape, device=self.device))
-        yield from self.decode(denoiser, self.sampler.prior(denoiser.process, start), labels, noise)
+        yield from self.decode(denoiser, self.sampler.prior(denoiser.process, start), asked, noise)
 
     def decode(
-        self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise = torch.randn_like
+        self, denoiser: Denoiser, x: Tensor, asked: Batch, noise: Noise = torch.randn_like
     ) -> Iterator[tuple[int, Tensor]]:
         """The walk from `x`, (B, *shape): its first time with `x` itself, then each stop with its x_t."""
         with evaluating(denoiser):
             yield self.sampler.times(denoiser.process.steps)[0], x
-            yield from self.sampler.walk(self.guidance(denoiser), x, self.condition(labels), noise)
+            yield from self.sampler.walk(self.guidance(denoiser), x, self.condition(denoiser, asked, noise), noise)
 
-    def encode(self, denoiser: Denoiser, x0: Tensor, labels: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    def encode(self, denoiser: Denoiser, x0: Tensor, asked: Batch) -> Iterator[tuple[int, Tensor]]:
         """The walk upwards from data `x0`, (B, *shape): each stop with its x_t."""
         with evaluating(denoiser):
-            yield from self.sampler.encode(self.guidance(denoiser), x0, self.condition(labels))
+            cond = self.condition(denoiser, asked, torch.zeros_like)
+            yield from self.sampler.encode(self.guidance(denoiser), x0, cond)
 
     def show(self, x: Tensor, labels: Tensor | None) -> Split:
         """Samples `x` (B, *shape) as what the data is: pictures, or points."""
-        return Points(x, labels) if self.bin_width is None else Images(to_bytes(x), labels)
+        split: Split = Points(x, labels) if self.bin_width is None else Images(to_bytes(x), labels)
+        return split.to(self.device)
 
     @torch.inference_mode()
     def sample(
@@ -163,24 +203,23 @@ class Diffusion(System):
         denoiser: Denoiser,
         count: int,
         *,
-        labels: Tensor | None = None,
+        asked: Batch,
         seed: int = 0,
         batch_size: int = 256,
         progress: bool = False,
     ) -> Iterator[Split]:
-        """`count` samples, in batches; labels (count,) are all in turn unless given. `progress` shows a bar."""
-        labels = self.labels(count) if labels is None else labels
+        """`count` samples of what is `asked` (see `ask`), in batches. `progress` shows a bar."""
         batches = torch.arange(count).split(batch_size)
         times = self.sampler.times(denoiser.process.steps)
         first, total = times[0], len(batches) * (len(times) - 1)
         silent = None if progress else True  # None: only where there is no terminal
         with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=silent, leave=False) as bar:
             for samples in batches:
-                some = None if labels is None else labels[samples].to(self.device)
+                some = rows(asked, samples)
                 x = torch.empty(0)
                 for t, x in self.walk(denoiser, samples.tolist(), some, seed):  # noqa: B007 (the last is the picture)
                     bar.update(t < first)
-                yield self.show(x, some)
+                yield self.show(x, some.get("label"))
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         guided = " guidance.w=1" if self.denoiser.knows_null and "w" in self.guidance.keywords else ""
@@ -200,14 +239,3 @@ class Diffusion(System):
             "steps": len(self.sampler.times(self.process.steps)) - 1,
             "T": self.process.steps,
         }
-
-
-@contextmanager
-def evaluating(denoiser: nn.Module) -> Iterator[None]:
-    """Without dropout, and back as it was."""
-    training = denoiser.training
-    denoiser.eval()
-    try:
-        yield
-    finally:
-        denoiser.train(training)

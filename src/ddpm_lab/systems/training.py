@@ -72,3 +72,14 @@ class System(L.LightningModule, ABC):
         # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
         if gradient_clip_val:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout, and back as it was."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
