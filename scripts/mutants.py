@@ -215,7 +215,7 @@ MUTANTS = [
     Mutant("labels dropped at sampling", "systems/diffusion.py",
            "cond = denoiser.conditioner(asked, noise)",
            "cond = denoiser.conditioner(asked, noise).drop(denoiser.conditioner.dropout)", "system"),
-    Mutant("dropout of the network at sampling", "systems/training.py", "denoiser.eval()", "pass", "system"),
+    Mutant("dropout of the network at sampling", "systems/training.py", "module.eval()", "pass", "system"),
     Mutant("EMA per micro-batch", "callbacks/ema.py",
            "if trainer.global_step == self.updates:", "if trainer.global_step < 0:", "system"),
     Mutant("EMA begins at zero", "callbacks/ema.py",

@@ -7,7 +7,7 @@ from ddpm_lab.conditioners import Label, Spec
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Estimate
 from ddpm_lab.diffusion.exact import Mixture, MixtureDenoiser
-from ddpm_lab.diffusion.guidance import Autoguidance, ClassifierFree
+from ddpm_lab.diffusion.guidance import Autoguidance, ClassifierFree, Guidance
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM
@@ -160,6 +160,40 @@ def test_a_weaker_model_of_something_else_is_refused(change, told):
         setattr(weak, name, value)
     with pytest.raises(ValueError, match=f"weak was.*{told}"):
         Autoguidance(strong, weak)
+
+
+def test_a_weaker_model_with_tokens_of_its_own_is_refused():
+    strong, weak = denoiser(), denoiser()
+    weak.doors = {"context": 64}
+    with pytest.raises(ValueError, match="weak hears tokens of an encoder of its own"):
+        Autoguidance(strong, weak)
+
+
+class Spied(Guidance):
+    """Remembers what it said."""
+
+    said = ()
+
+    def __call__(self, x_t, t, cond):
+        guess = super().__call__(x_t, t, cond)
+        self.said = (*self.said, guess.x0)
+        return guess
+
+
+def test_guided_walks_remember_the_guess_before():
+    network = UNet((1, 8, 8), classes=3, channels=8, multipliers=(1,), blocks=1, self_conditioning=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    plain = Denoiser(network, ForwardProcess(cosine()), Eps(), BetaTilde(), told(), (1, 8, 8))
+    for guided in (plain, ClassifierFree(plain, w=1.0), Autoguidance(plain, denoiser(), w=1.0)):
+        heard, spied = [], Spied(guided)
+        hook = network.register_forward_pre_hook(lambda _, inputs, heard=heard: heard.append(inputs[2].previous))
+        DDIM(steps=3)(spied, torch.randn(3, 1, 8, 8), COND)
+        hook.remove()
+        assert len(heard) == 3 and heard[0] is None and spied.said[0].abs().max() > 0.1
+        for previous, before in zip(heard[1:], spied.said[:2], strict=True):
+            for part in previous.split(3):  # both halves of a doubled batch hear what was guessed with guidance
+                torch.testing.assert_close(part, before.clamp(-1, 1))
 
 
 def test_dropped_rows_hear_the_null_and_the_others_do_not():

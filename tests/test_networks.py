@@ -1,5 +1,7 @@
 """The U-Net: what it starts as, what it hears, and which shapes it takes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,8 @@ from hydra.utils import instantiate
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.networks.classifier import EncoderClassifier
-from ddpm_lab.networks.layers import Attention, ResBlock, Told, Waves, double, halve, norm
+from ddpm_lab.networks.dit import DiT, DiTBlock, positions
+from ddpm_lab.networks.layers import Attention, CrossAttention, ResBlock, Told, Waves, double, halve, norm
 from ddpm_lab.networks.mlp import MLP
 from ddpm_lab.networks.unet import UNet
 
@@ -49,6 +52,8 @@ PUBLISHED = {
                          (3, 128, 128), 2, 1000, 422, 0.5),
     "ADM ImageNet-256": ("adm", {**TWO, "multipliers": (1, 1, 2, 2, 4, 4)}, (3, 256, 256), 2, 1000, 554, 0.5),
     "ADM ImageNet-512": ("adm", {**TWO, "multipliers": (0.5, 1, 1, 2, 2, 4, 4)}, (3, 512, 512), 2, 1000, 559, 0.5),
+    # Peebles & Xie (2023), table 1
+    "DiT-S/2 ImageNet-256, latent": ("dit_s", {}, (4, 32, 32), 2, 1000, 33, 0.5),
     "ADM LSUN": ("adm", {**TWO, "multipliers": (1, 1, 2, 2, 4, 4)}, (3, 256, 256), 2, None, 552, 1),
 }  # fmt: skip
 
@@ -190,3 +195,120 @@ def test_a_label_out_of_many_changes_the_answer():
 def test_what_does_not_fit_is_refused_with_what_would(shape, kwargs, told):
     with pytest.raises(ValueError, match=told):
         UNet(shape, **{"channels": 8, "multipliers": (1, 2), **kwargs})
+
+
+def unheard(network, shape, cond):
+    """The names of parameters that change nothing."""
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    network(torch.randn(4, *shape), torch.tensor([1.0, 10, 100, 1000]), cond).square().mean().backward()
+    return [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+
+
+def everything():
+    return Condition(
+        torch.tensor([0, 1, 2, 2]),
+        context=torch.randn(4, 3, 5),
+        image=torch.randn(4, 2, 8, 8),
+        level=torch.tensor([0.0, 10, 100, 500]),
+        previous=torch.randn(4, 1, 8, 8),
+        dropped=torch.tensor([False, False, False, True]),
+    )
+
+
+def test_every_door_is_heard():
+    network = small(classes=3, context=5, image=2, self_conditioning=True)
+    assert unheard(network, (1, 8, 8), everything()) == []
+    cond, x, t = everything(), torch.randn(4, 1, 8, 8), torch.full((4,), 300.0)
+    plain = network(x, t, cond)
+    for name in ("label", "context", "image", "level", "previous"):
+        value = getattr(cond, name)
+        other = (value + 1) % 3 if name == "label" else value + 100 if name == "level" else -value
+        moved = (network(x, t, replace(cond, **{name: other})) - plain).abs().flatten(1).amax(1) > 1e-4
+        # Where the condition is dropped, none is heard but the guess before, which is no condition.
+        assert moved.tolist() == [True, True, True, name == "previous"], name
+
+
+def test_what_is_dropped_is_what_was_never_said():
+    network = small(classes=3, context=5, image=2)
+    unheard(network, (1, 8, 8), everything())  # which also draws all parameters
+    x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 300.0)
+    silence = replace(everything(), previous=None).null()
+    # One null token says what three do: softmax of equal scores is their mean.
+    torch.testing.assert_close(network(x, t, silence), network(x, t, Condition()), atol=1e-4, rtol=1e-4)
+
+
+def test_cross_attention_is_softmax_of_places_to_tokens():
+    layer = CrossAttention(8, heads=2, width=5)
+    x, context = torch.randn(1, 8, 2, 3), torch.randn(1, 4, 5)
+    assert torch.equal(layer(x, Told(torch.empty(0), context)), x), "it starts as nothing"
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    q = layer.q(layer.norm(x).flatten(2).transpose(1, 2)[0])
+    k, v = layer.kv(context[0]).chunk(2, dim=1)
+    heads = [(q[:, h] @ k[:, h].T / 2).softmax(1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))]
+    expected = x + layer.out(torch.cat(heads, 1)).T.reshape(1, 8, 2, 3)
+    torch.testing.assert_close(layer(x, Told(torch.empty(0), context)), expected)
+
+
+def test_attention_can_be_everywhere():
+    def count(attention):
+        return sum(isinstance(layer, Attention) for layer in small(attention=attention).modules())
+
+    assert (count("all"), count((8, 4)), count(())) == (7, 7, 1)
+
+
+def test_a_dit_starts_as_nothing_and_hears_every_parameter():
+    network = DiT((1, 8, 6), classes=3, image=2, channels=16, blocks=2, heads=2)
+    cond = replace(everything(), image=torch.randn(4, 2, 8, 6))
+    x, t = torch.randn(4, 1, 8, 6), torch.full((4,), 300.0)
+    assert network(x, t, cond).shape == x.shape and network(x, t, cond).abs().max() == 0
+    # At first every block is shut: tokens go through unchanged.
+    tokens, emb = torch.randn(2, 12, 16), torch.randn(2, 16)
+    assert torch.equal(network.blocks[0](tokens, emb), tokens)
+    assert unheard(network, (1, 8, 6), cond) == []
+
+
+def test_a_dit_block_is_the_published_one():
+    block = DiTBlock(8, heads=2)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, emb = torch.randn(1, 5, 8), torch.randn(1, 8)
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.emb(emb)[0].split(8)
+    h = F.layer_norm(x[0], (8,), eps=1e-6) * (1 + scale1) + shift1
+    q, k, v = block.qkv(h).chunk(3, dim=1)
+    heads = [(q[:, some] @ k[:, some].T / 2).softmax(1) @ v[:, some] for some in (slice(0, 4), slice(4, 8))]
+    y = x[0] + gate1 * block.out(torch.cat(heads, 1))
+    h = F.layer_norm(y, (8,), eps=1e-6) * (1 + scale2) + shift2
+    y = y + gate2 * block.second(F.gelu(block.first(h), approximate="tanh"))
+    torch.testing.assert_close(block(x, emb)[0], y, atol=1e-5, rtol=1e-5)
+
+
+def test_a_dit_puts_patches_back_where_they_were():
+    network = DiT((2, 6, 4), channels=8, blocks=1, heads=1)
+    with torch.no_grad():
+        network.first.weight.copy_(torch.eye(8).reshape(8, 2, 2, 2))
+        network.first.bias.zero_(), network.places.zero_()
+        # Layer norm before the last layer loses the mean and the size of a patch; without it, a patch is its pixels.
+        network.last.weight.copy_(torch.eye(8))
+    x = torch.randn(1, 2, 6, 4)
+    patches = F.unfold(x, 2, stride=2)  # (1, 8, 6)
+    expected = F.fold(F.layer_norm(patches.transpose(1, 2), (8,), eps=1e-6).transpose(1, 2), (6, 4), 2, stride=2)
+    torch.testing.assert_close(network(x, torch.ones(1), Condition()), expected)
+
+
+def test_positions_tell_all_places_apart_and_know_axes():
+    places = positions(4, 5, 16).reshape(4, 5, 16)
+    assert (torch.pdist(places.flatten(0, 1)) > 0.1).all()
+    assert torch.equal(places[0, :, :8], places[3, :, :8]) and torch.equal(places[:, 0, 8:], places[:, 4, 8:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "kwargs", "told"),
+    [((1, 9, 8), {}, "patch=2 must be at least 1 and divide pictures of 9x8; try patch=1"), ((2,), {}, "model=mlp"),
+     ((1, 8, 8), {"heads": 5}, "heads=5 must divide the 16 channels; try heads=2"),
+     ((1, 8, 8), {"channels": 6}, "multiple of 4"), ((1, 8, 8), {"blocks": 0}, "blocks")],
+)  # fmt: skip
+def test_what_a_dit_cannot_be_is_refused(shape, kwargs, told):
+    with pytest.raises(ValueError, match=told):
+        DiT(shape, **{"channels": 16, "blocks": 1, "heads": 2, **kwargs})

@@ -1,6 +1,7 @@
 """The Lightning system and its callbacks: what training does, and what must not disturb it."""
 
 import csv
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -55,6 +56,20 @@ def test_a_draw_is_uniform_in_time_and_drops_its_share():
     assert torch.cat([d.cond.dropped for d in draws]).float().mean().item() == pytest.approx(0.25, abs=0.02)
     draw = draws[0]
     torch.testing.assert_close(system.denoiser.process.diffuse(draw.x0, draw.eps, draw.t), draw.x_t)
+
+
+def test_half_of_the_draws_hear_a_guess_that_no_gradient_goes_through():
+    data, system = parts("model.self_conditioning=true")
+    for parameter in system.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    some, t = batch(data.train.at(slice(2))), torch.full((2,), 300)
+    draws = [system.draw(some, t) for _ in range(200)]
+    told = [draw for draw in draws if draw.cond.previous is not None]
+    assert len(told) / 200 == pytest.approx(0.5, abs=0.1)
+    draw = told[0]
+    expected = system.denoiser(draw.x_t, t, replace(draw.cond, previous=None)).x0.clamp(-1, 1)
+    torch.testing.assert_close(draw.cond.previous, expected.detach())
+    assert not draw.cond.previous.requires_grad and draw.cond.previous.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -1,0 +1,191 @@
+"""Conditions: what they say, what they leave to chance, and who can hear it."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import composed
+
+from ddpm_lab.commands.build import build
+from ddpm_lab.conditioners import LowRes, PretrainedText, Spec, Text, Tokens
+from ddpm_lab.data.splits import batch
+from ddpm_lab.networks.text import read, spelled
+
+CAPTIONS = [["one", "eins"], ["two", "a two", "zwei"]]
+SPEC = Spec((1, 8, 8), 2, 2 / 255, CAPTIONS)
+LABELS = {"label": torch.tensor([0, 1, 1])}
+TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "sampler.steps=3")
+
+
+def system(*overrides):
+    config = composed(*TINY, *overrides)
+    data = build(config, "data")
+    return data, build(config, "system", **data.spec)
+
+
+def test_tokens_are_rows_of_a_table():
+    tokens = Tokens(SPEC, count=3, width=5)
+    said = tokens(LABELS).context
+    assert said.shape == (3, 3, 5) and torch.equal(said[1], said[2]) and not torch.equal(said[0], said[1])
+    said.sum().backward()
+    assert tokens.table.weight.grad.abs().min() > 0
+
+
+def test_any_text_is_spelled_and_read_back():
+    texts = ["a seven", "fünf", "七", "x" * 24]
+    rows = spelled(texts, 24)
+    assert rows.shape == (4, 24) and rows.dtype == torch.uint8 and read(rows) == texts
+    assert torch.equal(spelled(["  a seven "], 24)[0], rows[0])
+
+
+@pytest.mark.parametrize(("text", "told"), [("", "text is empty"), (" ", "text is empty"),
+                                            ("fünfundzwanzig Ziegen!!!", r"25 bytes, .* hears 24")])  # fmt: skip
+def test_texts_that_cannot_be_heard_are_refused(text, told):
+    with pytest.raises(ValueError, match=told):
+        spelled(["fine", text], 24)
+
+
+def test_a_label_is_told_by_one_of_its_captions_each_as_often():
+    text = Text(SPEC, length=8, width=8, heads=2)
+    many = {"label": torch.arange(2).repeat(6000)}
+    told = read(text.text(many, torch.randn_like))
+    for label, captions in enumerate(CAPTIONS):
+        found = told[label::2]
+        for caption in captions:
+            assert found.count(caption) / 6000 == pytest.approx(1 / len(captions), abs=0.02)
+
+
+def test_a_text_is_told_as_it_is_and_order_matters():
+    text = Text(SPEC, length=8, width=8, heads=2)
+    rows = spelled(["one", "eno", "one"], 8)
+    said = text({"text": rows}).context
+    assert said.shape == (3, 8, 8)
+    torch.testing.assert_close(said[0], said[2])
+    assert (said[0].mean(0) - said[1].mean(0)).abs().max() > 1e-3
+
+
+def test_the_text_encoder_learns_along():
+    data, model = system("conditioner=text")
+    for parameter in model.denoiser.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    t = torch.full((16,), 500)
+    model.losses(batch(data.train.at(slice(16))), t).mean().backward()
+    heard = [name for name, p in model.denoiser.conditioner.named_parameters() if p.grad.abs().max() > 0]
+    assert heard == [name for name, _ in model.denoiser.conditioner.named_parameters()]
+
+
+def test_a_pretrained_encoder_is_frozen_and_in_no_checkpoint(pretrained, tmp_path):
+    text = PretrainedText(SPEC, str(pretrained), length=12)
+    said = text({"text": spelled(["one", "two", "one"], 12)}).context
+    assert said.shape == (3, 12, 16) and text.doors == {"context": 16} and not said.requires_grad
+    torch.testing.assert_close(said[0], said[2])
+    assert (said[0] - said[1]).abs().max() > 1e-3
+    assert not list(text.parameters()) and not text.state_dict()
+    with pytest.raises(ValueError, match=r"model=.* cannot be read.*give a folder"):
+        PretrainedText(SPEC, str(tmp_path))
+
+
+def test_low_res_is_the_mean_of_pixels_made_as_noisy_as_it_says():
+    conditioner, x0 = LowRes(SPEC, factor=2, highest=0.5, level=0.25), torch.rand(3, 1, 8, 8)
+    given = {"x0": x0, **LABELS}
+
+    def enlarged(z):
+        return F.interpolate(z, scale_factor=2.0, mode="bilinear")
+
+    z, eps = F.avg_pool2d(x0, 2), torch.randn(3, 1, 4, 4)
+    said = conditioner.eval()(given, lambda _: eps)
+    angle = math.pi / 8
+    torch.testing.assert_close(said.image, enlarged(math.cos(angle) * z + math.sin(angle) * eps))
+    assert said.level.tolist() == [250.0] * 3 and torch.equal(said.label, LABELS["label"])
+    torch.testing.assert_close(conditioner({"low_res": z, **LABELS}, lambda _: eps).image, said.image)
+    torch.testing.assert_close(LowRes(SPEC).eval()(given).image, enlarged(z))  # level 0 adds nothing
+
+    many = {"x0": torch.zeros(4000, 1, 8, 8), "label": torch.zeros(4000, dtype=torch.long)}
+    drawn = conditioner.train()(many)
+    level = drawn.level / 1000
+    assert (
+        0 <= level.min() < 0.01 and 0.49 < level.max() <= 0.5 and level.mean().item() == pytest.approx(0.25, abs=0.01)
+    )
+    corner = drawn.image[:, 0, 0, 0]  # no mean of neighbours there
+    sine = (math.pi / 2 * level).sin()
+    low, high = level < 0.25, level >= 0.25
+    for some in (low, high):
+        assert corner[some].square().mean().item() == pytest.approx(sine[some].square().mean().item(), rel=0.1)
+
+
+def test_without_labels_low_res_says_the_picture_alone():
+    bare = LowRes(Spec((3, 8, 6), None, 2 / 255, None), label=False)
+    assert bare.doors == {"image": 3} and bare({"x0": torch.rand(2, 3, 8, 6)}).label is None
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Tokens(SPEC._replace(classes=None)), "classes is what this data has not"),
+        (lambda: Tokens(SPEC, count=0), "count must be at least 1"),
+        (lambda: Tokens(SPEC, dropout=1.5), "dropout is a probability"),
+        (lambda: Text(SPEC._replace(captions=None)), "captions are what this data has not"),
+        (lambda: Text(SPEC, width=10, heads=4), "heads=4 must divide the width 10; try heads=2"),
+        (lambda: Text(SPEC, length=2), r"text=one has 3 bytes.*conditioner\.length=3"),
+        (lambda: LowRes(SPEC, factor=3), "factor=3 must be at least 2 and divide pictures of 8x8"),
+        (lambda: LowRes(SPEC._replace(shape=(2,))), "factor=2 must"),
+        (lambda: LowRes(SPEC, level=2.0), r"level is a level of noise and must lie in \[0, 1\] \(got 2\)"),
+        (lambda: LowRes(SPEC._replace(classes=None)), "classes is what this data has not"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("model=mlp", "conditioner=tokens"), "conditioner=tokens speaks by context.*model=unet_cross"),
+        (("model=dit_s", "conditioner=text"), "conditioner=text speaks by context.*model=unet_cross"),
+        (("model=mlp", "conditioner=low_res"), "conditioner=low_res speaks by image.*model=unet"),
+        (("data=toy", "model=mlp", "conditioner=low_res", "sampler.clip=null"), r"conditioner\.factor=2 must"),
+    ],
+)
+def test_a_model_that_cannot_hear_it_is_refused(overrides, told):
+    config = composed(*overrides)
+    data = build(config, "data")
+    with pytest.raises(ValueError, match=told):
+        build(config, "system", **data.spec)
+
+
+def test_what_is_asked_is_what_is_heard():
+    data, model = system("conditioner=text")
+    asked = model.ask(5, text=["a seven", "zwei"])
+    assert read(asked["text"]) == ["a seven", "zwei", "a seven", "zwei", "a seven"]
+    with pytest.raises(ValueError, match=r"label=\[10\]"):
+        model.ask(5, label=[10])
+    with pytest.raises(ValueError, match="bytes"):
+        model.ask(1, text="a" * 30)
+    _, deaf = system()
+    with pytest.raises(ValueError, match="text=x asks for what this model was not trained with"):
+        deaf.ask(1, text="x")
+
+    _, large = system("conditioner=low_res")
+    asked = large.ask(400, given=data.test)
+    assert torch.equal(asked["x0"][360:], data.test.x0[:40]) and asked["label"][0] == data.test.labels[0]
+    for mistake in ({"label": 3, "given": data.test}, {}):
+        with pytest.raises(ValueError, match="enlarges pictures"):
+            large.ask(5, **mistake)
+
+
+@pytest.mark.parametrize("conditioner", ["tokens", "text", "low_res"])
+@pytest.mark.parametrize("guidance", [[], ["guidance.w=1"]])
+def test_one_seed_one_picture_whatever_the_batch_size(conditioner, guidance):
+    """Also where a caption is left to chance, or noise is added to the picture that is enlarged."""
+    level = ["conditioner.level=0.3", "conditioner.dropout=0.1"] if conditioner == "low_res" else []
+    data, model = system(f"conditioner={conditioner}", "model.self_conditioning=true", *guidance, *level)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    given = data.test if conditioner == "low_res" else None
+    made = {}
+    for size in (2, 7):
+        batches = model.sample(model.denoiser, 7, asked=model.ask(7, given=given), seed=4, batch_size=size)
+        made[size] = torch.cat([batch.pixels for batch in batches]).int()
+    assert (made[2] - made[7]).abs().max() <= 1 and made[7].float().std() > 20
