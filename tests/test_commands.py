@@ -127,6 +127,73 @@ def test_evaluate_says_what_it_measured_with(run, typed, tmp_path):
         assert protocol["extractor"] == "digits" and len(protocol["extractor_sha256"]) == 64
 
 
+def test_precision_and_recall_stand_beside_fid_where_they_are_asked_for(run, typed, tmp_path):
+    assert "precision" not in json.loads((run / "metrics.json").read_text())
+    status, said, _ = typed("evaluate", f"run={run}", "metrics=[prc]", "count=40", f"hydra.run.dir={tmp_path}")
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert status == 0 and "precision, recall" in said and "FID within class" in said
+    assert found["real"]["precision"] > 0.8 and found["real"]["recall"] > 0.8 > found["precision"] >= 0
+
+
+def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, typed, tmp_path):
+    words = [f"run={run}", "count=40"]
+    status, said, _ = typed("evaluate", *words, "against=guidance.w", "values=[0,30]", f"hydra.run.dir={tmp_path}/r")
+    assert status == 0 and "FID within class" in said and "held-out" in said
+    report = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert (tmp_path / "r" / "sweep.png").is_file() and report["against"] == "guidance.w"
+    rows = np.asarray(Image.open(tmp_path / "r" / "rows.png"))
+    for i, value in enumerate((0, 30)):
+        found = report["values"][i]
+        typed("evaluate", *words, f"guidance.w={value}", "metrics=[prc]", f"hydra.run.dir={tmp_path}/{i}")
+        alone = json.loads((tmp_path / str(i) / "metrics.json").read_text())
+        assert found["value"] == value and found["protocol"] == alone["protocol"]
+        for name in ("fid", "fid_within", "recognised", "precision", "recall", "real", "noise"):
+            assert found[name] == pytest.approx(alone[name], rel=1e-3), name
+        typed("sample", f"run={run}", "count=10", f"guidance.w={value}", f"hydra.run.dir={tmp_path}/s{i}")
+        row = np.asarray(Image.open(tmp_path / f"s{i}" / "grid.png"))
+        assert len(row) == 72 and np.array_equal(rows[68 * i + 4 : 68 * i + 68], row[4:68]), "within margins of 4"
+    assert report["values"][0]["fid"] != report["values"][1]["fid"]
+
+
+def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):
+    words = ["against=sampler.spacing", "values=[uniform,quadratic]", "count=20", f"hydra.run.dir={tmp_path}/r"]
+    status, said, error = typed("evaluate", f"run={run}", *words)
+    assert status == 0 and "quadratic" in said, error
+    words[:2] = ["against=guidance.scale", "values=[null,2]"]
+    assert typed("evaluate", f"run={run}", *words)[0] == 0
+
+
+def test_a_model_draws_what_a_text_says(typed, tmp_path):
+    trained = f"run={tmp_path}/r"
+    assert typed("train", *FAST, "conditioner=text", f"hydra.run.dir={tmp_path}/r")[0] == 0
+    made, loud = {}, ["count=3", "weights=raw", "guidance.w=1000"]  # after ten steps it hardly listens
+    for name, asked in {"a": "text='fünf'", "b": "text=a seven", "c": "label=5", "d": "text=['fünf',vier]"}.items():
+        status, said, error = typed("sample", trained, asked, *loud, f"hydra.run.dir={tmp_path}/{name}")
+        assert status == 0 and str(tmp_path) in said, error
+        made[name] = np.load(tmp_path / name / "samples.npz")["images"].astype(int)
+    assert np.abs(made["a"] - made["b"]).max() > 1
+    assert np.abs(made["a"] - made["d"])[[0, 2]].max() <= 1 < np.abs(made["a"] - made["d"])[1].max()
+    for wrong, told in {"text=''": "text is empty", f"text={'x' * 25}": "has 25 bytes, and the model hears 24",
+                        "label=10": "0..9"}.items():  # fmt: skip
+        status, _, error = typed("sample", trained, wrong)
+        assert status == 2 and told in error and error.count("\n") <= 2, error
+    assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
+    assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
+
+
+def test_a_model_enlarges_held_out_pictures(typed, tmp_path):
+    trained = f"run={tmp_path}/r"
+    assert typed("train", *FAST, "conditioner=low_res", f"hydra.run.dir={tmp_path}/r")[0] == 0
+    status, _, error = typed("sample", trained, "count=4", f"hydra.run.dir={tmp_path}/s")
+    assert status == 0, error
+    labels = build(runs.config(f"{tmp_path}/r"), "data").test.labels[:4]
+    assert np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels.tolist()
+    status, _, error = typed("sample", trained, "label=3")
+    assert status == 2 and "label=3 cannot be chosen for a model that enlarges pictures" in error
+    assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
+    assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
+
+
 def test_the_end_of_training_and_evaluate_agree(run, typed, tmp_path):
     typed("evaluate", f"run={run}", "count=20", f"hydra.run.dir={tmp_path}")
     at_end, later = (json.loads((place / "metrics.json").read_text()) for place in (run, tmp_path))
@@ -233,7 +300,20 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
         ("evaluate", ["run=RUN", "split=val"], "split=val is not one of train, test"),
         ("evaluate", ["run=RUN", "extractor=inception", "extractor.weights=nowhere"], "extractor.weights=nowhere"),
         ("evaluate", ["run=RUN", "count=1"], "count"),
-        ("evaluate", ["run=RUN", "metrics=[bits]"], "metrics=['bits'] must be a list of fid, nll, density"),
+        ("evaluate", ["run=RUN", "metrics=[bits]"], "metrics=['bits'] must be a list of fid, prc, nll, density"),
+        (
+            "evaluate",
+            ["run=RUN", "against=sampler.stepz", "values=[1]"],
+            "against=sampler.stepz is not among the choices of this run's sampler and guidance: sampler.steps,",
+        ),
+        ("evaluate", ["run=RUN", "against=guidance.w"], "values=None must be a list of what guidance.w is to be"),
+        ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,-1]"], "guidance.w must be a number of at least 0"),
+        ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,a]"], "guidance.w=a is of the wrong kind"),
+        ("evaluate", ["run=RUN", "against=sampler.steps", "values=[2,2000]"], "sampler.steps must lie in 1..1000"),
+        ("evaluate", ["run=RUN", "against=guidance.w", "values=[0]", "metrics=[nll]"], "metrics=['nll'] cannot be cho"),
+        ("evaluate", ["run=RUN", "values=[0]"], "values=[0] are values of nothing; try against=guidance.w"),
+        ("sample", ["run=RUN", "text=seven"], "text=seven asks for what this model was not trained with"),
+        ("sample", ["run=RUN", "text=seven", "label=7"], "label=7 and text=seven both say what to draw"),
         ("evaluate", ["run=RUN", "metrics=[density]"], "metrics=[density] is of points"),
         ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=1001"], "nll.steps must lie in 1..1000"),
         ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must lie in 1..1000"),

@@ -64,7 +64,7 @@ def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force(
     worn = (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape)).clamp(0, 255).byte()
     one_class = data.train.at(data.train.labels == 3)
     for made in (Images(worn, None), Images(one_class.pixels, None)):
-        found = Judge(extractor, data.train)([made], thorough=True)
+        found = Judge(extractor, data.train, thorough=True)([made])
         with torch.no_grad():
             real, ours = (extractor.features(split.pixels) for split in (data.train, made))
 

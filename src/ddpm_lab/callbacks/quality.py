@@ -56,6 +56,7 @@ class Quality(L.Callback):
             return
         weights, denoiser = best(trainer, system)
         data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
-        self.result = assess(system, denoiser, data, self.extractor, weights=weights, split="train", count=self.count,
-                             seed=0, batch_size=self.batch_size)  # fmt: skip
-        log(trainer, {f"quality/{name}": self.result[name] for name in ("fid", "recognised") if name in self.result})
+        self.result = next(assess(system, denoiser, data, self.extractor, weights=weights, split="train",
+                                  count=self.count, seed=0, batch_size=self.batch_size))  # fmt: skip
+        logged = ("fid", "fid_within", "recognised")
+        log(trainer, {f"quality/{name}": self.result[name] for name in logged if name in self.result})

@@ -10,6 +10,7 @@ from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, table
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.runs import load
+from ddpm_lab.commands.sweep import sweep
 from ddpm_lab.diffusion.variances import Analytic
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.density import assess_density
@@ -18,21 +19,27 @@ from ddpm_lab.evaluation.pictures import save_bound
 from ddpm_lab.evaluation.quality import assess
 
 LOG = logging.getLogger(__name__)
-METRICS = ("fid", "nll", "density")
+METRICS = ("fid", "prc", "nll", "density")
 
 
 def evaluate(config: DictConfig) -> None:
-    """What `config.metrics` names, of samples or weights of a run, in `metrics.json` in `config.out`."""
+    """What `config.metrics` names, of samples or weights of a run, in `metrics.json` in `config.out`; with
+    `config.against`, how the quality of samples depends on one choice.
+    """
     quiet()
     _check(config)
     system = load(config)
     metrics = config.metrics or (["density"] if system.bin_width is None else ["fid"])
-    if "fid" in metrics:
+    judged = config.against is not None or not {"fid", "prc"}.isdisjoint(metrics)
+    if judged:
         if system.bin_width is None:
             raise UserError("metrics=[fid] judges pictures, and this run drew points; try metrics=[density]")
         with naming("extractor"):
             extractor = build(config, "extractor")()
         extractor.check(system.shape)
+    if config.against is not None:
+        sweep(config, system, extractor)
+        return
     data = build(saved_config(config.run), "data")
     result: dict[str, Any] = {"run": str(config.run)}
     rows = []
@@ -51,9 +58,10 @@ def evaluate(config: DictConfig) -> None:
     if "density" in metrics:
         result["density"] = assess_density(system, system.denoiser, data, **common, **config.density)
         rows += density_rows(result["density"])
-    if "fid" in metrics:
-        result |= assess(system, system.denoiser, data, extractor, **common, split=config.split, count=config.count,
-                         seed=config.seed, batch_size=config.batch_size)  # fmt: skip
+    if judged:
+        result |= next(assess(system, system.denoiser, data, extractor, **common, thorough="prc" in metrics,
+                              split=config.split, count=config.count, seed=config.seed,
+                              batch_size=config.batch_size))  # fmt: skip
         rows += quality_rows(result)
     out = output(config.out)
     (out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -68,6 +76,11 @@ def _check(config: DictConfig) -> None:
     metrics = config.metrics
     if metrics is not None and (not OmegaConf.is_list(metrics) or not metrics or not {*metrics} <= {*METRICS}):
         raise UserError(f"metrics={metrics} must be a list of {', '.join(METRICS)}; try metrics=[nll]")
+    if config.against is not None and metrics is not None:
+        raise UserError(f"metrics={metrics} cannot be chosen with against={config.against}, which measures FID, "
+                        "precision and recall; try metrics=null")  # fmt: skip
+    if config.against is None and config["values"] is not None:
+        raise UserError(f"values={config['values']} are values of nothing; try against=guidance.w")
     for key in ("split", "nll.split", "density.split"):
         if (split := OmegaConf.select(config, key)) not in ("train", "test"):
             raise UserError(f"{key}={split} is not one of train, test")

@@ -40,16 +40,20 @@ def evaluate_exact(config: DictConfig) -> None:
         std = (law.second_moment - sum(m * m for m in config.mean) / len(config.mean)) ** 0.5
         stds, distances = samplers_exactly(law, steps)
         result |= {"std": stds, "std_of_data": std, "wasserstein": distances}
-        said.append(grid(f"standard deviation of samples, exactly (data: {std:.4f})", steps, stds))
+        said.append(grid(f"standard deviation of samples, exactly (data: {std:.4f})", "steps", steps, _cells(stds)))
     else:
         distances = samplers_measured(law, steps, config.count, config.seed)
         result |= {"sliced_wasserstein": distances, "count": config.count, "seed": config.seed}
-        said.append(grid(f"sliced Wasserstein distance of {config.count} samples to the data", steps, distances))
+        said.append(
+            grid(
+                f"sliced Wasserstein distance of {config.count} samples to the data", "steps", steps, _cells(distances)
+            )
+        )
     panels = {"distance to the data": {name: (steps, row) for name, row in distances.items()}}
     if law.entropy is not None:
         rows = bounds(law, steps)
         result |= {"bits_per_dim": rows, "entropy": law.entropy}
-        said.append(grid(f"bound in bits/dim (the data's entropy: {law.entropy:.4f})", steps, rows))
+        said.append(grid(f"bound in bits/dim (the data's entropy: {law.entropy:.4f})", "steps", steps, _cells(rows)))
         gaps = {name: (steps, [value - law.entropy for value in row]) for name, row in rows.items()}
         panels["bound over entropy"] = gaps
     out = output(config.out)
@@ -57,3 +61,7 @@ def evaluate_exact(config: DictConfig) -> None:
     units = {"distance to the data": "Wasserstein distance", "bound over entropy": "bits/dim"}
     picture = save_lines(panels, out / "exact.png", x="steps", y=units, log_x=[*panels], log_y=[*panels])
     LOG.info("%s\n%s\n  saved in %s, %s", law.name, "\n".join(said), out / "metrics.json", picture)
+
+
+def _cells(rows: dict[str, list[float]]) -> dict[str, list[str]]:
+    return {name: [f"{value:.4f}" for value in row] for name, row in rows.items()}

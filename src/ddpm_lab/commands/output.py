@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,15 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
     return "\n".join([rule, *lines, rule])
 
 
-def grid(title: str, columns: Sequence[int], rows: dict[str, list[float]]) -> str:
-    """A named row of numbers for each of `rows`, under a title and the heads of the columns."""
-    width = max(map(len, rows))
-    head = f"  {'steps':<{width}}" + "".join(f"{column:>10}" for column in columns)
-    lines = [f"  {name:<{width}}" + "".join(f"{value:>10.4f}" for value in row) for name, row in rows.items()]
+def grid(title: str, corner: str, columns: Sequence[Any], rows: Mapping[str, Sequence[str]]) -> str:
+    """A named row of cells for each of `rows`, under a title and the heads of the columns."""
+    width = max(map(len, [corner, *rows]))
+    widths = [max(10, 2 + len(str(column))) for column in columns]
+    lines = [
+        f"  {name:<{width}}" + "".join(f"{cell:>{size}}" for size, cell in zip(widths, cells, strict=True))
+        for name, cells in {corner: columns, **rows}.items()
+    ]
+    head = lines.pop(0)
     rule = "  " + "─" * (len(head) - 2)
     return "\n".join([f"  {title}", rule, head, *lines, rule])
 
@@ -47,6 +51,12 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     real, noise, protocol = result["real"], result["noise"], result["protocol"]
     others = f"held-out pictures {real['fid']:.3g}, noise {noise['fid']:.3g} (features: {protocol['extractor']})"
     rows = [("FID", f"{result['fid']:.3g}", others)]
+    if "fid_within" in result:
+        rows.append(("FID within class", f"{result['fid_within']:.3g}",
+                     f"held-out pictures {real['fid_within']:.3g}; mean over classes"))  # fmt: skip
+    if "precision" in result:
+        rows.append(("precision, recall", f"{result['precision']:.3f}, {result['recall']:.3f}",
+                     f"held-out pictures {real['precision']:.3f}, {real['recall']:.3f}"))  # fmt: skip
     if "recognised" in result:
         rows.append(("recognised", f"{100 * result['recognised']:.1f} %",
                      f"held-out pictures {100 * real['recognised']:.1f} %"))  # fmt: skip

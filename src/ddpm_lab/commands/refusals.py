@@ -21,6 +21,8 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     if missing := re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)", text):
         name = missing[1] or missing[2]
         return f"{name} must be given; try {name}=..."
+    if unread := re.search(r"LexerNoViableAltException: ([\w.]+)=(.+)", text):
+        return f"{unread[1]}={unread[2]} has a character that must stand in quotes; try \"{unread[1]}='{unread[2]}'\""
     return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
 
 

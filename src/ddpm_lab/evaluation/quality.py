@@ -1,27 +1,31 @@
 """How good samples are: FID, and the share that a classifier recognises."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity.metric_prc import calculate_precision_recall_full
+from torch_fidelity.metric_prc import calculate_precision_recall_part
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ddpm_lab.data.splits import Data, Images, Split
-from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lab.diffusion.noise import generator
+from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.systems.diffusion import Diffusion
 
 
 class Judge:
-    """An extractor and the pictures that samples are compared with."""
+    """An extractor and the pictures that samples are compared with. `thorough`: precision and recall as well, for which
+    all features are kept.
+    """
 
     @torch.inference_mode()
-    def __init__(self, extractor: Extractor, reference: Images) -> None:
-        self.extractor, self.device = extractor, reference.pixels.device
+    def __init__(self, extractor: Extractor, reference: Images, thorough: bool = False) -> None:
+        self.extractor, self.device, self.thorough = extractor, reference.pixels.device, thorough
         extractor.features.to(self.device)
         self.whole = self._metric()
         self.within: dict[int, FrechetInceptionDistance] = {}
@@ -33,15 +37,15 @@ class Judge:
             features = extractor.features(batch.pixels)
             self._update(features, batch.labels, real=True)
             kept.append(features)
-        self.features = torch.cat(kept)
+        self.features = torch.cat(kept) if thorough else None
 
     @torch.inference_mode()
-    def __call__(self, samples: Iterable[Split], thorough: bool = False) -> dict[str, float]:
+    def __call__(self, samples: Iterable[Split]) -> dict[str, float]:
         """FID of `samples`, a stream of batches. Where pictures have labels that the extractor's classifier knows, also
         the share of them it names, and the mean over classes of the FID within each (Miyato & Koyama, 2018).
 
-        `thorough`: also precision and recall, the shares of samples within the manifold of the reference and the other
-        way round, by third neighbours (Kynkaanniemi et al., 2019), for which all features are kept.
+        Precision and recall are the shares of samples within the manifold of the reference and the other way round, by
+        third neighbours (Kynkaanniemi et al., 2019).
         """
         for metric in (self.whole, *self.within.values()):
             metric.reset()  # of the samples before
@@ -55,15 +59,15 @@ class Judge:
                 right += int((self.extractor.classifier(features).argmax(1) == batch.labels).sum())
                 total += len(features)
                 counts.update(batch.labels.tolist())
-            if thorough:
+            if self.thorough:
                 kept.append(features)
         found = {"fid": float(self.whole.compute())}
-        if total:
-            found["recognised"] = right / total
         if self.within and all(counts[label] >= 2 for label in self.within):
             found["fid_within"] = sum(float(metric.compute()) for metric in self.within.values()) / len(self.within)
-        if thorough:
-            found["precision"], found["recall"] = calculate_precision_recall_full(torch.cat(kept), self.features)
+        if total:
+            found["recognised"] = right / total
+        if self.features is not None:
+            found["precision"], found["recall"] = calculate_precision_recall_part(torch.cat(kept), self.features)
         return found
 
     def _metric(self) -> FrechetInceptionDistance:
@@ -85,14 +89,16 @@ def assess(
     data: Data,
     extractor: Extractor,
     *,
+    ways: Sequence[tuple[Sampler, partial[Denoises]]] = (),
+    thorough: bool = False,
     weights: str,
     split: str,
     count: int,
     seed: int,
     batch_size: int,
-    thorough: bool = False,
-) -> dict[str, Any]:
-    """The quality of `count` samples of `denoiser`, measured against a split of the data.
+) -> Iterator[dict[str, Any]]:
+    """The quality of `count` samples of `denoiser`, measured against a split of the data, drawn in each of `ways`;
+    without any, as the system draws.
 
     Beside it stand what the same measurement says of the other split's real pictures (the floor) and of uniform noise,
     without which an FID says nothing, and the protocol: all that the figures depend on.
@@ -101,22 +107,23 @@ def assess(
     reference = splits.pop(split)
     (other,) = splits.values()
     assert isinstance(reference, Images) and isinstance(other, Images)
-    judge = Judge(extractor, reference)
-    asked = system.ask(count, given=data.test)
-    samples = system.sample(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, progress=True)
+    judge = Judge(extractor, reference, thorough)
     noise = torch.randint(256, other.pixels.shape, generator=generator(0), dtype=torch.uint8).to(system.device)
-    return {
-        **judge(samples, thorough),
-        "real": judge(_batches(other), thorough),
-        "noise": judge(_batches(Images(noise, None)), thorough),
-        "protocol": {
-            **system.protocol(), "weights": weights, "count": count, "seed": seed, "split": split,
-            "labels": "all, in turn" if "label" in asked else "none",
-            "extractor": extractor.name, "extractor_sha256": extractor.sha256,
-        },
-    }  # fmt: skip
+    others = {"real": judge(_batches(other)), "noise": judge(_batches(Images(noise, None)))}
+    asked = system.ask(count, given=data.test)
+    for way in ways or [(system.sampler, system.guidance)]:
+        system.draw_with(*way)
+        samples = system.sample(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, progress=True)
+        yield {
+            **judge(samples),
+            **others,
+            "protocol": {
+                **system.protocol(), "weights": weights, "count": count, "seed": seed, "split": split,
+                "labels": "all, in turn" if "label" in asked else "none",
+                "extractor": extractor.name, "extractor_sha256": extractor.sha256,
+            },
+        }  # fmt: skip
 
 
 def _batches(images: Images) -> list[Images]:
-    labels: list[Tensor | None] = [None] * len(images.pixels) if images.labels is None else [*images.labels.split(500)]
-    return [Images(pixels, label) for pixels, label in zip(images.pixels.split(500), labels, strict=False)]
+    return [images.at(some) for some in torch.arange(len(images.pixels)).split(500)]

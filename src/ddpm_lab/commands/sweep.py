@@ -1,0 +1,90 @@
+"""python evaluate.py run=DIR against=guidance.w"""
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lab.commands.build import build
+from ddpm_lab.commands.output import grid, output
+from ddpm_lab.commands.runs import config as saved_config
+from ddpm_lab.data.splits import Split
+from ddpm_lab.diffusion.denoiser import Denoises
+from ddpm_lab.diffusion.samplers import Sampler
+from ddpm_lab.errors import UserError
+from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.evaluation.pictures import save_grid, save_lines
+from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.systems.diffusion import Diffusion
+
+LOG = logging.getLogger(__name__)
+GROUPS = ("sampler", "guidance")
+COLUMNS = {"fid": "FID", "fid_within": "FID within class", "recognised": "recognised", "precision": "precision",
+           "recall": "recall"}  # fmt: skip
+
+
+def sweep(config: DictConfig, system: Diffusion, extractor: Extractor) -> None:
+    """The quality of samples for each of `config.values` of the key `config.against`: a table, lines, and a row of
+    samples per value. Each value starts from the same noise.
+    """
+    ways = _ways(config, system)
+    data = build(saved_config(config.run), "data")
+    out = output(config.out)
+    found: list[dict[str, Any]] = []
+    drawn: list[Split] = []
+    for result in assess(system, system.denoiser, data, extractor, ways=ways, thorough=True, weights=config.weights,
+                         split=config.split, count=config.count, seed=config.seed,
+                         batch_size=config.batch_size):  # fmt: skip
+        found.append(result)
+        drawn += system.sample(system.denoiser, 10, asked=system.ask(10, given=data.test), seed=config.seed)
+    values = [OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in config["values"]]
+    report = {"run": str(config.run), "against": config.against,
+              "values": [{"value": value, **result} for value, result in zip(values, found, strict=True)]}  # fmt: skip
+    (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    named = ["null" if value is None else str(value) for value in values]
+    rows = {name: _cells(result) for name, result in zip(named, found, strict=True)}
+    rows |= {"held-out": _cells(found[0]["real"]), "noise": _cells(found[0]["noise"])}
+    title = f"{config.count} samples per value, {config.weights} weights (features: {extractor.name})"
+    picture = _draw(config.against, values, named, found, out / "sweep.png")
+    LOG.info("%s\n  saved in %s, %s, %s (a row of samples per value)",
+             grid(title, config.against, [*COLUMNS.values()], rows), out / "metrics.json", picture,
+             save_grid(torch.cat([split[0] for split in drawn]), out / "rows.png", columns=10))  # fmt: skip
+
+
+def _ways(config: DictConfig, system: Diffusion) -> list[tuple[Sampler, partial[Denoises]]]:
+    """A sampler and a guidance for each value, all of them tried. Raises UserError."""
+    key, values = config.against, config["values"]
+    keys = [f"{group}.{name}" for group in GROUPS for name in config[group] if not str(name).startswith("_")]
+    if key not in keys:
+        raise UserError(f"against={key} is not among the choices of this run's sampler and guidance: {', '.join(keys)}")
+    if not OmegaConf.is_list(values) or not values:
+        raise UserError(f"values={values} must be a list of what {key} is to be; try 'values=[0,1,2]'")
+    ways = []
+    for value in values:
+        settings = config.copy()
+        OmegaConf.update(settings, key, value)
+        ways.append((build(settings, "sampler"), build(settings, "guidance")))
+        system.draw_with(*ways[-1])
+    return ways
+
+
+def _cells(result: dict[str, Any]) -> list[str]:
+    """Those of `COLUMNS`."""
+    shares = {"recognised": "{:.1%}", "precision": "{:.3f}", "recall": "{:.3f}"}
+    return [shares.get(name, "{:.3g}").format(result[name]) if name in result else "-" for name in COLUMNS]
+
+
+def _draw(key: str, values: list[Any], named: list[str], found: Sequence[dict[str, Any]], file: Any) -> Any:
+    """What was found against the values, or their names where they are no numbers."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    xs: list[Any] = values if numbers else named
+    panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
+    for title, names in {"FID": ("fid", "fid_within"), "shares": ("recognised", "precision", "recall")}.items():
+        have = [name for name in names if name in found[0]]
+        panels[title] = {COLUMNS[name]: (xs, [result[name] for result in found]) for name in have}
+    panels["FID"]["FID of held-out pictures"] = (xs, [result["real"]["fid"] for result in found])
+    return save_lines(panels, file, x=key, y={"FID": "FID", "shares": "share"})
