@@ -1,18 +1,21 @@
 """FID against its formula, and the packaged classifier against held-out digits."""
 
 import hashlib
+from dataclasses import replace
 from importlib.resources import files
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from conftest import composed
 from scipy.linalg import sqrtm
 
+from ddpm_lab.commands.build import build
 from ddpm_lab.data.digits import digits as digits_data
 from ddpm_lab.data.splits import Images
 from ddpm_lab.evaluation.extractors import INCEPTION, digits, inception, none
-from ddpm_lab.evaluation.quality import Judge
+from ddpm_lab.evaluation.quality import Judge, assess
 
 
 def frechet(a, b):
@@ -39,6 +42,21 @@ def test_fid_tells_the_same_from_the_worn_from_noise():
         judge([Images(pixels, None)])["fid"] for pixels in (data.train.pixels, data.test.pixels, worn, noise)
     )
     assert abs(same) < 1e-3 and same < held_out < worse < worst
+    assert judge([Images(data.test.pixels, None)])["fid"] == held_out, "it forgets the samples before"
+
+
+def test_every_way_to_draw_is_judged():
+    config = composed("model.channels=8", "model.multipliers=[1]", "sampler.steps=3")
+    data = build(config, "data")
+    system = build(config, "system", **data.spec)
+    for parameter in system.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    ways = [(replace(system.sampler, steps=steps), system.guidance) for steps in (1, 3)]
+    common = {"weights": "raw", "split": "train", "count": 20, "seed": 0, "batch_size": 20}
+    one, three = assess(system, system.denoiser, data, digits(), ways=ways, **common)
+    (own,) = assess(system, system.denoiser, data, digits(), **common)
+    assert one["fid"] != three["fid"] == own["fid"] and one["real"] == own["real"]
+    assert [found["protocol"]["steps"] for found in (one, three)] == [1, 3]
 
 
 def test_the_packaged_classifier_knows_held_out_digits():
