@@ -241,7 +241,7 @@ MUTANTS = [
     Mutant("gradients through the guess before", "systems/diffusion.py",
            "with torch.no_grad():", "with torch.enable_grad():", "system"),
     Mutant("the guess before is forgotten at sampling", "diffusion/samplers.py",
-           "if denoiser.recalls:", "if not step.t.numel():", "guidance"),
+           "previous=step.guess.x0)", "previous=None)", "guidance"),
     Mutant("DiT: attention is not gated", "networks/dit.py",
            "x = x + gate1 * self.out(", "x = x + gate1.abs().sign() + self.out(", "networks"),
     Mutant("DiT: scale where 1 + scale is meant", "networks/dit.py",

@@ -174,11 +174,26 @@ def test_a_model_draws_what_a_text_says(typed, tmp_path):
     assert np.abs(made["a"] - made["b"]).max() > 1
     assert np.abs(made["a"] - made["d"])[[0, 2]].max() <= 1 < np.abs(made["a"] - made["d"])[1].max()
     for wrong, told in {"text=''": "text is empty", f"text={'x' * 25}": "has 25 bytes, and the model hears 24",
-                        "label=10": "0..9"}.items():  # fmt: skip
+                        "label=10": "0..9", "text=7": "text=7 must be a text", "text=[]": "text=[] must be a text",
+                        "text=[[a]]": "must be a text", "text={a:1}": "must be a text"}.items():  # fmt: skip
         status, _, error = typed("sample", trained, wrong)
         assert status == 2 and told in error and error.count("\n") <= 2, error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
+    there_and_back(typed, trained, tmp_path)
+    saved = np.load(tmp_path / "x" / "x_T.npz")
+    assert {*saved} == {"x_T", "labels", "text"} and saved["text"].shape == (2, 24)
+
+
+def there_and_back(typed, trained, tmp_path):
+    """What decoding makes of what encoding kept is what encoding itself decoded."""
     assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
+    given = f"input={tmp_path}/x/x_T.npz"
+    status, _, error = typed("sample", trained, "mode=decode", given, f"hydra.run.dir={tmp_path}/y")
+    assert status == 0, error
+    pixels = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0]
+    for i, picture in enumerate(np.load(tmp_path / "y" / "samples.npz")["images"]):  # the grid's rows are threes
+        shown = pixels[68 * i :][:64:8, 2 * 68 :][:, :64:8]
+        assert np.abs(shown.astype(int) - picture[..., 0]).max() <= 1
 
 
 def test_a_model_enlarges_held_out_pictures(typed, tmp_path):
@@ -191,7 +206,8 @@ def test_a_model_enlarges_held_out_pictures(typed, tmp_path):
     status, _, error = typed("sample", trained, "label=3")
     assert status == 2 and "label=3 cannot be chosen for a model that enlarges pictures" in error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
-    assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]["labels"] == "those of test"
+    there_and_back(typed, trained, tmp_path)
 
 
 def test_the_end_of_training_and_evaluate_agree(run, typed, tmp_path):
@@ -234,7 +250,7 @@ TRAIN_MISTAKES = {
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
     "sampler.eta=2": "sampler.eta must lie in [0, 1]",
     "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would cut this data, which reaches",
-    "conditioner=none guidance.w=1": "guidance.w=1 needs a model trained with labels",
+    "conditioner=none guidance.w=1": "guidance.w=1 needs a model that hears a condition",
     "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
     "guidance.w=-1": "guidance.w must",
     'sampler.spacing="90,60"': "sampler.spacing=90,60 makes 150 steps, and steps=25 were asked for",
@@ -263,6 +279,10 @@ TRAIN_MISTAKES = {
     "optimizer.lr=fast": "optimizer.lr=fast is of the wrong kind",
     "callbacks.ema.decay=1": "callbacks.ema.decay must lie in [0, 1)",
     "callbacks.pictures.every=0": "callbacks.pictures.every",
+    "model.channels=foo": "model.channels=foo is of the wrong kind",
+    "conditioner=pretrained_text conditioner.model=null": "conditioner.model=None is of the wrong kind",
+    "data=toy conditioner=tokens": "which this model cannot hear; try conditioner=label",
+    "data=toy conditioner=low_res": "conditioner=low_res is for pictures",
 }
 
 
@@ -306,11 +326,14 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
             ["run=RUN", "against=sampler.stepz", "values=[1]"],
             "against=sampler.stepz is not among the choices of this run's sampler and guidance: sampler.steps,",
         ),
-        ("evaluate", ["run=RUN", "against=guidance.w"], "values=None must be a list of what guidance.w is to be"),
+        ("evaluate", ["run=RUN", "against=guidance.w"], "values=null must be a list of what guidance.w is to be"),
         ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,-1]"], "guidance.w must be a number of at least 0"),
         ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,a]"], "guidance.w=a is of the wrong kind"),
         ("evaluate", ["run=RUN", "against=sampler.steps", "values=[2,2000]"], "sampler.steps must lie in 1..1000"),
         ("evaluate", ["run=RUN", "against=guidance.w", "values=[0]", "metrics=[nll]"], "metrics=['nll'] cannot be cho"),
+        ("evaluate", ["run=RUN", "against=guidance.w", "values=[1,1]"], "values=[1, 1] must differ"),
+        ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,{a:1}]"], "values=[0, {'a': 1}] must differ, and be"),
+        ("evaluate", ["run=RUN", "metrics=[prc]", "count=3"], "count must be a whole number of at least 4 (got 3)"),
         ("evaluate", ["run=RUN", "values=[0]"], "values=[0] are values of nothing; try against=guidance.w"),
         ("sample", ["run=RUN", "text=seven"], "text=seven asks for what this model was not trained with"),
         ("sample", ["run=RUN", "text=seven", "label=7"], "label=7 and text=seven both say what to draw"),

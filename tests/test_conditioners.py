@@ -82,6 +82,10 @@ def test_a_pretrained_encoder_is_frozen_and_in_no_checkpoint(pretrained, tmp_pat
     torch.testing.assert_close(said[0], said[2])
     assert (said[0] - said[1]).abs().max() > 1e-3
     assert not list(text.parameters()) and not text.state_dict()
+    first = text(LABELS, lambda like: torch.full_like(like, -9.0)).context
+    torch.testing.assert_close(first[0], said[0])  # "one", computed once
+    with pytest.raises(ValueError, match="cannot encode captions of up to length=65"):
+        PretrainedText(SPEC, str(pretrained), length=65)
     with pytest.raises(ValueError, match=r"model=.* cannot be read.*give a folder"):
         PretrainedText(SPEC, str(tmp_path))
 
@@ -122,16 +126,18 @@ def test_without_labels_low_res_says_the_picture_alone():
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: Tokens(SPEC._replace(classes=None)), "classes is what this data has not"),
+        (lambda: Tokens(SPEC._replace(classes=None)), "conditioner needs labels"),
         (lambda: Tokens(SPEC, count=0), "count must be at least 1"),
         (lambda: Tokens(SPEC, dropout=1.5), "dropout is a probability"),
-        (lambda: Text(SPEC._replace(captions=None)), "captions are what this data has not"),
+        (lambda: Text(SPEC._replace(captions=None)), "conditioner needs captions"),
         (lambda: Text(SPEC, width=10, heads=4), "heads=4 must divide the width 10; try heads=2"),
-        (lambda: Text(SPEC, length=2), r"text=one has 3 bytes.*conditioner\.length=3"),
-        (lambda: LowRes(SPEC, factor=3), "factor=3 must be at least 2 and divide pictures of 8x8"),
-        (lambda: LowRes(SPEC._replace(shape=(2,))), "factor=2 must"),
+        (lambda: Text(SPEC, length=2), "length=2 is too short for the captions of this data; try length=5"),
+        (lambda: LowRes(SPEC, factor=3), "factor=3 must be at least 2 and divide pictures of 8x8; try factor=2"),
+        (lambda: LowRes(SPEC._replace(shape=(2,))), "low_res is for pictures"),
         (lambda: LowRes(SPEC, level=2.0), r"level is a level of noise and must lie in \[0, 1\] \(got 2\)"),
-        (lambda: LowRes(SPEC._replace(classes=None)), "classes is what this data has not"),
+        (lambda: LowRes(SPEC._replace(classes=None)), "label=true needs labels, .*try label=false"),
+        (lambda: LowRes(SPEC._replace(shape=(1, 7, 9))), "factor=2 must .*7x9; none does"),
+        (lambda: LowRes(SPEC._replace(shape=(1, 9, 9))), "try factor=3"),
     ],
 )
 def test_what_cannot_be_said_is_refused(make, told):
@@ -145,7 +151,7 @@ def test_what_cannot_be_said_is_refused(make, told):
         (("model=mlp", "conditioner=tokens"), "conditioner=tokens speaks by context.*model=unet_cross"),
         (("model=dit_s", "conditioner=text"), "conditioner=text speaks by context.*model=unet_cross"),
         (("model=mlp", "conditioner=low_res"), "conditioner=low_res speaks by image.*model=unet"),
-        (("data=toy", "model=mlp", "conditioner=low_res", "sampler.clip=null"), r"conditioner\.factor=2 must"),
+        (("data=toy", "model=mlp", "conditioner=low_res", "sampler.clip=null"), "low_res is for pictures"),
     ],
 )
 def test_a_model_that_cannot_hear_it_is_refused(overrides, told):

@@ -63,7 +63,7 @@ def test_it_calls_the_network_once_with_twice_the_batch():
     class Spy:
         process, knows_null, reverse = ForwardProcess(cosine()), True, None
         shape = classes = None
-        recalls = False
+        recalls, doors = False, {}
 
         def __call__(self, x_t, t, cond):
             sizes.append((len(x_t), len(t), cond.dropped.tolist()))
@@ -164,8 +164,11 @@ def test_a_weaker_model_of_something_else_is_refused(change, told):
 
 def test_a_weaker_model_with_tokens_of_its_own_is_refused():
     strong, weak = denoiser(), denoiser()
-    weak.doors = {"context": 64}
-    with pytest.raises(ValueError, match="weak hears tokens of an encoder of its own"):
+    strong.doors = weak.doors = {"context": 64}
+    with pytest.raises(ValueError, match="weak must hear the same condition"):
+        Autoguidance(strong, weak)
+    strong.doors, weak.doors = {"classes": 3}, {"classes": 3, "image": 1}
+    with pytest.raises(ValueError, match="weak must hear the same condition"):
         Autoguidance(strong, weak)
 
 

@@ -75,6 +75,9 @@ def test_fid_within_is_the_mean_over_classes_and_none_where_a_class_is_missing()
     assert found["fid_within"] == pytest.approx(np.mean(each), rel=1e-3)
     some = data.test.at(data.test.labels < 9)
     assert "fid_within" not in Judge(extractor, data.train)([some])
+    lonely = Images(torch.cat([some.pixels, data.test.pixels[:1]]), torch.cat([some.labels, torch.tensor([9])]))
+    assert "fid_within" not in Judge(extractor, lonely)([data.test])
+    assert "precision" not in Judge(extractor, data.train, thorough=True)([data.test.at(slice(3))])
 
 
 def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force():

@@ -287,3 +287,22 @@ def test_sample_noise_is_standard_normal():
     drawn = SampleNoise(0, range(2000))(torch.empty(2000, 100))
     assert abs(drawn.mean().item()) < 0.01 and drawn.std().item() == pytest.approx(1, abs=0.01)
     assert torch.corrcoef(drawn[:50]).triu(1).abs().max() < 0.5, "neighbouring seeds are unrelated"
+
+
+def test_encoding_remembers_the_guess_before():
+    told = []
+
+    class Recalling(exact.GaussianDenoiser):
+        recalls = True
+
+        def forward(self, x_t, t, cond=Condition()):
+            guess = super().forward(x_t, t)
+            told.append((cond.previous, guess.x0))
+            return guess
+
+    law = torch.tensor([0.0], dtype=torch.float64), torch.tensor([[0.25]], dtype=torch.float64)
+    denoiser = Recalling(LINEAR, BetaTilde(), *law)
+    list(DDIM(steps=4, clip=None).encode(denoiser, torch.randn(3, 1, dtype=torch.float64)))
+    assert told[0][0] is None
+    for (_, before), (previous, _) in itertools.pairwise(told):
+        assert torch.equal(previous, before)

@@ -14,6 +14,7 @@ from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.commands.build import build
 from ddpm_lab.data.splits import batch
 from ddpm_lab.diffusion.timesteps import Stratified
+from ddpm_lab.systems.asking import labels
 from ddpm_lab.systems.lr_schedules import Constant, Cosine
 
 TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "sampler.steps=3")
@@ -151,16 +152,16 @@ def test_sampling_leaves_the_mode_of_the_denoiser_and_uses_no_dropout():
 
 
 def test_labels_are_in_turn_and_in_range():
-    _, system = parts()
-    assert system.labels(12).tolist() == [*range(10), 0, 1]
-    assert system.labels(3, 7).tolist() == [7, 7, 7] and system.labels(3, [1, 2]).tolist() == [1, 2, 1]
+    assert labels(12, None, 10).tolist() == [*range(10), 0, 1]
+    assert labels(3, 7, 10).tolist() == [7, 7, 7] and labels(3, [1, 2], 10).tolist() == [1, 2, 1]
     for wrong in (10, -1, [3, 10], []):
         with pytest.raises(ValueError, match=r"label=.*0\.\.9"):
-            system.labels(3, wrong)
-    _, system = parts("conditioner=none")
-    assert system.labels(3) is None
+            labels(3, wrong, 10)
+    assert labels(3, None, None) is None
     with pytest.raises(ValueError, match="label=3"):
-        system.labels(3, 3)
+        labels(3, 3, None)
+    _, system = parts("conditioner=none")
+    assert system.ask(3) == {}
 
 
 @pytest.mark.slow

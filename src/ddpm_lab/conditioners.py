@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddpm_lab.diffusion.condition import Condition, Conditioner, Noise
 from ddpm_lab.diffusion.process import per_pixel
+from ddpm_lab.errors import UserError
 from ddpm_lab.networks.text import TextEncoder, read, spelled
 
 
@@ -65,21 +66,28 @@ class Captioned(Conditioner):
         super().__init__()
         _at_least_1(length=length)
         if not spec.captions:
-            raise ValueError("captions are what this data has not; try conditioner=none, or data with labels")
+            raise UserError("conditioner needs captions, which this data has not; try conditioner=none, or data with "
+                            "labels")  # fmt: skip
+        if (longest := max(len(text.encode()) for texts in spec.captions for text in texts)) > length:
+            raise ValueError(f"length={length} is too short for the captions of this data; try length={longest}")
         self.classes, self.dropout, self.reads, self.length = spec.classes, _share(dropout), "text", length
         most = max(map(len, spec.captions))
         rows = [spelled([texts[i % len(texts)] for i in range(most)], length) for texts in spec.captions]
         self.register_buffer("table", torch.stack(rows), persistent=False)  # (classes, most, length)
         self.register_buffer("counts", torch.tensor([len(texts) for texts in spec.captions]), persistent=False)
 
-    def text(self, batch: dict[str, Tensor], noise: Noise) -> Tensor:
-        """(B, length)"""
-        if "text" in batch:
-            return batch["text"]
-        label = batch["label"]
+    def which(self, label: Tensor, noise: Noise) -> Tensor:
+        """(B,), of the captions of each label."""
         chance = torch.special.ndtr(noise(torch.empty(len(label), device=label.device)))
         counts = self.counts[label]
-        return self.table[label, (chance * counts).long().clamp(max=counts - 1)]
+        return (chance * counts).long().clamp(max=counts - 1)
+
+    def text(self, batch: dict[str, Tensor], noise: Noise) -> Tensor:
+        """(B, length)"""
+        return batch["text"] if "text" in batch else self.table[batch["label"], self.which(batch["label"], noise)]
+
+    def settle(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return super().settle(batch) | {"text": self.text(batch, torch.zeros_like)}
 
 
 class Text(Captioned):
@@ -101,21 +109,37 @@ class Text(Captioned):
 
 class PretrainedText(Captioned):
     """Captions through a frozen encoder of the `transformers` package (`pip install transformers`): `model` is a folder
-    that its `save_pretrained` wrote, or a name on the hub. It is in no checkpoint, and each run reads it again.
+    that its `save_pretrained` wrote, or a name on the hub. It is in no checkpoint, and each run reads it again. What it
+    says of the captions of the data is computed once.
     """
+
+    contexts: Tensor
 
     def __init__(self, spec: Spec, model: str, length: int = 64, dropout: float = 0.1) -> None:
         super().__init__(spec, length, dropout)
         self.model = model
-        self.doors = {"context": _pretrained(model)[1].config.hidden_size}
+        _pretrained(model)
+        try:
+            contexts = torch.cat([self._encoded(row) for row in self.table]).unflatten(0, self.table.shape[:2])
+        except (ValueError, IndexError, RuntimeError) as error:  # too few positions, no token for padding
+            raise ValueError(f"model={model} cannot encode captions of up to length={length} tokens "
+                             f"({' '.join(str(error).split())[:160]}); try a smaller length, or another model"
+                             ) from error  # fmt: skip
+        self.register_buffer("contexts", contexts, persistent=False)  # (classes, most, length, width)
+        self.doors = {"context": contexts.shape[-1]}
+
+    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+        if "text" in batch:
+            return Condition(context=self._encoded(batch["text"]))
+        return Condition(context=self.contexts[batch["label"], self.which(batch["label"], noise)])
 
     @torch.no_grad()
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
-        text = self.text(batch, noise)
+    def _encoded(self, text: Tensor) -> Tensor:
+        """(B, bytes) -> (B, length, width)"""
         tokenizer, encoder = _pretrained(self.model)
         tokens = tokenizer(read(text), padding="max_length", truncation=True, max_length=self.length,
                            return_tensors="pt").to(text.device)  # fmt: skip
-        return Condition(context=encoder.to(text.device)(**tokens).last_hidden_state)
+        return encoder.to(text.device)(**tokens).last_hidden_state
 
 
 @cache
@@ -156,14 +180,19 @@ class LowRes(Conditioner):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if len(spec.shape) != 3 or factor < 2 or any(size % factor for size in spec.shape[1:]):
-            raise ValueError(f"factor={factor} must be at least 2 and divide pictures of "
-                             f"{'x'.join(map(str, spec.shape[1:]))}; try factor=2")  # fmt: skip
+        if len(spec.shape) != 3:
+            raise UserError("conditioner=low_res is for pictures, and this data has none; try conditioner=label")
+        if factor < 2 or any(size % factor for size in spec.shape[1:]):
+            fits = [n for n in range(2, 1 + min(spec.shape[1:])) if not any(size % n for size in spec.shape[1:])]
+            raise ValueError(f"factor={factor} must be at least 2 and divide pictures of {spec.shape[1]}x"
+                             f"{spec.shape[2]}; " + (f"try factor={fits[0]}" if fits else "none does"))  # fmt: skip
+        if label and spec.classes is None:
+            raise ValueError("label=true needs labels, which this data has not; try label=false")
         for name, value in {"highest": highest, "level": level}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a level of noise and must lie in [0, 1] (got {value:g})")
         self.factor, self.highest, self.level = factor, highest, level
-        self.classes, self.dropout, self.reads = _labelled(spec) if label else None, _share(dropout), "x0"
+        self.classes, self.dropout, self.reads = spec.classes if label else None, _share(dropout), "x0"
         self.doors = {"image": spec.shape[0]} | ({} if self.classes is None else {"classes": self.classes})
 
     def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
@@ -176,10 +205,13 @@ class LowRes(Conditioner):
         image = F.interpolate(noisy, scale_factor=float(self.factor), mode="bilinear")
         return Condition(batch["label"] if self.classes else None, image=image, level=1000 * level)
 
+    def settle(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"low_res": F.avg_pool2d(batch["x0"], self.factor), **super().settle(batch)} if "x0" in batch else batch
+
 
 def _labelled(spec: Spec) -> int:
     if spec.classes is None:
-        raise ValueError("classes is what this data has not; try conditioner=none, or data with labels")
+        raise UserError("conditioner needs labels, which this data has not; try conditioner=none, or data with labels")
     return spec.classes
 
 

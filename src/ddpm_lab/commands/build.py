@@ -82,7 +82,10 @@ def _valid(where: str, value: Any, annotation: Any) -> Any:
 
 
 def _typed(path: str, config: DictConfig) -> str:
-    """The key as the user types it: `system` only refers to the groups, so system.process.schedule is schedule."""
-    parts = path.split(".")
-    start = max(i for i, part in enumerate(parts) if part in config)
+    """The key as the user types it: what `system` and `callbacks` hold refers to groups, so system.process.schedule is
+    schedule.
+    """
+    parts = ["model" if part == "network" else part for part in path.split(".")]
+    referring = parts[0] in ("system", "callbacks")
+    start = next((i for i, part in enumerate(parts) if i and part in config), 0) if referring else 0
     return ".".join(parts[start:])

@@ -85,7 +85,11 @@ def _check(config: DictConfig) -> None:
         if (split := OmegaConf.select(config, key)) not in ("train", "test"):
             raise UserError(f"{key}={split} is not one of train, test")
     counts = ["nll.count"] if config.nll.count is not None else []
-    at_least(config, {"count": 2, "batch_size": 1, "seed": 0, "density.count": 2} | dict.fromkeys(counts, 2))
+    thorough = config.against is not None or "prc" in (metrics or [])
+    at_least(
+        config,
+        {"count": 4 if thorough else 2, "batch_size": 1, "seed": 0, "density.count": 2} | dict.fromkeys(counts, 2),
+    )
     clip = config.nll.clip
     if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise UserError(f"nll.clip={clip} must be above 0, or null")

@@ -53,8 +53,9 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = [("FID", f"{result['fid']:.3g}", others)]
     if "fid_within" in result:
         rows.append(("FID within class", f"{result['fid_within']:.3g}",
-                     f"held-out pictures {real['fid_within']:.3g}; mean over classes"))  # fmt: skip
-    if "precision" in result:
+                     (f"held-out pictures {real['fid_within']:.3g}; " if "fid_within" in real else "")
+                     + "mean over classes"))  # fmt: skip
+    if "precision" in result and "precision" in real:
         rows.append(("precision, recall", f"{result['precision']:.3f}, {result['recall']:.3f}",
                      f"held-out pictures {real['precision']:.3f}, {real['recall']:.3f}"))  # fmt: skip
     if "recognised" in result:

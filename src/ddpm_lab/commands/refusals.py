@@ -19,10 +19,12 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     if key := re.search(r"Could not (?:override|append to config\. An item is already at|find) '([^'@]+)'", text):
         return _unknown(key[1], _config(verb, configs, arguments), arguments)
     if missing := re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)", text):
-        name = missing[1] or missing[2]
-        return f"{name} must be given; try {name}=..."
+        wanted = missing[1] or missing[2]
+        return f"{wanted} must be given; try {wanted}=..."
     if unread := re.search(r"LexerNoViableAltException: ([\w.]+)=(.+)", text):
-        return f"{unread[1]}={unread[2]} has a character that must stand in quotes; try \"{unread[1]}='{unread[2]}'\""
+        name, value = unread.groups()
+        quoted = "quotes inside need a backslash" if "'" in value or '"' in value else f"try \"{name}='{value}'\""
+        return f"{name}={value} has a character that must stand in quotes; {quoted}"
     return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
 
 

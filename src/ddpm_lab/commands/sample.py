@@ -26,6 +26,8 @@ from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
 
 LOG = logging.getLogger(__name__)
+SAID = {"label": "labels", "text": "text", "low_res": "low_res"}
+"""What samples were asked to be, and under which names an .npz has it"""
 
 
 def sample(config: DictConfig) -> None:
@@ -56,7 +58,9 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     chosen = config.label is not None or config.text is not None
     asked = _ask(config, system, len(given[0])) if chosen else batch(given)
     if not chosen and system.denoiser.classes is not None and given.labels is None:
-        raise UserError(f"input={config.input} says no labels, and this model needs them; try label=...")
+        instead = "input=test" if system.denoiser.conditioner.reads == "x0" else "label=..."
+        raise UserError(f"input={config.input} says no labels, and this model needs them; try {instead}")
+    asked = system.settle(asked)
     labels = asked.get("label")
     x0 = given.x0.to(system.device)
 
@@ -67,7 +71,7 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     back = _walk(lambda some: _fall(system, x_T, asked, some, torch.zeros_like), len(x0), config, system, "decoding")
     out = output(config.out)
     error = ((back - x0) / 2).square().mean().item()
-    np.savez_compressed(out / "x_T.npz", **_arrays("x_T", x_T.cpu(), labels))
+    np.savez_compressed(out / "x_T.npz", **_arrays("x_T", x_T.cpu(), asked))
     if system.bin_width is None:
         shown = {"given": (x0, labels), "x_T": (x_T, labels), "decoded": (back, labels)}
         file, how = save_scatter(shown, out / "scatter.png"), "given, x_T, decoded"
@@ -85,11 +89,11 @@ def _decode(config: DictConfig, system: Diffusion) -> None:
     if config.input in ("train", "test"):
         raise UserError(f"input={config.input} is data, and mode=decode needs the x_T.npz that mode=encode wrote; "
                         "try input=FILE")  # fmt: skip
-    x_T, known = _array(config.input, "x_T", system.shape)
-    if known is None or config.label is not None or config.text is not None:
+    x_T, known = _array(config.input, "x_T", system.shape, system.classes)
+    if not known or config.label is not None or config.text is not None:
         asked = _ask(config, system, len(x_T))
     else:
-        asked = {"label": known}
+        asked = known
     x_T = x_T.to(system.device)
 
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -127,7 +131,10 @@ MODES = {"draw": _draw, "encode": _encode, "decode": _decode, "interpolate": _in
 
 def _ask(config: DictConfig, system: Diffusion, count: int) -> Batch:
     """What `config.label` and `config.text` ask `count` samples to be; enlarged are the data's held-out pictures."""
-    label, text = (list(value) if OmegaConf.is_list(value) else value for value in (config.label, config.text))
+    label: Any
+    text: Any
+    label, text = (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+                   for value in (config.label, config.text))  # fmt: skip
     if label is not None and text is not None:
         raise UserError(f"label={label} and text={text} both say what to draw; give one of them")
     enlarges = system.denoiser.conditioner.reads == "x0"
@@ -161,44 +168,55 @@ def _input(config: DictConfig, system: Diffusion) -> Split:
         data = build(saved_config(config.run), "data")
         return getattr(data, config.input).at(slice(config.count))
     if system.bin_width is None:
-        return Points(*_array(config.input, "points", system.shape)).at(slice(config.count))
+        points, said = _array(config.input, "points", system.shape, system.classes)
+        return Points(points, said.get("label")).at(slice(config.count))
     channels, height, width = system.shape
-    pixels, labels = _array(config.input, "images", (height, width, channels), np.uint8)
-    return Images(pixels.permute(0, 3, 1, 2), labels).at(slice(config.count))
+    pixels, said = _array(config.input, "images", (height, width, channels), system.classes, np.uint8)
+    return Images(pixels.permute(0, 3, 1, 2), said.get("label")).at(slice(config.count))
 
 
-def _array(file: str, name: str, shape: tuple[int, ...], kind: type = np.float32) -> tuple[Tensor, Tensor | None]:
-    """The array `name` (N, *shape) of an .npz, and its labels. Raises UserError where it is not there."""
+def _array(
+    file: str, name: str, shape: tuple[int, ...], classes: int | None, kind: type = np.float32
+) -> tuple[Tensor, Batch]:
+    """The array `name` (N, *shape) of an .npz, and what its rows are said to be. Raises UserError where it is not
+    there, or does not fit.
+    """
     try:
         with np.load(Path(file), allow_pickle=False) as saved:
-            array, labels = saved[name], saved.get("labels")
+            array = saved[name]
+            said = {key: torch.as_tensor(saved[stored]) for key, stored in SAID.items() if stored in saved}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"input={file} holds no array {name} ({type(error).__name__}); "
                         "it is an .npz that sample.py wrote") from error  # fmt: skip
     if array.shape[1:] != shape or array.dtype != kind:
         raise UserError(f"input={file}: {name} is {array.shape} {array.dtype}, and this run wants (N, "
                         f"{', '.join(map(str, shape))}) {np.dtype(kind)}")  # fmt: skip
-    return torch.as_tensor(array), None if labels is None else torch.as_tensor(labels)
+    labels = said.get("label")
+    if labels is not None and classes is not None and not ((labels >= 0) & (labels < classes)).all():
+        raise UserError(f"input={file} has labels in {labels.min()}..{labels.max()}, and this model knows 0.."
+                        f"{classes - 1}")  # fmt: skip
+    return torch.as_tensor(array), said
 
 
-def _arrays(name: str, values: Tensor, labels: Tensor | None) -> dict[str, Any]:
-    return {name: values.numpy()} | ({} if labels is None else {"labels": labels.cpu().numpy()})
+def _arrays(name: str, values: Tensor, said: Batch) -> dict[str, Any]:
+    return {name: values.numpy()} | {SAID[key]: value.cpu().numpy() for key, value in said.items()}
 
 
 def _save(system: Diffusion, values: Tensor, labels: Tensor | None, out: Path, columns: int = 10) -> None:
     """Samples as `show` gives them, uint8 pictures or float points, to `out`."""
+    said: Batch = {} if labels is None else {"label": labels}
     if system.bin_width is None:
         lines: list[tuple[str, Path | str]] = [
             ("a picture", save_scatter({"samples": (values, labels)}, out / "scatter.png"))
         ]
-        arrays = _arrays("points", values, labels)
+        arrays = _arrays("points", values, said)
     else:
         (out / "images").mkdir(exist_ok=True)
         for i, picture in enumerate(values):
             to_pil_image(picture).save(out / "images" / f"{i:06d}.png")
         grid = save_grid(values[:400], out / "grid.png", columns=min(columns, len(values)))
         lines = [("a grid", grid), ("one by one", out / "images")]
-        arrays = _arrays("images", values.permute(0, 2, 3, 1), labels)
+        arrays = _arrays("images", values.permute(0, 2, 3, 1), said)
     np.savez_compressed(out / "samples.npz", **arrays)
     what = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items())
     lines.append(("an array", f"{out / 'samples.npz'}, {what}"))

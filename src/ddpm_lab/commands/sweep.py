@@ -58,11 +58,15 @@ def sweep(config: DictConfig, system: Diffusion, extractor: Extractor) -> None:
 def _ways(config: DictConfig, system: Diffusion) -> list[tuple[Sampler, partial[Denoises]]]:
     """A sampler and a guidance for each value, all of them tried. Raises UserError."""
     key, values = config.against, config["values"]
-    keys = [f"{group}.{name}" for group in GROUPS for name in config[group] if not str(name).startswith("_")]
+    keys = [f"{group}.{name}" for group in GROUPS for name, value in config[group].items()
+            if not str(name).startswith("_") and not OmegaConf.is_dict(value)]  # fmt: skip
     if key not in keys:
         raise UserError(f"against={key} is not among the choices of this run's sampler and guidance: {', '.join(keys)}")
     if not OmegaConf.is_list(values) or not values:
-        raise UserError(f"values={values} must be a list of what {key} is to be; try 'values=[0,1,2]'")
+        said = "null" if values is None else values
+        raise UserError(f"values={said} must be a list of what {key} is to be; try 'values=[0,1,2]'")
+    if any(map(OmegaConf.is_dict, values)) or len({*map(str, values)}) < len(values):
+        raise UserError(f"values={values} must differ, and be numbers, words or lists")
     ways = []
     for value in values:
         settings = config.copy()

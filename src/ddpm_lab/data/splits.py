@@ -119,6 +119,11 @@ def rows(batch: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     return {name: value[index] for name, value in batch.items()}
 
 
+def moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """On `device`."""
+    return {name: value.to(device) for name, value in batch.items()}
+
+
 class Batches:
     """An endless stream of shuffled batches. Epoch e has the order of seed (seed, e); the few samples that do not fill
     a batch wait for the next epoch's order.

@@ -11,6 +11,7 @@ from ddpm_lab.diffusion.denoiser import Denoises, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.guidance import Guidance, check_alike
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.errors import UserError
 
 
 class Classifies(Protocol):
@@ -95,7 +96,7 @@ class ClassifierGuidance(Guidance):
     def gradient(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """grad_x log p(y | x), (B, ...); 0 where the label was dropped."""
         if cond.label is None:
-            raise ValueError(f"scale={self.scale:g} needs labels to go to, and there are none")
+            raise UserError(f"guidance.scale={self.scale:g} needs labels to go to, and there are none")
         # Clones, because tensors of inference mode cannot take part in a gradient.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.clone().requires_grad_()

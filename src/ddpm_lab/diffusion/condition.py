@@ -74,6 +74,10 @@ class Conditioner(nn.Module, ABC):
     def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
         """`noise` decides what is left to chance."""
 
+    def settle(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All that it reads of `batch`, nothing left to chance and without x0: what can be kept and said again."""
+        return {name: value for name, value in batch.items() if name != "x0"}
+
 
 class Unconditional(Conditioner):
     """Says nothing."""

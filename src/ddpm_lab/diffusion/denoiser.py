@@ -44,6 +44,8 @@ class Denoises(Protocol):
     """Whether it gives a meaningful answer where the condition is dropped"""
     recalls: bool
     """Whether it wants to hear its guess before (self-conditioning)"""
+    doors: Mapping[str, int]
+    """By which it hears a condition; see `Conditioner`"""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = ...) -> Estimate: ...
 

@@ -11,6 +11,7 @@ from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate, Reverses
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.errors import UserError
 
 
 def none(denoiser: Denoises) -> Denoises:
@@ -27,6 +28,7 @@ class Guidance:
     def __init__(self, denoiser: Denoises) -> None:
         self.denoiser, self.process, self.shape = denoiser, denoiser.process, denoiser.shape
         self.classes, self.knows_null, self.recalls = denoiser.classes, denoiser.knows_null, denoiser.recalls
+        self.doors = denoiser.doors
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.denoiser(x_t, t, cond)
@@ -66,8 +68,8 @@ class ClassifierFree(Guidance):
         super().__init__(denoiser)
         self.w = w if scale is None else scale - 1
         if self.w and not denoiser.knows_null:
-            raise ValueError(f"{said} needs a model trained with labels, of which some were dropped; "
-                             "try w=0, or train with conditioner=label conditioner.dropout=0.1")  # fmt: skip
+            raise ValueError(f"{said} needs a model that hears a condition, of which training dropped some; try w=0, "
+                             "or train with conditioner=label or conditioner.dropout=0.1")  # fmt: skip
         self.said, self.rescale = said, rescale
         self.interval = _interval(interval, denoiser.process) if self.w else None
 
@@ -75,7 +77,7 @@ class ClassifierFree(Guidance):
         if self.w == 0:
             return self.denoiser(x_t, t, cond)
         if cond.said is None:
-            raise ValueError(f"{self.said} needs a condition to strengthen, and there is none")
+            raise UserError(f"guidance.{self.said} needs a condition to strengthen, and there is none")
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.beside(cond.null()))
         given, absent = both.x0.chunk(2)
         spread = None if both.spread is None else both.spread.chunk(2)[0]
@@ -103,10 +105,11 @@ class Autoguidance(Guidance):
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
         check_alike("weak", weak, denoiser)
-        if "context" in weak.doors:
-            raise ValueError("weak hears tokens of an encoder of its own, which are not this model's; autoguidance "
-                             "needs models that were trained with conditioner=label, none or low_res")  # fmt: skip
+        if "context" in weak.doors or weak.doors != denoiser.doors:
+            raise ValueError("weak must hear the same condition as this model, of label, none or low_res; tokens come "
+                             "from an encoder of its own")  # fmt: skip
         super().__init__(denoiser)
+        self.recalls = denoiser.recalls or weak.recalls
         self.w, self.rescale, self.interval = w, rescale, _interval(interval, denoiser.process)
         self.weak = weak.to(denoiser.process.table.device).eval()
 

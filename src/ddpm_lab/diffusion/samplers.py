@@ -174,6 +174,8 @@ class DDIM(Sampler):
             at_s, at_t = (torch.full((len(x),), time, device=x.device) for time in (max(s, 1), t))
             x0 = self.guess(denoiser, x, at_s, cond).x0
             x = denoiser.process.diffuse(x0, denoiser.process.eps(x, x0, at_s), at_t)
+            if denoiser.recalls:
+                cond = replace(cond, previous=x0)
             yield t, x
 
 

@@ -31,7 +31,9 @@ class Judge:
         self.within: dict[int, FrechetInceptionDistance] = {}
         if extractor.classifier is not None and reference.labels is not None:
             extractor.classifier.to(self.device)
-            self.within = {label: self._metric() for label in reference.labels.unique().tolist()}
+            labels, counts = reference.labels.unique(return_counts=True)
+            if counts.min() >= 2:  # a class of one picture has no covariance
+                self.within = {label: self._metric() for label in labels.tolist()}
         kept = []
         for batch in _batches(reference):
             features = extractor.features(batch.pixels)
@@ -66,7 +68,7 @@ class Judge:
             found["fid_within"] = sum(float(metric.compute()) for metric in self.within.values()) / len(self.within)
         if total:
             found["recognised"] = right / total
-        if self.features is not None:
+        if self.features is not None and min(len(self.features), sum(map(len, kept))) > 3:
             found["precision"], found["recall"] = calculate_precision_recall_part(torch.cat(kept), self.features)
         return found
 
@@ -110,7 +112,7 @@ def assess(
     judge = Judge(extractor, reference, thorough)
     noise = torch.randint(256, other.pixels.shape, generator=generator(0), dtype=torch.uint8).to(system.device)
     others = {"real": judge(_batches(other)), "noise": judge(_batches(Images(noise, None)))}
-    asked = system.ask(count, given=data.test)
+    asked, given = system.ask(count, given=data.test), "those of test"
     for way in ways or [(system.sampler, system.guidance)]:
         system.draw_with(*way)
         samples = system.sample(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, progress=True)
@@ -119,7 +121,8 @@ def assess(
             **others,
             "protocol": {
                 **system.protocol(), "weights": weights, "count": count, "seed": seed, "split": split,
-                "labels": "all, in turn" if "label" in asked else "none",
+                "labels": given if "x0" in asked else "all, in turn" if "label" in asked else "none",
+                **({"given": given} if "x0" in asked else {}),
                 "extractor": extractor.name, "extractor_sha256": extractor.sha256,
             },
         }  # fmt: skip

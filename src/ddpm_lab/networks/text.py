@@ -25,7 +25,7 @@ def spelled(texts: Sequence[str], length: int) -> Tensor:
 
 def read(text: Tensor) -> list[str]:
     """The texts that `spelled` spelled."""
-    return [bytes(row.tolist()).rstrip(b"\0").decode() for row in text]
+    return [bytes(row).rstrip(b"\0").decode() for row in text.tolist()]
 
 
 class TextEncoder(nn.Module):
@@ -36,10 +36,13 @@ class TextEncoder(nn.Module):
     def __init__(self, length: int, width: int, blocks: int, heads: int) -> None:
         super().__init__()
         self.bytes, self.places = nn.Embedding(256, width), nn.Parameter(torch.randn(length, width))
-        layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.body = nn.TransformerEncoder(layer, blocks, nn.LayerNorm(width), enable_nested_tensor=False)
+        layers = [
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(blocks)
+        ]
+        self.body = nn.Sequential(*layers, nn.LayerNorm(width))
 
     def forward(self, text: Tensor) -> Tensor:
         return self.body(self.bytes(text.int()) + self.places)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_lab.conditioners import Captioned, Spec
-from ddpm_lab.data.splits import Images, Points, Split, batch, rows, to_bytes
+from ddpm_lab.data.splits import Images, Points, Split, batch, moved, rows, to_bytes
 from ddpm_lab.diffusion.condition import Condition, Conditioner
 from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lab.diffusion.noise import Noise, SampleNoise
@@ -22,7 +22,7 @@ from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.diffusion.timesteps import TimeSampler
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.errors import UserError, choice, naming
-from ddpm_lab.networks.text import spelled
+from ddpm_lab.systems import asking
 from ddpm_lab.systems.training import Batch, System, evaluating
 
 HEARS = {"classes": "unet", "context": "unet_cross", "image": "unet"}
@@ -70,8 +70,9 @@ class Diffusion(System):
                 "model=classifier names pictures and cannot draw them; try system=classifier, or another model"
             )
         if deaf := told.doors.keys() - offered.keys():
+            instead = f"model={HEARS[min(deaf)]}" if len(self.shape) == 3 else "conditioner=label"
             raise UserError(f"conditioner={choice(told)} speaks by {' and '.join(deaf)}, which this model cannot hear; "
-                            f"try model={HEARS[deaf.pop()]}")  # fmt: skip
+                            f"try {instead}")  # fmt: skip
         with naming("model"):
             body = network(self.shape, outputs=variance.outputs, **told.doors)
         self.denoiser = Denoiser(body, process, prediction, variance, told, self.shape)
@@ -120,54 +121,40 @@ class Diffusion(System):
             losses = self.losses(batch, t)
         self.log("val/loss", losses.mean(), batch_size=len(losses))
 
-    def labels(self, count: int, label: int | str | Sequence[int] | None = None) -> Tensor | None:
-        """Labels for `count` samples, (count,): those asked for, or all, in turn; "all": the same share of each, class
-        by class. None for a model without labels.
-        """
-        classes = self.classes
-        if classes is None:
-            if label is not None:
-                raise UserError(f"label={label} asks for what this model was not trained with; try label=null, or "
-                                "guidance=classifier")  # fmt: skip
-            return None
-        if label == "all":
-            return (torch.arange(count) % classes).sort().values
-        wanted = range(classes) if label is None else list(label) if isinstance(label, Sequence) else [label]
-        if not wanted or any(type(one) is not int or not 0 <= one < classes for one in wanted):
-            raise UserError(f"label={label} is not among the labels of this model, 0..{classes - 1}")
-        return torch.tensor(wanted)[torch.arange(count) % len(wanted)]
-
     def ask(
         self,
         count: int,
         label: int | str | Sequence[int] | None = None,
-        text: str | Sequence[str] | None = None,
+        text: str | list[str] | None = None,
         given: Split | None = None,
     ) -> Batch:
-        """What `count` samples are asked to be, as a batch without x0: their labels (see `labels`), or texts, all in
-        turn. A model that enlarges pictures is `given` some of the size that it draws, and what they are.
+        """What `count` samples are asked to be, as a batch without x0: their labels, or texts, in turn (see
+        `asking`). A model that enlarges pictures is `given` some of the size that it draws, and what they are.
         """
         conditioner = self.denoiser.conditioner
         if text is not None:
             if not isinstance(conditioner, Captioned):
-                raise UserError(f"text={text} asks for what this model was not trained with; try label=..., or train "
+                raise UserError(f"text={text} asks for what this model was not trained with; try text=null, or train "
                                 "with conditioner=text")  # fmt: skip
-            texts = [text] if isinstance(text, str) else list(text)
-            return {"text": spelled(texts, conditioner.length)[torch.arange(count) % len(texts)]}
+            return {"text": asking.texts(count, text, conditioner.length)}
         if conditioner.reads == "x0":
             if given is None or label is not None:
                 raise UserError(f"label={label} cannot be chosen for a model that enlarges pictures, which bring their "
                                 "own; try label=null")  # fmt: skip
             return batch(given.at(torch.arange(count) % len(given[0])))
-        labels = self.labels(count, label)
+        labels = asking.labels(count, label, self.classes)
         return {} if labels is None else {"label": labels}
 
     def condition(self, denoiser: Denoiser, asked: Batch, noise: Noise = torch.randn_like) -> Condition:
         """What `asked` (see `ask`), or a batch of data, says to `denoiser`."""
-        asked = {name: value.to(self.device) for name, value in asked.items()}
+        asked = moved(asked, self.device)
         cond = denoiser.conditioner(asked, noise)
         # A guidance hears labels even where the model does not.
         return cond if cond.label is not None else replace(cond, label=asked.get("label"))
+
+    def settle(self, asked: Batch) -> Batch:
+        """`asked` with nothing left to chance; see `Conditioner`."""
+        return self.denoiser.conditioner.settle(moved(asked, self.device))
 
     def walk(self, denoiser: Denoiser, samples: Sequence[int], asked: Batch, seed: int) -> Iterator[tuple[int, Tensor]]:
         """Each time from the chain's first down to 0 with its x_t, (len(samples), *shape).
