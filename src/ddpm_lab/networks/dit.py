@@ -92,10 +92,15 @@ class DiT(nn.Module):
         self.emb = nn.Linear(channels, 2 * channels)
         self.last = nn.Linear(channels, patch**2 * outputs * shape[0])
         self.unpatch = nn.Sequential(nn.Unflatten(2, grid), nn.PixelShuffle(patch))
-        for module in self.modules():  # their initialisation
+        for module in self.modules():  # the authors' initialisation, here and below
             if isinstance(module, nn.Linear | nn.Conv2d):
                 zeroed(module)
                 nn.init.xavier_uniform_(module.weight.data.flatten(1))
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for name, parameter in self.time.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
         for silent in [self.emb, self.last, *(block.emb for block in stack)]:
             zeroed(silent)
 
