@@ -40,6 +40,7 @@ def sweep(config: DictConfig, system: Diffusion, extractor: Extractor) -> None:
                          split=config.split, count=config.count, seed=config.seed,
                          batch_size=config.batch_size):  # fmt: skip
         found.append(result)
+        # Lazily measured, so the system still draws in the way that was judged.
         drawn += system.sample(system.denoiser, 10, asked=system.ask(10, given=data.test), seed=config.seed)
     values = [OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in config["values"]]
     report = {"run": str(config.run), "against": config.against,
@@ -67,12 +68,15 @@ def _ways(config: DictConfig, system: Diffusion) -> list[tuple[Sampler, partial[
         raise UserError(f"values={said} must be a list of what {key} is to be; try 'values=[0,1,2]'")
     if any(map(OmegaConf.is_dict, values)) or len({*map(str, values)}) < len(values):
         raise UserError(f"values={values} must differ, and be numbers, words or lists")
-    ways = []
+    ways: list[tuple[Sampler, partial[Denoises]]] = []
+    group = key.partition(".")[0]
     for value in values:
         settings = config.copy()
         OmegaConf.update(settings, key, value)
-        ways.append((build(settings, "sampler"), build(settings, "guidance")))
-        system.draw_with(*ways[-1])
+        changed = build(settings, group)
+        ways.append((changed, system.guidance) if group == "sampler" else (system.sampler, changed))
+    for way in ways:
+        system.draw_with(*way)
     return ways
 
 
