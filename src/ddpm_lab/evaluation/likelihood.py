@@ -10,7 +10,7 @@ from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.likelihood import bound_terms, prior_term
 from ddpm_lab.diffusion.noise import SampleNoise
 from ddpm_lab.diffusion.spacings import stops
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import UserError, choice
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import evaluating
 
@@ -60,6 +60,7 @@ def assess_likelihood(
             "weights": weights, "split": split, "count": total.numel(), "seed": seed, "clip": clip,
             "steps": len(times) - 1, "spacing": spacing, "T": denoiser.process.steps,
             "variance": type(denoiser.variance).__name__, "guidance": "none",
+            "given": choice(denoiser.conditioner),
             "labels": "none" if system.denoiser.classes is None else "the pictures'", "bins": 256,
         },
     }  # fmt: skip

@@ -112,7 +112,9 @@ def assess(
     judge = Judge(extractor, reference, thorough)
     noise = torch.randint(256, other.pixels.shape, generator=generator(0), dtype=torch.uint8).to(system.device)
     others = {"real": judge(_batches(other)), "noise": judge(_batches(Images(noise, None)))}
-    asked, given = system.ask(count, given=data.test), "those of test"
+    asked = system.ask(count, given=data.test)
+    labels = "all, in turn" if "label" in asked else "none"
+    said = {"labels": "those of the pictures given", "given": "test"} if "x0" in asked else {"labels": labels}
     for way in ways or [(system.sampler, system.guidance)]:
         system.draw_with(*way)
         samples = system.sample(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, progress=True)
@@ -121,9 +123,7 @@ def assess(
             **others,
             "protocol": {
                 **system.protocol(), "weights": weights, "count": count, "seed": seed, "split": split,
-                "labels": given if "x0" in asked else "all, in turn" if "label" in asked else "none",
-                **({"given": given} if "x0" in asked else {}),
-                "extractor": extractor.name, "extractor_sha256": extractor.sha256,
+                **said, "extractor": extractor.name, "extractor_sha256": extractor.sha256,
             },
         }  # fmt: skip
 
