@@ -184,6 +184,22 @@ def test_a_model_draws_what_a_text_says(typed, tmp_path):
     assert {*saved} == {"x_T", "labels", "text"} and saved["text"].shape == (2, 24)
 
 
+def test_what_another_kind_of_model_encoded_is_refused(run, typed, tmp_path):
+    assert typed("sample", f"run={run}", "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
+    given = f"input={tmp_path}/x/x_T.npz"
+    for kind, told in {"low_res": "hears low_res (1, 4, 4)", "text": None, "none": None}.items():
+        where = f"hydra.run.dir={tmp_path}/{kind}"
+        assert typed("train", *FAST, f"conditioner={kind}", where)[0] == 0
+        status, _, error = typed("sample", f"run={tmp_path}/{kind}", "weights=raw", "mode=decode", given,
+                                 f"hydra.run.dir={tmp_path}/y-{kind}")  # fmt: skip
+        assert status == (2 if told else 0) and (told or "") in error, error
+    with np.load(tmp_path / "x" / "x_T.npz") as saved:
+        np.savez(tmp_path / "short.npz", **saved, text=np.ones((2, 9), dtype=np.uint8))
+    words = ["mode=decode", f"input={tmp_path}/short.npz", "weights=raw"]
+    status, _, error = typed("sample", f"run={tmp_path}/text", *words)
+    assert status == 2 and "hears text (24,)" in error, error
+
+
 def there_and_back(typed, trained, tmp_path):
     """What decoding makes of what encoding kept is what encoding itself decoded."""
     assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
@@ -206,7 +222,7 @@ def test_a_model_enlarges_held_out_pictures(typed, tmp_path):
     status, _, error = typed("sample", trained, "label=3")
     assert status == 2 and "label=3 cannot be chosen for a model that enlarges pictures" in error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
-    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]["labels"] == "those of test"
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]["given"] == "test"
     there_and_back(typed, trained, tmp_path)
 
 

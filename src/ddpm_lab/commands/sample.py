@@ -94,6 +94,12 @@ def _decode(config: DictConfig, system: Diffusion) -> None:
         asked = _ask(config, system, len(x_T))
     else:
         asked = known
+        for name, value in system.settle(_ask(config, system, 1)).items():
+            kept = asked.get(name)
+            # A caption that is not there is chosen for the label.
+            if (kept is None and name != "text") or (kept is not None and kept.shape[1:] != value.shape[1:]):
+                raise UserError(f"input={config.input} is of a model that hears {' and '.join(known)}, and this one "
+                                f"hears {name} {tuple(value.shape[1:])}; try mode=encode with this run")  # fmt: skip
     x_T = x_T.to(system.device)
 
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
