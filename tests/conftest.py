@@ -1,15 +1,25 @@
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from ddpm_lab.commands import main
 
 # The tests' tensors are small: on a machine that does other things as well, threads would wait for one another.
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
+FAST = ("trainer=debug", "logger=csv", "model.channels=8", "model.multipliers=[1]", "sampler.steps=3",
+        "callbacks.quality.count=20", "callbacks.pictures.every=5", "callbacks.losses.every=5",
+        "data.batch_size=16")  # fmt: skip
 
 
 def options(group: str) -> list[str]:
@@ -43,3 +53,33 @@ def pretrained(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def typed():
+    """Calls a verb in this process: (exit status, standard output, standard error)."""
+
+    def call(verb, *arguments):
+        GlobalHydra.instance().clear()
+        status, out, err = 0, io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", [f"{verb}.py", *arguments])
+            try:
+                getattr(main, verb)()
+            except SystemExit as ended:
+                status = ended.code
+        return status, out.getvalue(), err.getvalue()
+
+    return call
+
+
+def there_and_back(typed, trained, tmp_path):
+    """What decoding makes of what encoding kept is what encoding itself decoded."""
+    assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
+    given = f"input={tmp_path}/x/x_T.npz"
+    status, _, error = typed("sample", trained, "mode=decode", given, f"hydra.run.dir={tmp_path}/y")
+    assert status == 0, error
+    pixels = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0]
+    for i, picture in enumerate(np.load(tmp_path / "y" / "samples.npz")["images"]):  # the grid's rows are threes
+        shown = pixels[68 * i :][:64:8, 2 * 68 :][:, :64:8]
+        assert np.abs(shown.astype(int) - picture[..., 0]).max() <= 1

@@ -15,6 +15,7 @@ LAYERS = [
     ("diffusion", "networks"),
     ("conditioners",),
     ("data",),
+    ("codecs",),
     ("systems",),
     ("evaluation",),
     ("callbacks", "loggers"),

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ddpm_lab.callbacks.log import log
 from ddpm_lab.evaluation.pictures import save_curves
-from ddpm_lab.systems.training import System
+from ddpm_lab.systems.training import Learner, System
 
 
 class Losses(L.Callback):
-    """Every `every` batches: the mean loss since the last time, also by quarter of the times t (q1 nearest the data),
-    the learning rate and images per second.
+    """Every `every` batches: the mean loss since the last time, also by quarter of the times t where there are any (q1
+    nearest the data), the learning rate and images per second.
 
     Sums stay on the device and are read when logged, so that a step costs no synchronisation.
     """
@@ -28,7 +28,7 @@ class Losses(L.Callback):
         self.curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
         """(step, value) of each loss"""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: System) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self._restart(pl_module.device)
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -36,33 +36,37 @@ class Losses(L.Callback):
             self.since = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: System, outputs: dict[str, Tensor], batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Learner, outputs: dict[str, Tensor], batch: Any, batch_idx: int
     ) -> None:
-        weight, t = outputs["weight"].float(), outputs["t"]  # weights undo importance sampling
-        quarter = (t - 1) * 4 // pl_module.process.steps
-        self.sums.index_add_(1, quarter, torch.stack([weight * outputs["losses"].float(), weight]))
+        losses = outputs["losses"].float()
+        if isinstance(pl_module, System):
+            weight, quarter = outputs["weight"].float(), (outputs["t"] - 1) * 4 // pl_module.process.steps
+        else:
+            weight, quarter = torch.ones_like(losses), torch.zeros_like(losses, dtype=torch.long)
+        self.sums.index_add_(1, quarter, torch.stack([weight * losses, weight]))  # weights undo importance sampling
         self.batches += 1
         if self.batches == self.every:
-            self._report(trainer, len(t))
+            self._report(trainer, len(losses), isinstance(pl_module, System))
             self._restart(pl_module.device)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: System) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: System) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         if self.curves:
             file = Path(trainer.default_root_dir) / "pictures" / "losses.png"
-            save_curves(self.curves, file, x="step (q1 to q4: quarters of the times t, q1 nearest the data)")
+            timed = " (q1 to q4: quarters of the times t, q1 nearest the data)" if isinstance(pl_module, System) else ""
+            save_curves(self.curves, file, x=f"step{timed}")
 
     def _restart(self, device: torch.device) -> None:
         self.batches = 0
         self.sums = torch.zeros(2, 4, device=device)
         """Sum of weighted losses and of weights, by quarter."""
 
-    def _report(self, trainer: L.Trainer, batch_size: int) -> None:
+    def _report(self, trainer: L.Trainer, batch_size: int, timed: bool) -> None:
         sums, counts = self.sums.tolist()  # on a GPU this waits for the last batch, so the clock is read after it
         seconds = time.perf_counter() - self.since
-        quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in range(4) if counts[q]}
+        quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in range(4) if timed and counts[q]}
         losses = {"train/loss": sum(sums) / sum(counts), **quarters}
         for name, value in losses.items():
             self.curves[name].append((trainer.global_step, value))

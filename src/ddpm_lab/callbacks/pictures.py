@@ -8,7 +8,7 @@ import torch
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import log_picture
-from ddpm_lab.data.splits import Data, to_bytes
+from ddpm_lab.data.splits import Data
 from ddpm_lab.evaluation.pictures import save_grid
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
@@ -47,7 +47,7 @@ class Pictures(L.Callback):
         _, denoiser = best(trainer, system)
         asked = self._ask(trainer, system, self.columns)
         walk = system.walk(denoiser, range(self.columns), asked, seed=0)
-        states = [to_bytes(x).cpu() for _, x in walk]
+        states = [system.show(x, None)[0].cpu() for _, x in walk]
         shown = torch.linspace(0, len(states) - 1, min(len(states), 12)).round().long().tolist()
         path = torch.stack([states[i] for i in shown], dim=1).flatten(0, 1)
         file = save_grid(path, self._place(trainer) / "denoising.png", columns=len(shown))

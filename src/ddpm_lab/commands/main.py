@@ -66,8 +66,9 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
     def job(config: DictConfig) -> None:
         try:
             task(config)
-        except UserError as error:  # here, so that a sweep goes on with its next cell
-            refused.append(_tell(str(error)))
+        except (UserError, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
+            told = isinstance(error, UserError)
+            refused.append(_tell(str(error) if told else refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
             with suppress(OSError):
                 Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra made it; nothing is in it yet
 

@@ -75,6 +75,15 @@ def accuracy_rows(found: dict[str, float]) -> list[tuple[str, str, str]]:
              f"on held-out pictures; by quarter of the times, from the data on: {', '.join(quarters)}")]  # fmt: skip
 
 
+def reconstruction_rows(found: dict[str, float]) -> list[tuple[str, str, str]]:
+    """What `callbacks.reconstructions` found."""
+    known = {"psnr": ("PSNR", "{:.1f} dB", "of held-out pictures, the mean over pictures"),
+             "ssim": ("SSIM", "{:.3f}", ""),
+             "rfid": ("rFID", "{:.3g}", "of reconstructions, to the pictures themselves"),
+             "codes_used": ("codes used", "{:.1%}", "of the codebook")}  # fmt: skip
+    return [(what, how.format(found[name]), remark) for name, (what, how, remark) in known.items() if name in found]
+
+
 def nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.likelihood.assess_likelihood` found."""
     protocol = result["protocol"]

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.errors import UserError, choice, naming
 
 if TYPE_CHECKING:
+    from ddpm_lab.codecs import Latents
+    from ddpm_lab.conditioners import Spec
     from ddpm_lab.diffusion.classifier import Classifier
     from ddpm_lab.diffusion.denoiser import Denoiser
     from ddpm_lab.diffusion.variances import Variance
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
 """Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
+ADJUSTABLE = {"conditioner": ("level", "truncated"), "codec": ("run",)}
+"""Groups that a run's weights belong to, and the keys of them that can be changed all the same."""
 
 
 def config(run: str) -> DictConfig:
@@ -29,7 +33,7 @@ def config(run: str) -> DictConfig:
         hint = f"; did you mean {near[0]}?" if near else "; it is the folder that train.py names at its end"
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
     saved = OmegaConf.load(file)
-    if not isinstance(saved, DictConfig) or not {"system", "data", *REPLACEABLE} <= {*saved}:
+    if not isinstance(saved, DictConfig) or not {"system", "data", *REPLACEABLE, *ADJUSTABLE} <= {*saved}:
         raise UserError(f"run={run}: its config.yaml is not a configuration of ours")
     return saved
 
@@ -43,7 +47,7 @@ def checkpoint(run: str) -> Path:
 
 
 def offer(arguments: list[str]) -> None:
-    """Makes the run's own sampler, guidance, variance and extractor the choice `run` of these groups.
+    """Makes the run's own choices of the groups of `REPLACEABLE` and `ADJUSTABLE` the choice `run` of these groups.
 
     `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes what the run was trained with and
     `sampler=ddim` replaces it, all in Hydra's own grammar.
@@ -54,6 +58,9 @@ def offer(arguments: list[str]) -> None:
         if len({str(one[group]) for one in saved if f"{group}=" not in {a[: len(group) + 1] for a in arguments}}) > 1:
             raise UserError(f"{group} differs between these runs; say which, such as {group}=NAME")
         ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if saved else {})
+    for group in ADJUSTABLE:
+        alike = len({str(one[group]) for one in saved}) == 1
+        ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if alike else {})
 
 
 def load(settings: DictConfig) -> "Diffusion":
@@ -66,6 +73,14 @@ def load(settings: DictConfig) -> "Diffusion":
     saved = config(settings.run)
     for group in {*REPLACEABLE} - {"variance"} & {*settings}:
         saved[group] = settings[group]
+    for group, keys in ADJUSTABLE.items():
+        if chosen := settings.get(group):
+            own = saved[group]
+            if changed := [key for key in {*own, *chosen} - {*keys} if own.get(key) != chosen.get(key)]:
+                what = group if "_target_" in changed else f"{group}.{min(changed)}"
+                raise UserError(f"{what} is part of what run={settings.run} was trained with; of {group}, only "
+                                f"{' and '.join(keys)} can be changed")  # fmt: skip
+            saved[group] = chosen
     system, content, file = _restored(settings.run, saved, "Diffusion")
     if settings.weights == "ema":
         if "EMA" not in content["callbacks"]:
@@ -88,7 +103,8 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
     from ddpm_lab.commands.build import build
 
     if (own := saved.system._target_.rpartition(".")[2]) != kind:
-        names = {"Diffusion": "a diffusion model", "ClassifierSystem": "a classifier"}
+        names = {"Diffusion": "a diffusion model", "ClassifierSystem": "a classifier",
+                 "AutoencoderSystem": "an autoencoder"}  # fmt: skip
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
     file = checkpoint(run)
     try:
@@ -97,7 +113,8 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
         raise UserError(f"run={run}: {file.name} cannot be read ({type(error).__name__})") from error
     system = build(saved, "system", **content["hyper_parameters"])
     try:
-        system.load_state_dict(content["state_dict"])
+        with naming("codec"):
+            system.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise UserError(f"run={run}: the weights in {file.name} do not fit the model that config.yaml describes; "
                         "another version of ddpm-lab may have written them") from error  # fmt: skip
@@ -110,6 +127,17 @@ def classifier(run: str) -> "Classifier":
     found: Classifier = system.classifier.requires_grad_(False)
     found.origin = run
     return found
+
+
+def latents(spec: "Spec", run: str) -> "Latents":
+    """Those of the autoencoder that `python train.py system=autoencoder` trained, for codec=autoencoder."""
+    from ddpm_lab.codecs import Latents
+
+    try:
+        system, _, _ = _restored(run, config(run), "AutoencoderSystem")
+    except UserError as error:
+        raise UserError(f"codec.{error}") from error
+    return Latents(spec, system.autoencoder, run)
 
 
 def denoiser(run: str, weights: str = "ema") -> "Denoiser":

@@ -62,7 +62,8 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
         raise UserError(f"input={config.input} says no labels, and this model needs them; try {instead}")
     asked = system.settle(asked)
     labels = asked.get("label")
-    x0 = given.x0.to(system.device)
+    data = given.x0.to(system.device)
+    x0 = system.codec.encode(data, torch.zeros_like)
 
     def rise(some: Tensor) -> Iterator[tuple[int, Tensor]]:
         return system.encode(system.denoiser, x0[some], rows(asked, some))
@@ -70,7 +71,7 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     x_T = _walk(rise, len(x0), config, system, "encoding")
     back = _walk(lambda some: _fall(system, x_T, asked, some, torch.zeros_like), len(x0), config, system, "decoding")
     out = output(config.out)
-    error = ((back - x0) / 2).square().mean().item()
+    error = ((system.codec.decode(back) - data) / 2).square().mean().item()
     np.savez_compressed(out / "x_T.npz", **_arrays("x_T", x_T.cpu(), asked))
     if system.bin_width is None:
         shown = {"given": (x0, labels), "x_T": (x_T, labels), "decoded": (back, labels)}
@@ -89,7 +90,7 @@ def _decode(config: DictConfig, system: Diffusion) -> None:
     if config.input in ("train", "test"):
         raise UserError(f"input={config.input} is data, and mode=decode needs the x_T.npz that mode=encode wrote; "
                         "try input=FILE")  # fmt: skip
-    x_T, known = _array(config.input, "x_T", system.shape, system.classes)
+    x_T, known = _array(config.input, "x_T", system.codec.shape, system.classes)
     if not known or config.label is not None or config.text is not None:
         asked = _ask(config, system, len(x_T))
     else:
@@ -112,7 +113,7 @@ def _decode(config: DictConfig, system: Diffusion) -> None:
 def _interpolate(config: DictConfig, system: Diffusion) -> None:
     """`config.count` rows, each from one x_T to another on the sphere, with one label and one stream of noise a row."""
     count, frames = config.count, config.frames
-    ends = SampleNoise(config.seed, range(2 * count))(torch.empty(2 * count, *system.shape))
+    ends = SampleNoise(config.seed, range(2 * count))(torch.empty(2 * count, *system.codec.shape))
     share = torch.linspace(0, 1, frames)
     z = torch.cat([slerp(a, b, share) for a, b in zip(ends[::2], ends[1::2], strict=True)]).to(system.device)
     asked = {name: value.repeat_interleave(frames, dim=0) for name, value in _ask(config, system, count).items()}

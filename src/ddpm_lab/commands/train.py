@@ -16,15 +16,17 @@ from ddpm_lab.callbacks.density import Density
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.callbacks.quality import Quality
+from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.callbacks.scatter import Scatter
 from ddpm_lab.commands.build import at_least, build
-from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, table
+from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
 from ddpm_lab.data.splits import Data
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import UserError, naming
 from ddpm_lab.loggers import finish
+from ddpm_lab.systems.autoencoder import AutoencoderSystem
 from ddpm_lab.systems.classifier import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.systems.training import System
+from ddpm_lab.systems.training import Learner
 
 LOG = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def train(config: DictConfig) -> None:
         raise UserError(f"trainer.accelerator={config.trainer.accelerator}, and there is no GPU; try trainer=cpu")
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
-    system: System = build(config, "system", **data.spec)
+    system: Learner = build(config, "system", **data.spec)
     callbacks = build(config, "callbacks")
     _fitting(callbacks, system, data)
     reach = data.train.at(slice(10_000)).x0.abs().max().item()
@@ -50,6 +52,9 @@ def train(config: DictConfig) -> None:
                         f"try sampler.clip={math.ceil(reach)}")  # fmt: skip
     trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
     _check(config, trainer)
+    if isinstance(system, Diffusion):
+        with naming("codec"):
+            system.codec.to(trainer.strategy.root_device).measure(data.train)
     run = Path(config.trainer.default_root_dir)
     run.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run / "config.yaml")
@@ -73,35 +78,39 @@ def train(config: DictConfig) -> None:
 
     quality = _result(callbacks, Quality)
     density = _result(callbacks, Density)
+    reconstructed = _result(callbacks, Reconstructions)
     training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters}
     watched = {name.removeprefix("val/"): value.item() for name, value in trainer.callback_metrics.items()
                if name.startswith("val/")}  # fmt: skip
     if "loss" in watched:
         training["val_loss"] = watched.pop("loss")
-    found = {**quality, **({"density": density} if density else {}), **watched, "training": training}
+    found = {**quality, **reconstructed, **({"density": density} if density else {}), **watched, "training": training}
     (run / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
     rows = (quality_rows(quality) if quality else []) + (density_rows(density) if density else [])
     rows += accuracy_rows(watched) if "accuracy" in watched else []
+    rows += reconstruction_rows(reconstructed) if reconstructed else []
     rows.append(("training", f"{seconds:.0f} s", f"{trainer.global_step} steps, all pictures and metrics included"))
     averaged = any(isinstance(callback, EMA) for callback in callbacks.values())
     LOG.info("%s\n%s", table(rows), _farewell(run, system, bool(quality), averaged))
 
 
-def _fitting(callbacks: dict[str, Callback], system: System, data: Data) -> None:
+def _fitting(callbacks: dict[str, Callback], system: Learner, data: Data) -> None:
     """Raises UserError where callbacks look at what there is not."""
     if isinstance(system, ClassifierSystem):
-        kinds: tuple[type[Callback], ...] = (EMA, Scatter, Density, Pictures, Quality)
+        kinds: tuple[type[Callback], ...] = (EMA, Scatter, Density, Pictures, Quality, Reconstructions)
         what, usual = "a classifier", "classifier"
+    elif isinstance(system, AutoencoderSystem):
+        kinds, what, usual = (EMA, Scatter, Density, Pictures, Quality), "an autoencoder", "autoencoder"
     elif data.bin_width is None:
-        kinds, what, usual = (Pictures, Quality), "points", "points"
+        kinds, what, usual = (Pictures, Quality, Reconstructions), "points", "points"
     else:
-        kinds, what, usual = (Scatter, Density), "pictures", "default"
+        kinds, what, usual = (Scatter, Density, Reconstructions), "pictures", "default"
     for callback in callbacks.values():
         if isinstance(callback, kinds):
             raise UserError(f"callbacks: {type(callback).__name__} is not for {what}; try callbacks={usual}")
 
 
-def _result(callbacks: dict[str, Callback], kind: type[Quality | Density]) -> dict[str, Any]:
+def _result(callbacks: dict[str, Callback], kind: type[Quality | Density | Reconstructions]) -> dict[str, Any]:
     return next((callback.result for callback in callbacks.values() if isinstance(callback, kind)), {})
 
 
@@ -115,11 +124,11 @@ def _check(config: DictConfig, trainer: Trainer) -> None:
                         "are scaled; try 32-true or bf16-mixed")  # fmt: skip
 
 
-def _farewell(run: Path, system: System, measured: bool, averaged: bool) -> str:
+def _farewell(run: Path, system: Learner, measured: bool, averaged: bool) -> str:
     """Where things are, and what to type next."""
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     prefix, suffix = ("python ", ".py") if sys.argv[0].endswith(".py") else ("ddpm-", "")
-    raw = "" if averaged or isinstance(system, ClassifierSystem) else " weights=raw"
+    raw = "" if averaged or not isinstance(system, Diffusion) else " weights=raw"
     suggested = [f"{prefix}{verb}{suffix} {words}{raw}" for verb, words in system.suggestions(str(shown), measured)]
     return "\n".join([
         f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir()))}",

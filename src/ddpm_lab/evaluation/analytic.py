@@ -29,7 +29,7 @@ def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int 
             strict=True,
         ):
             picked = data.train.at(some)
-            x0 = picked.x0.to(device)
+            x0 = system.codec.encode(picked.x0.to(device), torch.zeros_like)
             cond = system.condition(
                 denoiser, batch(picked), lambda like: torch.randn(like.shape, generator=stream).to(like)
             )

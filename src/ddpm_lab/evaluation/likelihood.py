@@ -34,9 +34,10 @@ def assess_likelihood(
 
     Raises UserError for data that was not rounded to 8 bits.
     """
-    if system.bin_width is None:
+    if system.codec.bin_width is None:
+        what, instead = ("points", "density") if system.bin_width is None else ("latents", "fid")
         raise UserError("metrics=[nll] counts the bits of 8-bit pixels: its last term is the probability of a bin, "
-                        "and points have no bins; try metrics=[density]")  # fmt: skip
+                        f"and {what} have no bins; try metrics=[{instead}]")  # fmt: skip
     times = stops(denoiser.process.steps, steps, spacing)
     pictures = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
     index = torch.arange(len(pictures[0])).split(batch_size)

@@ -14,7 +14,7 @@ from ddpm_lab.diffusion.condition import Condition
 class Told(NamedTuple):
     """What all layers are told beside x."""
 
-    emb: Tensor
+    emb: Tensor | None = None
     """(B, E), the activated embedding of the time and of what joins it"""
     context: Tensor | None = None
     """(B, M, D), tokens to attend to"""
@@ -121,14 +121,14 @@ def double(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """Two convolutions; between them the embedding scales and shifts (Dhariwal & Nichol, 2021, AdaGN) or, without
     `scale_shift`, is added before the norm (Ho et al., 2020). `resample` changes the resolution of both branches before
-    the first convolution (Brock et al., 2019, BigGAN).
+    the first convolution (Brock et al., 2019, BigGAN). Without `emb`, it is told nothing.
     """
 
     def __init__(
         self,
         channels: int,
         out: int,
-        emb: int,
+        emb: int | None,
         dropout: float,
         scale_shift: bool = True,
         resample: Callable[[Tensor], Tensor] | None = None,
@@ -136,7 +136,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample
         self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
-        self.emb = nn.Linear(emb, 2 * out if scale_shift else out)
+        self.emb = None if emb is None else nn.Linear(emb, 2 * out if scale_shift else out)
         self.norm2, self.dropout, self.conv2 = norm(out), nn.Dropout(dropout), zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
@@ -145,12 +145,14 @@ class ResBlock(nn.Module):
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h, said = self.conv1(h), self.emb(told.emb)[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = said.chunk(2, dim=1)
+        h = self.conv1(h)
+        if self.emb is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = self.emb(told.emb)[:, :, None, None].chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
-            h = self.norm2(h + said)
+            h = self.norm2(h + self.emb(told.emb)[:, :, None, None])
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 

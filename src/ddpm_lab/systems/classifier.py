@@ -39,12 +39,14 @@ class ClassifierSystem(System):
         if classes is None:
             raise UserError("system=classifier needs labels, which this data has not; try data with a folder per class")
         self.save_hyperparameters(Spec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)})
-        if "outputs" in inspect.signature(network).parameters:
-            raise UserError("model answers with pictures, not classes; try model=classifier")
+        offered = inspect.signature(network).parameters
+        if "classes" not in offered or "outputs" in offered:
+            raise UserError("model does not name classes; try model=classifier")
         with naming("model"):
             self.classifier = Classifier(network(tuple(shape), classes=classes), process, tuple(shape), classes)
         self.process = process
-        self.learn_by(timesteps, optimizer, lr_schedule)
+        self.look_at(timesteps)
+        self.learn_by(optimizer, lr_schedule)
 
     def answers(self, batch: Batch, t: Tensor) -> Tensor:
         """log p(y | x_t), (B, classes), at one draw of x_t."""

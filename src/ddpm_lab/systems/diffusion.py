@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddpm_lab.codecs import Codec
 from ddpm_lab.conditioners import Captioned, Spec
 from ddpm_lab.data.splits import Images, Points, Split, batch, moved, rows, to_bytes
 from ddpm_lab.diffusion.condition import Condition, Conditioner
@@ -44,6 +45,7 @@ class Diffusion(System):
         captions: Sequence[Sequence[str]] | None = None,
         *,
         network: Callable[..., nn.Module],
+        codec: Callable[[Spec], Codec],
         process: ForwardProcess,
         prediction: Prediction,
         variance: Variance,
@@ -62,32 +64,41 @@ class Diffusion(System):
         spec = Spec(tuple(shape), classes, bin_width, captions)
         self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})
         self.shape, self.bin_width = spec.shape, bin_width
+        with naming("codec"):
+            self.codec = codec(spec)
         with naming("conditioner"):
             told = conditioner(spec)
         offered = inspect.signature(network).parameters
         if "outputs" not in offered:
-            raise UserError(
-                "model=classifier names pictures and cannot draw them; try system=classifier, or another model"
-            )
+            raise UserError("model is one that cannot draw; classifier is for system=classifier, autoencoder_kl and "
+                            "autoencoder_vq are for system=autoencoder")  # fmt: skip
         if deaf := told.doors.keys() - offered.keys():
             instead = f"model={HEARS[min(deaf)]}" if len(self.shape) == 3 else "conditioner=label"
             raise UserError(f"conditioner={choice(told)} speaks by {' and '.join(deaf)}, which this model cannot hear; "
                             f"try {instead}")  # fmt: skip
+        if "image" in told.doors and self.codec.shape != self.shape:
+            drawn = "x".join(map(str, self.codec.shape))
+            raise UserError(f"conditioner={choice(told)} lays a picture beside what is drawn, which "
+                            f"codec={choice(self.codec)} makes {drawn}; try codec=pixels")  # fmt: skip
         with naming("model"):
-            body = network(self.shape, outputs=variance.outputs, **told.doors)
-        self.denoiser = Denoiser(body, process, prediction, variance, told, self.shape)
+            body = network(self.codec.shape, outputs=variance.outputs, **told.doors)
+        self.denoiser = Denoiser(body, process, prediction, variance, told, self.codec.shape)
         self.process = process
         self.objective = objective
         if variance.outputs > 1 and not objective.trains_spread:
             raise UserError(f"variance={choice(variance)} learns from the bound, which objective={choice(objective)} "
                             "has no part of; try objective=hybrid or objective=vlb")  # fmt: skip
-        self.learn_by(timesteps, optimizer, lr_schedule)
+        self.look_at(timesteps)
+        self.learn_by(optimizer, lr_schedule)
         self.draw_with(sampler, guidance)
 
     def draw_with(self, sampler: Sampler, guidance: partial[Denoises]) -> None:
         """How samples are drawn from now on. Raises UserError where these do not fit the model, or one another."""
         with naming("sampler"):
             self.process.warn_of_signal("sampler.spacing begins", sampler.times(self.process.steps)[0])
+            if sampler.clip is not None and self.codec.bin_width != self.bin_width:
+                raise ValueError(f"clip={sampler.clip:g} bounds pixels, and codec={choice(self.codec)} has latents, "
+                                 "which have no bounds; try clip=null")  # fmt: skip
             if sampler.dynamic_threshold is not None and self.bin_width is None:
                 raise ValueError(f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels, which lie in "
                                  "[-1, 1]; this data has no such range; try dynamic_threshold=null")  # fmt: skip
@@ -103,7 +114,7 @@ class Diffusion(System):
 
     def draw(self, batch: Batch, t: Tensor) -> Draw:
         """A noised batch: x_t = signal_t x_0 + noise_t eps at times t (B,), some conditions dropped."""
-        x0 = batch["x0"]
+        x0 = self.codec.encode(batch["x0"])
         eps = torch.randn_like(x0)
         conditioner = self.denoiser.conditioner
         cond = conditioner(batch).drop(conditioner.dropout)
@@ -111,7 +122,7 @@ class Diffusion(System):
         if self.denoiser.recalls and torch.rand(()) < 0.5:  # Chen et al., 2023, algorithm 1
             with torch.no_grad():
                 cond = replace(cond, previous=self.sampler.guess(self.denoiser, x_t, t, cond).x0)
-        return Draw(x0, eps, x_t, t, cond, self.bin_width)
+        return Draw(x0, eps, x_t, t, cond, self.codec.bin_width)
 
     def losses(self, batch: Batch, t: Tensor) -> Tensor:
         return self.objective(self.denoiser, self.draw(batch, t))
@@ -157,30 +168,31 @@ class Diffusion(System):
         return self.denoiser.conditioner.settle(moved(asked, self.device))
 
     def walk(self, denoiser: Denoiser, samples: Sequence[int], asked: Batch, seed: int) -> Iterator[tuple[int, Tensor]]:
-        """Each time from the chain's first down to 0 with its x_t, (len(samples), *shape).
+        """Each time from the chain's first down to 0 with its x_t, (len(samples), *codec.shape).
 
         `samples` are numbers, and `asked` says what they are to be. Sample i of a seed is the same in any company.
         """
         noise = SampleNoise(seed, samples)
-        start = noise(torch.empty(len(samples), *self.shape, device=self.device))
+        start = noise(torch.empty(len(samples), *self.codec.shape, device=self.device))
         yield from self.decode(denoiser, self.sampler.prior(denoiser.process, start), asked, noise)
 
     def decode(
         self, denoiser: Denoiser, x: Tensor, asked: Batch, noise: Noise = torch.randn_like
     ) -> Iterator[tuple[int, Tensor]]:
-        """The walk from `x`, (B, *shape): its first time with `x` itself, then each stop with its x_t."""
+        """The walk from `x`, (B, *codec.shape): its first time with `x` itself, then each stop with its x_t."""
         with evaluating(denoiser):
             yield self.sampler.times(denoiser.process.steps)[0], x
             yield from self.sampler.walk(self.guidance(denoiser), x, self.condition(denoiser, asked, noise), noise)
 
     def encode(self, denoiser: Denoiser, x0: Tensor, asked: Batch) -> Iterator[tuple[int, Tensor]]:
-        """The walk upwards from data `x0`, (B, *shape): each stop with its x_t."""
+        """The walk upwards from `x0`, (B, *codec.shape): each stop with its x_t."""
         with evaluating(denoiser):
             cond = self.condition(denoiser, asked, torch.zeros_like)
             yield from self.sampler.encode(self.guidance(denoiser), x0, cond)
 
     def show(self, x: Tensor, labels: Tensor | None) -> Split:
-        """Samples `x` (B, *shape) as what the data is: pictures, or points."""
+        """Ends of walks, `x` (B, *codec.shape), as what the data is: pictures, or points."""
+        x = self.codec.decode(x)
         split: Split = Points(x, labels) if self.bin_width is None else Images(to_bytes(x), labels)
         return split.to(self.device)
 
@@ -213,7 +225,7 @@ class Diffusion(System):
         if self.bin_width is None:
             assess = "density.split=train"
         else:
-            assess = "sampler.steps=50" if measured else "'metrics=[nll]' nll.steps=50"
+            assess = "sampler.steps=50" if measured or self.codec.bin_width is None else "'metrics=[nll]' nll.steps=50"
         return [("sample", f"run={run} count=100{guided}"), ("evaluate", f"run={run} {assess}")]
 
     def protocol(self) -> dict[str, Any]:

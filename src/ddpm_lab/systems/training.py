@@ -16,47 +16,20 @@ from ddpm_lab.errors import naming
 Batch = dict[str, Tensor]
 
 
-class System(L.LightningModule, ABC):
-    """Trains on noisy pictures of a process."""
-
-    process: ForwardProcess
-    timesteps: TimeSampler
-
-    @abstractmethod
-    def losses(self, batch: Batch, t: Tensor) -> Tensor:
-        """Of each sample, (B,), at one draw of x_t at times t (B,)."""
+class Learner(L.LightningModule, ABC):
+    """One optimizer and its learning rate."""
 
     @abstractmethod
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         """What to type next, (verb, arguments); `measured`: FID can be had."""
 
     def learn_by(
-        self,
-        timesteps: Callable[[int], TimeSampler],
-        optimizer: Callable[..., torch.optim.Optimizer],
-        lr_schedule: Callable[[int, int], float],
+        self, optimizer: Callable[..., torch.optim.Optimizer], lr_schedule: Callable[[int, int], float]
     ) -> None:
         """Takes these once all parameters are there. Raises UserError."""
-        with naming("timesteps"):
-            self.timesteps = timesteps(self.process.steps)
         with naming("optimizer"):
             optimizer(self.parameters())
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
-
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        t, weight = self.timesteps(len(batch["x0"]), self.device)
-        losses = self.losses(batch, t)
-        self.timesteps.learn(t, losses.detach())
-        return {"loss": (weight * losses).mean(), "losses": losses.detach(), "weight": weight, "t": t}
-
-    @contextmanager
-    def held_out(self, batch: Batch, index: int) -> Iterator[Tensor]:
-        """Times t (B,) of a held-out batch: inside, the draw is the same at every validation; outside, the training
-        stream stays where it was.
-        """
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(index)
-            yield Stratified(self.process.steps)(len(batch["x0"]), self.device)[0]
 
     def configure_optimizers(self) -> Any:
         optimizer, steps = self.optimizer(self.parameters()), self.trainer.max_steps
@@ -72,6 +45,37 @@ class System(L.LightningModule, ABC):
         # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
         if gradient_clip_val:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+
+class System(Learner):
+    """Trains on noisy pictures of a process."""
+
+    process: ForwardProcess
+    timesteps: TimeSampler
+
+    @abstractmethod
+    def losses(self, batch: Batch, t: Tensor) -> Tensor:
+        """Of each sample, (B,), at one draw of x_t at times t (B,)."""
+
+    def look_at(self, timesteps: Callable[[int], TimeSampler]) -> None:
+        """Takes the times of its process that training looks at. Raises UserError."""
+        with naming("timesteps"):
+            self.timesteps = timesteps(self.process.steps)
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        t, weight = self.timesteps(len(batch["x0"]), self.device)
+        losses = self.losses(batch, t)
+        self.timesteps.learn(t, losses.detach())
+        return {"loss": (weight * losses).mean(), "losses": losses.detach(), "weight": weight, "t": t}
+
+    @contextmanager
+    def held_out(self, batch: Batch, index: int) -> Iterator[Tensor]:
+        """Times t (B,) of a held-out batch: inside, the draw is the same at every validation; outside, the training
+        stream stays where it was.
+        """
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(index)
+            yield Stratified(self.process.steps)(len(batch["x0"]), self.device)[0]
 
 
 @contextmanager

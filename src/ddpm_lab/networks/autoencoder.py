@@ -1,0 +1,176 @@
+"""Autoencoders of pictures, whose latents diffusion can work in (Rombach et al., 2022, section 3.1)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_lab.diffusion.condition import Noise
+from ddpm_lab.networks.layers import Attention, Down, ResBlock, Stack, Told, Up, norm
+
+SILENCE = Told()
+
+
+class Passed(NamedTuple):
+    """What a bottleneck lets through."""
+
+    z: Tensor
+    """(B, latent, h, w)"""
+    penalty: Tensor
+    """(B,), what it adds to the loss, summed over z"""
+    codes: Tensor | None = None
+    """(B, h, w) int64, which of a codebook's vectors"""
+
+
+class Bottleneck(nn.Module, ABC):
+    """What stands between encoder and decoder."""
+
+    latent: int
+    """Channels of z"""
+    inputs: int
+    """Channels that it wants of the encoder"""
+    codes: int | None = None
+    """How many vectors its codebook has; None: it has none"""
+
+    @abstractmethod
+    def forward(self, h: Tensor, noise: Noise = torch.randn_like) -> Passed:
+        """(B, inputs, h, w). `noise` decides what is left to chance."""
+
+    def restore(self, z: Tensor) -> Tensor:
+        """(B, latent, h, w), what the decoder is given of `z`."""
+        return z
+
+
+class KL(Bottleneck):
+    """A normal distribution, held near the standard one by `weight` times the divergence (Kingma & Welling, 2014)."""
+
+    def __init__(self, latent: int = 4, weight: float = 1e-6) -> None:
+        super().__init__()
+        _positive(latent=latent)
+        if weight < 0:
+            raise ValueError(f"weight must be at least 0 (got {weight:g})")
+        self.latent, self.inputs, self.weight = latent, 2 * latent, weight
+
+    def forward(self, h: Tensor, noise: Noise = torch.randn_like) -> Passed:
+        mean, log_var = h.chunk(2, dim=1)
+        log_var = log_var.clamp(-30, 20)
+        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1)
+        return Passed(mean + (0.5 * log_var).exp() * noise(mean), self.weight * kl)
+
+
+class VQ(Bottleneck):
+    """The nearest of `codes` learned vectors at each place (van den Oord et al., 2017, eq. 3). `weight` is that of what
+    draws the vectors to the encoder, `commitment` times it that of what holds the encoder to them. z is what comes
+    before the quantisation, so that diffusion may err without harm.
+    """
+
+    codes: int
+
+    def __init__(self, latent: int = 4, codes: int = 256, commitment: float = 0.25, weight: float = 1.0) -> None:
+        super().__init__()
+        _positive(latent=latent, codes=codes)
+        for name, value in {"commitment": commitment, "weight": weight}.items():
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0 (got {value:g})")
+        self.latent, self.inputs, self.codes = latent, latent, codes
+        self.commitment, self.weight, self.book = commitment, weight, nn.Parameter(torch.randn(codes, latent))
+
+    def forward(self, h: Tensor, noise: Noise = torch.randn_like) -> Passed:
+        codes, nearest = self.quantise(h)
+        penalty = (nearest - h.detach()).square() + self.commitment * (h - nearest.detach()).square()
+        return Passed(h, self.weight * penalty.flatten(1).sum(1), codes)
+
+    def quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, h, w), and the vectors themselves, (B, latent, h, w)."""
+        codes = torch.cdist(z.movedim(1, -1).flatten(0, 2), self.book).argmin(1).view(len(z), *z.shape[2:])
+        return codes, F.embedding(codes, self.book).movedim(-1, 1)
+
+    def restore(self, z: Tensor) -> Tensor:
+        _, nearest = self.quantise(z)
+        return z + (nearest - z).detach()  # gradients pass as if nothing had happened
+
+
+class Autoencoder(nn.Module):
+    """(B, C, H, W) <-> (B, latent, H / f, W / f), f = 2^(len(multipliers) - 1).
+
+    Level i has `channels * multipliers[i]` channels and `blocks` residual blocks (one more on the way back); the
+    coarsest has attention. `shape` (C, H, W) comes from the data. Raises ValueError where it cannot be halved so often.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        bottleneck: Bottleneck,
+        channels: int = 32,
+        multipliers: Sequence[float] = (1, 2),
+        blocks: int = 1,
+        heads: int = 1,
+    ) -> None:
+        super().__init__()
+        _positive(channels=channels, blocks=blocks, heads=heads)
+        if len(shape) != 3:
+            raise ValueError(f"shape of the data must be that of pictures, (C, H, W) (got {shape})")
+        if not multipliers or min(multipliers) <= 0:
+            raise ValueError(f"multipliers must hold one or more numbers above 0 (got {list(multipliers)})")
+        factor = 2 ** (len(multipliers) - 1)
+        if any(size % factor for size in shape[1:]):
+            raise ValueError(f"multipliers={list(multipliers)} makes latents {factor} times smaller, and "
+                             f"{shape[1]}x{shape[2]} cannot be; try fewer multipliers")  # fmt: skip
+        widths = [int(channels * multiplier) for multiplier in multipliers]
+        if widths[-1] % heads:
+            raise ValueError(f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; try heads=1")
+        self.shape, self.latent_shape = shape, (bottleneck.latent, shape[1] // factor, shape[2] // factor)
+
+        def middle() -> list[nn.Module]:
+            width = widths[-1]
+            return [_block(width, width), Attention(width, heads), _block(width, width)]
+
+        layers: list[nn.Module] = []
+        width = widths[0]
+        for i, out in enumerate(widths):
+            for _ in range(blocks):
+                layers.append(_block(width, out))
+                width = out
+            if i < len(widths) - 1:
+                layers.append(Down(width))
+        self.encoder = Stack([*layers, *middle()])
+        layers = middle()
+        for i, out in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                layers.append(_block(width, out))
+                width = out
+            if i:
+                layers.append(Up(width))
+        self.decoder = Stack(layers)
+        self.first = _conv(shape[0], widths[0])
+        self.narrow = nn.Sequential(norm(widths[-1]), nn.SiLU(), _conv(widths[-1], bottleneck.inputs))
+        self.bottleneck, self.widen = bottleneck, _conv(bottleneck.latent, widths[-1])
+        self.end, self.last = nn.Sequential(norm(widths[0]), nn.SiLU()), _conv(widths[0], shape[0])
+
+    def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Passed:
+        """Pictures in [-1, 1]. `noise` decides what is left to chance."""
+        passed: Passed = self.bottleneck(self.narrow(self.encoder(self.first(x), SILENCE)), noise)
+        return passed
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, latent, h, w) -> (B, C, H, W), about [-1, 1]"""
+        h = self.decoder(self.widen(self.bottleneck.restore(z)), SILENCE)
+        return self.last(self.end(h))
+
+
+def _positive(**numbers: int) -> None:
+    for name, count in numbers.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1 (got {count})")
+
+
+def _block(inside: int, out: int) -> ResBlock:
+    return ResBlock(inside, out, None, 0.0)
+
+
+def _conv(inside: int, out: int) -> nn.Conv2d:
+    return nn.Conv2d(inside, out, 3, padding=1)

@@ -1,0 +1,110 @@
+"""Training an autoencoder, the first stage of latent diffusion (Rombach et al., 2022, section 3.1, appendix G)."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from ddpm_lab.conditioners import Spec
+from ddpm_lab.errors import UserError, naming
+from ddpm_lab.networks.autoencoder import Autoencoder
+from ddpm_lab.networks.discriminator import PatchDiscriminator
+from ddpm_lab.systems.training import Batch, Learner, evaluating
+
+
+class AutoencoderSystem(Learner):
+    """|x - x^| plus the bottleneck's own penalty and, from step `start` on, `adversarial` times what an adversary says
+    of x^, by its hinge loss, in units of the reconstruction's gradient (Esser et al., 2021, eq. 7); `perceptual` weighs
+    LPIPS (Zhang et al., 2018), whose weights torchvision downloads.
+
+    Of what the data dictates, `shape` completes the `network`. Raises UserError for points.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int | None,
+        bin_width: float | None,
+        captions: Sequence[Sequence[str]] | None = None,
+        *,
+        network: Callable[..., Autoencoder],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        lr_schedule: Callable[[int, int], float],
+        perceptual: float = 0.0,
+        adversarial: float = 0.0,
+        start: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(Spec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)})
+        if bin_width is None:
+            raise UserError("system=autoencoder is for pictures; points have nothing to be left out")
+        for name, value in {"perceptual": perceptual, "adversarial": adversarial, "start": start}.items():
+            if value < 0:
+                raise UserError(f"system.{name} must be at least 0 (got {value:g}); 0 is off")
+        if "bottleneck" not in inspect.signature(network).parameters:
+            raise UserError("model is not an autoencoder; try model=autoencoder_kl or autoencoder_vq")
+        with naming("model"):
+            self.autoencoder = network(tuple(shape))
+        self.perceptual, self.adversarial, self.start = perceptual, adversarial, start
+        self.discriminator = PatchDiscriminator(shape[0], 32, 2) if adversarial else None
+        self._lpips = [_lpips(perceptual)] if perceptual else []  # in a list, so that it is in no checkpoint
+        self.learn_by(optimizer, lr_schedule)
+
+    def losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,), and the reconstructions, (B, C, H, W)."""
+        passed = self.autoencoder.encode(x)
+        found = self.autoencoder.decode(passed.z)
+        losses = (found - x).abs().flatten(1).mean(1) + passed.penalty / x[0].numel()
+        for lpips in self._lpips:
+            colour = (x.expand(-1, 3, -1, -1), found.clamp(-1, 1).expand(-1, 3, -1, -1))
+            losses = losses + self.perceptual * lpips.to(x.device)(*colour)
+        return losses, found
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        losses, found = self.losses(batch["x0"])
+        loss = losses.mean()
+        if self.discriminator is not None and self.trainer.global_step >= self.start:
+            loss = loss + self._adversary(self.discriminator, batch["x0"], found, loss)
+        return {"loss": loss, "losses": losses.detach()}
+
+    def _adversary(self, discriminator: PatchDiscriminator, x: Tensor, found: Tensor, loss: Tensor) -> Tensor:
+        """Its own loss and the autoencoder's, in one: each is blind to the other's weights, so one optimizer does."""
+        hinge = (F.relu(1 - discriminator(x)) + F.relu(1 + discriminator(found.detach()))).mean() / 2
+        held = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+        fooled = -functional_call(discriminator, held, (found,)).mean()
+        last = self.autoencoder.last.weight
+        sizes = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, fooled)]
+        weight = (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()
+        return hinge + self.adversarial * weight * fooled
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, C, H, W) in [-1, 1], and its codes (B, h, w), where it has a codebook; nothing is left to chance."""
+        with evaluating(self.autoencoder):
+            passed = self.autoencoder.encode(x, torch.zeros_like)
+            return self.autoencoder.decode(passed.z).clamp(-1, 1), passed.codes
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        x = batch["x0"]
+        found, _ = self.reconstruct(x)
+        self.log("val/loss", (found - x).abs().mean(), batch_size=len(x))
+        self.log("val/psnr", peak_signal_noise_ratio(found, x, (-1.0, 1.0), dim=(1, 2, 3)), batch_size=len(x))
+
+    def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
+        return [("train", f"codec=autoencoder codec.run={run}")]
+
+
+def _lpips(weight: float) -> Any:
+    """Raises UserError where its weights cannot be had."""
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        return LearnedPerceptualImagePatchSimilarity("vgg").requires_grad_(False)
+    except OSError as error:  # URLError is one
+        raise UserError(f"system.perceptual={weight:g} needs the weights of VGG, which torchvision could not download "
+                        f"({error}); try system.perceptual=0") from error  # fmt: skip

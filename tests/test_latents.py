@@ -1,0 +1,270 @@
+"""Latent diffusion: what a bottleneck lets through, what an adversary may touch, and whose latents a run is of."""
+
+import itertools
+import urllib.error
+
+import pytest
+import torch
+from conftest import composed
+from hydra.utils import instantiate
+from torch.distributions import Normal, kl_divergence
+
+from ddpm_lab.codecs import Latents, Pixels
+from ddpm_lab.commands.build import build
+from ddpm_lab.conditioners import Spec
+from ddpm_lab.data.splits import Images, batch
+from ddpm_lab.networks.autoencoder import KL, VQ, Autoencoder
+from ddpm_lab.networks.discriminator import PatchDiscriminator
+
+SPEC = Spec((1, 8, 8), 10, 2 / 255, None)
+
+
+def autoencoder(bottleneck=None, shape=(1, 8, 8), multipliers=(1, 2)):
+    found = Autoencoder(shape, bottleneck=bottleneck or KL(2), channels=8, multipliers=multipliers)
+    for parameter in found.parameters():  # it starts with residual branches that say nothing
+        torch.nn.init.normal_(parameter, std=0.15)
+    return found
+
+
+def system(*overrides):
+    config = composed("system=autoencoder", "model.channels=8", *overrides)
+    data = build(config, "data")
+    return data, build(config, "system", **data.spec)
+
+
+def test_the_kl_bottleneck_is_a_normal_with_its_divergence_to_the_standard_one():
+    h, eps = torch.randn(3, 4, 5, 5), torch.randn(3, 2, 5, 5)
+    passed = KL(latent=2, weight=0.5)(h, lambda _: eps)
+    law = Normal(h[:, :2], (h[:, 2:] / 2).exp())
+    torch.testing.assert_close(passed.z, law.mean + law.stddev * eps)
+    expected = kl_divergence(law, Normal(torch.zeros(()), torch.ones(()))).flatten(1).sum(1)
+    torch.testing.assert_close(passed.penalty, 0.5 * expected)
+
+
+def test_vector_quantisation_takes_the_nearest_and_each_term_moves_its_own_side():
+    vq = VQ(latent=2, codes=5, commitment=0.25, weight=3.0)
+    h = torch.randn(2, 2, 3, 3, requires_grad=True)
+    passed = vq(h)
+    for b, i, j in itertools.product(range(2), range(3), range(3)):
+        assert passed.codes[b, i, j] == (vq.book - h[b, :, i, j]).norm(dim=1).argmin()
+    nearest = vq.book[passed.codes].movedim(-1, 1)
+    torch.testing.assert_close(passed.penalty, 3 * 1.25 * (nearest - h).square().flatten(1).sum(1))
+    passed.penalty.sum().backward()
+    torch.testing.assert_close(h.grad, 3 * 0.25 * 2 * (h - nearest).detach())
+    counts = torch.zeros(5, 2).index_add_(
+        0, passed.codes.flatten(), (nearest - h).detach().movedim(1, -1).flatten(0, 2)
+    )
+    torch.testing.assert_close(vq.book.grad, 3 * 2 * counts)
+
+    z = torch.randn(2, 2, 3, 3, requires_grad=True)
+    given = vq.restore(z)
+    torch.testing.assert_close(given, vq.quantise(z)[1])
+    (given * torch.arange(9.0).view(3, 3)).sum().backward()
+    assert torch.equal(z.grad, torch.arange(9.0).view(3, 3).expand(2, 2, 3, 3)), "straight through"
+
+
+@pytest.mark.parametrize("bottleneck", [KL(3), VQ(3)])
+@pytest.mark.parametrize(("shape", "multipliers", "latent"), [
+    ((1, 8, 8), (1,), (3, 8, 8)), ((1, 8, 8), (1, 2), (3, 4, 4)), ((3, 16, 8), (1, 1, 2), (3, 4, 2)),
+])  # fmt: skip
+def test_latents_are_smaller_by_the_factor(bottleneck, shape, multipliers, latent):
+    found = autoencoder(bottleneck, shape, multipliers)
+    z = found.encode(torch.rand(2, *shape)).z
+    assert found.latent_shape == latent and z.shape == (2, *latent) and found.decode(z).shape == (2, *shape)
+
+
+def test_every_parameter_is_heard():
+    for bottleneck in (KL(2, weight=1.0), VQ(2)):
+        found = autoencoder(bottleneck)
+        passed = found.encode(torch.rand(8, 1, 8, 8))
+        (found.decode(passed.z).square().mean() + passed.penalty.mean()).backward()
+        silent = [name for name, p in found.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+        assert silent == []
+
+
+def test_it_has_the_published_number_of_parameters():
+    """Rombach et al.'s KL-f8: 83.65 M, of which 92 are two 1x1 convolutions around the bottleneck."""
+    settings = {"channels": 128, "multipliers": [1, 2, 4, 4], "blocks": 2}
+    with torch.device("meta"):
+        found = instantiate(composed("model=autoencoder_kl").model, **settings)((3, 256, 256))
+    assert sum(p.numel() for p in found.parameters()) == 83_653_863 - 92
+
+
+def test_the_loss_is_the_mean_difference_of_pixels_and_the_penalty_per_pixel():
+    data, model = system("model=autoencoder_vq")
+    x = data.test.x0[:4]
+    passed = model.autoencoder.encode(x)
+    found = model.autoencoder.decode(passed.z)
+    losses, reconstruction = model.losses(x)
+    torch.testing.assert_close(losses, (found - x).abs().mean((1, 2, 3)) + passed.penalty / 64)
+    torch.testing.assert_close(reconstruction, found)
+
+
+def test_reconstructions_leave_nothing_to_chance_and_training_as_it_was():
+    data, model = system()
+    x = data.test.x0[:4]
+    model.train()
+    state = torch.get_rng_state()
+    once, codes = model.reconstruct(x)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(once, model.reconstruct(x)[0])
+    assert model.autoencoder.training and codes is None and once.abs().max() <= 1
+    assert system("model=autoencoder_vq")[1].reconstruct(x)[1].shape == (4, 4, 4)
+
+
+def test_autoencoder_and_adversary_learn_from_one_loss_and_are_blind_to_each_other():
+    data, model = system("system.adversarial=0.7")
+    x = data.test.x0[:4]
+    losses, found = model.losses(x)
+    loss = losses.mean()
+    total = model._adversary(model.discriminator, x, found, loss)
+    judge, made = model.discriminator, list(model.autoencoder.parameters())
+    last = model.autoencoder.last.weight
+
+    def gradients(value, parameters):
+        return torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+
+    hinge = ((1 - judge(x)).relu().mean() + (1 + judge(found.detach())).relu().mean()) / 2
+    for mine, wanted in zip(
+        gradients(total, [*judge.parameters()]), gradients(hinge, [*judge.parameters()]), strict=True
+    ):
+        torch.testing.assert_close(mine, wanted)
+    fooled = -judge(found).mean()
+    weight = gradients(loss, [last])[0].norm() / (gradients(fooled, [last])[0].norm() + 1e-4)
+    for mine, wanted in zip(gradients(total, made), gradients(0.7 * weight.detach() * fooled, made), strict=True):
+        torch.testing.assert_close(mine, torch.zeros(()) if wanted is None else wanted) if mine is not None else None
+    assert gradients(total, [last])[0].abs().max() > 0
+
+
+def test_patches_are_judged_one_by_one():
+    assert PatchDiscriminator(3, 8, 2)(torch.rand(2, 3, 32, 16)).shape == (2, 1, 8, 4)
+
+
+def test_the_adversary_waits_for_its_step(tmp_path):
+    from lightning import Trainer
+
+    seen = []
+    data, model = system("system.adversarial=1", "system.start=3", "data.batch_size=4")
+    model._adversary = lambda judge, x, found, loss: seen.append(model.trainer.global_step) or loss.detach() * 0
+    Trainer(accelerator="cpu", max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path, limit_val_batches=0
+            ).fit(model, data)  # fmt: skip
+    assert seen == [3, 4, 5]
+
+
+def test_weights_of_lpips_that_cannot_be_had_are_named_before_training(monkeypatch):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", offline)
+    with pytest.raises(ValueError, match=r"system\.perceptual=0\.1 needs the weights of VGG.*no route.*perceptual=0"):
+        system("system.perceptual=0.1")
+
+
+def test_lpips_is_added_in_three_channels_and_is_in_no_checkpoint(monkeypatch):
+    class Distance(torch.nn.Conv2d):
+        def forward(self, x, found):
+            assert x.shape == found.shape == (4, 3, 8, 8) and found.abs().max() <= 1
+            return (x - found).square().mean()
+
+    monkeypatch.setattr("ddpm_lab.systems.autoencoder._lpips", lambda weight: Distance(1, 1, 1))
+    data, model = system("system.perceptual=2")
+    x = data.test.x0[:4]
+    torch.manual_seed(0)
+    losses, found = model.losses(x)
+    assert losses.shape == (4,) and not any("lpips" in name for name in model.state_dict())
+    model._lpips = []
+    torch.manual_seed(0)
+    torch.testing.assert_close(losses, model.losses(x)[0] + 2 * (x - found.clamp(-1, 1)).square().mean())
+
+
+def latents(origin="", seed=3):
+    torch.manual_seed(seed)
+    return Latents(SPEC, autoencoder(), origin)
+
+
+def test_latents_have_mean_0_and_variance_1_over_the_training_split():
+    data = build(composed(), "data")
+    codec = latents()
+    (frozen,) = codec._frozen
+    with torch.no_grad():
+        frozen.narrow[-1].weight.mul_(3)
+    assert (codec.encode(data.train.x0).std((0, 2, 3)) - 1).abs().max() > 0.5, "as the autoencoder makes them, not"
+    codec.measure(data.train)
+    z = codec.encode(data.train.x0)
+    assert z.shape == (1437, *codec.shape) == (1437, 2, 4, 4)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(2), rtol=0, atol=0.03)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(2), rtol=0, atol=0.03)
+    exact = frozen.encode(data.test.x0, torch.zeros_like).z
+    torch.testing.assert_close(codec.decode(codec.encode(data.test.x0, torch.zeros_like)), frozen.decode(exact))
+
+
+def test_a_run_holds_the_scale_and_not_the_autoencoder():
+    codec = latents("runs/a")
+    codec.measure(build(composed(), "data").train)
+    state = codec.state_dict()
+    assert {*state} == {"mean", "std", "_extra_state"} and not list(codec.parameters())
+    same = latents("runs/a")
+    same.load_state_dict(state)
+    assert torch.equal(same.mean, codec.mean) and torch.equal(same.std, codec.std)
+    with pytest.raises(ValueError, match="run=runs/b has changed since this model was trained in its latents"):
+        latents("runs/b", seed=4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_latents_that_are_no_numbers_or_say_nothing_are_refused(value):
+    codec = latents("runs/a")
+    (frozen,) = codec._frozen
+    for parameter in frozen.narrow.parameters():
+        torch.nn.init.constant_(parameter, value)
+    codec.encode = lambda x: frozen.encode(x, torch.zeros_like).z
+    with pytest.raises(ValueError, match=r"run=runs/a makes latents whose channels have standard deviations \["):
+        codec.measure(Images(torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8), None))
+
+
+def test_pixels_are_left_as_they_are():
+    x, codec = torch.rand(2, 1, 8, 8), Pixels(SPEC)
+    assert codec.encode(x) is x and codec.decode(x) is x and (codec.shape, codec.bin_width) == ((1, 8, 8), 2 / 255)
+    assert not codec.state_dict()
+
+
+def test_diffusion_works_on_what_the_codec_makes():
+    config = composed("model.channels=8", "prediction=v", "sampler.clip=null", "sampler.steps=3")
+    data = build(config, "data")
+    torch.manual_seed(0)
+    model = build(config, "system", **data.spec, codec=lambda spec: Latents(spec, autoencoder()))
+    model.codec.measure(data.train)
+    given = batch(data.test.at(slice(4)))
+    torch.manual_seed(1)
+    draw = model.draw(given, torch.full((4,), 300))
+    torch.manual_seed(1)
+    torch.testing.assert_close(draw.x0, model.codec.encode(given["x0"]))
+    assert draw.x_t.shape == draw.eps.shape == (4, 2, 4, 4) and draw.bin_width is None
+    assert model.losses(given, torch.full((4,), 300)).shape == (4,)
+    (made,) = model.sample(model.denoiser, 3, asked=model.ask(3))
+    assert made.pixels.shape == (3, 1, 8, 8)
+    z = torch.randn(3, 2, 4, 4)
+    expected = ((model.codec.decode(z).clamp(-1, 1) + 1) * 127.5).round().byte()
+    assert torch.equal(model.show(z, None).pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: KL(latent=0), "latent must be at least 1"),
+        (lambda: KL(weight=-1.0), "weight must be at least 0"),
+        (lambda: VQ(codes=0), "codes must be at least 1"),
+        (lambda: VQ(commitment=-1.0), "commitment must be at least 0"),
+        (lambda: autoencoder(shape=(2,)), "shape of the data must be that of pictures"),
+        (lambda: autoencoder(multipliers=()), "multipliers must hold"),
+        (lambda: autoencoder(multipliers=(1, 1, 1, 1, 1)), "makes latents 16 times smaller, and 8x8 cannot be"),
+        (lambda: Latents(Spec((3, 8, 8), None, 2 / 255, None), autoencoder(), "a"),
+         r"run=a was trained on data of shape \(1, 8, 8\), and this data has \(3, 8, 8\)"),
+        (lambda: system("data=toy", "model=autoencoder_kl"), "system=autoencoder is for pictures"),
+        (lambda: system("model=unet"), "model is not an autoencoder"),
+        (lambda: system("model=classifier"), "model is not an autoencoder"),
+        (lambda: system("system.start=-1"), "system.start must be at least 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
