@@ -211,7 +211,8 @@ MUTANTS = [
     Mutant("the null's variance under guidance", "diffusion/guidance.py",
            "both.spread.chunk(2)[0]", "both.spread.chunk(2)[1]", "guidance"),
     Mutant("noise of a sample from its place in the batch", "diffusion/noise.py",
-           "[generator(seed, i) for i in samples]", "[generator(seed, i) for i, _ in enumerate(samples)]", "samplers"),
+           "else generator(seed, i) for i in samples]", "else generator(seed, i) for i, _ in enumerate(samples)]",
+           "samplers"),
     Mutant("labels dropped at sampling", "systems/diffusion.py",
            "cond = denoiser.conditioner(asked, noise)",
            "cond = denoiser.conditioner(asked, noise).drop(denoiser.conditioner.dropout)", "system"),
@@ -226,11 +227,11 @@ MUTANTS = [
     # Conditions, and how a network hears them
     Mutant("always the first caption", "conditioners.py",
            "(chance * counts).long().clamp(max=counts - 1)", "torch.zeros_like(label)", "conditioners"),
-    Mutant("the small picture is noisy at sampling as in training", "conditioners.py",
+    Mutant("the small picture is noisy at sampling as in training", "low_res.py",
            "if self.training:", "if self.highest:", "conditioners"),
-    Mutant("the small picture gains variance with its noise", "conditioners.py",
+    Mutant("the small picture gains variance with its noise", "low_res.py",
            "noisy = angle.cos() * z", "noisy = z", "conditioners"),
-    Mutant("the small picture's noise is not told", "conditioners.py",
+    Mutant("the small picture's noise is not told", "low_res.py",
            "level=1000 * level)", "level=0 * level)", "conditioners"),
     Mutant("dropped tokens are heard", "networks/layers.py",
            "return cond.context if cond.dropped is None else", "return cond.context if cond else", "networks"),
@@ -256,7 +257,7 @@ MUTANTS = [
     Mutant("recall for precision", "evaluation/quality.py",
            'found["precision"], found["recall"] =', 'found["recall"], found["precision"] =', "quality"),
     Mutant("all values are drawn alike", "evaluation/quality.py",
-           "system.draw_with(*way)", "pass", "quality"),
+           "        way()\n", "        pass\n", "quality"),
 ]  # fmt: skip
 
 

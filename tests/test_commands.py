@@ -186,7 +186,7 @@ def test_a_model_enlarges_held_out_pictures(typed, tmp_path):
     labels = build(runs.config(f"{tmp_path}/r"), "data").test.labels[:4]
     assert np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels.tolist()
     status, _, error = typed("sample", trained, "label=3")
-    assert status == 2 and "label=3 cannot be chosen for a model that enlarges pictures" in error
+    assert status == 2 and "label=3 cannot be chosen for pictures that bring their own" in error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]["given"] == "test"
     there_and_back(typed, trained, tmp_path)
@@ -306,7 +306,7 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
         (
             "evaluate",
             ["run=RUN", "against=sampler.stepz", "values=[1]"],
-            "against=sampler.stepz is not among the choices of this run's sampler and guidance: sampler.steps,",
+            "against=sampler.stepz is not among what can be chosen of this run's samples: sampler.steps,",
         ),
         ("evaluate", ["run=RUN", "against=guidance.w"], "values=null must be a list of what guidance.w is to be"),
         ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,-1]"], "guidance.w must be a number of at least 0"),

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from conftest import composed
 
 from ddpm_lab.commands.build import build
-from ddpm_lab.conditioners import LowRes, PretrainedText, Spec, Text, Tokens
-from ddpm_lab.data.splits import batch
+from ddpm_lab.conditioners import PretrainedText, Spec, Text, Tokens
+from ddpm_lab.data.splits import Images, batch
+from ddpm_lab.low_res import LowRes
 from ddpm_lab.networks.text import read, spelled
 
 CAPTIONS = [["one", "eins"], ["two", "a two", "zwei"]]
@@ -134,6 +135,8 @@ def test_without_labels_low_res_says_the_picture_alone():
         (lambda: Text(SPEC, length=2), "length=2 is too short for the captions of this data; try length=5"),
         (lambda: LowRes(SPEC, factor=3), "factor=3 must be at least 2 and divide pictures of 8x8; try factor=2"),
         (lambda: LowRes(SPEC._replace(shape=(2,))), "low_res is for pictures"),
+        (lambda: LowRes(SPEC, blur=[0.6, 0.4]), r"blur must be \[low, high\].*try \[0.4,0.6\]"),
+        (lambda: LowRes(SPEC, highest=-0.1), r"highest is a level of noise and must lie in \[0, 1\] \(got -0.1\)"),
         (lambda: LowRes(SPEC, level=2.0), r"level is a level of noise and must lie in \[0, 1\] \(got 2\)"),
         (lambda: LowRes(SPEC._replace(classes=None)), "label=true needs labels, .*try label=false"),
         (lambda: LowRes(SPEC._replace(shape=(1, 7, 9))), "factor=2 must .*7x9; none does"),
@@ -176,9 +179,62 @@ def test_what_is_asked_is_what_is_heard():
     _, large = system("conditioner=low_res")
     asked = large.ask(400, given=data.test)
     assert torch.equal(asked["x0"][360:], data.test.x0[:40]) and asked["label"][0] == data.test.labels[0]
-    for mistake in ({"label": 3, "given": data.test}, {}):
-        with pytest.raises(ValueError, match="enlarges pictures"):
-            large.ask(5, **mistake)
+    assert torch.equal(large.ask(5, given=data.test.at(slice(3)))["x0"][3:], data.test.x0[:2])
+    with pytest.raises(ValueError, match="enlarges pictures, and none were given"):
+        large.ask(5)
+    with pytest.raises(ValueError, match="label=3 cannot be chosen for pictures that bring their own"):
+        large.ask(5, label=3, given=data.test)
+    with pytest.raises(ValueError, match="text=x asks for what"):
+        large.ask(5, text="x", given=data.test)
+
+
+def test_small_pictures_are_taken_as_they_are_and_asked_for_by_label_where_they_say_none():
+    _, large = system("conditioner=low_res")
+    pixels = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
+    asked = large.ask(4, label=[7, 8], given=Images(pixels, None))
+    assert torch.equal(asked["low_res"], Images(pixels, None).x0[[0, 1, 2, 0]]) and asked["label"].tolist() == [
+        7,
+        8,
+        7,
+        8,
+    ]
+    assert "x0" not in asked and torch.equal(large.settle(asked)["low_res"], asked["low_res"])
+    with pytest.raises(ValueError, match=r"must know of what class the pictures are.*label="):
+        large.ask(4, given=Images(pixels, None))
+    with pytest.raises(ValueError, match=r"labels up to 10, and it knows 0\.\.9"):
+        large.ask(4, given=Images(pixels, torch.tensor([1, 10, 2])))
+    with pytest.raises(ValueError, match="enlarges pictures of 1x4x4 to 1x8x8, and those given are 1x2x2"):
+        large.ask(4, given=Images(pixels[..., :2, :2], None))
+    _, deaf = system("conditioner=low_res", "conditioner.label=false")
+    assert {*deaf.ask(4, given=Images(pixels, None))} == {"low_res"}
+
+
+def test_a_picture_that_is_noisy_already_gets_no_more_noise():
+    conditioner, z = LowRes(SPEC, level=0.9).eval(), torch.randn(3, 1, 4, 4)
+    said = conditioner({"low_res": z, "level": torch.tensor([0.1, 0.2, 0.3]), **LABELS})
+    torch.testing.assert_close(said.image, F.interpolate(z, scale_factor=2.0, mode="bilinear"))
+    torch.testing.assert_close(said.level, torch.tensor([100.0, 200.0, 300.0]))
+
+
+def test_half_of_the_small_pictures_of_training_are_blurred_and_none_at_sampling():
+    def kernel(std):
+        side = math.exp(-1 / (2 * std**2))
+        return torch.tensor([side, 1, side]) / (1 + 2 * side)
+
+    conditioner = LowRes(SPEC, highest=0.0, blur=[0.5, 0.5])
+    given = {"low_res": torch.rand(2000, 1, 4, 4), "label": torch.zeros(2000, dtype=torch.long)}
+    plain = conditioner.eval()(given).image
+    torch.testing.assert_close(plain, F.interpolate(given["low_res"], scale_factor=2.0, mode="bilinear"))
+    filtered = F.conv2d(F.pad(given["low_res"], (1, 1, 1, 1), mode="replicate"),
+                        torch.outer(kernel(0.5), kernel(0.5))[None, None])  # fmt: skip
+    expected = F.interpolate(filtered, scale_factor=2.0, mode="bilinear")
+    image = conditioner.train()(given).image
+    blurred = (image - expected).abs().amax((1, 2, 3)) < 1e-5
+    left = (image - plain).abs().amax((1, 2, 3)) == 0
+    assert (blurred ^ left).all() and blurred.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    wide = LowRes(SPEC, highest=0.0, blur=[0.2, 2.0]).train()(given).image
+    rough = (wide[1:] - wide[:-1]).abs().amax((1, 2, 3))
+    assert rough.std() > 0.05  # each has a blur of its own
 
 
 @pytest.mark.parametrize("conditioner", ["tokens", "text", "low_res"])

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "ddpm_lab"
 LAYERS = [
     ("errors",),
     ("diffusion", "networks"),
-    ("conditioners",),
+    ("conditioners", "low_res"),
     ("data",),
     ("codecs",),
     ("systems",),

@@ -6,11 +6,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.condition import Condition, Conditioner, Noise
-from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.errors import UserError
 from ddpm_lab.networks.text import TextEncoder, read, spelled
 
@@ -33,7 +31,7 @@ class Label(Conditioner):
 
     def __init__(self, spec: Spec, dropout: float = 0.1) -> None:
         super().__init__()
-        self.classes, self.dropout, self.reads = _labelled(spec), _share(dropout), "label"
+        self.classes, self.dropout, self.reads = labelled(spec), share(dropout), "label"
         self.doors = {"classes": self.classes}
 
     def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
@@ -48,7 +46,7 @@ class Tokens(Conditioner):
     def __init__(self, spec: Spec, count: int = 4, width: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
         _at_least_1(count=count, width=width)
-        self.classes, self.dropout, self.reads = _labelled(spec), _share(dropout), "label"
+        self.classes, self.dropout, self.reads = labelled(spec), share(dropout), "label"
         self.doors, self.shape = {"context": width}, (count, width)
         self.table = nn.Embedding(self.classes, count * width)
 
@@ -70,7 +68,7 @@ class Captioned(Conditioner):
                             "labels")  # fmt: skip
         if (longest := max(len(text.encode()) for texts in spec.captions for text in texts)) > length:
             raise ValueError(f"length={length} is too short for the captions of this data; try length={longest}")
-        self.classes, self.dropout, self.reads, self.length = spec.classes, _share(dropout), "text", length
+        self.classes, self.dropout, self.reads, self.length = spec.classes, share(dropout), "text", length
         most = max(map(len, spec.captions))
         rows = [spelled([texts[i % len(texts)] for i in range(most)], length) for texts in spec.captions]
         self.register_buffer("table", torch.stack(rows), persistent=False)  # (classes, most, length)
@@ -161,61 +159,15 @@ def _pretrained(model: str) -> tuple[Any, Any]:
     return tokenizer, encoder.requires_grad_(False).eval()
 
 
-class LowRes(Conditioner):
-    """The same picture at 1 / `factor` of the resolution, and with `label` its class: super-resolution, and a stage of
-    a cascade (Ho et al., 2022, cascaded diffusion).
-
-    It is made noisy, cos(pi/2 l) z + sin(pi/2 l) eps, and the network hears the level l: drawn from [0, `highest`] in
-    training, `level` at sampling, so that a model is not thrown by what another model drew. Raises ValueError where the
-    pictures cannot be divided.
-    """
-
-    def __init__(
-        self,
-        spec: Spec,
-        factor: int = 2,
-        highest: float = 0.5,
-        level: float = 0.0,
-        label: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if len(spec.shape) != 3:
-            raise UserError("conditioner=low_res is for pictures, and this data has none; try conditioner=label")
-        if factor < 2 or any(size % factor for size in spec.shape[1:]):
-            fits = [n for n in range(2, 1 + min(spec.shape[1:])) if not any(size % n for size in spec.shape[1:])]
-            raise ValueError(f"factor={factor} must be at least 2 and divide pictures of {spec.shape[1]}x"
-                             f"{spec.shape[2]}; " + (f"try factor={fits[0]}" if fits else "none does"))  # fmt: skip
-        if label and spec.classes is None:
-            raise ValueError("label=true needs labels, which this data has not; try label=false")
-        for name, value in {"highest": highest, "level": level}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is a level of noise and must lie in [0, 1] (got {value:g})")
-        self.factor, self.highest, self.level = factor, highest, level
-        self.classes, self.dropout, self.reads = spec.classes if label else None, _share(dropout), "x0"
-        self.doors = {"image": spec.shape[0]} | ({} if self.classes is None else {"classes": self.classes})
-
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
-        z = batch["low_res"] if "low_res" in batch else F.avg_pool2d(batch["x0"], self.factor)
-        level = torch.full((len(z),), self.level, device=z.device)
-        if self.training:
-            level = self.highest * torch.rand_like(level)
-        angle = per_pixel(math.pi / 2 * level, z)
-        noisy = angle.cos() * z + angle.sin() * noise(z)
-        image = F.interpolate(noisy, scale_factor=float(self.factor), mode="bilinear")
-        return Condition(batch["label"] if self.classes else None, image=image, level=1000 * level)
-
-    def settle(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"low_res": F.avg_pool2d(batch["x0"], self.factor), **super().settle(batch)} if "x0" in batch else batch
-
-
-def _labelled(spec: Spec) -> int:
+def labelled(spec: Spec) -> int:
+    """How many classes there are. Raises UserError if there are none."""
     if spec.classes is None:
         raise UserError("conditioner needs labels, which this data has not; try conditioner=none, or data with labels")
     return spec.classes
 
 
-def _share(dropout: float) -> float:
+def share(dropout: float) -> float:
+    """It. Raises ValueError unless it is a probability."""
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is a probability and must lie in [0, 1] (got {dropout:g})")
     return dropout

@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, table
+from ddpm_lab.commands.runs import before, load
 from ddpm_lab.commands.runs import config as saved_config
-from ddpm_lab.commands.runs import load
 from ddpm_lab.commands.sweep import sweep
 from ddpm_lab.diffusion.variances import Analytic
 from ddpm_lab.errors import UserError, naming
@@ -17,6 +17,7 @@ from ddpm_lab.evaluation.density import assess_density
 from ddpm_lab.evaluation.likelihood import assess_likelihood
 from ddpm_lab.evaluation.pictures import save_bound
 from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.systems.cascade import Cascade
 
 LOG = logging.getLogger(__name__)
 METRICS = ("fid", "prc", "nll", "density")
@@ -28,7 +29,9 @@ def evaluate(config: DictConfig) -> None:
     """
     quiet()
     _check(config)
-    system = load(config)
+    stages = [*before(config), load(config)]
+    Cascade(stages)
+    system = stages.pop()
     metrics = config.metrics or (["density"] if system.bin_width is None else ["fid"])
     judged = config.against is not None or not {"fid", "prc"}.isdisjoint(metrics)
     if judged:
@@ -38,7 +41,7 @@ def evaluate(config: DictConfig) -> None:
             extractor = build(config, "extractor")()
         extractor.check(system.shape)
     if config.against is not None:
-        sweep(config, system, extractor)
+        sweep(config, stages, system, extractor)
         return
     data = build(saved_config(config.run), "data")
     result: dict[str, Any] = {"run": str(config.run)}
@@ -59,8 +62,8 @@ def evaluate(config: DictConfig) -> None:
         result["density"] = assess_density(system, system.denoiser, data, **common, **config.density)
         rows += density_rows(result["density"])
     if judged:
-        result |= next(assess(system, system.denoiser, data, extractor, **common, thorough="prc" in metrics,
-                              split=config.split, count=config.count, seed=config.seed,
+        result |= next(assess(system, system.denoiser, data, extractor, **common, before=stages,
+                              thorough="prc" in metrics, split=config.split, count=config.count, seed=config.seed,
                               batch_size=config.batch_size))  # fmt: skip
         rows += quality_rows(result)
     out = output(config.out)
@@ -79,6 +82,9 @@ def _check(config: DictConfig) -> None:
     if config.against is not None and metrics is not None:
         raise UserError(f"metrics={metrics} cannot be chosen with against={config.against}, which measures FID, "
                         "precision and recall; try metrics=null")  # fmt: skip
+    if config.cascade is not None and not {"fid", "prc"} >= {*(metrics or [])}:
+        raise UserError(f"metrics={metrics} looks at one model, and cascade={config.cascade} has several; try "
+                        "metrics=[fid], or run=DIR")  # fmt: skip
     if config.against is None and config["values"] is not None:
         raise UserError(f"values={config['values']} are values of nothing; try against=guidance.w")
     for key in ("split", "nll.split", "density.split"):

@@ -75,6 +75,7 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
         if verb in ("sample", "evaluate"):
+            sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
     except UserError as error:

@@ -3,10 +3,15 @@
 import difflib
 import hashlib
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra import compose
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.errors import UserError, choice, naming
@@ -61,6 +66,39 @@ def offer(arguments: list[str]) -> None:
     for group in ADJUSTABLE:
         alike = len({str(one[group]) for one in saved}) == 1
         ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if alike else {})
+
+
+def unfold(arguments: list[str]) -> list[str]:
+    """`arguments` with what `cascade=[...]` says of its last stage as arguments of their own: `run=` and its words."""
+    given = [argument for argument in arguments if argument.startswith("cascade=")]
+    if not given or given[-1] == "cascade=null":
+        return arguments
+    if any(argument.startswith("run=") for argument in arguments):
+        raise UserError(f"run= and {given[-1]} both say what draws; give one of them")
+    override = OverridesParser.create().parse_override(given[-1])
+    stages: Any = None if override.is_sweep_override() else override.value()
+    if not isinstance(stages, list) or not stages:
+        raise UserError(f"{given[-1]} must be a list of runs, from the smallest pictures on; try cascade=[DIR,DIR2]")
+    run, *words = shlex.split(str(stages[-1]))
+    return [*arguments, f"run={run}", *words]
+
+
+def before(settings: DictConfig) -> list["Diffusion"]:
+    """The stages of `settings.cascade` before the last: each is a run, behind which stands what it does otherwise than
+    it was trained to do, in the words of sample.py.
+    """
+    found = []
+    for stage in (settings.cascade or [])[:-1]:
+        run, *words = shlex.split(str(stage))
+        offer([f"run={run}", *words])
+        try:
+            stage_settings = compose("sample", overrides=[f"run={run}", *words])
+            found.append(load(stage_settings))
+            found[-1].denoiser.origin = f"{run} ({stage_settings.weights})"
+        except HydraException as error:
+            raise UserError(f"cascade, stage {stage}: {' '.join(str(error).split())[:300]}") from error
+    offer(sys.argv[1:])  # for what a sweep composes next
+    return found
 
 
 def load(settings: DictConfig) -> "Diffusion":

@@ -3,60 +3,71 @@
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 from ddpm_lab.commands.build import at_least, build
+from ddpm_lab.commands.files import SPLITS, array, arrays, read, save
 from ddpm_lab.commands.output import output, quiet
+from ddpm_lab.commands.runs import before, load
 from ddpm_lab.commands.runs import config as saved_config
-from ddpm_lab.commands.runs import load
-from ddpm_lab.data.splits import Images, Points, Split, batch, rows
+from ddpm_lab.data.splits import Split, batch, rows
 from ddpm_lab.diffusion.noise import Noise, SampleNoise
 from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.pictures import save_grid, save_scatter
+from ddpm_lab.low_res import LowRes
+from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
 
 LOG = logging.getLogger(__name__)
-SAID = {"label": "labels", "text": "text", "low_res": "low_res"}
-"""What samples were asked to be, and under which names an .npz has it"""
 
 
 def sample(config: DictConfig) -> None:
     """What `config.mode` says, of a run, into `config.out`."""
     quiet()
-    at_least(config, {"count": 1, "batch_size": 1, "seed": 0, "frames": 2})
+    at_least(config, {"batch_size": 1, "seed": 0, "frames": 2} | ({} if config.count is None else {"count": 1}))
     if config.mode not in MODES:
         raise UserError(f"mode={config.mode} is not one of {', '.join(MODES)}")
+    if config.cascade is not None and config.mode != "draw":
+        raise UserError(f"mode={config.mode} is for one model, and cascade={config.cascade} has several; try run=DIR")
     system = load(config)
     with torch.inference_mode(), naming("sampler"):
         MODES[config.mode](config, system)
 
 
 def _draw(config: DictConfig, system: Diffusion) -> None:
-    """`config.count` samples from noise: a picture of all, an .npz and, of pictures, a folder of PNGs."""
-    asked = _ask(config, system, config.count)
+    """`config.count` samples from noise: a picture of all, an .npz and, of pictures, a folder of PNGs; of each stage of
+    a cascade.
+    """
+    cascade = Cascade([*before(config), system])
+    given = _given(config, cascade.stages[0])
+    count = config.count or (100 if given is None or config.input in SPLITS else len(given[0]))
+    asked = _ask(config, cascade.stages[0], count, given)
     labels = asked.get("label")
     columns = 10 if config.label != "all" or labels is None else int((labels == 0).sum())
     out = output(config.out)
-    batches = list(system.sample(system.denoiser, config.count, asked=asked, seed=config.seed,
-                                 batch_size=config.batch_size, progress=True))  # fmt: skip
-    _save(system, torch.cat([batch[0] for batch in batches]).cpu(), labels, out, columns)
+    how = {"seed": config.seed, "batch_size": config.batch_size}
+    total = cascade.steps(count, config.batch_size)
+    with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=None, leave=False) as bar:
+        drawn, asked = cascade.lead(asked, count, **how, bar=bar)
+        batches = list(system.sample(system.denoiser, count, asked=asked, **how, bar=bar))
+    for number, (stage, split) in enumerate(zip(cascade.stages, drawn, strict=False), 1):
+        save(stage, split[0].cpu(), labels, output(f"{out}/stage-{number}"), columns)
+    save(system, torch.cat([batch[0] for batch in batches]).cpu(), labels, out, columns)
 
 
 def _encode(config: DictConfig, system: Diffusion) -> None:
     """Data to x_T and back (Song et al., 2021, section 5.4): x_T in an .npz, and the three side by side."""
-    given = _input(config, system)
+    given = read(config, system.shape, system)
     chosen = config.label is not None or config.text is not None
-    asked = _ask(config, system, len(given[0])) if chosen else batch(given)
+    asked = _ask(config, system, len(given[0]), given) if chosen else batch(given)
     if not chosen and system.denoiser.classes is not None and given.labels is None:
         instead = "input=test" if system.denoiser.conditioner.reads == "x0" else "label=..."
         raise UserError(f"input={config.input} says no labels, and this model needs them; try {instead}")
@@ -72,7 +83,7 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     back = _walk(lambda some: _fall(system, x_T, asked, some, torch.zeros_like), len(x0), config, system, "decoding")
     out = output(config.out)
     error = ((system.codec.decode(back) - data) / 2).square().mean().item()
-    np.savez_compressed(out / "x_T.npz", **_arrays("x_T", x_T.cpu(), asked))
+    np.savez_compressed(out / "x_T.npz", **arrays("x_T", x_T.cpu(), asked))
     if system.bin_width is None:
         shown = {"given": (x0, labels), "x_T": (x_T, labels), "decoded": (back, labels)}
         file, how = save_scatter(shown, out / "scatter.png"), "given, x_T, decoded"
@@ -87,15 +98,15 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
 
 def _decode(config: DictConfig, system: Diffusion) -> None:
     """x_T from an .npz to samples, deterministically but for the sampler's own noise."""
-    if config.input in ("train", "test"):
+    if config.input in SPLITS:
         raise UserError(f"input={config.input} is data, and mode=decode needs the x_T.npz that mode=encode wrote; "
                         "try input=FILE")  # fmt: skip
-    x_T, known = _array(config.input, "x_T", system.codec.shape, system.classes)
+    x_T, known = array(config.input, "x_T", system.codec.shape, system.classes)
     if not known or config.label is not None or config.text is not None:
-        asked = _ask(config, system, len(x_T))
+        asked = _ask(config, system, len(x_T), _held_out(config, system))
     else:
         asked = known
-        for name, value in system.settle(_ask(config, system, 1)).items():
+        for name, value in system.settle(_ask(config, system, 1, _held_out(config, system))).items():
             kept = asked.get(name)
             # A caption that is not there is chosen for the label.
             if (kept is None and name != "text") or (kept is not None and kept.shape[1:] != value.shape[1:]):
@@ -107,23 +118,24 @@ def _decode(config: DictConfig, system: Diffusion) -> None:
         return _fall(system, x_T, asked, some, SampleNoise(config.seed, some.tolist()))
 
     made = system.show(_walk(fall, len(x_T), config, system, "decoding"), None)
-    _save(system, made[0].cpu(), asked.get("label"), output(config.out))
+    save(system, made[0].cpu(), asked.get("label"), output(config.out))
 
 
 def _interpolate(config: DictConfig, system: Diffusion) -> None:
     """`config.count` rows, each from one x_T to another on the sphere, with one label and one stream of noise a row."""
-    count, frames = config.count, config.frames
+    count, frames = config.count or 100, config.frames
     ends = SampleNoise(config.seed, range(2 * count))(torch.empty(2 * count, *system.codec.shape))
     share = torch.linspace(0, 1, frames)
     z = torch.cat([slerp(a, b, share) for a, b in zip(ends[::2], ends[1::2], strict=True)]).to(system.device)
-    asked = {name: value.repeat_interleave(frames, dim=0) for name, value in _ask(config, system, count).items()}
+    asked = _ask(config, system, count, _held_out(config, system))
+    asked = {name: value.repeat_interleave(frames, dim=0) for name, value in asked.items()}
     x_T = system.sampler.prior(system.denoiser.process, z)
 
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
         return _fall(system, x_T, asked, some, SampleNoise(config.seed, (2 * count + some // frames).tolist()))
 
     made = system.show(_walk(fall, len(x_T), config, system, "interpolating"), None)
-    _save(system, made[0].cpu(), asked.get("label"), output(config.out), columns=frames)
+    save(system, made[0].cpu(), asked.get("label"), output(config.out), columns=frames)
 
 
 def _times(config: DictConfig, system: Diffusion) -> None:
@@ -136,16 +148,33 @@ def _times(config: DictConfig, system: Diffusion) -> None:
 MODES = {"draw": _draw, "encode": _encode, "decode": _decode, "interpolate": _interpolate, "times": _times}
 
 
-def _ask(config: DictConfig, system: Diffusion, count: int) -> Batch:
-    """What `config.label` and `config.text` ask `count` samples to be; enlarged are the data's held-out pictures."""
+def _ask(config: DictConfig, system: Diffusion, count: int, given: Split | None) -> Batch:
+    """What `config.label` and `config.text` ask `count` samples to be; one that enlarges pictures is `given` some."""
     label: Any
     text: Any
     label, text = (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
                    for value in (config.label, config.text))  # fmt: skip
     if label is not None and text is not None:
         raise UserError(f"label={label} and text={text} both say what to draw; give one of them")
-    enlarges = system.denoiser.conditioner.reads == "x0"
-    return system.ask(count, label, text, build(saved_config(config.run), "data").test if enlarges else None)
+    return system.ask(count, label, text, given)
+
+
+def _held_out(config: DictConfig, system: Diffusion) -> Split | None:
+    """What a model that enlarges pictures is given where nothing else is; None for one that does not."""
+    enlarges = isinstance(system.denoiser.conditioner, LowRes)
+    found: Split | None = build(saved_config(config.run), "data").test if enlarges else None
+    return found
+
+
+def _given(config: DictConfig, system: Diffusion) -> Split | None:
+    """What `config.input` gives to a model that enlarges pictures; None for one that does not."""
+    conditioner = system.denoiser.conditioner
+    if isinstance(conditioner, LowRes):
+        return read(config, system.shape if config.input in SPLITS else conditioner.small, system, None)
+    if config.input != "test":
+        raise UserError(f"input={config.input} is for a model that enlarges pictures, and this one draws them from "
+                        "noise; try input=test, or mode=encode")  # fmt: skip
+    return None
 
 
 def _fall(system: Diffusion, x_T: Tensor, asked: Batch, some: Tensor, noise: Noise) -> Iterator[tuple[int, Tensor]]:
@@ -167,65 +196,3 @@ def _walk(
                 bar.update()
             ends.append(x)
     return torch.cat(ends)
-
-
-def _input(config: DictConfig, system: Diffusion) -> Split:
-    """`config.count` samples of the data's split that `config.input` names, or those in a file."""
-    if config.input in ("train", "test"):
-        data = build(saved_config(config.run), "data")
-        return getattr(data, config.input).at(slice(config.count))
-    if system.bin_width is None:
-        points, said = _array(config.input, "points", system.shape, system.classes)
-        return Points(points, said.get("label")).at(slice(config.count))
-    channels, height, width = system.shape
-    pixels, said = _array(config.input, "images", (height, width, channels), system.classes, np.uint8)
-    return Images(pixels.permute(0, 3, 1, 2), said.get("label")).at(slice(config.count))
-
-
-def _array(
-    file: str, name: str, shape: tuple[int, ...], classes: int | None, kind: type = np.float32
-) -> tuple[Tensor, Batch]:
-    """The array `name` (N, *shape) of an .npz, and what its rows are said to be. Raises UserError where it is not
-    there, or does not fit.
-    """
-    try:
-        with np.load(Path(file), allow_pickle=False) as saved:
-            array = saved[name]
-            said = {key: torch.as_tensor(saved[stored]) for key, stored in SAID.items() if stored in saved}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"input={file} holds no array {name} ({type(error).__name__}); "
-                        "it is an .npz that sample.py wrote") from error  # fmt: skip
-    if array.shape[1:] != shape or array.dtype != kind:
-        raise UserError(f"input={file}: {name} is {array.shape} {array.dtype}, and this run wants (N, "
-                        f"{', '.join(map(str, shape))}) {np.dtype(kind)}")  # fmt: skip
-    labels = said.get("label")
-    if labels is not None and classes is not None and not ((labels >= 0) & (labels < classes)).all():
-        raise UserError(f"input={file} has labels in {labels.min()}..{labels.max()}, and this model knows 0.."
-                        f"{classes - 1}")  # fmt: skip
-    return torch.as_tensor(array), said
-
-
-def _arrays(name: str, values: Tensor, said: Batch) -> dict[str, Any]:
-    return {name: values.numpy()} | {SAID[key]: value.cpu().numpy() for key, value in said.items()}
-
-
-def _save(system: Diffusion, values: Tensor, labels: Tensor | None, out: Path, columns: int = 10) -> None:
-    """Samples as `show` gives them, uint8 pictures or float points, to `out`."""
-    said: Batch = {} if labels is None else {"label": labels}
-    if system.bin_width is None:
-        lines: list[tuple[str, Path | str]] = [
-            ("a picture", save_scatter({"samples": (values, labels)}, out / "scatter.png"))
-        ]
-        arrays = _arrays("points", values, said)
-    else:
-        (out / "images").mkdir(exist_ok=True)
-        for i, picture in enumerate(values):
-            to_pil_image(picture).save(out / "images" / f"{i:06d}.png")
-        grid = save_grid(values[:400], out / "grid.png", columns=min(columns, len(values)))
-        lines = [("a grid", grid), ("one by one", out / "images")]
-        arrays = _arrays("images", values.permute(0, 2, 3, 1), said)
-    np.savez_compressed(out / "samples.npz", **arrays)
-    what = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items())
-    lines.append(("an array", f"{out / 'samples.npz'}, {what}"))
-    LOG.info("%d samples of %s\n%s", len(values), "x".join(map(str, system.shape)),
-             "\n".join(f"  {name:<11} {where}" for name, where in lines))  # fmt: skip

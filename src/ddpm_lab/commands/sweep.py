@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,35 +13,36 @@ from ddpm_lab.commands.build import build
 from ddpm_lab.commands.output import grid, output
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.data.splits import Split
-from ddpm_lab.diffusion.denoiser import Denoises
-from ddpm_lab.diffusion.samplers import Sampler
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.pictures import save_grid, save_lines
 from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
-GROUPS = ("sampler", "guidance")
 COLUMNS = {"fid": "FID", "fid_within": "FID within class", "recognised": "recognised", "precision": "precision",
            "recall": "recall"}  # fmt: skip
 
 
-def sweep(config: DictConfig, system: Diffusion, extractor: Extractor) -> None:
-    """The quality of samples for each of `config.values` of the key `config.against`: a table, lines, and a row of
-    samples per value. Each value starts from the same noise.
+def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, extractor: Extractor) -> None:
+    """The quality of samples of `system`, after other `stages` of a cascade, for each of `config.values` of the key
+    `config.against`: a table, lines, and a row of samples per value. Each value starts from the same noise.
     """
     ways = _ways(config, system)
     data = build(saved_config(config.run), "data")
     out = output(config.out)
     found: list[dict[str, Any]] = []
     drawn: list[Split] = []
-    for result in assess(system, system.denoiser, data, extractor, ways=ways, thorough=True, weights=config.weights,
-                         split=config.split, count=config.count, seed=config.seed,
-                         batch_size=config.batch_size):  # fmt: skip
+    cascade = Cascade([*stages, system])
+    first = cascade.stages[0].ask(10, given=data.test)
+    common = {"seed": config.seed, "batch_size": config.batch_size}
+    for result in assess(system, system.denoiser, data, extractor, before=stages, ways=ways, thorough=True,
+                         weights=config.weights, split=config.split, count=config.count, **common):  # fmt: skip
         found.append(result)
         # Lazily measured, so the system still draws in the way that was judged.
-        drawn += system.sample(system.denoiser, 10, asked=system.ask(10, given=data.test), seed=config.seed)
+        _, asked = cascade.lead(first, 10, **common)
+        drawn += system.sample(system.denoiser, 10, asked=asked, **common)
     values = [OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in config["values"]]
     report = {"run": str(config.run), "against": config.against,
               "values": [{"value": value, **result} for value, result in zip(values, found, strict=True)]}  # fmt: skip
@@ -56,27 +57,35 @@ def sweep(config: DictConfig, system: Diffusion, extractor: Extractor) -> None:
              save_grid(torch.cat([split[0] for split in drawn]), out / "rows.png", columns=10))  # fmt: skip
 
 
-def _ways(config: DictConfig, system: Diffusion) -> list[tuple[Sampler, partial[Denoises]]]:
-    """A sampler and a guidance for each value, all of them tried. Raises UserError."""
+def _ways(config: DictConfig, system: Diffusion) -> list[Callable[[], None]]:
+    """What makes the system draw with each value, all of them tried. Raises UserError."""
     key, values = config.against, config["values"]
-    keys = [f"{group}.{name}" for group in GROUPS for name, value in config[group].items()
+    keys = [f"{group}.{name}" for group in ("sampler", "guidance") for name, value in config[group].items()
             if not str(name).startswith("_") and not OmegaConf.is_dict(value)]  # fmt: skip
+    keys += [f"conditioner.{name}" for name in system.denoiser.conditioner.chosen]
     if key not in keys:
-        raise UserError(f"against={key} is not among the choices of this run's sampler and guidance: {', '.join(keys)}")
+        raise UserError(f"against={key} is not among what can be chosen of this run's samples: {', '.join(keys)}")
     if not OmegaConf.is_list(values) or not values:
         said = "null" if values is None else values
         raise UserError(f"values={said} must be a list of what {key} is to be; try 'values=[0,1,2]'")
     if any(map(OmegaConf.is_dict, values)) or len({*map(str, values)}) < len(values):
         raise UserError(f"values={values} must differ, and be numbers, words or lists")
-    ways: list[tuple[Sampler, partial[Denoises]]] = []
+    ways: list[Callable[[], None]] = []
     group = key.partition(".")[0]
     for value in values:
         settings = config.copy()
         OmegaConf.update(settings, key, value)
         changed = build(settings, group)
-        ways.append((changed, system.guidance) if group == "sampler" else (system.sampler, changed))
-    for way in ways:
-        system.draw_with(*way)
+        if group == "sampler":
+            ways.append(partial(system.draw_with, changed, system.guidance))
+        elif group == "guidance":
+            ways.append(partial(system.draw_with, system.sampler, changed))
+        else:
+            chosen = {name: changed.keywords[name] for name in system.denoiser.conditioner.chosen}
+            ways.append(partial(system.denoiser.conditioner.choose, **chosen))
+    with naming(group):
+        for way in ways:
+            way()
     return ways
 
 

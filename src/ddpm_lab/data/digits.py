@@ -1,6 +1,8 @@
 """The 8x8 handwritten digits that ship with scikit-learn (a test set of UCI's, Alpaydin & Kaynak, 1998)."""
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ddpm_lab.data.splits import Data, Images
 
@@ -11,18 +13,23 @@ CAPTIONS = [
 ]  # fmt: skip
 
 
-def digits(batch_size: int = 64, seed: int = 0) -> Data:
-    """1,437 training and 360 held-out pictures, (1, 8, 8), of ten classes; the split is always the same."""
+def digits(resolution: int = 8, batch_size: int = 64, seed: int = 0) -> Data:
+    """1,437 training and 360 held-out pictures of ten classes; the split is always the same. They are (1, 8, 8), or
+    (1, `resolution`, `resolution`) by the means of pixels. Raises ValueError unless it divides 8.
+    """
+    if resolution not in (1, 2, 4, 8):
+        raise ValueError(f"resolution must be 8, that of the pictures, or a divisor (got {resolution}); try 4")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     splits = train_test_split(bunch.images, bunch.target, test_size=360, random_state=0, stratify=bunch.target)
     train, test, train_labels, test_labels = (torch.as_tensor(part) for part in splits)
-    return Data("digits", _images(train, train_labels), _images(test, test_labels), classes=10,
-                     batch_size=batch_size, seed=seed, captions=CAPTIONS)  # fmt: skip
+    pictures = [Images(_bytes(grey, resolution), labels.long()) for grey, labels in
+                ((train, train_labels), (test, test_labels))]  # fmt: skip
+    return Data("digits", *pictures, classes=10, batch_size=batch_size, seed=seed, captions=CAPTIONS)
 
 
-def _images(grey: torch.Tensor, labels: torch.Tensor) -> Images:
+def _bytes(grey: Tensor, resolution: int) -> Tensor:
     """17 levels of grey, 0..16, spread over 0..255."""
-    return Images((grey * (255 / 16)).round().byte()[:, None], labels.long())
+    return (F.avg_pool2d(grey[:, None], 8 // resolution) * (255 / 16)).round().byte()

@@ -66,6 +66,23 @@ def folder(
                 seed=seed, captions=[[entry.name] for entry in classes])  # fmt: skip
 
 
+def pictures(path: Path, shape: tuple[int, ...]) -> Images:
+    """Every picture in `path`, in the order of their names, all of them of `shape` (C, H, W). Raises ValueError that
+    begins with the path and names the file.
+    """
+    if not (files := _pictures(path)):
+        raise ValueError(f"{path} holds no pictures; looked for {' '.join(sorted(SUFFIXES))}")
+    channels, height, width = shape
+    found = torch.empty(len(files), *shape, dtype=torch.uint8)
+    for i, file in enumerate(tqdm(files, desc="reading pictures", leave=False, disable=None)):
+        picture = _open(file)
+        if (picture.width, picture.height, picture.mode) != (width, height, MODES[channels]):
+            raise ValueError(f"{path}: {file.name} is {picture.width}x{picture.height} {picture.mode}, and {width}x"
+                             f"{height} {MODES[channels]} is wanted")  # fmt: skip
+        found[i] = pil_to_tensor(picture)
+    return Images(found, None)
+
+
 def _pictures(part: Path) -> list[Path]:
     return sorted(file for file in part.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,17 @@ class Conditioner(nn.Module, ABC):
     """How many labels it understands; None: none"""
     reads: str
     """The key of a batch that it cannot do without, or ''"""
+    stream = 0
+    """Of a sample's random numbers, the stream that its model draws from: stages of one cascade have different ones"""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What can be chosen at sampling (`choose`)."""
+        return {}
+
+    def choose(self, **chosen: Any) -> None:
+        """Other values of what is `chosen`. Raises ValueError."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:

@@ -18,13 +18,14 @@ def generator(*numbers: int) -> torch.Generator:
 class SampleNoise:
     """Standard normal numbers of which sample i draws the same whatever batch or device it is computed in.
 
-    One CPU generator per sample, seeded by a hash of (seed, i); draws like `torch.randn_like`.
+    One CPU generator per sample, seeded by a hash of (seed, i), and of `stream` where that is not 0; draws like
+    `torch.randn_like`.
     """
 
-    def __init__(self, seed: int, samples: Iterable[int]) -> None:
+    def __init__(self, seed: int, samples: Iterable[int], stream: int = 0) -> None:
         if seed < 0:
             raise ValueError(f"seed must be at least 0 (got {seed})")
-        self.generators = [generator(seed, i) for i in samples]
+        self.generators = [generator(seed, i, stream) if stream else generator(seed, i) for i in samples]
 
     def __call__(self, like: Tensor) -> Tensor:
         """(B, ...) in the shape, type and place of `like`, whose rows are the samples."""

@@ -1,20 +1,20 @@
 """How good samples are: FID, and the share that a classifier recognises."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_fidelity.metric_prc import calculate_precision_recall_part
 from torchmetrics.image.fid import FrechetInceptionDistance
+from tqdm import tqdm
 
 from ddpm_lab.data.splits import Data, Images, Split
-from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
+from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.noise import generator
-from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
 
@@ -91,7 +91,8 @@ def assess(
     data: Data,
     extractor: Extractor,
     *,
-    ways: Sequence[tuple[Sampler, partial[Denoises]]] = (),
+    before: Sequence[Diffusion] = (),
+    ways: Sequence[Callable[[], None]] = (lambda: None,),
     thorough: bool = False,
     weights: str,
     split: str,
@@ -99,8 +100,8 @@ def assess(
     seed: int,
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    """The quality of `count` samples of `denoiser`, measured against a split of the data, drawn in each of `ways`;
-    without any, as the system draws.
+    """The quality of `count` samples of `denoiser`, measured against a split of the data, after each of `ways` was
+    called, which makes the system draw in that way. Before it may stand other stages of a cascade.
 
     Beside it stand what the same measurement says of the other split's real pictures (the floor) and of uniform noise,
     without which an FID says nothing, and the protocol: all that the figures depend on.
@@ -112,17 +113,22 @@ def assess(
     judge = Judge(extractor, reference, thorough)
     noise = torch.randint(256, other.pixels.shape, generator=generator(0), dtype=torch.uint8).to(system.device)
     others = {"real": judge(_batches(other)), "noise": judge(_batches(Images(noise, None)))}
-    asked = system.ask(count, given=data.test)
-    labels = "all, in turn" if "label" in asked else "none"
-    said = {"labels": "those of the pictures given", "given": "test"} if "x0" in asked else {"labels": labels}
-    for way in ways or [(system.sampler, system.guidance)]:
-        system.draw_with(*way)
-        samples = system.sample(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, progress=True)
+    cascade = Cascade([*before, system])
+    first = cascade.stages[0].ask(count, given=data.test)
+    labels = "all, in turn" if "label" in first else "none"
+    said = {"labels": "those of the pictures given", "given": "test"} if "x0" in first else {"labels": labels}
+    for way in ways:
+        way()
+        total = cascade.steps(count, batch_size)
+        with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=None, leave=False) as bar:
+            _, asked = cascade.lead(first, count, seed=seed, batch_size=batch_size, bar=bar)
+            samples = system.sample(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar)
+            found = judge(samples)
         yield {
-            **judge(samples),
+            **found,
             **others,
             "protocol": {
-                **system.protocol(), "weights": weights, "count": count, "seed": seed, "split": split,
+                **cascade.protocol(), "weights": weights, "count": count, "seed": seed, "split": split,
                 **said, "extractor": extractor.name, "extractor_sha256": extractor.sha256,
             },
         }  # fmt: skip

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddpm_lab.data.splits import Split, batch
 from ddpm_lab.errors import UserError
+from ddpm_lab.low_res import LowRes
 from ddpm_lab.networks.text import spelled
 
 
@@ -35,3 +37,41 @@ def texts(count: int, text: str | list[str], length: int) -> Tensor:
         return spelled(wanted, length)[torch.arange(count) % len(wanted)]
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def enlargements(
+    count: int,
+    label: int | str | Sequence[int] | None,
+    given: Split | None,
+    conditioner: LowRes,
+    shape: tuple[int, ...],
+) -> dict[str, Tensor]:
+    """`count` of the pictures `given`, in turn, as "low_res" or, where they are of the `shape` that is drawn, as "x0",
+    and their labels, or `label` where they have none. Raises UserError.
+    """
+    if given is None:
+        raise UserError("this model enlarges pictures, and none were given")
+    size = tuple(given[0].shape[1:])
+    if size not in (conditioner.small, shape):
+        raise UserError(f"this model enlarges pictures of {by(conditioner.small)} to {by(shape)}, and those given are "
+                        f"{by(size)}")  # fmt: skip
+    asked = batch(given.at(torch.arange(count) % len(given[0])))
+    if size == conditioner.small:
+        asked["low_res"] = asked.pop("x0")
+    if label is not None:
+        if given.labels is not None:
+            raise UserError(f"label={label} cannot be chosen for pictures that bring their own; try label=null")
+        chosen = labels(count, label, conditioner.classes)
+        asked |= {} if chosen is None else {"label": chosen}
+    if conditioner.classes is not None:
+        if "label" not in asked:
+            raise UserError("this model must know of what class the pictures are that it enlarges; try label=...")
+        if not (asked["label"] < conditioner.classes).all():
+            raise UserError(f"the pictures that this model is to enlarge have labels up to {asked['label'].max()}, and "
+                            f"it knows 0..{conditioner.classes - 1}")  # fmt: skip
+    return asked
+
+
+def by(shape: Sequence[int]) -> str:
+    """1x8x8"""
+    return "x".join(map(str, shape))

@@ -1,10 +1,9 @@
 """The one Lightning module of all diffusion models."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from ddpm_lab.codecs import Codec
 from ddpm_lab.conditioners import Captioned, Spec
-from ddpm_lab.data.splits import Images, Points, Split, batch, moved, rows, to_bytes
+from ddpm_lab.data.splits import Images, Points, Split, moved, rows, to_bytes
 from ddpm_lab.diffusion.condition import Condition, Conditioner
 from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lab.diffusion.noise import Noise, SampleNoise
@@ -23,11 +22,10 @@ from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.diffusion.timesteps import TimeSampler
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.errors import UserError, choice, naming
+from ddpm_lab.low_res import LowRes
 from ddpm_lab.systems import asking
+from ddpm_lab.systems.hearing import check_hearing
 from ddpm_lab.systems.training import Batch, System, evaluating
-
-HEARS = {"classes": "unet", "context": "unet_cross", "image": "unet"}
-"""A model that has the door"""
 
 
 class Diffusion(System):
@@ -68,18 +66,7 @@ class Diffusion(System):
             self.codec = codec(spec)
         with naming("conditioner"):
             told = conditioner(spec)
-        offered = inspect.signature(network).parameters
-        if "outputs" not in offered:
-            raise UserError("model is one that cannot draw; classifier is for system=classifier, autoencoder_kl and "
-                            "autoencoder_vq are for system=autoencoder")  # fmt: skip
-        if deaf := told.doors.keys() - offered.keys():
-            instead = f"model={HEARS[min(deaf)]}" if len(self.shape) == 3 else "conditioner=label"
-            raise UserError(f"conditioner={choice(told)} speaks by {' and '.join(deaf)}, which this model cannot hear; "
-                            f"try {instead}")  # fmt: skip
-        if "image" in told.doors and self.codec.shape != self.shape:
-            drawn = "x".join(map(str, self.codec.shape))
-            raise UserError(f"conditioner={choice(told)} lays a picture beside what is drawn, which "
-                            f"codec={choice(self.codec)} makes {drawn}; try codec=pixels")  # fmt: skip
+        check_hearing(network, told, self.codec, self.shape)
         with naming("model"):
             body = network(self.codec.shape, outputs=variance.outputs, **told.doors)
         self.denoiser = Denoiser(body, process, prediction, variance, told, self.codec.shape)
@@ -140,7 +127,7 @@ class Diffusion(System):
         given: Split | None = None,
     ) -> Batch:
         """What `count` samples are asked to be, as a batch without x0: their labels, or texts, in turn (see
-        `asking`). A model that enlarges pictures is `given` some of the size that it draws, and what they are.
+        `asking`). A model that enlarges pictures is `given` some, and what they are.
         """
         conditioner = self.denoiser.conditioner
         if text is not None:
@@ -148,11 +135,8 @@ class Diffusion(System):
                 raise UserError(f"text={text} asks for what this model was not trained with; try text=null, or train "
                                 "with conditioner=text")  # fmt: skip
             return {"text": asking.texts(count, text, conditioner.length)}
-        if conditioner.reads == "x0":
-            if given is None or label is not None:
-                raise UserError(f"label={label} cannot be chosen for a model that enlarges pictures, which bring their "
-                                "own; try label=null")  # fmt: skip
-            return batch(given.at(torch.arange(count) % len(given[0])))
+        if isinstance(conditioner, LowRes):
+            return asking.enlargements(count, label, given, conditioner, self.shape)
         labels = asking.labels(count, label, self.classes)
         return {} if labels is None else {"label": labels}
 
@@ -172,7 +156,7 @@ class Diffusion(System):
 
         `samples` are numbers, and `asked` says what they are to be. Sample i of a seed is the same in any company.
         """
-        noise = SampleNoise(seed, samples)
+        noise = SampleNoise(seed, samples, denoiser.conditioner.stream)
         start = noise(torch.empty(len(samples), *self.codec.shape, device=self.device))
         yield from self.decode(denoiser, self.sampler.prior(denoiser.process, start), asked, noise)
 
@@ -205,20 +189,34 @@ class Diffusion(System):
         asked: Batch,
         seed: int = 0,
         batch_size: int = 256,
-        progress: bool = False,
+        bar: "tqdm[NoReturn] | None" = None,
     ) -> Iterator[Split]:
-        """`count` samples of what is `asked` (see `ask`), in batches. `progress` shows a bar."""
-        batches = torch.arange(count).split(batch_size)
-        times = self.sampler.times(denoiser.process.steps)
-        first, total = times[0], len(batches) * (len(times) - 1)
-        silent = None if progress else True  # None: only where there is no terminal
-        with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=silent, leave=False) as bar:
-            for samples in batches:
-                some = rows(asked, samples)
-                x = torch.empty(0)
-                for t, x in self.walk(denoiser, samples.tolist(), some, seed):  # noqa: B007 (the last is the picture)
+        """`count` samples of what is `asked` (see `ask`), in batches; `bar` hears of every step."""
+        for x, some in self.ends(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar):
+            yield self.show(x, some.get("label"))
+
+    @torch.inference_mode()
+    def ends(
+        self,
+        denoiser: Denoiser,
+        count: int,
+        *,
+        asked: Batch,
+        seed: int,
+        batch_size: int,
+        bar: "tqdm[NoReturn] | None" = None,
+        until: int = 0,
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """The x of `sample` at the chain's stop `until`, (B, *codec.shape), with what it was asked to be."""
+        first = self.sampler.times(denoiser.process.steps)[0]
+        for samples in torch.arange(count).split(batch_size):
+            some = rows(asked, samples)
+            for t, x in self.walk(denoiser, samples.tolist(), some, seed):
+                if bar is not None:
                     bar.update(t < first)
-                yield self.show(x, some.get("label"))
+                if t == until:
+                    yield x, some
+                    break
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         guided = " guidance.w=1" if self.denoiser.knows_null and "w" in self.guidance.keywords else ""
@@ -237,4 +235,5 @@ class Diffusion(System):
             "variance": type(self.denoiser.variance).__name__,
             "steps": len(self.sampler.times(self.process.steps)) - 1,
             "T": self.process.steps,
+            **self.denoiser.conditioner.chosen,
         }
