@@ -1,7 +1,8 @@
-"""Models in two stages, typed as a user types them: latents."""
+"""Models in two stages, typed as a user types them: latents, and cascades."""
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,3 +135,127 @@ def test_every_autoencoder_takes_a_step(model, words, typed, tmp_path):
     status, _, error = typed("train", *SMALL, "system=autoencoder", f"model={model}", *words, *steps,
                              f"hydra.run.dir={tmp_path}/r")  # fmt: skip
     assert status == 0 and (tmp_path / "r" / "metrics.json").is_file(), error
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, typed):
+    """A model of digits of 4x4 and one that enlarges them, of ten steps each."""
+    where = tmp_path_factory.mktemp("chain")
+    for name, words in {"base": ["data.resolution=4"], "large": ["conditioner=low_res"]}.items():
+        status, said, error = typed("train", *FAST, *words, f"hydra.run.dir={where}/{name}")
+        assert status == 0, error
+        assert ("FID will not be measured" in said) == (name == "base")
+    return where
+
+
+def drawn(folder):
+    return np.load(folder / "samples.npz")
+
+
+def test_a_cascade_is_drawn_and_kept_stage_by_stage(chain, typed, tmp_path):
+    words = [f"cascade=[{chain}/base,{chain}/large]", "count=5", "seed=3"]
+    status, said, error = typed("sample", *words, f"hydra.run.dir={tmp_path}/c")
+    assert status == 0 and str(tmp_path / "c" / "stage-1") in said, error
+    small, large = drawn(tmp_path / "c" / "stage-1"), drawn(tmp_path / "c")
+    assert small["images"].shape == (5, 4, 4, 1) and large["images"].shape == (5, 8, 8, 1)
+    assert small["labels"].tolist() == large["labels"].tolist() == [0, 1, 2, 3, 4]
+    for folder in (tmp_path / "c", tmp_path / "c" / "stage-1"):
+        assert (folder / "grid.png").is_file() and len(list((folder / "images").iterdir())) == 5
+
+    # One stage after another, from what was saved.
+    assert typed("sample", f"run={chain}/base", *words[1:], f"hydra.run.dir={tmp_path}/a")[0] == 0
+    assert np.array_equal(drawn(tmp_path / "a")["images"], small["images"])
+    for given, more in ((tmp_path / "a", []), (tmp_path / "a" / "images", ["label=[0,1,2,3,4]"])):
+        status, _, error = typed("sample", f"run={chain}/large", "seed=3", f"input={given}", *more,
+                                 f"hydra.run.dir={tmp_path}/b")  # fmt: skip
+        assert status == 0, error
+        assert np.array_equal(drawn(tmp_path / "b")["images"], large["images"])
+        shutil.rmtree(tmp_path / "b")
+
+
+def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
+    words = [f"cascade=['{chain}/base sampler=ddpm sampler.steps=2','{chain}/large guidance.w=0']", "count=4"]
+    status, _, error = typed("sample", *words, "conditioner.level=0.4", f"hydra.run.dir={tmp_path}/c")
+    assert status == 0, error
+    assert typed("sample", f"run={chain}/base", "count=4", "sampler=ddpm", "sampler.steps=2",
+                 f"hydra.run.dir={tmp_path}/a")[0] == 0  # fmt: skip
+    assert np.array_equal(drawn(tmp_path / "c" / "stage-1")["images"], drawn(tmp_path / "a")["images"])
+    assert typed("sample", f"run={chain}/large", f"input={tmp_path}/a", "conditioner.level=0.4",
+                 f"hydra.run.dir={tmp_path}/b")[0] == 0  # fmt: skip
+    assert np.array_equal(drawn(tmp_path / "c")["images"], drawn(tmp_path / "b")["images"])
+    status, _, error = typed("evaluate", *words[:1], "count=20", "sampler.steps=1", f"hydra.run.dir={tmp_path}/e")
+    assert status == 0, error
+    protocol = json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]
+    (before,) = protocol["after"]
+    assert (before["sampler"]["name"], before["steps"], before["run"]) == ("DDPM", 2, f"{chain}/base (ema)")
+    assert (protocol["sampler"]["name"], protocol["steps"], protocol["level"]) == ("DDIM", 1, 0.0)
+
+
+def test_a_sweep_over_a_cascade_offers_each_cell_the_same(chain, typed, tmp_path):
+    words = [f"cascade=[{chain}/base,{chain}/large]", "conditioner.level=0,0.5", "count=2"]
+    status, _, error = typed("sample", "-m", *words, f"hydra.sweep.dir={tmp_path}")
+    assert status == 0, error
+    a, b = (drawn(tmp_path / str(job)) for job in (0, 1))
+    assert a["images"].shape == b["images"].shape and not np.array_equal(a["images"], b["images"])
+
+
+@pytest.mark.parametrize("truncated", ["false", "true"])
+def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_path):
+    words = [f"cascade=[{chain}/base,{chain}/large]", f"conditioner.truncated={truncated}", "count=40"]
+    status, said, error = typed("evaluate", *words, "against=conditioner.level", "values=[0,0.6]",
+                                f"hydra.run.dir={tmp_path}/r")  # fmt: skip
+    assert status == 0 and "conditioner.level" in said, error
+    zero, noisy = json.loads((tmp_path / "r" / "metrics.json").read_text())["values"]
+    assert zero["protocol"]["level"] == 0 and noisy["protocol"]["level"] == 0.6 and zero["fid"] != noisy["fid"]
+    status, _, _ = typed("evaluate", *words, "conditioner.level=0.6", f"hydra.run.dir={tmp_path}/e")
+    alone = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert status == 0 and alone["fid"] == pytest.approx(noisy["fid"], rel=1e-4)
+    assert alone["protocol"] == noisy["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "told"),
+    [
+        ("sample", ["cascade=[C/large,C/base]"], "stage 2 enlarges nothing; it must be trained with cond"),
+        ("sample", ["cascade=[C/large,C/large]"], "stage 1 draws pictures of 1x8x8, and stage 2 enlarges those of"),
+        ("evaluate", ["cascade=[C/large,C/large]"], "draws pictures of 1x8x8, and stage 2 enlarges those of 1x4x4"),
+        ("sample", ["cascade=[nowhere,C/large]"], "run=nowhere is no run"),
+        ("sample", ["cascade=C/large"], "cascade=C/large must be a list of runs, from the smallest pictures on"),
+        ("sample", ["cascade=[]"], "cascade=[] must be a list of runs"),
+        ("sample", ["-m", "cascade=[C/base],[C/large]"], "must be a list of runs"),
+        ("sample", ["cascade=[C/base,C/large]", "run=C/base"], "both say what draws; give one of them"),
+        ("sample", ["cascade=['C/base sampler.stepz=2',C/large]"], "stage C/base sampler.stepz=2: "),
+        ("sample", ["cascade=['C/base sampler.steps=2000',C/large]"], "sampler.steps must lie in 1..1000"),
+        ("sample", ["cascade=[C/base,C/large]", "mode=encode"], "mode=encode is for one model"),
+        ("evaluate", ["cascade=[C/base,C/large]", "metrics=[nll]"], "metrics=['nll'] looks at one model"),
+        ("sample", ["cascade=[C/base,C/large]", "conditioner.level=1.5"],
+         "conditioner.level is a level of noise and must lie in [0, 1] (got 1.5)"),
+        ("sample", ["run=C/large", "conditioner.level=-1"], "conditioner.level is a level of noise and must lie in"),
+        ("evaluate", ["run=C/large", "against=conditioner.level", "values=[0,2]"], "conditioner.level is a level of"),
+        ("evaluate", ["run=C/large", "against=conditioner.factor", "values=[2]"], "not among what can be chosen"),
+        ("sample", ["run=C/large", "conditioner.factor=4"], "conditioner.factor is part of what run=C/large was"),
+        ("sample", ["run=C/large", "conditioner=label"], "conditioner is part of what run=C/large was trained with"),
+        ("sample", ["run=C/base", "conditioner.level=0.2"], "conditioner has no key level"),
+        ("sample", ["run=C/base", "input=train"], "input=train is for a model that enlarges pictures"),
+        ("sample", ["run=C/large", "input=EMPTY"], "input=EMPTY holds no pictures"),
+        ("sample", ["run=C/large", "input=WRONG", "label=1"], "input=WRONG: b.png is 8x8 L, and 4x4 L is wanted"),
+        ("sample", ["run=C/large", "input=COLOUR", "label=1"], "input=COLOUR: a.png is 4x4 RGB, and 4x4 L is wanted"),
+        ("sample", ["run=C/large", "input=SMALL"], "must know of what class the pictures are"),
+        ("sample", ["run=C/large", "input=SMALL", "label=11"], "label=11 is not among the labels of this model"),
+        ("sample", ["run=C/large", "input=nowhere"], "input=nowhere holds no array images"),
+        ("train", ["conditioner=low_res", "conditioner.level=2"], "conditioner.level is a level of noise"),
+        ("train", ["conditioner=low_res", "conditioner.highest=2"], "conditioner.highest is a level of noise"),
+        ("train", ["conditioner=low_res", "conditioner.blur=[1]"], "conditioner.blur must be [low, high]"),
+        ("train", ["data.resolution=3"], "data.resolution must be 8, that of the pictures, or a divisor (got 3)"),
+    ],
+)  # fmt: skip
+def test_what_a_cascade_cannot_do_is_refused(verb, words, told, chain, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, sizes in {"EMPTY": (), "WRONG": (4, 8), "COLOUR": (4,), "SMALL": (4,)}.items():
+        Path(folder).mkdir()
+        for name, side in zip("ab", sizes, strict=False):
+            Image.new("RGB" if folder == "COLOUR" else "L", (side, side)).save(f"{folder}/{name}.png")
+    words = [word.replace("C/", f"{chain}/") for word in words]
+    status, _, error = typed(verb, *words, *(["hydra.run.dir=out"] if verb == "train" else []))
+    assert status == 2 and error.startswith("error: ") and told.replace("C/", f"{chain}/") in error, error
+    assert "Traceback" not in error and not Path("out").exists() and error.count("\n") <= 2

@@ -14,7 +14,7 @@ from ddpm_lab.commands.build import build
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.data.folder import pictures
 from ddpm_lab.data.splits import Images, Points, Split
-from ddpm_lab.errors import UserError, naming
+from ddpm_lab.errors import UserError
 from ddpm_lab.evaluation.pictures import save_grid, save_scatter
 from ddpm_lab.systems.asking import by
 from ddpm_lab.systems.diffusion import Diffusion
@@ -40,8 +40,10 @@ def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: i
         points, said = array(file, "points", shape, system.classes)
         return Points(points, said.get("label")).at(slice(config.count))
     if file.is_dir():
-        with naming("input"):
+        try:
             return pictures(file, shape).at(slice(config.count))
+        except ValueError as error:
+            raise UserError(f"input={error}") from error
     channels, height, width = shape
     pixels, said = array(file, "images", (height, width, channels), system.classes, np.uint8)
     return Images(pixels.permute(0, 3, 1, 2), said.get("label")).at(slice(config.count))

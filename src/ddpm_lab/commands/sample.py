@@ -170,7 +170,7 @@ def _given(config: DictConfig, system: Diffusion) -> Split | None:
     """What `config.input` gives to a model that enlarges pictures; None for one that does not."""
     conditioner = system.denoiser.conditioner
     if isinstance(conditioner, LowRes):
-        return read(config, system.shape if config.input in SPLITS else conditioner.small, system, None)
+        return read(config, conditioner.small, system, None)
     if config.input != "test":
         raise UserError(f"input={config.input} is for a model that enlarges pictures, and this one draws them from "
                         "noise; try input=test, or mode=encode")  # fmt: skip

@@ -116,7 +116,7 @@ def assess(
     cascade = Cascade([*before, system])
     first = cascade.stages[0].ask(count, given=data.test)
     labels = "all, in turn" if "label" in first else "none"
-    said = {"labels": "those of the pictures given", "given": "test"} if "x0" in first else {"labels": labels}
+    said = {"labels": "those of the pictures given", "given": "test"} if "low_res" in first else {"labels": labels}
     for way in ways:
         way()
         total = cascade.steps(count, batch_size)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_lab.data.splits import Split, batch
@@ -46,18 +47,18 @@ def enlargements(
     conditioner: LowRes,
     shape: tuple[int, ...],
 ) -> dict[str, Tensor]:
-    """`count` of the pictures `given`, in turn, as "low_res" or, where they are of the `shape` that is drawn, as "x0",
-    and their labels, or `label` where they have none. Raises UserError.
+    """`count` of the pictures `given`, in turn and made as small as those that are enlarged to `shape`, "low_res", and
+    their labels, or `label` where they have none. Raises UserError.
     """
     if given is None:
         raise UserError("this model enlarges pictures, and none were given")
-    size = tuple(given[0].shape[1:])
-    if size not in (conditioner.small, shape):
-        raise UserError(f"this model enlarges pictures of {by(conditioner.small)} to {by(shape)}, and those given are "
-                        f"{by(size)}")  # fmt: skip
     asked = batch(given.at(torch.arange(count) % len(given[0])))
-    if size == conditioner.small:
-        asked["low_res"] = asked.pop("x0")
+    x0, small = asked.pop("x0"), conditioner.small
+    times = x0.shape[2] // small[1] if x0.ndim == 4 else 0
+    if tuple(x0.shape[1:]) != (small[0], times * small[1], times * small[2]) or not times:
+        raise UserError(f"this model enlarges pictures of {by(small)} to {by(shape)}, and those given are "
+                        f"{by(x0.shape[1:])}")  # fmt: skip
+    asked["low_res"] = F.avg_pool2d(x0, times)
     if label is not None:
         if given.labels is not None:
             raise UserError(f"label={label} cannot be chosen for pictures that bring their own; try label=null")
