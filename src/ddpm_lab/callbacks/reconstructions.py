@@ -46,10 +46,12 @@ class Reconstructions(L.Callback):
 
     def _draw(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
         x = _data(trainer).test.at(slice(self.rows * self.columns)).x0.to(system.device)
-        pairs = zip(x.split(self.columns), system.reconstruct(x)[0].split(self.columns), strict=True)
+        columns = min(self.columns, len(x))
+        x = x[: len(x) // columns * columns]
+        pairs = zip(x.split(columns), system.reconstruct(x)[0].split(columns), strict=True)
         file = Path(trainer.default_root_dir) / "pictures" / f"reconstructions-{trainer.global_step:06d}.png"
         pixels = to_bytes(torch.cat([half for pair in pairs for half in pair]))
-        log_picture(trainer, "reconstructions", save_grid(pixels, file, self.columns))
+        log_picture(trainer, "reconstructions", save_grid(pixels, file, columns))
 
     def _measure(self, test: Images, system: AutoencoderSystem) -> dict[str, float]:
         parts = [system.reconstruct(batch(test.at(some))["x0"])

@@ -1,0 +1,79 @@
+"""Quality against training time for latents of several down-sampling factors, on digits (Rombach et al., 2022, fig. 6).
+
+python scripts/compare_factors.py OUT [overrides of the diffusion runs]
+
+Trains an autoencoder for each factor f and a model of the same size in its latents, beside one in pixels, each alone;
+FID is measured while they train, and the time that this takes is not counted. OUT gets the runs, factors.json and
+factors.png; what is there already is not trained again.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from ddpm_lab.commands.output import grid
+from ddpm_lab.evaluation.pictures import save_lines
+
+ROOT = Path(__file__).parents[1]
+AUTOENCODERS = {
+    "f=1": ["model.multipliers=[1]", "model.bottleneck.latent=1"],
+    "f=2": ["model.multipliers=[1,2]", "model.bottleneck.latent=4"],
+    "f=4": ["model.multipliers=[1,2,4]", "model.bottleneck.latent=8"],
+}
+SHAPES = {"pixels": "1x8x8", "f=1": "1x8x8", "f=2": "4x4x4", "f=4": "8x2x2"}
+EVERY = 100
+"""Steps from one FID to the next"""
+
+
+def train(run: Path, *words: str) -> dict[str, float]:
+    """The metrics of `run`, which is trained unless it is there."""
+    if not (run / "metrics.json").is_file():
+        command = [sys.executable, str(ROOT / "train.py"), "logger=csv", f"hydra.run.dir={run}", *words]
+        print("$", *command[1:], flush=True)
+        subprocess.run(command, check=True)
+    found: dict[str, float] = json.loads((run / "metrics.json").read_text())
+    return found
+
+
+def curve(run: Path) -> tuple[list[float], list[float], float]:
+    """Seconds of training and FID of samples at that time, and steps per second."""
+    seconds, fids, steps, spent = [], [], 0, 0.0
+    with (run / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["images_per_second"]:
+                spent += (int(row["step"]) - steps) * 64 / float(row["images_per_second"])
+                steps = int(row["step"])
+            if row.get("quality/fid"):
+                seconds.append(spent)
+                fids.append(float(row["quality/fid"]))
+    return seconds, fids, steps / spent
+
+
+def main() -> None:
+    out, words = Path(sys.argv[1]).resolve(), [f"callbacks.quality.every={EVERY}", "data.batch_size=64", *sys.argv[2:]]
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    rows, found = {}, {}
+    for name in SHAPES:
+        cells = ["-", "-"]
+        codec = []
+        if name in AUTOENCODERS:
+            first = train(out / f"autoencoder-{name}", "system=autoencoder", *AUTOENCODERS[name])
+            codec = ["codec=autoencoder", f"codec.run={out}/autoencoder-{name}"]
+            cells = [f"{first['psnr']:.1f}", f"{first['rfid']:.2g}"]
+        metrics = train(out / f"diffusion-{name}", *codec, *words)
+        seconds, fids, rate = curve(out / f"diffusion-{name}")
+        lines[name] = (seconds, fids)
+        found[name] = {"seconds": seconds, "fid": fids, "steps_per_second": rate, "metrics": metrics}
+        half = min(range(len(seconds)), key=lambda i: abs(seconds[i] - seconds[-1] / 2))
+        rows[name] = [SHAPES[name], *cells, f"{rate:.1f}", f"{fids[half]:.3g}", f"{fids[-1]:.3g}", f"{seconds[-1]:.0f}"]
+    (out / "factors.json").write_text(json.dumps(found, indent=2) + "\n")
+    picture = save_lines({"FID against training time": lines}, out / "factors.png", x="seconds of training",
+                         y={"FID against training time": "FID"}, log_y=["FID against training time"])  # fmt: skip
+    heads = ["latents", "PSNR, dB", "rFID", "steps/s", "FID, half-way", "FID, end", "seconds"]
+    print(grid("digits; seconds are those of training alone", "", heads, rows), f"  saved in {picture}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
