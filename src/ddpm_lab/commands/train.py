@@ -23,6 +23,7 @@ from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, 
 from ddpm_lab.data.splits import Data
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.loggers import finish
+from ddpm_lab.systems.asking import by
 from ddpm_lab.systems.autoencoder import AutoencoderSystem
 from ddpm_lab.systems.classifier import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
@@ -63,10 +64,12 @@ def train(config: DictConfig) -> None:
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
     parameters = sum(parameter.numel() for parameter in system.parameters())
-    shape = "x".join(map(str, data.shape))
+    shape = by(data.shape)
     what = "points" if data.bin_width is None else "pictures"
-    LOG.info("%s: %d %s of %s to train on, %d held out; a network of %.2f M parameters", data.name,
-             len(data.train[0]), what, shape, len(data.test[0]), parameters / 1e6)  # fmt: skip
+    drawn = system.codec.shape if isinstance(system, Diffusion) else data.shape
+    where = f", in latents of {by(drawn)}" if drawn != data.shape else ""
+    LOG.info("%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters", data.name,
+             len(data.train[0]), what, shape, where, len(data.test[0]), parameters / 1e6)  # fmt: skip
 
     started = time.perf_counter()
     try:
