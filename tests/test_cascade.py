@@ -7,10 +7,12 @@ import pytest
 import torch
 from conftest import composed
 
+from ddpm_lab.codecs import Latents
 from ddpm_lab.commands.build import build
 from ddpm_lab.data.splits import Images
 from ddpm_lab.diffusion.exact import GaussianDenoiser
 from ddpm_lab.diffusion.samplers import DDPM
+from ddpm_lab.networks.autoencoder import KL, Autoencoder
 from ddpm_lab.systems.cascade import Cascade
 
 TINY = ("model.channels=8", "model.multipliers=[1]", "sampler.steps=4")
@@ -72,30 +74,31 @@ def test_no_stage_draws_from_the_numbers_of_another():
 
 
 @pytest.mark.parametrize(("schedule", "level"), [
-    ("cosine", 0.0), ("cosine", 0.2), ("cosine", 0.5), ("cosine", 1.0), ("geometric", 0.5),
+    ("cosine", 0.0), ("cosine", 0.2), ("cosine", 0.5), ("cosine", 1.0), ("geometric", 0.5), ("cosine", 0.317),
 ])  # fmt: skip
 def test_truncated_the_stage_before_hands_over_the_noisy_picture_at_that_level(schedule, level):
     """Of data N(m, s^2), under the closed-form denoiser, the law is known: N(cos m, cos^2 s^2 + sin^2)."""
     first = system("data.resolution=4", f"schedule={schedule}")
-    second = system("conditioner=low_res", f"conditioner.level={level}", "conditioner.truncated=true")
+    second = system("conditioner=low_res", "conditioner.highest=1", f"conditioner.level={level}",
+                    "conditioner.truncated=true")  # fmt: skip
     mean, std = torch.full((16,), 0.4, dtype=torch.float64), 0.3
     exact = GaussianDenoiser(first.process, first.denoiser.variance, mean, torch.eye(16, dtype=torch.float64) * std**2)
     exact.classes = 10
-    first.draw_with(DDPM(steps=400, clip=None), lambda denoiser: exact)
+    first.draw_with(DDPM(steps=200, clip=None), lambda denoiser: exact)
     count = 1000
-    drawn, asked = Cascade([first, second]).lead(first.ask(count), count, seed=0, batch_size=500)
-    if level == 0:
-        assert "level" not in asked and torch.equal(asked["low_res"], drawn[0].x0)
-        return
+    _, asked = Cascade([first, second]).lead(first.ask(count), count, seed=0, batch_size=500)
     found = asked["level"][0].item()
-    assert found == pytest.approx(level, abs=0.005) and (asked["level"] == found).all()
+    close = 0.0006 if schedule == "cosine" else 0.005  # half a step of the whole table, not of the chain
+    assert found == pytest.approx(level, abs=close) and (asked["level"] == found).all()
     x, angle = asked["low_res"].double().flatten(), math.pi / 2 * found
     law = math.cos(angle) * 0.4, math.hypot(math.cos(angle) * std, math.sin(angle))
     assert x.mean().item() == pytest.approx(law[0], abs=5 * law[1] / 16000**0.5)
     assert x.std().item() == pytest.approx(law[1], rel=0.03)
 
 
-@pytest.mark.parametrize(("truncated", "level", "steps"), [(False, 0.5, 8), (True, 0.5, 6), (True, 1.0, 4)])
+@pytest.mark.parametrize(
+    ("truncated", "level", "steps"), [(False, 0.5, 8), (True, 0.2, 7), (True, 0.0, 8), (True, 1.0, 4)]
+)
 def test_one_bar_hears_every_step(truncated, level, steps):
     class Bar:
         heard = 0
@@ -103,7 +106,8 @@ def test_one_bar_hears_every_step(truncated, level, steps):
         def update(self, by):
             self.heard += by
 
-    cascade, bar = Cascade(stages(f"conditioner.level={level}", f"conditioner.truncated={truncated}")), Bar()
+    words = ("conditioner.highest=1", f"conditioner.level={level}", f"conditioner.truncated={truncated}")
+    cascade, bar = Cascade(stages(*words)), Bar()
     first, last = cascade.stages
     _, asked = cascade.lead(first.ask(5), 5, seed=0, batch_size=2, bar=bar)
     list(last.sample(last.denoiser, 5, asked=asked, batch_size=2, bar=bar))
@@ -127,7 +131,7 @@ def test_stages_draw_in_their_own_ways_and_the_protocol_says_so():
          "stage 1 draws pictures of 1x8x8, and stage 2 enlarges those of 1x4x4 to 1x8x8; they must agree"),
         (["data.resolution=4"], [], "stage 2 enlarges nothing; it must be trained with conditioner=low_res"),
         (["data.resolution=4", "conditioner=none"], ["conditioner=low_res"],
-         "stage 1 knows no labels, and stage 2 must hear one of 10; train that with conditioner.label=false"),
+         "no labels are known before stage 2, which must hear one of 10; train that with conditioner.label=false"),
         (["data=synthetic", "data.resolution=8"], ["conditioner=low_res"], "stage 1 draws pictures of 3x8x8"),
     ],
 )  # fmt: skip
@@ -136,10 +140,31 @@ def test_stages_that_do_not_fit_are_refused(before, after, told):
         Cascade([system(*before), system(*after)])
 
 
+def test_a_label_is_passed_on_by_a_stage_that_does_not_hear_it():
+    words = ("data=synthetic", "conditioner=low_res")
+    three = [system("data=synthetic", "data.resolution=4"),
+             system(*words, "data.resolution=8", "conditioner.label=false"), system(*words)]  # fmt: skip
+    _, asked = Cascade(three).lead(three[0].ask(3, label=7), 3, seed=0, batch_size=2)
+    assert asked["label"].tolist() == [7, 7, 7]
+
+
+def test_noisy_latents_are_no_pictures():
+    def latents(spec):
+        return Latents(spec, Autoencoder(spec.shape, bottleneck=KL(1), channels=8, multipliers=(1,)))
+
+    config = composed(*TINY, "data.resolution=4", "sampler.clip=null")
+    data = build(config, "data")
+    first = build(config, "system", **data.spec, codec=latents)
+    Cascade([first, system("conditioner=low_res")])
+    with pytest.raises(ValueError, match=r"truncated=true hands over noisy pictures, and stage 1 .* draws latents"):
+        Cascade([first, system("conditioner=low_res", "conditioner.truncated=true")])
+
+
 def test_a_text_cannot_tell_a_later_stage_the_class_that_it_must_hear():
     first = system("data.resolution=4", "conditioner=text", "model=unet_cross")
     asked = first.ask(2, text="a seven")
     with pytest.raises(ValueError, match="text= says no class, which stage 2 of the cascade must hear"):
-        Cascade([first, system("conditioner=low_res")]).lead(asked, 2, seed=0, batch_size=2)
+        Cascade([first, system("conditioner=low_res")]).check(asked)
     deaf = Cascade([first, system("conditioner=low_res", "conditioner.label=false")])
+    deaf.check(asked)
     assert {*deaf.lead(asked, 2, seed=0, batch_size=2)[1]} == {"low_res"}

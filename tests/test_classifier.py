@@ -26,7 +26,7 @@ class Deaf:
 
     def __init__(self, denoiser):
         self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
-        self.knows_null, self.recalls, self.shape, self.classes = False, False, None, None
+        self.knows_null, self.recalls, self.shape, self.classes, self.space = False, False, None, None, ""
         self.doors = {}
 
     def __call__(self, x_t, t, cond=None):

@@ -137,6 +137,7 @@ def test_without_labels_low_res_says_the_picture_alone():
         (lambda: LowRes(SPEC._replace(shape=(2,))), "low_res is for pictures"),
         (lambda: LowRes(SPEC, blur=[0.6, 0.4]), r"blur must be \[low, high\].*try \[0.4,0.6\]"),
         (lambda: LowRes(SPEC, highest=-0.1), r"highest is a level of noise and must lie in \[0, 1\] \(got -0.1\)"),
+        (lambda: LowRes(SPEC, level=0.6), r"level must be at most highest=0.5, that of training \(got 0.6\)"),
         (lambda: LowRes(SPEC, level=2.0), r"level is a level of noise and must lie in \[0, 1\] \(got 2\)"),
         (lambda: LowRes(SPEC._replace(classes=None)), "label=true needs labels, .*try label=false"),
         (lambda: LowRes(SPEC._replace(shape=(1, 7, 9))), "factor=2 must .*7x9; none does"),
@@ -216,7 +217,7 @@ def test_small_pictures_are_taken_as_they_are_and_asked_for_by_label_where_they_
 
 
 def test_a_picture_that_is_noisy_already_gets_no_more_noise():
-    conditioner, z = LowRes(SPEC, level=0.9).eval(), torch.randn(3, 1, 4, 4)
+    conditioner, z = LowRes(SPEC, level=0.5).eval(), torch.randn(3, 1, 4, 4)
     said = conditioner({"low_res": z, "level": torch.tensor([0.1, 0.2, 0.3]), **LABELS})
     torch.testing.assert_close(said.image, F.interpolate(z, scale_factor=2.0, mode="bilinear"))
     torch.testing.assert_close(said.level, torch.tensor([100.0, 200.0, 300.0]))

@@ -63,7 +63,7 @@ def test_it_calls_the_network_once_with_twice_the_batch():
     class Spy:
         process, knows_null, reverse = ForwardProcess(cosine()), True, None
         shape = classes = None
-        recalls, doors = False, {}
+        recalls, doors, space = False, {}, ""
 
         def __call__(self, x_t, t, cond):
             sizes.append((len(x_t), len(t), cond.dropped.tolist()))

@@ -13,8 +13,11 @@ from ddpm_lab.codecs import Latents, Pixels
 from ddpm_lab.commands.build import build
 from ddpm_lab.conditioners import Spec
 from ddpm_lab.data.splits import Images, batch
+from ddpm_lab.diffusion.guidance import Autoguidance
+from ddpm_lab.evaluation.analytic import estimate
 from ddpm_lab.networks.autoencoder import KL, VQ, Autoencoder
 from ddpm_lab.networks.discriminator import PatchDiscriminator
+from ddpm_lab.systems.autoencoder import total
 
 SPEC = Spec((1, 8, 8), 10, 2 / 255, None)
 
@@ -95,8 +98,8 @@ def test_the_loss_is_the_mean_difference_of_pixels_and_the_penalty_per_pixel():
     x = data.test.x0[:4]
     passed = model.autoencoder.encode(x)
     found = model.autoencoder.decode(passed.z)
-    losses, reconstruction = model.losses(x)
-    torch.testing.assert_close(losses, (found - x).abs().mean((1, 2, 3)) + passed.penalty / 64)
+    parts, reconstruction = model.losses(x)
+    torch.testing.assert_close(total(parts), (found - x).abs().mean((1, 2, 3)) + passed.penalty / 64)
     torch.testing.assert_close(reconstruction, found)
 
 
@@ -114,9 +117,9 @@ def test_reconstructions_leave_nothing_to_chance_and_training_as_it_was():
 def test_autoencoder_and_adversary_learn_from_one_loss_and_are_blind_to_each_other():
     data, model = system("system.adversarial=0.7")
     x = data.test.x0[:4]
-    losses, found = model.losses(x)
-    loss = losses.mean()
-    total = model._adversary(model.discriminator, x, found, loss)
+    parts, found = model.losses(x)
+    loss = total(parts).mean()
+    both = sum(model._adversary(model.discriminator, x, found, loss))
     judge, made = model.discriminator, list(model.autoencoder.parameters())
     last = model.autoencoder.last.weight
 
@@ -125,18 +128,44 @@ def test_autoencoder_and_adversary_learn_from_one_loss_and_are_blind_to_each_oth
 
     hinge = ((1 - judge(x)).relu().mean() + (1 + judge(found.detach())).relu().mean()) / 2
     for mine, wanted in zip(
-        gradients(total, [*judge.parameters()]), gradients(hinge, [*judge.parameters()]), strict=True
+        gradients(both, [*judge.parameters()]), gradients(hinge, [*judge.parameters()]), strict=True
     ):
         torch.testing.assert_close(mine, wanted)
     fooled = -judge(found).mean()
     weight = gradients(loss, [last])[0].norm() / (gradients(fooled, [last])[0].norm() + 1e-4)
-    for mine, wanted in zip(gradients(total, made), gradients(0.7 * weight.detach() * fooled, made), strict=True):
+    for mine, wanted in zip(gradients(both, made), gradients(0.7 * weight.detach() * fooled, made), strict=True):
         torch.testing.assert_close(mine, torch.zeros(()) if wanted is None else wanted) if mine is not None else None
-    assert gradients(total, [last])[0].abs().max() > 0
+    assert gradients(both, [last])[0].abs().max() > 0
 
 
-def test_patches_are_judged_one_by_one():
+def test_patches_are_judged():
     assert PatchDiscriminator(3, 8, 2)(torch.rand(2, 3, 32, 16)).shape == (2, 1, 8, 4)
+
+
+@pytest.mark.parametrize("weak", ["pixels", "another"])
+def test_a_guide_that_lives_in_another_space_is_refused(weak):
+    def model(codec):
+        config = composed("model.channels=8", "prediction=v", "sampler.clip=null")
+        data = build(config, "data")
+        return build(config, "system", **data.spec, codec=codec)
+
+    f1 = [Latents(SPEC, autoencoder(KL(1), multipliers=(1,))) for _ in range(2)]
+    own = model(lambda spec: f1[0])
+    with pytest.raises(ValueError, match=r"weak was trained in (pixels|latents .*), and this model in latents"):
+        Autoguidance(own.denoiser, model(Pixels if weak == "pixels" else lambda spec: f1[1]).denoiser)
+    Autoguidance(own.denoiser, model(lambda spec: f1[0]).denoiser)
+
+
+def test_the_analytic_variance_is_that_of_the_latents_that_were_trained_on():
+    """Of a network that says 0 the error is the latents' second moment: 1, their own noise included."""
+    config = composed("model.channels=8", "prediction=x0", "sampler.clip=null", "schedule.steps=20", "sampler.steps=3")
+    data = build(config, "data")
+    noisy = autoencoder()
+    torch.nn.init.zeros_(noisy.narrow[-1].weight[2:].data)  # the log variance: 1 at every place
+    model = build(config, "system", **data.spec, codec=lambda spec: Latents(spec, noisy))
+    model.codec.measure(data.train)
+    found = estimate(model, model.denoiser, data, samples=40).mse[1:]
+    assert found.mean().item() == pytest.approx(1, abs=0.03)
 
 
 def test_the_adversary_waits_for_its_step(tmp_path):
@@ -144,7 +173,10 @@ def test_the_adversary_waits_for_its_step(tmp_path):
 
     seen = []
     data, model = system("system.adversarial=1", "system.start=3", "data.batch_size=4")
-    model._adversary = lambda judge, x, found, loss: seen.append(model.trainer.global_step) or loss.detach() * 0
+    model._adversary = lambda judge, x, found, loss: (
+        seen.append(model.trainer.global_step) or loss.detach() * 0,
+        loss.detach() * 0,
+    )
     Trainer(accelerator="cpu", max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path, limit_val_batches=0
             ).fit(model, data)  # fmt: skip
@@ -157,24 +189,47 @@ def test_weights_of_lpips_that_cannot_be_had_are_named_before_training(monkeypat
 
     monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", offline)
     with pytest.raises(ValueError, match=r"system\.perceptual=0\.1 needs the weights of VGG.*no route.*perceptual=0"):
-        system("system.perceptual=0.1")
+        system("system.perceptual=0.1", "data=synthetic")
 
 
 def test_lpips_is_added_in_three_channels_and_is_in_no_checkpoint(monkeypatch):
     class Distance(torch.nn.Conv2d):
         def forward(self, x, found):
-            assert x.shape == found.shape == (4, 3, 8, 8) and found.abs().max() <= 1
+            assert x.shape == found.shape == (4, 3, 16, 16) and found.abs().max() <= 1
             return (x - found).square().mean()
 
     monkeypatch.setattr("ddpm_lab.systems.autoencoder._lpips", lambda weight: Distance(1, 1, 1))
-    data, model = system("system.perceptual=2")
+    data, model = system("system.perceptual=2", "data=synthetic", "data.channels=1")
     x = data.test.x0[:4]
-    torch.manual_seed(0)
-    losses, found = model.losses(x)
-    assert losses.shape == (4,) and not any("lpips" in name for name in model.state_dict())
-    model._lpips = []
-    torch.manual_seed(0)
-    torch.testing.assert_close(losses, model.losses(x)[0] + 2 * (x - found.clamp(-1, 1)).square().mean())
+    parts, found = model.losses(x)
+    assert not any("lpips" in name for name in model.state_dict())
+    torch.testing.assert_close(parts["lpips"], 2 * (x - found.clamp(-1, 1)).square().mean())
+    torch.testing.assert_close(total(parts), parts["l1"] + parts["penalty"] + parts["lpips"])
+
+
+@pytest.mark.slow
+def test_the_real_lpips_runs_on_the_smallest_pictures_that_are_let_in(monkeypatch):
+    """With random weights in place of those that torchvision downloads."""
+    import torchvision
+
+    vgg16 = torchvision.models.vgg16
+    monkeypatch.setattr("torchvision.models.vgg16", lambda **kwargs: vgg16(weights=None))
+    data, model = system("system.perceptual=1", "data=synthetic")
+    parts, found = model.losses(data.test.x0[:2])
+    found.retain_grad()
+    parts["lpips"].sum().backward()
+    assert parts["lpips"] > 0 and found.grad.abs().max() > 0
+
+
+def test_each_side_of_an_adversary_is_clipped_alone():
+    _, model = system("system.adversarial=1")
+    for scale, part in ((0.001, model.autoencoder), (100.0, model.discriminator)):
+        for parameter in part.parameters():
+            parameter.grad = torch.full_like(parameter, scale / sum(p.numel() for p in part.parameters()) ** 0.5)
+    model.configure_gradient_clipping(None, 1.0)
+    norms = [sum(p.grad.square().sum() for p in part.parameters()).sqrt().item()
+             for part in (model.autoencoder, model.discriminator)]  # fmt: skip
+    assert norms == pytest.approx([0.001, 1.0], rel=1e-3)
 
 
 def latents(origin="", seed=3):
@@ -208,6 +263,7 @@ def test_a_run_holds_the_scale_and_not_the_autoencoder():
     assert torch.equal(same.mean, codec.mean) and torch.equal(same.std, codec.std)
     with pytest.raises(ValueError, match="run=runs/b has changed since this model was trained in its latents"):
         latents("runs/b", seed=4).load_state_dict(state)
+    assert codec.space == same.space != latents(seed=4).space
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
@@ -262,7 +318,11 @@ def test_diffusion_works_on_what_the_codec_makes():
         (lambda: system("data=toy", "model=autoencoder_kl"), "system=autoencoder is for pictures"),
         (lambda: system("model=unet"), "model is not an autoencoder"),
         (lambda: system("model=classifier"), "model is not an autoencoder"),
-        (lambda: system("system.start=-1"), "system.start must be at least 0"),
+        (lambda: system("system.start=-1"), r"system.start must be a number of at least 0 \(got -1\)"),
+        (lambda: system("system.adversarial=nan"), "system.adversarial must be a number of at least 0"),
+        (lambda: system("system.perceptual=1"), "system.perceptual=1 looks at pictures of at least 16x16, .*1x8x8"),
+        (lambda: system("system.adversarial=1", "data.resolution=2"), "system.adversarial=1 looks at pictures of at"),
+        (lambda: autoencoder(multipliers=(0.01, 1)), "leave a level without any"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(make, told):

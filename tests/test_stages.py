@@ -10,8 +10,12 @@ import torch
 from conftest import FAST, options, there_and_back
 from PIL import Image
 
+from ddpm_lab.codecs import Latents
 from ddpm_lab.commands import runs
 from ddpm_lab.commands.build import build
+from ddpm_lab.data.splits import Images, to_bytes
+from ddpm_lab.evaluation.extractors import digits
+from ddpm_lab.evaluation.quality import Judge
 
 SMALL = ("trainer=debug", "logger=csv", "model.channels=8", "callbacks.losses.every=5", "data.batch_size=16")
 
@@ -48,6 +52,37 @@ def test_an_autoencoder_shows_and_measures_what_it_restores(made):
         assert picture.width > 20 * 64 and len(np.unique(pixels)) > 16
 
 
+def test_what_it_measures_is_what_it_says(made):
+    saved = runs.config(str(made / "kl"))
+    data = build(saved, "data")
+    system, _, _ = runs._restored(str(made / "kl"), saved, "AutoencoderSystem")
+    found, _ = system.reconstruct(data.test.x0)
+    mse = (found - data.test.x0).square().mean((1, 2, 3))
+    metrics = json.loads((made / "kl" / "metrics.json").read_text())
+    assert metrics["psnr"] == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), abs=1e-3)
+    judge = Judge(digits(), data.test)
+    assert metrics["rfid"] == pytest.approx(judge([Images(to_bytes(found), None)])["fid"], rel=1e-3)
+    assert metrics["training"]["val_loss"] == pytest.approx((found - data.test.x0).abs().mean().item(), rel=0.2)
+    columns = (made / "kl" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/l1", "train/penalty"} <= {*columns}
+
+
+def test_the_scale_of_latents_is_measured_over_the_training_split(made, typed, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Latents, "measure", lambda self, data: seen.append(len(data[0])))
+    words = ["codec=autoencoder", f"codec.run={made}/kl", "callbacks=classifier", "trainer.max_steps=1"]
+    assert typed("train", *SMALL, *words, f"hydra.run.dir={tmp_path}/r")[0] == 0 and seen == [1437]
+
+
+def test_accumulated_gradients_draw_no_picture_twice(typed, tmp_path):
+    words = ["system=autoencoder", "callbacks.reconstructions.every=2", "trainer.accumulate_grad_batches=3"]
+    status, said, _ = typed("train", *SMALL, *words, "extractor=inception", "extractor.weights=nowhere",
+                            "trainer.max_steps=4", f"hydra.run.dir={tmp_path}/r")  # fmt: skip
+    assert status == 0 and "rFID will not be measured: " in said
+    names = sorted(file.name for file in (tmp_path / "r" / "pictures").glob("rec*"))
+    assert names == ["reconstructions-000002.png", "reconstructions-000004.png"]
+
+
 def test_a_latent_model_draws_pictures_and_keeps_only_the_scale_of_its_latents(made, typed, tmp_path):
     trained = f"run={made}/latent"
     content = torch.load(made / "latent" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -57,6 +92,8 @@ def test_a_latent_model_draws_pictures_and_keeps_only_the_scale_of_its_latents(m
     assert np.load(tmp_path / "s" / "samples.npz")["images"].shape == (3, 8, 8, 1)
     there_and_back(typed, trained, tmp_path)
     assert np.load(tmp_path / "x" / "x_T.npz")["x_T"].shape == (2, 4, 4, 4)
+    shown = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0][:64:8, :64:8]
+    assert np.array_equal(shown, build(runs.config(f"{made}/latent"), "data").test.pixels[0, 0]), "as it was given"
     assert typed("sample", trained, "mode=interpolate", "count=1", f"hydra.run.dir={tmp_path}/i")[0] == 0
     chain = ["variance=analytic", "variance.samples=50", "sampler=ddpm", "sampler.clip=null", "sampler.steps=3"]
     status, _, error = typed("evaluate", trained, "count=20", *chain, f"hydra.run.dir={tmp_path}/e")
@@ -112,12 +149,18 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
         ("train", ["system=autoencoder", "callbacks=default"], "EMA is not for an autoencoder"),
         ("train", ["model=autoencoder_kl"], "autoencoder_kl and autoencoder_vq are for system=autoencoder"),
         ("train", ["callbacks=autoencoder"], "Reconstructions is not for pictures; try callbacks=default"),
-        ("train", ["system=autoencoder", "model.bottleneck.weight=-1"], "model.bottleneck.weight must be at least 0"),
+        ("train", ["system=autoencoder", "model.bottleneck.weight=-1"], "error: model.bottleneck.weight must be at"),
         ("train", ["system=autoencoder", "model.multipliers=[1,1,1,1,1]"], "model.multipliers=[1, 1, 1, 1, 1] makes"),
         ("sample", ["run=MADE/kl"], "run=MADE/kl is not a diffusion model but an autoencoder"),
         ("sample", ["run=MADE/latent", "sampler=ddim"], "sampler.clip=1 bounds pixels"),
         ("sample", ["run=MADE/latent", "codec.run=MADE/vq"], "codec.run=MADE/vq has changed since"),
-        ("sample", ["run=MADE/latent", "codec=pixels"], "codec"),
+        ("sample", ["run=MADE/latent", "codec=pixels"],
+         "codec is part of what run=MADE/latent was trained with; of codec, only run can be changed"),
+        ("sample", ["run=MADE/latent", "codec=autoencoder", "codec.run=MADE/kl"],
+         "codec=autoencoder also chooses prediction, which only train.py can; try codec.KEY=... alone"),
+        ("sample", ["run=MADE/latent", "sampler.dynamic_threshold=0.9", "sampler.clip=1"], "latents have no such"),
+        ("train", ["system=autoencoder", "codec=autoencoder", "codec.run=MADE/kl"], "codec=autoencoder is for system"),
+        ("train", ["system=classifier", "codec=autoencoder", "codec.run=MADE/kl"], "codec=autoencoder is for system"),
         ("evaluate", ["run=MADE/latent", "metrics=[nll]"], "and latents have no bins; try metrics=[fid]"),
     ],
 )  # fmt: skip
@@ -174,7 +217,7 @@ def test_a_cascade_is_drawn_and_kept_stage_by_stage(chain, typed, tmp_path):
 
 
 def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
-    words = [f"cascade=['{chain}/base sampler=ddpm sampler.steps=2','{chain}/large guidance.w=0']", "count=4"]
+    words = [f"cascade=['{chain}/base sampler=ddpm sampler.steps=2','{chain}/large conditioner.level=0.1']", "count=4"]
     status, _, error = typed("sample", *words, "conditioner.level=0.4", f"hydra.run.dir={tmp_path}/c")
     assert status == 0, error
     assert typed("sample", f"run={chain}/base", "count=4", "sampler=ddpm", "sampler.steps=2",
@@ -188,7 +231,7 @@ def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
     protocol = json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]
     (before,) = protocol["after"]
     assert (before["sampler"]["name"], before["steps"], before["run"]) == ("DDPM", 2, f"{chain}/base (ema)")
-    assert (protocol["sampler"]["name"], protocol["steps"], protocol["level"]) == ("DDIM", 1, 0.0)
+    assert (protocol["sampler"]["name"], protocol["steps"], protocol["level"]) == ("DDIM", 1, 0.1)
 
 
 def test_a_sweep_over_a_cascade_offers_each_cell_the_same(chain, typed, tmp_path):
@@ -202,12 +245,12 @@ def test_a_sweep_over_a_cascade_offers_each_cell_the_same(chain, typed, tmp_path
 @pytest.mark.parametrize("truncated", ["false", "true"])
 def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_path):
     words = [f"cascade=[{chain}/base,{chain}/large]", f"conditioner.truncated={truncated}", "count=40"]
-    status, said, error = typed("evaluate", *words, "against=conditioner.level", "values=[0,0.6]",
+    status, said, error = typed("evaluate", *words, "against=conditioner.level", "values=[0,0.4]",
                                 f"hydra.run.dir={tmp_path}/r")  # fmt: skip
     assert status == 0 and "conditioner.level" in said, error
     zero, noisy = json.loads((tmp_path / "r" / "metrics.json").read_text())["values"]
-    assert zero["protocol"]["level"] == 0 and noisy["protocol"]["level"] == 0.6 and zero["fid"] != noisy["fid"]
-    status, _, _ = typed("evaluate", *words, "conditioner.level=0.6", f"hydra.run.dir={tmp_path}/e")
+    assert zero["protocol"]["level"] == 0 and noisy["protocol"]["level"] == 0.4 and zero["fid"] != noisy["fid"]
+    status, _, _ = typed("evaluate", *words, "conditioner.level=0.4", f"hydra.run.dir={tmp_path}/e")
     alone = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert status == 0 and alone["fid"] == pytest.approx(noisy["fid"], rel=1e-4)
     assert alone["protocol"] == noisy["protocol"]
@@ -226,6 +269,18 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
         ("sample", ["cascade=[C/base,C/large]", "run=C/base"], "both say what draws; give one of them"),
         ("sample", ["cascade=['C/base sampler.stepz=2',C/large]"], "stage C/base sampler.stepz=2: "),
         ("sample", ["cascade=['C/base sampler.steps=2000',C/large]"], "sampler.steps must lie in 1..1000"),
+        ("sample", ["cascade=[C/base,C/large"], "must be a list of runs, from the smallest pictures on"),
+        ("sample", ["cascade=[C/base,'']"], "cascade: a stage must be a run, and behind it its words;"),
+        ("sample", ["cascade=['',C/large]"], "cascade: a stage must be a run, and behind it its words;"),
+        ("sample", ["cascade=[\"C/base it's\",C/large]"], "cascade: a stage must be a run, and behind it its words"),
+        ("sample", ["cascade=['C/base label=3',C/large]"], "cascade: label=3 cannot be said of one stage"),
+        ("sample", ["cascade=['C/base run=C/large',C/large]"], "cannot be said of one stage"),
+        ("sample", ["cascade=[C/base,'C/large out=elsewhere']"], "cascade: out=elsewhere cannot be said of one stage"),
+        ("sample", ["cascade=['C/base weights=foo',C/large]"], "stage C/base weights=foo: weights=foo is not one"),
+        ("sample", ["run=C/large", "input=null", "label=1"], "input=None holds no array images"),
+        ("sample", ["run=C/large", "conditioner.level=0.6"],
+         "conditioner.level must be at most highest=0.5, that of training (got 0.6)"),
+        ("sample", ["-m", "run=C/base,C/large", "conditioner.level=0.2"], "conditioner differs between these runs"),
         ("sample", ["cascade=[C/base,C/large]", "mode=encode"], "mode=encode is for one model"),
         ("evaluate", ["cascade=[C/base,C/large]", "metrics=[nll]"], "metrics=['nll'] looks at one model"),
         ("sample", ["cascade=[C/base,C/large]", "conditioner.level=1.5"],

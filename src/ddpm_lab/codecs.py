@@ -21,6 +21,8 @@ class Codec(nn.Module, ABC):
     """Of what diffusion sees, without the batch"""
     bin_width: float | None
     """That of the bins that it is rounded to; None where it is not rounded, and has no bounds"""
+    space: str
+    """What tells spaces of latents apart; "" for that of the data"""
 
     @abstractmethod
     def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Tensor:
@@ -39,7 +41,7 @@ class Pixels(Codec):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
-        self.shape, self.bin_width = spec.shape, spec.bin_width
+        self.shape, self.bin_width, self.space = spec.shape, spec.bin_width, ""
 
     def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Tensor:
         return x
@@ -64,12 +66,14 @@ class Latents(Codec):
             raise ValueError(f"run={origin} was trained on data of shape {autoencoder.shape}, and this data has "
                              f"{spec.shape}; they must agree")  # fmt: skip
         self.shape, self.bin_width, self.origin = autoencoder.latent_shape, None, origin
+        self.space = _fingerprint(autoencoder)
         self._frozen = [autoencoder.requires_grad_(False).eval()]  # in a list, so that it is in no checkpoint
         self.register_buffer("mean", torch.zeros(self.shape[0]))
         self.register_buffer("std", torch.ones(self.shape[0]))
 
     def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Tensor:
-        z = self._autoencoder(x.device).encode(x, noise).z
+        with torch.autocast(x.device.type, enabled=False):  # they are what is learned: not in half the precision
+            z = self._autoencoder(x.device).encode(x.float(), noise).z
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
     def decode(self, z: Tensor) -> Tensor:
@@ -95,16 +99,17 @@ class Latents(Codec):
         (frozen,) = self._frozen
         return frozen.to(device)
 
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name, value in sorted(self._frozen[0].state_dict().items()):
-            digest.update(name.encode() + value.cpu().numpy().tobytes())
-        return digest.hexdigest()
-
     def get_extra_state(self) -> dict[str, Any]:
-        return {"autoencoder": self._fingerprint()}
+        return {"autoencoder": self.space}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        if state["autoencoder"] != self._fingerprint():
+        if state["autoencoder"] != self.space:
             raise ValueError(f"run={self.origin} has changed since this model was trained in its latents; train again, "
                              "or bring back what was there")  # fmt: skip
+
+
+def _fingerprint(autoencoder: Autoencoder) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(autoencoder.state_dict().items()):
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -57,8 +57,10 @@ class LowRes(Conditioner):
         self.choose(level, truncated)
 
     def choose(self, level: float, truncated: bool) -> None:
-        """These, from now on, at sampling."""
-        self.level, self.truncated = _level(level=level), truncated
+        """These, from now on, at sampling. Raises ValueError for a level above what training saw."""
+        if _level(level=level) > self.highest:
+            raise ValueError(f"level must be at most highest={self.highest:g}, that of training (got {level:g})")
+        self.level, self.truncated = level, truncated
 
     @property
     def chosen(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Losses(L.Callback):
             self.since = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Learner, outputs: dict[str, Tensor], batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Learner, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         losses = outputs["losses"].float()
         if isinstance(pl_module, System):
@@ -44,6 +44,8 @@ class Losses(L.Callback):
         else:
             weight, quarter = torch.ones_like(losses), torch.zeros_like(losses, dtype=torch.long)
         self.sums.index_add_(1, quarter, torch.stack([weight * losses, weight]))  # weights undo importance sampling
+        for name, part in outputs.get("parts", {}).items():
+            self.parts[name] = self.parts.get(name, 0) + part.detach().mean()
         self.batches += 1
         if self.batches == self.every:
             self._report(trainer, len(losses), isinstance(pl_module, System))
@@ -60,6 +62,8 @@ class Losses(L.Callback):
 
     def _restart(self, device: torch.device) -> None:
         self.batches = 0
+        self.parts: dict[str, Tensor] = {}
+        """Sums of what a loss is made of, where it has parts."""
         self.sums = torch.zeros(2, 4, device=device)
         """Sum of weighted losses and of weights, by quarter."""
 
@@ -71,4 +75,5 @@ class Losses(L.Callback):
         for name, value in losses.items():
             self.curves[name].append((trainer.global_step, value))
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        log(trainer, {**losses, "lr": rate, "images_per_second": self.batches * batch_size / seconds})
+        parts = {f"train/{name}": value.item() / self.batches for name, value in self.parts.items()}
+        log(trainer, {**losses, **parts, "lr": rate, "images_per_second": self.batches * batch_size / seconds})

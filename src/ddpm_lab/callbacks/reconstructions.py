@@ -1,5 +1,6 @@
 """Pictures beside their reconstructions, and how close these are."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ddpm_lab.evaluation.pictures import save_grid
 from ddpm_lab.evaluation.quality import Judge
 from ddpm_lab.systems.autoencoder import AutoencoderSystem
 
+LOG = logging.getLogger(__name__)
 WINDOW = 5
 """Half the width of SSIM's, in pixels"""
 
@@ -31,10 +33,22 @@ class Reconstructions(L.Callback):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")
         self.find, self.every, self.rows, self.columns = extractor, every, rows, columns
+        self.extractor: Extractor | None = None
         self.result: dict[str, float] = {}
+        self._drawn = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: AutoencoderSystem, stage: str) -> None:
+        try:
+            extractor = self.find()
+            extractor.check(pl_module.autoencoder.shape)
+            self.extractor = extractor
+        except ValueError as error:
+            LOG.info("rFID will not be measured: %s", error)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem, *args: Any) -> None:
-        if trainer.global_step % self.every == 0 and trainer.global_step < trainer.max_steps:
+        step = trainer.global_step  # the same for several batches where gradients are accumulated
+        if step % self.every == 0 and step < trainer.max_steps and step != self._drawn:
+            self._drawn = step
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem) -> None:
@@ -62,12 +76,8 @@ class Reconstructions(L.Callback):
             ssim = structural_similarity_index_measure(found, test.x0, data_range=(-1.0, 1.0))
             assert isinstance(ssim, Tensor)  # with the picture of it, only if asked
             result["ssim"] = ssim.item()
-        try:
-            extractor = self.find()
-            extractor.check(system.autoencoder.shape)
-            result["rfid"] = Judge(extractor, test)([Images(to_bytes(found), None)])["fid"]
-        except ValueError:  # weights that cannot be had
-            pass
+        if self.extractor is not None:
+            result["rfid"] = Judge(self.extractor, test)([Images(to_bytes(part[0]), None) for part in parts])["fid"]
         if system.autoencoder.bottleneck.codes is not None:
             codes = [part[1].flatten() for part in parts if part[1] is not None]
             result["codes_used"] = torch.cat(codes).unique().numel() / system.autoencoder.bottleneck.codes

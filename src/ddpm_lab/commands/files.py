@@ -33,7 +33,7 @@ def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: i
     if config.input in SPLITS:
         data = build(saved_config(config.run), "data")
         return getattr(data, config.input).at(slice(config.count or count))
-    file = Path(config.input)
+    file = Path(str(config.input))
     if (file / "samples.npz").is_file():
         file /= "samples.npz"
     if system.bin_width is None:

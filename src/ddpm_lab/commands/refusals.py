@@ -16,6 +16,9 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     if option := re.search(r"Could not find '([^/']+)/(\S+)'", text):
         choices = re.findall(r"^\t(\S+)$", text, re.M)
         return f"{option[1]}={option[2]} is not a choice{_near(option[2], choices)}; choices: {', '.join(choices)}"
+    if also := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", text):
+        group, choice, other = also.groups()
+        return f"{group}={choice} also chooses {other}, which only train.py can; try {group}.KEY=... alone"
     if key := re.search(r"Could not (?:override|append to config\. An item is already at|find) '([^'@]+)'", text):
         return _unknown(key[1], _config(verb, configs, arguments), arguments)
     if missing := re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)", text):

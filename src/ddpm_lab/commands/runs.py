@@ -65,6 +65,9 @@ def offer(arguments: list[str]) -> None:
         ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if saved else {})
     for group in ADJUSTABLE:
         alike = len({str(one[group]) for one in saved}) == 1
+        if saved and not alike and any(argument.startswith(f"{group}.") for argument in arguments):
+            raise UserError(f"{group} differs between these runs, so that nothing of it can be chosen for all of them; "
+                            "give one run at a time")  # fmt: skip
         ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if alike else {})
 
 
@@ -75,12 +78,29 @@ def unfold(arguments: list[str]) -> list[str]:
         return arguments
     if any(argument.startswith("run=") for argument in arguments):
         raise UserError(f"run= and {given[-1]} both say what draws; give one of them")
-    override = OverridesParser.create().parse_override(given[-1])
-    stages: Any = None if override.is_sweep_override() else override.value()
+    try:
+        override = OverridesParser.create().parse_override(given[-1])
+        stages: Any = None if override.is_sweep_override() else override.value()
+    except HydraException:
+        stages = None
     if not isinstance(stages, list) or not stages:
         raise UserError(f"{given[-1]} must be a list of runs, from the smallest pictures on; try cascade=[DIR,DIR2]")
-    run, *words = shlex.split(str(stages[-1]))
-    return [*arguments, f"run={run}", *words]
+    # What is typed beside comes last, and so holds; options of Hydra's own come first.
+    return [*sorted([*_words(stages[-1]), *arguments], key=lambda argument: not argument.startswith("-"))]
+
+
+def _words(stage: Any) -> list[str]:
+    """What an entry of `cascade` says, `run=` first. Raises UserError."""
+    try:
+        run, *words = shlex.split(str(stage))
+    except ValueError as error:
+        raise UserError(f"cascade: a stage must be a run, and behind it its words; {stage!r} is not; "
+                        "try cascade=['DIR sampler.steps=50',DIR2]") from error  # fmt: skip
+    groups = (*REPLACEABLE, *ADJUSTABLE)
+    if wrong := [word for word in words if re.split("[.=]", word)[0] not in (*groups, "weights")]:
+        raise UserError(f"cascade: {wrong[0]} cannot be said of one stage, of which can be chosen: weights, "
+                        f"{', '.join(groups)}")  # fmt: skip
+    return [f"run={run}", *words]
 
 
 def before(settings: DictConfig) -> list["Diffusion"]:
@@ -89,14 +109,14 @@ def before(settings: DictConfig) -> list["Diffusion"]:
     """
     found = []
     for stage in (settings.cascade or [])[:-1]:
-        run, *words = shlex.split(str(stage))
-        offer([f"run={run}", *words])
+        words = _words(stage)
         try:
-            stage_settings = compose("sample", overrides=[f"run={run}", *words])
-            found.append(load(stage_settings))
-            found[-1].denoiser.origin = f"{run} ({stage_settings.weights})"
-        except HydraException as error:
+            offer(words)
+            chosen = compose("sample", overrides=words)
+            found.append(load(chosen))
+        except (HydraException, UserError) as error:
             raise UserError(f"cascade, stage {stage}: {' '.join(str(error).split())[:300]}") from error
+        found[-1].denoiser.origin = f"{chosen.run} ({chosen.weights})"
     offer(sys.argv[1:])  # for what a sweep composes next
     return found
 

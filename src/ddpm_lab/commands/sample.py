@@ -16,7 +16,7 @@ from ddpm_lab.commands.files import SPLITS, array, arrays, read, save
 from ddpm_lab.commands.output import output, quiet
 from ddpm_lab.commands.runs import before, load
 from ddpm_lab.commands.runs import config as saved_config
-from ddpm_lab.data.splits import Split, batch, rows
+from ddpm_lab.data.splits import Split, batch, rows, to_bytes
 from ddpm_lab.diffusion.noise import Noise, SampleNoise
 from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.errors import UserError, naming
@@ -50,6 +50,7 @@ def _draw(config: DictConfig, system: Diffusion) -> None:
     given = _given(config, cascade.stages[0])
     count = config.count or (100 if given is None or config.input in SPLITS else len(given[0]))
     asked = _ask(config, cascade.stages[0], count, given)
+    cascade.check(asked)
     labels = asked.get("label")
     columns = 10 if config.label != "all" or labels is None else int((labels == 0).sum())
     out = output(config.out)
@@ -69,12 +70,11 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     chosen = config.label is not None or config.text is not None
     asked = _ask(config, system, len(given[0]), given) if chosen else batch(given)
     if not chosen and system.denoiser.classes is not None and given.labels is None:
-        instead = "input=test" if system.denoiser.conditioner.reads == "x0" else "label=..."
-        raise UserError(f"input={config.input} says no labels, and this model needs them; try {instead}")
+        raise UserError(f"input={config.input} says no labels, and this model needs them; try label=...")
     asked = system.settle(asked)
     labels = asked.get("label")
     data = given.x0.to(system.device)
-    x0 = system.codec.encode(data, torch.zeros_like)
+    x0 = torch.cat([system.codec.encode(some, torch.zeros_like) for some in data.split(config.batch_size)])
 
     def rise(some: Tensor) -> Iterator[tuple[int, Tensor]]:
         return system.encode(system.denoiser, x0[some], rows(asked, some))
@@ -82,13 +82,15 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     x_T = _walk(rise, len(x0), config, system, "encoding")
     back = _walk(lambda some: _fall(system, x_T, asked, some, torch.zeros_like), len(x0), config, system, "decoding")
     out = output(config.out)
-    error = ((system.codec.decode(back) - data) / 2).square().mean().item()
+    decoded = torch.cat([system.codec.decode(some) for some in back.split(config.batch_size)])
+    error = ((decoded - data) / 2).square().mean().item()
     np.savez_compressed(out / "x_T.npz", **arrays("x_T", x_T.cpu(), asked))
     if system.bin_width is None:
-        shown = {"given": (x0, labels), "x_T": (x_T, labels), "decoded": (back, labels)}
+        shown = {"given": (data, labels), "x_T": (x_T, labels), "decoded": (decoded, labels)}
         file, how = save_scatter(shown, out / "scatter.png"), "given, x_T, decoded"
     else:
-        threes = system.show(torch.stack([x0, x_T, back], dim=1)[:40].flatten(0, 1), None)[0]
+        rows_of = [to_bytes(data[:40]), system.show(x_T[:40], None)[0], to_bytes(decoded[:40])]
+        threes = torch.stack([part.to(system.device) for part in rows_of], dim=1).flatten(0, 1)
         file, how = save_grid(threes, out / "grid.png", 30 if len(x0) >= 10 else 3), "in threes: given, x_T, decoded"
     LOG.info("%d encoded and decoded in %d steps each: mean square error %.2g, in units of the data's range\n"
              "  x_T         %s\n  a picture   %s (%s)\n  next        mode=decode input=%s",
@@ -117,8 +119,8 @@ def _decode(config: DictConfig, system: Diffusion) -> None:
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
         return _fall(system, x_T, asked, some, SampleNoise(config.seed, some.tolist()))
 
-    made = system.show(_walk(fall, len(x_T), config, system, "decoding"), None)
-    save(system, made[0].cpu(), asked.get("label"), output(config.out))
+    made = _shown(_walk(fall, len(x_T), config, system, "decoding"), config, system)
+    save(system, made, asked.get("label"), output(config.out))
 
 
 def _interpolate(config: DictConfig, system: Diffusion) -> None:
@@ -134,8 +136,8 @@ def _interpolate(config: DictConfig, system: Diffusion) -> None:
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
         return _fall(system, x_T, asked, some, SampleNoise(config.seed, (2 * count + some // frames).tolist()))
 
-    made = system.show(_walk(fall, len(x_T), config, system, "interpolating"), None)
-    save(system, made[0].cpu(), asked.get("label"), output(config.out), columns=frames)
+    made = _shown(_walk(fall, len(x_T), config, system, "interpolating"), config, system)
+    save(system, made, asked.get("label"), output(config.out), columns=frames)
 
 
 def _times(config: DictConfig, system: Diffusion) -> None:
@@ -175,6 +177,11 @@ def _given(config: DictConfig, system: Diffusion) -> Split | None:
         raise UserError(f"input={config.input} is for a model that enlarges pictures, and this one draws them from "
                         "noise; try input=test, or mode=encode")  # fmt: skip
     return None
+
+
+def _shown(x: Tensor, config: DictConfig, system: Diffusion) -> Tensor:
+    """Ends of walks as uint8 pictures, or float points."""
+    return torch.cat([system.show(some, None)[0].cpu() for some in x.split(config.batch_size)])
 
 
 def _fall(system: Diffusion, x_T: Tensor, asked: Batch, some: Tensor, noise: Noise) -> Iterator[tuple[int, Tensor]]:

@@ -29,7 +29,7 @@ def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, ex
     """The quality of samples of `system`, after other `stages` of a cascade, for each of `config.values` of the key
     `config.against`: a table, lines, and a row of samples per value. Each value starts from the same noise.
     """
-    ways = _ways(config, system)
+    ways = _ways(config, stages, system)
     data = build(saved_config(config.run), "data")
     out = output(config.out)
     found: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, ex
              save_grid(torch.cat([split[0] for split in drawn]), out / "rows.png", columns=10))  # fmt: skip
 
 
-def _ways(config: DictConfig, system: Diffusion) -> list[Callable[[], None]]:
+def _ways(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion) -> list[Callable[[], None]]:
     """What makes the system draw with each value, all of them tried. Raises UserError."""
     key, values = config.against, config["values"]
     keys = [f"{group}.{name}" for group in ("sampler", "guidance") for name, value in config[group].items()
@@ -67,7 +67,8 @@ def _ways(config: DictConfig, system: Diffusion) -> list[Callable[[], None]]:
         raise UserError(f"against={key} is not among what can be chosen of this run's samples: {', '.join(keys)}")
     if not OmegaConf.is_list(values) or not values:
         said = "null" if values is None else values
-        raise UserError(f"values={said} must be a list of what {key} is to be; try 'values=[0,1,2]'")
+        own = OmegaConf.select(config, key)
+        raise UserError(f"values={said} must be a list of what {key} is to be; try 'values=[{own},...]'")
     if any(map(OmegaConf.is_dict, values)) or len({*map(str, values)}) < len(values):
         raise UserError(f"values={values} must differ, and be numbers, words or lists")
     ways: list[Callable[[], None]] = []
@@ -86,6 +87,7 @@ def _ways(config: DictConfig, system: Diffusion) -> list[Callable[[], None]]:
     with naming(group):
         for way in ways:
             way()
+            Cascade([*stages, system])
     return ways
 
 

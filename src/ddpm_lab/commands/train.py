@@ -47,6 +47,10 @@ def train(config: DictConfig) -> None:
     system: Learner = build(config, "system", **data.spec)
     callbacks = build(config, "callbacks")
     _fitting(callbacks, system, data)
+    if not isinstance(system, Diffusion) and config.codec._target_ != "ddpm_lab.codecs.Pixels":
+        raise UserError(
+            "codec=autoencoder is for system=diffusion, and nothing else works in latents; try codec=pixels"
+        )
     reach = data.train.at(slice(10_000)).x0.abs().max().item()
     if isinstance(system, Diffusion) and system.sampler.clip is not None and reach > system.sampler.clip:
         raise UserError(f"sampler.clip={system.sampler.clip:g} would cut this data, which reaches {reach:.3g}; "

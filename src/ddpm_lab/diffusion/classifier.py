@@ -18,6 +18,7 @@ class Classifies(Protocol):
     """`Classifier`, and the exact ones."""
 
     shape: tuple[int, ...] | None
+    space: str
     classes: int | None
     process: ForwardProcess
 
@@ -33,6 +34,8 @@ class Classifier(nn.Module):
 
     origin = ""
     """Where it was read from, for reports"""
+    space = ""
+    """It looks at the data itself"""
 
     def __init__(self, network: nn.Module, process: ForwardProcess, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()

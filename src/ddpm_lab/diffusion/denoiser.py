@@ -37,7 +37,9 @@ class Denoises(Protocol):
 
     process: ForwardProcess
     shape: tuple[int, ...] | None
-    """That of the data, without the batch, where it is known"""
+    """That of x_0, without the batch, where it is known"""
+    space: str
+    """What tells spaces of latents apart; "" for that of the data"""
     classes: int | None
     """How many labels it understands; None: none"""
     knows_null: bool
@@ -56,7 +58,9 @@ class Reverses(nn.Module, ABC):
     """An estimate of x_0 and a variance: together they are a step of the reverse chain."""
 
     shape: tuple[int, ...] | None = None
-    """That of the data, without the batch, where it is known"""
+    """That of x_0, without the batch, where it is known"""
+    space = ""
+    """What tells spaces of latents apart; "" for that of the data"""
     classes: int | None = None
     """How many labels it understands; None: none"""
     doors: Mapping[str, int] = MappingProxyType({})
@@ -95,10 +99,12 @@ class Denoiser(Reverses):
         variance: Variance,
         conditioner: Conditioner | None = None,
         shape: tuple[int, ...] | None = None,
+        space: str = "",
     ) -> None:
         conditioner = Unconditional() if conditioner is None else conditioner
         super().__init__(process, variance, knows_null=conditioner.dropout > 0)
-        self.shape, self.classes, self.doors = shape, conditioner.classes, conditioner.doors
+        self.shape, self.space = shape, space
+        self.classes, self.doors = conditioner.classes, conditioner.doors
         self.network, self.recalls = network, getattr(network, "recalls", False)
         self.prediction, self.conditioner = prediction, conditioner
 

@@ -115,6 +115,7 @@ class MixtureClassifier:
     """log p(y | x_t) for a mixture whose components have labels."""
 
     shape: tuple[int, ...] | None = None
+    space = ""
 
     def __init__(self, process: ForwardProcess, mixture: Mixture) -> None:
         assert mixture.labels is not None

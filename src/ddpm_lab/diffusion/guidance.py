@@ -26,7 +26,8 @@ class Guidance:
     """Whether only samplers that draw from `reverse` feel it"""
 
     def __init__(self, denoiser: Denoises) -> None:
-        self.denoiser, self.process, self.shape = denoiser, denoiser.process, denoiser.shape
+        self.denoiser, self.process = denoiser, denoiser.process
+        self.shape, self.space = denoiser.shape, denoiser.space
         self.classes, self.knows_null, self.recalls = denoiser.classes, denoiser.knows_null, denoiser.recalls
         self.doors = denoiser.doors
 
@@ -121,6 +122,7 @@ class Autoguidance(Guidance):
 
 class _Trained(Protocol):
     shape: tuple[int, ...] | None
+    space: str
     classes: int | None
     process: ForwardProcess
 
@@ -133,6 +135,9 @@ def check_alike(name: str, other: _Trained, denoiser: Denoises, hears: bool = Tr
         own, its = getattr(denoiser, what), getattr(other, what)
         if own != its and (hears or own is not None):
             raise ValueError(f"{name} was trained on data of {what} {its}, and this model on {own}; they must agree")
+    if denoiser.space != other.space:
+        own, its = (f"latents {part.space[:8]}" if part.space else "pixels" for part in (denoiser, other))
+        raise ValueError(f"{name} was trained in {its}, and this model in {own}; they must agree")
     table, its_table = (part.process.table.cpu() for part in (denoiser, other))
     if table.shape != its_table.shape or not torch.equal(table, its_table):
         raise ValueError(f"{name} was trained with another schedule (T = {other.process.steps}) than this model "

@@ -64,9 +64,9 @@ class Sampler(ABC):
                 raise ValueError(f"dynamic_threshold={self.dynamic_threshold:g} scales to the bound clip, which is "
                                  "null; try clip=1")  # fmt: skip
 
-    def times(self, last: int) -> list[int]:
-        """The stops from T = `last` to 0. Raises ValueError where `steps` and `spacing` do not fit."""
-        return stops(last, self.steps, self.spacing)
+    def times(self, last: int, until: int = 0) -> list[int]:
+        """The stops from T = `last` to `until`. Raises ValueError where `steps` and `spacing` do not fit."""
+        return [*(t for t in stops(last, self.steps, self.spacing) if t > until), until]
 
     def prior(self, process: ForwardProcess, z: Tensor) -> Tensor:
         """Where the walk begins, given standard normal `z`, (B, ...)."""
@@ -78,11 +78,12 @@ class Sampler(ABC):
         x: Tensor,
         cond: Condition = Condition(),
         noise: Noise = torch.randn_like,
+        until: int = 0,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Each stop s below T with its x_s, (B, ...), from `x`, which is x_T (see `prior`)."""
+        """Each stop s below T with its x_s, (B, ...), from `x`, which is x_T (see `prior`), to the time `until`."""
         before = None
         # The loop runs on Python's integers: a time read back from a tensor would stall a GPU at every step.
-        for t, s in pairwise(self.times(denoiser.process.steps)):
+        for t, s in pairwise(self.times(denoiser.process.steps, until)):
             at_t, at_s = (torch.full((len(x),), time, device=x.device) for time in (t, s))
             step = Step(x, at_t, at_s, self.guess(denoiser, x, at_t, cond), s == 0, before)
             if denoiser.recalls:

@@ -1,6 +1,7 @@
 """The optimal variance of a trained network, estimated from the data (Bao et al., 2022)."""
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.data.splits import Data, batch
@@ -19,6 +20,10 @@ def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int 
     if samples < 1:
         raise ValueError(f"samples must be at least 1 (got {samples}); try 16")
     steps, stream, device = denoiser.process.steps, generator(seed), system.device
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=stream).to(like)
+
     sums = torch.zeros(steps + 1, dtype=torch.float64)
     all_times = torch.arange(1, steps + 1).repeat(samples)
     index = torch.randint(len(data.train[0]), (len(all_times),), generator=stream)
@@ -29,10 +34,8 @@ def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int 
             strict=True,
         ):
             picked = data.train.at(some)
-            x0 = system.codec.encode(picked.x0.to(device), torch.zeros_like)
-            cond = system.condition(
-                denoiser, batch(picked), lambda like: torch.randn(like.shape, generator=stream).to(like)
-            )
+            x0 = system.codec.encode(picked.x0.to(device), noise)
+            cond = system.condition(denoiser, batch(picked), noise)
             eps, at = torch.randn(x0.shape, generator=stream).to(device), t.to(device)
             guess = system.sampler.guess(denoiser, denoiser.process.diffuse(x0, eps, at), at, cond)
             sums.index_add_(0, t, (guess.x0 - x0).double().square().flatten(1).mean(1).cpu())

@@ -121,6 +121,8 @@ class Autoencoder(nn.Module):
             raise ValueError(f"multipliers={list(multipliers)} makes latents {factor} times smaller, and "
                              f"{shape[1]}x{shape[2]} cannot be; try fewer multipliers")  # fmt: skip
         widths = [int(channels * multiplier) for multiplier in multipliers]
+        if min(widths) < 1:
+            raise ValueError(f"multipliers={list(multipliers)} of {channels} channels leave a level without any")
         if widths[-1] % heads:
             raise ValueError(f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; try heads=1")
         self.shape, self.latent_shape = shape, (bottleneck.latent, shape[1] // factor, shape[2] // factor)

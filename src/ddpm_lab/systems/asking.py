@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ddpm_lab.data.splits import Split, batch
 from ddpm_lab.errors import UserError
-from ddpm_lab.low_res import LowRes
 from ddpm_lab.networks.text import spelled
 
 
@@ -44,16 +43,17 @@ def enlargements(
     count: int,
     label: int | str | Sequence[int] | None,
     given: Split | None,
-    conditioner: LowRes,
+    small: tuple[int, ...],
     shape: tuple[int, ...],
+    classes: int | None,
 ) -> dict[str, Tensor]:
-    """`count` of the pictures `given`, in turn and made as small as those that are enlarged to `shape`, "low_res", and
-    their labels, or `label` where they have none. Raises UserError.
+    """`count` of the pictures `given`, in turn and made `small`, to be enlarged to `shape`, as "low_res", and their
+    labels, or `label` where they have none. Raises UserError.
     """
     if given is None:
         raise UserError("this model enlarges pictures, and none were given")
     asked = batch(given.at(torch.arange(count) % len(given[0])))
-    x0, small = asked.pop("x0"), conditioner.small
+    x0 = asked.pop("x0")
     times = x0.shape[2] // small[1] if x0.ndim == 4 else 0
     if tuple(x0.shape[1:]) != (small[0], times * small[1], times * small[2]) or not times:
         raise UserError(f"this model enlarges pictures of {by(small)} to {by(shape)}, and those given are "
@@ -62,14 +62,14 @@ def enlargements(
     if label is not None:
         if given.labels is not None:
             raise UserError(f"label={label} cannot be chosen for pictures that bring their own; try label=null")
-        chosen = labels(count, label, conditioner.classes)
+        chosen = labels(count, label, classes)
         asked |= {} if chosen is None else {"label": chosen}
-    if conditioner.classes is not None:
+    if classes is not None:
         if "label" not in asked:
             raise UserError("this model must know of what class the pictures are that it enlarges; try label=...")
-        if not (asked["label"] < conditioner.classes).all():
+        if not (asked["label"] < classes).all():
             raise UserError(f"the pictures that this model is to enlarge have labels up to {asked['label'].max()}, and "
-                            f"it knows 0..{conditioner.classes - 1}")  # fmt: skip
+                            f"it knows 0..{classes - 1}")  # fmt: skip
     return asked
 
 

@@ -1,19 +1,22 @@
 """Training an autoencoder, the first stage of latent diffusion (Rombach et al., 2022, section 3.1, appendix G)."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from ddpm_lab.conditioners import Spec
+from ddpm_lab.diffusion.noise import Noise
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.networks.autoencoder import Autoencoder
 from ddpm_lab.networks.discriminator import PatchDiscriminator
+from ddpm_lab.systems.asking import by
 from ddpm_lab.systems.training import Batch, Learner, evaluating
 
 
@@ -44,8 +47,12 @@ class AutoencoderSystem(Learner):
         if bin_width is None:
             raise UserError("system=autoencoder is for pictures; points have nothing to be left out")
         for name, value in {"perceptual": perceptual, "adversarial": adversarial, "start": start}.items():
-            if value < 0:
-                raise UserError(f"system.{name} must be at least 0 (got {value:g}); 0 is off")
+            if not 0 <= value < math.inf:
+                raise UserError(f"system.{name} must be a number of at least 0 (got {value:g}); try 0")
+        for name, value, least in (("perceptual", perceptual, 16), ("adversarial", adversarial, 4)):
+            if value and min(shape[1:]) < least:
+                raise UserError(f"system.{name}={value:g} looks at pictures of at least {least}x{least}, and these are "
+                                f"{by(shape)}; try 0")  # fmt: skip
         if "bottleneck" not in inspect.signature(network).parameters:
             raise UserError("model is not an autoencoder; try model=autoencoder_kl or autoencoder_vq")
         with naming("model"):
@@ -55,32 +62,46 @@ class AutoencoderSystem(Learner):
         self._lpips = [_lpips(perceptual)] if perceptual else []  # in a list, so that it is in no checkpoint
         self.learn_by(optimizer, lr_schedule)
 
-    def losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,), and the reconstructions, (B, C, H, W)."""
-        passed = self.autoencoder.encode(x)
+    def losses(self, x: Tensor, noise: Noise = torch.randn_like) -> tuple[dict[str, Tensor], Tensor]:
+        """The parts that add up to the loss, each (B,) or the same for all, and reconstructions, (B, C, H, W)."""
+        passed = self.autoencoder.encode(x, noise)
         found = self.autoencoder.decode(passed.z)
-        losses = (found - x).abs().flatten(1).mean(1) + passed.penalty / x[0].numel()
+        parts = {"l1": (found - x).abs().flatten(1).mean(1), "penalty": passed.penalty / x[0].numel()}
         for lpips in self._lpips:
             colour = (x.expand(-1, 3, -1, -1), found.clamp(-1, 1).expand(-1, 3, -1, -1))
-            losses = losses + self.perceptual * lpips.to(x.device)(*colour)
-        return losses, found
+            parts["lpips"] = self.perceptual * lpips.to(x.device)(*colour)
+        return parts, found
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        losses, found = self.losses(batch["x0"])
+    def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
+        parts, found = self.losses(batch["x0"])
+        losses = total(parts)
         loss = losses.mean()
         if self.discriminator is not None and self.trainer.global_step >= self.start:
-            loss = loss + self._adversary(self.discriminator, batch["x0"], found, loss)
-        return {"loss": loss, "losses": losses.detach()}
+            parts["hinge"], parts["fooled"] = self._adversary(self.discriminator, batch["x0"], found, loss)
+            loss = loss + parts["hinge"] + parts["fooled"]
+        return {"loss": loss, "losses": losses.detach(), "parts": parts}
 
-    def _adversary(self, discriminator: PatchDiscriminator, x: Tensor, found: Tensor, loss: Tensor) -> Tensor:
-        """Its own loss and the autoencoder's, in one: each is blind to the other's weights, so one optimizer does."""
+    def _adversary(
+        self, discriminator: PatchDiscriminator, x: Tensor, found: Tensor, loss: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Its own loss and the autoencoder's: each is blind to the other's weights, so one optimizer does."""
         hinge = (F.relu(1 - discriminator(x)) + F.relu(1 + discriminator(found.detach()))).mean() / 2
         held = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         fooled = -functional_call(discriminator, held, (found,)).mean()
         last = self.autoencoder.last.weight
         sizes = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, fooled)]
-        weight = (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()
-        return hinge + self.adversarial * weight * fooled
+        weight = (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()  # both numbers are those of their code
+        return hinge, self.adversarial * weight * fooled
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val:  # each alone, so that the adversary's gradients do not set the autoencoder's step
+            for part in filter(None, (self.autoencoder, self.discriminator)):
+                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -91,12 +112,18 @@ class AutoencoderSystem(Learner):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         x = batch["x0"]
-        found, _ = self.reconstruct(x)
-        self.log("val/loss", (found - x).abs().mean(), batch_size=len(x))
+        parts, found = self.losses(x, torch.zeros_like)
+        found = found.clamp(-1, 1)
+        self.log("val/loss", total(parts).mean(), batch_size=len(x))
         self.log("val/psnr", peak_signal_noise_ratio(found, x, (-1.0, 1.0), dim=(1, 2, 3)), batch_size=len(x))
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         return [("train", f"codec=autoencoder codec.run={run}")]
+
+
+def total(parts: dict[str, Tensor]) -> Tensor:
+    """Their sum."""
+    return torch.stack(torch.broadcast_tensors(*parts.values())).sum(0)
 
 
 def _lpips(weight: float) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Split
+from ddpm_lab.data.splits import Images, Split
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.errors import UserError
 from ddpm_lab.low_res import LowRes
@@ -25,12 +25,34 @@ class Cascade:
 
     def __init__(self, stages: Sequence[Diffusion]) -> None:
         self.stages = stages
+        known = stages[0].classes
         for number, (stage, following) in enumerate(pairwise(stages), 1):
-            _check(number, stage, following)
+            told = following.denoiser.conditioner
+            if not isinstance(told, LowRes):
+                raise UserError(f"cascade: stage {number + 1} enlarges nothing; it must be trained with "
+                                "conditioner=low_res")  # fmt: skip
+            if stage.shape != told.small:
+                raise UserError(f"cascade: stage {number} draws pictures of {by(stage.shape)}, and stage {number + 1} "
+                                f"enlarges those of {by(told.small)} to {by(following.shape)}; they must agree"
+                                )  # fmt: skip
+            if told.truncated and stage.codec.space:
+                raise UserError(f"conditioner.truncated=true hands over noisy pictures, and stage {number} of this "
+                                "cascade draws latents; try false")  # fmt: skip
+            if following.classes not in (None, known):
+                knows = "no labels are known" if known is None else f"{known} labels are known"
+                raise UserError(f"cascade: {knows} before stage {number + 1}, which must hear one of "
+                                f"{following.classes}; train that with conditioner.label=false")  # fmt: skip
+
+    def check(self, asked: Batch) -> None:
+        """Raises UserError where what the first stage is asked leaves open what a later one must hear."""
+        for number, stage in enumerate(self.stages[1:], 2):
+            if "label" not in asked and stage.classes is not None:
+                raise UserError(f"text= says no class, which stage {number} of the cascade must hear; try label=, or "
+                                "train that stage with conditioner.label=false")  # fmt: skip
 
     def steps(self, count: int, batch_size: int) -> int:
         """How many there are in drawing `count` samples in batches."""
-        each = [stage.sampler.times(stage.process.steps).index(until) for stage, until in self._ends()]
+        each = [len(stage.sampler.times(stage.process.steps, until)) - 1 for stage, until in self._ends()]
         return sum(each) * math.ceil(count / batch_size)
 
     def lead(
@@ -42,20 +64,19 @@ class Cascade:
         A sample i of a seed is the same in any company. Without truncation a stage is given pictures in 8 bits, as if
         the stage before had been drawn and saved alone.
         """
-        hearing = [number for number, stage in enumerate(self.stages, 1) if stage.denoiser.conditioner.classes]
-        if "label" not in asked and hearing and hearing[-1] > 1:
-            raise UserError(f"text= says no class, which stage {hearing[-1]} of the cascade must hear; try label=, or "
-                            "train that stage with conditioner.label=false")  # fmt: skip
-        drawn = []
+        drawn: list[Split] = []
         for (stage, until), following in zip(self._ends(), self.stages[1:], strict=False):
-            ends = list(stage.ends(stage.denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar,
-                                   until=until))  # fmt: skip
-            x = torch.cat([end for end, _ in ends])
-            drawn.append(stage.show(x, asked.get("label")))
+            walks = stage.ends(stage.denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar,
+                               until=until)  # fmt: skip
+            ends = [(x, stage.show(x, None)[0]) for x, _ in walks]
+            x, shown = (torch.cat(parts) for parts in zip(*ends, strict=True))
+            label = asked.get("label")
+            drawn.append(Images(shown, None if label is None else label.to(shown.device)))
             asked = following.ask(count, given=drawn[-1])
-            if until:
+            told = following.denoiser.conditioner
+            if isinstance(told, LowRes) and told.truncated:
                 time = torch.full((count,), until, device=x.device)
-                asked |= {"low_res": x / per_pixel(stage.process.scale(time), x), "level": _levels(stage, time)}
+                asked |= {"low_res": x / per_pixel(stage.process.scale(time), x), "level": _levels(stage)[time]}
         return drawn, asked
 
     def protocol(self) -> dict[str, Any]:
@@ -64,38 +85,20 @@ class Cascade:
         return {**self.stages[-1].protocol(), **({"after": after} if after else {})}
 
     def _ends(self) -> list[tuple[Diffusion, int]]:
-        """Each stage, and the time at which it ends: 0 or, truncated, that of its stops whose level of noise is nearest
-        to what the next stage wants.
+        """Each stage, and the time at which it ends: 0 or, truncated, that whose level of noise is nearest to what the
+        next stage wants.
         """
         found = []
         for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True):
             until = 0
             told = following and following.denoiser.conditioner
             if isinstance(told, LowRes) and told.truncated:
-                times = torch.tensor(stage.sampler.times(stage.process.steps))
-                until = int(times[(_levels(stage, times) - told.level).abs().argmin()])
+                until = int((_levels(stage) - told.level).abs().argmin())
             found.append((stage, until))
         return found
 
 
-def _levels(stage: Diffusion, times: Tensor) -> Tensor:
-    """(B,), of noise in x_t as `LowRes` counts them."""
-    signal, noise = stage.process.scales(times.to(stage.device))
-    return (2 / math.pi * torch.atan2(noise, signal)).float().to(times.device)
-
-
-def _check(number: int, stage: Diffusion, following: Diffusion) -> None:
-    """Raises UserError unless `following`, the stage after stage `number`, can enlarge what that one draws."""
-    told = following.denoiser.conditioner
-    if not isinstance(told, LowRes):
-        raise UserError(f"cascade: stage {number + 1} enlarges nothing; it must be trained with conditioner=low_res")
-    if stage.shape != told.small:
-        raise UserError(f"cascade: stage {number} draws pictures of {by(stage.shape)}, and stage {number + 1} enlarges "
-                        f"those of {by(told.small)} to {by(following.shape)}; they must agree")  # fmt: skip
-    if told.classes is not None and told.classes != stage.classes:
-        knows = "no labels" if stage.classes is None else f"{stage.classes} labels"
-        raise UserError(f"cascade: stage {number} knows {knows}, and stage {number + 1} must hear one of "
-                        f"{told.classes}; train that with conditioner.label=false")  # fmt: skip
-    if told.truncated and stage.codec.shape != stage.shape:
-        raise UserError(f"conditioner.truncated=true hands over noisy pictures, and stage {number} of this cascade "
-                        "draws latents; try false")  # fmt: skip
+def _levels(stage: Diffusion) -> Tensor:
+    """(T + 1,), of noise in x_t as `LowRes` counts them."""
+    signal, noise = stage.process.scales(torch.arange(stage.process.steps + 1, device=stage.device))
+    return (2 / math.pi * torch.atan2(noise, signal)).float()

@@ -69,7 +69,7 @@ class Diffusion(System):
         check_hearing(network, told, self.codec, self.shape)
         with naming("model"):
             body = network(self.codec.shape, outputs=variance.outputs, **told.doors)
-        self.denoiser = Denoiser(body, process, prediction, variance, told, self.codec.shape)
+        self.denoiser = Denoiser(body, process, prediction, variance, told, self.codec.shape, self.codec.space)
         self.process = process
         self.objective = objective
         if variance.outputs > 1 and not objective.trains_spread:
@@ -83,12 +83,13 @@ class Diffusion(System):
         """How samples are drawn from now on. Raises UserError where these do not fit the model, or one another."""
         with naming("sampler"):
             self.process.warn_of_signal("sampler.spacing begins", sampler.times(self.process.steps)[0])
-            if sampler.clip is not None and self.codec.bin_width != self.bin_width:
+            if sampler.dynamic_threshold is not None and self.codec.bin_width is None:
+                what = "latents have" if self.codec.space else "this data has"
+                raise ValueError(f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels, which lie in "
+                                 f"[-1, 1]; {what} no such range; try dynamic_threshold=null")  # fmt: skip
+            if sampler.clip is not None and self.codec.space:
                 raise ValueError(f"clip={sampler.clip:g} bounds pixels, and codec={choice(self.codec)} has latents, "
                                  "which have no bounds; try clip=null")  # fmt: skip
-            if sampler.dynamic_threshold is not None and self.bin_width is None:
-                raise ValueError(f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels, which lie in "
-                                 "[-1, 1]; this data has no such range; try dynamic_threshold=null")  # fmt: skip
         with naming("guidance"):
             guided = guidance(self.denoiser)
             self.classes = guided.classes
@@ -136,7 +137,7 @@ class Diffusion(System):
                                 "with conditioner=text")  # fmt: skip
             return {"text": asking.texts(count, text, conditioner.length)}
         if isinstance(conditioner, LowRes):
-            return asking.enlargements(count, label, given, conditioner, self.shape)
+            return asking.enlargements(count, label, given, conditioner.small, self.shape, self.classes)
         labels = asking.labels(count, label, self.classes)
         return {} if labels is None else {"label": labels}
 
@@ -151,22 +152,25 @@ class Diffusion(System):
         """`asked` with nothing left to chance; see `Conditioner`."""
         return self.denoiser.conditioner.settle(moved(asked, self.device))
 
-    def walk(self, denoiser: Denoiser, samples: Sequence[int], asked: Batch, seed: int) -> Iterator[tuple[int, Tensor]]:
-        """Each time from the chain's first down to 0 with its x_t, (len(samples), *codec.shape).
+    def walk(
+        self, denoiser: Denoiser, samples: Sequence[int], asked: Batch, seed: int, until: int = 0
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Each time from the chain's first down to `until` with its x_t, (len(samples), *codec.shape).
 
         `samples` are numbers, and `asked` says what they are to be. Sample i of a seed is the same in any company.
         """
         noise = SampleNoise(seed, samples, denoiser.conditioner.stream)
         start = noise(torch.empty(len(samples), *self.codec.shape, device=self.device))
-        yield from self.decode(denoiser, self.sampler.prior(denoiser.process, start), asked, noise)
+        yield from self.decode(denoiser, self.sampler.prior(denoiser.process, start), asked, noise, until)
 
     def decode(
-        self, denoiser: Denoiser, x: Tensor, asked: Batch, noise: Noise = torch.randn_like
+        self, denoiser: Denoiser, x: Tensor, asked: Batch, noise: Noise = torch.randn_like, until: int = 0
     ) -> Iterator[tuple[int, Tensor]]:
         """The walk from `x`, (B, *codec.shape): its first time with `x` itself, then each stop with its x_t."""
         with evaluating(denoiser):
-            yield self.sampler.times(denoiser.process.steps)[0], x
-            yield from self.sampler.walk(self.guidance(denoiser), x, self.condition(denoiser, asked, noise), noise)
+            yield self.sampler.times(denoiser.process.steps, until)[0], x
+            cond = self.condition(denoiser, asked, noise)
+            yield from self.sampler.walk(self.guidance(denoiser), x, cond, noise, until)
 
     def encode(self, denoiser: Denoiser, x0: Tensor, asked: Batch) -> Iterator[tuple[int, Tensor]]:
         """The walk upwards from `x0`, (B, *codec.shape): each stop with its x_t."""
@@ -207,23 +211,21 @@ class Diffusion(System):
         bar: "tqdm[NoReturn] | None" = None,
         until: int = 0,
     ) -> Iterator[tuple[Tensor, Batch]]:
-        """The x of `sample` at the chain's stop `until`, (B, *codec.shape), with what it was asked to be."""
-        first = self.sampler.times(denoiser.process.steps)[0]
+        """The x of `sample` at time `until`, (B, *codec.shape), with what it was asked to be."""
         for samples in torch.arange(count).split(batch_size):
-            some = rows(asked, samples)
-            for t, x in self.walk(denoiser, samples.tolist(), some, seed):
+            some, x = rows(asked, samples), torch.empty(0)
+            walk = self.walk(denoiser, samples.tolist(), some, seed, until)
+            for steps, (_, x) in enumerate(walk):  # noqa: B007 (the last is the end)
                 if bar is not None:
-                    bar.update(t < first)
-                if t == until:
-                    yield x, some
-                    break
+                    bar.update(steps > 0)  # the first is where the walk begins
+            yield x, some
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         guided = " guidance.w=1" if self.denoiser.knows_null and "w" in self.guidance.keywords else ""
         if self.bin_width is None:
             assess = "density.split=train"
         else:
-            assess = "sampler.steps=50" if measured or self.codec.bin_width is None else "'metrics=[nll]' nll.steps=50"
+            assess = "sampler.steps=50" if measured or self.codec.space else "'metrics=[nll]' nll.steps=50"
         return [("sample", f"run={run} count=100{guided}"), ("evaluate", f"run={run} {assess}")]
 
     def protocol(self) -> dict[str, Any]:
