@@ -2,9 +2,10 @@
 
 python scripts/compare_factors.py OUT [overrides of the diffusion runs]
 
-Trains an autoencoder for each factor f and a model of the same size in its latents, beside one in pixels, each alone;
-FID is measured while they train, and the time that this takes is not counted. OUT gets the runs, factors.json and
-factors.png; what is there already is not trained again.
+Trains an autoencoder for each factor f and a model of the same size in its latents, beside one in pixels and one there
+that predicts v, as those in latents do, each alone. FID is measured while they train; the time that this takes is not
+counted, nor is that of the autoencoders. OUT gets the runs, factors.json and factors.png; what is there already is not
+trained again.
 """
 
 import csv
@@ -18,11 +19,11 @@ from ddpm_lab.evaluation.pictures import save_lines
 
 ROOT = Path(__file__).parents[1]
 AUTOENCODERS = {
-    "f=1": ["model.multipliers=[1]", "model.bottleneck.latent=1"],
-    "f=2": ["model.multipliers=[1,2]", "model.bottleneck.latent=4"],
-    "f=4": ["model.multipliers=[1,2,4]", "model.bottleneck.latent=8"],
+    "f1": ["model.multipliers=[1]", "model.bottleneck.latent=1"],
+    "f2": ["model.multipliers=[1,2]", "model.bottleneck.latent=4"],
+    "f4": ["model.multipliers=[1,2,4]", "model.bottleneck.latent=8"],
 }
-SHAPES = {"pixels": "1x8x8", "f=1": "1x8x8", "f=2": "4x4x4", "f=4": "8x2x2"}
+SHAPES = {"pixels": "1x8x8", "pixels-v": "1x8x8", "f1": "1x8x8", "f2": "4x4x4", "f4": "8x2x2"}
 EVERY = 100
 """Steps from one FID to the next"""
 
@@ -57,7 +58,7 @@ def main() -> None:
     rows, found = {}, {}
     for name in SHAPES:
         cells = ["-", "-"]
-        codec = []
+        codec = ["prediction=v"] if name == "pixels-v" else []
         if name in AUTOENCODERS:
             first = train(out / f"autoencoder-{name}", "system=autoencoder", *AUTOENCODERS[name])
             codec = ["codec=autoencoder", f"codec.run={out}/autoencoder-{name}"]

@@ -86,7 +86,7 @@ def unfold(arguments: list[str]) -> list[str]:
     if not isinstance(stages, list) or not stages:
         raise UserError(f"{given[-1]} must be a list of runs, from the smallest pictures on; try cascade=[DIR,DIR2]")
     # What is typed beside comes last, and so holds; options of Hydra's own come first.
-    return [*sorted([*_words(stages[-1]), *arguments], key=lambda argument: not argument.startswith("-"))]
+    return sorted([*_words(stages[-1]), *arguments], key=lambda argument: not argument.startswith("-"))
 
 
 def _words(stage: Any) -> list[str]:
