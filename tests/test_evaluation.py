@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import FAST, composed
 from PIL import Image
 from safetensors.torch import load_file
-from test_commands import FAST, composed, typed  # noqa: F401 (a fixture)
 
 from ddpm_lab.commands.build import build
 from ddpm_lab.data.digits import digits
@@ -31,7 +31,7 @@ from ddpm_lab.evaluation.likelihood import assess_likelihood
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of ten steps with a learned variance."""
-    from test_commands import main as verbs
+    from ddpm_lab.commands import main as verbs
 
     where = tmp_path_factory.mktemp("evaluation") / "r"
     with pytest.MonkeyPatch.context() as patch:
@@ -103,7 +103,7 @@ def test_the_network_hears_the_labels_of_the_pictures_it_is_measured_on():
     assert all(torch.equal(cond.label, data.test.labels[:5]) and cond.dropped is None for cond in heard) and heard
 
 
-def test_nll_of_a_run_says_what_it_measured_with(run, typed, tmp_path):  # noqa: F811
+def test_nll_of_a_run_says_what_it_measured_with(run, typed, tmp_path):
     status, said, _ = typed("evaluate", f"run={run}", "metrics=[nll,fid]", "nll.steps=4", "nll.count=5", "count=4",
                             "nll.spacing=quadratic", f"hydra.run.dir={tmp_path}/e")  # fmt: skip
     result = found(tmp_path / "e")
@@ -114,7 +114,7 @@ def test_nll_of_a_run_says_what_it_measured_with(run, typed, tmp_path):  # noqa:
     assert len(set(Image.open(tmp_path / "e" / "bound.png").convert("L").getdata())) > 5
 
 
-def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):  # noqa: F811
+def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):
     words = ("evaluate", f"run={run}", "metrics=[nll]", "nll.steps=4", "nll.count=5", "variance=analytic",
              "variance.samples=1")  # fmt: skip
     assert typed(*words, f"hydra.run.dir={tmp_path}/a")[0] == 0
@@ -159,7 +159,7 @@ def test_the_flows_density_is_that_of_the_data_under_the_exact_denoiser(schedule
 
 
 @pytest.mark.slow
-def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):  # noqa: F811
+def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):
     status, said, error = typed("train", "data=gaussian_mixture", "logger=csv", "trainer.max_steps=300",
                                 "callbacks.density.count=200", f"hydra.run.dir={tmp_path}/r")  # fmt: skip
     assert status == 0 and "the law of the data itself" in said, error
@@ -177,7 +177,7 @@ def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):  # 
     assert typed("sample", f"run={tmp_path}/r", "mode=encode", "count=8", f"hydra.run.dir={tmp_path}/x")[0] == 0
 
 
-def test_the_analytic_tier_is_the_table_of_systems(typed, tmp_path):  # noqa: F811
+def test_the_analytic_tier_is_the_table_of_systems(typed, tmp_path):
     status, said, _ = typed("evaluate", "model=exact", "steps=[10,50]", f"hydra.run.dir={tmp_path}/e")
     result = found(tmp_path / "e")
     assert status == 0 and "0.3616" in said and "0.4719" in said and (tmp_path / "e" / "exact.png").is_file()
@@ -190,7 +190,7 @@ def test_the_analytic_tier_is_the_table_of_systems(typed, tmp_path):  # noqa: F8
 
 
 @pytest.mark.parametrize("data", ["gaussian_mixture", "digits"])
-def test_the_analytic_tier_of_other_laws(data, typed, tmp_path):  # noqa: F811
+def test_the_analytic_tier_of_other_laws(data, typed, tmp_path):
     words = ["model=exact", f"data={data}", "schedule.steps=100", "steps=[5,100]", "count=300"]
     assert typed("evaluate", *words, f"hydra.run.dir={tmp_path}/e")[0] == 0
     result = found(tmp_path / "e")
@@ -208,7 +208,7 @@ def test_sliced_wasserstein_is_the_shift_of_shifted_points():
     assert sliced_wasserstein(points + shift, points) == pytest.approx(3**-0.5, rel=0.15)
 
 
-def test_encode_decode_and_interpolate(run, typed, tmp_path):  # noqa: F811
+def test_encode_decode_and_interpolate(run, typed, tmp_path):
     words = [f"run={run}", "sampler.steps=20", "count=12", "batch_size=5"]
     status, said, error = typed("sample", *words, "mode=encode", f"hydra.run.dir={tmp_path}/e")
     assert status == 0 and "mean square error" in said, error
@@ -230,7 +230,7 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):  # noqa: F811
     assert [len(set(np.load(tmp_path / "i" / "samples.npz")["labels"][row * 4 :][:4])) for row in range(2)] == [1, 1]
 
 
-def test_encoding_hears_the_label_that_is_asked_for_and_so_many_of_a_file(run, typed, tmp_path):  # noqa: F811
+def test_encoding_hears_the_label_that_is_asked_for_and_so_many_of_a_file(run, typed, tmp_path):
     words = ["sample", f"run={run}", "sampler.steps=5"]
     typed(*words, "count=8", f"hydra.run.dir={tmp_path}/s")
     file = f"input={tmp_path}/s/samples.npz"
@@ -239,7 +239,7 @@ def test_encoding_hears_the_label_that_is_asked_for_and_so_many_of_a_file(run, t
     assert saved["labels"].tolist() == [7, 7, 7] and saved["x_T"].shape == (3, 1, 8, 8)
 
 
-def test_the_ends_of_an_interpolation_are_the_samples_between_which_it_goes(run, typed, tmp_path):  # noqa: F811
+def test_the_ends_of_an_interpolation_are_the_samples_between_which_it_goes(run, typed, tmp_path):
     one = ["sample", f"run={run}", "label=3"]
     typed(*one, "count=2", f"hydra.run.dir={tmp_path}/s")
     typed(*one, "mode=interpolate", "count=1", "frames=3", f"hydra.run.dir={tmp_path}/i")
@@ -247,6 +247,6 @@ def test_the_ends_of_an_interpolation_are_the_samples_between_which_it_goes(run,
     assert np.abs(row[[0, 2]] - ends).max() <= 1
 
 
-def test_the_visited_pairs_are_printed(run, typed):  # noqa: F811
+def test_the_visited_pairs_are_printed(run, typed):
     _, said, _ = typed("sample", f"run={run}", "mode=times", "sampler.spacing=[700,20,0]", "sampler.steps=null")
     assert "(700,20) (20,0)" in said

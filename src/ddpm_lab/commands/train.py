@@ -70,8 +70,8 @@ def train(config: DictConfig) -> None:
     parameters = sum(parameter.numel() for parameter in system.parameters())
     shape = by(data.shape)
     what = "points" if data.bin_width is None else "pictures"
-    drawn = system.codec.shape if isinstance(system, Diffusion) else data.shape
-    where = f", in latents of {by(drawn)}" if drawn != data.shape else ""
+    codec = system.codec if isinstance(system, Diffusion) else None
+    where = f", in latents of {by(codec.shape)}" if codec and codec.space else ""
     LOG.info("%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters", data.name,
              len(data.train[0]), what, shape, where, len(data.test[0]), parameters / 1e6)  # fmt: skip
 

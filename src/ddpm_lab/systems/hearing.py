@@ -24,6 +24,6 @@ def check_hearing(network: Callable[..., nn.Module], told: Conditioner, codec: C
         instead = f"model={HEARS[min(deaf)]}" if len(shape) == 3 else "conditioner=label"
         raise UserError(f"conditioner={choice(told)} speaks by {' and '.join(deaf)}, which this model cannot hear; "
                         f"try {instead}")  # fmt: skip
-    if "image" in told.doors and codec.shape != shape:
+    if "image" in told.doors and codec.space:
         raise UserError(f"conditioner={choice(told)} lays a picture beside what is drawn, which codec={choice(codec)} "
                         f"makes {by(codec.shape)}; try codec=pixels")  # fmt: skip
