@@ -96,6 +96,13 @@ def test_truncated_the_stage_before_hands_over_the_noisy_picture_at_that_level(s
     assert x.std().item() == pytest.approx(law[1], rel=0.03)
 
 
+def test_a_truncated_chain_ends_at_its_time_between_two_stops():
+    first = system("data.resolution=4")
+    walk = first.walk(first.denoiser, [0], first.ask(1), seed=0, until=317)
+    assert [t for t, _ in walk] == [1000, 667, 334, 317]
+    assert first.sampler.times(1000) == [1000, 667, 334, 1, 0] and first.sampler.times(1000, 1000) == [1000]
+
+
 @pytest.mark.parametrize(
     ("truncated", "level", "steps"), [(False, 0.5, 8), (True, 0.2, 7), (True, 0.0, 8), (True, 1.0, 4)]
 )

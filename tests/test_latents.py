@@ -63,6 +63,7 @@ def test_vector_quantisation_takes_the_nearest_and_each_term_moves_its_own_side(
     given = vq.restore(z)
     torch.testing.assert_close(given, vq.quantise(z)[1])
     (given * torch.arange(9.0).view(3, 3)).sum().backward()
+    assert z.grad is not None
     assert torch.equal(z.grad, torch.arange(9.0).view(3, 3).expand(2, 2, 3, 3)), "straight through"
 
 
