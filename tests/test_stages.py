@@ -234,6 +234,13 @@ def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
     assert (protocol["sampler"]["name"], protocol["steps"], protocol["level"]) == ("DDIM", 1, 0.1)
 
 
+def test_options_of_hydra_stand_beside_a_cascade(chain, typed):
+    words = [f"cascade=[{chain}/base,'{chain}/large conditioner.level=0.1 sampler.steps=7']"]
+    for order in (["--cfg", "job", *words, "conditioner.level=0.2"], ["conditioner.level=0.2", *words, "--cfg", "job"]):
+        status, said, error = typed("sample", *order)
+        assert status == 0 and f"run: {chain}/large" in said and "level: 0.2" in said and "steps: 7" in said, error
+
+
 def test_a_sweep_over_a_cascade_offers_each_cell_the_same(chain, typed, tmp_path):
     words = [f"cascade=[{chain}/base,{chain}/large]", "conditioner.level=0,0.5", "count=2"]
     status, _, error = typed("sample", "-m", *words, f"hydra.sweep.dir={tmp_path}")

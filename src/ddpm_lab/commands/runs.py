@@ -85,8 +85,9 @@ def unfold(arguments: list[str]) -> list[str]:
         stages = None
     if not isinstance(stages, list) or not stages:
         raise UserError(f"{given[-1]} must be a list of runs, from the smallest pictures on; try cascade=[DIR,DIR2]")
-    # What is typed beside comes last, and so holds; options of Hydra's own come first.
-    return sorted([*_words(stages[-1]), *arguments], key=lambda argument: not argument.startswith("-"))
+    # Before all that is typed beside, which so holds, and behind options of Hydra's own, such as --cfg job.
+    first = next(i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
+    return [*arguments[:first], *_words(stages[-1]), *arguments[first:]]
 
 
 def _words(stage: Any) -> list[str]:
