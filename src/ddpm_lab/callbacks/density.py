@@ -5,8 +5,7 @@ from typing import Any
 import lightning as L
 
 from ddpm_lab.callbacks.ema import best
-from ddpm_lab.callbacks.log import log
-from ddpm_lab.data.splits import Data
+from ddpm_lab.callbacks.log import datamodule, log
 from ddpm_lab.evaluation.density import assess_density
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -22,6 +21,7 @@ class Density(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         weights, denoiser = best(trainer, pl_module)
-        data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
-        self.result = assess_density(pl_module, denoiser, data, weights=weights, split="test", count=self.count)
+        self.result = assess_density(
+            pl_module, denoiser, datamodule(trainer), weights=weights, split="test", count=self.count
+        )
         log(trainer, {"density/nll": self.result["nll"]})

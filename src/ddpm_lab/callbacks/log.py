@@ -7,10 +7,18 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ddpm_lab.data.splits import Data
+
 
 def log(trainer: L.Trainer, metrics: dict[str, float]) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def datamodule(trainer: L.Trainer) -> Data:
+    """What it trains on."""
+    found: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+    return found
 
 
 def log_picture(trainer: L.Trainer, name: str, file: Path) -> None:

@@ -7,8 +7,7 @@ import lightning as L
 import torch
 
 from ddpm_lab.callbacks.ema import best
-from ddpm_lab.callbacks.log import log_picture
-from ddpm_lab.data.splits import Data
+from ddpm_lab.callbacks.log import datamodule, log_picture
 from ddpm_lab.evaluation.pictures import save_grid
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
@@ -54,8 +53,7 @@ class Pictures(L.Callback):
         log_picture(trainer, "denoising", file)
 
     def _ask(self, trainer: L.Trainer, system: Diffusion, count: int) -> Batch:
-        data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
-        return system.ask(count, given=data.test)
+        return system.ask(count, given=datamodule(trainer).test)
 
     def _place(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "pictures"

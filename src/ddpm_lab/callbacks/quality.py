@@ -7,8 +7,7 @@ from typing import Any
 import lightning as L
 
 from ddpm_lab.callbacks.ema import best
-from ddpm_lab.callbacks.log import log
-from ddpm_lab.data.splits import Data
+from ddpm_lab.callbacks.log import datamodule, log
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.quality import assess
 from ddpm_lab.systems.diffusion import Diffusion
@@ -55,8 +54,7 @@ class Quality(L.Callback):
         if self.extractor is None:
             return
         weights, denoiser = best(trainer, system)
-        data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
-        self.result = next(assess(system, denoiser, data, self.extractor, weights=weights, split="train",
+        self.result = next(assess(system, denoiser, datamodule(trainer), self.extractor, weights=weights, split="train",
                                   count=self.count, seed=0, batch_size=self.batch_size))  # fmt: skip
         logged = ("fid", "fid_within", "recognised")
         log(trainer, {f"quality/{name}": self.result[name] for name in logged if name in self.result})

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from ddpm_lab.callbacks.log import log, log_picture
-from ddpm_lab.data.splits import Data, Images, batch, to_bytes
+from ddpm_lab.callbacks.log import datamodule, log, log_picture
+from ddpm_lab.data.splits import Images, batch, to_bytes
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.pictures import save_grid
 from ddpm_lab.evaluation.quality import Judge
@@ -53,13 +53,13 @@ class Reconstructions(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem) -> None:
         self._draw(trainer, pl_module)
-        test = _data(trainer).test.to(pl_module.device)
+        test = datamodule(trainer).test.to(pl_module.device)
         assert isinstance(test, Images)  # the system refuses points
         self.result = self._measure(test, pl_module)
         log(trainer, {f"quality/{name}": value for name, value in self.result.items()})
 
     def _draw(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
-        x = _data(trainer).test.at(slice(self.rows * self.columns)).x0.to(system.device)
+        x = datamodule(trainer).test.at(slice(self.rows * self.columns)).x0.to(system.device)
         columns = min(self.columns, len(x))
         x = x[: len(x) // columns * columns]
         pairs = zip(x.split(columns), system.reconstruct(x)[0].split(columns), strict=True)
@@ -82,8 +82,3 @@ class Reconstructions(L.Callback):
             codes = [part[1].flatten() for part in parts if part[1] is not None]
             result["codes_used"] = torch.cat(codes).unique().numel() / system.autoencoder.bottleneck.codes
         return result
-
-
-def _data(trainer: L.Trainer) -> Data:
-    found: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
-    return found

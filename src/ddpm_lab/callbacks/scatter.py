@@ -7,8 +7,7 @@ import lightning as L
 import torch
 
 from ddpm_lab.callbacks.ema import best
-from ddpm_lab.callbacks.log import log_picture
-from ddpm_lab.data.splits import Data
+from ddpm_lab.callbacks.log import datamodule, log_picture
 from ddpm_lab.evaluation.pictures import save_scatter
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -38,11 +37,10 @@ class Scatter(L.Callback):
         asked = system.ask(self.count)
         labels = asked.get("label")
         states = [x.cpu() for _, x in system.walk(denoiser, range(self.count), asked, seed=0)]
-        data: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
         shown = torch.linspace(0, len(states) - 1, min(len(states), 5)).round().long().tolist()
         times = system.sampler.times(denoiser.process.steps)
         panels = {f"t = {times[i]}": (states[i], labels) for i in shown[:-1]}
         panels["samples"] = (states[-1], labels)
-        panels["data"] = (data.test[0][: self.count], data.test.labels)
+        panels["data"] = (datamodule(trainer).test[0][: self.count], datamodule(trainer).test.labels)
         file = Path(trainer.default_root_dir) / "pictures" / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_scatter(panels, file))

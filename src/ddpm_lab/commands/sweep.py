@@ -17,6 +17,7 @@ from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.pictures import save_grid, save_lines
 from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.low_res import LowRes
 from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -62,7 +63,8 @@ def _ways(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion) ->
     key, values = config.against, config["values"]
     keys = [f"{group}.{name}" for group in ("sampler", "guidance") for name, value in config[group].items()
             if not str(name).startswith("_") and not OmegaConf.is_dict(value)]  # fmt: skip
-    keys += [f"conditioner.{name}" for name in system.denoiser.conditioner.chosen]
+    told = system.denoiser.conditioner
+    keys += [f"conditioner.{name}" for name in told.chosen]
     if key not in keys:
         raise UserError(f"against={key} is not among what can be chosen of this run's samples: {', '.join(keys)}")
     if not OmegaConf.is_list(values) or not values:
@@ -81,9 +83,8 @@ def _ways(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion) ->
             ways.append(partial(system.draw_with, changed, system.guidance))
         elif group == "guidance":
             ways.append(partial(system.draw_with, system.sampler, changed))
-        else:
-            chosen = {name: changed.keywords[name] for name in system.denoiser.conditioner.chosen}
-            ways.append(partial(system.denoiser.conditioner.choose, **chosen))
+        elif isinstance(told, LowRes):  # no other conditioner has anything to choose
+            ways.append(partial(told.choose, **{name: changed.keywords[name] for name in told.chosen}))
     with naming(group):
         for way in ways:
             way()

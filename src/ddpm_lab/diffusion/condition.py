@@ -75,12 +75,8 @@ class Conditioner(nn.Module, ABC):
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What can be chosen at sampling (`choose`)."""
+        """What can be chosen at sampling."""
         return {}
-
-    def choose(self, **chosen: Any) -> None:
-        """Other values of what is `chosen`. Raises ValueError."""
-        raise NotImplementedError
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:

@@ -93,15 +93,9 @@ class AutoencoderSystem(Learner):
         weight = (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()  # both numbers are those of their code
         return hinge, self.adversarial * weight * fooled
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if gradient_clip_val:  # each alone, so that the adversary's gradients do not set the autoencoder's step
-            for part in filter(None, (self.autoencoder, self.discriminator)):
-                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+    def clipped(self) -> list[nn.Module]:
+        """Each side alone, so that the adversary's gradients do not set the autoencoder's step."""
+        return [part for part in (self.autoencoder, self.discriminator) if part is not None]
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

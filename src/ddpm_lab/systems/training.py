@@ -44,7 +44,12 @@ class Learner(L.LightningModule, ABC):
     ) -> None:
         # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
         if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            for part in self.clipped():
+                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+
+    def clipped(self) -> list[nn.Module]:
+        """Parts of which each has a norm of its own where gradients are clipped."""
+        return [self]
 
 
 class System(Learner):
