@@ -1,0 +1,207 @@
+"""Published settings, by name: whether they are what the papers print, and whether each can be trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import composed, options
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ddpm_lab.conditioners import Spec
+
+EXPERIMENTS = options("experiment")
+LATENT = ("digits_latent", "ldm_celebahq256", "ldm_imagenet256")
+
+# name: (batch, learning rate, T, steps of training), with where these are printed. T is None where there is no chain.
+PUBLISHED = {
+    # Ho et al. (2020), appendix B; scripts/run_cifar.py and run_lsun.py of hojonathanho/diffusion.
+    "ddpm_cifar10": (128, 2e-4, 1000, 800_000),
+    "ddpm_lsun": (64, 2e-5, 1000, 1_200_000),  # steps from memory
+    # Nichol & Dhariwal (2021), tables 1 and 2, and the flags in the README of openai/improved-diffusion.
+    "iddpm_cifar10": (128, 1e-4, 4000, 500_000),
+    "iddpm_imagenet64": (128, 1e-4, 4000, 1_500_000),
+    # Dhariwal & Nichol (2021), table 11.
+    "adm_imagenet64": (2048, 3e-4, 1000, 540_000),
+    "adm_imagenet64_classifier": (1024, 6e-4, 1000, 300_000),  # table 12
+    # Ho & Salimans (2022), section 4: the hyper-parameters of ADM; steps from memory.
+    "cfg_imagenet64": (2048, 3e-4, 1000, 400_000),
+    # Rombach et al. (2022): the configs and, for the steps of KL-f8, the README of CompVis/latent-diffusion.
+    "ldm_autoencoder": (24, 24 * 4.5e-6, None, 246_803),
+    "ldm_celebahq256": (48, 48 * 2e-6, 1000, 410_000),
+    "ldm_imagenet256": (1200, 1e-4, 1000, 178_000),
+    # Ho et al. (2022), cascaded diffusion models, appendix B; batch and T of the second stage from memory.
+    "cascade_base32": (2048, 1e-4, 4000, 700_000),
+    "cascade_32to64": (2048, 1e-4, 4000, 400_000),
+    "cascade_64to256": (1024, 1e-4, 2000, 500_000),
+    # Ours: the default network and its training, under the papers' choices of the chain.
+    "digits_ddpm": (64, 4e-3, 100, 800),
+    "digits_iddpm": (64, 4e-3, 400, 800),
+    "digits_cfg": (64, 4e-3, 1000, 800),
+    "digits_latent": (64, 4e-3, 1000, 800),
+    "digits_cascade": (64, 4e-3, 1000, 800),
+}
+
+# Schedule, prediction, variance, objective, conditioner and sampler, some of which data sets and codecs choose as well.
+CHOICES = {
+    "ddpm_cifar10": "linear Eps Beta Simple Unconditional DDPM",
+    "ddpm_lsun": "linear Eps BetaTilde Simple Unconditional DDPM",
+    "iddpm_cifar10": "cosine Eps LearnedRange Hybrid Unconditional DDPM",
+    "iddpm_imagenet64": "cosine Eps LearnedRange Hybrid Unconditional DDPM",
+    "adm_imagenet64": "cosine Eps LearnedRange Hybrid Label DDPM",
+    "cfg_imagenet64": "cosine Eps BetaTilde Simple Label DDPM",
+    "ldm_celebahq256": "quadratic Eps BetaTilde Simple Unconditional DDIM",
+    "ldm_imagenet256": "quadratic Eps BetaTilde Simple Tokens DDIM",
+    "cascade_base32": "cosine Eps LearnedRange Hybrid Label DDPM",
+    "cascade_32to64": "cosine Eps LearnedRange Hybrid LowRes DDPM",
+    "cascade_64to256": "cosine Eps LearnedRange Hybrid LowRes DDPM",
+    "digits_ddpm": "linear Eps Beta Simple Label DDPM",
+    "digits_iddpm": "cosine Eps LearnedRange Hybrid Label DDPM",
+    "digits_cfg": "cosine Eps BetaTilde Simple Label DDPM",
+    "digits_latent": "cosine V BetaTilde Simple Label DDIM",
+    "digits_cascade": "cosine Eps BetaTilde Simple LowRes DDIM",
+}
+
+# Millions of parameters, with the shape of what the network sees. Not here: ldm_imagenet256 (400 M), whose yaml says
+# why it has fewer, and those of which the papers give no number.
+PARAMETERS = {
+    "ddpm_cifar10": (35.7, (3, 32, 32)),  # Ho et al. (2020), appendix B
+    "ddpm_lsun": (114, (3, 256, 256)),
+    "iddpm_imagenet64": (120, (3, 64, 64)),  # Nichol & Dhariwal (2021), section 4
+    "adm_imagenet64": (296, (3, 64, 64)),  # Dhariwal & Nichol (2021), table 11
+    "ldm_celebahq256": (274, (3, 64, 64)),  # Rombach et al. (2022), appendix
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_what_was_published(name):
+    batch, rate, steps, length = PUBLISHED[name]
+    config = composed(f"experiment={name}", "trainer.default_root_dir=DIR")
+    if name in LATENT:
+        assert OmegaConf.is_missing(config.codec, "run"), "which only the user knows"
+        config.codec.run = "DIR"
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert config.data.batch_size * config.trainer.accumulate_grad_batches == batch
+    assert config.optimizer.lr == pytest.approx(rate) and config.optimizer.weight_decay == 0
+    assert config.trainer.max_steps == length and config.trainer.devices == 1
+    if not name.startswith("digits"):
+        # Counted in batches; an interval that is no multiple of the accumulation would fall inside a step.
+        assert config.trainer.val_check_interval % config.trainer.accumulate_grad_batches == 0
+        assert config.trainer.accelerator == "gpu" and config.lr_schedule._target_.endswith(".Constant")
+    if steps is None:
+        assert config.system._target_.endswith(".AutoencoderSystem")
+        return
+    assert config.schedule.steps == steps and config.callbacks.quality.every is None
+    groups = ("schedule", "prediction", "variance", "objective", "conditioner", "sampler")
+    assert " ".join(config[group]._target_.rpartition(".")[2] for group in groups) == CHOICES[name]
+    assert (config.sampler.clip is None) == (name in LATENT), "latents have no bounds, and pixels have"
+    if not name.startswith("digits"):
+        assert config.callbacks.ema.decay == 0.9999
+        assert config.callbacks.quality.count == (10_000 if name == "iddpm_imagenet64" else 50_000)
+
+
+def test_every_experiment_is_in_the_tables():
+    assert sorted(PUBLISHED) == EXPERIMENTS and {*PUBLISHED} - {*CHOICES} == {"ldm_autoencoder"}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks_are_as_large_as_published(name):
+    millions, shape = PARAMETERS[name]
+    config = composed(f"experiment={name}")
+    told = instantiate(config.conditioner)(Spec(shape, 1000, 2 / 255, None))
+    with torch.device("meta"):
+        network = instantiate(config.model)(shape, outputs=instantiate(config.variance).outputs, **told.doors)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.015)
+
+
+def test_words_typed_beside_an_experiment_win():
+    words = ["optimizer.lr=1", "conditioner=label", "sampler=ddim", "model=unet", "trainer=cpu", "data.batch_size=7"]
+    config = composed("experiment=ddpm_cifar10", *words)
+    assert config.optimizer.lr == 1 and config.data.batch_size == 7 and config.trainer.accelerator == "cpu"
+    assert config.conditioner._target_.endswith(".Label") and config.sampler._target_.endswith(".DDIM")
+    assert config.model.channels == 64 and config.data.path == "data/cifar10"
+    bound = composed("experiment=iddpm_cifar10", "objective=vlb", "timesteps=importance")
+    assert bound.objective._target_.endswith(".Vlb") and bound.timesteps._target_.endswith(".Importance")
+
+
+def test_a_misspelt_experiment_is_refused_with_the_choices(typed):
+    status, _, error = typed("train", "experiment=ddpm_cifar")
+    assert status == 2 and "experiment=ddpm_cifar is not a choice (did you mean ddpm_cifar10?); choices: " in error
+    assert all(name in error for name in EXPERIMENTS)
+
+
+SHRUNK = ("model.channels=8", "model.blocks=1", "trainer=cpu", "trainer.max_steps=1", "logger=csv",
+          "trainer.accumulate_grad_batches=1", "trainer.val_check_interval=1", "+trainer.limit_val_batches=1",
+          "callbacks.losses.every=1")  # fmt: skip
+DRAWN = ("~callbacks.quality", "sampler.steps=2", "callbacks.pictures.rows=1", "callbacks.pictures.columns=2")
+"""Of what diffuses: pictures are drawn at the end, and not measured."""
+# f = 4, so that latents of 256x256 are as large as in the papers
+FIRST = ("model.multipliers=[1,1,1]", "system.perceptual=0", "system.start=0", "callbacks.reconstructions.rows=1",
+         "callbacks.reconstructions.columns=2", "extractor.weights=nowhere")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Makes, once, a folder of six pictures of two classes at a resolution."""
+    made: dict[int, Path] = {}
+
+    def make(resolution):
+        if resolution not in made:
+            made[resolution] = tmp_path_factory.mktemp(f"pictures{resolution}")
+            for i in range(6):
+                where = made[resolution] / "ab"[i % 2]
+                where.mkdir(exist_ok=True)
+                Image.effect_noise((resolution, resolution), 50 + i).convert("RGB").save(where / f"{i}.png")
+        return made[resolution]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(typed, folder, tmp_path_factory):
+    """Takes one step of an experiment, shrunk, in a run that it returns."""
+
+    def train(name, *words):
+        config, where = composed(f"experiment={name}"), tmp_path_factory.mktemp(name)
+        words = [*SHRUNK, *words, "data.batch_size=2"]
+        if "path" in config.data:
+            words.append(f"data.path={folder(config.data.resolution)}")
+        words += ["model.head_channels=8"] if config.model.get("head_channels") else []
+        status, _, error = typed("train", f"experiment={name}", *words, f"hydra.run.dir={where}/r")
+        assert status == 0, error
+        return where / "r"
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def autoencoders(trained, typed, tmp_path_factory):
+    """Makes, once, the run of a tiny autoencoder of one step for an experiment in latents."""
+    made: dict[bool, Path] = {}
+
+    def make(digits):
+        if digits not in made and digits:
+            made[digits] = tmp_path_factory.mktemp("autoencoder") / "r"
+            words = ["system=autoencoder", "data.batch_size=2", f"hydra.run.dir={made[digits]}"]
+            status, _, error = typed("train", *SHRUNK, *words)
+            assert status == 0, error
+        elif digits not in made:
+            made[digits] = trained("ldm_autoencoder", *FIRST)
+        return made[digits]
+
+    return make
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
+    if name == "ldm_autoencoder":
+        run = autoencoders(digits=False)
+        assert (run / "pictures" / "reconstructions-000001.png").is_file()
+    else:
+        words = [f"codec.run={autoencoders(name.startswith('digits'))}"] if name in LATENT else []
+        run = trained(name, *DRAWN, *words)
+        assert (run / "pictures" / "samples-000001.png").is_file()
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 1
+    assert all(torch.isfinite(value).all() for value in content["state_dict"].values() if torch.is_tensor(value))
