@@ -1,6 +1,8 @@
 """evaluate.py and sample.py beyond FID: bits, densities, the analytic tier, and the modes of sampling."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,12 +22,14 @@ from ddpm_lab.diffusion.flow import log_prob
 from ddpm_lab.diffusion.likelihood import bound_terms, prior_term
 from ddpm_lab.diffusion.noise import SampleNoise
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.samplers import DDIM
 from ddpm_lab.diffusion.schedules import cosine, linear
 from ddpm_lab.diffusion.spacings import stops
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.evaluation import analytic
-from ddpm_lab.evaluation.exact import sliced_wasserstein
+from ddpm_lab.evaluation.exact import mixture, sliced_wasserstein
 from ddpm_lab.evaluation.likelihood import assess_likelihood
+from ddpm_lab.evaluation.round_trip import assess_round_trip
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +204,165 @@ def test_the_analytic_tier_of_other_laws(data, typed, tmp_path):
     if data == "gaussian_mixture":
         gap = np.array(result["bits_per_dim"]["analytic"]) - result["entropy"]
         assert gap[0] > gap[1] > 0 and gap[1] < 0.5
+
+
+MIXTURE = ("data=gaussian_mixture", "data.std=0.2", "schedule.steps=100")
+
+
+@pytest.fixture(scope="module")
+def case(typed, tmp_path_factory):
+    """What one case of the analytic tier leaves."""
+
+    def measure(*words):
+        where = tmp_path_factory.mktemp("case") / "e"
+        status, said, error = typed("evaluate", "model=exact", *words, f"hydra.run.dir={where}")
+        assert status == 0 and str(where) in said, error
+        return found(where)
+
+    return measure
+
+
+def test_one_case_of_the_analytic_tier_is_a_cell_of_its_tables(case):
+    tables = case("steps=[25]", "schedule.steps=400")
+    one = case("sampler=ddim", "sampler.steps=25", "sampler.eta=0.2", "variance=beta", "nll.steps=25",
+               "schedule.steps=400")  # fmt: skip
+    assert one["std"] == pytest.approx(tables["std"]["DDIM eta=0.2"][0]) and one["std_of_data"] == pytest.approx(0.5)
+    assert one["wasserstein"] == pytest.approx(tables["wasserstein"]["DDIM eta=0.2"][0])
+    assert one["nll"]["bits_per_dim"] == pytest.approx(tables["bits_per_dim"]["beta"][0]) and "round_trip" not in one
+    nll, protocol = one["nll"], one["protocol"]
+    assert nll["gap"] == pytest.approx(nll["bits_per_dim"] - tables["entropy"]) and len(nll["terms"]) == 25
+    assert nll["bits_per_dim"] == pytest.approx(nll["L_T"] + sum(term["bits"] for term in nll["terms"]))
+    assert (nll["terms"][0]["t"], nll["terms"][-1]["s"], nll["terms"][-1]["bits"]) == (400, 0, nll["L_0"])
+    assert protocol["sampler"] == {"name": "DDIM", "steps": 25, "spacing": "uniform", "clip": None,
+                                   "dynamic_threshold": None, "eta": 0.2, "hat": False}  # fmt: skip
+    assert (protocol["T"], protocol["variance"], protocol["nll"]) == (400, "Beta", {"steps": 25, "spacing": "uniform"})
+    rows = {"analytic": "analytic", "learned_diagonal": "analytic", "learned_range": "learned_range at its optimum"}
+    for variance, row in rows.items():
+        one = case("sampler=ddpm", "sampler.steps=25", f"variance={variance}", "nll.steps=25", "schedule.steps=400")
+        assert one["nll"]["bits_per_dim"] == pytest.approx(tables["bits_per_dim"][row][0], abs=1e-12)
+        assert one["std"] == pytest.approx(tables["std"]["DDPM analytic variance"][0], rel=1e-3)
+
+
+def test_the_curve_of_a_schedule_is_its_definition(case):
+    curve = case("sampler=ddim", "schedule=cosine", "schedule.steps=4000", "nll.steps=9")["schedule_curve"]
+    assert len(curve) == 101 and curve[0] == {"t": 0, "alpha_bar": 1, "beta": None, "beta_tilde_over_beta": None}
+
+    def alpha_bar(t):
+        return np.cos((t / 4000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+
+    for i in (1, 50, 99):
+        t = 40 * i
+        beta = 1 - alpha_bar(t) / alpha_bar(t - 1)
+        assert curve[i] == pytest.approx({"t": i / 100, "alpha_bar": alpha_bar(t), "beta": beta,
+            "beta_tilde_over_beta": (1 - alpha_bar(t - 1)) / (1 - alpha_bar(t))}, rel=1e-6)  # fmt: skip
+
+
+def test_the_exact_round_trip_is_the_mean_over_the_data(case):
+    words = ["sampler=ddim", "sampler.steps=10", "schedule.steps=50"]
+    exact = case(*words, "mean=[0.3,-0.2]", "covariance=[[0.2,0.1],[0.1,0.3]]")["round_trip"]
+    mean, cov = (torch.tensor(part, dtype=torch.float64) for part in ([0.3, -0.2], [[0.2, 0.1], [0.1, 0.3]]))
+    denoiser = GaussianDenoiser(ForwardProcess(linear(50)), BetaTilde(), mean, cov)
+    x = mean + torch.randn(100_000, 2, dtype=torch.float64) @ torch.linalg.cholesky(cov).T
+    sampler = DDIM(steps=10, clip=None)
+    *_, (_, x_T) = sampler.encode(denoiser, x)
+    back = sampler(denoiser, x_T)
+    assert exact == pytest.approx(((back - x) / 2).square().mean().item(), rel=0.02)
+    assert case(words[0], "sampler.steps=50", words[2])["round_trip"] < exact / 5
+    assert case(*words, *MIXTURE[:2])["round_trip"] > 0
+
+
+def test_a_mixture_of_which_the_label_is_known_is_a_gaussian_to_the_bound(case):
+    words = ["sampler=ddim", "variance=beta_tilde", "nll.steps=10"]
+    one, other = case(*words, *MIXTURE)["nll"], case(*words, "schedule.steps=100", "covariance=[[0.04]]")["nll"]
+    assert one["entropy"] == pytest.approx(other["entropy"], abs=1e-12)
+    for term, same in zip(one["terms"], other["terms"], strict=True):
+        assert term == pytest.approx(same, rel=1e-9)
+    assert one["L_T"] > other["L_T"], "the means say something of x_T"
+
+
+def test_the_error_and_entropy_of_a_mixture_are_those_of_its_samples():
+    process, data = ForwardProcess(linear(100)), gaussian_mixture(std=0.2)
+    for conditional in (False, True):
+        law = mixture(process, data, 10, 0, times=[5, 60], conditional=conditional)
+        x, label = data.mixture.labelled(200_000, torch.Generator().manual_seed(0))
+        denoiser, told = law.denoiser(BetaTilde()), label if conditional else None
+        assert law.entropy == pytest.approx(-denoiser.log_prob(x, told).mean().item() / np.log(4), abs=0.005)
+        for t in (5, 60):
+            at = torch.full((len(x),), t)
+            guess = denoiser(process.diffuse(x, torch.randn_like(x), at), at, Condition(told)).x0
+            assert law.mse[t].item() == pytest.approx((guess - x).square().mean().item(), rel=0.01)
+        assert law.mse.count_nonzero() == 2
+
+
+def test_the_exact_classifier_makes_of_a_model_without_labels_one_that_hears_them(case):
+    # grad log p(x | y) = grad log p(x) + grad log p(y | x): Dhariwal and Nichol's scale 1, and Ho and Salimans' w = 1.
+    words = [*MIXTURE, "sampler=ddim", "sampler.steps=10", "nll.steps=5", "count=300"]
+    classifier = ["guidance=classifier", "guidance.scale=1"]
+    told = case(*words)
+    alike = case(*words, *classifier, "conditional=false")
+    deaf = case(*words, "conditional=false")
+    free = case(*words, "guidance=classifier_free", "guidance.w=1")
+    both = case(*words, *classifier)
+    for one, other in ((told, alike), (free, both)):
+        for name in ("sliced_wasserstein", "recognised", "inception_score", "round_trip"):
+            assert one[name] == pytest.approx(other[name], rel=1e-9), name
+    assert free["recognised"] > told["recognised"] + 0.05 and "recognised" not in deaf
+    assert 8 > free["inception_score"] > told["inception_score"] > 1
+    assert free["sliced_wasserstein"] > told["sliced_wasserstein"]
+    assert alike["nll"] == deaf["nll"] and alike["protocol"]["guidance"]["classifier"] == "exact"
+    assert deaf["nll"]["entropy"] > told["nll"]["entropy"] + 0.5
+    sharp = case("data=gaussian_mixture", *words[2:])
+    assert sharp["recognised"] > 0.99 and sharp["inception_score"] == pytest.approx(8, rel=0.01)
+
+
+def test_a_finite_set_is_measured_by_its_labels_and_keeps_the_bounds_of_pixels(case):
+    one = case("data=digits", "sampler=ddim", "sampler.steps=5", "schedule.steps=50", "count=200", 
+               "guidance=classifier_free", "guidance.w=1")  # fmt: skip
+    assert one["recognised"] > 0.9 and one["inception_score"] > 9 and "nll" not in one
+    assert one["protocol"]["sampler"]["clip"] == 1
+
+
+def test_a_round_trip_is_the_walks_one_after_the_other_and_nearer_with_more_steps():
+    made, data = system("schedule.steps=40", "sampler.steps=5", "sampler.clip=null")
+    common = {"weights": "raw", "split": "test", "count": 6}
+    result = assess_round_trip(made, made.denoiser, data, batch_size=4, **common)
+    process, x0 = made.denoiser.process, data.test.x0[:6]
+    cond, x = Condition(data.test.labels[:6]), x0
+    times = [0, *reversed(stops(40, 5, "uniform")[:-1])]
+    made.denoiser.eval()
+
+    def moved(x, t, to):
+        t, to = torch.full((6,), t), torch.full((6,), to)
+        with torch.no_grad():
+            guess = made.denoiser(x, t, cond).x0
+        return process.diffuse(guess, process.eps(x, guess, t), to)
+
+    for s, t in pairwise(times):
+        x = moved(x, max(s, 1), t)
+    for t, s in pairwise(reversed(times)):
+        x = moved(x, t, s)
+    assert result["mse"] == pytest.approx(((x - x0) / 2).square().mean().item(), rel=1e-4)
+    protocol = result["protocol"]
+    assert (protocol["count"], protocol["steps"], protocol["T"], protocol["split"]) == (6, 5, 40, "test")
+    made, data = system("schedule.steps=400", "sampler.clip=null", "conditioner=none")
+    cov = 0.25 * torch.eye(64, dtype=torch.float64)
+    exact = GaussianDenoiser(made.denoiser.process, BetaTilde(), torch.zeros(64, dtype=torch.float64), cov)
+    errors = []
+    for steps in (5, 20, 80, 400):
+        made.sampler = replace(made.sampler, steps=steps)
+        errors.append(assess_round_trip(made, exact, data, batch_size=6, **common)["mse"])
+    assert all(more > 2 * fewer for more, fewer in pairwise(errors))
+
+
+def test_the_round_trip_of_a_run_is_what_encoding_says(run, typed, tmp_path):
+    words = [f"run={run}", "sampler.steps=20"]
+    status, said, error = typed("evaluate", *words, "metrics=[round_trip]", "round_trip.count=5", "batch_size=3",
+                                f"hydra.run.dir={tmp_path}/e")  # fmt: skip
+    result = found(tmp_path / "e")["round_trip"]
+    assert status == 0 and "round trip, MSE" in said, error
+    assert result["mse"] > 0 and result["protocol"]["count"] == 5 and "fid" not in found(tmp_path / "e")
+    said = typed("sample", *words, "mode=encode", "count=5", f"hydra.run.dir={tmp_path}/s")[1]
+    assert f"mean square error {result['mse']:.2g}," in said
 
 
 def test_sliced_wasserstein_is_the_shift_of_shifted_points():

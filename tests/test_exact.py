@@ -1,6 +1,7 @@
 """Exact denoisers against Bayes' rule on a grid, by sampling and by conditioning the joint Gaussian."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 
 from ddpm_lab.diffusion import exact
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.exact import GaussianDenoiser, Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.exact import GaussianDenoiser, Mixture, MixtureDenoiser, OptimalRange
+from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM, DDPM
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
+from ddpm_lab.diffusion.solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedRange
 
 PROCESSES = {"linear": ForwardProcess(linear()), "cosine": ForwardProcess(cosine()),
@@ -74,6 +77,8 @@ def test_a_mixture_is_bayes_rule_on_a_grid(label, process):
         posterior = prior * np.exp(log_likelihood - log_likelihood.max())
         expected = (posterior * grid).sum() / posterior.sum()
         assert denoiser(x_t, T, cond).x0[i].item() == pytest.approx(expected, abs=1e-6), t
+        left = (posterior * (grid - expected) ** 2).sum() / posterior.sum()
+        assert denoiser.mse(x_t, T, cond)[i].item() == pytest.approx(left, rel=1e-4, abs=1e-9), t
     inside = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     density = np.interp(inside[:, 0], grid, prior / (prior.sum() * (grid[1] - grid[0])))
     of = None if label is None else torch.full((9,), label)
@@ -147,6 +152,45 @@ def test_the_law_of_a_walk_is_that_of_its_matrices(sampler, process):
     np.testing.assert_allclose(found, P, rtol=1e-7, atol=1e-9)
 
 
+def probed(sampler, denoiser):
+    """The law by brute force: walks from probes, one of zeros, one with x_T alone, one for every draw of noise."""
+    draws, along = [], denoiser.axes.sum(1)
+    sampler(denoiser, torch.zeros_like(along)[None], noise=lambda x: (draws.append(x), torch.zeros_like(x))[1])
+    probes = torch.zeros(len(draws) + 2, len(along), dtype=torch.float64)
+    probes[1], row = along, iter(range(2, len(draws) + 2))
+
+    def probe(x):
+        z = torch.zeros_like(x)
+        z[next(row)] = along
+        return z
+
+    ends = sampler(denoiser, sampler.prior(denoiser.process, probes), noise=probe)
+    responses = (ends[1:] - ends[0]) @ denoiser.axes
+    return ends[0], (denoiser.axes * responses.square().sum(0)) @ denoiser.axes.T
+
+
+@EVERY_PROCESS
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        DDPM(),
+        DDIM(eta=0.6),
+        DDIM(eta=1.0, hat=True),
+        Heun(),
+        DPMSolver(),
+        Langevin(corrections=2),
+        PredictorCorrector(),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_the_law_of_every_walk_is_that_of_its_responses(sampler, steps, process):
+    denoiser = GaussianDenoiser(process, Beta(), torch.randn(3, dtype=torch.float64), covariance())
+    sampler = replace(sampler, steps=steps, clip=None, spacing="quadratic_full")
+    for found, expected in zip(exact.law(sampler, denoiser), probed(sampler, denoiser), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
 @EVERY_PROCESS
 def test_with_the_optimal_variance_ancestral_sampling_of_a_gaussian_is_exact(process):
     # One std in every dimension, so that one variance is optimal for all: only x_T differs from the data's.
@@ -170,3 +214,13 @@ def test_the_optimal_spread_lands_on_the_optimum_where_the_range_holds_it():
     assert spread.abs().max() < 1
     torch.testing.assert_close(LearnedRange().log_var(process, spread, like, t, s),
                                optimum.log_var(process, None, like, t, s))  # fmt: skip
+
+
+@pytest.mark.parametrize("times", [[1000, 0], [1000, 900, 3, 2, 1, 0]])
+def test_the_optimal_range_is_a_learned_range_that_is_told_the_optimal_spread(times):
+    process = PROCESSES["cosine"]
+    optimum = Analytic(100 * GaussianDenoiser(process, BetaTilde(), numbers(0.0), numbers([0.25])).mse())  # often out
+    t, s = torch.tensor(times[:-1]), torch.tensor(times[1:])
+    like = torch.zeros(len(t), dtype=torch.float64)
+    told = LearnedRange().log_var(process, exact.optimal_spread(process, optimum, times), like, t, s)
+    torch.testing.assert_close(OptimalRange(optimum).log_var(process, None, like, t, s), told)

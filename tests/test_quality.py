@@ -11,11 +11,13 @@ import pytest
 import torch
 from conftest import composed
 from scipy.linalg import sqrtm
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm_lab.commands.build import build
 from ddpm_lab.data.digits import digits as digits_data
 from ddpm_lab.data.splits import Images
-from ddpm_lab.evaluation.extractors import INCEPTION, digits, inception, none
+from ddpm_lab.evaluation.extractors import INCEPTION, Extractor, InceptionFeatures, digits, inception, none
+from ddpm_lab.evaluation.inception_score import inception_score
 from ddpm_lab.evaluation.quality import Judge, assess
 
 
@@ -31,7 +33,7 @@ def test_fid_is_the_frechet_distance_of_the_features():
     found = Judge(extractor, data.train)(Images(part, None) for part in worn.split(100))
     with torch.no_grad():
         a, b = (extractor.features(pixels).double().numpy() for pixels in (data.train.pixels, worn))
-    assert found == {"fid": pytest.approx(frechet(a, b), rel=1e-4)}
+    assert found["fid"] == pytest.approx(frechet(a, b), rel=1e-4) and found.keys() == {"fid", "inception_score"}
 
 
 def test_fid_tells_the_same_from_the_worn_from_noise():
@@ -97,6 +99,62 @@ def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force(
         assert found["precision"] == pytest.approx(within(ours, real), abs=0.005)
         assert found["recall"] == pytest.approx(within(real, ours), abs=0.005)
     assert found["precision"] == 1 and found["recall"] < 0.3
+
+
+def scored(logits):
+    """Salimans et al. (2016), section 4, in numpy."""
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
+
+
+class Said(torch.nn.Module):
+    """Logits that are features: pictures of 1x1xK bytes."""
+
+    num_features = 4
+
+    def forward(self, pixels):
+        return pixels.flatten(1).float() / 40 - 3
+
+
+@pytest.mark.parametrize("count", [900, 5000])
+def test_the_inception_score_is_the_mean_over_ten_consecutive_splits_where_there_are_enough(count):
+    pixels = torch.randint(256, (count, 1, 1, 4)).byte()
+    pixels[: count // 2, ..., 0] = 255  # so that the order matters
+    logits = Said()(pixels).double().numpy()
+    judge = Judge(Extractor("said", "", Said(), None, torch.nn.Identity()), Images(pixels, None))
+    found = judge(Images(part, None) for part in pixels.split(700))["inception_score"]
+    splits = np.split(logits, 10 if count == 5000 else 1)
+    assert found == pytest.approx(np.mean([scored(part) for part in splits]), rel=1e-6)
+    assert abs(found - scored(logits)) > 0.01 or count == 900
+    assert "inception_score" not in Judge(Extractor("mute", "", Said(), None), Images(pixels, None))(
+        [Images(pixels, None)]
+    )
+
+
+def test_the_inception_score_is_1_where_all_are_alike_and_the_number_of_classes_where_all_are_sure():
+    one_hot = torch.eye(10).repeat(50, 1)
+    assert inception_score(one_hot) == pytest.approx(10) and inception_score(one_hot, 10) == pytest.approx(10)
+    assert inception_score(one_hot[:1].repeat(50, 1)) == inception_score(torch.full((7, 10), 0.1)) == pytest.approx(1)
+    judge = Judge(digits(), digits_data().train)
+    assert 9.5 < judge([digits_data().test])["inception_score"] < 10
+
+
+def test_the_logits_of_inception_are_torch_fidelitys_unbiased_ones(tmp_path):
+    file = tmp_path / "random.pth"
+    with pytest.MonkeyPatch.context() as patch:  # its constructor wants a file of weights
+        patch.setattr(torch, "load", lambda *args, **kwargs: None)
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *args, **kwargs: None)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], "none")
+    torch.nn.init.normal_(network.fc.bias)
+    torch.save(network.state_dict(), file)
+    ours = InceptionFeatures(file).eval()
+    pixels = torch.randint(256, (2, 3, 32, 32)).byte()
+    with torch.no_grad():
+        features, expected = network.eval()(pixels)
+        torch.testing.assert_close(ours.logits()(ours(pixels)), expected)
+        torch.testing.assert_close(ours(pixels), features)
+    assert expected.shape == (2, 1008)
 
 
 def test_the_hash_is_that_of_the_file_and_the_file_is_small():

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.commands.build import at_least, build
-from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, table
+from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, round_trip_rows, table
 from ddpm_lab.commands.runs import before, load
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.sweep import sweep
@@ -17,10 +17,11 @@ from ddpm_lab.evaluation.density import assess_density
 from ddpm_lab.evaluation.likelihood import assess_likelihood
 from ddpm_lab.evaluation.pictures import save_bound
 from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.evaluation.round_trip import assess_round_trip
 from ddpm_lab.systems.cascade import Cascade
 
 LOG = logging.getLogger(__name__)
-METRICS = ("fid", "prc", "nll", "density")
+METRICS = ("fid", "prc", "nll", "density", "round_trip")
 
 
 def evaluate(config: DictConfig) -> None:
@@ -47,6 +48,11 @@ def evaluate(config: DictConfig) -> None:
     result: dict[str, Any] = {"run": str(config.run)}
     rows = []
     common = {"weights": config.weights}
+    if "round_trip" in metrics:
+        with naming("sampler"):
+            result["round_trip"] = assess_round_trip(system, system.denoiser, data, **common, **config.round_trip,
+                                                     batch_size=config.batch_size)  # fmt: skip
+        rows += round_trip_rows(result["round_trip"])
     if "nll" in metrics:
         bounded = (config.nll.clip, None) == (system.sampler.clip, system.sampler.dynamic_threshold)
         if isinstance(system.denoiser.variance, Analytic) and not bounded:
@@ -87,10 +93,10 @@ def _check(config: DictConfig) -> None:
                         "metrics=[fid], or run=DIR")  # fmt: skip
     if config.against is None and config["values"] is not None:
         raise UserError(f"values={config['values']} are values of nothing; try against=guidance.w")
-    for key in ("split", "nll.split", "density.split"):
+    for key in ("split", "nll.split", "density.split", "round_trip.split"):
         if (split := OmegaConf.select(config, key)) not in ("train", "test"):
             raise UserError(f"{key}={split} is not one of train, test")
-    counts = ["nll.count"] if config.nll.count is not None else []
+    counts = [key for key in ("nll.count", "round_trip.count") if OmegaConf.select(config, key) is not None]
     thorough = config.against is not None or "prc" in (metrics or [])
     at_least(
         config,

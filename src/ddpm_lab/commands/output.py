@@ -36,7 +36,7 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
 def grid(title: str, corner: str, columns: Sequence[Any], rows: Mapping[str, Sequence[str]]) -> str:
     """A named row of cells for each of `rows`, under a title and the heads of the columns."""
     width = max(map(len, [corner, *rows]))
-    widths = [max(10, 2 + len(str(column))) for column in columns]
+    widths = [max(10, *(2 + len(str(cells[i])) for cells in (columns, *rows.values()))) for i in range(len(columns))]
     lines = [
         f"  {name:<{width}}" + "".join(f"{cell:>{size}}" for size, cell in zip(widths, cells, strict=True))
         for name, cells in {corner: columns, **rows}.items()
@@ -58,6 +58,9 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     if "precision" in result and "precision" in real:
         rows.append(("precision, recall", f"{result['precision']:.3f}, {result['recall']:.3f}",
                      f"held-out pictures {real['precision']:.3f}, {real['recall']:.3f}"))  # fmt: skip
+    if "inception_score" in result and "inception_score" in real:
+        rows.append(("inception score", f"{result['inception_score']:.3g}",
+                     f"held-out pictures {real['inception_score']:.3g}"))  # fmt: skip
     if "recognised" in result:
         rows.append(("recognised", f"{100 * result['recognised']:.1f} %",
                      f"held-out pictures {100 * real['recognised']:.1f} %"))  # fmt: skip
@@ -102,6 +105,13 @@ def nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def round_trip_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What `evaluation.round_trip.assess_round_trip` found."""
+    protocol = result["protocol"]
+    how = f"{protocol['count']} of {protocol['split']} encoded and decoded, {protocol['steps']} steps each way"
+    return [("round trip, MSE", f"{result['mse']:.2g}", f"on data in [0, 1]; {how}, {protocol['weights']} weights")]
+
+
 def density_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.density.assess_density` found."""
     protocol = result["protocol"]
@@ -109,3 +119,28 @@ def density_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [("NLL, nats", f"{result['nll']:.3f}", f"+- {result['standard_error']:.3f}{known}"),
             ("", "", f"{protocol['count']} points of {protocol['split']}, probability-flow ODE in {protocol['steps']} "
              f"{protocol['solver']} steps")]  # fmt: skip
+
+
+def case_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What `evaluation.case.assess_case` found."""
+    protocol = found["protocol"]
+    how = f"{protocol['sampler']['name']}, {protocol['steps']} of {protocol['T']} steps, {protocol['variance']}"
+    rows = []
+    if "wasserstein" in found:
+        rows += [("Wasserstein distance", f"{found['wasserstein']:.4f}", f"exactly; {how}"),
+                 ("standard deviation", f"{found['std']:.4f}", f"the data's {found['std_of_data']:.4f}")]  # fmt: skip
+    else:
+        rows.append(("sliced Wasserstein", f"{found['sliced_wasserstein']:.4f}",
+                     f"other points of the data {found['sliced_wasserstein_of_data']:.4f}; {protocol['count']} "
+                     f"samples, {how}"))  # fmt: skip
+    if "recognised" in found:
+        rows.append(("recognised", f"{100 * found['recognised']:.1f} %", "mean p(label asked for | x_0)"))
+    if "inception_score" in found:
+        rows.append(("inception score", f"{found['inception_score']:.3f}", "by the exact p(y | x_0)"))
+    if "nll" in found:
+        nll = found["nll"]
+        above = f"{nll['gap']:.4f} above the entropy {nll['entropy']:.4f}; {len(nll['terms'])} steps"
+        rows.append(("NLL, bits/dim", f"<= {nll['bits_per_dim']:.4f}", above))
+    if "round_trip" in found:
+        rows.append(("round trip, MSE", f"{found['round_trip']:.2g}", "encoded and decoded, on data in [0, 1]"))
+    return rows

@@ -21,6 +21,7 @@ from ddpm_lab.diffusion.noise import Noise, SampleNoise
 from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.pictures import save_grid, save_scatter
+from ddpm_lab.evaluation.round_trip import round_trip
 from ddpm_lab.low_res import LowRes
 from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
@@ -72,18 +73,9 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     if not chosen and system.denoiser.classes is not None and given.labels is None:
         raise UserError(f"input={config.input} says no labels, and this model needs them; try label=...")
     asked = system.settle(asked)
-    labels = asked.get("label")
-    data = given.x0.to(system.device)
-    x0 = torch.cat([system.codec.encode(some, torch.zeros_like) for some in data.split(config.batch_size)])
-
-    def rise(some: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return system.encode(system.denoiser, x0[some], rows(asked, some))
-
-    x_T = _walk(rise, len(x0), config, system, "encoding")
-    back = _walk(lambda some: _fall(system, x_T, asked, some, torch.zeros_like), len(x0), config, system, "decoding")
+    labels, data = asked.get("label"), given.x0.to(system.device)
+    x_T, decoded, error = round_trip(system, system.denoiser, data, asked, config.batch_size)
     out = output(config.out)
-    decoded = torch.cat([system.codec.decode(some) for some in back.split(config.batch_size)])
-    error = ((decoded - data) / 2).square().mean().item()
     np.savez_compressed(out / "x_T.npz", **arrays("x_T", x_T.cpu(), asked))
     if system.bin_width is None:
         shown = {"given": (data, labels), "x_T": (x_T, labels), "decoded": (decoded, labels)}
@@ -91,10 +83,10 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     else:
         rows_of = [to_bytes(data[:40]), system.show(x_T[:40], None)[0], to_bytes(decoded[:40])]
         threes = torch.stack([part.to(system.device) for part in rows_of], dim=1).flatten(0, 1)
-        file, how = save_grid(threes, out / "grid.png", 30 if len(x0) >= 10 else 3), "in threes: given, x_T, decoded"
+        file, how = save_grid(threes, out / "grid.png", 30 if len(data) >= 10 else 3), "in threes: given, x_T, decoded"
     LOG.info("%d encoded and decoded in %d steps each: mean square error %.2g, in units of the data's range\n"
              "  x_T         %s\n  a picture   %s (%s)\n  next        mode=decode input=%s",
-             len(x0), len(system.sampler.times(system.denoiser.process.steps)) - 1, error, out / "x_T.npz", file,
+             len(data), len(system.sampler.times(system.denoiser.process.steps)) - 1, error, out / "x_T.npz", file,
              how, out / "x_T.npz")  # fmt: skip
 
 

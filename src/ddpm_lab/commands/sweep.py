@@ -22,8 +22,8 @@ from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
-COLUMNS = {"fid": "FID", "fid_within": "FID within class", "recognised": "recognised", "precision": "precision",
-           "recall": "recall"}  # fmt: skip
+COLUMNS = {"fid": "FID", "fid_within": "FID within class", "inception_score": "IS", "recognised": "recognised",
+           "precision": "precision", "recall": "recall"}  # fmt: skip
 
 
 def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, extractor: Extractor) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Estimate, Reverses
-from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.samplers import Sampler
+from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.samplers import Sampler, Step
 from ddpm_lab.diffusion.variances import BetaTilde, LearnedRange, Variance
 
 
@@ -62,6 +62,11 @@ class Mixture(NamedTuple):
         z = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=stream)
         return self.means[component] + self.std * z, component
 
+    def labelled(self, count: int, stream: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Points (count, d) float64, and the label of each (count,), where there are labels."""
+        x, component = self.sample(count, stream)
+        return x, None if self.labels is None else self.labels[component]
+
     def second_moment(self) -> float:
         """E[x_0^2], per dimension."""
         return (self.weights @ self.means.square()).mean().item() + self.std**2
@@ -75,6 +80,7 @@ class MixtureDenoiser(Reverses):
     def __init__(self, process: ForwardProcess, variance: Variance, mixture: Mixture) -> None:
         super().__init__(process, variance, knows_null=True)
         self.means, self.std, self.labels = mixture.means, mixture.std, mixture.labels
+        self.classes = None if self.labels is None else int(self.labels.max()) + 1
         self.log_weights = mixture.weights.log()
         self.table = torch.cat([self.means, self.means.square().sum(1, keepdim=True), self.log_weights[:, None]], dim=1)
 
@@ -101,6 +107,14 @@ class MixtureDenoiser(Reverses):
         x0 = mean + gain * (x_t.double().flatten(1) - signal * mean)
         return Estimate(x0.view_as(x_t).to(x_t.dtype))
 
+    def mse(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Tensor:
+        """E[|x_0 - E[x_0 | x_t]|^2 | x_t] per dimension, (B,)."""
+        signal, noise = self.process.scales(t)
+        shrink = noise**2 / ((signal * self.std) ** 2 + noise**2)  # of the distance between means, given x_t
+        weights = self.logits(x_t, t, cond).softmax(1)
+        between = weights @ self.means.square().sum(1) - (weights @ self.means).square().sum(1)
+        return self.std**2 * shrink + shrink**2 * between / self.means.shape[1]
+
     def log_prob(self, x0: Tensor, label: Tensor | None = None) -> Tensor:
         """log p(x_0), or log p(x_0 | label), in nats, (B,), of a mixture with std > 0."""
         at_0 = torch.zeros(len(x0), dtype=torch.int64)
@@ -116,6 +130,7 @@ class MixtureClassifier:
 
     shape: tuple[int, ...] | None = None
     space = ""
+    origin = "exact"
 
     def __init__(self, process: ForwardProcess, mixture: Mixture) -> None:
         assert mixture.labels is not None
@@ -132,30 +147,53 @@ class MixtureClassifier:
 def law(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d, d) of the x_0 that `sampler` makes, without sampling.
 
-    With a Gaussian denoiser and no clipping the walk is affine in x_T and in each draw of noise, and acts on each
-    principal axis alone. So probes read it off: one of zeros, one with x_T alone, one for every draw.
+    With a Gaussian denoiser and no clipping a step is affine in x_t, in the x of the step before (which multistep
+    solvers remember) and in each draw of noise, and acts on each principal axis alone. So all steps are probed in one
+    batch, but for the first, which has none before, and the last.
     """
-    draws = 0
+    times = sampler.times(denoiser.process.steps)
+    cuts = [0, 1, max(len(times) - 2, 1), len(times) - 1]
+    parts = [_affine(sampler, denoiser, times, i, j) for i, j in pairwise(cuts) if i < j]
+    mean, before = torch.zeros(2, len(denoiser.mean), dtype=torch.float64)
+    var, cov, var_before = sampler.prior(denoiser.process, torch.ones(1, 1, dtype=torch.float64))[0] ** 2, mean, mean
+    for offset, of_x, of_before, added in zip(*(torch.cat(part) for part in zip(*parts, strict=True)), strict=True):
+        mean, before = offset + of_x * mean + of_before * before, mean
+        to = of_x**2 * var + 2 * of_x * of_before * cov + of_before**2 * var_before + added
+        var, cov, var_before = to, of_x * var + of_before * cov, var
+    return denoiser.axes @ mean, (denoiser.axes * var) @ denoiser.axes.T
 
-    def count(x: Tensor) -> Tensor:
-        nonlocal draws
-        draws += 1
-        return torch.zeros_like(x)
 
-    sampler(denoiser, torch.zeros_like(denoiser.mean)[None], noise=count)
-    along = denoiser.axes.sum(1)  # 1 on every axis
-    probes = torch.zeros(draws + 2, len(along), dtype=torch.float64)
-    probes[1] = along
-    row = iter(range(2, draws + 2))
+def _affine(
+    sampler: Sampler, denoiser: GaussianDenoiser, times: Sequence[int], first: int, end: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the steps numbered `first` to `end`, exclusive: what each makes of nothing, its coefficients of x_t and of the
+    x before, and the variance of its noise, on each principal axis, (K, d) each.
+    """
+    t, s, u = (torch.tensor(times[max(first + i, 0) :][: end - first]) for i in (0, 1, -1))
+    along, probes = denoiser.axes.sum(1), 3  # 1 on every axis; nothing, x_t, the x before, then every draw of noise
 
-    def probe(x: Tensor) -> Tensor:
-        z = torch.zeros_like(x)
-        z[next(row)] = along
-        return z
+    def respond(rows: int) -> tuple[Tensor, int]:
+        x, before = torch.zeros(2, rows, len(t), len(along), dtype=torch.float64)
+        x[1], before[2] = along, along
+        draws = 0
 
-    ends = sampler(denoiser, sampler.prior(denoiser.process, probes), noise=probe)
-    responses = (ends[1:] - ends[0]) @ denoiser.axes
-    return ends[0], (denoiser.axes * responses.square().sum(0)) @ denoiser.axes.T
+        def noise(like: Tensor) -> Tensor:
+            nonlocal draws
+            z = torch.zeros(rows, len(t), len(along), dtype=torch.float64)
+            z[probes + draws : probes + draws + 1] = along  # none where rows do not reach so far
+            draws += 1
+            return z.flatten(0, 1)
+
+        def step(x: Tensor, t: Tensor, s: Tensor, earlier: Step | None) -> Step:
+            x, t, s = x.flatten(0, 1), t.repeat(rows), s.repeat(rows)
+            return Step(x, t, s, sampler.guess(denoiser, x, t, Condition()), end == len(times) - 1, earlier)
+
+        told = step(x, t, s, step(before, u, t, None) if first else None)
+        return sampler.step(denoiser, told, Condition(), noise).view_as(x) @ denoiser.axes, draws
+
+    made, _ = respond(probes + respond(probes)[1])
+    response = made[1:] - made[0]
+    return made[0], response[0], response[1], response[2:].square().sum(0)
 
 
 def bound(
@@ -190,4 +228,15 @@ def optimal_spread(process: ForwardProcess, optimum: Variance, times: Sequence[i
     like = torch.zeros(len(t), dtype=torch.float64, device=process.table.device)
     low, high = (LearnedRange().log_var(process, like + end, like, t, s) for end in (-1, 1))
     wanted = optimum.log_var(process, None, like, t, s)
-    return (2 * (wanted - low) / (high - low) - 1).clamp(-1, 1)
+    return (2 * (wanted - low) / (high - low) - 1).nan_to_num(0).clamp(-1, 1)  # one leap from T to 0 has no range
+
+
+class OptimalRange(Variance):
+    """What `LearnedRange` is where its network says `optimal_spread`: `optimum`, held within the range."""
+
+    def __init__(self, optimum: Variance) -> None:
+        self.optimum = optimum
+
+    def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        low, high = process.log_beta_tilde(t, s), process.beta(t, s).log()
+        return per_pixel(self.optimum.log_var(process, None, low, t, s).clamp(low, high), like)

@@ -3,14 +3,16 @@ network.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.data.splits import Data
+from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.exact import GaussianDenoiser, Mixture, MixtureDenoiser, bound, law, optimal_spread
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.diffusion.process import ForwardProcess
@@ -35,6 +37,8 @@ class Law(NamedTuple):
     """In bits/dim; None for a finite set, which has no density"""
     draw: Callable[[int, torch.Generator], Tensor]
     """(count, d) points of the data"""
+    mixture: Mixture | None = None
+    """The law itself, where it is one, with its labels"""
 
 
 def gaussian(process: ForwardProcess, mean: Sequence[float], covariance: Sequence[Sequence[float]]) -> Law:
@@ -53,30 +57,79 @@ def gaussian(process: ForwardProcess, mean: Sequence[float], covariance: Sequenc
     )  # fmt: skip
 
 
-def mixture(process: ForwardProcess, data: Data, count: int, seed: int) -> Law:
-    """The law of `data`: its mixture where it has one, else a finite set, the first `count` of its training split. The
-    denoiser's error is a mean over at most 512 draws, the entropy over 20 `count`.
+def mixture(
+    process: ForwardProcess,
+    data: Data,
+    count: int,
+    seed: int,
+    times: Iterable[int] | None = None,
+    conditional: bool = False,
+) -> Law:
+    """The law of `data`: its mixture where it has one, else a finite set, the first `count` of its training split;
+    where `conditional`, given the label. `times`: at which the denoiser's error is wanted (None: all); at others it is
+    0. That of a finite set is a mean over at most 512 draws.
     """
     some = data.train.at(slice(count))
     x0 = some.x0.double().flatten(1)
     even = torch.full((len(x0),), 1 / len(x0), dtype=torch.float64)
     known = data.mixture or Mixture(x0, even, 0.0, some.labels)
-    denoiser = MixtureDenoiser(process, BetaTilde(), known)
-    stream = generator(seed, 1)
-    points, _ = known.sample(min(count, 512), stream)
+    heard = known if conditional else known._replace(labels=None)
+    denoiser = MixtureDenoiser(process, BetaTilde(), heard)
+    wanted = range(1, process.steps + 1) if times is None else sorted({*times} - {0})
+    bar = tqdm(wanted, desc="errors of the exact denoiser", leave=False, disable=None)
+    mse, entropy = _integrated(denoiser, known, bar) if known.std else (_drawn(denoiser, known, bar, count, seed), None)
+    name = f"the law of {data.name}" if known.std else f"{len(x0)} points of {data.name}, as a finite set"
+    return Law(name, lambda variance: MixtureDenoiser(process, variance, heard), mse,
+               known.second_moment(), entropy,
+               lambda count, stream: known.sample(count, stream)[0], known)  # fmt: skip
+
+
+def _integrated(denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int]) -> tuple[Tensor, float]:
+    """The error at `times`, (T + 1,), and the entropy of a mixture in bits/dim, given the label if the denoiser hears
+    it: by Gauss-Hermite quadrature around every mean.
+    """
+    count, dims = known.means.shape
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(_nodes(dims)))
+    z = torch.cartesian_prod(*[nodes] * dims).view(-1, dims)
+    share = torch.cartesian_prod(*[weights / weights.sum()] * dims).view(-1, dims).prod(1)
+    label = None if known.labels is None else known.labels.repeat_interleave(len(z))
+    process = denoiser.process
+
+    def around(t: int) -> tuple[Tensor, Tensor, Condition]:
+        signal, noise, _, _ = process.table[t]
+        x_t = signal * known.means[:, None] + torch.hypot(signal * known.std, noise) * z
+        return x_t.flatten(0, 1), torch.full((len(z) * count,), t), Condition(label)
+
+    def mean(values: Tensor) -> Tensor:
+        return known.weights @ (values.view(count, -1) @ share)
+
     mse = torch.zeros(process.steps + 1, dtype=torch.float64)
-    for t in tqdm(range(1, process.steps + 1), desc="errors of the exact denoiser", leave=False, disable=None):
+    for t in times:
+        mse[t] = mean(denoiser.mse(*around(t)))
+    # H(x) = H(x | k) + H(k) - H(k | x) of the component k, all given the label where that is heard.
+    alike = torch.ones(count, count) if denoiser.labels is None else denoiser.labels[:, None] == denoiser.labels
+    before = known.weights @ (alike.double() @ known.weights / known.weights).log()
+    after = mean(torch.special.entr(denoiser.logits(*around(0)).softmax(1)).sum(1))
+    within = 0.5 * math.log(2 * math.pi * math.e * known.std**2)
+    return mse, (within + (before - after).item() / dims) / math.log(2)
+
+
+def _nodes(dims: int) -> int:
+    """As many for each dimension as make about 600 in all."""
+    return min(32, max(2, int(600 ** (1 / dims))))
+
+
+def _drawn(denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int], count: int, seed: int) -> Tensor:
+    """The error at `times`, (T + 1,)."""
+    stream = generator(seed, 1)
+    points, label = known.labelled(min(count, 512), stream)
+    mse = torch.zeros(denoiser.process.steps + 1, dtype=torch.float64)
+    for t in times:
         at = torch.full((len(points),), t)
         eps = torch.randn(points.shape, dtype=torch.float64, generator=stream)
-        mse[t] = (denoiser(process.diffuse(points, eps, at), at).x0 - points).square().mean()
-    entropy = None
-    if known.std:
-        many, _ = known.sample(20 * count, stream)
-        entropy = -denoiser.log_prob(many).mean().item() / (math.log(2) * many.shape[1])
-    name = f"the law of {data.name}" if known.std else f"{len(x0)} points of {data.name}, as a finite set"
-    return Law(name, lambda variance: MixtureDenoiser(process, variance, known), mse,
-               known.second_moment(), entropy,
-               lambda count, stream: known.sample(count, stream)[0])  # fmt: skip
+        guess = denoiser(denoiser.process.diffuse(points, eps, at), at, Condition(label))
+        mse[t] = (guess.x0 - points).square().mean()
+    return mse
 
 
 def _samplers(optimum: Variance) -> dict[str, tuple[Callable[..., Sampler], Variance]]:
@@ -110,12 +163,15 @@ def samplers_exactly(data: Law, steps: Sequence[int]) -> tuple[Rows, Rows]:
         assert isinstance(denoiser, GaussianDenoiser)
         laws = [law(sampler(steps=count, clip=None), denoiser) for count in steps]
         stds[name] = [covariance.diagonal().mean().sqrt().item() for _, covariance in laws]
-        distances[name] = []
-        for mean, covariance in laws:  # the axes are those of the data, so the covariances commute
-            axes = (denoiser.axes.T @ covariance @ denoiser.axes).diagonal().clamp(min=0).sqrt()
-            apart = (mean - denoiser.mean).square().sum() + (axes - denoiser.eigenvalues.sqrt()).square().sum()
-            distances[name].append(apart.sqrt().item())
+        distances[name] = [wasserstein(denoiser, mean, covariance) for mean, covariance in laws]
     return stds, distances
+
+
+def wasserstein(data: GaussianDenoiser, mean: Tensor, covariance: Tensor) -> float:
+    """Distance (2) of N(mean, covariance) to the data, whose axes are its own, so that the covariances commute."""
+    axes = (data.axes.T @ covariance @ data.axes).diagonal().clamp(min=0).sqrt()
+    apart = (mean - data.mean).square().sum() + (axes - data.eigenvalues.sqrt()).square().sum()
+    return apart.sqrt().item()
 
 
 def samplers_measured(data: Law, steps: Sequence[int], count: int, seed: int) -> Rows:

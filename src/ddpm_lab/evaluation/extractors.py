@@ -23,6 +23,8 @@ class Extractor(NamedTuple):
     """(N, C, H, W) uint8 -> (N, num_features)"""
     classifier: nn.Module | None
     """features -> (N, classes), where it knows the classes of the data"""
+    logits: nn.Module | None = None
+    """features -> (N, K), of the classes that it was trained on, for the inception score"""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError if it does not judge pictures of `shape` (C, H, W)."""
@@ -57,7 +59,8 @@ def digits() -> Extractor:
     network = nn.ModuleDict({"features": DigitsFeatures(), "classifier": nn.Linear(64, 10)})
     network.load_state_dict(load(content))
     network.requires_grad_(False).eval()
-    return Extractor("digits", hashlib.sha256(content).hexdigest(), network["features"], network["classifier"])
+    classifier = network["classifier"]
+    return Extractor("digits", hashlib.sha256(content).hexdigest(), network["features"], classifier, classifier)
 
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -77,6 +80,12 @@ class InceptionFeatures(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 1 or 3, H, W) uint8 -> (N, 2048)"""
         return self.network(pixels.expand(-1, 3, -1, -1))[0]
+
+    def logits(self) -> nn.Linear:
+        """(N, 2048) -> (N, 1008), torch-fidelity's "logits_unbiased"."""
+        head = nn.Linear(2048, 1008, bias=False)
+        head.weight = self.network.fc.weight
+        return head
 
 
 def inception(weights: str | None = None) -> Extractor:
@@ -99,7 +108,8 @@ def inception(weights: str | None = None) -> Extractor:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not digest.startswith("6726825d"):  # torch-fidelity unpickles it, so nothing else may pass
         raise ValueError(f"weights={file} is not {INCEPTION}: its SHA-256 begins with {digest[:8]}, not 6726825d")
-    return Extractor("inception", digest, InceptionFeatures(file).requires_grad_(False).eval(), None)
+    features = InceptionFeatures(file).requires_grad_(False).eval()
+    return Extractor("inception", digest, features, None, features.logits())
 
 
 def none() -> Extractor:

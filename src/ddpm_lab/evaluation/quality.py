@@ -1,4 +1,4 @@
-"""How good samples are: FID, and the share that a classifier recognises."""
+"""How good samples are: FID, the inception score, and the share that a classifier recognises."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +14,7 @@ from ddpm_lab.data.splits import Data, Images, Split
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.evaluation.inception_score import inception_score, split_count
 from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -26,7 +27,9 @@ class Judge:
     @torch.inference_mode()
     def __init__(self, extractor: Extractor, reference: Images, thorough: bool = False) -> None:
         self.extractor, self.device, self.thorough = extractor, reference.pixels.device, thorough
-        extractor.features.to(self.device)
+        for network in (extractor.features, extractor.logits):
+            if network is not None:
+                network.to(self.device)
         self.whole = self._metric()
         self.within: dict[int, FrechetInceptionDistance] = {}
         if extractor.classifier is not None and reference.labels is not None:
@@ -43,8 +46,9 @@ class Judge:
 
     @torch.inference_mode()
     def __call__(self, samples: Iterable[Split]) -> dict[str, float]:
-        """FID of `samples`, a stream of batches. Where pictures have labels that the extractor's classifier knows, also
-        the share of them it names, and the mean over classes of the FID within each (Miyato & Koyama, 2018).
+        """FID of `samples`, a stream of batches, and the inception score, where the extractor has logits. Where
+        pictures have labels that the extractor's classifier knows, also the share of them it names, and the mean over
+        classes of the FID within each (Miyato & Koyama, 2018).
 
         Precision and recall are the shares of samples within the manifold of the reference and the other way round, by
         third neighbours (Kynkaanniemi et al., 2019).
@@ -53,10 +57,12 @@ class Judge:
             metric.reset()  # of the samples before
         total = right = 0
         counts: Counter[int] = Counter()
-        kept = []
+        kept, named = [], []
         for batch in samples:
             features = self.extractor.features(batch[0])
             self._update(features, batch.labels, real=False)
+            if self.extractor.logits is not None:
+                named.append(self.extractor.logits(features).softmax(1))
             if batch.labels is not None and self.extractor.classifier is not None:
                 right += int((self.extractor.classifier(features).argmax(1) == batch.labels).sum())
                 total += len(features)
@@ -66,6 +72,8 @@ class Judge:
         found = {"fid": float(self.whole.compute())}
         if self.within and all(counts[label] >= 2 for label in self.within):
             found["fid_within"] = sum(float(metric.compute()) for metric in self.within.values()) / len(self.within)
+        if named:
+            found["inception_score"] = inception_score(torch.cat(named), split_count(sum(map(len, named))))
         if total:
             found["recognised"] = right / total
         if self.features is not None and min(len(self.features), sum(map(len, kept))) > 3:
@@ -130,6 +138,7 @@ def assess(
             "protocol": {
                 **cascade.protocol(), "weights": weights, "count": count, "seed": seed, "split": split,
                 **said, "extractor": extractor.name, "extractor_sha256": extractor.sha256,
+                **({"inception_score_splits": split_count(count)} if extractor.logits is not None else {}),
             },
         }  # fmt: skip
 
