@@ -1,18 +1,21 @@
 """The door: composes the configuration and hands it to a verb. Nothing heavy is imported before that is done."""
 
+import hashlib
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.commands import refusals, runs
+from ddpm_lab.commands.cells import CellsFailed
 from ddpm_lab.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
@@ -27,7 +30,17 @@ def train() -> None:
 
         train(config)
 
-    _main("train", task)
+    def ablate(config: DictConfig) -> None:
+        from ddpm_lab.commands.ablation import ablate
+
+        ablate(config)
+
+    sys.argv[1:] = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in sys.argv[1:]]
+    if any(argument.startswith("ablation=") for argument in sys.argv[1:]):
+        sys.argv[1:] = _gathered(sys.argv[1:], "ablate")
+        _main("ablate", ablate)
+    else:
+        _main("train", task)
 
 
 def sample() -> None:
@@ -60,6 +73,37 @@ def evaluate() -> None:
         _main("evaluate", task)
 
 
+def report() -> None:
+    """Shows an ablation or a sweep beside a paper's numbers."""
+
+    def task(config: DictConfig) -> None:
+        from ddpm_lab.commands.report import report
+
+        report(config)
+
+    sys.argv[1:] = _gathered(sys.argv[1:], "report")
+    _main("report", task)
+
+
+def slug(words: Iterable[str], digits: str | None = None) -> str:
+    """A name for a folder: what can be read of `words`, and digits that tell them from all others."""
+    said = [*words]
+    digits = digits or hashlib.sha256("\n".join(said).encode()).hexdigest()[:8]
+    return "-".join(filter(None, [re.sub(r"[^\w.]+", "-", "_".join(said)).strip("-")[:80], digits]))
+
+
+def _gathered(arguments: list[str], verb: str) -> list[str]:
+    """What `verb` has no key for goes into its list `words`: every training run of the ablation hears it."""
+    own = {*OmegaConf.load(CONFIGS / f"{verb}.yaml")}
+    mine: list[str] = []
+    words: list[str] = []
+    for argument in (re.sub("^ablation=", "ablations=", argument) for argument in arguments):  # no group for Hydra
+        key = argument.partition("=")[0]
+        (mine if key in own or key.startswith(("hydra", "-")) else words).append(argument)
+    quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in words)
+    return [*mine, f"words=[{quoted}]"] if words else mine
+
+
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
     refused = []
 
@@ -77,9 +121,13 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         if verb in ("sample", "evaluate"):
             sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])
+        OmegaConf.register_new_resolver("slug", slug, replace=True)
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
     except UserError as error:
         refused.append(_tell(str(error)))
+    except CellsFailed as error:
+        _tell(str(error))
+        sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
         refused.append(_tell(refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
     if refused:

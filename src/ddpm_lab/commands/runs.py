@@ -5,6 +5,7 @@ import hashlib
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +52,14 @@ def checkpoint(run: str) -> Path:
     return max(found, key=lambda file: (file.stem == "last", [int(digits) for digits in re.findall(r"\d+", file.stem)]))
 
 
-def offer(arguments: list[str]) -> None:
+def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> None:
     """Makes the run's own choices of the groups of `REPLACEABLE` and `ADJUSTABLE` the choice `run` of these groups.
 
     `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes what the run was trained with and
-    `sampler=ddim` replaces it, all in Hydra's own grammar.
+    `sampler=ddim` replaces it, all in Hydra's own grammar. `find` reads the configuration of a run.
     """
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("run=")]
-    saved = [config(run) for run in (named[-1].strip("'\"").split(",") if named else [])]
+    saved = [find(run) for run in (named[-1].strip("'\"").split(",") if named else [])]
     for group in REPLACEABLE:
         if len({str(one[group]) for one in saved if f"{group}=" not in {a[: len(group) + 1] for a in arguments}}) > 1:
             raise UserError(f"{group} differs between these runs; say which, such as {group}=NAME")

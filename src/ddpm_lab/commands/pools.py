@@ -1,0 +1,127 @@
+"""Where cells run: in processes of this machine, or on a SLURM cluster. Nothing heavy is imported here."""
+
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from ddpm_lab.errors import UserError
+
+HEAVY = [f"ddpm_lab.commands.{verb}" for verb in ("train", "sample", "evaluate", "exact")]
+
+
+class Pool(ABC):
+    """Runs a verb with its words elsewhere."""
+
+    @abstractmethod
+    def __call__(self, verb: str, words: list[str], log: Path) -> int:
+        """The exit status; what is said goes to `log`. Several threads call it at once."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends what runs."""
+
+
+class Processes(Pool):
+    """A process for each cell, so that one that is killed takes nothing with it. They are forked from a server that has
+    imported torch and Lightning once, and die with their parent.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(HEAVY)
+        self.devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+        self.lock = threading.Lock()
+        self.running: dict[BaseProcess, str | None] = {}
+
+    def __call__(self, verb: str, words: list[str], log: Path) -> int:
+        with self.lock:  # a device that the fewest use
+            used = [*self.running.values()]
+            device = min(self.devices, key=used.count) if self.devices else None
+            process = self.context.Process(target=_forked, args=(verb, words, log, self.threads, device))
+            process.start()
+            self.running[process] = device
+        process.join()
+        del self.running[process]
+        return process.exitcode or 0
+
+    def stop(self) -> None:
+        for process in [*self.running]:
+            process.kill()
+
+
+class Slurm(Pool):
+    """A SLURM job for each cell, through submitit. `parameters` are submitit's: slurm_partition, gpus_per_node,
+    cpus_per_task, timeout_min, and so on. `cluster=local` runs them as processes of this machine, to try it out.
+    """
+
+    def __init__(self, folder: Path, cluster: str, parameters: dict[str, Any] | None = None) -> None:
+        try:
+            from submitit import AutoExecutor
+        except ImportError as error:
+            raise UserError(f"hydra.launcher.cluster={cluster} needs submitit; try: pip install submitit") from error
+        self.executor = AutoExecutor(str(folder), cluster=cluster)
+        self.executor.update_parameters(**(parameters or {}))
+        self.running: list[Any] = []
+
+    def __call__(self, verb: str, words: list[str], log: Path) -> int:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        job = self.executor.submit(work, verb, words, log)
+        self.running.append(job)
+        try:
+            return int(job.result())
+        except (FailedJobError, UncompletedJobError) as error:
+            with log.open("a") as file:
+                file.write(f"error: job {job.job_id}: {str(error).splitlines()[0]}\n")
+            return 1
+        finally:
+            self.running.remove(job)
+
+    def stop(self) -> None:
+        for job in [*self.running]:
+            job.cancel(check=False)
+
+
+def _forked(verb: str, words: list[str], log: Path, threads: int, device: str | None) -> None:
+    import torch
+
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    sys.exit(work(verb, words, log))
+
+
+def work(verb: str, words: list[str], log: Path) -> int:
+    """Runs a verb in this process, whose output goes to `log` from now on."""
+    from ddpm_lab.commands import main
+
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [f"{verb}.py", *words]
+    try:
+        getattr(main, verb)()
+        status: Any = 0
+    except SystemExit as ended:
+        status = ended.code
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status if isinstance(status, int) else 0 if status is None else 1

@@ -1,0 +1,86 @@
+"""Hydra looks for plugins in this package only, and imports it at every start: so nothing heavy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class Cells(Launcher):
+    """Each job a cell: in a process of its own, `jobs` at a time, done once, and failing alone.
+
+    `cluster`: null, processes of this machine; or "slurm", or "local", which does as if; with `parameters` for
+    submitit. `dry`: only the plan.
+    """
+
+    def __init__(
+        self, jobs: int = 1, dry: bool = False, cluster: str | None = None, parameters: dict[str, Any] | None = None
+    ) -> None:
+        self.jobs, self.dry, self.cluster, self.parameters = jobs, dry, cluster, parameters
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from ddpm_lab.commands.cells import Cell, fingerprint, remember, work
+        from ddpm_lab.commands.main import slug
+
+        root, verb = Path(self.config.hydra.sweep.dir), self.config.hydra.job.name
+        common = set(job_overrides[0]).intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+        cells = []
+        for overrides in job_overrides:
+            config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            words, own = [*overrides], [word for word in overrides if word not in common]
+            logger = OmegaConf.select(config, "logger.wandb")
+            if logger is not None and logger.group is None:
+                words.append(f"logger.wandb.group={root.name}")
+            del config.hydra
+            digits = fingerprint(config)
+            folder = root / slug(own, digits[:8])
+            cells.append(Cell(", ".join(own) or "default", verb, tuple(words), folder, digits, work(verb, config)))
+        remember(root, cells)
+        self.carry_out(cells, root)
+        return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=cell.folder)
+                for overrides, cell in zip(job_overrides, cells, strict=True)]  # fmt: skip
+
+    def carry_out(self, cells: Sequence[Any], root: Path) -> None:
+        """Runs `cells`, whose folders lie in `root`. Raises CellsFailed."""
+        from ddpm_lab.commands.cells import carry_out
+        from ddpm_lab.commands.pools import Pool, Processes, Slurm
+        from ddpm_lab.errors import UserError
+
+        if not isinstance(self.jobs, int) or self.jobs < 1:
+            raise UserError(f"jobs={self.jobs} must be a whole number of at least 1; try jobs=2")
+        pool: Pool = Processes(self.jobs)
+        if self.cluster is not None and not self.dry:
+            pool = Slurm(root / "submitit", self.cluster, self.parameters)
+        carry_out(cells, pool, root, jobs=self.jobs, dry=self.dry)
+
+
+class Search(Sweeper):
+    """Trials that Optuna proposes, as many at a time as the launcher runs. With the same seed the same are proposed, so
+    that a search that is started again goes on where it was.
+    """
+
+    def __init__(self, trials: int = 20, metric: str = "fid", direction: str = "minimize", seed: int = 0) -> None:
+        self.trials, self.metric, self.direction, self.seed = trials, metric, direction, seed
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from ddpm_lab.commands.search import search
+
+        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(arguments)
+        assert isinstance(self.launcher, Cells)
+        return search(parsed, self.launcher, self.trials, self.metric, self.direction, self.seed)

@@ -1,0 +1,203 @@
+"""Cells, pools, sweeps and searches: what is done once is done, what fails fails alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import FAST, ROOT
+
+from ddpm_lab.commands.cells import Cell, CellsFailed, carry_out
+from ddpm_lab.commands.main import slug
+from ddpm_lab.commands.pools import Pool
+
+QUICK = (*FAST, "callbacks.pictures.every=100", "trainer.max_steps=2", "trainer.val_check_interval=2")
+
+
+class Notebook(Pool):
+    """Runs nothing, and remembers what it was asked to run; `broken` fail."""
+
+    def __init__(self, broken=()):
+        self.ran, self.broken = [], broken
+
+    def __call__(self, verb, words, log):
+        name = words[0]
+        self.ran.append(name)
+        log.write_text("some words\nerror: it is broken\nmore words\n" if name in self.broken else "fine\n")
+        (log.parent / "metrics.json").write_text('{"fid": 1.5}')
+        return 2 if name in self.broken else 0
+
+    def stop(self):
+        pass
+
+
+def cells(root, needs=()):
+    made = {}
+    for name in "abcd":
+        made[name] = Cell(name, "train", (name,), root / name, f"config of {name}", 1.0,
+                          tuple(made[other] for one, other in needs if one == name))  # fmt: skip
+    return list(made.values())
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(tmp_path, caplog):
+    caplog.set_level("INFO")
+    first = Notebook(broken=("b",))
+    with pytest.raises(CellsFailed, match="1 of 4"):
+        carry_out(cells(tmp_path), first, tmp_path, jobs=1, dry=False)
+    assert first.ran == [*"abcd"]
+    assert "error: it is broken" in caplog.text
+    (tmp_path / "b" / "left over").write_text("from the attempt that failed")
+    second = Notebook()
+    carry_out(cells(tmp_path), second, tmp_path, jobs=1, dry=False)
+    assert second.ran == ["b"]
+    assert not (tmp_path / "b" / "left over").exists()
+
+
+def test_a_cell_whose_configuration_changed_is_done_again(tmp_path):
+    carry_out(cells(tmp_path), Notebook(), tmp_path, jobs=2, dry=False)
+    changed = cells(tmp_path)
+    changed[2] = Cell("c", "train", ("c",), tmp_path / "c", "another config", 1.0)
+    again = Notebook()
+    carry_out(changed, again, tmp_path, jobs=2, dry=False)
+    assert again.ran == ["c"]
+
+
+def test_cells_wait_for_what_they_need_and_fall_with_it(tmp_path):
+    needs = [("b", "a"), ("c", "b")]
+    pool = Notebook()
+    carry_out(cells(tmp_path / "1", needs), pool, tmp_path / "1", jobs=4, dry=False)
+    assert pool.ran.index("a") < pool.ran.index("b") < pool.ran.index("c")
+    pool = Notebook(broken=("b",))
+    with pytest.raises(CellsFailed, match="2 of 4"):
+        carry_out(cells(tmp_path / "2", needs), pool, tmp_path / "2", jobs=4, dry=False)
+    assert sorted(pool.ran) == ["a", "b", "d"]
+    assert "needs b" in json.loads((tmp_path / "2" / "c" / "cell.json").read_text())["why"]
+
+
+def test_a_plan_runs_nothing_and_estimates_from_what_ran(tmp_path, caplog):
+    caplog.set_level("INFO")
+    pool = Notebook()
+    carry_out(cells(tmp_path), pool, tmp_path, jobs=1, dry=True)
+    assert pool.ran == [] and "no estimate for 4" in caplog.text
+    carry_out(cells(tmp_path)[:1], pool, tmp_path, jobs=1, dry=False)
+    state = json.loads((tmp_path / "a" / "cell.json").read_text()) | {"seconds": 100.0}
+    (tmp_path / "a" / "cell.json").write_text(json.dumps(state))
+    caplog.clear()
+    carry_out(cells(tmp_path), pool, tmp_path, jobs=2, dry=True)
+    assert "about 0:02:30 with 2 at a time" in caplog.text  # 3 cells of 100 s
+
+
+def test_two_sweeps_do_not_fill_one_folder(tmp_path):
+    class Greedy(Notebook):
+        def __call__(self, verb, words, log):
+            with pytest.raises(ValueError, match="another sweep is filling"):
+                carry_out([Cell("e", "train", ("e",), tmp_path / "e", "e", 1.0)], Notebook(), tmp_path, jobs=1,
+                          dry=False)  # fmt: skip
+            return super().__call__(verb, words, log)
+
+    carry_out(cells(tmp_path)[:1], Greedy(), tmp_path, jobs=1, dry=False)
+
+
+def test_names_of_folders_can_be_read_and_differ():
+    assert slug(["schedule=linear", "a.b='x y'"]).startswith("schedule-linear_a.b-x-y-")
+    assert slug(["../../x"]).count("/") == 0
+    assert slug(["a=1"]) != slug(["a=2"])
+    assert slug(["x" * 500 + "1"]) != slug(["x" * 500 + "2"]) and len(slug(["x" * 500])) < 100
+
+
+@pytest.mark.slow
+def test_a_sweep_isolates_a_failing_cell_and_goes_on_where_it_stopped(typed, tmp_path):
+    words = ("-m", "schedule=linear,cosine", "seed=0,1", *QUICK, f"hydra.sweep.dir={tmp_path}", "jobs=2")
+    # The type is right, so that only the run itself can find out.
+    status, out, err = typed("train", *words, "optimizer.lr=1e-3,-1")
+    assert status == 1 and "4 of 8 cells failed" in err
+    assert out.count("failed:") == 4 and out.count("done:") == 4 and "lr" in out
+    assert len([*tmp_path.glob("*/metrics.json")]) == 4
+    status, out, err = typed("train", *words, "optimizer.lr=1e-3", "dry=true")
+    assert status == 0 and "to do" not in out.replace("to do with", "") and out.count("done") >= 4
+    groups = {json.loads(file.read_text())["command"].partition("logger.wandb.group=")[2]
+              for file in tmp_path.glob("*/cell.json")}  # fmt: skip
+    assert groups == {""}  # logger=csv has none
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_ends_in_the_report_of_one_that_was_not(tmp_path):
+    words = ["-m", "schedule=linear,cosine", "seed=0,1", *QUICK]
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+
+    def run(*arguments, **options):
+        return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, **options)
+
+    where = {}
+    for name in ("calm", "killed"):
+        where[name] = tmp_path / name / "sweep"
+        command = [str(ROOT / "train.py"), *words, "hydra.sweep.dir=sweep"]
+        (tmp_path / name).mkdir()
+        if name == "killed":
+            first = run(*command, cwd=tmp_path / name)
+            while not [*where[name].glob("*/cell.json")]:
+                assert first.poll() is None
+                time.sleep(0.05)
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+            assert len([*where[name].glob("*/cell.json")]) < 4
+        assert run(*command, cwd=tmp_path / name).wait() == 0
+        assert run(str(ROOT / "report.py"), "dir=sweep", "out=report", cwd=tmp_path / name).wait() == 0
+    files = sorted(file.name for file in (tmp_path / "calm" / "report").iterdir())
+    assert "report.html" in files and len(files) >= 5
+    for name in files:
+        assert (tmp_path / "calm/report" / name).read_bytes() == (tmp_path / "killed/report" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_slurm_sweep_runs_under_submitits_local_executor(typed, tmp_path):
+    pytest.importorskip("submitit", reason="is the extra of hydra/launcher=slurm")
+    words = ("-m", "seed=0,1", *QUICK, f"hydra.sweep.dir={tmp_path}", "hydra/launcher=slurm",
+             "hydra.launcher.cluster=local", "jobs=2")  # fmt: skip
+    status, out, err = typed("train", *words)
+    assert status == 0, out + err
+    assert len([*tmp_path.glob("*/metrics.json")]) == 2 and [*(tmp_path / "submitit").glob("*.pkl")]
+    status, out, err = typed("train", *words, "optimizer.lr=-1")
+    assert status == 1 and "lr" in out
+
+
+@pytest.mark.slow
+def test_a_search_finds_its_way_and_is_the_same_again(typed, tmp_path):
+    pytest.importorskip("optuna", reason="is the extra of search=optuna")
+    quick = [word for word in QUICK if not word.startswith("model.channels")]
+    words = ("search=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "model.channels=choice(8,16)", *quick,
+             f"hydra.sweep.dir={tmp_path}", "hydra.sweeper.trials=3",
+             "hydra.sweeper.metric=training.val_loss")  # fmt: skip
+    status, out, err = typed("train", *words)
+    assert status == 0, err
+    folders = sorted(file.parent.name for file in tmp_path.glob("*/metrics.json"))
+    losses = [json.loads(file.read_text())["training"]["val_loss"] for file in tmp_path.glob("*/metrics.json")]
+    assert len(folders) == 3 and f"training.val_loss={min(losses):.4g}" in out
+    status, out, err = typed("train", *words)
+    assert status == 0 and out.count("nothing is left to do") == 3
+    assert sorted(file.parent.name for file in tmp_path.glob("*/metrics.json")) == folders
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-m", "schedule=linear,cosin"], "schedule=cosin is not a choice (did you mean cosine?)"),
+        (["-m", "seed=0,1", "jobs=0"], "jobs=0 must be a whole number of at least 1"),
+        (["-m", "seed=0,1", "trainer.max_stepz=1"], "has no key max_stepz"),
+        (["search=optuna"], "has nothing to search for"),
+        (["search=optuna", "seed=choice(0,1)", "hydra.sweeper.trials=0"], "hydra.sweeper.trials=0 must be"),
+        (["search=optuna", "seed=choice(0,1)", "hydra.sweeper.direction=up"], "is not one of minimize, maximize"),
+        (["ablation=ddim_tabel1"], "is not a choice (did you mean ddim_table1?)"),
+        (["ablation=ddim_table1", "tier=tny"], "tier=tny is not one of analytic, tiny, paper"),
+        (["ablation=ddim_table1", "trainer.max_stepz=1"], "has no key max_stepz"),
+        (["ablation=ddim_table1", "evaluate=[count=5,nll.stepz=1]"], "nll has no key stepz"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_runs(typed, tmp_path, words, told):
+    where = [f"hydra.sweep.dir={tmp_path}/sweep"] if not words[0].startswith("ablation") else [f"cells={tmp_path}/x"]
+    status, _, err = typed("train", *words, *where)
+    assert status == 2 and told in err and err.count("\n") <= 2, err
+    assert not [*tmp_path.glob("*/*/log.txt")]
