@@ -12,6 +12,7 @@ PACKAGE = ROOT / "src" / "ddpm_lab"
 # Imports go down this list only; names on one line may import one another.
 LAYERS = [
     ("errors",),
+    ("reports",),
     ("diffusion", "networks"),
     ("conditioners", "low_res"),
     ("data",),

@@ -1,0 +1,132 @@
+"""python train.py ablation=NAME"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from ddpm_lab.commands import refusals, runs
+from ddpm_lab.commands.cells import Cell, fingerprint, work
+from ddpm_lab.commands.main import CONFIGS
+from ddpm_lab.commands.spec import Ablation, chosen
+from ddpm_lab.errors import UserError
+
+EXACT = ("schedule", "variance", "sampler", "guidance", "nll", "conditional")
+"""What a cell says of these holds in the analytic tier as well."""
+
+
+class Place(NamedTuple):
+    """Where a number stands: a row, a column, and the seed it is for."""
+
+    row: str
+    column: str
+    seed: int
+
+
+class Plan:
+    """The cells of an ablation in a tier. Everything is composed, so that a slip is told before anything runs."""
+
+    def __init__(self, name: str, ablation: Ablation, tier: str, settings: DictConfig) -> None:
+        self.name, self.ablation, self.tier, self.root = name, ablation, tier, Path(settings.cells)
+        self.stage = ablation.tiers[tier]  # type: ignore[index]
+        self.extra, self.asked = [*settings.words], [*settings.evaluate]
+        self.cells: dict[Path, Cell] = {}
+        self.configs: dict[str, DictConfig] = {}
+        self.places: dict[Place, Cell] = {}
+        self.trained: dict[str, Cell] = {}
+        """By row, that of the first column and seed"""
+        if self.stage.absent:
+            return
+        for row, column, seed in self._runnable():
+            self.places[Place(row, column, seed)] = self._place(row, column, seed)
+
+    def metric(self, column: str) -> str:
+        """In this tier, the keys of metrics.json joined by dots."""
+        wanted = self.ablation.columns[column].metric or self.ablation.metric
+        return self.stage.metrics.get(wanted, wanted)
+
+    def here(self, words: list[str]) -> list[str]:
+        """The words of the paper as this tier says them."""
+        return [self.stage.instead.get(word, word) for word in words]
+
+    def _runnable(self) -> Iterator[Place]:
+        for row, spec in self.ablation.rows.items():
+            for column in self.ablation.columns if self.tier in spec.tiers else ():
+                for seed in self.stage.seeds:
+                    yield Place(row, column, seed)
+
+    def _place(self, row: str, column: str, seed: int) -> Cell:
+        parts = (self.ablation.rows[row], self.ablation.columns[column])
+        name = self._named(f"{row}, {column}", seed)
+        train, evaluate, exact = (self.here([word for part in parts for word in getattr(part, verb)])
+                                  for verb in ("train", "evaluate", "exact"))  # fmt: skip
+        if self.tier == "analytic":
+            common = [word for word in (*train, *evaluate) if re.split("[.=]", word)[0] in EXACT and "{" not in word]
+            return self._cell(name, "evaluate", ["model=exact", *self.stage.evaluate, *common, *exact, *self.asked])
+        seeds = [f"seed={seed}"] if seed else []
+        words = [*self.here(self.stage.train), *train, *seeds, *self.extra]
+        trained = self._cell(self._named(f"{row} (training)", seed), "train", words, seed)
+        self.trained.setdefault(row, trained)
+        words = [*self.stage.evaluate, *evaluate]
+        if not words:
+            return trained
+        if not any(word.startswith("cascade=") for word in words):
+            words = [f"run={trained.folder}", *words]
+        return self._cell(name, "evaluate", [*words, *seeds, *self.asked], seed, trained)
+
+    def _named(self, what: str, seed: int) -> str:
+        return f"{self.name} {what}" + (f", seed {seed}" if len(self.stage.seeds) > 1 else "")
+
+    def _cell(self, name: str, verb: str, words: list[str], seed: int = 0, *needs: Cell) -> Cell:
+        """Raises UserError if `words` are not what the verb takes."""
+        others: dict[str, Cell] = {}
+
+        def folder(found: re.Match[str]) -> str:
+            if found[1] == "train":
+                return str(needs[0].folder)
+            seeds = [f"seed={seed}"] if seed else []
+            said = [*self.stage.runs[found[1]], *seeds, *self.extra]
+            others[found[1]] = self._cell(self._named(found[1], seed), "train", said, seed)
+            return str(others[found[1]].folder)
+
+        words = [re.sub(r"\{(\w+)\}", folder, word) for word in words]
+        exact = "model=exact" in words
+        try:
+            if verb == "train":
+                config = compose("train", overrides=[word for word in words if word != "model=exact"])
+            elif exact:
+                config = compose("exact", overrides=words)
+            else:
+                typed = runs.unfold(words)
+                runs.offer(typed, lambda run: self.configs[run] if run in self.configs else runs.config(run))
+                config = compose("evaluate", overrides=typed)
+        except (HydraException, UserError) as error:
+            told = refusals.explain(error, "exact" if exact else verb, CONFIGS, words) if isinstance(
+                error, HydraException) else str(error)  # fmt: skip
+            raise UserError(f"{name}: {told}") from error
+        digits = fingerprint(config)
+        folder_ = self.root / f"{verb}-{digits}"
+        cell = Cell(name, verb, tuple(words), folder_, digits, work(verb, config), (*needs, *others.values()))
+        self.configs[str(folder_)] = config
+        return self.cells.setdefault(folder_, cell)
+
+
+def ablate(settings: DictConfig) -> None:
+    """Runs what is not done yet of the ablations that `settings` name. Raises CellsFailed if some of it failed."""
+    found = chosen(settings.ablations, settings.tier)
+    cells: dict[Path, Cell] = {}
+    for name, ablation in found.items():
+        if why := ablation.tiers[settings.tier].absent:
+            print(f"  {name} has no tier={settings.tier}: {why}")
+        cells |= Plan(name, ablation, settings.tier, settings).cells
+    if cells:
+        launcher = instantiate(HydraConfig.get().launcher)
+        launcher.carry_out([*cells.values()], Path(settings.cells))
+        what = settings.ablations if isinstance(settings.ablations, str) else f"[{','.join(found)}]"
+        print(f"  next     python report.py ablation={what} tier={settings.tier}")

@@ -1,0 +1,90 @@
+"""What the cells' files say."""
+
+import csv
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ddpm_lab.commands.cells import Cell
+from ddpm_lab.reports.table import Source, Status
+
+METRICS: dict[str, tuple[str, Any]] = {
+    "fid": ("FID", "lower"), "fid_within": ("FID within class", "lower"), "inception_score": ("IS", "higher"),
+    "recognised": ("recognised", "higher"), "precision": ("precision", "higher"), "recall": ("recall", "higher"),
+    "nll.bits_per_dim": ("NLL, bits/dim", "lower"), "nll.gap": ("bound over entropy, bits/dim", "lower"),
+    "wasserstein": ("W2 distance", "lower"), "sliced_wasserstein": ("sliced W2", "lower"),
+    "round_trip.mse": ("mean square error", "lower"), "round_trip": ("mean square error", "lower"),
+    "density.nll": ("NLL, nats", "lower"), "psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"),
+    "rfid": ("rFID", "lower"), "training.val_loss": ("validation loss", "lower"), "accuracy": ("accuracy", "higher"),
+}  # fmt: skip
+"""What keys of metrics.json are called, and which way is better."""
+
+
+@cache
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def number(file: Path, key: str) -> float | None:
+    """What a metrics.json says under `key`, which may have dots; None where it says no number, or there is none."""
+    if not file.is_file():
+        return None
+    value = at(read(file), key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def at(found: Any, key: str) -> Any:
+    """What keys that are joined by dots lead to; None where they lead nowhere."""
+    for part in key.split("."):
+        if isinstance(found, list) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, dict):
+            found = found.get(part)
+        else:
+            return None
+    return found
+
+
+def source(cell: Cell, key: str) -> Source:
+    state = cell.state().get("status")
+    status: Status = "not run" if state is None else "failed" if state else "done"
+    value = number(cell.metrics, key) if status == "done" else None
+    return Source(cell.command, cell.config, cell.metrics, status if value is not None or status != "done" else
+                  "not run", value)  # fmt: skip
+
+
+def protocol(file: Path, key: str) -> dict[str, str]:
+    """What the number `key` depends on, flat: that which stands nearest to it."""
+    parts = key.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        found = at(read(file), ".".join([*parts[:depth], "protocol"]))
+        if isinstance(found, dict):
+            return dict(_flat(found))
+    return {}
+
+
+def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    return [
+        pair
+        for name, value in found.items()
+        for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, str(value))])
+    ]
+
+
+def losses(folder: Path) -> tuple[list[Any], list[float]] | None:
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        return None
+    with file.open() as stream:
+        found = [
+            (int(row["step"]), float(row["train/loss"])) for row in csv.DictReader(stream) if row.get("train/loss")
+        ]
+    return ([x for x, _ in found], [y for _, y in found]) if found else None
+
+
+def samples(folder: Path) -> Path | None:
+    """The last grid of samples of a run."""
+    return max((folder / "pictures").glob("samples-*.png"), default=None)

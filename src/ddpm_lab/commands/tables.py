@@ -1,0 +1,155 @@
+"""From cells to tables: what their metrics.json files say, in the places where a paper's numbers stand."""
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ddpm_lab.commands import panels, spec
+from ddpm_lab.commands.ablation import Place, Plan
+from ddpm_lab.commands.cells import Cell, listed
+from ddpm_lab.commands.readings import METRICS, losses, number, protocol, samples, source
+from ddpm_lab.errors import UserError
+from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
+
+OTHERWISE = "†"
+"""Marks numbers that were not measured as the paper's were."""
+
+
+def published(value: float | str | None) -> Published | None:
+    """Of the YAML: a number, a word, or a number from memory, "~8.11"."""
+    if isinstance(value, str) and value.startswith("~"):
+        return Published(float(value[1:]), recalled=True)
+    return None if value is None else Published(value)
+
+
+def from_plan(plan: Plan) -> Table:
+    """The table of an ablation in a tier, as far as it has been run."""
+    ablation, stage, tier = plan.ablation, plan.stage, plan.tier
+    common: dict[str, Any] = {"name": f"{plan.name}-{tier}", "title": ablation.title, "source": ablation.source,
+                              "tier": tier, "corner": ablation.corner, "paper_protocol": _said(ablation.protocol),
+                              "command": f"python train.py ablation={plan.name} tier={tier}"}  # fmt: skip
+    if stage.absent:
+        return Table(**common, columns=(), rows={}, absent=stage.absent)
+    columns = [_column(plan, name) for name in ablation.columns]
+    rows: dict[str, tuple[Entry, ...]] = {}
+    for row, said in ablation.rows.items():
+        entries = []
+        for i, column in enumerate(ablation.columns):
+            places = [Place(row, column, seed) for seed in stage.seeds]
+            cells = [plan.places[place] for place in places if place in plan.places]
+            sources = tuple(source(cell, plan.metric(column)) for cell in cells)
+            first = next((one.file for one in sources if one.status == "done"), None)
+            how = protocol(first, plan.metric(column)) if first else {}
+            entries.append(Entry(published(said.paper[i]) if said.paper else None, sources, {**how, **stage.protocol}))
+        rows[row] = tuple(entries)
+    table = Table(**common, columns=tuple(columns), rows=rows, our_protocol=stage.note)
+    table = _marked(plan, table)
+    plots = [panel for plot in ablation.plots for panel in panels.panels(plan, table, plot)]
+    return Table(**{**vars(table), "claims": tuple(claim(table, order) for order in ablation.claims
+                                                   if tier in order.tiers),
+                    "panels": (*plots, *panels.training(plan)), "pictures": panels.pictures(plan)})  # fmt: skip
+
+
+def _column(plan: Plan, name: str) -> Column:
+    label, better = METRICS.get(plan.metric(name), (plan.metric(name), None))
+    words = plan.here([*plan.ablation.columns[name].train, *plan.ablation.columns[name].evaluate])
+    x = plan.ablation.columns[name].x
+    if x is None and words:
+        last = words[-1].partition("=")[2]
+        x = float(last) if last.replace(".", "", 1).isdigit() else None
+    return Column(name, label, better, x)
+
+
+def _marked(plan: Plan, table: Table) -> Table:
+    """With a mark at each number that was measured in another way than the paper's, or than most of its table."""
+    parts: list[spec.Row | spec.Column] = [*plan.ablation.rows.values(), *plan.ablation.columns.values()]
+    varied = {word.partition("=")[0] for part in parts for word in (*part.train, *part.evaluate, *part.exact)}
+    groups = tuple(f"{name}." for name in varied if "." not in name)
+
+    def fixed(key: str) -> bool:
+        return key not in {*varied, *(name.rpartition(".")[2] for name in varied), "seed"} and not (
+            key.startswith(groups) and groups
+        )
+
+    notes: dict[str, str] = {}
+    entries = [entry for row in table.rows.values() for entry in row if entry.ours is not None]
+    usual = {key: Counter(entry.protocol.get(key) for entry in entries if key in entry.protocol).most_common(1)[0][0]
+             for key in {key for entry in entries for key in entry.protocol} if fixed(key)}  # fmt: skip
+    other = {key: (usual.get(key), theirs) for key, theirs in plan.ablation.protocol.items()
+             if usual.get(key) != theirs and (key in usual)}  # fmt: skip
+    if other:
+        notes[OTHERWISE] = "not measured as the paper's: " + "; ".join(
+            f"{key} {ours}, the paper {theirs}" for key, (ours, theirs) in sorted(other.items()))  # fmt: skip
+    letters: dict[str, str] = {}
+    rows = {}
+    for name, row in table.rows.items():
+        marked = []
+        for entry in row:
+            marks = [OTHERWISE] if other and entry.ours is not None and entry.paper is not None else []
+            if entry.ours is not None and (apart := sorted(
+                f"{key} {entry.protocol[key]}, elsewhere {usual[key]}" for key in usual
+                if key in entry.protocol and entry.protocol[key] != usual[key])):  # fmt: skip
+                text = "; ".join(apart)
+                letters.setdefault(text, "abcdefghijklmnopqrstuvwxyz"[len(letters) % 26])
+                notes[letters[text]] = text
+                marks.append(letters[text])
+            marked.append(Entry(entry.paper, entry.sources, entry.protocol, tuple(marks)))
+        rows[name] = tuple(marked)
+    shown = {*plan.ablation.protocol, "data", "count", "split", "extractor", "weights", "steps", "spacing"}
+    ours = _said({key: str(value) for key, value in usual.items() if key in shown})
+    note = "; ".join(filter(None, [plan.stage.note, ours]))
+    return Table(**{**vars(table), "rows": rows, "notes": notes, "our_protocol": note})
+
+
+def _said(how: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(how.items()))
+
+
+def claim(table: Table, order: spec.Order, paper: bool = False) -> Claim:
+    """Whether the numbers of `table`, or, to test the claim itself, the paper's, are in that order."""
+    names = [column.name for column in table.columns]
+    by_row = order.order[0] in table.rows
+    across = (order.columns or names) if by_row else (order.rows or [*table.rows])
+    passed: bool | None = True
+    said = []
+    for other in across:
+        places = [(name, other) if by_row else (other, name) for name in order.order]
+        entries = [table.rows[row][names.index(column)] for row, column in places]
+        values = [entry.theirs if paper else entry.ours for entry in entries]
+        if any(value is None for value in values):
+            passed = None if passed else passed
+            continue
+        known = [value for value in values if value is not None]
+        held = all(a * order.ratio <= b and a < b for a, b in pairwise(known))
+        passed = passed if held else False
+        said.append(f"{other}: " + " < ".join(f"{name} {value:.4g}" for name, value in
+                                               zip(order.order, known, strict=True)))  # fmt: skip
+    text = order.text + (f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else "")
+    return Claim(text, passed, "; ".join(said))
+
+
+def from_sweep(root: Path) -> Table:
+    """A sweep's cells, with all the numbers that they have in common names for. Raises UserError if it is none."""
+    cells = [Cell(entry["name"], "", (), root / name, entry["config"], 1.0) for name, entry in listed(root).items()]
+    if not cells:
+        raise UserError(f"dir={root} is no sweep, for it holds no sweep.json; it is the folder that train.py -m names")
+    commands = {name: entry["command"] for name, entry in listed(root).items()}
+    keys = [key for key in METRICS if any(cell.done() and cell.metrics.is_file() and
+                                          number(cell.metrics, key) is not None for cell in cells)]  # fmt: skip
+    rows: dict[str, tuple[Entry, ...]] = {}
+    pictures: dict[str, Path] = {}
+    lines: dict[str, tuple[list[Any], list[float]]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.name):
+        made = [source(cell, key) for key in keys]
+        made = [Source(commands[cell.folder.name], one.config, one.file, one.status, one.value) for one in made]
+        rows[cell.name] = tuple(Entry(None, (one,)) for one in made)
+        if cell.done() and (picture := samples(cell.folder)):
+            pictures[cell.name] = picture
+        if cell.done() and (curve := losses(cell.folder)):
+            lines[cell.name] = curve
+    columns = tuple(Column(METRICS[key][0], METRICS[key][0], METRICS[key][1]) for key in keys)
+    panels = [Panel("loss of training", "step", "loss", lines, log_y=True)] if lines else []
+    return Table(root.name, f"Sweep {root.name}", "", "sweep", "cell", columns, rows, panels=tuple(panels),
+                 pictures=pictures)  # fmt: skip

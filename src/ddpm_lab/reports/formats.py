@@ -1,0 +1,165 @@
+"""Tables as text: for a terminal, a README, a spreadsheet, a paper."""
+
+import csv as csv_module
+import re
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from os.path import relpath
+from pathlib import Path
+from textwrap import wrap
+from unicodedata import combining
+
+from ddpm_lab.reports import numbers
+from ddpm_lab.reports.table import Table
+
+FIELDS = ("table", "tier", "row", "column", "metric", "paper", "recalled", "ours", "spread", "seeds", "difference",
+          "status", "marks", "configs", "files", "commands")  # fmt: skip
+
+
+def relative(file: Path, root: Path) -> str:
+    """As a report shows it: never absolute, so that it is the same on every machine."""
+    return Path(relpath(file, root)).as_posix()
+
+
+def tier(table: Table) -> str:
+    return f"{table.tier} tier" if table.tier else ""
+
+
+def _grid(table: Table) -> list[list[str]]:
+    """The head, then the rows; beside ours a column of the paper's numbers, where it has any."""
+    shared = numbers.common(table.columns) is not None
+    with_paper = [any(row[i].paper for row in table.rows.values()) for i in range(len(table.columns))]
+    lines = [[table.corner]] + [[name] for name in table.rows]
+    for i, column in enumerate(table.columns):
+        lines[0] += [numbers.head(column, shared)] + ["paper"] * with_paper[i]
+        for line, row in zip(lines[1:], table.rows.values(), strict=True):
+            line += [numbers.cell(row[i])] + [numbers.paper(row[i].paper)] * with_paper[i]
+    return lines
+
+
+def _above(table: Table) -> Iterator[str]:
+    if column := numbers.common(table.columns):
+        yield numbers.metric(column)
+    if table.paper_protocol:
+        yield f"paper: {table.paper_protocol}"
+    if table.our_protocol:
+        yield f"ours: {table.our_protocol}"
+
+
+def _below(table: Table) -> Iterator[str]:
+    yield from (f"{mark} {note}" for mark, note in table.notes.items())
+    yield from numbers.legend(table)
+
+
+def _wrapped(line: str) -> list[str]:
+    return wrap(line, 100, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+
+
+def terminal(table: Table) -> str:
+    """A line for each row, its notes and its claims."""
+    titles = [title for title in (table.title, table.source, tier(table)) if title]
+    if table.absent:
+        return "\n".join(f"  {line}" for line in (*titles, f"no such table: {table.absent}"))
+    lines = _grid(table)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    drawn = [
+        f"  {line[0]:<{widths[0]}}" + "".join(f"  {x:>{n}}" for x, n in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    ]
+    rule = "  " + "─" * (len(drawn[0]) - 2)
+    claims = [f"{numbers.TICKS[claim.passed]} {claim.text} ({claim.detail})" for claim in table.claims]
+    rest = [part for line in (*_below(table), *claims) for part in _wrapped(line)]
+    above = [part for line in (*titles, *_above(table)) for part in _wrapped(line)]
+    return "\n".join(line.rstrip() for line in [*above, rule, drawn[0], rule, *drawn[1:], rule, *rest])
+
+
+def _md(words: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|$~&#])", r"\\\1", " ".join(words.split()))
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """A heading for each tier, its table, notes and claims."""
+    counts = "; ".join(f"{count} {words}" for count, words in numbers.summary(tables))
+    parts = [f"## {_md(tables[0].title)}", _md(". ".join(x for x in (tables[0].source, counts) if x)) + "."]
+    for table in tables:
+        parts.append(f"### {_md(tier(table).capitalize() or table.title)}")
+        if table.absent:
+            parts.append(f"No such table: {_md(table.absent)}")
+            continue
+        first, *rest = [f"| {' | '.join(map(_md, line))} |" for line in _grid(table)]
+        rule = "|---|" + "---:|" * (len(_grid(table)[0]) - 1)
+        claims = [f"- {numbers.TICKS[claim.passed]} {_md(f'{claim.text} ({claim.detail})')}" for claim in table.claims]
+        parts += [
+            *map(_md, _above(table)),
+            "\n".join([first, rule, *rest]),
+            *map(_md, _below(table)),
+            "\n".join(claims),
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def csv(tables: Sequence[Table], root: Path = Path()) -> str:
+    """A line for each number, unrounded; what several seeds have each is joined by "; ", files are relative to `root`.
+    A tier that has no such table has no line.
+    """
+    stream = StringIO()
+    writer = csv_module.writer(stream, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for table in tables:
+        for name, row in table.rows.items():
+            for column, entry in zip(table.columns, row, strict=True):
+                paper = entry.paper
+                writer.writerow([
+                    table.name, table.tier, name, column.name, column.metric, paper.value if paper else "",
+                    ("yes" if paper.recalled else "no") if paper else "", entry.ours, entry.spread, len(entry.sources),
+                    entry.difference, entry.status, " ".join(entry.marks),
+                    "; ".join(source.config for source in entry.sources),
+                    "; ".join(relative(source.file, root) for source in entry.sources),
+                    "; ".join(source.command for source in entry.sources),
+                ])  # fmt: skip
+    return stream.getvalue()
+
+
+TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}", "*": "{*}",
+    "-": "{-}", "`": r"\textasciigrave{}", "'": "{'}", "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---",
+    "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$", "∞": r"$\infty$", "→": r"$\to$",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "·": r"$\cdot$", "√": r"$\surd$", "²": "$^2$", "†": r"$\dagger$",
+    "‡": r"$\ddagger$", "§": r"\S{}", "¶": r"\P{}", "✓": r"$\surd$", "✗": r"$\times$", "…": r"\ldots{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{sign: f"$\\{name}$" for sign, name in zip("αβγδεηθλμνπρστω", (
+        "alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "lambda", "mu", "nu", "pi", "rho", "sigma", "tau",
+        "omega"), strict=True)},
+}  # fmt: skip
+"""What LaTeX would take for a command, drop, join to a ligature, or has no glyph for"""
+
+
+def _tex(words: str) -> str:
+    return "".join(TEX.get(sign, sign) for sign in " ".join(words.split()) if not combining(sign))
+
+
+def _tabular(table: Table) -> Iterator[str]:
+    if table.absent:
+        yield f"No such table: {_tex(table.absent)}"
+        return
+    first, *rest = [" & ".join(map(_tex, line)) + r" \\" for line in _grid(table)]
+    yield rf"\begin{{tabular}}{{l{'r' * (len(_grid(table)[0]) - 1)}}}"
+    yield from (r"\toprule", first, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}")
+    yield from (rf"\par\smallskip{{\footnotesize {_tex(line)}\par}}" for line in _below(table))
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """A `table` with a booktabs `tabular` for each tier."""
+    lines = [r"% \usepackage{booktabs}, \usepackage[T1]{fontenc}"]
+    for table in tables:
+        caption = ". ".join([*(x for x in (table.title, table.source, tier(table)) if x), *_above(table)])
+        lines += [
+            "",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(caption)}}}",
+            *_tabular(table),
+            r"\end{table}",
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,165 @@
+"""Papers' tables: that the files say what can be run, that claims hold of the papers' own numbers, that ours follow."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import FAST
+from omegaconf import OmegaConf
+
+from ddpm_lab.commands import tables
+from ddpm_lab.commands.ablation import Place, Plan
+from ddpm_lab.commands.readings import at
+from ddpm_lab.commands.spec import TIERS, names, read
+from ddpm_lab.reports.table import Column, Entry, Table
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return OmegaConf.create({"cells": str(tmp_path / "cells"), "words": [], "evaluate": []})
+
+
+def own_numbers(ablation):
+    """The paper's table, as a Table."""
+    rows = {name: tuple(Entry(tables.published(value)) for value in row.paper or [None] * len(ablation.columns))
+            for name, row in ablation.rows.items()}  # fmt: skip
+    return Table("", "", "", "", "", tuple(Column(name, "", None) for name in ablation.columns), rows)
+
+
+@pytest.mark.parametrize("name", names())
+def test_claims_hold_of_the_papers_own_numbers(name):
+    ablation = read(name)
+    table = own_numbers(ablation)
+    for order in ablation.claims:
+        assert {*order.order, *(order.rows or []), *(order.columns or [])} <= {*ablation.rows, *ablation.columns}
+        assert tables.claim(table, order, paper=True).passed is not False, order.text
+    for row in ablation.rows.values():
+        assert len(row.paper) in (0, len(ablation.columns))
+
+
+@pytest.mark.parametrize("name", names())
+def test_nothing_is_claimed_of_numbers_from_memory(name):
+    ablation = read(name)
+    table = own_numbers(ablation)
+    columns = [column.name for column in table.columns]
+    for order in ablation.claims:
+        by_row = order.order[0] in ablation.rows
+        for other in (order.columns or columns) if by_row else (order.rows or [*table.rows]):
+            for one in order.order:
+                row, column = (one, other) if by_row else (other, one)
+                paper = table.rows[row][columns.index(column)].paper
+                assert paper is None or not paper.recalled, (order.text, row, column)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("name", names())
+def test_every_cell_of_every_tier_composes(typed, name, tier, tmp_path):
+    status, out, err = typed("train", f"ablation={name}", f"tier={tier}", "dry=true", f"cells={tmp_path}")
+    assert status == 0, err
+    assert ("to do" in out) != ("has no tier" in out)
+
+
+@pytest.fixture(scope="session")
+def analytic(typed, tmp_path_factory):
+    """The cells of all analytic tables, and the report."""
+    where = tmp_path_factory.mktemp("analytic")
+    status, out, err = typed("train", "ablation=all", "tier=analytic", f"cells={where}/cells", "jobs=2")
+    assert status == 0, out + err
+    status, out, err = typed("report", "ablation=all", "tier=analytic", f"cells={where}/cells", f"out={where}/report")
+    assert status == 0, err
+    return where, out
+
+
+@pytest.mark.slow
+def test_the_analytic_tier_shows_the_orders_of_the_papers(analytic):
+    _, out = analytic
+    assert out.count("✓") >= 20 and "✗" not in out and "failed" not in out
+
+
+@pytest.mark.slow
+def test_every_number_of_a_report_is_in_the_file_that_it_names(analytic):
+    where, _ = analytic
+    found = 0
+    for line in csv.DictReader((where / "report" / "table.csv").open()):
+        if line["ours"]:
+            values = []
+            for file in line["files"].split("; "):
+                content = json.loads(Path(file).read_text()) if Path(file).is_file() else json.loads(
+                    (Path.cwd() / file).read_text())  # fmt: skip
+                values += [value for value in numbers(content)]
+            assert float(line["ours"]) in values
+            found += 1
+        else:
+            assert line["status"] == "not run"
+    assert found > 100
+
+
+def numbers(content):
+    if isinstance(content, dict | list):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from numbers(value)
+    elif isinstance(content, int | float):
+        yield float(content)
+
+
+def test_what_tables_share_is_trained_once(typed, tmp_path):
+    def folders(*ablations):
+        _, out, _ = typed("train", f"ablation=[{','.join(ablations)}]", "dry=true", f"cells={tmp_path}")
+        return {line.split()[-1] for line in out.splitlines() if " train-" in line}
+
+    assert folders("ddim_table1") == folders("ddim_table2") == folders("ddim_table1", "ddim_table2")
+
+
+def test_a_tier_says_the_papers_words_in_its_own(settings):
+    plan = Plan("iddpm_table2", read("iddpm_table2"), "tiny", settings)
+    cell = plan.places[Place("4000, cosine, L_vlb", "NLL", 1)]
+    (trained,) = cell.needs
+    config = plan.configs[str(trained.folder)]
+    assert (config.schedule.steps, config.seed, config.timesteps._target_.split(".")[-1]) == (400, 1, "Importance")
+    assert f"run={trained.folder}" in cell.words
+
+
+def test_words_of_the_user_reach_every_run(typed, tmp_path):
+    words = ("dry=true", f"cells={tmp_path}")
+    _, plain, _ = typed("train", "ablation=ddpm_table2", *words)
+    _, changed, _ = typed("train", "ablation=ddpm_table2", "trainer.max_steps=7", "~callbacks.losses", *words)
+    assert plain.count("train-") == changed.count("train-") == 12
+    assert not {line.split()[-1] for line in plain.splitlines()} & {
+        line.split()[-1] for line in changed.splitlines() if "train-" in line}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_tiny_table_from_one_command_to_its_report(typed, tmp_path):
+    words = ("ablation=cascade_augmentation", f"cells={tmp_path}/cells", *FAST[:5], "trainer.max_steps=2",
+             "evaluate=[count=20]", "data.batch_size=16")  # fmt: skip
+    status, out, err = typed("train", *words, "jobs=2")
+    assert status == 0, out + err
+    status, out, err = typed("report", *words, f"out={tmp_path}/report")
+    assert status == 0, err
+    lines = [*csv.DictReader((tmp_path / "report" / "table.csv").open())]
+    assert len(lines) == 4 and all(line["ours"] and line["status"] == "done" for line in lines)
+    assert all("†" in line["marks"] for line in lines)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/png") >= 3 and "python evaluate.py" in page and str(tmp_path) not in page.replace(
+        f"{tmp_path}/cells", "")  # fmt: skip
+
+
+def test_numbers_that_were_measured_otherwise_are_marked(settings, tmp_path):
+    ablation = read("ddpm_table2")
+    plan = Plan("ddpm_table2", ablation, "tiny", settings)
+    for i, (place, cell) in enumerate(plan.places.items()):
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        count = 500 if place.row == "ε, L_simple" else 1000
+        cell.metrics.write_text(json.dumps({"fid": 10.0 + i, "inception_score": 5.0 - i, "protocol": {
+            "count": count, "split": "train", "extractor": "digits", "seed": place.seed}}))  # fmt: skip
+        (cell.folder / "cell.json").write_text(json.dumps({"status": 0, "seconds": 1, "config": cell.config}))
+    table = tables.from_plan(plan)
+    assert table.rows["ε, L, fixed Σ"][1].marks == ("†",)
+    assert table.rows["ε, L_simple"][1].marks == ("†", "a")
+    assert table.notes["a"] == "count 500, elsewhere 1000" and "count 1000, the paper 50000" in table.notes["†"]
+
+
+def test_keys_lead_through_dicts_and_lists():
+    found = {"a": {"b": [{"c": 1}, {"c": 2}]}}
+    assert at(found, "a.b.1.c") == 2 and at(found, "a.x") is None and at(found, "a.b.7.c") is None
