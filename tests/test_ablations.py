@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import FAST
+from conftest import CONFIGS, FAST
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from ddpm_lab.commands import tables
@@ -17,7 +19,9 @@ from ddpm_lab.reports.table import Column, Entry, Table
 
 @pytest.fixture
 def settings(tmp_path):
-    return OmegaConf.create({"cells": str(tmp_path / "cells"), "words": [], "evaluate": []})
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield OmegaConf.create({"cells": str(tmp_path / "cells"), "words": [], "evaluate": []})
 
 
 def own_numbers(ablation):
@@ -52,6 +56,7 @@ def test_nothing_is_claimed_of_numbers_from_memory(name):
                 assert paper is None or not paper.recalled, (order.text, row, column)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("name", names())
 def test_every_cell_of_every_tier_composes(typed, name, tier, tmp_path):
@@ -108,7 +113,7 @@ def test_what_tables_share_is_trained_once(typed, tmp_path):
         _, out, _ = typed("train", f"ablation=[{','.join(ablations)}]", "dry=true", f"cells={tmp_path}")
         return {line.split()[-1] for line in out.splitlines() if " train-" in line}
 
-    assert folders("ddim_table1") == folders("ddim_table2") == folders("ddim_table1", "ddim_table2")
+    assert folders("ddim_table2") == folders("ddim_table1", "ddim_table2")
 
 
 def test_a_tier_says_the_papers_words_in_its_own(settings):
@@ -132,7 +137,7 @@ def test_words_of_the_user_reach_every_run(typed, tmp_path):
 @pytest.mark.slow
 def test_a_tiny_table_from_one_command_to_its_report(typed, tmp_path):
     words = ("ablation=cascade_augmentation", f"cells={tmp_path}/cells", *FAST[:5], "trainer.max_steps=2",
-             "evaluate=[count=20]", "data.batch_size=16")  # fmt: skip
+             "evaluate.count=20", "data.batch_size=16")  # fmt: skip
     status, out, err = typed("train", *words, "jobs=2")
     assert status == 0, out + err
     status, out, err = typed("report", *words, f"out={tmp_path}/report")

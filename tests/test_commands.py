@@ -98,8 +98,9 @@ def test_evaluate_says_what_it_measured_with(run, typed, tmp_path):
     status, said, _ = typed("evaluate", "-m", f"run={run}", "sampler.steps=2,3", "count=20", "split=test",
                             "guidance.w=1", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
     assert status == 0 and "FID" in said
-    for job, steps in enumerate((2, 3)):
-        found = json.loads((tmp_path / str(job) / "metrics.json").read_text())
+    for steps in (2, 3):
+        (file,) = tmp_path.glob(f"sampler.steps-{steps}-*/metrics.json")
+        found = json.loads(file.read_text())
         protocol = found["protocol"]
         assert found["fid"] > 0 and found["real"]["recognised"] > 0.99 and found["noise"]["fid"] > found["real"]["fid"]
         assert protocol["sampler"]["steps"] == steps and protocol["guidance"]["w"] == 1
@@ -601,13 +602,16 @@ def test_a_sweep_runs_every_cell(typed, tmp_path):
     status, _, error = typed("train", "-m", *FAST, "schedule=linear,cosine", "variance=beta,beta_tilde",
                              f"hydra.sweep.dir={tmp_path}")  # fmt: skip
     assert status == 0, error
-    assert sorted(file.parent.name for file in tmp_path.glob("*/metrics.json")) == ["0", "1", "2", "3"]
+    cells = [file.parent.name.rpartition("-")[0] for file in tmp_path.glob("*/metrics.json")]
+    assert sorted(cells) == [f"schedule-{schedule}_variance-{variance}" for schedule in ("cosine", "linear")
+                             for variance in ("beta", "beta_tilde")]  # fmt: skip
 
 
 def test_a_refused_cell_does_not_end_a_sweep(typed, tmp_path):
-    status, _, error = typed("train", "-m", *FAST, "schedule.steps=0,10", f"hydra.sweep.dir={tmp_path}")
-    assert status == 2 and "schedule.steps" in error
-    assert [file.parent.name for file in tmp_path.glob("*/metrics.json")] == ["1"]
+    status, said, _ = typed("train", "-m", *FAST, "schedule.steps=0,10", f"hydra.sweep.dir={tmp_path}")
+    assert status == 1 and "error: schedule.steps" in said
+    (file,) = tmp_path.glob("*/metrics.json")
+    assert file.parent.name.startswith("schedule.steps-10-")
 
 
 def test_pictures_that_the_extractor_does_not_judge_are_trained_on_all_the_same(typed, tmp_path):

@@ -8,6 +8,9 @@ import shlex
 import pytest
 from conftest import ROOT, composed
 
+from ddpm_lab.commands import main
+from ddpm_lab.commands.spec import names
+
 PACKAGE = ROOT / "src" / "ddpm_lab"
 # Imports go down this list only; names on one line may import one another.
 LAYERS = [
@@ -62,15 +65,19 @@ def test_constraints_are_plain_pins():
 
 
 def documented():
-    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for line in re.findall(r"^\s*python train\.py(.*)$", file.read_text(), re.M):
             yield file.name, line.partition("#")[0].strip()
 
 
 @pytest.mark.parametrize(("file", "arguments"), sorted(set(documented())))
 def test_documented_commands_compose(file, arguments):
-    overrides = [word for word in shlex.split(arguments) if word != "-m"]
-    composed(*[re.sub(r"^([\w.]+=)([^\[,]+),.*", r"\1\2", override) for override in overrides])
+    verb, overrides = main.arranged([word for word in shlex.split(arguments) if word != "-m"])
+    fixed = [word for word in overrides if not re.search(r"=(tag|interval|choice|range)\(", word)]
+    composed(*[re.sub(r"^([\w.]+=)([^\[,]+),.*", r"\1\2", override) for override in fixed], verb=verb)
+    if verb == "ablate":
+        name = re.search(r"ablation=(\w+)", arguments)[1]
+        assert name == "all" or name in names()
 
 
 def test_every_known_slip_can_still_be_made():
@@ -80,7 +87,7 @@ def test_every_known_slip_can_still_be_made():
 
 
 @pytest.mark.parametrize(
-    "file", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda file: file.name
+    "file", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda file: str(file.relative_to(ROOT))
 )
 def test_links_lead_somewhere(file):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):

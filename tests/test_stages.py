@@ -245,7 +245,7 @@ def test_a_sweep_over_a_cascade_offers_each_cell_the_same(chain, typed, tmp_path
     words = [f"cascade=[{chain}/base,{chain}/large]", "conditioner.level=0,0.5", "count=2"]
     status, _, error = typed("sample", "-m", *words, f"hydra.sweep.dir={tmp_path}")
     assert status == 0, error
-    a, b = (drawn(tmp_path / str(job)) for job in (0, 1))
+    a, b = (drawn(next(tmp_path.glob(f"conditioner.level-{level}-*"))) for level in ("0", "0.5"))
     assert a["images"].shape == b["images"].shape and not np.array_equal(a["images"], b["images"])
 
 

@@ -193,7 +193,7 @@ def test_a_search_finds_its_way_and_is_the_same_again(typed, tmp_path):
         (["ablation=ddim_tabel1"], "is not a choice (did you mean ddim_table1?)"),
         (["ablation=ddim_table1", "tier=tny"], "tier=tny is not one of analytic, tiny, paper"),
         (["ablation=ddim_table1", "trainer.max_stepz=1"], "has no key max_stepz"),
-        (["ablation=ddim_table1", "evaluate=[count=5,nll.stepz=1]"], "nll has no key stepz"),
+        (["ablation=ddim_table1", "evaluate.count=5", "evaluate.nll.stepz=1"], "nll has no key stepz"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_runs(typed, tmp_path, words, told):

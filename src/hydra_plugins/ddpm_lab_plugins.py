@@ -37,12 +37,14 @@ class Cells(Launcher):
         cells = []
         for overrides in job_overrides:
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            words, own = [*overrides], [word for word in overrides if word not in common]
+            cascade = any(word.startswith("cascade=") for word in overrides)  # says which run is the last
+            words = [word for word in overrides if not (cascade and word.startswith("run="))]
+            own = [word for word in overrides if word not in common]
             logger = OmegaConf.select(config, "logger.wandb")
             if logger is not None and logger.group is None:
                 words.append(f"logger.wandb.group={root.name}")
             del config.hydra
-            digits = fingerprint(config)
+            digits = fingerprint(config, root)
             folder = root / slug(own, digits[:8])
             cells.append(Cell(", ".join(own) or "default", verb, tuple(words), folder, digits, work(verb, config)))
         remember(root, cells)

@@ -37,6 +37,7 @@ class Plan:
         self.stage = ablation.tiers[tier]  # type: ignore[index]
         self.extra, self.asked = [*settings.words], [*settings.evaluate]
         self.cells: dict[Path, Cell] = {}
+        self.known: dict[tuple[str, ...], Cell] = {}
         self.configs: dict[str, DictConfig] = {}
         self.places: dict[Place, Cell] = {}
         self.trained: dict[str, Cell] = {}
@@ -96,6 +97,8 @@ class Plan:
             return str(others[found[1]].folder)
 
         words = [re.sub(r"\{(\w+)\}", folder, word) for word in words]
+        if (verb, *words) in self.known:
+            return self.known[verb, *words]
         exact = "model=exact" in words
         try:
             if verb == "train":
@@ -110,11 +113,12 @@ class Plan:
             told = refusals.explain(error, "exact" if exact else verb, CONFIGS, words) if isinstance(
                 error, HydraException) else str(error)  # fmt: skip
             raise UserError(f"{name}: {told}") from error
-        digits = fingerprint(config)
+        digits = fingerprint(config, self.root)
         folder_ = self.root / f"{verb}-{digits}"
         cell = Cell(name, verb, tuple(words), folder_, digits, work(verb, config), (*needs, *others.values()))
         self.configs[str(folder_)] = config
-        return self.cells.setdefault(folder_, cell)
+        self.known[verb, *words] = self.cells.setdefault(folder_, cell)
+        return self.known[verb, *words]
 
 
 def ablate(settings: DictConfig) -> None:

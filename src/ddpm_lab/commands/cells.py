@@ -66,13 +66,16 @@ class Cell:
         return self.state().get("status") == 0
 
 
-def fingerprint(config: DictConfig) -> str:
-    """12 digits that are the same for configurations that compute the same: where results go does not matter."""
+def fingerprint(config: DictConfig, root: Path) -> str:
+    """12 digits that are the same for configurations that compute the same: where results go does not matter, nor where
+    the cells lie whose folders they read, `root`.
+    """
     content: Any = OmegaConf.to_container(config, resolve=False)
     for key in ("hydra", "logger", "out"):
         content.pop(key, None)
     content.get("trainer", {}).pop("default_root_dir", None)
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    said = json.dumps(content, sort_keys=True, default=str).replace(f"{root}/", "runs/ablations/")
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def work(verb: str, config: DictConfig) -> float:

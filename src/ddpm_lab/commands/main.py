@@ -35,12 +35,8 @@ def train() -> None:
 
         ablate(config)
 
-    sys.argv[1:] = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in sys.argv[1:]]
-    if any(argument.startswith("ablation=") for argument in sys.argv[1:]):
-        sys.argv[1:] = _gathered(sys.argv[1:], "ablate")
-        _main("ablate", ablate)
-    else:
-        _main("train", task)
+    verb, sys.argv[1:] = arranged(sys.argv[1:])
+    _main(verb, ablate if verb == "ablate" else task)
 
 
 def sample() -> None:
@@ -85,6 +81,14 @@ def report() -> None:
     _main("report", task)
 
 
+def arranged(arguments: list[str]) -> tuple[str, list[str]]:
+    """Which configuration the arguments of train.py are for, and they in Hydra's words."""
+    arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
+    if any(argument.startswith("ablation=") for argument in arguments):
+        return "ablate", _gathered(arguments, "ablate")
+    return "train", arguments
+
+
 def slug(words: Iterable[str], digits: str | None = None) -> str:
     """A name for a folder: what can be read of `words`, and digits that tell them from all others."""
     said = [*words]
@@ -93,15 +97,20 @@ def slug(words: Iterable[str], digits: str | None = None) -> str:
 
 
 def _gathered(arguments: list[str], verb: str) -> list[str]:
-    """What `verb` has no key for goes into its list `words`: every training run of the ablation hears it."""
+    """What `verb` has no key for goes into its list `words`, which every training run of the ablation hears; and what
+    begins with `evaluate.` into its list `evaluate`, for the evaluations.
+    """
     own = {*OmegaConf.load(CONFIGS / f"{verb}.yaml")}
     mine: list[str] = []
-    words: list[str] = []
+    said: dict[str, list[str]] = {"words": [], "evaluate": []}
     for argument in (re.sub("^ablation=", "ablations=", argument) for argument in arguments):  # no group for Hydra
         key = argument.partition("=")[0]
-        (mine if key in own or key.startswith(("hydra", "-")) else words).append(argument)
-    quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in words)
-    return [*mine, f"words=[{quoted}]"] if words else mine
+        if key.startswith("evaluate."):
+            said["evaluate"].append(argument.removeprefix("evaluate."))
+        else:
+            (mine if key in own or key.startswith(("hydra", "-")) else said["words"]).append(argument)
+    quoted = {name: ",".join("'" + word.replace("'", "\\'") + "'" for word in words) for name, words in said.items()}
+    return [*mine, *(f"{name}=[{words}]" for name, words in quoted.items() if words)]
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:

@@ -124,8 +124,10 @@ def claim(table: Table, order: spec.Order, paper: bool = False) -> Claim:
         known = [value for value in values if value is not None]
         held = all(a * order.ratio <= b and a < b for a, b in pairwise(known))
         passed = passed if held else False
-        said.append(f"{other}: " + " < ".join(f"{name} {value:.4g}" for name, value in
-                                               zip(order.order, known, strict=True)))  # fmt: skip
+        shown = [f"{name} {value:.4g}" for name, value in zip(order.order, known, strict=True)]
+        signs = ["<" if a < b else "≥" for a, b in pairwise(known)]
+        said.append(f"{other}: {shown[0]}" + "".join(f" {sign} {one}" for sign, one in zip(signs, shown[1:],
+                                                                                          strict=True)))  # fmt: skip
     text = order.text + (f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else "")
     return Claim(text, passed, "; ".join(said))
 
