@@ -301,6 +301,32 @@ MUTANTS = [
     Mutant("every small picture is blurred", "low_res.py",
            "(chance < 0.5) * torch.exp", "(chance < 2) * torch.exp", "conditioners"),
     Mutant("a blur along one axis", "low_res.py", "for axis in (2, 3):", "for axis in (2,):", "conditioners"),
+    # Metrics of the papers' tables
+    Mutant("inception score: the law of y weighed by itself", "evaluation/inception_score.py",
+           "xlogy(q, q.mean(0))", "xlogy(q.mean(0), q.mean(0))", "quality"),
+    Mutant("inception score: a mean of exps", "evaluation/inception_score.py",
+           "kl.sum(1).mean().exp()", "kl.sum(1).exp().mean()", "quality"),
+    Mutant("a round trip on data in [-1, 1]", "evaluation/round_trip.py",
+           "((decoded - data) / 2)", "((decoded - data) / 1)", "evaluation"),
+    # Sweeps and reports
+    Mutant("a failed cell counts as done", "commands/cells.py",
+           'return self.state().get("status") == 0', 'return "status" in self.state()', "sweeps"),
+    Mutant("a cell is done whatever its configuration", "commands/cells.py",
+           'return found if found.get("config") == self.config else {}', "return found", "sweeps"),
+    Mutant("a cell does not wait for what it needs", "commands/cells.py",
+           "elif len(running) < jobs and all(need.done() for need in cell.needs):", "elif len(running) < jobs:",
+           "sweeps"),
+    Mutant("the paper's less ours", "reports/table.py",
+           "self.ours - self.theirs", "self.theirs - self.ours", "reports"),
+    Mutant("a mean over the seeds that are there", "reports/table.py",
+           "if self.sources and len(self.values) == len(self.sources) else None", "if self.values else None",
+           "reports"),
+    Mutant("a claim that holds for the last column only", "commands/tables.py",
+           "passed = passed if held else False", "passed = held", "ablations"),
+    Mutant("a claim of a ratio that is not asked for", "commands/tables.py",
+           "all(a * order.ratio <= b and a < b for", "all(a < b for", "ablations"),
+    Mutant("no mark where the count differs", "commands/tables.py",
+           "entry.protocol[key] != usual[key])", "entry.protocol[key] != usual[key] and False)", "ablations"),
 ]  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from ddpm_lab.commands import tables
 from ddpm_lab.commands.ablation import Place, Plan
 from ddpm_lab.commands.readings import at
-from ddpm_lab.commands.spec import TIERS, names, read
-from ddpm_lab.reports.table import Column, Entry, Table
+from ddpm_lab.commands.spec import TIERS, Order, names, read
+from ddpm_lab.reports.table import Column, Entry, Source, Table
 
 
 @pytest.fixture
@@ -163,6 +163,28 @@ def test_numbers_that_were_measured_otherwise_are_marked(settings, tmp_path):
     assert table.rows["ε, L, fixed Σ"][1].marks == ("†",)
     assert table.rows["ε, L_simple"][1].marks == ("†", "a")
     assert table.notes["a"] == "count 500, elsewhere 1000" and "count 1000, the paper 50000" in table.notes["†"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ratio", "passed"),
+    [
+        ([[1.0, 1.0], [2.0, 3.0]], 1.0, True),
+        ([[1.0, 3.0], [2.0, 1.0]], 1.0, False),
+        ([[3.0, 1.0], [1.0, 2.0]], 1.0, False),
+        ([[1.0, 1.0], [2.0, 1.0]], 1.0, False),
+        ([[1.0, 1.0], [2.0, 3.0]], 2.0, True),
+        ([[1.0, 1.0], [2.0, 3.0]], 2.5, False),
+        ([[1.0, 1.0], [2.0, None]], 1.0, None),
+        ([[1.0, 3.0], [None, 2.0]], 1.0, False),
+    ],
+)
+def test_a_claim_holds_in_all_its_columns_or_not_at_all(values, ratio, passed):
+    def entry(value):
+        return Entry(None, (Source("", "", Path(), "not run" if value is None else "done", value),))
+
+    rows = {name: tuple(map(entry, row)) for name, row in zip("ab", values, strict=True)}
+    table = Table("", "", "", "", "", (Column("x", "", None), Column("y", "", None)), rows)
+    assert tables.claim(table, Order(text="", order=["a", "b"], ratio=ratio)).passed is passed
 
 
 def test_keys_lead_through_dicts_and_lists():

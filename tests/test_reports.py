@@ -142,7 +142,8 @@ def test_markdown(tables):
         return re.sub(r"\\([^a-z0-9\s])", r"\1", words).strip()
 
     assert f"No such table: why {EVIL}" in plain(text)
-    assert not re.search(r"(?<!\\)[<$`~]", text), "not escaped"
+    told = "\n".join(line for line in text.splitlines() if not line.startswith("    "))  # a command stands as it is
+    assert not re.search(r"(?<!\\)[<$`~]", told), "not escaped"
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     head, *rows = [list(map(plain, line.removeprefix("| ").removesuffix(" |").split(" | "))) for line in lines]
     assert len(head) == 1 + 2 * WIDTH and [row[0] for row in rows] == list(tables[1].rows)

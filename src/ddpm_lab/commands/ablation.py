@@ -1,6 +1,7 @@
 """python train.py ablation=NAME"""
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,12 @@ class Plan:
             return
         for row, column, seed in self._runnable():
             self.places[Place(row, column, seed)] = self._place(row, column, seed)
+
+    @property
+    def command(self) -> str:
+        """That carries it out."""
+        words = [*self.extra, *(f"evaluate.{word}" for word in self.asked)]
+        return shlex.join(["python", "train.py", f"ablation={self.name}", f"tier={self.tier}", *words])
 
     def metric(self, column: str) -> str:
         """In this tier, the keys of metrics.json joined by dots."""

@@ -13,7 +13,7 @@ from ddpm_lab.reports.table import Source, Status
 METRICS: dict[str, tuple[str, Any]] = {
     "fid": ("FID", "lower"), "fid_within": ("FID within class", "lower"), "inception_score": ("IS", "higher"),
     "recognised": ("recognised", "higher"), "precision": ("precision", "higher"), "recall": ("recall", "higher"),
-    "nll.bits_per_dim": ("NLL, bits/dim", "lower"), "nll.gap": ("bound over entropy, bits/dim", "lower"),
+    "nll.bits_per_dim": ("bits/dim", "lower"), "nll.gap": ("bits/dim over entropy", "lower"),
     "wasserstein": ("W2 distance", "lower"), "sliced_wasserstein": ("sliced W2", "lower"),
     "round_trip.mse": ("mean square error", "lower"), "round_trip": ("mean square error", "lower"),
     "density.nll": ("NLL, nats", "lower"), "psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"),

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from ddpm_lab.commands import panels, spec
@@ -13,6 +15,8 @@ from ddpm_lab.commands.readings import METRICS, losses, number, protocol, sample
 from ddpm_lab.errors import UserError
 from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
 
+ALWAYS = ("data", "count", "split", "extractor", "weights", "steps", "spacing")
+"""What is always said of how ours were measured."""
 OTHERWISE = "†"
 """Marks numbers that were not measured as the paper's were."""
 
@@ -29,7 +33,7 @@ def from_plan(plan: Plan) -> Table:
     ablation, stage, tier = plan.ablation, plan.stage, plan.tier
     common: dict[str, Any] = {"name": f"{plan.name}-{tier}", "title": ablation.title, "source": ablation.source,
                               "tier": tier, "corner": ablation.corner, "paper_protocol": _said(ablation.protocol),
-                              "command": f"python train.py ablation={plan.name} tier={tier}"}  # fmt: skip
+                              "command": plan.command}  # fmt: skip
     if stage.absent:
         return Table(**common, columns=(), rows={}, absent=stage.absent)
     columns = [_column(plan, name) for name in ablation.columns]
@@ -63,44 +67,54 @@ def _column(plan: Plan, name: str) -> Column:
 
 
 def _marked(plan: Plan, table: Table) -> Table:
-    """With a mark at each number that was measured in another way than the paper's, or than most of its table."""
+    """With a mark at each number that was measured in another way than the paper's, or than most of its metric."""
     parts: list[spec.Row | spec.Column] = [*plan.ablation.rows.values(), *plan.ablation.columns.values()]
     varied = {word.partition("=")[0] for part in parts for word in (*part.train, *part.evaluate, *part.exact)}
-    groups = tuple(f"{name}." for name in varied if "." not in name)
-
-    def fixed(key: str) -> bool:
-        return key not in {*varied, *(name.rpartition(".")[2] for name in varied), "seed"} and not (
-            key.startswith(groups) and groups
-        )
-
-    notes: dict[str, str] = {}
-    entries = [entry for row in table.rows.values() for entry in row if entry.ours is not None]
-    usual = {key: Counter(entry.protocol.get(key) for entry in entries if key in entry.protocol).most_common(1)[0][0]
-             for key in {key for entry in entries for key in entry.protocol} if fixed(key)}  # fmt: skip
-    other = {key: (usual.get(key), theirs) for key, theirs in plan.ablation.protocol.items()
-             if usual.get(key) != theirs and (key in usual)}  # fmt: skip
-    if other:
-        notes[OTHERWISE] = "not measured as the paper's: " + "; ".join(
-            f"{key} {ours}, the paper {theirs}" for key, (ours, theirs) in sorted(other.items()))  # fmt: skip
+    varied |= {name.rpartition(".")[2] for name in varied} | {"seed"}
+    varied |= {"T"} if "schedule.steps" in varied else set()
+    groups = tuple(f"{name}." for name in varied)
+    notes: dict[str, list[str]] = {}
     letters: dict[str, str] = {}
-    rows = {}
-    for name, row in table.rows.items():
-        marked = []
-        for entry in row:
-            marks = [OTHERWISE] if other and entry.ours is not None and entry.paper is not None else []
-            if entry.ours is not None and (apart := sorted(
-                f"{key} {entry.protocol[key]}, elsewhere {usual[key]}" for key in usual
-                if key in entry.protocol and entry.protocol[key] != usual[key])):  # fmt: skip
-                text = "; ".join(apart)
-                letters.setdefault(text, "abcdefghijklmnopqrstuvwxyz"[len(letters) % 26])
-                notes[letters[text]] = text
-                marks.append(letters[text])
-            marked.append(Entry(entry.paper, entry.sources, entry.protocol, tuple(marks)))
-        rows[name] = tuple(marked)
-    shown = {*plan.ablation.protocol, "data", "count", "split", "extractor", "weights", "steps", "spacing"}
-    ours = _said({key: str(value) for key, value in usual.items() if key in shown})
-    note = "; ".join(filter(None, [plan.stage.note, ours]))
-    return Table(**{**vars(table), "rows": rows, "notes": notes, "our_protocol": note})
+    shown: dict[str, str] = {}
+    marked = {row: [*entries] for row, entries in table.rows.items()}
+    for metric in dict.fromkeys(map(plan.metric, plan.ablation.columns)):
+        at = [i for i, column in enumerate(plan.ablation.columns) if plan.metric(column) == metric]
+        found = [entries[i] for entries in table.rows.values() for i in at if entries[i].ours is not None]
+        keys = sorted({key for entry in found for key in entry.protocol if not key.startswith(groups)} - varied)
+        usual = {key: Counter(entry.protocol[key] for entry in found if key in entry.protocol).most_common(1)[0][0]
+                 for key in keys}  # fmt: skip
+        theirs = _theirs(plan.ablation.protocol, metric)
+        other = [
+            f"{key} {usual[key]}, the paper {theirs[key]}" for key in keys if usual[key] != theirs.get(key, usual[key])
+        ]
+        shown |= {key: usual[key] for key in keys if key in {*theirs, *ALWAYS}}
+        for row, entries in table.rows.items():
+            for i in at:
+                marks = []
+                if other and entries[i].ours is not None and entries[i].paper is not None:
+                    marks.append(OTHERWISE)
+                    notes.setdefault(OTHERWISE, []).extend(said for said in other if said not in notes[OTHERWISE])
+                if apart := [f"{key} {entries[i].protocol[key]}, elsewhere {usual[key]}" for key in keys
+                             if entries[i].ours is not None and entries[i].protocol.get(key, usual[key]) != usual[key]]:  # fmt: skip
+                    letter = letters.setdefault("; ".join(apart), ascii_lowercase[len(letters) % 26])
+                    notes[letter] = apart
+                    marks.append(letter)
+                marked[row][i] = replace(entries[i], marks=tuple(marks))
+    instead = ", ".join(f"{here} for {there}" for there, here in plan.stage.instead.items())
+    note = "; ".join(filter(None, [plan.stage.note, instead, _said(shown)]))
+    told = {mark: ("not measured as the paper's: " if mark == OTHERWISE else "") + "; ".join(said)
+            for mark, said in notes.items()}  # fmt: skip
+    return replace(table, rows={row: tuple(entries) for row, entries in marked.items()}, notes=told, our_protocol=note)
+
+
+def _theirs(protocol: Mapping[str, str], metric: str) -> dict[str, str]:
+    """What a paper says of how `metric` was measured: keys such as nll.split are of nll alone, and then hold with "data"
+    only.
+    """
+    group = metric.partition(".")[0] + "."
+    own = {key.removeprefix(group): value for key, value in protocol.items() if key.startswith(group)}
+    own |= {"data": protocol["data"]} if own and "data" in protocol else {}
+    return own or {key: value for key, value in protocol.items() if not key.startswith("nll.")}
 
 
 def _said(how: Mapping[str, str]) -> str:

@@ -77,12 +77,19 @@ def _md(words: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|$~&#])", r"\\\1", " ".join(words.split()))
 
 
+def png(table: Table, panel: int) -> str:
+    """The name of the file of a plot."""
+    return f"{table.name}-{panel + 1}.png"
+
+
 def markdown(tables: Sequence[Table]) -> str:
-    """A heading for each tier, its table, notes and claims."""
+    """A heading for each tier, its table, notes, claims and plots, which `write` puts beside it, and its command."""
     counts = "; ".join(f"{count} {words}" for count, words in numbers.summary(tables))
     parts = [f"## {_md(tables[0].title)}", _md(". ".join(x for x in (tables[0].source, counts) if x)) + "."]
     for table in tables:
-        parts.append(f"### {_md(tier(table).capitalize() or table.title)}")
+        own = [table.title, table.source] if table.title != tables[0].title else []
+        parts.append(f"### {_md(': '.join(filter(None, [*own[:1], tier(table).capitalize()])) or table.title)}")
+        parts += map(_md, filter(None, own[1:]))
         if table.absent:
             parts.append(f"No such table: {_md(table.absent)}")
             continue
@@ -94,6 +101,8 @@ def markdown(tables: Sequence[Table]) -> str:
             "\n".join([first, rule, *rest]),
             *map(_md, _below(table)),
             "\n".join(claims),
+            "\n".join(f"![{_md(panel.title)}]({png(table, i)})" for i, panel in enumerate(table.panels)),
+            f"    {table.command}" if table.command else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

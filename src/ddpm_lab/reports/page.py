@@ -57,10 +57,6 @@ def write(tables: Sequence[Table], out: Path, root: Path) -> list[Path]:
         "table.tex": formats.latex(tables),
         "report.html": page(tables, root, pngs),
     }
-    named = {
-        f"{table.name}-{i}.png": png
-        for table, made in zip(tables, pngs, strict=True)
-        for i, png in enumerate(made, start=1)
-    }
+    named = {formats.png(table, i): png for table, made in zip(tables, pngs, strict=True) for i, png in enumerate(made)}
     contents = named | {name: content.encode() for name, content in texts.items()}
     return [_put(out / name, content) for name, content in contents.items()]
