@@ -313,7 +313,7 @@ MUTANTS = [
            'return self.state().get("status") == 0', 'return "status" in self.state()', "sweeps"),
     Mutant("a cell is done whatever its configuration", "commands/cells.py",
            'return found if found.get("config") == self.config else {}', "return found", "sweeps"),
-    Mutant("a cell does not wait for what it needs", "commands/cells.py",
+    Mutant("a cell does not wait for what it needs", "commands/execution.py",
            "elif len(running) < jobs and all(need.done() for need in cell.needs):", "elif len(running) < jobs:",
            "sweeps"),
     Mutant("the paper's less ours", "reports/table.py",
@@ -326,7 +326,10 @@ MUTANTS = [
     Mutant("a claim of a ratio that is not asked for", "commands/tables.py",
            "all(a * order.ratio <= b and a < b for", "all(a < b for", "ablations"),
     Mutant("no mark where the count differs", "commands/tables.py",
-           "entry.protocol[key] != usual[key])", "entry.protocol[key] != usual[key] and False)", "ablations"),
+           "if entry.protocol.get(key, usual[key]) != usual[key]]:",
+           "if entry.protocol.get(key, usual[key]) != usual[key] and False]:", "ablations"),
+    Mutant("no mark where the paper measured otherwise", "commands/tables.py",
+           "if usual[key] != theirs.get(key, usual[key])]", "if usual[key] == theirs.get(key)]", "ablations"),
 ]  # fmt: skip
 
 

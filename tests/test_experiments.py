@@ -12,6 +12,7 @@ from PIL import Image
 from ddpm_lab.conditioners import Spec
 
 EXPERIMENTS = options("experiment")
+CLASSIFIER = "adm_imagenet64_classifier"
 LATENT = ("digits_latent", "ldm_celebahq256", "ldm_imagenet256")
 
 # name: (batch, learning rate, T, steps of training), with where these are printed. T is None where there is no chain.
@@ -102,7 +103,7 @@ def test_an_experiment_is_what_was_published(name):
 
 
 def test_every_experiment_is_in_the_tables():
-    assert sorted(PUBLISHED) == EXPERIMENTS and {*PUBLISHED} - {*CHOICES} == {"ldm_autoencoder"}
+    assert sorted(PUBLISHED) == EXPERIMENTS and {*PUBLISHED} - {*CHOICES} == {"ldm_autoencoder", CLASSIFIER}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -198,6 +199,9 @@ def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
     if name == "ldm_autoencoder":
         run = autoencoders(digits=False)
         assert (run / "pictures" / "reconstructions-000001.png").is_file()
+    elif name == CLASSIFIER:
+        run = trained(name)
+        assert "accuracy" in (run / "metrics.json").read_text()
     else:
         words = [f"codec.run={autoencoders(name.startswith('digits'))}"] if name in LATENT else []
         run = trained(name, *DRAWN, *words)

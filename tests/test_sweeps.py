@@ -9,10 +9,13 @@ import time
 
 import pytest
 from conftest import FAST, ROOT
+from omegaconf import OmegaConf
 
-from ddpm_lab.commands.cells import Cell, CellsFailed, carry_out
+from ddpm_lab.commands.cells import Cell, fingerprint
+from ddpm_lab.commands.execution import carry_out
 from ddpm_lab.commands.main import slug
 from ddpm_lab.commands.pools import Pool
+from ddpm_lab.errors import CellsFailed
 
 QUICK = (*FAST, "callbacks.pictures.every=100", "trainer.max_steps=2", "trainer.val_check_interval=2")
 
@@ -117,10 +120,86 @@ def test_a_sweep_isolates_a_failing_cell_and_goes_on_where_it_stopped(typed, tmp
     assert out.count("failed:") == 4 and out.count("done:") == 4 and "lr" in out
     assert len([*tmp_path.glob("*/metrics.json")]) == 4
     status, out, err = typed("train", *words, "optimizer.lr=1e-3", "dry=true")
-    assert status == 0 and "to do" not in out.replace("to do with", "") and out.count("done") >= 4
-    groups = {json.loads(file.read_text())["command"].partition("logger.wandb.group=")[2]
-              for file in tmp_path.glob("*/cell.json")}  # fmt: skip
-    assert groups == {""}  # logger=csv has none
+    assert status == 0 and out.count(" done ") == 4 and "to do" not in out
+
+
+@pytest.mark.slow
+def test_a_sweep_is_a_group_of_wandb_and_its_report_a_table(typed, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in QUICK if word != "logger=csv"]
+    status, out, err = typed("train", "-m", "seed=0,1", *words, "logger=wandb", "hydra.sweep.dir=a sweep")
+    assert status == 0, out + err
+    for cell in tmp_path.glob("a sweep/*/wandb/offline-run-*/*.wandb"):
+        assert b"a sweep" in cell.read_bytes()
+    assert len([*tmp_path.glob("a sweep/*/wandb/offline-run-*/*.wandb")]) == 2
+    status, out, err = typed("report", "dir=a sweep", "wandb=true")
+    assert status == 0, err
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
+    found = json.loads(table.read_text())
+    fids = sorted(json.loads(file.read_text())["fid"] for file in tmp_path.glob("a sweep/*/metrics.json"))
+    assert sorted(row[found["columns"].index("FID")] for row in found["data"]) == fids
+
+
+class Deaf(Notebook):
+    """Is stopped while it runs."""
+
+    def __call__(self, verb, words, log):
+        super().__call__(verb, words, log)
+        self.stopped = True
+        return -9
+
+
+def test_a_cell_that_was_stopped_is_neither_done_nor_failed(tmp_path):
+    with pytest.raises(CellsFailed):
+        carry_out(cells(tmp_path)[:1], Deaf(), tmp_path, jobs=1, dry=False)
+    assert not (tmp_path / "a" / "cell.json").exists()
+
+
+def test_a_run_that_was_told_to_end_is_not_done(tmp_path):
+    """Lightning ends it with no metrics and, by itself, status 0."""
+
+    class Polite(Notebook):
+        def __call__(self, verb, words, log):
+            return 0
+
+    with pytest.raises(CellsFailed):
+        carry_out(cells(tmp_path)[:1], Polite(), tmp_path, jobs=1, dry=False)
+
+
+def test_files_that_were_cut_short_are_as_good_as_none(tmp_path):
+    carry_out(cells(tmp_path), Notebook(), tmp_path, jobs=1, dry=False)
+    (tmp_path / "b" / "cell.json").write_text('{"status": 0, "con')
+    (tmp_path / "sweep.json").write_text("[")
+    again = Notebook()
+    carry_out(cells(tmp_path), again, tmp_path, jobs=1, dry=False)
+    assert again.ran == ["b"]
+
+
+def test_a_folder_that_cannot_be_filled_costs_no_other_cell(tmp_path):
+    (tmp_path / "b").write_text("a file")
+    pool = Notebook()
+    with pytest.raises(CellsFailed, match="1 of 4"):
+        carry_out(cells(tmp_path), pool, tmp_path, jobs=1, dry=False)
+    assert pool.ran == ["a", "c", "d"]
+
+
+def test_what_a_cell_computes_tells_it_from_others_and_where_it_lies_does_not(tmp_path):
+    def digits(root, **content):
+        return fingerprint(OmegaConf.create({"logger": {"csv": 1}, "trainer": {"default_root_dir": "x", "max_steps": 3}}
+                                            | content), root)  # fmt: skip
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert digits(here, run=f"{here}/train-1") == digits(there, run=f"{there}/train-1")
+    assert digits(here, run=f"{here}/train-1") != digits(here, run=f"{here}/train-2")
+    assert digits(here, trainer={"default_root_dir": "y", "max_steps": 3}, logger={}) == digits(here)
+    assert digits(here, trainer={"default_root_dir": "x", "max_steps": 4}) != digits(here)
+    other = tmp_path / "run"
+    other.mkdir()
+    (other / "config.yaml").write_text("seed: 0")
+    before = digits(here, run=str(other))
+    (other / "config.yaml").write_text("seed: 1")  # trained again, otherwise
+    assert digits(here, run=str(other)) != before
 
 
 @pytest.mark.slow
@@ -186,7 +265,19 @@ def test_a_search_finds_its_way_and_is_the_same_again(typed, tmp_path):
     [
         (["-m", "schedule=linear,cosin"], "schedule=cosin is not a choice (did you mean cosine?)"),
         (["-m", "seed=0,1", "jobs=0"], "jobs=0 must be a whole number of at least 1"),
+        (["-m", "seed=0,1", "dry=maybe"], "dry=maybe is not one of true, false"),
+        (["jobs=2"], "jobs=2 is for many runs"),
+        (["-m", "ablation=ddim_table1"], "leave out -m"),
         (["-m", "seed=0,1", "trainer.max_stepz=1"], "has no key max_stepz"),
+        (["search=optuna", "seed=choice(0,1)", "jobs=abc"], "jobs=abc must be a whole number"),
+        (["search=optuna", "optimizer.lr=interval(1e-2,1e-3)"], "cannot be searched"),
+        (["search=optuna", "optimizer.lr=tag(log,interval(0,1))"], "cannot be searched"),
+        (["search=optuna", "seed=choice(0,1)", "hydra/launcher=basic"], "search=optuna runs cells"),
+        (["ablation=ddim_table1", "tier=null"], "tier=null is not one of"),
+        (["ablation=[]"], "ablation=[] names nothing"),
+        (["ablation=ddim_table1", "tier=analytic", "trainer.max_steps=1"], "is for training"),
+        (["ablation=ddpm_table2", "evaluate.count=5"], "is for evaluations, and this has none"),
+        (["ablation=ddpm_table2", "seed=3"], "seed= is said by ddpm_table2 itself"),
         (["search=optuna"], "has nothing to search for"),
         (["search=optuna", "seed=choice(0,1)", "hydra.sweeper.trials=0"], "hydra.sweeper.trials=0 must be"),
         (["search=optuna", "seed=choice(0,1)", "hydra.sweeper.direction=up"], "is not one of minimize, maximize"),

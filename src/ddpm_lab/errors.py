@@ -3,10 +3,19 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
     """A mistake of the user's; the message names the config key, the value and what would do."""
+
+
+class CellsFailed(Exception):  # noqa: N818 (it reports what became of them)
+    """Some cells of a sweep failed; the folders are those of all."""
+
+    def __init__(self, told: str, folders: list[Path]) -> None:
+        super().__init__(told)
+        self.folders = folders
 
 
 @contextmanager

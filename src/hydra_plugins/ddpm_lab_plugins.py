@@ -29,37 +29,43 @@ class Cells(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from ddpm_lab.commands.cells import Cell, fingerprint, remember, work
+        from ddpm_lab.commands.cells import Cell, fingerprint, quoted, work
         from ddpm_lab.commands.main import slug
 
         root, verb = Path(self.config.hydra.sweep.dir), self.config.hydra.job.name
-        common = set(job_overrides[0]).intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+        typed = {*self.config.hydra.overrides.task}
         cells = []
         for overrides in job_overrides:
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
             cascade = any(word.startswith("cascade=") for word in overrides)  # says which run is the last
             words = [word for word in overrides if not (cascade and word.startswith("run="))]
-            own = [word for word in overrides if word not in common]
+            own = [word for word in words if word not in typed] or words
             logger = OmegaConf.select(config, "logger.wandb")
             if logger is not None and logger.group is None:
-                words.append(f"logger.wandb.group={root.name}")
+                words.append(quoted("logger.wandb.group", root.name))
             del config.hydra
             digits = fingerprint(config, root)
             folder = root / slug(own, digits[:8])
             cells.append(Cell(", ".join(own) or "default", verb, tuple(words), folder, digits, work(verb, config)))
-        remember(root, cells)
         self.carry_out(cells, root)
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=cell.folder)
                 for overrides, cell in zip(job_overrides, cells, strict=True)]  # fmt: skip
 
-    def carry_out(self, cells: Sequence[Any], root: Path) -> None:
-        """Runs `cells`, whose folders lie in `root`. Raises CellsFailed."""
-        from ddpm_lab.commands.cells import carry_out
-        from ddpm_lab.commands.pools import Pool, Processes, Slurm
+    def check(self) -> None:
+        """Raises UserError."""
         from ddpm_lab.errors import UserError
 
-        if not isinstance(self.jobs, int) or self.jobs < 1:
+        if type(self.jobs) is not int or self.jobs < 1:
             raise UserError(f"jobs={self.jobs} must be a whole number of at least 1; try jobs=2")
+        if type(self.dry) is not bool:
+            raise UserError(f"dry={self.dry} is not one of true, false")
+
+    def carry_out(self, cells: Sequence[Any], root: Path) -> None:
+        """Runs `cells`, whose folders lie in `root`. Raises CellsFailed."""
+        from ddpm_lab.commands.execution import carry_out
+        from ddpm_lab.commands.pools import Pool, Processes, Slurm
+
+        self.check()
         pool: Pool = Processes(self.jobs)
         if self.cluster is not None and not self.dry:
             pool = Slurm(root / "submitit", self.cluster, self.parameters)
@@ -82,7 +88,10 @@ class Search(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from ddpm_lab.commands.search import search
+        from ddpm_lab.errors import UserError
 
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(arguments)
-        assert isinstance(self.launcher, Cells)
+        if not isinstance(self.launcher, Cells):
+            raise UserError("search=optuna runs cells; try hydra/launcher=processes, or slurm")
+        self.launcher.check()
         return search(parsed, self.launcher, self.trials, self.metric, self.direction, self.seed)

@@ -10,10 +10,10 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.commands import refusals, runs
-from ddpm_lab.commands.cells import Cell, fingerprint, work
+from ddpm_lab.commands.cells import Cell, fingerprint, quoted, work
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.spec import Ablation, chosen
 from ddpm_lab.errors import UserError
@@ -37,6 +37,7 @@ class Plan:
         self.name, self.ablation, self.tier, self.root = name, ablation, tier, Path(settings.cells)
         self.stage = ablation.tiers[tier]  # type: ignore[index]
         self.extra, self.asked = [*settings.words], [*settings.evaluate]
+        self.command = typed("train", name, tier, settings)
         self.cells: dict[Path, Cell] = {}
         self.known: dict[tuple[str, ...], Cell] = {}
         self.configs: dict[str, DictConfig] = {}
@@ -45,23 +46,23 @@ class Plan:
         """By row, that of the first column and seed"""
         if self.stage.absent:
             return
+        if any(word.startswith("seed=") for word in self.extra):
+            raise UserError(f"seed= is said by {name} itself, whose seeds are {self.stage.seeds}")
         for row, column, seed in self._runnable():
             self.places[Place(row, column, seed)] = self._place(row, column, seed)
 
-    @property
-    def command(self) -> str:
-        """That carries it out."""
-        words = [*self.extra, *(f"evaluate.{word}" for word in self.asked)]
-        return shlex.join(["python", "train.py", f"ablation={self.name}", f"tier={self.tier}", *words])
-
     def metric(self, column: str) -> str:
         """In this tier, the keys of metrics.json joined by dots."""
-        wanted = self.ablation.columns[column].metric or self.ablation.metric
-        return self.stage.metrics.get(wanted, wanted)
+        return self.stage.metrics.get(self.published(column), self.published(column))
+
+    def published(self, column: str) -> str:
+        """The same, in the paper."""
+        return self.ablation.columns[column].metric or self.ablation.metric
 
     def here(self, words: list[str]) -> list[str]:
         """The words of the paper as this tier says them."""
-        return [self.stage.instead.get(word, word) for word in words]
+        said = [self.stage.instead.get(word, word) for word in words]
+        return [word for one in said for word in ([one] if isinstance(one, str) else one)]
 
     def _runnable(self) -> Iterator[Place]:
         for row, spec in self.ablation.rows.items():
@@ -85,7 +86,7 @@ class Plan:
         if not words:
             return trained
         if not any(word.startswith("cascade=") for word in words):
-            words = [f"run={trained.folder}", *words]
+            words = [quoted("run", trained.folder), *words]
         return self._cell(name, "evaluate", [*words, *seeds, *self.asked], seed, trained)
 
     def _named(self, what: str, seed: int) -> str:
@@ -99,17 +100,20 @@ class Plan:
             if found[1] == "train":
                 return str(needs[0].folder)
             seeds = [f"seed={seed}"] if seed else []
-            said = [*self.stage.runs[found[1]], *seeds, *self.extra]
-            others[found[1]] = self._cell(self._named(found[1], seed), "train", said, seed)
+            own = [*self.stage.runs[found[1]], *seeds, *self.extra]
+            others[found[1]] = self._cell(self._named(found[1], seed), "train", own, seed)
             return str(others[found[1]].folder)
 
-        words = [re.sub(r"\{(\w+)\}", folder, word) for word in words]
-        if (verb, *words) in self.known:
-            return self.known[verb, *words]
+        words = [word if word in self.extra else re.sub(r"\{(\w+)\}", folder, word) for word in words]
+        said = (verb, *words)
+        if said in self.known:
+            return self.known[said]
         exact = "model=exact" in words
         try:
             if verb == "train":
-                config = compose("train", overrides=[word for word in words if word != "model=exact"])
+                config = compose("train", overrides=words)
+                if OmegaConf.select(config, "logger.wandb") and config.logger.wandb.group is None:
+                    words = [*words, quoted("logger.wandb.group", self.name)]
             elif exact:
                 config = compose("exact", overrides=words)
             else:
@@ -124,20 +128,34 @@ class Plan:
         folder_ = self.root / f"{verb}-{digits}"
         cell = Cell(name, verb, tuple(words), folder_, digits, work(verb, config), (*needs, *others.values()))
         self.configs[str(folder_)] = config
-        self.known[verb, *words] = self.cells.setdefault(folder_, cell)
-        return self.known[verb, *words]
+        self.known[said] = self.cells.setdefault(folder_, cell)
+        return self.known[said]
 
 
 def ablate(settings: DictConfig) -> None:
     """Runs what is not done yet of the ablations that `settings` name. Raises CellsFailed if some of it failed."""
+    if settings.tier is None:
+        raise UserError("tier=null is not one of analytic, tiny, paper")
     found = chosen(settings.ablations, settings.tier)
+    if settings.tier == "analytic" and settings.words:
+        raise UserError(f"{settings.words[0]} is for training, and tier=analytic has none; try tier=tiny")
     cells: dict[Path, Cell] = {}
     for name, ablation in found.items():
         if why := ablation.tiers[settings.tier].absent:
             print(f"  {name} has no tier={settings.tier}: {why}")
         cells |= Plan(name, ablation, settings.tier, settings).cells
+    if settings.evaluate and not any(cell.verb == "evaluate" for cell in cells.values()):
+        raise UserError(f"evaluate.{settings.evaluate[0]} is for evaluations, and this has none: its numbers are those "
+                        "that training ends with")  # fmt: skip
     if cells:
         launcher = instantiate(HydraConfig.get().launcher)
         launcher.carry_out([*cells.values()], Path(settings.cells))
         what = settings.ablations if isinstance(settings.ablations, str) else f"[{','.join(found)}]"
-        print(f"  next     python report.py ablation={what} tier={settings.tier}")
+        print(f"  next     {typed('report', what, settings.tier, settings)}")
+
+
+def typed(verb: str, ablation: str, tier: str, settings: DictConfig) -> str:
+    """The command with all that `settings` have of the user's."""
+    words = [*settings.words, *(f"evaluate.{word}" for word in settings.evaluate)]
+    words += [] if settings.cells == "runs/ablations" else [quoted("cells", settings.cells)]
+    return shlex.join(["python", f"{verb}.py", f"ablation={ablation}", f"tier={tier}", *words])

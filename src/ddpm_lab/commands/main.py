@@ -15,8 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.commands import refusals, runs
-from ddpm_lab.commands.cells import CellsFailed
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import CellsFailed, UserError
 
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
@@ -35,7 +34,11 @@ def train() -> None:
 
         ablate(config)
 
-    verb, sys.argv[1:] = arranged(sys.argv[1:])
+    try:
+        verb, sys.argv[1:] = arranged(sys.argv[1:])
+    except UserError as error:
+        _tell(str(error))
+        sys.exit(2)
     _main(verb, ablate if verb == "ablate" else task)
 
 
@@ -83,10 +86,15 @@ def report() -> None:
 
 def arranged(arguments: list[str]) -> tuple[str, list[str]]:
     """Which configuration the arguments of train.py are for, and they in Hydra's words."""
+    ablation = any(argument.startswith("ablation=") for argument in arguments)
+    several = {"-m", "--multirun"} & {*arguments}
+    if ablation and several:
+        raise UserError("ablation= is many runs already; leave out -m")
+    of_many = [argument for argument in arguments if re.match("(jobs|dry)=", argument)]
+    if of_many and not (ablation or several or any(argument.startswith("search=") for argument in arguments)):
+        raise UserError(f"{of_many[0]} is for many runs: -m, search= or ablation=")
     arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
-    if any(argument.startswith("ablation=") for argument in arguments):
-        return "ablate", _gathered(arguments, "ablate")
-    return "train", arguments
+    return ("ablate", _gathered(arguments, "ablate")) if ablation else ("train", arguments)
 
 
 def slug(words: Iterable[str], digits: str | None = None) -> str:
@@ -134,6 +142,9 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
     except UserError as error:
         refused.append(_tell(str(error)))
+    except KeyboardInterrupt:
+        _tell("interrupted; what is done is kept")
+        sys.exit(130)
     except CellsFailed as error:
         _tell(str(error))
         sys.exit(1)

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lab.commands.ablation import Place, Plan
-from ddpm_lab.commands.readings import METRICS, at, losses, read, samples
+from ddpm_lab.commands.cells import load
+from ddpm_lab.commands.readings import METRICS, at, losses, samples
 from ddpm_lab.commands.spec import Plot
 from ddpm_lab.reports.table import Panel, Table
 
@@ -12,45 +13,60 @@ Lines = dict[str, tuple[list[Any], list[float]]]
 
 
 def panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
+    """Those of one entry of an ablation's plots; none of what was not run. What a tier measures in place of the paper's
+    metric is not drawn beside the paper's.
+    """
     names = [column.name for column in table.columns]
-    metric = table.columns[names.index(plot.column or names[0])].metric
-    at_column = names.index(plot.column or names[0])
+    at_column = names.index(plot.column) if plot.column in names else 0
+    metric = plot.y or table.columns[at_column].metric
 
     def panel(title: str, y: str, lines: Lines) -> list[Panel]:
         return [Panel(title, plot.x, y, lines, plot.log_x, plot.log_y)] if lines else []
 
-    if plot.kind == "columns":
-        ours, theirs = (_across(table, which) for which in ("ours", "theirs"))
-        metric = table.columns[at_column].metric
-        published = METRICS.get(plan.ablation.metric, (plan.ablation.metric, None))[0]
-        return [*panel(f"{plot.title}: the paper", plot.y or published, theirs),
-                *panel(f"{plot.title}: ours, {plan.tier}", plot.y or metric, ours)]  # fmt: skip
-    lines: Lines = {}
+    if plot.kind == "curve":
+        return panel(plot.title, plot.y, _curves(plan, table, plot, names[at_column]))
     if plot.kind == "bars":
-        for name, which in (("ours", "ours"), ("paper", "theirs")):
-            known = [(row, getattr(entries[at_column], which)) for row, entries in table.rows.items()]
-            if points := [(row, y) for row, y in known if y is not None]:
-                lines[name] = ([row for row, _ in points], [y for _, y in points])
-        return panel(plot.title, table.columns[at_column].metric, lines) if "ours" in lines else []
-    for row in table.rows:
-        cell = plan.places.get(Place(row, names[at_column], plan.stage.seeds[0]))
-        if cell is None or not cell.done() or not (found := at(read(cell.metrics), plot.path)):
-            continue
-        both = [(one[plot.x_key], one[plot.y_key]) for one in found]
-        both = [(x, y) for x, y in both if (x > 0 or not plot.log_x) and (y > 0 or not plot.log_y)]
-        lines[row] = ([x for x, _ in both], [y for _, y in both])
-    return panel(plot.title, plot.y, lines)
+        shown = [(row, entries[at_column]) for row, entries in table.rows.items()]
+        bars = {
+            "ours": _points([(row, entry.ours) for row, entry in shown]),
+            "paper": _points([(row, entry.theirs if entry.comparable else None) for row, entry in shown]),
+        }
+        return panel(plot.title, metric, {name: bar for name, bar in bars.items() if bar[0]} if bars["ours"][0] else {})
+    lines: dict[str, Lines] = {}
+    for which in ("ours", "theirs"):
+        if plot.kind == "columns":
+            xs = [column.x if which == "ours" else _x(column.name) for column in table.columns]
+            made = {row: _points([(x, getattr(entry, which)) for x, entry in zip(xs, entries, strict=True)])
+                    for row, entries in table.rows.items()}  # fmt: skip
+        else:
+            made = {name: _points([(_x(row), getattr(entries[i], which)) for row, entries in table.rows.items()])
+                    for i, name in enumerate(names) if name.startswith(plot.column or "")}  # fmt: skip
+        lines[which] = {name: line for name, line in made.items() if line[0]}
+    published = METRICS.get(plan.published(names[at_column]), ("", None))[0]
+    return [*panel(f"{plot.title}: the paper", plot.y or published, lines["theirs"]),
+            *panel(f"{plot.title}: ours, {plan.tier}", metric, lines["ours"])]  # fmt: skip
 
 
-def _across(table: Table, which: str) -> Lines:
-    """A line for each row, over the columns that lie somewhere: in the paper, where their names say."""
+def _points(pairs: list[tuple[Any, float | None]]) -> tuple[list[Any], list[float]]:
+    known = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def _x(name: str) -> float | None:
+    """The number that a name ends with."""
+    last = name.split()[-1]
+    return float(last) if last.replace(".", "", 1).isdigit() else None
+
+
+def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> Lines:
+    """Of the first seed."""
     lines: Lines = {}
-    for row, entries in table.rows.items():
-        points = [(column.x if which == "ours" else float(column.name), getattr(entry, which))
-                  for column, entry in zip(table.columns, entries, strict=True)
-                  if column.x is not None and column.name.isdigit() and getattr(entry, which) is not None]  # fmt: skip
-        if points:
-            lines[row] = ([x for x, _ in points], [y for _, y in points])
+    for row in table.rows:
+        cell = plan.places.get(Place(row, column, plan.stage.seeds[0]))
+        found = at(load(cell.metrics), plot.path) if cell is not None and cell.done() else None
+        both = [(one[plot.x_key], one[plot.y_key]) for one in found or []]
+        if both := [(x, y) for x, y in both if (x > 0 or not plot.log_x) and (y > 0 or not plot.log_y)]:
+            lines[row] = ([x for x, _ in both], [y for _, y in both])
     return lines
 
 
@@ -64,5 +80,6 @@ def training(plan: Plan) -> list[Panel]:
 
 
 def pictures(plan: Plan) -> dict[str, Path]:
+    """What each row's model drew at the end of training, each once."""
     found = {row: last for row, cell in plan.trained.items() if cell.done() and (last := samples(cell.folder))}
     return {row: file for i, (row, file) in enumerate(found.items()) if file not in [*found.values()][:i]}

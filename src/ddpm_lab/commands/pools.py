@@ -18,6 +18,8 @@ HEAVY = [f"ddpm_lab.commands.{verb}" for verb in ("train", "sample", "evaluate",
 class Pool(ABC):
     """Runs a verb with its words elsewhere."""
 
+    stopped = False
+
     @abstractmethod
     def __call__(self, verb: str, words: list[str], log: Path) -> int:
         """The exit status; what is said goes to `log`. Several threads call it at once."""
@@ -45,13 +47,16 @@ class Processes(Pool):
             used = [*self.running.values()]
             device = min(self.devices, key=used.count) if self.devices else None
             process = self.context.Process(target=_forked, args=(verb, words, log, self.threads, device))
-            process.start()
+            process.start()  # the first waits for the server
             self.running[process] = device
+        if self.stopped:
+            process.kill()
         process.join()
         del self.running[process]
         return process.exitcode or 0
 
     def stop(self) -> None:
+        self.stopped = True
         for process in [*self.running]:
             process.kill()
 
@@ -66,8 +71,11 @@ class Slurm(Pool):
             from submitit import AutoExecutor
         except ImportError as error:
             raise UserError(f"hydra.launcher.cluster={cluster} needs submitit; try: pip install submitit") from error
-        self.executor = AutoExecutor(str(folder), cluster=cluster)
-        self.executor.update_parameters(**(parameters or {}))
+        try:
+            self.executor = AutoExecutor(str(folder), cluster=cluster)
+            self.executor.update_parameters(**(parameters or {}))
+        except (RuntimeError, ValueError, NameError, TypeError) as error:  # no SLURM; no such cluster or parameter
+            raise UserError(f"hydra.launcher.cluster={cluster}: {' '.join(str(error).split())[:200]}") from error
         self.running: list[Any] = []
 
     def __call__(self, verb: str, words: list[str], log: Path) -> int:
@@ -75,6 +83,8 @@ class Slurm(Pool):
 
         job = self.executor.submit(work, verb, words, log)
         self.running.append(job)
+        if self.stopped:
+            job.cancel(check=False)
         try:
             return int(job.result())
         except (FailedJobError, UncompletedJobError) as error:
@@ -85,6 +95,7 @@ class Slurm(Pool):
             self.running.remove(job)
 
     def stop(self) -> None:
+        self.stopped = True
         for job in [*self.running]:
             job.cancel(check=False)
 
@@ -116,12 +127,12 @@ def work(verb: str, words: list[str], log: Path) -> int:
     sys.argv = [f"{verb}.py", *words]
     try:
         getattr(main, verb)()
-        status: Any = 0
-    except SystemExit as ended:
-        status = ended.code
+        status = 0
+    except SystemExit as ended:  # without a number: Lightning was told to end
+        status = ended.code if isinstance(ended.code, int) else 1
     except Exception:
         traceback.print_exc()
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    return status if isinstance(status, int) else 0 if status is None else 1
+    return status

@@ -1,13 +1,11 @@
 """What the cells' files say."""
 
 import csv
-import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.commands.cells import Cell
+from ddpm_lab.commands.cells import Cell, load
 from ddpm_lab.reports.table import Source, Status
 
 METRICS: dict[str, tuple[str, Any]] = {
@@ -22,17 +20,9 @@ METRICS: dict[str, tuple[str, Any]] = {
 """What keys of metrics.json are called, and which way is better."""
 
 
-@cache
-def read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
-
-
 def number(file: Path, key: str) -> float | None:
     """What a metrics.json says under `key`, which may have dots; None where it says no number, or there is none."""
-    if not file.is_file():
-        return None
-    value = at(read(file), key)
+    value = at(load(file), key)
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -48,19 +38,19 @@ def at(found: Any, key: str) -> Any:
     return found
 
 
-def source(cell: Cell, key: str) -> Source:
+def source(cell: Cell, key: str, command: str | None = None) -> Source:
+    """Of the number `key` of a cell, of which `command` is how it is typed, if it does not say so itself."""
     state = cell.state().get("status")
     status: Status = "not run" if state is None else "failed" if state else "done"
     value = number(cell.metrics, key) if status == "done" else None
-    return Source(cell.command, cell.config, cell.metrics, status if value is not None or status != "done" else
-                  "not run", value)  # fmt: skip
+    return Source(command or cell.command, cell.config, cell.metrics, status, value)
 
 
 def protocol(file: Path, key: str) -> dict[str, str]:
     """What the number `key` depends on, flat: that which stands nearest to it."""
     parts = key.split(".")
     for depth in range(len(parts) - 1, -1, -1):
-        found = at(read(file), ".".join([*parts[:depth], "protocol"]))
+        found = at(load(file), ".".join([*parts[:depth], "protocol"]))
         if isinstance(found, dict):
             return dict(_flat(found))
     return {}

@@ -25,7 +25,7 @@ def report(settings: DictConfig) -> None:
         raise UserError("a report is of one thing: ablation=NAME, or dir=DIR, the folder of a sweep")
     if settings.dir is not None:
         tables = [from_sweep(Path(settings.dir))]
-        name = Path(settings.dir).name
+        name = Path(settings.dir).resolve().name
     else:
         tables = _tables(settings)
         name = settings.ablations if isinstance(settings.ablations, str) else "-".join(settings.ablations)

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any, Protocol
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
 
-from ddpm_lab.commands.cells import CellsFailed
+from ddpm_lab.commands.cells import load
 from ddpm_lab.commands.output import grid
 from ddpm_lab.commands.readings import number
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import CellsFailed, UserError
 
 DIRECTIONS: dict[str, Any] = {"minimize": "minimize", "maximize": "maximize"}
 LOG = logging.getLogger(__name__)
@@ -37,8 +38,9 @@ def search(
         raise UserError("search=optuna needs optuna; try: pip install optuna") from error
     if direction not in DIRECTIONS:
         raise UserError(f"hydra.sweeper.direction={direction} is not one of {', '.join(DIRECTIONS)}")
-    if not isinstance(trials, int) or trials < 1:
-        raise UserError(f"hydra.sweeper.trials={trials} must be a whole number of at least 1")
+    for name, given, least in (("trials", trials, 1), ("seed", seed, 0)):
+        if type(given) is not int or given < least:
+            raise UserError(f"hydra.sweeper.{name}={given} must be a whole number of at least {least}")
     free = {one.get_key_element(): _suggestion(one) for one in parsed if one.is_sweep_override()}
     fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
     if not free:
@@ -56,32 +58,41 @@ def search(
         if launcher.dry:
             return {}
         for trial, said, folder in zip(asked, words, folders, strict=True):
-            value = number(folder / "metrics.json", metric)
-            study.tell(trial, value, optuna.trial.TrialState.COMPLETE if value is not None else
-                       optuna.trial.TrialState.FAIL)  # fmt: skip
-            rows[f"{trial.number}"] = [*(word.partition("=")[2] for word in said[len(fixed) :]),
-                                       "failed" if value is None else f"{value:.4g}", folder.name]  # fmt: skip
+            done = load(folder / "cell.json").get("status") == 0
+            value = number(folder / "metrics.json", metric) if done else None
+            if value is not None and isfinite(value):
+                study.tell(trial, value)
+            else:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            shown = "failed" if not done else "no value" if value is None else f"{value:.4g}"
+            rows[f"{trial.number}"] = [*(word.partition("=")[2] for word in said[len(fixed) :]), shown, folder.name]
     LOG.info("%s", grid(f"{trials} trials", "trial", [*free, metric, "folder"], rows))
-    done = [trial for trial in study.trials if trial.value is not None]
-    if not done:
-        raise CellsFailed(f"no trial has {metric} in its metrics.json", [])
+    if all(trial.value is None for trial in study.trials):
+        raise CellsFailed(f"no trial has a finite {metric} in its metrics.json", [])
     LOG.info("  best: %s, with %s=%.4g", " ".join(f"{key}={value}" for key, value in study.best_params.items()), metric,
              study.best_value)  # fmt: skip
     return dict(study.best_params)
 
 
 def _suggestion(override: Override) -> Callable[[Any, str], Any]:
-    """What Optuna proposes for a sweep of Hydra's grammar; tags: log."""
+    """What Optuna proposes for a sweep of Hydra's grammar; tags: log. Raises UserError."""
     value = override.value()
+    refused = UserError(f"{override.input_line} cannot be searched; try choice(a,b), range(1,4), or interval(low,high) "
+                        "with low < high, in tag(log,...) above 0")  # fmt: skip
     if isinstance(value, IntervalSweep):
         low, high, log = value.start, value.end, "log" in value.tags
+        if low is None or high is None or not low < high or (log and low <= 0):
+            raise refused
         if isinstance(low, int) and isinstance(high, int):
             return lambda trial, key: trial.suggest_int(key, low, high, log=log)
         return lambda trial, key: trial.suggest_float(key, low, high, log=log)
     if isinstance(value, RangeSweep):
         start, stop, step = value.start, value.stop, value.step
-        assert isinstance(start, int) and isinstance(stop, int) and isinstance(step, int)
+        if not isinstance(start, int) or not isinstance(stop, int) or not isinstance(step, int) or not (
+                start < stop and step > 0):  # fmt: skip
+            raise refused
         return lambda trial, key: trial.suggest_int(key, start, stop - 1, step=step)
-    assert isinstance(value, ChoiceSweep)
+    if not isinstance(value, ChoiceSweep):
+        raise refused
     choices = [*override.sweep_iterator(Transformer.encode)]
     return lambda trial, key: trial.suggest_categorical(key, choices)

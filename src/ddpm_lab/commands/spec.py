@@ -51,7 +51,7 @@ class Stage(BaseModel, extra="forbid"):
     """If it, the row and the column have none, numbers are those that training itself ends with"""
     runs: dict[str, list[str]] = {}
     """Other models that cells need, and all the words of their training: {name} in a word is the folder"""
-    instead: dict[str, str] = {}
+    instead: dict[str, str | list[str]] = {}
     """Words of rows and columns, and what takes their places"""
     metrics: dict[str, str] = {}
     protocol: dict[str, str] = {}
@@ -72,14 +72,16 @@ class Order(BaseModel, extra="forbid"):
 
 
 class Plot(BaseModel, extra="forbid"):
-    """`columns`: a line per row over the columns' x; `bars`: a metric per row; `curve`: lists that metrics.json has."""
+    """`columns`: a line per row over the columns' x; `rows`: a line per column over the numbers in the rows' names;
+    `bars`: a metric per row; `curve`: lists that metrics.json has.
+    """
 
-    kind: Literal["columns", "bars", "curve"]
+    kind: Literal["columns", "rows", "bars", "curve"]
     title: str
     x: str = ""
     y: str = ""
     column: str | None = None
-    """Of `bars` and `curve`; null: the first"""
+    """Of `bars` and `curve`; null: the first. Of `rows`, what the columns' names begin with"""
     path: str = ""
     """Of `curve`: the list in metrics.json, of which `x_key` and `y_key` are drawn"""
     x_key: str = ""
@@ -121,6 +123,8 @@ def chosen(ablation: Any, tier: str | None) -> dict[str, Ablation]:
             near = difflib.get_close_matches(name, known, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"ablation={name} is not a choice{hint}; choices: {', '.join(known)}, all")
+    if not wanted:
+        raise UserError(f"ablation=[] names nothing; choices: {', '.join(known)}, all")
     if tier not in (None, *TIERS):
         raise UserError(f"tier={tier} is not one of {', '.join(TIERS)}")
     return {name: read(name) for name in wanted}

@@ -10,10 +10,10 @@ from typing import Any
 
 from ddpm_lab.commands import panels, spec
 from ddpm_lab.commands.ablation import Place, Plan
-from ddpm_lab.commands.cells import Cell, listed
+from ddpm_lab.commands.cells import Cell, load, named
 from ddpm_lab.commands.readings import METRICS, losses, number, protocol, samples, source
 from ddpm_lab.errors import UserError
-from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
+from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Table
 
 ALWAYS = ("data", "count", "split", "extractor", "weights", "steps", "spacing")
 """What is always said of how ours were measured."""
@@ -42,18 +42,19 @@ def from_plan(plan: Plan) -> Table:
         entries = []
         for i, column in enumerate(ablation.columns):
             places = [Place(row, column, seed) for seed in stage.seeds]
-            cells = [plan.places[place] for place in places if place in plan.places]
-            sources = tuple(source(cell, plan.metric(column)) for cell in cells)
+            those = [plan.places[place] for place in places if place in plan.places]
+            sources = tuple(source(cell, plan.metric(column)) for cell in those)
             first = next((one.file for one in sources if one.status == "done"), None)
             how = protocol(first, plan.metric(column)) if first else {}
-            entries.append(Entry(published(said.paper[i]) if said.paper else None, sources, {**how, **stage.protocol}))
+            paper = published(said.paper[i]) if said.paper else None
+            alike = plan.metric(column) == plan.published(column)
+            entries.append(Entry(paper, sources, {**how, **stage.protocol}, comparable=alike))
         rows[row] = tuple(entries)
     table = Table(**common, columns=tuple(columns), rows=rows, our_protocol=stage.note)
     table = _marked(plan, table)
     plots = [panel for plot in ablation.plots for panel in panels.panels(plan, table, plot)]
-    return Table(**{**vars(table), "claims": tuple(claim(table, order) for order in ablation.claims
-                                                   if tier in order.tiers),
-                    "panels": (*plots, *panels.training(plan)), "pictures": panels.pictures(plan)})  # fmt: skip
+    claims = tuple(claim(table, order) for order in ablation.claims if tier in order.tiers)
+    return replace(table, claims=claims, panels=(*plots, *panels.training(plan)), pictures=panels.pictures(plan))
 
 
 def _column(plan: Plan, name: str) -> Column:
@@ -72,7 +73,7 @@ def _marked(plan: Plan, table: Table) -> Table:
     varied = {word.partition("=")[0] for part in parts for word in (*part.train, *part.evaluate, *part.exact)}
     varied |= {name.rpartition(".")[2] for name in varied} | {"seed"}
     varied |= {"T"} if "schedule.steps" in varied else set()
-    groups = tuple(f"{name}." for name in varied)
+    chosen = tuple(f"{name}." for name in varied)
     notes: dict[str, list[str]] = {}
     letters: dict[str, str] = {}
     shown: dict[str, str] = {}
@@ -80,36 +81,39 @@ def _marked(plan: Plan, table: Table) -> Table:
     for metric in dict.fromkeys(map(plan.metric, plan.ablation.columns)):
         at = [i for i, column in enumerate(plan.ablation.columns) if plan.metric(column) == metric]
         found = [entries[i] for entries in table.rows.values() for i in at if entries[i].ours is not None]
-        keys = sorted({key for entry in found for key in entry.protocol if not key.startswith(groups)} - varied)
+        theirs = _theirs(plan.ablation.protocol, metric)
+        keys = sorted({key for entry in found for key in entry.protocol
+                       if key not in varied and (not key.startswith(chosen) or key in theirs)})  # fmt: skip
         usual = {key: Counter(entry.protocol[key] for entry in found if key in entry.protocol).most_common(1)[0][0]
                  for key in keys}  # fmt: skip
-        theirs = _theirs(plan.ablation.protocol, metric)
-        other = [
-            f"{key} {usual[key]}, the paper {theirs[key]}" for key in keys if usual[key] != theirs.get(key, usual[key])
-        ]
-        shown |= {key: usual[key] for key in keys if key in {*theirs, *ALWAYS}}
-        for row, entries in table.rows.items():
-            for i in at:
-                marks = []
-                if other and entries[i].ours is not None and entries[i].paper is not None:
-                    marks.append(OTHERWISE)
-                    notes.setdefault(OTHERWISE, []).extend(said for said in other if said not in notes[OTHERWISE])
-                if apart := [f"{key} {entries[i].protocol[key]}, elsewhere {usual[key]}" for key in keys
-                             if entries[i].ours is not None and entries[i].protocol.get(key, usual[key]) != usual[key]]:  # fmt: skip
-                    letter = letters.setdefault("; ".join(apart), ascii_lowercase[len(letters) % 26])
-                    notes[letter] = apart
-                    marks.append(letter)
-                marked[row][i] = replace(entries[i], marks=tuple(marks))
-    instead = ", ".join(f"{here} for {there}" for there, here in plan.stage.instead.items())
-    note = "; ".join(filter(None, [plan.stage.note, instead, _said(shown)]))
+        other = [f"{key} {usual[key]}, the paper {value}" if key in usual else f"no {key}, the paper {value}"
+                 for key, value in theirs.items() if usual.get(key) != value and key not in varied]  # fmt: skip
+        said = {key: usual[key] for key in keys if key in {*theirs, *ALWAYS}}
+        shown[METRICS.get(metric, (metric, None))[0]] = _said(said)
+        for row, i in ((row, i) for row in marked for i in at if marked[row][i].ours is not None):
+            entry = marked[row][i]
+            marks = [OTHERWISE] if other and entry.paper is not None else []
+            if marks:
+                notes[OTHERWISE] = [*dict.fromkeys([*notes.get(OTHERWISE, []), *other])]
+            if apart := [f"{key} {entry.protocol[key]}, elsewhere {usual[key]}" for key in keys
+                         if entry.protocol.get(key, usual[key]) != usual[key]]:  # fmt: skip
+                letter = letters.setdefault("; ".join(apart), ascii_lowercase[len(letters) % 26])
+                notes[letter] = apart
+                marks.append(letter)
+            marked[row][i] = replace(entry, marks=tuple(marks))
+    words = {one: here if isinstance(here, str) else " ".join(here) for one, here in plan.stage.instead.items()}
+    instead = ", ".join(f"{here} for {one}" for one, here in words.items())
+    ways = [*dict.fromkeys(filter(None, shown.values()))]
+    how = ways if len(ways) < 2 else [f"{label}: {way}" for label, way in shown.items()]
+    note = "; ".join(filter(None, [plan.stage.note, instead, *how]))
     told = {mark: ("not measured as the paper's: " if mark == OTHERWISE else "") + "; ".join(said)
             for mark, said in notes.items()}  # fmt: skip
     return replace(table, rows={row: tuple(entries) for row, entries in marked.items()}, notes=told, our_protocol=note)
 
 
 def _theirs(protocol: Mapping[str, str], metric: str) -> dict[str, str]:
-    """What a paper says of how `metric` was measured: keys such as nll.split are of nll alone, and then hold with "data"
-    only.
+    """What a paper says of how `metric` was measured. Keys such as nll.split are of nll alone, which then takes of the
+    others only "data".
     """
     group = metric.partition(".")[0] + "."
     own = {key.removeprefix(group): value for key, value in protocol.items() if key.startswith(group)}
@@ -148,24 +152,24 @@ def claim(table: Table, order: spec.Order, paper: bool = False) -> Claim:
 
 def from_sweep(root: Path) -> Table:
     """A sweep's cells, with all the numbers that they have in common names for. Raises UserError if it is none."""
-    cells = [Cell(entry["name"], "", (), root / name, entry["config"], 1.0) for name, entry in listed(root).items()]
-    if not cells:
-        raise UserError(f"dir={root} is no sweep, for it holds no sweep.json; it is the folder that train.py -m names")
-    commands = {name: entry["command"] for name, entry in listed(root).items()}
-    keys = [key for key in METRICS if any(cell.done() and cell.metrics.is_file() and
-                                          number(cell.metrics, key) is not None for cell in cells)]  # fmt: skip
+    entries = load(root / "sweep.json")
+    if not entries or not all(isinstance(entry, dict) and {"name", "config", "command"} <= {*entry}
+                              for entry in entries.values()):  # fmt: skip
+        raise UserError(f"dir={root} is no sweep, for it holds no sweep.json of ours; it is the folder that "
+                        "train.py -m names")  # fmt: skip
+    cells = [Cell(entry["name"], "", (), root / folder, entry["config"], 1.0) for folder, entry in entries.items()]
+    keys = [key for key in METRICS if any(cell.done() and number(cell.metrics, key) is not None for cell in cells)]
     rows: dict[str, tuple[Entry, ...]] = {}
     pictures: dict[str, Path] = {}
     lines: dict[str, tuple[list[Any], list[float]]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.name):
-        made = [source(cell, key) for key in keys]
-        made = [Source(commands[cell.folder.name], one.config, one.file, one.status, one.value) for one in made]
-        rows[cell.name] = tuple(Entry(None, (one,)) for one in made)
+    for name, cell in sorted(named(cells).items()):
+        command = entries[cell.folder.name]["command"]
+        rows[name] = tuple(Entry(None, (source(cell, key, command),)) for key in keys)
         if cell.done() and (picture := samples(cell.folder)):
-            pictures[cell.name] = picture
+            pictures[name] = picture
         if cell.done() and (curve := losses(cell.folder)):
-            lines[cell.name] = curve
+            lines[name] = curve
     columns = tuple(Column(METRICS[key][0], METRICS[key][0], METRICS[key][1]) for key in keys)
-    panels = [Panel("loss of training", "step", "loss", lines, log_y=True)] if lines else []
-    return Table(root.name, f"Sweep {root.name}", "", "sweep", "cell", columns, rows, panels=tuple(panels),
-                 pictures=pictures)  # fmt: skip
+    plots = (Panel("loss of training", "step", "loss", lines, log_y=True),) if lines else ()
+    name = root.resolve().name
+    return Table(name, f"Sweep {name}", "", "sweep", "cell", columns, rows, panels=plots, pictures=pictures)

@@ -17,7 +17,7 @@ class Source:
     command: str
     """As it is typed"""
     config: str
-    """The first digits of the SHA-256 of the resolved configuration"""
+    """The first digits of the SHA-256 of the configuration, without where it saves"""
     file: Path
     """`metrics.json` of the cell"""
     status: Status
@@ -44,6 +44,8 @@ class Entry:
     """What the number depends on beside what the table varies, flat"""
     marks: tuple[str, ...] = ()
     """Of the notes below the table that hold for it"""
+    comparable: bool = True
+    """Whether ours is the paper's metric, and not what a tier measures in its place"""
 
     @property
     def values(self) -> list[float]:
@@ -68,7 +70,7 @@ class Entry:
     @property
     def difference(self) -> float | None:
         """Ours less the paper's."""
-        return None if self.ours is None or self.theirs is None else self.ours - self.theirs
+        return None if self.ours is None or self.theirs is None or not self.comparable else self.ours - self.theirs
 
     @property
     def status(self) -> Status:
@@ -103,7 +105,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot: named lines (xs, ys), or pairs of bars where `bars`."""
+    """A plot: named lines (xs, ys), or bars where the xs are words."""
 
     title: str
     x: str

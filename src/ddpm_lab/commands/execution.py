@@ -1,0 +1,174 @@
+"""Carrying out cells: those that are not done, each once, each alone."""
+
+import fcntl
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+
+from ddpm_lab.commands.cells import Cell, load, named, quoted
+from ddpm_lab.commands.output import grid
+from ddpm_lab.commands.pools import Pool
+from ddpm_lab.errors import CellsFailed, UserError
+
+LOG = logging.getLogger(__name__)
+
+
+def _remember(root: Path, cells: Sequence[Cell]) -> None:
+    """Adds `cells` to the list of a sweep, `sweep.json`, which `report.py dir=` reads."""
+    known = load(root / "sweep.json")
+    known |= {cell.folder.name: {"name": cell.name, "config": cell.config, "command": cell.command} for cell in cells}
+    partial = root / "sweep.partial"
+    partial.write_text(json.dumps(known, indent=2) + "\n")
+    partial.rename(root / "sweep.json")
+
+
+def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: bool) -> None:
+    """Runs those of `cells` that are not done, `jobs` at a time, each after what it needs, and says what became of
+    all. Raises CellsFailed if some could not be done.
+
+    What a killed attempt left of a cell is removed before the next.
+    """
+    cells = [*{cell.folder: cell for cell in cells}.values()]
+    todo = [cell for cell in cells if not cell.done()]
+    estimate = _estimate(todo, root, jobs)
+    if dry:
+        LOG.info("%s\n  %s", _table(cells), estimate)
+        return
+    LOG.info("%d cells, of which %d are done; %s", len(cells), len(cells) - len(todo), estimate)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{root} cannot be made a folder ({error.strerror}); choose another") from error
+    with _alone(root):
+        _remember(root, cells)
+        _run(todo, pool, jobs)
+    LOG.info("%s", _table(cells))
+    if failed := [cell for cell in cells if not cell.done()]:
+        told = f"{len(failed)} of {len(cells)} cells failed; the same command tries them again"
+        raise CellsFailed(told, [cell.folder for cell in cells])
+
+
+def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
+    started, waiting, ended = time.monotonic(), [*todo], 0
+    running: dict[Future[int], Cell] = {}
+    failed: set[Path] = set()
+    total = sum(cell.work for cell in todo)
+    with ThreadPoolExecutor(jobs) as threads:
+        try:
+            while waiting or running:
+                for cell in [*waiting]:
+                    if any(need.folder in failed for need in cell.needs):
+                        waiting.remove(cell)
+                        failed.add(cell.folder)
+                        _keep(cell, 1, 0.0, f"needs {next(n.name for n in cell.needs if n.folder in failed)}")
+                    elif len(running) < jobs and all(need.done() for need in cell.needs):
+                        waiting.remove(cell)
+                        running[threads.submit(_attempt, cell, pool)] = cell
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    cell = running.pop(future)
+                    ended += 1
+                    if status := future.result():
+                        failed.add(cell.folder)
+                    left = [*waiting, *running.values()]
+                    share = sum(other.work for other in left) / (total or 1)
+                    spent = time.monotonic() - started
+                    rest = f"about {_span(spent * share / (1 - share))} left" if left and share < 1 else ""
+                    LOG.info("[%d/%d] %s %s%s", ended, len(todo), "failed:" if status else "done:  ", cell.name,
+                             f"  ({rest})" if rest else "")  # fmt: skip
+        except BaseException:  # also when interrupted: what runs is stopped, what is done stays
+            pool.stop()
+            raise
+
+
+def _attempt(cell: Cell, pool: Pool) -> int:
+    started, log = time.monotonic(), cell.folder / "log.txt"
+    try:
+        shutil.rmtree(cell.folder, ignore_errors=True)
+        cell.folder.mkdir(parents=True)
+        status = pool(cell.verb, [*cell.words, quoted("hydra.run.dir", cell.folder)], log)
+        if pool.stopped:
+            return 1
+        if status == 0 and cell.verb != "sample" and not cell.metrics.is_file():
+            status = 1  # such as a run that was told to end
+        _keep(cell, status, time.monotonic() - started, "" if status == 0 else _complaint(log))
+    except OSError as error:  # of this cell's folder; the others go on
+        LOG.info("%s: %s", cell.name, error)
+        return 1
+    return status
+
+
+def _keep(cell: Cell, status: int, seconds: float, why: str) -> None:
+    """Last of all, and at once, so that a cell is done only when all of it is there."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    partial = cell.folder / "cell.partial"
+    partial.write_text(json.dumps({"status": status, "seconds": round(seconds, 1), "work": cell.work, "why": why,
+                                   "verb": cell.verb, "config": cell.config, "command": cell.command}))  # fmt: skip
+    partial.rename(cell.folder / "cell.json")
+
+
+def _complaint(log: Path) -> str:
+    """The line of a log that says what went wrong."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
+    told = [line for line in lines if line.startswith("error: ")]
+    return (told or lines or ["it ended without a word"])[-1][:200]
+
+
+def _table(cells: Sequence[Cell]) -> str:
+    rows, said = {}, []
+    for name, cell in named(cells).items():
+        state = cell.state()
+        status = state.get("status")
+        word = "to do" if status is None else "failed" if status else "done"
+        rows[name] = [word, _span(state["seconds"]) if state else "-", *_figures(cell), cell.folder.name]
+        if status:
+            said.append(f"  {cell.name}: {state['why']}\n    its log: {cell.folder / 'log.txt'}")
+    title = f"{len(cells)} cells in {cells[0].folder.parent}"
+    return "\n".join([grid(title, "cell", ["state", "time", "FID", "NLL", "folder"], rows), *said])
+
+
+def _figures(cell: Cell) -> list[str]:
+    found = load(cell.metrics)
+    values = [found.get("fid"), (found.get("nll") or {}).get("bits_per_dim")]
+    return [f"{value:.3g}" if isinstance(value, int | float) else "-" for value in values]
+
+
+def _estimate(todo: Iterable[Cell], root: Path, jobs: int) -> str:
+    """From how long cells of the same kind took here."""
+    rates: dict[str, list[float]] = {}
+    for file in root.glob("*/cell.json"):
+        state = load(file)
+        if state.get("status") == 0:
+            rates.setdefault(_kind(state["command"]), []).append(state["seconds"] / state["work"])
+    known = [cell.work * median(rates[_kind(cell.command)]) for cell in todo if _kind(cell.command) in rates]
+    unknown = sum(_kind(cell.command) not in rates for cell in todo)
+    said = [f"about {_span(sum(known) / jobs)} with {jobs} at a time"] if known else []
+    said += [f"no estimate for {unknown}, for nothing like them has been run here"] if unknown else []
+    return "; ".join(said) or "nothing is left to do"
+
+
+def _kind(command: str) -> str:
+    """Of what takes about as long for the same work."""
+    return "exact" if "model=exact" in command else command.split()[1]
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Raises UserError if another sweep fills `root`."""
+    with (root / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another sweep is filling {root}; wait for it, or choose another folder") from error
+        yield
