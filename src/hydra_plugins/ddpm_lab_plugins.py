@@ -38,7 +38,8 @@ class Cells(Launcher):
         for overrides in job_overrides:
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
             cascade = any(word.startswith("cascade=") for word in overrides)  # says which run is the last
-            words = [word for word in overrides if not (cascade and word.startswith("run="))]
+            left = ("search=", "run=") if cascade else ("search=",)
+            words = [word for word in overrides if not word.startswith(left)]
             own = [word for word in words if word not in typed] or words
             logger = OmegaConf.select(config, "logger.wandb")
             if logger is not None and logger.group is None:

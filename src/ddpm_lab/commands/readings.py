@@ -12,6 +12,8 @@ METRICS: dict[str, tuple[str, Any]] = {
     "fid": ("FID", "lower"), "fid_within": ("FID within class", "lower"), "inception_score": ("IS", "higher"),
     "recognised": ("recognised", "higher"), "precision": ("precision", "higher"), "recall": ("recall", "higher"),
     "nll.bits_per_dim": ("bits/dim", "lower"), "nll.gap": ("bits/dim over entropy", "lower"),
+    "nll.L_T": ("bits/dim", "lower"), "nll.L_T.bits": ("bits/dim", "lower"), "nll.L_0": ("bits/dim", "lower"),
+    "nll.L_0.bits": ("bits/dim", "lower"),
     "wasserstein": ("W2 distance", "lower"), "sliced_wasserstein": ("sliced W2", "lower"),
     "round_trip.mse": ("mean square error", "lower"), "round_trip": ("mean square error", "lower"),
     "density.nll": ("NLL, nats", "lower"), "psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"),

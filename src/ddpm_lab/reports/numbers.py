@@ -87,10 +87,11 @@ def common(columns: Sequence[Column]) -> Column | None:
 
 
 def head(column: Column, shared: bool) -> str:
-    """Of a column; its metric is left out where it is `shared` or the column's name."""
+    """Of a column; its metric is left out where it is `shared`, or what the column's name begins with."""
     if shared:
         return column.name
-    return column.name + (f" ({column.metric})" if column.metric != column.name else "") + ARROWS[column.better]
+    own = "" if column.name.startswith(column.metric) else f" ({column.metric})"
+    return column.name + own + ARROWS[column.better]
 
 
 def metric(column: Column) -> str:
