@@ -299,3 +299,11 @@ def test_mistakes_are_told_before_anything_runs(typed, tmp_path, words, told):
     status, _, err = typed("train", *words, *where)
     assert status == 2 and told in err and err.count("\n") <= 2, err
     assert not [*tmp_path.glob("*/*/log.txt")]
+
+
+@pytest.mark.parametrize("words", [("ablation=ddim_table1", "tier=analytic", "cells={}"), ("-m", "hydra.sweep.dir={}"),
+                                   ("hydra.run.dir={}",)])  # fmt: skip
+def test_a_place_that_is_a_file_is_refused(typed, tmp_path, words):
+    (tmp_path / "taken").write_text("")
+    status, _, err = typed("train", *(word.format(tmp_path / "taken") for word in words))
+    assert (status, err) == (2, f"error: {tmp_path / 'taken'} cannot be made a folder (File exists)\n")

@@ -122,9 +122,10 @@ def _gathered(arguments: list[str], verb: str) -> list[str]:
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
-    refused = []
+    refused, begun = [], []
 
     def job(config: DictConfig) -> None:
+        begun.append(config)
         try:
             task(config)
         except (UserError, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
@@ -150,6 +151,10 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
         refused.append(_tell(refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
+    except OSError as error:  # some of Hydra's are OSErrors as well
+        if begun or error.filename is None:
+            raise
+        refused.append(_tell(f"{error.filename} cannot be made a folder ({error.strerror})"))
     if refused:
         sys.exit(2)
 
