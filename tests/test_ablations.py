@@ -14,7 +14,7 @@ from PIL import Image
 from ddpm_lab.commands import tables
 from ddpm_lab.commands.ablation import Place, Plan
 from ddpm_lab.commands.readings import at
-from ddpm_lab.commands.spec import TIERS, Order, names, read
+from ddpm_lab.commands.spec import Order, names, read
 from ddpm_lab.reports.table import Column, Entry, Source, Table
 
 
@@ -58,12 +58,13 @@ def test_nothing_is_claimed_of_numbers_from_memory(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("name", names())
-def test_every_cell_of_every_tier_composes(typed, name, tier, tmp_path):
-    status, out, err = typed("train", f"ablation={name}", f"tier={tier}", "dry=true", f"cells={tmp_path}")
+@pytest.mark.parametrize("tier", ["tiny", "paper"])  # the other is run
+def test_every_cell_of_every_tier_composes(typed, tier, tmp_path):
+    status, out, err = typed("train", "ablation=all", f"tier={tier}", "dry=true", f"cells={tmp_path}")
     assert status == 0, err
-    assert ("to do" in out) != ("has no tier" in out)
+    for name in names():
+        absent = read(name).tiers[tier].absent
+        assert (f"{name} has no tier={tier}: {absent}" in out) if absent else (f"  {name} " in out)
 
 
 @pytest.fixture(scope="session")

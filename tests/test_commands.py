@@ -548,7 +548,8 @@ OPTIONS = [(group.name, option) for group in sorted(CONFIGS.iterdir()) if group.
            for option in options(group.name) if (group.name, option) not in {("trainer", "gpu"), ("data", "folder"),
            ("variance", "analytic"), ("guidance", "autoguidance"), ("guidance", "classifier"),
            ("callbacks", "classifier"), ("callbacks", "autoencoder"), ("codec", "autoencoder"),
-           *(("data", name) for name in FOLDERS)} and group.name not in ("model", "experiment")]  # fmt: skip
+           *(("data", name) for name in FOLDERS)}
+           and group.name not in ("model", "experiment", "ablation", "search")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

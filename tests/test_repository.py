@@ -72,7 +72,8 @@ def documented():
 
 @pytest.mark.parametrize(("file", "arguments"), sorted(set(documented())))
 def test_documented_commands_compose(file, arguments):
-    verb, overrides = main.arranged([word for word in shlex.split(arguments) if word != "-m"])
+    verb, overrides = main.arranged(shlex.split(arguments))
+    overrides = [word for word in overrides if word != "-m"]
     fixed = [word for word in overrides if not re.search(r"=(tag|interval|choice|range)\(", word)]
     composed(*[re.sub(r"^([\w.]+=)([^\[,]+),.*", r"\1\2", override) for override in fixed], verb=verb)
     if verb == "ablate":
