@@ -122,7 +122,7 @@ def _gathered(arguments: list[str], verb: str) -> list[str]:
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
-    refused, begun = [], []
+    refused, failed, begun = [], [], []
 
     def job(config: DictConfig) -> None:
         begun.append(config)
@@ -133,6 +133,8 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             refused.append(_tell(str(error) if told else refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
             with suppress(OSError):
                 Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra made it; nothing is in it yet
+        except CellsFailed as error:
+            failed.append(_tell(str(error)))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
@@ -155,8 +157,8 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         if begun or error.filename is None:
             raise
         refused.append(_tell(f"{error.filename} cannot be made a folder ({error.strerror})"))
-    if refused:
-        sys.exit(2)
+    if refused or failed:
+        sys.exit(2 if refused else 1)
 
 
 def _tell(message: str) -> str:
