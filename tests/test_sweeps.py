@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import FAST, ROOT
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from ddpm_lab.commands.cells import Cell, fingerprint
 from ddpm_lab.commands.execution import carry_out
 from ddpm_lab.commands.main import slug
-from ddpm_lab.commands.pools import Pool
+from ddpm_lab.commands.pools import Pool, Processes
 from ddpm_lab.errors import CellsFailed
 
 QUICK = (*FAST, "callbacks.pictures.every=100", "trainer.max_steps=2", "trainer.val_check_interval=2")
@@ -307,3 +308,12 @@ def test_a_place_that_is_a_file_is_refused(typed, tmp_path, words):
     (tmp_path / "taken").write_text("")
     status, _, err = typed("train", *(word.format(tmp_path / "taken") for word in words))
     assert (status, err) == (2, f"error: {tmp_path / 'taken'} cannot be made a folder (File exists)\n")
+
+
+@pytest.mark.slow
+def test_the_exit_status_of_a_process_is_its_own_however_many_end_at_once(tmp_path):
+    pool = Processes(4)
+    words = {i: ["--help"] if i % 3 else ["schedule=none"] for i in range(24)}
+    with ThreadPoolExecutor(4) as threads:
+        found = [*threads.map(lambda i: pool("train", words[i], tmp_path / f"{i}.txt"), words)]
+    assert found == [0 if i % 3 else 2 for i in words]

@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 from abc import ABC, abstractmethod
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,11 @@ class Processes(Pool):
             self.running[process] = device
         if self.stopped:
             process.kill()
-        process.join()
+        connection.wait([process.sentinel])
+        with self.lock:  # the exit status can be read once, and start() reads that of all that have ended
+            status = process.exitcode
         del self.running[process]
-        return process.exitcode or 0
+        return 1 if status is None else status
 
     def stop(self) -> None:
         self.stopped = True
