@@ -332,6 +332,8 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
             ["run=RUN", "metrics=[nll]", "variance=analytic", "variance.samples=1", "nll.clip=2"],
             "nll.clip=2 bounds guesses in another way than sampler.clip=1.0",
         ),
+        ("train", ["data=folder"], "error: data.path must be a folder of pictures"),
+        ("train", ["callbacks=none", "+callbacks.ema.decay=0.5"], "callbacks.ema sets keys of a callback"),
         ("evaluate", ["model=exact", "steps=[2000]"], "steps=[2000] must be numbers in 1..1000"),
         ("evaluate", ["model=exact", "covariance=[[1,2],[3,4]]"], "covariance=[[1, 2], [3, 4]] must be a symmetric"),
         ("evaluate", ["model=exact", "variance=beta"], "variance=beta is measured of one sampler, and none was chosen"),

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 class UserError(ValueError):
@@ -11,11 +10,7 @@ class UserError(ValueError):
 
 
 class CellsFailed(Exception):  # noqa: N818 (it reports what became of them)
-    """Some cells of a sweep failed; the folders are those of all."""
-
-    def __init__(self, told: str, folders: list[Path]) -> None:
-        super().__init__(told)
-        self.folders = folders
+    """Some cells of a sweep failed; what became of each was said."""
 
 
 @contextmanager

@@ -29,6 +29,11 @@ class Cells(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        self.carry_out(self.plan(job_overrides), Path(self.config.hydra.sweep.dir))
+        return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
+
+    def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
+        """The cell of each job. Composes them, so that a slip is told before anything runs."""
         from ddpm_lab.commands.cells import Cell, fingerprint, quoted, work
         from ddpm_lab.commands.main import slug
 
@@ -48,9 +53,7 @@ class Cells(Launcher):
             digits = fingerprint(config, root)
             folder = root / slug(own, digits[:8])
             cells.append(Cell(", ".join(own) or "default", verb, tuple(words), folder, digits, work(verb, config)))
-        self.carry_out(cells, root)
-        return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=cell.folder)
-                for overrides, cell in zip(job_overrides, cells, strict=True)]  # fmt: skip
+        return cells
 
     def check(self) -> None:
         """Raises UserError."""
@@ -82,7 +85,7 @@ class Search(Sweeper):
         self.trials, self.metric, self.direction, self.seed = trials, metric, direction, seed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.config = hydra_context, config
+        self.context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -95,4 +98,5 @@ class Search(Sweeper):
         if not isinstance(self.launcher, Cells):
             raise UserError("search=optuna runs cells; try hydra/launcher=processes, or slurm")
         self.launcher.check()
-        return search(parsed, self.launcher, self.trials, self.metric, self.direction, self.seed)
+        root = Path(self.launcher.config.hydra.sweep.dir)
+        return search(parsed, self.launcher, root, self.trials, self.metric, self.direction, self.seed)

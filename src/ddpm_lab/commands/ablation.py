@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.commands import refusals, runs
 from ddpm_lab.commands.cells import Cell, fingerprint, quoted, work
 from ddpm_lab.commands.main import CONFIGS
-from ddpm_lab.commands.spec import Ablation, chosen
+from ddpm_lab.commands.spec import Ablation, Tier, chosen
 from ddpm_lab.errors import UserError
 
 EXACT = ("schedule", "variance", "sampler", "guidance", "nll", "conditional")
@@ -33,9 +33,9 @@ class Place(NamedTuple):
 class Plan:
     """The cells of an ablation in a tier. Everything is composed, so that a slip is told before anything runs."""
 
-    def __init__(self, name: str, ablation: Ablation, tier: str, settings: DictConfig) -> None:
+    def __init__(self, name: str, ablation: Ablation, tier: Tier, settings: DictConfig) -> None:
         self.name, self.ablation, self.tier, self.root = name, ablation, tier, Path(settings.cells)
-        self.stage = ablation.tiers[tier]  # type: ignore[index]
+        self.stage = ablation.tiers[tier]
         self.extra, self.asked = [*settings.words], [*settings.evaluate]
         self.command = typed("train", name, tier, settings)
         self.cells: dict[Path, Cell] = {}
@@ -96,7 +96,7 @@ class Plan:
         """Raises UserError if `words` are not what the verb takes."""
         others: dict[str, Cell] = {}
 
-        def folder(found: re.Match[str]) -> str:
+        def other(found: re.Match[str]) -> str:
             if found[1] == "train":
                 return str(needs[0].folder)
             seeds = [f"seed={seed}"] if seed else []
@@ -104,7 +104,7 @@ class Plan:
             others[found[1]] = self._cell(self._named(found[1], seed), "train", own, seed)
             return str(others[found[1]].folder)
 
-        words = [word if word in self.extra else re.sub(r"\{(\w+)\}", folder, word) for word in words]
+        words = [word if word in self.extra else re.sub(r"\{(\w+)\}", other, word) for word in words]
         said = (verb, *words)
         if said in self.known:
             return self.known[said]
@@ -125,10 +125,10 @@ class Plan:
                 error, HydraException) else str(error)  # fmt: skip
             raise UserError(f"{name}: {told}") from error
         digits = fingerprint(config, self.root)
-        folder_ = self.root / f"{verb}-{digits}"
-        cell = Cell(name, verb, tuple(words), folder_, digits, work(verb, config), (*needs, *others.values()))
-        self.configs[str(folder_)] = config
-        self.known[said] = self.cells.setdefault(folder_, cell)
+        folder = self.root / f"{verb}-{digits}"
+        cell = Cell(name, verb, tuple(words), folder, digits, work(verb, config), (*needs, *others.values()))
+        self.configs[str(folder)] = config
+        self.known[said] = self.cells.setdefault(folder, cell)
         return self.known[said]
 
 

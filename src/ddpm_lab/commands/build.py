@@ -26,7 +26,7 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
             raise cause from error
         if isinstance(cause, ValueError | MisconfigurationException):
             path = re.search(r"full_key: (\S+)", str(error))
-            where = f"{key}.{path[1].removeprefix(f'{key}.')}" if path else key
+            where = f"{key}.{path[1].removeprefix(key).removeprefix('.')}".rstrip(".") if path else key
             raise UserError(f"{_typed(where, config)}.{cause}") from error
         raise
 

@@ -55,10 +55,15 @@ def load(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def literal(text: str) -> str:
+    """As Hydra reads it, whatever characters it has."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
 def quoted(key: str, value: object) -> str:
-    """A word that Hydra reads as this value, whatever characters it has."""
+    """A word that Hydra reads as this value, in quotes only where they are needed."""
     text = str(value)
-    return f"{key}={text}" if re.fullmatch(r"[\w./+-]+", text) else f"{key}='" + text.replace("'", "\\'") + "'"
+    return f"{key}={text if re.fullmatch('[A-Za-z0-9_./+-]+', text) else literal(text)}"
 
 
 def fingerprint(config: DictConfig, root: Path) -> str:

@@ -95,7 +95,8 @@ def _case(config: DictConfig, process: ForwardProcess, data: Data | None) -> Non
 def _guidance(config: DictConfig, process: ForwardProcess, law: Law) -> "partial[Any]":
     """That of the configuration, a classifier replaced by the exact one."""
     if "classifier" not in config.guidance:
-        return build(config, "guidance")  # type: ignore[no-any-return]
+        own: partial[Any] = build(config, "guidance")
+        return own
     if law.mixture is None or law.mixture.labels is None:
         raise UserError("guidance=classifier needs labels, and this data has none; try data=gaussian_mixture")
     settings = config.copy()

@@ -51,8 +51,7 @@ def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: 
         _run(todo, pool, jobs)
     LOG.info("%s", _table(cells))
     if failed := [cell for cell in cells if not cell.done()]:
-        told = f"{len(failed)} of {len(cells)} cells failed; the same command tries them again"
-        raise CellsFailed(told, [cell.folder for cell in cells])
+        raise CellsFailed(f"{len(failed)} of {len(cells)} cells failed; the same command tries them again")
 
 
 def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:

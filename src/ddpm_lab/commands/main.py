@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.commands import refusals, runs
+from ddpm_lab.commands.cells import literal
 from ddpm_lab.errors import CellsFailed, UserError
 
 PACKAGE = Path(__file__).parents[1]
@@ -117,8 +118,7 @@ def _gathered(arguments: list[str], verb: str) -> list[str]:
             said["evaluate"].append(argument.removeprefix("evaluate."))
         else:
             (mine if key in own or key.startswith(("hydra", "-")) else said["words"]).append(argument)
-    quoted = {name: ",".join("'" + word.replace("'", "\\'") + "'" for word in words) for name, words in said.items()}
-    return [*mine, *(f"{name}=[{words}]" for name, words in quoted.items() if words)]
+    return [*mine, *(f"{name}=[{','.join(map(literal, words))}]" for name, words in said.items() if words)]
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
@@ -149,8 +149,7 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         _tell("interrupted; what is done is kept")
         sys.exit(130)
     except CellsFailed as error:
-        _tell(str(error))
-        sys.exit(1)
+        failed.append(_tell(str(error)))
     except (HydraException, OmegaConfBaseException) as error:
         refused.append(_tell(refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
     except OSError as error:  # some of Hydra's are OSErrors as well

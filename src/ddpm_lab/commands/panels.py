@@ -1,11 +1,12 @@
 """The plots and pictures of an ablation's report."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddpm_lab.commands.ablation import Place, Plan
-from ddpm_lab.commands.cells import load
-from ddpm_lab.commands.readings import METRICS, at, losses, samples
+from ddpm_lab.commands.cells import Cell, load
+from ddpm_lab.commands.readings import METRICS, at, last_number, losses, samples
 from ddpm_lab.commands.spec import Plot
 from ddpm_lab.reports.table import Panel, Table
 
@@ -35,11 +36,12 @@ def panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
     lines: dict[str, Lines] = {}
     for which in ("ours", "theirs"):
         if plot.kind == "columns":
-            xs = [column.x if which == "ours" else _x(column.name) for column in table.columns]
+            xs = [column.x if which == "ours" else last_number(column.name) for column in table.columns]
             made = {row: _points([(x, getattr(entry, which)) for x, entry in zip(xs, entries, strict=True)])
                     for row, entries in table.rows.items()}  # fmt: skip
         else:
-            made = {name: _points([(_x(row), getattr(entries[i], which)) for row, entries in table.rows.items()])
+            made = {name: _points([(last_number(row), getattr(entries[i], which))
+                                   for row, entries in table.rows.items()])
                     for i, name in enumerate(names) if name.startswith(plot.column or "")}  # fmt: skip
         lines[which] = {name: line for name, line in made.items() if line[0]}
     published = METRICS.get(plan.published(names[at_column]), ("", None))[0]
@@ -50,12 +52,6 @@ def panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
 def _points(pairs: list[tuple[Any, float | None]]) -> tuple[list[Any], list[float]]:
     known = [(x, y) for x, y in pairs if x is not None and y is not None]
     return [x for x, _ in known], [y for _, y in known]
-
-
-def _x(name: str) -> float | None:
-    """The number that a name ends with."""
-    last = name.split()[-1]
-    return float(last) if last.replace(".", "", 1).isdigit() else None
 
 
 def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> Lines:
@@ -70,16 +66,19 @@ def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> Lines:
     return lines
 
 
-def training(plan: Plan) -> list[Panel]:
-    """The training losses of the rows' first seed."""
-    lines: dict[str, tuple[list[Any], list[float]]] = {}
-    for row, cell in plan.trained.items():
+def training(cells: Mapping[str, Cell]) -> list[Panel]:
+    """The losses of those that train, each curve once."""
+    lines: Lines = {}
+    for name, cell in cells.items():
         if cell.done() and (curve := losses(cell.folder)) and curve not in lines.values():
-            lines[row] = curve
+            lines[name] = curve
     return [Panel("loss of training", "step", "loss", lines, log_y=True)] if lines else []
 
 
-def pictures(plan: Plan) -> dict[str, Path]:
-    """What each row's model drew at the end of training, each once."""
-    found = {row: last for row, cell in plan.trained.items() if cell.done() and (last := samples(cell.folder))}
-    return {row: file for i, (row, file) in enumerate(found.items()) if file not in [*found.values()][:i]}
+def pictures(cells: Mapping[str, Cell]) -> dict[str, Path]:
+    """What those that train drew at the end, each picture once."""
+    found: dict[str, Path] = {}
+    for name, cell in cells.items():
+        if cell.done() and (last := samples(cell.folder)) and last not in found.values():
+            found[name] = last
+    return found

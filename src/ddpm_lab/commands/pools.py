@@ -84,7 +84,7 @@ class Slurm(Pool):
     def __call__(self, verb: str, words: list[str], log: Path) -> int:
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
-        job = self.executor.submit(work, verb, words, log)
+        job = self.executor.submit(perform, verb, words, log)
         self.running.append(job)
         if self.stopped:
             job.cancel(check=False)
@@ -117,10 +117,10 @@ def _forked(verb: str, words: list[str], log: Path, threads: int, device: str | 
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    sys.exit(work(verb, words, log))
+    sys.exit(perform(verb, words, log))
 
 
-def work(verb: str, words: list[str], log: Path) -> int:
+def perform(verb: str, words: list[str], log: Path) -> int:
     """Runs a verb in this process, whose output goes to `log` from now on."""
     from ddpm_lab.commands import main
 

@@ -1,6 +1,7 @@
 """What the cells' files say."""
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def at(found: Any, key: str) -> Any:
     return found
 
 
+def last_number(text: str) -> float | None:
+    """What a name or a word such as sampler.steps=10 ends with."""
+    last = re.split(r"[\s=]", text)[-1]
+    return float(last) if re.fullmatch(r"\d+(\.\d+)?", last) else None
+
+
 def source(cell: Cell, key: str, command: str | None = None) -> Source:
     """Of the number `key` of a cell, of which `command` is how it is typed, if it does not say so itself."""
     state = cell.state().get("status")
@@ -67,6 +74,7 @@ def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def losses(folder: Path) -> tuple[list[Any], list[float]] | None:
+    """Steps and losses of a training, where any were logged."""
     file = folder / "metrics.csv"
     if not file.is_file():
         return None

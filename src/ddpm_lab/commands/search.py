@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import isfinite
+from pathlib import Path
 from typing import Any, Protocol
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
 
-from ddpm_lab.commands.cells import load
+from ddpm_lab.commands.cells import Cell
 from ddpm_lab.commands.output import grid
 from ddpm_lab.commands.readings import number
 from ddpm_lab.errors import CellsFailed, UserError
@@ -22,12 +24,15 @@ class Launches(Protocol):
     jobs: int
     dry: bool
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
-        """Its results' return values are the cells' folders."""
+    def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Cell]:
+        """A cell for each."""
+
+    def carry_out(self, cells: Sequence[Cell], root: Path) -> None:
+        """Raises CellsFailed."""
 
 
 def search(
-    parsed: Sequence[Override], launcher: Launches, trials: int, metric: str, direction: str, seed: int
+    parsed: Sequence[Override], launcher: Launches, root: Path, trials: int, metric: str, direction: str, seed: int
 ) -> dict[str, Any]:
     """The best of `trials` by `metric`, a key of metrics.json. A trial that fails is told so to Optuna, and the search
     goes on. Raises UserError, and CellsFailed if none succeeds.
@@ -51,24 +56,23 @@ def search(
     for first in range(0, trials, launcher.jobs):
         asked = [study.ask() for _ in range(min(launcher.jobs, trials - first))]
         words = [[*fixed, *(f"{key}={suggest(trial, key)}" for key, suggest in free.items())] for trial in asked]
-        try:
-            folders = [found.return_value for found in launcher.launch(words, first)]
-        except CellsFailed as error:
-            folders = error.folders
+        cells = launcher.plan(words)
+        with suppress(CellsFailed):
+            launcher.carry_out(cells, root)
         if launcher.dry:
             return {}
-        for trial, said, folder in zip(asked, words, folders, strict=True):
-            done = load(folder / "cell.json").get("status") == 0
-            value = number(folder / "metrics.json", metric) if done else None
+        for trial, said, cell in zip(asked, words, cells, strict=True):
+            value = number(cell.metrics, metric) if cell.done() else None
             if value is not None and isfinite(value):
                 study.tell(trial, value)
             else:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            shown = "failed" if not done else "no value" if value is None else f"{value:.4g}"
-            rows[f"{trial.number}"] = [*(word.partition("=")[2] for word in said[len(fixed) :]), shown, folder.name]
+            shown = "failed" if not cell.done() else "no value" if value is None else f"{value:.4g}"
+            chosen = [word.partition("=")[2] for word in said[len(fixed) :]]
+            rows[f"{trial.number}"] = [*chosen, shown, cell.folder.name]
     LOG.info("%s", grid(f"{trials} trials", "trial", [*free, metric, "folder"], rows))
     if all(trial.value is None for trial in study.trials):
-        raise CellsFailed(f"no trial has a finite {metric} in its metrics.json", [])
+        raise CellsFailed(f"no trial has a finite {metric} in its metrics.json")
     LOG.info("  best: %s, with %s=%.4g", " ".join(f"{key}={value}" for key, value in study.best_params.items()), metric,
              study.best_value)  # fmt: skip
     return dict(study.best_params)

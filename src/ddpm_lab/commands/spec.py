@@ -13,30 +13,28 @@ Tier = Literal["analytic", "tiny", "paper"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
 
-class Row(BaseModel, extra="forbid"):
-    """One row of a table: `train` and `evaluate` are words of these verbs, `paper` what is published, column by column;
-    a number behind "~" is from memory.
-    """
+class Words(BaseModel, extra="forbid"):
+    """What a part of a table says to the verbs."""
 
     train: list[str] = []
     evaluate: list[str] = []
     exact: list[str] = []
-    """In the analytic tier only"""
+    """To evaluate.py in the analytic tier only"""
+
+
+class Row(Words):
+    """One row of a table; `paper` is what is published, column by column, a number behind "~" from memory."""
+
     paper: list[int | float | str | None] = []
     tiers: list[Tier] = [*TIERS]
     """Where it can be run"""
 
 
-class Column(BaseModel, extra="forbid"):
+class Column(Words):
     """One column: of a metric, of a setting, or both."""
 
-    train: list[str] = []
-    evaluate: list[str] = []
-    exact: list[str] = []
     metric: str | None = None
     """Keys of metrics.json, joined by dots; null: that of the table"""
-    x: float | None = None
-    """Where it lies in a plot"""
 
 
 class Stage(BaseModel, extra="forbid"):
@@ -72,8 +70,8 @@ class Order(BaseModel, extra="forbid"):
 
 
 class Plot(BaseModel, extra="forbid"):
-    """`columns`: a line per row over the columns' x; `rows`: a line per column over the numbers in the rows' names;
-    `bars`: a metric per row; `curve`: lists that metrics.json has.
+    """`columns`: a line per row over the numbers of the columns' words; `rows`: a line per column over those of the
+    rows' names; `bars`: a metric per row; `curve`: lists that metrics.json has.
     """
 
     kind: Literal["columns", "rows", "bars", "curve"]

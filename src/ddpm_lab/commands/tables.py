@@ -11,9 +11,9 @@ from typing import Any
 from ddpm_lab.commands import panels, spec
 from ddpm_lab.commands.ablation import Place, Plan
 from ddpm_lab.commands.cells import Cell, load, named
-from ddpm_lab.commands.readings import METRICS, losses, number, protocol, samples, source
+from ddpm_lab.commands.readings import METRICS, last_number, number, protocol, source
 from ddpm_lab.errors import UserError
-from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Table
+from ddpm_lab.reports.table import Claim, Column, Entry, Published, Table
 
 ALWAYS = ("data", "count", "split", "extractor", "weights", "steps", "spacing")
 """What is always said of how ours were measured."""
@@ -54,22 +54,19 @@ def from_plan(plan: Plan) -> Table:
     table = _marked(plan, table)
     plots = [panel for plot in ablation.plots for panel in panels.panels(plan, table, plot)]
     claims = tuple(claim(table, order) for order in ablation.claims if tier in order.tiers)
-    return replace(table, claims=claims, panels=(*plots, *panels.training(plan)), pictures=panels.pictures(plan))
+    return replace(table, claims=claims, panels=(*plots, *panels.training(plan.trained)),
+                   pictures=panels.pictures(plan.trained))  # fmt: skip
 
 
 def _column(plan: Plan, name: str) -> Column:
     label, better = METRICS.get(plan.metric(name), (plan.metric(name), None))
     words = plan.here([*plan.ablation.columns[name].train, *plan.ablation.columns[name].evaluate])
-    x = plan.ablation.columns[name].x
-    if x is None and words:
-        last = words[-1].partition("=")[2]
-        x = float(last) if last.replace(".", "", 1).isdigit() else None
-    return Column(name, label, better, x)
+    return Column(name, label, better, last_number(words[-1]) if words else None)
 
 
 def _marked(plan: Plan, table: Table) -> Table:
     """With a mark at each number that was measured in another way than the paper's, or than most of its metric."""
-    parts: list[spec.Row | spec.Column] = [*plan.ablation.rows.values(), *plan.ablation.columns.values()]
+    parts: list[spec.Words] = [*plan.ablation.rows.values(), *plan.ablation.columns.values()]
     varied = {word.partition("=")[0] for part in parts for word in (*part.train, *part.evaluate, *part.exact)}
     varied |= {name.rpartition(".")[2] for name in varied} | {"seed"}
     varied |= {"T"} if "schedule.steps" in varied else set()
@@ -160,16 +157,11 @@ def from_sweep(root: Path) -> Table:
     cells = [Cell(entry["name"], "", (), root / folder, entry["config"], 1.0) for folder, entry in entries.items()]
     keys = [key for key in METRICS if any(cell.done() and number(cell.metrics, key) is not None for cell in cells)]
     rows: dict[str, tuple[Entry, ...]] = {}
-    pictures: dict[str, Path] = {}
-    lines: dict[str, tuple[list[Any], list[float]]] = {}
-    for name, cell in sorted(named(cells).items()):
+    sweep = dict(sorted(named(cells).items()))
+    for name, cell in sweep.items():
         command = entries[cell.folder.name]["command"]
         rows[name] = tuple(Entry(None, (source(cell, key, command),)) for key in keys)
-        if cell.done() and (picture := samples(cell.folder)):
-            pictures[name] = picture
-        if cell.done() and (curve := losses(cell.folder)):
-            lines[name] = curve
     columns = tuple(Column(METRICS[key][0], METRICS[key][0], METRICS[key][1]) for key in keys)
-    plots = (Panel("loss of training", "step", "loss", lines, log_y=True),) if lines else ()
     name = root.resolve().name
-    return Table(name, f"Sweep {name}", "", "sweep", "cell", columns, rows, panels=plots, pictures=pictures)
+    return Table(name, f"Sweep {name}", "", "sweep", "cell", columns, rows, panels=tuple(panels.training(sweep)),
+                 pictures=panels.pictures(sweep))  # fmt: skip

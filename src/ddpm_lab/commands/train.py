@@ -112,7 +112,10 @@ def _fitting(callbacks: dict[str, Callback], system: Learner, data: Data) -> Non
         kinds, what, usual = (Pictures, Quality, Reconstructions), "points", "points"
     else:
         kinds, what, usual = (Scatter, Density, Reconstructions), "pictures", "default"
-    for callback in callbacks.values():
+    for name, callback in callbacks.items():
+        if not isinstance(callback, Callback):  # what an experiment sets of one that is not there
+            raise UserError(f"callbacks.{name} sets keys of a callback that callbacks= does not have; "
+                            f"try ~callbacks.{name}")  # fmt: skip
         if isinstance(callback, kinds):
             raise UserError(f"callbacks: {type(callback).__name__} is not for {what}; try callbacks={usual}")
 
