@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.output import quiet
-from ddpm_lab.data.splits import Batches, Data
+from ddpm_lab.data.module import Batches, Data
 from ddpm_lab.loggers import finish
 from ddpm_lab.systems.diffusion import Diffusion
 

@@ -141,7 +141,7 @@ MUTANTS = [
            "reverse.kl(denoiser.process.posterior(x0, x_t, t, s))", "likelihood"),
     Mutant("L_T against N(0, 1) where variance explodes", "diffusion/likelihood.py",
            "2 * process.scale(t).log()", "0 * process.scale(t)", "likelihood"),
-    Mutant("256 bins for 255", "data/splits.py",
+    Mutant("256 bins for 255", "data/module.py",
            "return 2 / 255 if", "return 2 / 256 if", "data"),
     Mutant("edges of the decoder not open", "diffusion/gaussian.py",
            "first, last = x < -1 + width / 2, x > 1 - width / 2",

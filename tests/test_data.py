@@ -7,8 +7,9 @@ from PIL import Image
 
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.folder import folder
+from ddpm_lab.data.module import Batches
 from ddpm_lab.data.points import SHAPES, gaussian_mixture, toy
-from ddpm_lab.data.splits import Batches, Images, batch
+from ddpm_lab.data.splits import Images, batch
 from ddpm_lab.data.synthetic import synthetic
 
 

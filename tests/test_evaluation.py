@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from ddpm_lab.commands.build import build
 from ddpm_lab.data.digits import digits
+from ddpm_lab.data.module import Data
 from ddpm_lab.data.points import gaussian_mixture
-from ddpm_lab.data.splits import Data, Images
+from ddpm_lab.data.splits import Images
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Estimate
 from ddpm_lab.diffusion.exact import GaussianDenoiser, MixtureDenoiser

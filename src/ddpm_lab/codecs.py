@@ -1,6 +1,7 @@
 """Codecs: between data and where diffusion happens. Built with what the data dictates, a `Spec`."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -12,6 +13,9 @@ from ddpm_lab.conditioners import Spec
 from ddpm_lab.data.splits import Split
 from ddpm_lab.diffusion.noise import Noise
 from ddpm_lab.networks.autoencoder import Autoencoder
+
+MEASURED = 50_000
+"""How many pictures, evenly over all, latents are measured on"""
 
 
 class Codec(nn.Module, ABC):
@@ -51,7 +55,8 @@ class Pixels(Codec):
 
 
 class Latents(Codec):
-    """Those of a frozen autoencoder, each channel with mean 0 and standard deviation 1 over the training split.
+    """Those of a frozen autoencoder, each channel with mean 0 and standard deviation 1 over the training split (of more
+    than `MEASURED` pictures, over as many).
 
     Mean and standard deviation are kept in the run; the autoencoder is not, but its fingerprint is. Raises ValueError
     for an autoencoder of other pictures and, when a run is read whose autoencoder has changed since, for that.
@@ -82,12 +87,12 @@ class Latents(Codec):
     @torch.no_grad()
     def measure(self, data: Split) -> None:
         self.mean.zero_(), self.std.fill_(1)
-        index = torch.arange(len(data[0])).split(500)
+        index = torch.arange(0, data.size, math.ceil(data.size / MEASURED)).split(500)
         sums = torch.zeros(2, self.shape[0], dtype=torch.float64)
         for some in tqdm(index, desc="measuring latents", unit="batch", disable=None, leave=False):
             z = self.encode(data.at(some).x0.to(self.mean.device)).cpu().double()
             sums += torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3))])
-        mean, square = sums / (len(data[0]) * self.shape[1] * self.shape[2])
+        mean, square = sums / (sum(map(len, index)) * self.shape[1] * self.shape[2])
         std = (square - mean.square()).sqrt()
         if not (std > 0).all():  # nor is it where a latent is not a number
             found = [round(value, 6) for value in std.tolist()]

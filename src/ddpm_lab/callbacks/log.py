@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ddpm_lab.data.splits import Data
+from ddpm_lab.data.module import Data
 
 
 def log(trainer: L.Trainer, metrics: dict[str, float]) -> None:

@@ -69,7 +69,7 @@ class Reconstructions(L.Callback):
 
     def _measure(self, test: Images, system: AutoencoderSystem) -> dict[str, float]:
         parts = [system.reconstruct(batch(test.at(some))["x0"])
-                 for some in torch.arange(len(test.pixels)).split(500)]  # fmt: skip
+                 for some in torch.arange(test.size).split(500)]  # fmt: skip
         found = torch.cat([part[0] for part in parts])
         result = {"psnr": float(peak_signal_noise_ratio(found, test.x0, (-1.0, 1.0), dim=(1, 2, 3)))}
         if min(found.shape[2:]) > WINDOW:

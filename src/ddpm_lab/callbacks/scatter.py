@@ -8,6 +8,7 @@ import torch
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import datamodule, log_picture
+from ddpm_lab.data.splits import Points
 from ddpm_lab.evaluation.pictures import save_scatter
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -41,6 +42,8 @@ class Scatter(L.Callback):
         times = system.sampler.times(denoiser.process.steps)
         panels = {f"t = {times[i]}": (states[i], labels) for i in shown[:-1]}
         panels["samples"] = (states[-1], labels)
-        panels["data"] = (datamodule(trainer).test[0][: self.count], datamodule(trainer).test.labels)
+        held_out = datamodule(trainer).test.at(slice(self.count))
+        assert isinstance(held_out, Points)  # _fitting refuses pictures
+        panels["data"] = (held_out.x0, held_out.labels)
         file = Path(trainer.default_root_dir) / "pictures" / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_scatter(panels, file))

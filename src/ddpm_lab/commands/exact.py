@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import case_rows, grid, output, quiet, table
-from ddpm_lab.data.splits import Data
+from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.exact import MixtureClassifier
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.spacings import stops

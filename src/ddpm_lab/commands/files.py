@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.data.folder import pictures
-from ddpm_lab.data.splits import Images, Points, Split
+from ddpm_lab.data.splits import Held, Images, Points
 from ddpm_lab.errors import UserError
 from ddpm_lab.evaluation.pictures import save_grid, save_scatter
 from ddpm_lab.systems.asking import by
@@ -26,7 +26,7 @@ SAID = {"label": "labels", "text": "text", "low_res": "low_res"}
 """What samples were asked to be, and under which names an .npz has it"""
 
 
-def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: int | None = 100) -> Split:
+def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: int | None = 100) -> Held:
     """`config.count` samples of `shape`: of the data's split that `config.input` names, where null means `count`, or
     those in a file or folder.
     """

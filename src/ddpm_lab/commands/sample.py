@@ -49,7 +49,7 @@ def _draw(config: DictConfig, system: Diffusion) -> None:
     """
     cascade = Cascade([*before(config), system])
     given = _given(config, cascade.stages[0])
-    count = config.count or (100 if given is None or config.input in SPLITS else len(given[0]))
+    count = config.count or (100 if given is None or config.input in SPLITS else given.size)
     asked = _ask(config, cascade.stages[0], count, given)
     cascade.check(asked)
     labels = asked.get("label")
@@ -69,7 +69,7 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     """Data to x_T and back (Song et al., 2021, section 5.4): x_T in an .npz, and the three side by side."""
     given = read(config, system.shape, system)
     chosen = config.label is not None or config.text is not None
-    asked = _ask(config, system, len(given[0]), given) if chosen else batch(given)
+    asked = _ask(config, system, given.size, given) if chosen else batch(given)
     if not chosen and system.denoiser.classes is not None and given.labels is None:
         raise UserError(f"input={config.input} says no labels, and this model needs them; try label=...")
     asked = system.settle(asked)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.output import grid, output
 from ddpm_lab.commands.runs import config as saved_config
-from ddpm_lab.data.splits import Split
+from ddpm_lab.data.splits import Held
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.pictures import save_grid, save_lines
@@ -34,7 +34,7 @@ def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, ex
     data = build(saved_config(config.run), "data")
     out = output(config.out)
     found: list[dict[str, Any]] = []
-    drawn: list[Split] = []
+    drawn: list[Held] = []
     cascade = Cascade([*stages, system])
     first = cascade.stages[0].ask(10, given=data.test)
     common = {"seed": config.seed, "batch_size": config.batch_size}

@@ -20,7 +20,8 @@ from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.callbacks.scatter import Scatter
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
-from ddpm_lab.data.splits import Data
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import Points
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.loggers import finish
 from ddpm_lab.systems.asking import by
@@ -51,7 +52,7 @@ def train(config: DictConfig) -> None:
         raise UserError(
             "codec=autoencoder is for system=diffusion, and nothing else works in latents; try codec=pixels"
         )
-    reach = data.train.at(slice(10_000)).x0.abs().max().item()
+    reach = data.train[0].abs().max().item() if isinstance(data.train, Points) else 1.0
     if isinstance(system, Diffusion) and system.sampler.clip is not None and reach > system.sampler.clip:
         raise UserError(f"sampler.clip={system.sampler.clip:g} would cut this data, which reaches {reach:.3g}; "
                         f"try sampler.clip={math.ceil(reach)}")  # fmt: skip
@@ -73,7 +74,7 @@ def train(config: DictConfig) -> None:
     codec = system.codec if isinstance(system, Diffusion) else None
     where = f", in latents of {by(codec.shape)}" if codec and codec.space else ""
     LOG.info("%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters", data.name,
-             len(data.train[0]), what, shape, where, len(data.test[0]), parameters / 1e6)  # fmt: skip
+             data.train.size, what, shape, where, data.test.size, parameters / 1e6)  # fmt: skip
 
     started = time.perf_counter()
     try:

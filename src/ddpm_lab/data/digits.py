@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_lab.data.splits import Data, Images
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import Images
 
 CAPTIONS = [
     ["zero", "a zero", "null"], ["one", "a one", "eins"], ["two", "a two", "zwei"], ["three", "a three", "drei"],

@@ -7,7 +7,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Data, Images
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import Images
 from ddpm_lab.diffusion.noise import generator
 
 MODES = {1: "L", 3: "RGB"}

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.splits import Data, Points
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import Points
 from ddpm_lab.diffusion.exact import Mixture
 from ddpm_lab.diffusion.noise import generator
 

@@ -1,20 +1,16 @@
-"""Pictures and points held in memory, and the Lightning data module that serves them."""
+"""Pictures and points of one split: held in memory, or left where they are until they are asked for."""
 
-from collections.abc import Iterator, Sequence
-from itertools import count
-from typing import Any, NamedTuple
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-
-from ddpm_lab.diffusion.exact import Mixture
-from ddpm_lab.diffusion.noise import generator
 
 
 class Images(NamedTuple):
-    """Pictures of one split."""
+    """Pictures, in memory."""
 
     pixels: Tensor
     """(N, C, H, W) uint8"""
@@ -26,20 +22,44 @@ class Images(NamedTuple):
         """(N, C, H, W) float32 in [-1, 1]"""
         return self.pixels.float().div_(127.5).sub_(1)
 
+    @property
+    def size(self) -> int:
+        """N"""
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+        return tuple(self.pixels.shape[1:])
+
     def at(self, index: Tensor | slice) -> "Images":
         return Images(self.pixels[index], None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device) -> "Images":
         return Images(self.pixels.to(device), None if self.labels is None else self.labels.to(device))
 
+    def digest(self) -> str:
+        """SHA-256 of all that it holds."""
+        return _digest(self.pixels, self.labels)
+
 
 class Points(NamedTuple):
-    """Points of one split."""
+    """Points, in memory."""
 
     x0: Tensor
     """(N, d) float32"""
     labels: Tensor | None
     """(N,) int64"""
+
+    @property
+    def size(self) -> int:
+        """N"""
+        return len(self.x0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(d,)"""
+        return tuple(self.x0.shape[1:])
 
     def at(self, index: Tensor | slice) -> "Points":
         return Points(self.x0[index], None if self.labels is None else self.labels[index])
@@ -47,8 +67,62 @@ class Points(NamedTuple):
     def to(self, device: torch.device) -> "Points":
         return Points(self.x0.to(device), None if self.labels is None else self.labels.to(device))
 
+    def digest(self) -> str:
+        """SHA-256 of all that it holds."""
+        return _digest(self.x0, self.labels)
 
-Split = Images | Points
+
+class Source(Protocol):
+    """Pictures on disk, in an order that is always the same. It is sent to worker processes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """(C, H, W) uint8"""
+
+    def digest(self) -> str:
+        """What tells it apart from any other content."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Pictures of a source, read when they are asked for."""
+
+    source: Source
+    chosen: Tensor
+    """(N,) int64, which of the source's"""
+    shape: tuple[int, ...]
+    """(C, H, W)"""
+    labels: Tensor | None
+    """(N,) int64"""
+    device: torch.device = torch.device("cpu")
+    """Where what is read is brought"""
+
+    @property
+    def size(self) -> int:
+        """N"""
+        return len(self.chosen)
+
+    def at(self, index: Tensor | slice) -> Images:
+        pixels = torch.stack([self.source[i] for i in self.chosen[index].tolist()])
+        return Images(pixels, None if self.labels is None else self.labels[index]).to(self.device)
+
+    def to(self, device: torch.device) -> "Streamed":
+        return replace(self, device=device)
+
+    def digest(self) -> str:
+        """SHA-256 of what the source says of its content, and of what is taken of it."""
+        return hashlib.sha256((self.source.digest() + _digest(self.chosen, self.labels)).encode()).hexdigest()
+
+
+Held = Images | Points
+"""What is in memory"""
+Split = Images | Points | Streamed
+
+
+def parts(split: Split, size: int) -> Iterator[Held]:
+    """All of it, in order, `size` at a time."""
+    return (split.at(some) for some in torch.arange(split.size).split(size))
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -56,66 +130,13 @@ def to_bytes(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-class Data(L.LightningDataModule):
-    """A training split and a held-out one, resident (on the device, when training), served by index.
-
-    `captions` are what each class is called (None: by its number); `mixture` is the law of the data, where it is known.
-    Raises ValueError where `batch_size` does not fit.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        train: Split,
-        test: Split,
-        *,
-        classes: int | None,
-        batch_size: int,
-        flip: bool = False,
-        seed: int = 0,
-        mixture: Mixture | None = None,
-        captions: Sequence[Sequence[str]] | None = None,
-    ) -> None:
-        super().__init__()
-        if not 1 <= batch_size <= len(train[0]):
-            raise ValueError(f"batch_size must lie in 1..{len(train[0])}, the number of training samples "
-                             f"(got {batch_size}); try batch_size={min(32, len(train[0]))}")  # fmt: skip
-        self.name, self.train, self.test, self.classes, self.mixture = name, train, test, classes, mixture
-        self.batch_size, self.flip, self.seed = batch_size, flip, seed
-        self.captions = captions if captions or classes is None else [[str(label)] for label in range(classes)]
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """What it dictates to a model, by the names of `Spec`."""
-        return {"shape": self.shape, "classes": self.classes, "bin_width": self.bin_width, "captions": self.captions}
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W), or (d,)"""
-        return tuple(self.train[0].shape[1:])
-
-    @property
-    def bin_width(self) -> float | None:
-        """That of the bins that x0 is rounded to, 2 / 255 for bytes; None where it is not rounded."""
-        return 2 / 255 if isinstance(self.train, Images) else None
-
-    def train_dataloader(self) -> "Batches":
-        assert self.trainer is not None  # Lightning attaches itself before it asks
-        return Batches(self.train.to(self.trainer.strategy.root_device), self.batch_size, self.flip, self.seed)
-
-    def val_dataloader(self) -> DataLoader:
-        batches: Any = [batch(self.test.at(index)) for index in torch.arange(len(self.test[0])).split(self.batch_size)]
-        # Lightning takes a bare list for several loaders; a loader without a generator draws from the training stream.
-        return DataLoader(batches, batch_size=None, generator=torch.Generator())
-
-
-def batch(split: Split) -> dict[str, Tensor]:
+def batch(split: Held) -> dict[str, Tensor]:
     """What a model is given: "x0" (B, ...) and, where there are labels, "label" (B,)."""
     return {"x0": split.x0} if split.labels is None else {"x0": split.x0, "label": split.labels}
 
 
-def rows(batch: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-    """Those of `index` (B,)."""
+def rows(batch: dict[str, Tensor], index: Tensor | slice) -> dict[str, Tensor]:
+    """Those of `index`."""
     return {name: value[index] for name, value in batch.items()}
 
 
@@ -124,24 +145,10 @@ def moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-class Batches:
-    """An endless stream of shuffled batches. Epoch e has the order of seed (seed, e); the few samples that do not fill
-    a batch wait for the next epoch's order.
-    """
-
-    def __init__(self, split: Split, batch_size: int, flip: bool, seed: int) -> None:
-        self.split, self.batch_size, self.flip, self.seed = split, batch_size, flip, seed
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        total, device = len(self.split[0]), self.split[0].device
-        for epoch in count():
-            stream = generator(self.seed, epoch)
-            order = torch.randperm(total, generator=stream)
-            coins = torch.rand(total, generator=stream) < 0.5
-            for start in range(0, total - self.batch_size + 1, self.batch_size):
-                places = slice(start, start + self.batch_size)
-                made = batch(self.split.at(order[places].to(device)))
-                if self.flip:
-                    mirrored = coins[places].to(device)[:, None, None, None]
-                    made["x0"] = torch.where(mirrored, made["x0"].flip(-1), made["x0"])
-                yield made
+def _digest(*tensors: Tensor | None) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.cpu().contiguous().numpy().data)
+    return found.hexdigest()

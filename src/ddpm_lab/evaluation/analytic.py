@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Data, batch
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import batch
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.diffusion.variances import Analytic
@@ -26,7 +27,7 @@ def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int 
 
     sums = torch.zeros(steps + 1, dtype=torch.float64)
     all_times = torch.arange(1, steps + 1).repeat(samples)
-    index = torch.randint(len(data.train[0]), (len(all_times),), generator=stream)
+    index = torch.randint(data.train.size, (len(all_times),), generator=stream)
     with evaluating(denoiser):
         for t, some in zip(
             tqdm(all_times.split(256), desc="variance=analytic", leave=False, disable=None),

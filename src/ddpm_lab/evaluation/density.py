@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ddpm_lab.data.splits import Data, Points, batch
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import Points, batch
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.exact import MixtureDenoiser
 from ddpm_lab.diffusion.flow import log_prob

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Data
+from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.exact import GaussianDenoiser, Mixture, MixtureDenoiser, bound, law, optimal_spread
 from ddpm_lab.diffusion.noise import generator

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Data, Split, batch
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import Held, batch
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.likelihood import bound_terms, prior_term
 from ddpm_lab.diffusion.noise import SampleNoise
@@ -40,7 +41,7 @@ def assess_likelihood(
                         f"and {what} have no bins; try metrics=[{instead}]")  # fmt: skip
     times = stops(denoiser.process.steps, steps, spacing)
     pictures = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
-    index = torch.arange(len(pictures[0])).split(batch_size)
+    index = torch.arange(pictures.size).split(batch_size)
     with tqdm(total=len(index) * (len(times) - 1), desc="bits/dim", unit="step", disable=None, leave=False) as bar:
         parts = [_terms(system, denoiser, pictures.at(some), times, clip, SampleNoise(seed, some.tolist()), bar)
                  for some in index]  # fmt: skip
@@ -68,7 +69,7 @@ def assess_likelihood(
 
 
 def _terms(
-    system: Diffusion, denoiser: Denoiser, pictures: Split, times: list[int], clip: float | None, noise: SampleNoise,
+    system: Diffusion, denoiser: Denoiser, pictures: Held, times: list[int], clip: float | None, noise: SampleNoise,
     bar: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """L_T (B,), the terms (K, B) and the mean square errors (K, B)."""

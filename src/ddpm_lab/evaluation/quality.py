@@ -10,7 +10,8 @@ from torch_fidelity.metric_prc import calculate_precision_recall_part
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Data, Images, Split
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import Held, Images
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.evaluation.extractors import Extractor
@@ -45,7 +46,7 @@ class Judge:
         self.features = torch.cat(kept) if thorough else None
 
     @torch.inference_mode()
-    def __call__(self, samples: Iterable[Split]) -> dict[str, float]:
+    def __call__(self, samples: Iterable[Held]) -> dict[str, float]:
         """FID of `samples`, a stream of batches, and the inception score, where the extractor has logits. Where
         pictures have labels that the extractor's classifier knows, also the share of them it names, and the mean over
         classes of the FID within each (Miyato & Koyama, 2018).

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Data, batch, rows
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import batch, rows
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
@@ -53,5 +54,5 @@ def assess_round_trip(
     given = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
     _, _, mse = round_trip(system, denoiser, given.x0, system.settle(batch(given)), batch_size)
     labels = "none" if system.classes is None else "the samples'"
-    protocol = {**system.protocol(), "weights": weights, "split": split, "count": len(given[0]), "labels": labels}
+    protocol = {**system.protocol(), "weights": weights, "split": split, "count": given.size, "labels": labels}
     return {"mse": mse, "protocol": protocol}

@@ -52,7 +52,7 @@ def enlargements(
     """
     if given is None:
         raise UserError("this model enlarges pictures, and none were given")
-    asked = batch(given.at(torch.arange(count) % len(given[0])))
+    asked = batch(given.at(torch.arange(count) % given.size))
     x0 = asked.pop("x0")
     times = x0.shape[2] // small[1] if x0.ndim == 4 else 0
     if tuple(x0.shape[1:]) != (small[0], times * small[1], times * small[2]) or not times:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.splits import Images, Split
+from ddpm_lab.data.splits import Held, Images
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.errors import UserError
 from ddpm_lab.low_res import LowRes
@@ -57,14 +57,14 @@ class Cascade:
 
     def lead(
         self, asked: Batch, count: int, *, seed: int, batch_size: int, bar: "tqdm[NoReturn] | None" = None
-    ) -> tuple[list[Split], Batch]:
+    ) -> tuple[list[Held], Batch]:
         """What `count` samples of the stages before the last are, and what the last is then asked; `asked` is for the
         first.
 
         A sample i of a seed is the same in any company. Without truncation a stage is given pictures in 8 bits, as if
         the stage before had been drawn and saved alone.
         """
-        drawn: list[Split] = []
+        drawn: list[Held] = []
         for (stage, until), following in zip(self._ends(), self.stages[1:], strict=False):
             walks = stage.ends(stage.denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar,
                                until=until)  # fmt: skip

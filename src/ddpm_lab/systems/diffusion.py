@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ddpm_lab.codecs import Codec
 from ddpm_lab.conditioners import Captioned, Spec
-from ddpm_lab.data.splits import Images, Points, Split, moved, rows, to_bytes
+from ddpm_lab.data.splits import Held, Images, Points, Split, moved, rows, to_bytes
 from ddpm_lab.diffusion.condition import Condition, Conditioner
 from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lab.diffusion.noise import Noise, SampleNoise
@@ -178,10 +178,10 @@ class Diffusion(System):
             cond = self.condition(denoiser, asked, torch.zeros_like)
             yield from self.sampler.encode(self.guidance(denoiser), x0, cond)
 
-    def show(self, x: Tensor, labels: Tensor | None) -> Split:
+    def show(self, x: Tensor, labels: Tensor | None) -> Held:
         """Ends of walks, `x` (B, *codec.shape), as what the data is: pictures, or points."""
         x = self.codec.decode(x)
-        split: Split = Points(x, labels) if self.bin_width is None else Images(to_bytes(x), labels)
+        split: Held = Points(x, labels) if self.bin_width is None else Images(to_bytes(x), labels)
         return split.to(self.device)
 
     @torch.inference_mode()
@@ -194,7 +194,7 @@ class Diffusion(System):
         seed: int = 0,
         batch_size: int = 256,
         bar: "tqdm[NoReturn] | None" = None,
-    ) -> Iterator[Split]:
+    ) -> Iterator[Held]:
         """`count` samples of what is `asked` (see `ask`), in batches; `bar` hears of every step."""
         for x, some in self.ends(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar):
             yield self.show(x, some.get("label"))

@@ -1,0 +1,147 @@
+"""The Lightning data module, and the endless stream of batches that training sees."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ddpm_lab.data.splits import Held, Images, Split, Streamed, batch
+from ddpm_lab.diffusion.exact import Mixture
+from ddpm_lab.diffusion.noise import generator
+from ddpm_lab.errors import UserError
+
+
+class Data(L.LightningDataModule):
+    """A training split and a held-out one, served by index: what is in memory is so on the device that trains; what is
+    streamed is read by `workers` processes.
+
+    `batch_size` is that of a step over all processes that train. `captions` are what each class is called (None: by its
+    number); `mixture` is the law of the data, where it is known. Raises ValueError where `batch_size` does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        train: Split,
+        test: Split,
+        *,
+        classes: int | None,
+        batch_size: int,
+        flip: bool = False,
+        seed: int = 0,
+        workers: int = 2,
+        mixture: Mixture | None = None,
+        captions: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= batch_size <= train.size:
+            raise ValueError(f"batch_size must lie in 1..{train.size}, the number of training samples "
+                             f"(got {batch_size}); try batch_size={min(32, train.size)}")  # fmt: skip
+        if not 0 <= workers <= 64:
+            raise ValueError(f"workers are processes that read pictures, 0 to 64 (got {workers}); try 2")
+        self.name, self.train, self.test, self.classes, self.mixture = name, train, test, classes, mixture
+        self.batch_size, self.flip, self.seed, self.workers = batch_size, flip, seed, workers
+        self.captions = captions if captions or classes is None else [[str(label)] for label in range(classes)]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What it dictates to a model, by the names of `Spec`."""
+        return {"shape": self.shape, "classes": self.classes, "bin_width": self.bin_width, "captions": self.captions}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W), or (d,)"""
+        return self.train.shape
+
+    @property
+    def bin_width(self) -> float | None:
+        """That of the bins that x0 is rounded to, 2 / 255 for bytes; None where it is not rounded."""
+        return 2 / 255 if isinstance(self.train, Images | Streamed) else None
+
+    def train_dataloader(self) -> "Batches":
+        trainer = self.trainer
+        assert trainer is not None  # Lightning attaches itself before it asks
+        if self.batch_size % trainer.world_size:
+            fits = -(-self.batch_size // trainer.world_size) * trainer.world_size
+            raise UserError(f"data.batch_size={self.batch_size} is that of all processes together, and "
+                            f"{trainer.world_size} cannot share it; try data.batch_size={fits}")  # fmt: skip
+        return Batches(self.train.to(trainer.strategy.root_device), self.batch_size, self.flip, self.seed,
+                       workers=self.workers, rank=trainer.global_rank, world=trainer.world_size)  # fmt: skip
+
+    def val_dataloader(self) -> DataLoader:
+        """The held-out split in order, each batch whole on every process, which looks at rows of its own."""
+        batches: Any = _Parts(self.test, self.batch_size)
+        workers = self.workers if isinstance(self.test, Streamed) else 0
+        # A loader without a generator draws from the training stream.
+        return DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator(),
+                          timeout=TIMEOUT * (workers > 0))  # fmt: skip
+
+
+TIMEOUT = 300
+"""Seconds that a batch may take to be read"""
+
+
+class _Parts(Dataset):
+    def __init__(self, split: Split, size: int) -> None:
+        self.split, self.index = split, torch.arange(split.size).split(size)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        return batch(self.split.at(self.index[place]))
+
+
+class Batches:
+    """An endless stream of shuffled batches. Epoch e has the order of seed (seed, e); the few samples that do not fill
+    a batch wait for the next epoch's order. Of each batch, process `rank` of `world` has its share of rows, in order.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, flip: bool, seed: int, *, workers: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.split, self.batch_size, self.flip, self.seed = split, batch_size, flip, seed
+        self.workers, self.rank, self.world = workers, rank, world
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        if isinstance(self.split, Streamed):
+            read: Any = DataLoader(_Reads(self.split.to(torch.device("cpu"))), sampler=self._chosen(),
+                                   batch_size=None, num_workers=self.workers, generator=torch.Generator(),
+                                   timeout=TIMEOUT * (self.workers > 0), prefetch_factor=4 if self.workers else None,
+                                   pin_memory=self.split.device.type == "cuda")  # fmt: skip
+            return (self._made(held.to(self.split.device), coins) for held, coins in read)
+        device = self.split[0].device
+        return (self._made(self.split.at(index.to(device)), coins) for index, coins in self._chosen())
+
+    def _chosen(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The numbers of the samples of each batch of this process, and which of them are mirrored."""
+        mine = self.batch_size // self.world
+        for epoch in count():
+            stream = generator(self.seed, epoch)
+            order = torch.randperm(self.split.size, generator=stream)
+            coins = torch.rand(self.split.size, generator=stream) < 0.5
+            for start in range(0, self.split.size - self.batch_size + 1, self.batch_size):
+                places = slice(start + self.rank * mine, start + (self.rank + 1) * mine)
+                yield order[places], coins[places]
+
+    def _made(self, held: Held, coins: Tensor) -> dict[str, Tensor]:
+        made = batch(held)
+        if self.flip:
+            mirrored = coins.to(made["x0"].device)[:, None, None, None]
+            made["x0"] = torch.where(mirrored, made["x0"].flip(-1), made["x0"])
+        return made
+
+
+class _Reads(Dataset):
+    """What worker processes do."""
+
+    def __init__(self, split: Streamed) -> None:
+        self.split = split
+
+    def __getitem__(self, chosen: tuple[Tensor, Tensor]) -> tuple[Images, Tensor]:
+        index, coins = chosen
+        return self.split.at(index), coins
