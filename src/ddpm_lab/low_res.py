@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm_lab.conditioners import Spec, share
 from ddpm_lab.diffusion.condition import Condition, Conditioner, Noise
+from ddpm_lab.diffusion.noise import uniform
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.errors import UserError
 
@@ -73,8 +74,8 @@ class LowRes(Conditioner):
         else:
             level = torch.full((len(z),), self.level, device=z.device)
             if self.training:
-                level = self.highest * torch.rand_like(level)
-                z = z if self.blur is None else _blurred(z, *self.blur)
+                level = self.highest * uniform(noise, level)
+                z = z if self.blur is None else _blurred(z, self.blur, uniform(noise, level), uniform(noise, level))
             angle = per_pixel(math.pi / 2 * level, z)
             noisy = angle.cos() * z + angle.sin() * noise(z)
         image = F.interpolate(noisy, scale_factor=float(self.factor), mode="bilinear")
@@ -87,10 +88,10 @@ class LowRes(Conditioner):
         return batch["low_res"] if "low_res" in batch else F.avg_pool2d(batch["x0"], self.factor)
 
 
-def _blurred(x: Tensor, low: float, high: float) -> Tensor:
-    """(B, C, H, W), of which half has been through a Gaussian filter of 3x3 pixels."""
-    chance, std = torch.rand(2, len(x), device=x.device)
-    std = low + (high - low) * std
+def _blurred(x: Tensor, stds: Sequence[float], chance: Tensor, share: Tensor) -> Tensor:
+    """(B, C, H, W), of which half has been through a Gaussian filter of 3x3 pixels, by two numbers in [0, 1) each."""
+    low, high = stds
+    std = low + (high - low) * share
     side = per_pixel((chance < 0.5) * torch.exp(-1 / (2 * std**2)), x)
     for axis in (2, 3):
         near = F.pad(x, (1, 1, 1, 1), mode="replicate").narrow(5 - axis, 1, x.shape[5 - axis])

@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import datamodule, log
@@ -19,6 +20,7 @@ class Density(L.Callback):
         self.count = count
         self.result: dict[str, Any] = {}
 
+    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         weights, denoiser = best(trainer, pl_module)
         self.result = assess_density(

@@ -48,14 +48,14 @@ class Losses(L.Callback):
             self.parts[name] = self.parts.get(name, 0) + part.detach().mean()
         self.batches += 1
         if self.batches == self.every:
-            self._report(trainer, len(losses), isinstance(pl_module, System))
+            self._report(trainer, len(losses) * trainer.world_size, isinstance(pl_module, System))
             self._restart(pl_module.device)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        if self.curves:
+        if self.curves and trainer.is_global_zero:
             file = Path(trainer.default_root_dir) / "pictures" / "losses.png"
             timed = " (q1 to q4: quarters of the times t, q1 nearest the data)" if isinstance(pl_module, System) else ""
             save_curves(self.curves, file, x=f"step{timed}")
@@ -68,12 +68,15 @@ class Losses(L.Callback):
         """Sum of weighted losses and of weights, by quarter."""
 
     def _report(self, trainer: L.Trainer, batch_size: int, timed: bool) -> None:
-        sums, counts = self.sums.tolist()  # on a GPU this waits for the last batch, so the clock is read after it
+        sums, counts = trainer.strategy.reduce(
+            self.sums, reduce_op="sum"
+        ).tolist()  # on a GPU this waits for the last batch, so the clock is read after it
         seconds = time.perf_counter() - self.since
         quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in range(4) if timed and counts[q]}
         losses = {"train/loss": sum(sums) / sum(counts), **quarters}
         for name, value in losses.items():
             self.curves[name].append((trainer.global_step, value))
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        parts = {f"train/{name}": value.item() / self.batches for name, value in self.parts.items()}
+        parts = {f"train/{name}": trainer.strategy.reduce(value, reduce_op="mean").item() / self.batches
+                 for name, value in self.parts.items()}  # fmt: skip
         log(trainer, {**losses, **parts, "lr": rate, "images_per_second": self.batches * batch_size / seconds})

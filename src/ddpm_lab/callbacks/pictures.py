@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import datamodule, log_picture
@@ -33,6 +34,7 @@ class Pictures(L.Callback):
         self._grid(trainer, pl_module)
         self._path(trainer, pl_module)
 
+    @rank_zero_only
     def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
         count = self.rows * self.columns
@@ -41,6 +43,7 @@ class Pictures(L.Callback):
         file = self._place(trainer) / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_grid(pixels, file, self.columns))
 
+    @rank_zero_only
     @torch.inference_mode()
     def _path(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)

@@ -25,7 +25,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step",
-                        disable=not self._enabled, dynamic_ncols=True,
+                        disable=not (self._enabled and trainer.is_global_zero), dynamic_ncols=True,
                         mininterval=0.5 if sys.stderr.isatty() else 10)  # fmt: skip
 
     def on_train_batch_end(

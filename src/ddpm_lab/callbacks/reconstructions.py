@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -51,6 +52,7 @@ class Reconstructions(L.Callback):
             self._drawn = step
             self._draw(trainer, pl_module)
 
+    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem) -> None:
         self._draw(trainer, pl_module)
         test = datamodule(trainer).test.to(pl_module.device)
@@ -58,6 +60,7 @@ class Reconstructions(L.Callback):
         self.result = self._measure(test, pl_module)
         log(trainer, {f"quality/{name}": value for name, value in self.result.items()})
 
+    @rank_zero_only
     def _draw(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
         x = datamodule(trainer).test.at(slice(self.rows * self.columns)).x0.to(system.device)
         columns = min(self.columns, len(x))

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import datamodule, log_picture
@@ -32,6 +33,7 @@ class Scatter(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         self._draw(trainer, pl_module)
 
+    @rank_zero_only
     @torch.inference_mode()
     def _draw(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)

@@ -1,12 +1,14 @@
 """The door: composes the configuration and hands it to a verb. Nothing heavy is imported before that is done."""
 
 import hashlib
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_lab.commands import refusals, runs
 from ddpm_lab.commands.cells import literal
 from ddpm_lab.errors import CellsFailed, UserError
+from ddpm_lab.ranks import first
 
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
@@ -142,7 +145,8 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])
         OmegaConf.register_new_resolver("slug", slug, replace=True)
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
+        with _apart():
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
     except UserError as error:
         refused.append(_tell(str(error)))
     except KeyboardInterrupt:
@@ -158,6 +162,18 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         refused.append(_tell(f"{error.filename} cannot be made a folder ({error.strerror})"))
     if refused or failed:
         sys.exit(2 if refused else 1)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Of several processes of one run, all but the first write and log nothing: Hydra gives them an empty folder."""
+    if first():
+        yield
+        return
+    logging.disable(logging.INFO)
+    with TemporaryDirectory() as folder:
+        sys.argv.append(f"hydra.run.dir={folder}")
+        yield
 
 
 def _tell(message: str) -> str:

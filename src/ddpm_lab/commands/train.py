@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.callbacks.density import Density
@@ -24,6 +25,7 @@ from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Points
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.loggers import finish
+from ddpm_lab.ranks import first
 from ddpm_lab.systems.asking import by
 from ddpm_lab.systems.autoencoder import AutoencoderSystem
 from ddpm_lab.systems.classifier import ClassifierSystem
@@ -62,12 +64,13 @@ def train(config: DictConfig) -> None:
         with naming("codec"):
             system.codec.to(trainer.strategy.root_device).measure(data.train)
     run = Path(config.trainer.default_root_dir)
-    run.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run / "config.yaml")
-    trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(settings)
+    if first():
+        run.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, run / "config.yaml")
+        trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
     parameters = sum(parameter.numel() for parameter in system.parameters())
     shape = by(data.shape)
     what = "points" if data.bin_width is None else "pictures"
@@ -83,6 +86,8 @@ def train(config: DictConfig) -> None:
     finally:
         finish()
     seconds = time.perf_counter() - started
+    if not first():
+        return
 
     quality = _result(callbacks, Quality)
     density = _result(callbacks, Density)
@@ -128,8 +133,8 @@ def _result(callbacks: dict[str, Callback], kind: type[Quality | Density | Recon
 def _check(config: DictConfig, trainer: Trainer) -> None:
     """What Lightning would take and we cannot."""
     at_least(config, {"trainer.max_steps": 1})
-    if trainer.world_size > 1:
-        raise UserError(f"trainer.devices={config.trainer.devices} is more than one device; try trainer.devices=1")
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        raise UserError(f"trainer.devices={config.trainer.devices} is more than one device; try trainer=ddp")
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={trainer.precision} would lose the float64 tables, or clip gradients that "
                         "are scaled; try 32-true or bf16-mixed")  # fmt: skip

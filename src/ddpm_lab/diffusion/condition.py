@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.noise import Noise
+from ddpm_lab.diffusion.noise import Noise, uniform
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Condition:
         """One of the things that it says; None: it says nothing."""
         return next((said for said in (self.label, self.context, self.image) if said is not None), None)
 
-    def drop(self, p: float) -> "Condition":
+    def drop(self, p: float, noise: Noise = torch.randn_like) -> "Condition":
         """With each row dropped with probability `p` (Ho & Salimans, 2022, algorithm 1)."""
         if self.said is None or p == 0:
             return self
-        return replace(self, dropped=torch.rand(len(self.said), device=self.said.device) < p)
+        return replace(self, dropped=uniform(noise, torch.empty(len(self.said), device=self.said.device)) < p)
 
     def null(self) -> "Condition":
         """With every row dropped."""

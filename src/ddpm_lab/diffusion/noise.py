@@ -31,3 +31,37 @@ class SampleNoise:
         """(B, ...) in the shape, type and place of `like`, whose rows are the samples."""
         drawn = torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in self.generators])
         return drawn.to(like, non_blocking=True)
+
+
+class BatchNoise:
+    """Random numbers for some rows of a batch, like `torch.randn_like`. They are drawn for the whole batch from one
+    stream and the others thrown away, so that what training meets does not depend on how many processes share a batch.
+
+    `before` and `after` are the numbers of the others' rows; `stream` None is torch's own.
+    """
+
+    def __init__(self, before: int, after: int, stream: torch.Generator | None = None) -> None:
+        self.before, self.after, self.stream = before, after, stream
+
+    def __call__(self, like: Tensor) -> Tensor:
+        return self._rows(torch.randn, like)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """In [0, 1)"""
+        return self._rows(torch.rand, like)
+
+    def _rows(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
+        size = self.before + len(like) + self.after
+        drawn = draw(size, *like.shape[1:], dtype=like.dtype, device=like.device, generator=self.stream)
+        return drawn.narrow(0, self.before, len(like))
+
+
+def uniform(noise: Noise, like: Tensor) -> Tensor:
+    """Numbers in [0, 1) like a tensor, from where `noise` comes from in training."""
+    return noise.uniform(like) if isinstance(noise, BatchNoise) else torch.rand_like(like)
+
+
+def coin(noise: Noise) -> bool:
+    """The same for the whole batch, from where `noise` comes from in training."""
+    stream = noise.stream if isinstance(noise, BatchNoise) else None
+    return bool(torch.rand((), generator=stream, device=stream.device if stream else "cpu") < 0.5)

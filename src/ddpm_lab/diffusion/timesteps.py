@@ -14,8 +14,8 @@ class TimeSampler(nn.Module, ABC):
         self.steps = steps
 
     @abstractmethod
-    def forward(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Times (size,) int64 in 1..T and their weights (size,)."""
+    def forward(self, size: int, device: torch.device, stream: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Times (size,) int64 in 1..T and their weights (size,), from `stream` (None: torch's own)."""
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
         """Hears the losses (B,) at times t (B,), unweighted."""
@@ -24,8 +24,10 @@ class TimeSampler(nn.Module, ABC):
 class Uniform(TimeSampler):
     """Each time alike, independently."""
 
-    def forward(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        return torch.randint(1, self.steps + 1, (size,), device=device), torch.ones(size, device=device)
+    def forward(self, size: int, device: torch.device, stream: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        return torch.randint(1, self.steps + 1, (size,), device=device, generator=stream), torch.ones(
+            size, device=device
+        )
 
 
 class Stratified(TimeSampler):
@@ -33,8 +35,9 @@ class Stratified(TimeSampler):
     Kingma et al., 2021, appendix I.1). The batch's loss varies less.
     """
 
-    def forward(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        places = (torch.rand(1, dtype=torch.float64, device=device) + torch.arange(size, device=device) / size) % 1
+    def forward(self, size: int, device: torch.device, stream: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        offset = torch.rand(1, dtype=torch.float64, device=device, generator=stream)
+        places = (offset + torch.arange(size, device=device) / size) % 1
         return 1 + (places * self.steps).long(), torch.ones(size, device=device)
 
 
@@ -70,9 +73,9 @@ class Importance(TimeSampler):
         ready = (self.heard[1:].min() >= self.history) & (size.sum() > 0)
         return torch.where(ready, learned, 1 / self.steps)
 
-    def forward(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def forward(self, size: int, device: torch.device, stream: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         law = self.law()
-        t = torch.multinomial(law, size, replacement=True)
+        t = torch.multinomial(law, size, replacement=True, generator=stream)
         return t + 1, (1 / (self.steps * law[t])).float()
 
     @torch.no_grad()

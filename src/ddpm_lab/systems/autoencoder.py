@@ -73,7 +73,7 @@ class AutoencoderSystem(Learner):
         return parts, found
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
-        parts, found = self.losses(batch["x0"])
+        parts, found = self.losses(batch["x0"], self.noise(len(batch["x0"])))
         losses = total(parts)
         loss = losses.mean()
         if self.discriminator is not None and self.trainer.global_step >= self.start:
@@ -105,11 +105,11 @@ class AutoencoderSystem(Learner):
             return self.autoencoder.decode(passed.z).clamp(-1, 1), passed.codes
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        x = batch["x0"]
+        x = batch["x0"][self.share(len(batch["x0"]))]
         parts, found = self.losses(x, torch.zeros_like)
-        found = found.clamp(-1, 1)
-        self.log("val/loss", total(parts).mean(), batch_size=len(x))
-        self.log("val/psnr", peak_signal_noise_ratio(found, x, (-1.0, 1.0), dim=(1, 2, 3)), batch_size=len(x))
+        psnr = peak_signal_noise_ratio(found.clamp(-1, 1), x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3))
+        self.watch("val/loss", total(parts))
+        self.watch("val/psnr", psnr)
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         return [("train", f"codec=autoencoder codec.run={run}")]

@@ -13,6 +13,7 @@ from ddpm_lab.data.splits import Held, Images
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.errors import UserError
 from ddpm_lab.low_res import LowRes
+from ddpm_lab.ranks import everyones, mine
 from ddpm_lab.systems.asking import by
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
@@ -51,9 +52,9 @@ class Cascade:
                                 "train that stage with conditioner.label=false")  # fmt: skip
 
     def steps(self, count: int, batch_size: int) -> int:
-        """How many there are in drawing `count` samples in batches."""
+        """How many this process takes in drawing `count` samples in batches."""
         each = [len(stage.sampler.times(stage.process.steps, until)) - 1 for stage, until in self._ends()]
-        return sum(each) * math.ceil(count / batch_size)
+        return sum(each) * len(mine(range(math.ceil(count / batch_size))))
 
     def lead(
         self, asked: Batch, count: int, *, seed: int, batch_size: int, bar: "tqdm[NoReturn] | None" = None
@@ -68,8 +69,9 @@ class Cascade:
         for (stage, until), following in zip(self._ends(), self.stages[1:], strict=False):
             walks = stage.ends(stage.denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar,
                                until=until)  # fmt: skip
-            ends = [(x, stage.show(x, None)[0]) for x, _ in walks]
-            x, shown = (torch.cat(parts) for parts in zip(*ends, strict=True))
+            ends = everyones([x.cpu() for x, _ in walks])
+            x = torch.cat(ends).to(stage.device)
+            shown = torch.cat([stage.show(some.to(stage.device), None)[0] for some in ends])
             label = asked.get("label")
             drawn.append(Images(shown, None if label is None else label.to(shown.device)))
             asked = following.ask(count, given=drawn[-1])

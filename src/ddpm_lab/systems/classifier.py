@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddpm_lab.conditioners import Spec
 from ddpm_lab.diffusion.classifier import Classifier
+from ddpm_lab.diffusion.noise import Noise
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.timesteps import TimeSampler
 from ddpm_lab.errors import UserError, naming
@@ -48,23 +49,21 @@ class ClassifierSystem(System):
         self.look_at(timesteps)
         self.learn_by(optimizer, lr_schedule)
 
-    def answers(self, batch: Batch, t: Tensor) -> Tensor:
+    def answers(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Tensor:
         """log p(y | x_t), (B, classes), at one draw of x_t."""
-        return self.classifier(self.process.diffuse(batch["x0"], torch.randn_like(batch["x0"]), t), t)
+        return self.classifier(self.process.diffuse(batch["x0"], noise(batch["x0"]), t), t)
 
-    def losses(self, batch: Batch, t: Tensor) -> Tensor:
-        return F.nll_loss(self.answers(batch, t), batch["label"], reduction="none")
+    def losses(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Tensor:
+        return F.nll_loss(self.answers(batch, t, noise), batch["label"], reduction="none")
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        with self.held_out(batch, index) as t:
-            log_p = self.answers(batch, t)
-        right = (log_p.argmax(1) == batch["label"]).float()
-        self.log("val/loss", F.nll_loss(log_p, batch["label"]), batch_size=len(t))
-        self.log("val/accuracy", right.mean(), batch_size=len(t))
+        with self.held_out(batch, index) as (mine, t, noise):
+            log_p = self.answers(mine, t, noise)
+        right = (log_p.argmax(1) == mine["label"]).float()
+        self.watch("val/loss", F.nll_loss(log_p, mine["label"], reduction="none"))
+        self.watch("val/accuracy", right)
         for q in range(4):
-            mine = (t - 1) * 4 // self.process.steps == q
-            if count := int(mine.sum()):
-                self.log(f"val/accuracy_q{q + 1}", right[mine].mean(), batch_size=count)
+            self.watch(f"val/accuracy_q{q + 1}", right[(t - 1) * 4 // self.process.steps == q])
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         return [("sample", f"run=DIR guidance=classifier guidance.classifier.run={run} guidance.scale=1")]

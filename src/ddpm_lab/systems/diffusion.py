@@ -14,7 +14,7 @@ from ddpm_lab.conditioners import Captioned, Spec
 from ddpm_lab.data.splits import Held, Images, Points, Split, moved, rows, to_bytes
 from ddpm_lab.diffusion.condition import Condition, Conditioner
 from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
-from ddpm_lab.diffusion.noise import Noise, SampleNoise
+from ddpm_lab.diffusion.noise import Noise, SampleNoise, coin
 from ddpm_lab.diffusion.objectives import Draw, Objective
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
@@ -23,6 +23,7 @@ from ddpm_lab.diffusion.timesteps import TimeSampler
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.errors import UserError, choice, naming
 from ddpm_lab.low_res import LowRes
+from ddpm_lab.ranks import mine
 from ddpm_lab.systems import asking
 from ddpm_lab.systems.hearing import check_hearing
 from ddpm_lab.systems.training import Batch, System, evaluating
@@ -100,25 +101,24 @@ class Diffusion(System):
                 )
         self.guidance, self.sampler = guidance, sampler
 
-    def draw(self, batch: Batch, t: Tensor) -> Draw:
+    def draw(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Draw:
         """A noised batch: x_t = signal_t x_0 + noise_t eps at times t (B,), some conditions dropped."""
-        x0 = self.codec.encode(batch["x0"])
-        eps = torch.randn_like(x0)
+        x0 = self.codec.encode(batch["x0"], noise)
+        eps = noise(x0)
         conditioner = self.denoiser.conditioner
-        cond = conditioner(batch).drop(conditioner.dropout)
+        cond = conditioner(batch, noise).drop(conditioner.dropout, noise)
         x_t = self.denoiser.process.diffuse(x0, eps, t)
-        if self.denoiser.recalls and torch.rand(()) < 0.5:  # Chen et al., 2023, algorithm 1
+        if self.denoiser.recalls and coin(noise):  # Chen et al., 2023, algorithm 1
             with torch.no_grad():
                 cond = replace(cond, previous=self.sampler.guess(self.denoiser, x_t, t, cond).x0)
         return Draw(x0, eps, x_t, t, cond, self.codec.bin_width)
 
-    def losses(self, batch: Batch, t: Tensor) -> Tensor:
-        return self.objective(self.denoiser, self.draw(batch, t))
+    def losses(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Tensor:
+        return self.objective(self.denoiser, self.draw(batch, t, noise))
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        with self.held_out(batch, index) as t:
-            losses = self.losses(batch, t)
-        self.log("val/loss", losses.mean(), batch_size=len(losses))
+        with self.held_out(batch, index) as drawn:
+            self.watch("val/loss", self.losses(*drawn))
 
     def ask(
         self,
@@ -195,7 +195,9 @@ class Diffusion(System):
         batch_size: int = 256,
         bar: "tqdm[NoReturn] | None" = None,
     ) -> Iterator[Held]:
-        """`count` samples of what is `asked` (see `ask`), in batches; `bar` hears of every step."""
+        """`count` samples of what is `asked` (see `ask`), in batches; several processes take turns. `bar` hears
+        of every step.
+        """
         for x, some in self.ends(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar):
             yield self.show(x, some.get("label"))
 
@@ -212,7 +214,7 @@ class Diffusion(System):
         until: int = 0,
     ) -> Iterator[tuple[Tensor, Batch]]:
         """The x of `sample` at time `until`, (B, *codec.shape), with what it was asked to be."""
-        for samples in torch.arange(count).split(batch_size):
+        for samples in mine(torch.arange(count).split(batch_size)):
             some, x = rows(asked, samples), torch.empty(0)
             walk = self.walk(denoiser, samples.tolist(), some, seed, until)
             for steps, (_, x) in enumerate(walk):  # noqa: B007 (the last is the end)
