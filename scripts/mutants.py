@@ -129,7 +129,7 @@ MUTANTS = [
     Mutant("importance: ranks learn alone", "diffusion/timesteps.py",
            "and torch.distributed.is_initialized()", "and False", "timesteps"),
     Mutant("stratified: no random offset", "diffusion/timesteps.py",
-           "torch.rand(1, dtype=torch.float64, device=device) +", "", "timesteps"),
+           "places = (offset + torch", "places = (torch", "timesteps"),
     # The bound
     Mutant("nats for bits", "diffusion/likelihood.py",
            "return nats.flatten(1).mean(1) / math.log(2)", "return nats.flatten(1).mean(1)", "likelihood"),
@@ -238,7 +238,7 @@ MUTANTS = [
     Mutant("keys for values", "networks/layers.py",
            "k, v = self.kv(told.context)", "v, k = self.kv(told.context)", "networks"),
     Mutant("the guess before is always told in training", "systems/diffusion.py",
-           "torch.rand(()) < 0.5", "torch.rand(()) < 1.5", "system"),
+           "and coin(noise)", "", "system"),
     Mutant("gradients through the guess before", "systems/diffusion.py",
            "with torch.no_grad():", "with torch.enable_grad():", "system"),
     Mutant("the guess before is forgotten at sampling", "diffusion/samplers.py",
@@ -250,11 +250,13 @@ MUTANTS = [
     Mutant("DiT: x for y in the places", "networks/dit.py",
            "for place in (x, y)", "for place in (x, x)", "networks"),
     # Judging
-    Mutant("features of the samples before are kept", "evaluation/quality.py",
-           "metric.reset()  # of the samples before", "pass", "quality"),
-    Mutant("FID within a class over all classes", "evaluation/quality.py",
+    Mutant("features of the samples before are kept", "evaluation/judge.py",
+           "sums = {label: self._sums(BLOCKS if label < 0 else 1) for label in self.reference}",
+           "sums = self.__dict__.setdefault('old', {label: self._sums(BLOCKS if label < 0 else 1)\n"
+           "                                                for label in self.reference})", "quality"),
+    Mutant("FID within a class over all classes", "evaluation/judge.py",
            "features[labels == label]", "features[labels >= 0]", "quality"),
-    Mutant("recall for precision", "evaluation/quality.py",
+    Mutant("recall for precision", "evaluation/judge.py",
            'found["precision"], found["recall"] =', 'found["recall"], found["precision"] =', "quality"),
     Mutant("all values are drawn alike", "evaluation/quality.py",
            "        way()\n", "        pass\n", "quality"),
@@ -303,9 +305,9 @@ MUTANTS = [
     Mutant("a blur along one axis", "low_res.py", "for axis in (2, 3):", "for axis in (2,):", "conditioners"),
     # Metrics of the papers' tables
     Mutant("inception score: against the uniform law, not that of y", "evaluation/inception_score.py",
-           "xlogy(q, q.mean(0))", "xlogy(q, q.mean())", "quality"),
-    Mutant("inception score: a mean of exps", "evaluation/inception_score.py",
-           "kl.sum(1).mean().exp()", "kl.sum(1).exp().mean()", "quality"),
+           "xlogy(mean[:, :-1], mean[:, :-1]).sum(1)", "xlogy(mean[:, :-1], mean[:, :-1].mean()).sum(1)", "quality"),
+    Mutant("inception score: a mean before the exp", "evaluation/inception_score.py",
+           ".exp().mean().item()", ".mean().exp().item()", "quality"),
     Mutant("a round trip on data in [-1, 1]", "evaluation/round_trip.py",
            "((decoded - data) / 2)", "((decoded - data) / 1)", "evaluation"),
     # Sweeps and reports

@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -48,6 +49,12 @@ def pretrained(tmp_path_factory):
     transformers.BertModel(shape).save_pretrained(where)
     transformers.BertTokenizer(str(where / "vocab.txt")).save_pretrained(where)
     return where
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Statistics that an earlier version of the code kept are not found."""
+    os.environ["DDPM_LAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from ddpm_lab.commands import runs
 from ddpm_lab.commands.build import build
 from ddpm_lab.data.splits import Images, to_bytes
 from ddpm_lab.evaluation.extractors import digits
-from ddpm_lab.evaluation.quality import Judge
+from ddpm_lab.evaluation.judge import Judge, numbered
 
 SMALL = ("trainer=debug", "logger=csv", "model.channels=8", "callbacks.losses.every=5", "data.batch_size=16")
 
@@ -61,7 +61,7 @@ def test_what_it_measures_is_what_it_says(made):
     metrics = json.loads((made / "kl" / "metrics.json").read_text())
     assert metrics["psnr"] == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), abs=1e-3)
     judge = Judge(digits(), data.test)
-    assert metrics["rfid"] == pytest.approx(judge([Images(to_bytes(found), None)])["fid"], rel=1e-3)
+    assert metrics["rfid"] == pytest.approx(judge(numbered(Images(to_bytes(found), None)), len(found))["fid"], rel=1e-3)
     assert metrics["training"]["val_loss"] == pytest.approx((found - data.test.x0).abs().mean().item(), rel=0.2)
     columns = (made / "kl" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/l1", "train/penalty"} <= {*columns}

@@ -56,5 +56,5 @@ class Quality(L.Callback):
         weights, denoiser = best(trainer, system)
         self.result = next(assess(system, denoiser, datamodule(trainer), self.extractor, weights=weights, split="train",
                                   count=self.count, seed=0, batch_size=self.batch_size))  # fmt: skip
-        logged = ("fid", "fid_within", "recognised")
+        logged = ("fid", "fid_infinity", "fid_within", "recognised")
         log(trainer, {f"quality/{name}": self.result[name] for name in logged if name in self.result})

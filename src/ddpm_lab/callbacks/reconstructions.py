@@ -14,8 +14,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from ddpm_lab.callbacks.log import datamodule, log, log_picture
 from ddpm_lab.data.splits import Images, batch, to_bytes
 from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.evaluation.judge import Judge, numbered
 from ddpm_lab.evaluation.pictures import save_grid
-from ddpm_lab.evaluation.quality import Judge
 from ddpm_lab.systems.autoencoder import AutoencoderSystem
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Reconstructions(L.Callback):
                 raise ValueError(f"{name} must be at least 1 (got {value})")
         self.find, self.every, self.rows, self.columns = extractor, every, rows, columns
         self.extractor: Extractor | None = None
-        self.result: dict[str, float] = {}
+        self.result: dict[str, Any] = {}
         self._drawn = 0
 
     def setup(self, trainer: L.Trainer, pl_module: AutoencoderSystem, stage: str) -> None:
@@ -58,7 +58,7 @@ class Reconstructions(L.Callback):
         test = datamodule(trainer).test.to(pl_module.device)
         assert isinstance(test, Images)  # the system refuses points
         self.result = self._measure(test, pl_module)
-        log(trainer, {f"quality/{name}": value for name, value in self.result.items()})
+        log(trainer, {f"quality/{name}": value for name, value in self.result.items() if name != "standard_error"})
 
     @rank_zero_only
     def _draw(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
@@ -70,17 +70,20 @@ class Reconstructions(L.Callback):
         pixels = to_bytes(torch.cat([half for pair in pairs for half in pair]))
         log_picture(trainer, "reconstructions", save_grid(pixels, file, columns))
 
-    def _measure(self, test: Images, system: AutoencoderSystem) -> dict[str, float]:
+    def _measure(self, test: Images, system: AutoencoderSystem) -> dict[str, Any]:
         parts = [system.reconstruct(batch(test.at(some))["x0"])
                  for some in torch.arange(test.size).split(500)]  # fmt: skip
         found = torch.cat([part[0] for part in parts])
-        result = {"psnr": float(peak_signal_noise_ratio(found, test.x0, (-1.0, 1.0), dim=(1, 2, 3)))}
+        result: dict[str, Any] = {"psnr": float(peak_signal_noise_ratio(found, test.x0, (-1.0, 1.0), dim=(1, 2, 3)))}
         if min(found.shape[2:]) > WINDOW:
             ssim = structural_similarity_index_measure(found, test.x0, data_range=(-1.0, 1.0))
             assert isinstance(ssim, Tensor)  # with the picture of it, only if asked
             result["ssim"] = ssim.item()
         if self.extractor is not None:
-            result["rfid"] = Judge(self.extractor, test)([Images(to_bytes(part[0]), None) for part in parts])["fid"]
+            judge = Judge(self.extractor, test, device=system.device)
+            made = Images(torch.cat([to_bytes(part[0]) for part in parts]), None)
+            rfid = judge(numbered(made), made.size)
+            result |= {"rfid": rfid["fid"], "standard_error": {"rfid": rfid["standard_error"].get("fid")}}
         if system.autoencoder.bottleneck.codes is not None:
             codes = [part[1].flatten() for part in parts if part[1] is not None]
             result["codes_used"] = torch.cat(codes).unique().numel() / system.autoencoder.bottleneck.codes

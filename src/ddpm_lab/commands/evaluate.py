@@ -21,7 +21,8 @@ from ddpm_lab.evaluation.round_trip import assess_round_trip
 from ddpm_lab.systems.cascade import Cascade
 
 LOG = logging.getLogger(__name__)
-METRICS = ("fid", "prc", "nll", "density", "round_trip")
+METRICS = ("fid", "kid", "prc", "nll", "density", "round_trip")
+THOROUGH = ("kid", "prc")
 
 
 def evaluate(config: DictConfig) -> None:
@@ -34,7 +35,7 @@ def evaluate(config: DictConfig) -> None:
     Cascade(stages)
     system = stages.pop()
     metrics = config.metrics or (["density"] if system.bin_width is None else ["fid"])
-    judged = config.against is not None or not {"fid", "prc"}.isdisjoint(metrics)
+    judged = config.against is not None or not {"fid", *THOROUGH}.isdisjoint(metrics)
     if judged:
         if system.bin_width is None:
             raise UserError("metrics=[fid] judges pictures, and this run drew points; try metrics=[density]")
@@ -69,8 +70,8 @@ def evaluate(config: DictConfig) -> None:
         rows += density_rows(result["density"])
     if judged:
         result |= next(assess(system, system.denoiser, data, extractor, **common, before=stages,
-                              thorough="prc" in metrics, split=config.split, count=config.count, seed=config.seed,
-                              batch_size=config.batch_size))  # fmt: skip
+                              thorough={*THOROUGH} & {*metrics}, split=config.split, count=config.count,
+                              seed=config.seed, batch_size=config.batch_size))  # fmt: skip
         rows += quality_rows(result)
     out = output(config.out)
     (out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -88,7 +89,7 @@ def _check(config: DictConfig) -> None:
     if config.against is not None and metrics is not None:
         raise UserError(f"metrics={metrics} cannot be chosen with against={config.against}, which measures FID, "
                         "precision and recall; try metrics=null")  # fmt: skip
-    if config.cascade is not None and not {"fid", "prc"} >= {*(metrics or [])}:
+    if config.cascade is not None and not {"fid", *THOROUGH} >= {*(metrics or [])}:
         raise UserError(f"metrics={metrics} looks at one model, and cascade={config.cascade} has several; try "
                         "metrics=[fid], or run=DIR")  # fmt: skip
     if config.against is None and config["values"] is not None:
@@ -97,7 +98,7 @@ def _check(config: DictConfig) -> None:
         if (split := OmegaConf.select(config, key)) not in ("train", "test"):
             raise UserError(f"{key}={split} is not one of train, test")
     counts = [key for key in ("nll.count", "round_trip.count") if OmegaConf.select(config, key) is not None]
-    thorough = config.against is not None or "prc" in (metrics or [])
+    thorough = config.against is not None or not {*THOROUGH}.isdisjoint(metrics or [])
     at_least(
         config,
         {"count": 4 if thorough else 2, "batch_size": 1, "seed": 0, "density.count": 2} | dict.fromkeys(counts, 2),

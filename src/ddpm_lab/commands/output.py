@@ -1,6 +1,7 @@
 """What the verbs say on the terminal."""
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,14 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.quality.assess` found, with what it must be compared with."""
     real, noise, protocol = result["real"], result["noise"], result["protocol"]
     others = f"held-out pictures {real['fid']:.3g}, noise {noise['fid']:.3g} (features: {protocol['extractor']})"
-    rows = [("FID", f"{result['fid']:.3g}", others)]
+    errors = result["standard_error"]
+    few = [f"{name} {protocol[key]} pictures" for name, key in (("only", "count"), ("compared with only", "data_count"))
+           if protocol[key] <= protocol["features"]]  # fmt: skip
+    if few:  # their covariance is singular, and FID mostly its bias
+        others = f"{' and '.join(few)}, for {protocol['features']} features: too few to say much; {others}"
+    rows = [("FID", _with(result["fid"], errors.get("fid")), others)]
+    if "fid_infinity" in result and not few:
+        rows.append(("FID, n -> inf", f"{result['fid_infinity']:.3g}", "of ever more samples"))
     if "fid_within" in result:
         rows.append(("FID within class", f"{result['fid_within']:.3g}",
                      (f"held-out pictures {real['fid_within']:.3g}; " if "fid_within" in real else "")
@@ -58,8 +66,11 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     if "precision" in result and "precision" in real:
         rows.append(("precision, recall", f"{result['precision']:.3f}, {result['recall']:.3f}",
                      f"held-out pictures {real['precision']:.3f}, {real['recall']:.3f}"))  # fmt: skip
+    if "kid" in result and "kid" in real:
+        rows.append(("KID", _with(result["kid"], errors["kid"]),
+                     f"standard deviation over subsets; held-out pictures {real['kid']:.3g}"))  # fmt: skip
     if "inception_score" in result and "inception_score" in real:
-        rows.append(("inception score", f"{result['inception_score']:.3g}",
+        rows.append(("inception score", _with(result["inception_score"], errors.get("inception_score")),
                      f"held-out pictures {real['inception_score']:.3g}"))  # fmt: skip
     if "recognised" in result:
         rows.append(("recognised", f"{100 * result['recognised']:.1f} %",
@@ -69,6 +80,12 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         f", {guided}" if guided else ""
     )
     return [*rows, ("samples", f"{protocol['count']}", how)]
+
+
+def _with(value: float, error: float | None) -> str:
+    """To three digits, with its standard error, if that is known, to as many."""
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
+    return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
 
 
 def accuracy_rows(found: dict[str, float]) -> list[tuple[str, str, str]]:

@@ -38,7 +38,7 @@ def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, ex
     cascade = Cascade([*stages, system])
     first = cascade.stages[0].ask(10, given=data.test)
     common = {"seed": config.seed, "batch_size": config.batch_size}
-    for result in assess(system, system.denoiser, data, extractor, before=stages, ways=ways, thorough=True,
+    for result in assess(system, system.denoiser, data, extractor, before=stages, ways=ways, thorough={"prc"},
                          weights=config.weights, split=config.split, count=config.count, **common):  # fmt: skip
         found.append(result)
         # Lazily measured, so the system still draws in the way that was judged.

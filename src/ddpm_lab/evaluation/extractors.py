@@ -26,6 +26,15 @@ class Extractor(NamedTuple):
     logits: nn.Module | None = None
     """features -> (N, K), of the classes that it was trained on, for the inception score"""
 
+    resize: str = "none"
+    """What is done to pictures first"""
+
+    def to(self, device: torch.device) -> "Extractor":
+        for network in (self.features, self.classifier, self.logits):
+            if network is not None:
+                network.to(device)
+        return self
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError if it does not judge pictures of `shape` (C, H, W)."""
         self.features(torch.zeros(2, *shape, dtype=torch.uint8))
@@ -101,15 +110,16 @@ def inception(weights: str | None = None) -> Extractor:
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix="6726825d")
         except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(f"weights=null: Inception's could not be downloaded ({error}); put {INCEPTION} "
-                             f"at {file}, or name it in extractor.weights=FILE") from error  # fmt: skip
+            raise ValueError(f"weights=null: Inception's could not be downloaded ({error}); put {INCEPTION}, whose "
+                             f"SHA-256 begins with 6726825d, at {file}, or name it in extractor.weights=FILE"
+                             ) from error  # fmt: skip
     if not file.is_file():
         raise ValueError(f"weights={weights} is no file; Inception's is called {INCEPTION}")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not digest.startswith("6726825d"):  # torch-fidelity unpickles it, so nothing else may pass
         raise ValueError(f"weights={file} is not {INCEPTION}: its SHA-256 begins with {digest[:8]}, not 6726825d")
     features = InceptionFeatures(file).requires_grad_(False).eval()
-    return Extractor("inception", digest, features, None, features.logits())
+    return Extractor("inception", digest, features, None, features.logits(), "bilinear to 299x299, as TensorFlow 1 did")
 
 
 def none() -> Extractor:

@@ -1,5 +1,6 @@
 """The inception score (Salimans et al., 2016)."""
 
+import torch
 from torch import Tensor
 from torch.special import xlogy
 
@@ -11,7 +12,21 @@ def split_count(count: int) -> int:
     return 10 if count >= 5000 else 1
 
 
+def said(p: Tensor) -> Tensor:
+    """What the score is made of, (N, classes + 1): `p` (N, classes) and sum p log p, of each sample, in float64."""
+    p = p.double()
+    return torch.cat([p, xlogy(p, p).sum(1, keepdim=True)], dim=1)
+
+
+def score(total: Tensor, count: Tensor) -> float:
+    """exp E KL(p(y | x) || p(y)), the mean over splits, from the sums (splits, classes + 1) of `said` over as many
+    samples, (splits,): 1 .. classes.
+    """
+    mean = total / count[:, None]
+    return (mean[:, -1] - xlogy(mean[:, :-1], mean[:, :-1]).sum(1)).exp().mean().item()
+
+
 def inception_score(p: Tensor, splits: int = 1) -> float:
-    """exp E KL(p(y | x) || p(y)) of `p` (N, classes), the mean over consecutive `splits`: 1 .. classes."""
-    each = [xlogy(q, q) - xlogy(q, q.mean(0)) for q in p.double().tensor_split(splits)]
-    return sum(kl.sum(1).mean().exp().item() for kl in each) / splits
+    """That of `p` (N, classes), over consecutive `splits`."""
+    parts = said(p).tensor_split(splits)
+    return score(torch.stack([part.sum(0) for part in parts]), p.new_tensor([len(part) for part in parts]).double())

@@ -1,6 +1,6 @@
 """The one Lightning module of all diffusion models."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NoReturn
@@ -154,7 +154,7 @@ class Diffusion(System):
 
     def walk(
         self, denoiser: Denoiser, samples: Sequence[int], asked: Batch, seed: int, until: int = 0
-    ) -> Iterator[tuple[int, Tensor]]:
+    ) -> Generator[tuple[int, Tensor], None, None]:
         """Each time from the chain's first down to `until` with its x_t, (len(samples), *codec.shape).
 
         `samples` are numbers, and `asked` says what they are to be. Sample i of a seed is the same in any company.
