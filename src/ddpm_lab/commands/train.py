@@ -133,7 +133,8 @@ def _result(callbacks: dict[str, Callback], kind: type[Quality | Density | Recon
 def _check(config: DictConfig, trainer: Trainer) -> None:
     """What Lightning would take and we cannot."""
     at_least(config, {"trainer.max_steps": 1})
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+    shares = isinstance(trainer.strategy, DDPStrategy) and not config.trainer.get("use_distributed_sampler", True)
+    if trainer.world_size > 1 and not shares:
         raise UserError(f"trainer.devices={config.trainer.devices} is more than one device; try trainer=ddp")
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={trainer.precision} would lose the float64 tables, or clip gradients that "
