@@ -1,0 +1,38 @@
+"""Several processes do what one does."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+WORDS = ("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.accelerator=cpu", "trainer.precision=32-true",
+         "logger=csv", "model.channels=8", "sampler.steps=3", "callbacks.losses.every=3", "callbacks.pictures.every=6",
+         "callbacks.quality.count=50", "callbacks.quality.batch_size=15", "data.batch_size=32")  # fmt: skip
+
+
+def trained(folder, *words):
+    command = [sys.executable, str(ROOT / "train.py"), *WORDS, *words, f"hydra.run.dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=300)
+    assert done.returncode == 0, done.stderr
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return content, json.loads((folder / "metrics.json").read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
+    one, of_one, _ = trained(tmp_path / "one")
+    two, of_two, said = trained(tmp_path / "two", "trainer=ddp", "trainer.devices=2")
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-6, rtol=1e-5)
+    for name, weight in one["callbacks"]["EMA"]["average"].items():
+        torch.testing.assert_close(two["callbacks"]["EMA"]["average"][name], weight, atol=1e-6, rtol=1e-5)
+    for name in ("fid", "fid_within", "inception_score", "recognised"):
+        assert of_two[name] == pytest.approx(of_one[name], rel=1e-4), name
+    assert of_two["training"]["val_loss"] == pytest.approx(of_one["training"]["val_loss"], rel=1e-5)
+    assert of_two["real"] == of_one["real"] and said.count("to train on") == 1, "the first process alone speaks"
+    assert sorted(file.name for file in (tmp_path / "two").iterdir()) == sorted(
+        file.name for file in (tmp_path / "one").iterdir()
+    )
