@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install train test check format clean
+.PHONY: help install train test lint check format clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -23,11 +23,13 @@ train: $(READY) ## train on the digits; ARGS="schedule=linear trainer.max_steps=
 test: $(READY) ## run the tests; ARGS="-k schedules" selects
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY) ## format check, lint, types, fast tests
+lint: $(READY) ## format check, lint, spelling, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+
+check: lint ## the same, and the fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
 format: $(READY) ## rewrite the code as `check` wants it

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
-WORDS = ("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.accelerator=cpu", "trainer.precision=32-true",
-         "logger=csv", "model.channels=8", "sampler.steps=3", "callbacks.losses.every=3", "callbacks.pictures.every=6",
+WORDS = ("trainer.max_steps=6", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3",
+         "trainer.accelerator=cpu", "trainer.precision=32-true", "logger=csv", "model.channels=8", "sampler.steps=3", "callbacks.losses.every=3", "callbacks.pictures.every=6",
          "callbacks.quality.count=50", "callbacks.quality.batch_size=15", "data.batch_size=32")  # fmt: skip
 
 
@@ -33,6 +34,23 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
         assert of_two[name] == pytest.approx(of_one[name], rel=1e-4), name
     assert of_two["training"]["val_loss"] == pytest.approx(of_one["training"]["val_loss"], rel=1e-5)
     assert of_two["real"] == of_one["real"] and said.count("to train on") == 1, "the first process alone speaks"
+    for verb, words in {"evaluate": ["count=50", "metrics=[kid,prc]"], "sample": ["count=30"]}.items():
+        found = []
+        for count in (1, 2):
+            out = tmp_path / f"{verb}-{count}"
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
+                       str(ROOT / f"{verb}.py"), f"run={tmp_path}/one", "batch_size=15", *words,
+                       f"hydra.run.dir={out}"]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+            assert done.returncode == 0 and done.stdout.count(str(out)) >= 1, done.stderr
+            found.append(out)
+        if verb == "evaluate":
+            once, twice = (json.loads((out / "metrics.json").read_text()) for out in found)
+            for name in ("fid", "kid", "precision", "recall", "inception_score"):
+                assert twice[name] == pytest.approx(once[name], rel=1e-9), name
+        else:
+            once, twice = (np.load(out / "samples.npz") for out in found)
+            assert all(np.array_equal(once[name], twice[name]) for name in once)
     assert sorted(file.name for file in (tmp_path / "two").iterdir()) == sorted(
         file.name for file in (tmp_path / "one").iterdir()
     )

@@ -14,6 +14,18 @@ def first() -> bool:
     return all(number == "0" for number in told)
 
 
+def join() -> None:
+    """Joins the processes that torchrun started, if it did; each has a GPU of its own, where there are any."""
+    import torch
+    from torch import distributed
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
 def place() -> tuple[int, int]:
     """(rank, number) of this process in the group that torch.distributed knows."""
     from torch import distributed

@@ -18,6 +18,7 @@ from ddpm_lab.evaluation.likelihood import assess_likelihood
 from ddpm_lab.evaluation.pictures import save_bound
 from ddpm_lab.evaluation.quality import assess
 from ddpm_lab.evaluation.round_trip import assess_round_trip
+from ddpm_lab.ranks import first, join
 from ddpm_lab.systems.cascade import Cascade
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def evaluate(config: DictConfig) -> None:
     """
     quiet()
     _check(config)
+    join()
     stages = [*before(config), load(config)]
     Cascade(stages)
     system = stages.pop()
@@ -73,6 +75,8 @@ def evaluate(config: DictConfig) -> None:
                               thorough={*THOROUGH} & {*metrics}, split=config.split, count=config.count,
                               seed=config.seed, batch_size=config.batch_size))  # fmt: skip
         rows += quality_rows(result)
+    if not first():
+        return
     out = output(config.out)
     (out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     saved = [out / "metrics.json"]

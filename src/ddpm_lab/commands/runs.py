@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 import re
 import shlex
 import sys
@@ -235,7 +236,7 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
     with naming("variance"):
         found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
     file.parent.mkdir(exist_ok=True)
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".{os.getpid()}.partial")  # several processes may estimate it
     save_file({"mse": found.mse.to("cpu", torch.float64)}, partial)
     partial.rename(file)
     return found

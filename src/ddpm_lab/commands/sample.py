@@ -23,6 +23,7 @@ from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.pictures import save_grid, save_scatter
 from ddpm_lab.evaluation.round_trip import round_trip
 from ddpm_lab.low_res import LowRes
+from ddpm_lab.ranks import everyones, first, join
 from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
@@ -38,6 +39,9 @@ def sample(config: DictConfig) -> None:
         raise UserError(f"mode={config.mode} is not one of {', '.join(MODES)}")
     if config.cascade is not None and config.mode != "draw":
         raise UserError(f"mode={config.mode} is for one model, and cascade={config.cascade} has several; try run=DIR")
+    join()
+    if not first() and config.mode != "draw":
+        return  # which alone is shared
     system = load(config)
     with torch.inference_mode(), naming("sampler"):
         MODES[config.mode](config, system)
@@ -54,15 +58,21 @@ def _draw(config: DictConfig, system: Diffusion) -> None:
     cascade.check(asked)
     labels = asked.get("label")
     columns = 10 if config.label != "all" or labels is None else int((labels == 0).sum())
-    out = output(config.out)
+    if first():
+        output(config.out)  # before any work
     how = {"seed": config.seed, "batch_size": config.batch_size}
     total = cascade.steps(count, config.batch_size)
     with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=None, leave=False) as bar:
         drawn, asked = cascade.lead(asked, count, **how, bar=bar)
-        batches = list(system.sample(system.denoiser, count, asked=asked, **how, bar=bar))
+        batches = everyones(
+            [batch[0].cpu() for batch in system.sample(system.denoiser, count, asked=asked, **how, bar=bar)]
+        )
+    if not first():
+        return
+    out = output(config.out)
     for number, (stage, split) in enumerate(zip(cascade.stages, drawn, strict=False), 1):
         save(stage, split[0].cpu(), labels, output(f"{out}/stage-{number}"), columns)
-    save(system, torch.cat([batch[0] for batch in batches]).cpu(), labels, out, columns)
+    save(system, torch.cat(batches), labels, out, columns)
 
 
 def _encode(config: DictConfig, system: Diffusion) -> None:

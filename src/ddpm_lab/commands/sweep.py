@@ -18,6 +18,7 @@ from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.pictures import save_grid, save_lines
 from ddpm_lab.evaluation.quality import assess
 from ddpm_lab.low_res import LowRes
+from ddpm_lab.ranks import everyones, first
 from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -32,18 +33,22 @@ def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, ex
     """
     ways = _ways(config, stages, system)
     data = build(saved_config(config.run), "data")
-    out = output(config.out)
+    if first():
+        output(config.out)  # before any work
     found: list[dict[str, Any]] = []
     drawn: list[Held] = []
     cascade = Cascade([*stages, system])
-    first = cascade.stages[0].ask(10, given=data.test)
+    ten = cascade.stages[0].ask(10, given=data.test)
     common = {"seed": config.seed, "batch_size": config.batch_size}
     for result in assess(system, system.denoiser, data, extractor, before=stages, ways=ways, thorough={"prc"},
                          weights=config.weights, split=config.split, count=config.count, **common):  # fmt: skip
         found.append(result)
         # Lazily measured, so the system still draws in the way that was judged.
-        _, asked = cascade.lead(first, 10, **common)
-        drawn += system.sample(system.denoiser, 10, asked=asked, **common)
+        _, asked = cascade.lead(ten, 10, **common)
+        drawn += everyones(list(system.sample(system.denoiser, 10, asked=asked, **common)))
+    if not first():
+        return
+    out = output(config.out)
     values = [OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in config["values"]]
     report = {"run": str(config.run), "against": config.against,
               "values": [{"value": value, **result} for value, result in zip(values, found, strict=True)]}  # fmt: skip
@@ -55,7 +60,7 @@ def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, ex
     picture = _draw(config.against, values, named, found, out / "sweep.png")
     LOG.info("%s\n  saved in %s, %s, %s (a row of samples per value)",
              grid(title, config.against, [*COLUMNS.values()], rows), out / "metrics.json", picture,
-             save_grid(torch.cat([split[0] for split in drawn]), out / "rows.png", columns=10))  # fmt: skip
+             save_grid(torch.cat([split[0].cpu() for split in drawn]), out / "rows.png", columns=10))  # fmt: skip
 
 
 def _ways(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion) -> list[Callable[[], None]]:
