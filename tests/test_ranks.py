@@ -10,8 +10,9 @@ import torch
 from conftest import ROOT
 
 WORDS = ("trainer.max_steps=6", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3",
-         "trainer.accelerator=cpu", "trainer.precision=32-true", "logger=csv", "model.channels=8", "sampler.steps=3", "callbacks.losses.every=3", "callbacks.pictures.every=6",
-         "callbacks.quality.count=50", "callbacks.quality.batch_size=15", "data.batch_size=32")  # fmt: skip
+         "trainer.accelerator=cpu", "trainer.precision=32-true", "logger=csv", "model.channels=8", "sampler.steps=3",
+         "callbacks.losses.every=3", "callbacks.pictures.every=6", "callbacks.quality.count=50",
+         "callbacks.quality.batch_size=15", "data.batch_size=32")  # fmt: skip
 
 
 def trained(folder, *words):
