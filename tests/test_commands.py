@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sets
 import torch
 from conftest import CONFIGS, FAST, ROOT, composed, options, there_and_back
 from omegaconf import OmegaConf
@@ -528,16 +529,12 @@ def pictures(tmp_path):
 
 
 SMALL = ("model.channels=8", "data.batch_size=4", "logger=csv", "callbacks=none")
-# data=folder by other names, whose resolutions only tests/test_experiments.py has pictures of
-FOLDERS = {
-    name for name in options("data") if "folder" in OmegaConf.load(CONFIGS / f"data/{name}.yaml").get("defaults", [])
-}
 
 
 @pytest.mark.parametrize(
     "model", sorted({*options("model")} - {"exact", "classifier", "autoencoder_kl", "autoencoder_vq"})
 )
-@pytest.mark.parametrize("data", sorted({*options("data")} - FOLDERS))
+@pytest.mark.parametrize("data", sorted({*options("data")} - {*sets.FILES} | {"folder"}))
 def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
     if data in ("gaussian_mixture", "toy") and not model.startswith("mlp"):
         pytest.skip("points have no places that could be convolved; the mistake is tested above")
@@ -549,9 +546,9 @@ def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
 
 OPTIONS = [(group.name, option) for group in sorted(CONFIGS.iterdir()) if group.is_dir() and group.name != "hydra"
            for option in options(group.name) if (group.name, option) not in {("trainer", "gpu"), ("trainer", "ddp"),
-           ("trainer", "slurm"), ("data", "folder"), ("variance", "analytic"), ("guidance", "autoguidance"),
+           ("trainer", "slurm"), ("variance", "analytic"), ("guidance", "autoguidance"),
            ("guidance", "classifier"), ("callbacks", "classifier"), ("callbacks", "autoencoder"),
-           ("codec", "autoencoder"), *(("data", name) for name in FOLDERS)}
+           ("codec", "autoencoder")}
            and group.name not in ("model", "experiment", "ablation", "search")]  # fmt: skip
 
 
@@ -567,6 +564,8 @@ def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monke
         ("data", "gaussian_mixture"): ["data.batch_size=4"],
         ("data", "toy"): ["data.batch_size=4", "objective=hybrid", "variance=learned_range"],
     }.get((group, option), [])
+    if group == "data" and option in sets.FILES:
+        extra = sets.words(option, tmp_path, monkeypatch)
     if option == "pretrained_text":
         extra = [f"conditioner.model={request.getfixturevalue('pretrained')}"]
     small = [word for word in SMALL if group not in ("callbacks", "system") or word != "callbacks=none"]

@@ -1,12 +1,10 @@
-"""Data: what the pictures are, in which order they come, and which folders are refused."""
+"""Data: what the pictures are, and in which order they come."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.folder import folder
 from ddpm_lab.data.module import Batches
 from ddpm_lab.data.points import SHAPES, gaussian_mixture, toy
 from ddpm_lab.data.splits import Images, batch
@@ -90,83 +88,3 @@ def test_toys_are_two_classes_within_the_range_of_pixels(shape):
 def test_points_that_cannot_be_are_refused(function, kwargs, told):
     with pytest.raises(ValueError, match=told):
         function(**kwargs)
-
-
-def write(path, size=(8, 8), mode="RGB", colour=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour or ((10, 20, 30) if mode == "RGB" else 0)).save(path)
-
-
-def test_a_folder_is_read_to_the_pixel(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-    for i, picture in enumerate(pixels):
-        Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    (tmp_path / "notes.txt").write_text("not a picture")
-    data = folder(str(tmp_path), batch_size=2, held_out=0.4)
-    found = torch.cat([data.train.pixels, data.test.pixels]).permute(0, 2, 3, 1).numpy()
-    assert data.classes is None and len(data.test.pixels) == 2
-    assert sorted(p.tobytes() for p in found) == sorted(p.tobytes() for p in pixels)
-
-
-def test_sub_folders_are_classes(tmp_path):
-    for i, name in enumerate(["cat", "dog", "emu"]):
-        for j in range(4):
-            write(tmp_path / name / f"{j}.png", mode="L", colour=50 * i)
-    data = folder(str(tmp_path), channels=1, batch_size=2)
-    assert data.classes == 3
-    assert torch.equal(data.train.pixels[:, 0, 0, 0].long(), 50 * data.train.labels)
-
-
-def test_convert_fits_what_differs(tmp_path):
-    write(tmp_path / "a.png")
-    write(tmp_path / "b.png", size=(30, 16), mode="L", colour=77)
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
-    turned = Image.new("RGB", (16, 8), (0, 0, 0))
-    turned.paste((200, 0, 0), (0, 0, 8, 8))  # red on the left; turned by its EXIF tag, red is on top
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "d.png", exif=exif)
-    data = folder(str(tmp_path), convert=True, batch_size=1)
-    pixels = torch.cat([data.train.pixels, data.test.pixels])
-    assert {(10, 20, 30), (77, 77, 77), (255, 255, 255)} < {tuple(p[:, 4, 4].tolist()) for p in pixels}
-    assert (200, 0, 0) in {tuple(p[:, 0, 4].tolist()) for p in pixels}, "turned as its EXIF tag says"
-
-
-FOUR: dict = {f"{name}.png": {} for name in "abcd"}
-
-
-@pytest.mark.parametrize(
-    ("files", "kwargs", "told"),
-    [
-        ({}, {}, "holds 0 pictures"),
-        (FOUR | {"b.png": {"size": (9, 8)}}, {}, r"b\.png is 9x8 RGB, and 8x8 RGB"),
-        (FOUR | {"b.png": {"mode": "L"}}, {}, r"b\.png is 8x8 L, and 8x8 RGB"),
-        (FOUR, {"batch_size": 9}, r"batch_size must lie in 1\.\.2"),
-        (FOUR, {"channels": 2}, "channels"),
-        (FOUR, {"resolution": 40000}, "GiB"),
-        (FOUR, {"resolution": 0}, "resolution"),
-        (FOUR, {"held_out": 1.0}, "held_out"),
-        (FOUR | {"e.png": {"mode": "I;16"}}, {"convert": True}, r"e\.png has more than 8 bits"),
-        (FOUR | {"cat/e.png": {}}, {}, "beside sub-folders"),
-    ],
-)
-def test_a_folder_that_will_not_do_is_refused_by_name(tmp_path, files, kwargs, told):
-    for name, picture in files.items():
-        write(tmp_path / name, **picture)
-    with pytest.raises(ValueError, match=told):
-        folder(str(tmp_path), **kwargs)
-
-
-def test_a_broken_picture_is_named(tmp_path):
-    for name in FOUR:
-        write(tmp_path / name)
-    (tmp_path / "b.png").write_text("hello")
-    with pytest.raises(ValueError, match=r"b\.png cannot be read"):
-        folder(str(tmp_path))
-    (tmp_path / "classes" / "none").mkdir(parents=True)
-    for name in FOUR:
-        write(tmp_path / "classes" / "some" / name)
-    with pytest.raises(ValueError, match=r"without pictures.*: none"):
-        folder(str(tmp_path / "classes"))
-    with pytest.raises(ValueError, match="nowhere"):
-        folder("nowhere")

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+import sets
 import torch
 from conftest import composed, options
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from PIL import Image
 
 from ddpm_lab.conditioners import Spec
 
@@ -147,33 +147,19 @@ FIRST = ("model.multipliers=[1,1,1]", "system.perceptual=0", "system.start=0", "
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Makes, once, a folder of six pictures of two classes at a resolution."""
-    made: dict[int, Path] = {}
-
-    def make(resolution):
-        if resolution not in made:
-            made[resolution] = tmp_path_factory.mktemp(f"pictures{resolution}")
-            for i in range(6):
-                where = made[resolution] / "ab"[i % 2]
-                where.mkdir(exist_ok=True)
-                Image.effect_noise((resolution, resolution), 50 + i).convert("RGB").save(where / f"{i}.png")
-        return made[resolution]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def trained(typed, folder, tmp_path_factory):
+def trained(typed, tmp_path_factory):
     """Takes one step of an experiment, shrunk, in a run that it returns."""
 
     def train(name, *words):
         config, where = composed(f"experiment={name}"), tmp_path_factory.mktemp(name)
         words = [*SHRUNK, *words, "data.batch_size=2"]
-        if "path" in config.data:
-            words.append(f"data.path={folder(config.data.resolution)}")
         words += ["model.head_channels=8"] if config.model.get("head_channels") else []
-        status, _, error = typed("train", f"experiment={name}", *words, f"hydra.run.dir={where}/r")
+        with pytest.MonkeyPatch.context() as patch:
+            if "path" in config.data:
+                option = Path(config.data.path).name
+                option += str(config.data.resolution) * (option == "imagenet")
+                words += sets.words(option, where, patch, config.data.resolution)
+            status, _, error = typed("train", f"experiment={name}", *words, f"hydra.run.dir={where}/r")
         assert status == 0, error
         return where / "r"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_lab.conditioners import Spec
-from ddpm_lab.data.splits import Split
+from ddpm_lab.data.splits import Split, known
 from ddpm_lab.diffusion.noise import Noise
 from ddpm_lab.networks.autoencoder import Autoencoder
 
@@ -86,6 +86,7 @@ class Latents(Codec):
 
     @torch.no_grad()
     def measure(self, data: Split) -> None:
+        data = known(data)
         self.mean.zero_(), self.std.fill_(1)
         index = torch.arange(0, data.size, math.ceil(data.size / MEASURED)).split(500)
         sums = torch.zeros(2, self.shape[0], dtype=torch.float64)

@@ -1,15 +1,15 @@
 """The Lightning data module, and the endless stream of batches that training sees."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count, islice
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ddpm_lab.data.splits import Held, Images, Split, Streamed, batch
+from ddpm_lab.data.splits import Flow, Held, Images, Split, Streamed, batch, gathered
 from ddpm_lab.diffusion.exact import Mixture
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.errors import UserError
@@ -60,7 +60,7 @@ class Data(L.LightningDataModule):
     @property
     def bin_width(self) -> float | None:
         """That of the bins that x0 is rounded to, 2 / 255 for bytes; None where it is not rounded."""
-        return 2 / 255 if isinstance(self.train, Images | Streamed) else None
+        return 2 / 255 if isinstance(self.train, Images | Streamed | Flow) else None
 
     def train_dataloader(self) -> "Batches":
         trainer = self.trainer
@@ -108,12 +108,15 @@ class Batches:
         self.workers, self.rank, self.world = workers, rank, world
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        if isinstance(self.split, Streamed):
-            read: Any = DataLoader(_Reads(self.split.to(torch.device("cpu"))), sampler=self._chosen(),
-                                   batch_size=None, num_workers=self.workers, generator=torch.Generator(),
-                                   timeout=TIMEOUT * (self.workers > 0), prefetch_factor=4 if self.workers else None,
+        if isinstance(self.split, Streamed | Flow):
+            cpu = self.split.to(torch.device("cpu"))
+            source: Any = _Reads(cpu) if isinstance(cpu, Streamed) else _Flows(cpu, self)
+            workers = self.workers if isinstance(cpu, Streamed) else min(self.workers, cpu.stream.readers(self.world))
+            read: Any = DataLoader(source, sampler=self._chosen() if isinstance(cpu, Streamed) else None,
+                                   batch_size=None, num_workers=workers, generator=torch.Generator(),
+                                   timeout=TIMEOUT * (workers > 0), prefetch_factor=4 if workers else None,
                                    pin_memory=self.split.device.type == "cuda")  # fmt: skip
-            return (self._made(held.to(self.split.device), coins) for held, coins in read)
+            return (self._made(_whole(held).to(self.split.device), coins) for held, coins in read)
         device = self.split[0].device
         return (self._made(self.split.at(index.to(device)), coins) for index, coins in self._chosen())
 
@@ -136,12 +139,43 @@ class Batches:
         return made
 
 
+def _whole(read: Images | str) -> Images:
+    if isinstance(read, str):
+        raise UserError(f"data: {read}")
+    return read
+
+
 class _Reads(Dataset):
     """What worker processes do."""
 
     def __init__(self, split: Streamed) -> None:
         self.split = split
 
-    def __getitem__(self, chosen: tuple[Tensor, Tensor]) -> tuple[Images, Tensor]:
+    def __getitem__(self, chosen: tuple[Tensor, Tensor]) -> tuple[Images | str, Tensor]:
         index, coins = chosen
-        return self.split.at(index), coins
+        try:
+            return self.split.at(index), coins
+        except ValueError as error:  # told by the process that trains, without the tracebacks of both
+            return str(error), coins
+
+
+class _Flows(IterableDataset):
+    """What worker processes do with a stream: epochs follow one another, and a batch may have the end of one and the
+    start of the next.
+    """
+
+    def __init__(self, split: Flow, asked: Batches) -> None:
+        self.stream, self.seed, self.rank, self.world = split.stream, asked.seed, asked.rank, asked.world
+        self.rows = asked.batch_size // asked.world
+
+    def __iter__(self) -> Iterator[tuple[Images | str, Tensor]]:
+        worker = get_worker_info()
+        stream = generator(self.seed, self.rank, worker.id if worker else 0)
+        epochs = (self.stream.epoch(self.seed, epoch, self.rank, self.world) for epoch in count())
+        pictures = chain.from_iterable(epochs)
+        while True:
+            coins = torch.rand(self.rows, generator=stream) < 0.5
+            try:
+                yield gathered(list(islice(pictures, self.rows))), coins
+            except ValueError as error:
+                yield str(error), coins

@@ -1,7 +1,7 @@
 """Pictures and points of one split: held in memory, or left where they are until they are asked for."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -115,14 +115,75 @@ class Streamed:
         return hashlib.sha256((self.source.digest() + _digest(self.chosen, self.labels)).encode()).hexdigest()
 
 
+class Stream(Protocol):
+    """Pictures that come one after another. It is sent to worker processes."""
+
+    def epoch(self, seed: int, epoch: int, rank: int, world: int) -> Iterator[Images]:
+        """Once through, shuffled, one picture at a time: the share of process `rank` of `world`, and of it that of the
+        worker that asks.
+        """
+
+    def readers(self, world: int) -> int:
+        """How many workers of a process can have a share."""
+
+    def first(self, count: int) -> Images:
+        """The first `count` in memory."""
+
+    def digest(self) -> str:
+        """What tells it apart from any other content."""
+
+
+KNOWN = 10_000
+"""So many pictures of a stream can be asked for by number"""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Pictures of a stream, for what does not even fit the disk. Which are together in a batch depends on the number of
+    processes and workers, and only the first `KNOWN` can be asked for by number.
+    """
+
+    stream: Stream
+    size: int
+    """N"""
+    shape: tuple[int, ...]
+    """(C, H, W)"""
+    labels: None = None
+    """They come with the pictures"""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where what is read is brought"""
+
+    def at(self, index: Tensor | slice) -> Images:
+        """Reads up to the last of them. Raises ValueError beyond `KNOWN`."""
+        asked = index if isinstance(index, Tensor) else torch.arange(*index.indices(self.size))
+        last = int(asked.max()) if len(asked) else -1
+        if last >= KNOWN:
+            raise ValueError(f"streaming gives the first {KNOWN} pictures by number (asked for number {last}); try "
+                             "data.streaming=false")  # fmt: skip
+        return self.stream.first(last + 1).at(asked).to(self.device)
+
+    def to(self, device: torch.device) -> "Flow":
+        return replace(self, device=device)
+
+    def digest(self) -> str:
+        """What the stream says of its content."""
+        return self.stream.digest()
+
+
 Held = Images | Points
 """What is in memory"""
-Split = Images | Points | Streamed
+Split = Images | Points | Streamed | Flow
 
 
-def parts(split: Split, size: int) -> Iterator[Held]:
-    """All of it, in order, `size` at a time."""
-    return (split.at(some) for some in torch.arange(split.size).split(size))
+def known(split: Split) -> Split:
+    """What of it can be asked for by number: all, or the first `KNOWN` of a stream, in memory."""
+    return split.at(slice(KNOWN)) if isinstance(split, Flow) else split
+
+
+def gathered(pictures: Sequence[Images]) -> Images:
+    """One after another."""
+    labels = [some.labels for some in pictures if some.labels is not None]
+    return Images(torch.cat([some.pixels for some in pictures]), torch.cat(labels) if labels else None)
 
 
 def to_bytes(x: Tensor) -> Tensor:

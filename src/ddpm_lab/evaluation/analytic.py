@@ -5,7 +5,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.splits import batch
+from ddpm_lab.data.splits import batch, known
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.diffusion.variances import Analytic
@@ -27,14 +27,15 @@ def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int 
 
     sums = torch.zeros(steps + 1, dtype=torch.float64)
     all_times = torch.arange(1, steps + 1).repeat(samples)
-    index = torch.randint(data.train.size, (len(all_times),), generator=stream)
+    train = known(data.train)
+    index = torch.randint(train.size, (len(all_times),), generator=stream)
     with evaluating(denoiser):
         for t, some in zip(
             tqdm(all_times.split(256), desc="variance=analytic", leave=False, disable=None),
             index.split(256),
             strict=True,
         ):
-            picked = data.train.at(some)
+            picked = train.at(some)
             x0 = system.codec.encode(picked.x0.to(device), noise)
             cond = system.condition(denoiser, batch(picked), noise)
             eps, at = torch.randn(x0.shape, generator=stream).to(device), t.to(device)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.splits import Images
+from ddpm_lab.data.splits import Images, known
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.evaluation.extractors import Extractor
@@ -49,7 +49,7 @@ def assess(
     Beside it stand what the same measurement says of the other split's real pictures (the floor) and of uniform noise,
     without which an FID says nothing, and the protocol: all that the figures depend on.
     """
-    splits = {"train": data.train, "test": data.test}
+    splits = {"train": known(data.train), "test": data.test}
     reference = splits.pop(split)
     (other,) = splits.values()
     judge = Judge(extractor, reference, thorough, system.device)

@@ -1,0 +1,176 @@
+"""Writes small sets in the formats of the real ones, and returns what is in them."""
+
+import hashlib
+import io
+import pickle
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.store import write
+
+FILES = ("celeba64", "celebahq256", "cifar10", "cifar100", "fashion_mnist", "folder", "hub", "imagenet256",
+         "imagenet32", "imagenet64", "lsun", "mnist", "store")  # fmt: skip
+"""The choices of data that read files"""
+WNIDS = ("n01440764", "n01443537")
+NAMES = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",)}
+
+
+def noise(count, height, width, channels=3, seed=0):
+    shape = (count, height, width, channels)[: 3 + (channels > 1)]
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def dump(file, content):
+    """Pickles, and returns the MD5 that torchvision would ask for."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(pickle.dumps(content))
+    return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+def cifar(root, patch, kind=datasets.CIFAR10, each=4, test=3, classes=10):
+    """`each` pictures in each of the training files. Their MD5s take the place of those of the real ones."""
+    label = "labels" if kind is datasets.CIFAR10 else "fine_labels"
+    found = {"train": ([], []), "test": ([], [])}
+
+    def batches(listed, split, count):
+        for i, (name, _) in enumerate(listed):
+            pixels = noise(count, 32, 32, seed=10 * len(split) + i).transpose(0, 3, 1, 2)
+            labels = [(i + j) % classes for j in range(count)]
+            found[split][0].append(pixels), found[split][1].extend(labels)
+            content = {"data": pixels.reshape(count, 3072), label: labels, "filenames": [f"{j}.png" for j in labels]}
+            yield [name, dump(root / kind.base_folder / name, content)]
+
+    patch.setattr(kind, "train_list", [*batches(kind.train_list, "train", each)])
+    patch.setattr(kind, "test_list", [*batches(kind.test_list, "test", test)])
+    names = [f"sea_creature {i}" for i in range(classes)]
+    md5 = dump(root / kind.base_folder / kind.meta["filename"], {kind.meta["key"]: names})
+    patch.setattr(kind, "meta", kind.meta | {"md5": md5})
+    return {split: (torch.tensor(np.concatenate(pixels)), torch.tensor(labels))
+            for split, (pixels, labels) in found.items()}  # fmt: skip
+
+
+def idx(file, array):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">i4").tobytes()
+    file.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def mnist(root, kind=datasets.MNIST, train=12, test=4):
+    found, raw = {}, root / kind.__name__ / "raw"
+    for split, name, count in (("train", "train", train), ("test", "t10k", test)):
+        pixels, labels = noise(count, 28, 28, 1, seed=count), np.arange(count) % 10
+        idx(raw / f"{name}-images-idx3-ubyte", pixels), idx(raw / f"{name}-labels-idx1-ubyte", labels)
+        found[split] = torch.tensor(pixels)[:, None], torch.tensor(labels)
+    return found
+
+
+def celeba(root, patch, splits="0000001122"):
+    """Pictures of the split that each digit says, as PNG under their real names, since JPEG would lose the pixels."""
+    base, names = root / "celeba", [f"{i + 1:06}.jpg" for i in range(len(splits))]
+    (base / "img_align_celeba").mkdir(parents=True)
+    pixels = noise(len(splits), 218, 178)
+    for name, picture in zip(names, pixels, strict=True):
+        Image.fromarray(picture).save(base / "img_align_celeba" / name, format="PNG")
+
+    def rows(file, value, header=""):
+        (base / file).write_text(header + "".join(f"{name} {value(i)}\n" for i, name in enumerate(names)))
+
+    count = f"{len(names)}\n"
+    rows("list_eval_partition.txt", lambda i: splits[i])
+    rows("identity_CelebA.txt", lambda i: i)
+    rows("list_bbox_celeba.txt", lambda i: "1 2 3 4", f"{count}image_id x_1 y_1 width height\n")
+    rows("list_landmarks_align_celeba.txt", lambda i: "1 2", f"{count}lefteye_x lefteye_y\n")
+    rows("list_attr_celeba.txt", lambda i: "1 -1", f"{count}Bald Young \n")
+    listed = [(key, hashlib.md5((base / name).read_bytes()).hexdigest(), name)
+              for key, _, name in datasets.CelebA.file_list if name.endswith(".txt")]  # fmt: skip
+    patch.setattr(datasets.CelebA, "file_list", [*listed, ("", None, "img_align_celeba.zip")])
+    return torch.tensor(pixels).permute(0, 3, 1, 2)
+
+
+def lsun(root, category="church_outdoor", size=(24, 16), train=9, test=4):
+    """lmdbs of WebP pictures, as LSUN's are, but without loss."""
+    import lmdb
+
+    found = {}
+    for split, count in (("train", train), ("val", test)):
+        pixels = noise(count, size[1], size[0], seed=count)
+        with lmdb.open(str(root / f"{category}_{split}_lmdb"), map_size=2**28) as base, base.begin(write=True) as txn:
+            for picture in pixels:
+                txn.put(hashlib.sha1(picture.tobytes()).hexdigest().encode(), encoded(picture, "WEBP", lossless=True))
+        order = sorted(range(count), key=lambda i: hashlib.sha1(pixels[i].tobytes()).hexdigest())
+        found[split] = torch.tensor(pixels[order]).permute(0, 3, 1, 2)
+    return found
+
+
+def encoded(picture, kind="PNG", **kwargs):
+    held = io.BytesIO()
+    Image.fromarray(picture).save(held, format=kind, **kwargs)
+    return held.getvalue()
+
+
+def imagenet(root, size=(16, 16), train=4, test=2, named=True):
+    """`train` and `test` pictures of each of two classes."""
+    found = {}
+    for split, count in (("train", train), ("val", test)):
+        pixels = noise(count * len(WNIDS), size[1], size[0], seed=count)
+        for i, picture in enumerate(pixels):
+            where = root / split / WNIDS[i // count]
+            where.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(where / f"{WNIDS[i // count]}_{i}.JPEG", format="PNG")
+        found[split] = torch.tensor(pixels).permute(0, 3, 1, 2)
+    if named:
+        torch.save((NAMES, []), root / "meta.bin")
+    return found
+
+
+def parquet(root, train=12, test=4, size=8, shards=1):
+    """Tables of PNGs and labels, as the Hub keeps them."""
+    import datasets as hub
+
+    features = hub.Features(
+        {"img": hub.Image(), "label": hub.ClassLabel(names=["cat", "dog"]), "id": hub.Value("int64")}
+    )
+    found = {}
+    for split, count in (("train", train), ("test", test)):
+        pixels = noise(count, size, size, seed=count)
+        rows = [{"img": {"bytes": encoded(picture), "path": None}, "label": i % 2, "id": i}
+                for i, picture in enumerate(pixels)]  # fmt: skip
+        for shard in range(shards):
+            part = rows[shard * count // shards : (shard + 1) * count // shards]
+            if part:
+                table = hub.Dataset.from_list(part, features=features)
+                table.to_parquet(root / f"{split}-{shard:05}-of-{shards:05}.parquet")
+        found[split] = torch.tensor(pixels).permute(0, 3, 1, 2)
+    return found
+
+
+def words(option, root, patch, side=8):
+    """Writes what data=`option` reads, a few pictures of `side`, and returns the words that find it."""
+    found = [f"data.path={root}", f"data.resolution={side}"]
+    if option.startswith("cifar"):
+        cifar(root, patch, getattr(datasets, option.upper()))
+    elif option.endswith("mnist"):
+        mnist(root, datasets.MNIST if option == "mnist" else datasets.FashionMNIST)
+    elif option == "celeba64":
+        celeba(root, patch)
+    elif option == "lsun":
+        lsun(root, size=(side, side))
+    elif option.startswith("imagenet"):
+        imagenet(root, (side, side))
+    elif option == "hub":
+        parquet(root, size=side)
+        found = [f"data.name={root}", f"data.cache={root}/cache"]
+    elif option == "store":
+        pixels = torch.tensor(noise(8, side, side)).permute(0, 3, 1, 2)
+        write(root / "store", [(pixels, torch.zeros(8))], [], Fit(side, 3), "noise")
+        found = [f"data.path={root}/store"]
+    else:
+        (root / "pictures").mkdir()
+        for i, picture in enumerate(noise(8, side, side)):
+            Image.fromarray(picture).save(root / "pictures" / f"{i}.png")
+        found[0] += "/pictures"
+    return found

@@ -1,0 +1,302 @@
+"""Well-known sets and those of the Hub, written in their real formats: pixels, labels, splits, and what is refused."""
+
+import socket
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+import sets
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from ddpm_lab.data import vision
+from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.hub import hub
+from ddpm_lab.data.module import Batches
+from ddpm_lab.data.splits import Flow, Images, Streamed
+
+
+def same_batches(one, other, workers=0, count=5):
+    """Whether two splits are served alike, to a single process and to the second of two."""
+    for rank, world in ((0, 1), (1, 2)):
+        streams = [Batches(split, 4, flip=True, seed=3, workers=workers, rank=rank, world=world)
+                   for split in (one, other)]  # fmt: skip
+        for left, right in islice(zip(*streams, strict=True), count):
+            assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "classes"), [(vision.cifar10, datasets.CIFAR10, 10), (vision.cifar100, datasets.CIFAR100, 100)]
+)
+def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
+    found = sets.cifar(tmp_path, monkeypatch, kind, classes=classes)
+    data = make(str(tmp_path), batch_size=2)
+    assert data.shape == (3, 32, 32) and data.classes == classes and data.bin_width == 2 / 255
+    for split, name in ((data.train, "train"), (data.test, "test")):
+        assert isinstance(split, Images) and split.pixels.is_contiguous()
+        assert torch.equal(split.pixels, found[name][0]) and torch.equal(split.labels, found[name][1])
+    assert data.captions[:2] == [["sea creature 0"], ["sea creature 1"]]
+    half = make(str(tmp_path), resolution=16, batch_size=2).train.pixels
+    means = found["train"][0].unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).float().mean((-1, -3))
+    assert torch.equal(half, means.round().byte())
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(vision.mnist, datasets.MNIST), (vision.fashion_mnist, datasets.FashionMNIST)]
+)
+def test_mnist_has_a_margin_or_is_as_it_is(make, kind, tmp_path):
+    found = sets.mnist(tmp_path, kind)
+    data, plain = (make(str(tmp_path), resolution=side, batch_size=2) for side in (32, 28))
+    assert data.shape == (1, 32, 32) and plain.shape == (1, 28, 28) and data.classes == 10
+    for name in ("train", "test"):
+        padded, pixels = getattr(data, name), getattr(plain, name)
+        assert torch.equal(pixels.pixels, found[name][0]) and torch.equal(padded.labels, found[name][1])
+        assert torch.equal(padded.pixels[..., 2:-2, 2:-2], pixels.pixels)
+        assert padded.pixels.sum() == pixels.pixels.sum(), "the margin is black"
+    assert data.captions[3] == (["3", "three"] if kind is datasets.MNIST else ["Dress"])
+
+
+def test_celeba_is_the_square_of_ddims_code(tmp_path, monkeypatch):
+    pixels = sets.celeba(tmp_path, monkeypatch)
+    data = vision.celeba64(str(tmp_path), resolution=128, batch_size=4)
+    assert data.shape == (3, 128, 128) and data.classes is None and data.train.labels is None
+    assert torch.equal(data.train.pixels, pixels[:6, :, 57:185, 25:153])
+    assert torch.equal(data.test.pixels, pixels[8:, :, 57:185, 25:153]), "the validation split is not used"
+    small, streamed = (vision.celeba64(str(tmp_path), resident=held, batch_size=4).train for held in (True, False))
+    face = Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).crop((25, 57, 153, 185))
+    wanted = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.array_equal(small.pixels[0].permute(1, 2, 0), wanted)
+    assert isinstance(streamed, Streamed)
+    same_batches(small, streamed)
+
+
+def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = sets.lsun(tmp_path)
+    data, streamed = (vision.lsun(str(tmp_path), resolution=16, resident=held, batch_size=4) for held in (None, False))
+    assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
+    assert torch.equal(data.train.pixels, found["train"][..., 4:20])
+    assert torch.equal(data.test.pixels, found["val"][..., 4:20])
+    same_batches(data.train, streamed.train, workers=2)
+    source = streamed.train.source
+    assert (
+        source.digest() == vision.lsun(str(tmp_path), resolution=16, resident=False, batch_size=4).train.source.digest()
+    )
+    assert (
+        source.digest() != vision.lsun(str(tmp_path), resolution=8, resident=False, batch_size=4).train.source.digest()
+    )
+    assert sorted(part.name for part in tmp_path.iterdir()) == ["church_outdoor_train_lmdb", "church_outdoor_val_lmdb"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_imagenet_is_a_folder_per_class(named, tmp_path):
+    found = sets.imagenet(tmp_path, (24, 16), named=named)
+    data, streamed = (vision.imagenet(str(tmp_path), 16, resident=held, batch_size=4) for held in (None, False))
+    assert data.shape == (3, 16, 16) and data.classes == 2
+    assert data.captions == ([["tench"], ["goldfish"]] if named else [[name] for name in sets.WNIDS])
+    assert data.train.labels.tolist() == 4 * [0] + 4 * [1] and data.test.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(data.train.pixels, found["train"][..., 4:20])
+    assert torch.equal(data.test.pixels, found["val"][..., 4:20])
+    same_batches(data.train, streamed.train)
+
+
+def told(make, *args, **kwargs):
+    """The one or two lines of a refusal."""
+    with pytest.raises(ValueError) as error:
+        make(*args, **kwargs)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 480
+    return str(error.value)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (vision.cifar10, ["cifar-10-batches-py", "cifar-10-python.tar.gz"]),
+        (vision.cifar100, ["cifar-100-python.tar.gz"]),
+        (vision.mnist, ["train-images-idx3-ubyte.gz", "MNIST/raw"]),
+        (vision.fashion_mnist, ["FashionMNIST/raw"]),
+        (vision.celeba64, ["img_align_celeba", "list_eval_partition.txt"]),
+        (vision.lsun, ["church_outdoor_train_lmdb"]),
+        (lambda path: vision.imagenet(path, 64), ["train and val", "image-net.org"]),
+    ],
+)
+def test_what_is_not_there_is_asked_for_by_name(make, wanted, tmp_path, offline):
+    said = told(make, str(tmp_path))
+    assert said.startswith(f"path={tmp_path} ") and all(word in said for word in wanted), said
+    assert socket.getdefaulttimeout() is None
+
+
+def test_no_network_is_asked_unless_it_may(tmp_path, offline):
+    for make in (vision.cifar10, vision.mnist):
+        said = told(make, str(tmp_path), download=False)
+        assert "try data.download=true" in said and "no network" not in said
+        assert "no network" in told(make, str(tmp_path))
+
+
+def test_a_damaged_set_is_refused(tmp_path, monkeypatch, offline):
+    sets.cifar(tmp_path, monkeypatch)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    batch.write_bytes(batch.read_bytes()[:-1] + b"x")
+    assert "corrupted" in told(vision.cifar10, str(tmp_path), download=False), "it is not unpickled"
+    raw = tmp_path / "MNIST" / "raw"
+    for broken in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        for cut in (slice(-1), slice(2), slice(0)):
+            sets.mnist(tmp_path)
+            (raw / broken).write_bytes((raw / broken).read_bytes()[cut])
+            assert told(vision.mnist, str(tmp_path)).startswith(f"path={tmp_path} does not hold the set")
+    sets.mnist(tmp_path)
+    sets.idx(raw / "train-labels-idx1-ubyte", np.arange(12))
+    assert "labels of up to 11" in told(vision.mnist, str(tmp_path))
+    sets.lsun(tmp_path)
+    (tmp_path / "church_outdoor_val_lmdb" / "data.mdb").write_bytes(b"broken" * 999)
+    assert "church_outdoor_val_lmdb" in told(vision.lsun, str(tmp_path))
+    sets.celeba(tmp_path, monkeypatch)
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\n")
+    assert "corrupted" in told(vision.celeba64, str(tmp_path))
+
+
+@pytest.mark.parametrize("held", [None, False])
+def test_a_broken_picture_is_named(held, tmp_path, monkeypatch):
+    sets.imagenet(tmp_path)
+    first = tmp_path / "train" / sets.WNIDS[0] / f"{sets.WNIDS[0]}_0.JPEG"
+    first.write_bytes(first.read_bytes()[:80])
+    assert f"path: {first} cannot be read" in told(vision.imagenet, str(tmp_path), 16, resident=held, batch_size=2)
+    (tmp_path / "val" / "n02").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "val" / "n02" / "a.png")
+    (tmp_path / "meta.bin").unlink()
+    assert "other classes" in told(vision.imagenet, str(tmp_path), 16)
+    sets.celeba(tmp_path, monkeypatch)
+    (tmp_path / "celeba" / "img_align_celeba" / "000001.jpg").unlink()
+    assert "000001.jpg" in told(vision.celeba64, str(tmp_path), resident=held)
+
+
+def test_values_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+    sets.cifar(tmp_path, monkeypatch)
+    assert told(vision.cifar10, str(tmp_path), resolution=24).startswith("resolution must be 32")
+    assert told(vision.cifar10, str(tmp_path), batch_size=99).startswith("batch_size must lie in 1..20")
+    assert told(vision.imagenet, str(tmp_path), 0).startswith("resolution")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    where = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", where)
+        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.02)  # 5 s at the end of each epoch
+        yield where
+
+
+def test_a_set_of_the_hub_is_read_to_the_pixel(tmp_path):
+    found = sets.parquet(tmp_path, shards=2)
+    data, streamed = (hub(str(tmp_path), resident=held, batch_size=4) for held in (None, False))
+    assert data.shape == (3, 8, 8) and data.classes == 2 and data.captions == [["cat"], ["dog"]]
+    assert torch.equal(data.train.pixels, found["train"]) and torch.equal(data.test.pixels, found["test"])
+    assert data.train.labels.tolist() == 6 * [0, 1] and data.test.labels.tolist() == [0, 1, 0, 1]
+    same_batches(data.train, streamed.train, workers=2)
+    assert streamed.train.source.digest() == hub(str(tmp_path), resident=False, batch_size=4).train.source.digest()
+    grey = hub(str(tmp_path), resolution=4, channels=1, convert=True, batch_size=4)
+    picture = Image.fromarray(found["train"][0].permute(1, 2, 0).numpy())
+    assert grey.shape == (1, 4, 4) and torch.equal(grey.train.pixels[0], Fit(4, 1, convert=True)(picture, ""))
+    part = hub(str(tmp_path), split_test=None, held_out=0.25, batch_size=4)
+    assert (part.train.size, part.test.size) == (9, 3)
+    together = torch.cat([part.train.pixels, part.test.pixels])
+    assert {p.numpy().tobytes() for p in together} == {p.numpy().tobytes() for p in found["train"]}
+
+
+def test_a_folder_of_pictures_is_a_set_of_the_hub(tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                where = tmp_path / split / name
+                where.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (100 * label, i, 0)).save(where / f"{i}.png")
+    for streaming in (False, True):
+        data = hub(str(tmp_path), batch_size=2, streaming=streaming, size=6)
+        assert data.captions == [["cat"], ["dog"]] and data.test.size == 4
+        assert torch.equal(data.test.pixels[:, 0, 0, 0].long(), 100 * data.test.labels)
+
+
+def seen(batches, count):
+    """(bytes, label) of each picture of `count` batches, by its first row."""
+    rows = chain.from_iterable(zip(made["x0"], made["label"], strict=True) for made in islice(batches, count))
+    return [(tuple(((x.flatten()[:24] + 1) * 127.5).round().int().tolist()), int(label)) for x, label in rows]
+
+
+@pytest.mark.parametrize(("shards", "workers"), [(1, 0), (1, 2), (4, 2)])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_stream_shows_each_picture_once_an_epoch(own, shards, workers, tmp_path):
+    found = sets.parquet(tmp_path, shards=shards)
+    data = hub(str(tmp_path), split_test="test" if own else None, streaming=True, size=12, test_size=4, batch_size=4,
+               shuffle_buffer=6)  # fmt: skip
+    held = found["test" if own else "train"][:4]
+    assert isinstance(data.train, Flow) and torch.equal(data.test.pixels, held) and data.bin_width == 2 / 255
+    training = found["train"] if own else found["train"][4:]
+    assert data.train.size == len(training) and torch.equal(data.train.at(slice(2)).pixels, training[:2])
+    assert torch.equal(data.train.at(torch.tensor([3, 1])).pixels, training[[3, 1]])
+    wanted = [(tuple(p.flatten()[:24].tolist()), i % 2) for i, p in enumerate(training)]
+    for world in (1, 2):
+        parts = [Batches(data.train, 4, flip=False, seed=0, workers=workers, rank=rank, world=world)
+                 for rank in range(world)]  # fmt: skip
+        both = [seen(part, 2 * len(training) // 4) for part in parts]  # epochs: workers begin their second in a batch
+        assert sorted(chain.from_iterable(both)) == sorted(2 * wanted)
+        assert both == [seen(part, 2 * len(training) // 4) for part in parts], "the same each time"
+    two = seen(Batches(data.train, 4, flip=False, seed=0), 2 * len(training) // 4)
+    assert two[: len(training)] != two[len(training) :], "another order each epoch"
+    assert two[: len(training)] != seen(Batches(data.train, 4, flip=False, seed=1), len(training) // 4)
+
+
+def test_a_stream_is_mirrored_by_halves(tmp_path):
+    sets.parquet(tmp_path)
+    data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
+    plain, mirrored = (Batches(data.train, 4, flip=flip, seed=0) for flip in (False, True))
+    turned = [not torch.equal(x, y) for one, other in islice(zip(plain, mirrored, strict=True), 60)
+              for x, y in zip(one["x0"], other["x0"], strict=True)]  # fmt: skip
+    assert 90 < sum(turned) < 150
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "wanted"),
+    [
+        ({"split_test": "validation"}, "split_test=validation is no split of .*; try train, test, or null"),
+        ({"split_train": "all"}, "split_train=all is no split"),
+        ({"image": "picture"}, "image=picture is no column of kind Image; try img"),
+        ({"label": "id"}, "label=id is no column of kind ClassLabel; try label"),
+        ({"resolution": 4}, "name=.*: row 0 is 8x8 RGB, and 4x4 RGB is wanted"),
+        ({"channels": 2}, "channels must be 1"),
+        ({"streaming": True}, "size is needed"),
+        ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
+        ({"streaming": True, "size": 12, "split_test": None}, "test_size=1000 leaves nothing of 12 pictures"),
+        ({"config": "other"}, "name=.* cannot be loaded .*other"),
+    ],
+)
+def test_a_set_of_the_hub_that_will_not_do_is_refused(kwargs, wanted, tmp_path):
+    sets.parquet(tmp_path)
+    with pytest.raises(ValueError, match=f"^{wanted}"):
+        hub(str(tmp_path), batch_size=4, **kwargs)
+
+
+def test_the_hub_that_cannot_be_reached_is_told_at_once(tmp_path, offline, monkeypatch):
+    assert told(hub, "nobody/nothing").startswith("name=nobody/nothing cannot be loaded (")
+    assert "try data.name=OWNER/NAME" in told(hub, None)
+    assert "data files" in told(hub, str(tmp_path))
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 is how it should begin")
+    assert "cannot be loaded" in told(hub, str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    assert "pip install -e '.[hub]'" in told(hub, "nobody/nothing")
+
+
+def test_a_stream_says_what_it_cannot_do(tmp_path, monkeypatch):
+    sets.parquet(tmp_path)
+    monkeypatch.setattr("ddpm_lab.data.splits.KNOWN", 5)
+    data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
+    assert data.train.at(slice(5)).size == 5
+    assert told(data.train.at, slice(6)).startswith("streaming gives the first 5")
