@@ -283,7 +283,7 @@ FOUR: dict = {f"{name}.png": {} for name in "abcd"}
         (FOUR, {"resolution": 0}, "resolution"),
         (FOUR, {"background": "whitish"}, "background=whitish"),
         (FOUR, {"held_out": 1.0}, "held_out"),
-        (FOUR, {"on_bad": "skip", "resident": False}, "on_bad=skip needs .*prepare_data"),
+        (FOUR, {"on_bad": "skip", "resident": False}, "on_bad=skip is for .*prepare_data"),
         (FOUR | {"e.png": {"mode": "I;16"}}, {"channels": 3}, r"e\.png is 8x8 I;16"),
         (FOUR | {"cat/e.png": {}}, {}, "beside sub-folders"),
     ],

@@ -9,6 +9,10 @@ import pytest
 import torch
 from conftest import ROOT
 
+from ddpm_lab.data.module import Batches
+from ddpm_lab.data.splits import Images
+from ddpm_lab.diffusion.noise import BatchNoise, coin, uniform
+
 WORDS = ("trainer.max_steps=6", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3",
          "trainer.accelerator=cpu", "trainer.precision=32-true", "logger=csv", "model.channels=8", "sampler.steps=3",
          "callbacks.losses.every=3", "callbacks.pictures.every=6", "callbacks.quality.count=50",
@@ -21,6 +25,23 @@ def trained(folder, *words):
     assert done.returncode == 0, done.stderr
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return content, json.loads((folder / "metrics.json").read_text()), done.stdout
+
+
+def test_parts_of_a_batch_are_those_of_the_whole():
+    def noise(before, after):
+        return BatchNoise(before, after, torch.Generator().manual_seed(3))
+
+    like = torch.empty(6, 2, 3)
+    for draw in (lambda noise, like: noise(like), lambda noise, like: uniform(noise, like)):
+        whole = draw(noise(0, 0), like)
+        parts = [draw(noise(0, 4), like[:2]), draw(noise(2, 1), like[2:5]), draw(noise(5, 0), like[5:])]
+        assert torch.equal(torch.cat(parts), whole) and whole.unique().numel() == 36
+    assert len({coin(noise(before, 0)) for before in range(5)}) == 1
+    split = Images(torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(20))
+    alone = iter(Batches(split, 6, flip=True, seed=0))
+    shared = [iter(Batches(split, 6, flip=True, seed=0, rank=rank, world=3)) for rank in range(3)]
+    for _ in range(7):
+        assert torch.equal(next(alone)["label"], torch.cat([next(part)["label"] for part in shared]))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -36,7 +36,10 @@ def opened(file: Path) -> Image.Image:
         if not about.st_size:
             raise ValueError("it is empty")
         with file.open("rb") as stream:
-            picture = Image.open(stream, formats=FORMATS)
+            try:
+                picture = Image.open(stream, formats=FORMATS)
+            except UnidentifiedImageError:
+                raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
             if picture.width * picture.height > PIXELS:
                 raise ValueError(f"{picture.width}x{picture.height} are over {PIXELS} pixels")
             if picture.mode == "RGB" and ";16" in str(picture.tile) and "transparency" in picture.info:

@@ -119,8 +119,8 @@ def folder(
         except ValueError as error:
             raise ValueError(f"path: {error}") from error
         if isinstance(split, Streamed) and on_bad == "skip":
-            raise ValueError(f"on_bad=skip needs pictures that are read at once, and {len(files)} are too many to hold "
-                             "in memory; prepare them first: python scripts/prepare_data.py")  # fmt: skip
+            raise ValueError("on_bad=skip is for pictures that are all read at the start, and these are streamed; "
+                             "prepare them first: python scripts/prepare_data.py")  # fmt: skip
         good = torch.tensor([i not in source.bad for i in part.tolist()])
         splits.append(split if good.all() else split.at(good))
     leave_out([source.bad[i] for i in sorted(source.bad)], len(files))
