@@ -378,7 +378,7 @@ def check(mutant: Mutant | None, tests: str) -> Verdict:
     """The tests on a copy of the code; None: the code as it is."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("src", "tests", "configs", "pyproject.toml"):
+        for name in ("src", "tests", "configs", "scripts", "pyproject.toml"):
             source = ROOT / name
             shutil.copytree(source, copy / name) if source.is_dir() else shutil.copy(source, copy / name)
         if mutant is not None:
