@@ -1,14 +1,17 @@
 """Data: what the pictures are, and in which order they come."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.module import Batches
+from ddpm_lab.data.module import Batches, HeldOut
 from ddpm_lab.data.points import SHAPES, gaussian_mixture, toy
-from ddpm_lab.data.splits import Images, batch
+from ddpm_lab.data.splits import Images, Streamed, batch
 from ddpm_lab.data.synthetic import synthetic
+from ddpm_lab.errors import UserError
 
 
 def numbered(count=10, size=2):
@@ -54,6 +57,32 @@ def test_half_of_the_pictures_are_mirrored():
     left = torch.stack([next(stream)["x0"][:, 0, 0] for _ in range(100)])
     mirrored = (left[..., 1] > left[..., 0]).float().mean().item()
     assert mirrored == pytest.approx(0.5, abs=0.05)
+
+
+class Broken:
+    """Pictures of which the fourth cannot be read."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise ValueError("3.png cannot be read")
+        return torch.full((1, 2, 2), index, dtype=torch.uint8)
+
+    def digest(self):
+        return "broken"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_while_it_is_streamed_is_told_in_a_line(workers):
+    split = Streamed(Broken(), torch.arange(8), (1, 2, 2), None)
+    for batches in (Batches(split, 4, flip=False, seed=0, workers=workers), HeldOut(split, 4, workers)):
+        with pytest.raises(UserError, match=r"^data: 3\.png cannot be read$"):
+            for _ in zip(batches, range(2), strict=False):
+                pass
+    first = next(iter(HeldOut(replace(split, chosen=torch.arange(3)), 3, workers)))["x0"]
+    assert ((first[:, 0, 0, 0] + 1) * 127.5).tolist() == [0, 1, 2]
 
 
 def test_synthetic_is_what_was_asked_and_classes_differ():

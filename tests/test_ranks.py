@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from ddpm_lab.data.module import Batches
 from ddpm_lab.data.splits import Images
 from ddpm_lab.diffusion.noise import BatchNoise, coin, uniform
 
 WORDS = ("trainer.max_steps=6", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3",
-         "trainer.accelerator=cpu", "trainer.precision=32-true", "logger=csv", "model.channels=8", "sampler.steps=3",
-         "callbacks.losses.every=3", "callbacks.pictures.every=6", "callbacks.quality.count=50",
-         "callbacks.quality.batch_size=15", "data.batch_size=32")  # fmt: skip
+         "trainer.accelerator=cpu", "trainer.precision=32-true", "logger=csv", "model.channels=8",
+         "callbacks.losses.every=3", "data.batch_size=32")  # fmt: skip
+TWO = ("trainer=ddp", "trainer.devices=2")
+OF_SAMPLES = ("callbacks.pictures.every=6", "callbacks.pictures.rows=30", "callbacks.quality.count=50",
+              "callbacks.quality.batch_size=15", "sampler.steps=3")  # fmt: skip
 
 
 def trained(folder, *words):
@@ -46,8 +49,8 @@ def test_parts_of_a_batch_are_those_of_the_whole():
 
 @pytest.mark.slow
 def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
-    one, of_one, _ = trained(tmp_path / "one")
-    two, of_two, said = trained(tmp_path / "two", "trainer=ddp", "trainer.devices=2")
+    one, of_one, _ = trained(tmp_path / "one", *OF_SAMPLES)
+    two, of_two, said = trained(tmp_path / "two", *OF_SAMPLES, *TWO)
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-6, rtol=1e-5)
     for name, weight in one["callbacks"]["EMA"]["average"].items():
@@ -55,6 +58,8 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
     for name in ("fid", "fid_within", "inception_score", "recognised"):
         assert of_two[name] == pytest.approx(of_one[name], rel=1e-4), name
     assert of_two["training"]["val_loss"] == pytest.approx(of_one["training"]["val_loss"], rel=1e-5)
+    grids = [Image.open(tmp_path / name / "pictures" / "samples-000006.png").size for name in ("one", "two")]
+    assert grids[0] == grids[1], "300 are two batches"
     assert of_two["real"] == of_one["real"] and said.count("to train on") == 1, "the first process alone speaks"
     for verb, words in {"evaluate": ["count=50", "metrics=[kid,prc]"], "sample": ["count=30"]}.items():
         found = []
@@ -76,3 +81,15 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
     assert sorted(file.name for file in (tmp_path / "two").iterdir()) == sorted(
         file.name for file in (tmp_path / "one").iterdir()
     )
+
+
+@pytest.mark.slow
+def test_two_processes_reconstruct_as_one_does_and_leave_what_is_not_used(tmp_path):
+    words = ("system=autoencoder", "system.adversarial=0.5", "system.start=100")  # the adversary has no gradient yet
+    one, of_one, _ = trained(tmp_path / "one", *words)
+    two, of_two, _ = trained(tmp_path / "two", *words, *TWO)
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-5, rtol=1e-4)
+    for name in ("psnr", "ssim", "rfid"):
+        assert of_two[name] == pytest.approx(of_one[name], rel=1e-3), name
+    assert of_two["protocol"] == of_one["protocol"] and of_one["standard_error"]["psnr"] > 0

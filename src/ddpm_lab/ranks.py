@@ -36,7 +36,7 @@ def place() -> tuple[int, int]:
 
 
 def mine(batches: Sequence[T]) -> Sequence[T]:
-    """Every so manieth."""
+    """Those whose turn is this process's."""
     rank, world = place()
     return batches[rank::world]
 

@@ -68,9 +68,8 @@ class Losses(L.Callback):
         """Sum of weighted losses and of weights, by quarter."""
 
     def _report(self, trainer: L.Trainer, batch_size: int, timed: bool) -> None:
-        sums, counts = trainer.strategy.reduce(
-            self.sums, reduce_op="sum"
-        ).tolist()  # on a GPU this waits for the last batch, so the clock is read after it
+        everyones = trainer.strategy.reduce(self.sums, reduce_op="sum")
+        sums, counts = everyones.tolist()  # on a GPU this waits for the last batch, so the clock is read after it
         seconds = time.perf_counter() - self.since
         quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in range(4) if timed and counts[q]}
         losses = {"train/loss": sum(sums) / sum(counts), **quarters}

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import datamodule, log_picture
 from ddpm_lab.evaluation.pictures import save_grid
+from ddpm_lab.ranks import everyones
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
 
@@ -34,12 +35,13 @@ class Pictures(L.Callback):
         self._grid(trainer, pl_module)
         self._path(trainer, pl_module)
 
-    @rank_zero_only
     def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
         count = self.rows * self.columns
         batches = system.sample(denoiser, count, asked=self._ask(trainer, system, count))
-        pixels = torch.cat([batch[0] for batch in batches])
+        pixels = torch.cat(everyones([batch[0].cpu() for batch in batches]))
+        if not trainer.is_global_zero:
+            return
         file = self._place(trainer) / f"samples-{trainer.global_step:06d}.png"
         log_picture(trainer, "samples", save_grid(pixels, file, self.columns))
 

@@ -1,7 +1,9 @@
 """Pictures beside their reconstructions, and how close these are."""
 
 import logging
-from collections.abc import Callable
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ddpm_lab.callbacks.log import datamodule, log, log_picture
-from ddpm_lab.data.splits import Images, batch, to_bytes
+from ddpm_lab.data.module import Data
+from ddpm_lab.data.splits import Images, to_bytes
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.judge import Judge, numbered
 from ddpm_lab.evaluation.pictures import save_grid
+from ddpm_lab.ranks import everyones
 from ddpm_lab.systems.autoencoder import AutoencoderSystem
 
 LOG = logging.getLogger(__name__)
@@ -52,13 +56,11 @@ class Reconstructions(L.Callback):
             self._drawn = step
             self._draw(trainer, pl_module)
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem) -> None:
         self._draw(trainer, pl_module)
-        test = datamodule(trainer).test.to(pl_module.device)
-        assert isinstance(test, Images)  # the system refuses points
-        self.result = self._measure(test, pl_module)
-        log(trainer, {f"quality/{name}": value for name, value in self.result.items() if name != "standard_error"})
+        self.result = self._measure(datamodule(trainer), pl_module)
+        numbers = {name: value for name, value in self.result.items() if isinstance(value, float)}
+        log(trainer, {f"quality/{name}": value for name, value in numbers.items()})
 
     @rank_zero_only
     def _draw(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
@@ -70,21 +72,39 @@ class Reconstructions(L.Callback):
         pixels = to_bytes(torch.cat([half for pair in pairs for half in pair]))
         log_picture(trainer, "reconstructions", save_grid(pixels, file, columns))
 
-    def _measure(self, test: Images, system: AutoencoderSystem) -> dict[str, Any]:
-        parts = [system.reconstruct(batch(test.at(some))["x0"])
-                 for some in torch.arange(test.size).split(500)]  # fmt: skip
-        found = torch.cat([part[0] for part in parts])
-        result: dict[str, Any] = {"psnr": float(peak_signal_noise_ratio(found, test.x0, (-1.0, 1.0), dim=(1, 2, 3)))}
-        if min(found.shape[2:]) > WINDOW:
-            ssim = structural_similarity_index_measure(found, test.x0, data_range=(-1.0, 1.0))
-            assert isinstance(ssim, Tensor)  # with the picture of it, only if asked
-            result["ssim"] = ssim.item()
-        if self.extractor is not None:
-            judge = Judge(self.extractor, test, device=system.device)
-            made = Images(torch.cat([to_bytes(part[0]) for part in parts]), None)
-            rfid = judge(numbered(made), made.size)
-            result |= {"rfid": rfid["fid"], "standard_error": {"rfid": rfid["standard_error"].get("fid")}}
+    def _measure(self, data: Data, system: AutoencoderSystem) -> dict[str, Any]:
+        found: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+        codes: list[Tensor] = []
+
+        def remade() -> Iterator[tuple[Tensor, Images]]:
+            for numbers, some in numbered(data.test, 50):
+                x = some.x0.to(system.device)
+                made, used = system.reconstruct(x)
+                psnr = peak_signal_noise_ratio(made, x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3))
+                found["psnr"].append(psnr.cpu())
+                if min(x.shape[2:]) > WINDOW:
+                    ssim = structural_similarity_index_measure(made, x, data_range=(-1.0, 1.0), reduction="none")
+                    found["ssim"].append(torch.as_tensor(ssim).cpu())
+                if used is not None:
+                    codes.append(used.unique().cpu())
+                yield numbers, Images(to_bytes(made), None)
+
+        result: dict[str, Any] = {}
+        errors: dict[str, float | None] = {}
+        protocol = {"split": "test", "count": data.test.size, "data": data.name, "weights": "raw"}
+        if self.extractor is None:
+            deque(remade(), maxlen=0)
+        else:
+            judge = Judge(self.extractor, data.test, device=system.device)
+            quality = judge(remade(), data.test.size)
+            result["rfid"], errors["rfid"] = quality["fid"], quality["standard_error"].get("fid")
+            protocol |= {"data_sha256": judge.data_sha256, "extractor": self.extractor.name,
+                         "extractor_sha256": self.extractor.sha256, "resize": self.extractor.resize}  # fmt: skip
+        for name, parts in found.items():
+            if parts:
+                values = torch.cat(everyones(parts)).double()
+                result[name] = values.mean().item()
+                errors[name] = values.std().item() / math.sqrt(len(values))
         if system.autoencoder.bottleneck.codes is not None:
-            codes = [part[1].flatten() for part in parts if part[1] is not None]
-            result["codes_used"] = torch.cat(codes).unique().numel() / system.autoencoder.bottleneck.codes
-        return result
+            result["codes_used"] = torch.cat(everyones(codes)).unique().numel() / system.autoencoder.bottleneck.codes
+        return {**result, "standard_error": errors, "protocol": protocol}

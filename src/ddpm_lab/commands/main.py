@@ -139,6 +139,7 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         except CellsFailed as error:
             failed.append(_tell(str(error)))
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
         if verb in ("sample", "evaluate"):

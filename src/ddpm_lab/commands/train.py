@@ -136,6 +136,11 @@ def _check(config: DictConfig, trainer: Trainer) -> None:
     shares = isinstance(trainer.strategy, DDPStrategy) and not config.trainer.get("use_distributed_sampler", True)
     if trainer.world_size > 1 and not shares:
         raise UserError(f"trainer.devices={config.trainer.devices} is more than one device; try trainer=ddp")
+    size = config.data.batch_size
+    if size % trainer.world_size:
+        fits = -(-size // trainer.world_size) * trainer.world_size
+        raise UserError(f"data.batch_size={size} is that of all processes together, and {trainer.world_size} cannot "
+                        f"share it; try data.batch_size={fits}")  # fmt: skip
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={trainer.precision} would lose the float64 tables, or clip gradients that "
                         "are scaled; try 32-true or bf16-mixed")  # fmt: skip

@@ -5,6 +5,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -26,28 +27,37 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ou
 
 
 def opened(file: Path) -> Image.Image:
-    """The picture in `file`, decoded and turned as its EXIF tag says; of an animation the first frame. Raises
-    ValueError that begins with `file` unless it is a regular file that holds a whole picture of at most `PIXELS`.
-    """
+    """The picture in `file`, as `decoded`. Raises ValueError also where it is no regular file."""
     try:
         about = file.stat()
         if not stat.S_ISREG(about.st_mode):  # a FIFO would be waited for
             raise ValueError("it is no regular file")
         if not about.st_size:
             raise ValueError("it is empty")
-        with file.open("rb") as stream:
-            try:
-                picture = Image.open(stream, formats=FORMATS)
-            except UnidentifiedImageError:
-                raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
-            if picture.width * picture.height > PIXELS:
-                raise ValueError(f"{picture.width}x{picture.height} are over {PIXELS} pixels")
-            if picture.mode == "RGB" and ";16" in str(picture.tile) and "transparency" in picture.info:
-                raise ValueError("it has a transparent colour of 16 bits; save it with 8")  # PIL compares 8 of them
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-    except Exception as error:  # a broken file makes PIL raise nearly anything
-        raise ValueError(f"{file} cannot be read as a picture ({' '.join(str(error).split())})") from error
+        stream = file.open("rb")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as a picture ({error})") from error
+    with stream:
+        return decoded(stream, str(file))
+
+
+def decoded(stream: BinaryIO, name: str) -> Image.Image:
+    """The picture in `stream`, turned as its EXIF tag says; of an animation the first frame. Raises ValueError that
+    begins with `name` unless it is whole and has at most `PIXELS`.
+    """
+    try:
+        try:
+            picture = Image.open(stream, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+        if picture.width * picture.height > PIXELS:
+            raise ValueError(f"{picture.width}x{picture.height} are over {PIXELS} pixels")
+        if picture.mode == "RGB" and ";16" in str(picture.tile) and "transparency" in picture.info:
+            raise ValueError("it has a transparent colour of 16 bits; save it with 8")  # PIL compares 8 of them
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+    except Exception as error:  # a broken picture makes PIL raise nearly anything
+        raise ValueError(f"{name} cannot be read as a picture ({' '.join(str(error).split())})") from error
     return picture
 
 

@@ -6,13 +6,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ddpm_lab.data.decoding import Fit
-from ddpm_lab.data.encoded import decoded
+from ddpm_lab.data.decoding import Fit, decoded
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Database:
     def __getitem__(self, index: int) -> Tensor:
         key, name = self.keys[index], f"{self.path}: {self.keys[index].decode(errors='replace')}"
         with _environment(self.path).begin() as reading:
-            return self.fit(decoded(reading.get(key), name), name)
+            return self.fit(decoded(BytesIO(reading.get(key)), name), name)
 
     def digest(self) -> str:
         """SHA-256 of the keys, the size of the file, and `fit`: not of the pictures."""

@@ -1,7 +1,7 @@
 """The Lightning data module, and the endless stream of batches that training sees."""
 
-from collections.abc import Iterator, Sequence
-from itertools import chain, count, islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count, islice, tee
 from typing import Any
 
 import lightning as L
@@ -13,6 +13,9 @@ from ddpm_lab.data.splits import Flow, Held, Images, Split, Streamed, batch, gat
 from ddpm_lab.diffusion.exact import Mixture
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.errors import UserError
+
+TIMEOUT = 300
+"""Seconds that a batch may take to be read"""
 
 
 class Data(L.LightningDataModule):
@@ -65,35 +68,24 @@ class Data(L.LightningDataModule):
     def train_dataloader(self) -> "Batches":
         trainer = self.trainer
         assert trainer is not None  # Lightning attaches itself before it asks
-        if self.batch_size % trainer.world_size:
-            fits = -(-self.batch_size // trainer.world_size) * trainer.world_size
-            raise UserError(f"data.batch_size={self.batch_size} is that of all processes together, and "
-                            f"{trainer.world_size} cannot share it; try data.batch_size={fits}")  # fmt: skip
         return Batches(self.train.to(trainer.strategy.root_device), self.batch_size, self.flip, self.seed,
                        workers=self.workers, rank=trainer.global_rank, world=trainer.world_size)  # fmt: skip
 
-    def val_dataloader(self) -> DataLoader:
-        """The held-out split in order, each batch whole on every process, which looks at rows of its own."""
-        batches: Any = _Parts(self.test, self.batch_size)
-        workers = self.workers if isinstance(self.test, Streamed) else 0
-        # A loader without a generator draws from the training stream.
-        return DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator(),
-                          timeout=TIMEOUT * (workers > 0))  # fmt: skip
+    def val_dataloader(self) -> "HeldOut":
+        return HeldOut(self.test, self.batch_size, self.workers)
 
 
-TIMEOUT = 300
-"""Seconds that a batch may take to be read"""
+class HeldOut:
+    """A split in order, each batch whole on every process, which looks at rows of its own."""
 
-
-class _Parts(Dataset):
-    def __init__(self, split: Split, size: int) -> None:
-        self.split, self.index = split, torch.arange(split.size).split(size)
+    def __init__(self, split: Split, batch_size: int, workers: int) -> None:
+        self.split, self.index, self.workers = split, torch.arange(split.size).split(batch_size), workers
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
-        return batch(self.split.at(self.index[place]))
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return map(batch, read(self.split, self.index, self.workers))
 
 
 class Batches:
@@ -108,17 +100,17 @@ class Batches:
         self.workers, self.rank, self.world = workers, rank, world
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        if isinstance(self.split, Streamed | Flow):
-            cpu = self.split.to(torch.device("cpu"))
-            source: Any = _Reads(cpu) if isinstance(cpu, Streamed) else _Flows(cpu, self)
-            workers = self.workers if isinstance(cpu, Streamed) else min(self.workers, cpu.stream.readers(self.world))
-            read: Any = DataLoader(source, sampler=self._chosen() if isinstance(cpu, Streamed) else None,
-                                   batch_size=None, num_workers=workers, generator=torch.Generator(),
-                                   timeout=TIMEOUT * (workers > 0), prefetch_factor=4 if workers else None,
-                                   pin_memory=self.split.device.type == "cuda")  # fmt: skip
-            return (self._made(_whole(held).to(self.split.device), coins) for held, coins in read)
-        device = self.split[0].device
-        return (self._made(self.split.at(index.to(device)), coins) for index, coins in self._chosen())
+        pairs: Iterator[tuple[Held, Tensor]]
+        if isinstance(self.split, Flow):
+            workers = min(self.workers, self.split.stream.readers(self.world))
+            device = self.split.device
+            loader = _loader(_Flows(self.split, self), None, workers, device)
+            pairs = ((_whole(held).to(device), coins) for held, coins in loader)
+        else:
+            ahead, now = tee(self._chosen())  # what is read is chosen some batches ahead
+            pairs = zip(read(self.split, (index for index, _ in ahead), self.workers), (coins for _, coins in now),
+                        strict=False)  # fmt: skip
+        return (self._made(held, coins) for held, coins in pairs)
 
     def _chosen(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The numbers of the samples of each batch of this process, and which of them are mirrored."""
@@ -139,6 +131,24 @@ class Batches:
         return made
 
 
+def read(split: Split, chosen: Iterable[Tensor], workers: int) -> Iterator[Held]:
+    """What is at each index (B,) of `chosen`; what is streamed, by `workers` processes, and in the same order. Raises
+    UserError where a picture cannot be read.
+    """
+    if isinstance(split, Streamed):
+        loader = _loader(_Reads(split.to(torch.device("cpu"))), chosen, workers, split.device)
+        return (_whole(held).to(split.device) for held in loader)
+    device = split.device if isinstance(split, Flow) else split[0].device
+    return (split.at(index.to(device)) for index in chosen)
+
+
+def _loader(source: Any, chosen: Any, workers: int, device: torch.device) -> DataLoader:
+    # A loader without a generator draws from the training stream.
+    return DataLoader(source, sampler=chosen, batch_size=None, num_workers=workers, generator=torch.Generator(),
+                      timeout=TIMEOUT * (workers > 0), prefetch_factor=4 if workers else None,
+                      pin_memory=device.type == "cuda")  # fmt: skip
+
+
 def _whole(read: Images | str) -> Images:
     if isinstance(read, str):
         raise UserError(f"data: {read}")
@@ -151,12 +161,11 @@ class _Reads(Dataset):
     def __init__(self, split: Streamed) -> None:
         self.split = split
 
-    def __getitem__(self, chosen: tuple[Tensor, Tensor]) -> tuple[Images | str, Tensor]:
-        index, coins = chosen
+    def __getitem__(self, index: Tensor) -> Images | str:
         try:
-            return self.split.at(index), coins
-        except ValueError as error:  # told by the process that trains, without the tracebacks of both
-            return str(error), coins
+            return self.split.at(index)
+        except ValueError as error:  # told by the process that asked, without the tracebacks of both
+            return str(error)
 
 
 class _Flows(IterableDataset):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_lab.data.decoding import Fit
-from ddpm_lab.data.encoded import decoded
+from ddpm_lab.data.decoding import Fit, decoded
 from ddpm_lab.data.splits import Images, gathered
 from ddpm_lab.diffusion.noise import generator
 
@@ -96,8 +96,8 @@ def opened(held: Mapping[str, Any] | None, name: str) -> Image.Image:
         raise ValueError(f"{name} has no picture")
     if held["bytes"] is None:
         with fsspec.open(held["path"], "rb") as file:  # a path, or an address of the Hub
-            return decoded(file.read(), f"{name}, {held['path']},")
-    return decoded(held["bytes"], name)
+            return decoded(file, f"{name}, {held['path']},")
+    return decoded(BytesIO(held["bytes"]), name)
 
 
 def listed(found: list[int | None]) -> Tensor:

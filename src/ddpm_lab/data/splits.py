@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -95,7 +95,7 @@ class Streamed:
     """(C, H, W)"""
     labels: Tensor | None
     """(N,) int64"""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = torch.device("cpu")
     """Where what is read is brought"""
 
     @property
@@ -150,7 +150,7 @@ class Flow:
     """(C, H, W)"""
     labels: None = None
     """They come with the pictures"""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = torch.device("cpu")
     """Where what is read is brought"""
 
     def at(self, index: Tensor | slice) -> Images:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,9 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from torch_fidelity.metric_prc import calculate_precision_recall_part
 from tqdm import tqdm
 
+from ddpm_lab.data.module import read
 from ddpm_lab.data.splits import Held, Images, Split
+from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.inception_score import said, score, split_count
 from ddpm_lab.evaluation.statistics import BLOCKS, Gaussian, Sums, frechet, jackknife
@@ -28,6 +30,10 @@ SUBSETS = 1000
 """How many pictures are in each subset of KID"""
 ENOUGH = 10
 """Samples for each feature, from which on FID is close to a line in 1 / n"""
+READERS = min(8, os.cpu_count() or 1)
+"""How many processes read pictures that are streamed"""
+NOISE = 2000
+"""At most so many pictures of noise are measured"""
 VERSION = 1
 """Of what the cache holds"""
 
@@ -42,7 +48,8 @@ def cache() -> Path:
 
 def numbered(split: Split, size: int = 500) -> Iterator[tuple[Tensor, Held]]:
     """The batches of pictures of a split that are this process's."""
-    return ((some, split.at(some)) for some in mine(torch.arange(split.size).split(size)))
+    chosen = mine(torch.arange(split.size).split(size))
+    return zip(chosen, read(split, chosen, READERS), strict=True)
 
 
 class Judge:
@@ -57,11 +64,12 @@ class Judge:
         extractor: Extractor,
         reference: Split,
         thorough: Collection[str] = (),
-        device: torch.device = torch.device("cpu"),  # noqa: B008
+        device: torch.device = torch.device("cpu"),
     ) -> None:
         self.extractor, self.thorough, self.device = extractor.to(device), thorough, device
-        self.dims: int = extractor.features.num_features  # type: ignore[assignment]
-        key = f"{VERSION} {reference.digest()} {extractor.name} {extractor.sha256} {bool(thorough)}"
+        self.dims = cast(int, extractor.features.num_features)
+        self.data_sha256 = reference.digest()
+        key = f"{VERSION} {self.data_sha256} {extractor.name} {extractor.sha256} {bool(thorough)}"
         self.digest = hashlib.sha256(key.encode()).hexdigest()
         file = cache() / f"{self.digest}.safetensors"
         known = _kept(lambda: load_file(file, device=str(device)))
@@ -85,8 +93,8 @@ class Judge:
         "standard_error" has those of them that samples can be had of; "fid_infinity" is what FID goes to with ever more
         samples, where they are `ENOUGH` for that. KID is that of torch-fidelity, a mean over 100 subsets, and its error
         the standard deviation over these. Precision and recall are the shares of samples within the manifold of the
-        reference and the other way
-        round, by third neighbours (Kynkaanniemi et al., 2019). Several processes each give batches of their own.
+        reference and the other way round, by third neighbours (Kynkaanniemi et al., 2019). Several processes each give
+        batches of their own.
         """
         sums = {label: self._sums(BLOCKS if label < 0 else 1) for label in self.reference}
         scores: Sums | None = None
@@ -159,14 +167,15 @@ class Judge:
             assert isinstance(batch, Images)
             features = self.extractor.features(batch.pixels.to(self.device))
             self._add(sums, features, batch.labels, torch.zeros_like(some))
-            kept.append(features[(some % stride == 0).to(self.device)])
+            if self.thorough:
+                kept.append(features[(some % stride == 0).to(self.device)].cpu())
         known: dict[str, Tensor] = {}
         for label, part in sums.items():
             part.reduce()
             mean, covariance, size = part.gaussian()
             known |= {f"{label}.mean": mean, f"{label}.covariance": covariance, f"{label}.size": torch.tensor(size)}
         if self.thorough:
-            known["features"] = torch.cat(everyones([part.cpu() for part in kept])).to(self.device)
+            known["features"] = torch.cat(everyones(kept)).to(self.device)
         return known
 
     def _sums(self, blocks: int) -> Sums:
@@ -197,14 +206,16 @@ def _inception_score(scores: Sums, count: int) -> tuple[float, float | None]:
     return jackknife(without, count)[:2]
 
 
-def floors(judge: Judge, other: Split, noise: Images) -> dict[str, Any]:
-    """What `judge` says of real pictures, "real", and of "noise", without which an FID says nothing; kept as statistics
-    are.
+def floors(judge: Judge, other: Split) -> dict[str, Any]:
+    """What `judge` says of real pictures, "real", and of uniform "noise", as many if they are not over `NOISE`, without
+    which an FID says nothing; kept as statistics are.
     """
-    digest = hashlib.sha256(f"{other.digest()} {noise.digest()} {sorted(judge.thorough)}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{other.digest()} {NOISE} {sorted(judge.thorough)}".encode()).hexdigest()
     file = cache() / f"{judge.digest[:32]}-{digest[:32]}.json"
     found: dict[str, Any] | None = _kept(lambda: json.loads(file.read_text()))
     if found is None:
+        shape = (min(other.size, NOISE), *other.shape)
+        noise = Images(torch.randint(256, shape, generator=generator(0), dtype=torch.uint8), None)
         found = {name: judge(numbered(split), split.size) for name, split in (("real", other), ("noise", noise))}
         if first():
             _keep(file, lambda partial: partial.write_text(json.dumps(found)))

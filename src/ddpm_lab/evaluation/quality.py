@@ -12,9 +12,8 @@ import torch
 from tqdm import tqdm
 
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.splits import Images, known
+from ddpm_lab.data.splits import known
 from ddpm_lab.diffusion.denoiser import Denoiser
-from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.inception_score import split_count
 from ddpm_lab.evaluation.judge import Judge, floors
@@ -23,8 +22,6 @@ from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
-NOISE = 2000
-"""At most so many pictures of noise are measured"""
 
 
 def assess(
@@ -53,8 +50,7 @@ def assess(
     reference = splits.pop(split)
     (other,) = splits.values()
     judge = Judge(extractor, reference, thorough, system.device)
-    noise = torch.randint(256, (min(other.size, NOISE), *other.shape), generator=generator(0), dtype=torch.uint8)
-    others = floors(judge, other, Images(noise, None))
+    others = floors(judge, other)
     cascade = Cascade([*before, system])
     asked = cascade.stages[0].ask(count, given=data.test)
     weights_sha256 = _digest(denoiser)
@@ -79,7 +75,7 @@ def assess(
             "protocol": {
                 **cascade.protocol(), "weights": weights, "weights_sha256": weights_sha256, "count": count,
                 "seed": seed, "split": split, "data": data.name, "data_count": reference.size,
-                "data_sha256": reference.digest(), **said, "extractor": extractor.name,
+                "data_sha256": judge.data_sha256, **said, "extractor": extractor.name,
                 "extractor_sha256": extractor.sha256, "features": judge.dims, "resize": extractor.resize,
                 **({"inception_score_splits": split_count(count)} if extractor.logits is not None else {}),
             },

@@ -6,6 +6,7 @@ its bias, by the jackknife.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,10 +21,9 @@ class Sums:
     """Of features, or probabilities, (N, d) each, by block."""
 
     def __init__(self, dims: int, blocks: int, device: torch.device, squares: bool) -> None:
-        double = {"dtype": torch.float64, "device": device}
-        self.count = torch.zeros(blocks, **double)  # type: ignore[call-overload]
-        self.total = torch.zeros(blocks, dims, **double)  # type: ignore[call-overload]
-        self.outer = torch.zeros(blocks, dims, dims, **double) if squares else None  # type: ignore[call-overload]
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.count, self.total = zeros(blocks), zeros(blocks, dims)
+        self.outer = zeros(blocks, dims, dims) if squares else None
 
     def add(self, values: Tensor, block: Tensor) -> None:
         """`values` (B, d), each of a `block` (B,), in order. Without waiting for the device."""
@@ -70,8 +70,8 @@ class Gaussian(NamedTuple):
 def frechet(samples: Gaussian, reference: Gaussian, root: Tensor) -> float:
     """The squared Frechet distance (Heusel et al., 2017, eq. 6); `root` is that of the reference.
 
-    The trace of the root of a product of covariances is that of root @ covariance @ root, which is symmetric: ten times
-    faster than the eigenvalues of the product that torchmetrics and torch-fidelity take, and of the same value.
+    The trace of the root of a product of covariances is that of root @ covariance @ root, which is symmetric: the
+    jackknife need not wait for eigenvalues of a general matrix, as torchmetrics and torch-fidelity do for the same.
     """
     shared = torch.linalg.eigvalsh(root @ samples.covariance @ root).clamp(min=0).sqrt().sum()
     traces = samples.covariance.trace() + reference.covariance.trace()

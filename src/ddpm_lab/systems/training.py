@@ -60,7 +60,8 @@ class Learner(L.LightningModule, ABC):
 
     def watch(self, name: str, values: Tensor) -> None:
         """Logs the mean of `values` (B,) over all batches and processes; some may have none."""
-        self.log(name, values.sum() / max(len(values), 1), batch_size=len(values), sync_dist=True)
+        if len(values) or place()[1] > 1:  # all processes must name the same means
+            self.log(name, values.sum() / max(len(values), 1), batch_size=len(values), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer, steps = self.optimizer(self.parameters()), self.trainer.max_steps
