@@ -1,5 +1,6 @@
 """One process of several: which it is, what is its part, and what all of them found. Alone, it is the first of one."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -24,6 +25,7 @@ def join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    atexit.register(distributed.destroy_process_group)  # or its threads may end the process as if it had failed
 
 
 def place() -> tuple[int, int]:
