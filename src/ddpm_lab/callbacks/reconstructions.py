@@ -101,8 +101,8 @@ class Reconstructions(L.Callback):
             protocol |= {"data_sha256": judge.data_sha256, "extractor": self.extractor.name,
                          "extractor_sha256": self.extractor.sha256, "resize": self.extractor.resize}  # fmt: skip
         for name, parts in found.items():
-            if parts:
-                values = torch.cat(everyones(parts)).double()
+            if everything := everyones(parts):  # a process may have none
+                values = torch.cat(everything).double()
                 result[name] = values.mean().item()
                 errors[name] = values.std().item() / math.sqrt(len(values))
         if system.autoencoder.bottleneck.codes is not None:

@@ -97,7 +97,7 @@ class Judge:
         batches of their own.
         """
         sums = {label: self._sums(BLOCKS if label < 0 else 1) for label in self.reference}
-        scores: Sums | None = None
+        scores = self._scores()
         right = torch.zeros(2, dtype=torch.float64, device=self.device)
         kept = []
         for numbers, batch in samples:
@@ -105,10 +105,8 @@ class Judge:
             features = self.extractor.features(batch.pixels.to(self.device))
             block = numbers * BLOCKS // count
             self._add(sums, features, batch.labels, block)
-            if self.extractor.logits is not None:
-                p = said(self.extractor.logits(features).softmax(1))
-                scores = scores or Sums(p.shape[1], BLOCKS, self.device, squares=False)
-                scores.add(p, block)
+            if self.extractor.logits is not None and scores is not None:
+                scores.add(said(self.extractor.logits(features).softmax(1)), block)
             if batch.labels is not None and self.extractor.classifier is not None:
                 answers = self.extractor.classifier(features).argmax(1) == batch.labels.to(self.device)
                 right += torch.stack([answers.sum(), answers.new_ones(len(answers)).sum()])
@@ -177,6 +175,13 @@ class Judge:
         if self.thorough:
             known["features"] = torch.cat(everyones(kept)).to(self.device)
         return known
+
+    def _scores(self) -> Sums | None:
+        """For the inception score; also in a process that will have no batch, since all add up theirs."""
+        if self.extractor.logits is None:
+            return None
+        classes = self.extractor.logits(torch.zeros(1, self.dims, device=self.device)).shape[1]
+        return Sums(classes + 1, BLOCKS, self.device, squares=False)
 
     def _sums(self, blocks: int) -> Sums:
         return Sums(self.dims, blocks, self.device, squares=True)
