@@ -307,7 +307,7 @@ def test_mistakes_are_told_before_anything_runs(typed, tmp_path, words, told):
 def test_a_place_that_is_a_file_is_refused(typed, tmp_path, words):
     (tmp_path / "taken").write_text("")
     status, _, err = typed("train", *(word.format(tmp_path / "taken") for word in words))
-    assert (status, err) == (2, f"error: {tmp_path / 'taken'} cannot be made a folder (File exists)\n")
+    assert (status, err) == (3, f"error: {tmp_path / 'taken'} cannot be made a folder (File exists)\n")
 
 
 @pytest.mark.slow

@@ -1,16 +1,58 @@
-"""How a user's mistake is told: `error: group.key ...`, in a line or two."""
+"""How a program ends that could not do what it was asked for: a line on the terminal, and an exit status."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class UserError(ValueError):
-    """A mistake of the user's; the message names the config key, the value and what would do."""
+class Told(Exception):  # noqa: N818 (it is told, and no traceback shown)
+    """What ends a program with its message, in a line or three, and `status`. Any other exception is a bug of ours,
+    status 1.
+    """
+
+    status = 1
 
 
-class CellsFailed(Exception):  # noqa: N818 (it reports what became of them)
+class CellsFailed(Told):
     """Some cells of a sweep failed; what became of each was said."""
+
+
+class UserError(Told, ValueError):
+    """A mistake of the user's: `group.key ...`. The message names the config key, the value and what would do."""
+
+    status = 2
+
+
+class Hindered(Told):
+    """The machine does not let us: no space, no permission, no memory, a process that was killed."""
+
+    status = 3
+
+
+class Diverged(Told):
+    """Training came to numbers that are not finite."""
+
+    status = 4
+
+
+class Unsafe(UserError):  # noqa: N818
+    """A file that comes from elsewhere is not what it says, or asks for what no file may ask for."""
+
+    status = 5
+
+
+class Hung(Told):
+    """Nothing happened for too long."""
+
+    status = 124
+
+
+class Interrupted(Told):
+    """A signal asked the program to end, and it did so in order: status 128 + its number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal
 
 
 @contextmanager

@@ -4,7 +4,9 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.commands import refusals, runs
 from ddpm_lab.commands.cells import literal
-from ddpm_lab.errors import CellsFailed, UserError
+from ddpm_lab.errors import Hindered, Interrupted, Told, UserError
 from ddpm_lab.ranks import first
 
 PACKAGE = Path(__file__).parents[1]
@@ -41,8 +43,7 @@ def train() -> None:
     try:
         verb, sys.argv[1:] = arranged(sys.argv[1:])
     except UserError as error:
-        _tell(str(error))
-        sys.exit(2)
+        sys.exit(_tell(error))
     _main(verb, ablate if verb == "ablate" else task)
 
 
@@ -125,19 +126,19 @@ def _gathered(arguments: list[str], verb: str) -> list[str]:
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
-    refused, failed, begun = [], [], []
+    ended: list[int] = []
+    begun = []
 
     def job(config: DictConfig) -> None:
         begun.append(config)
         try:
             task(config)
-        except (UserError, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
-            told = isinstance(error, UserError)
-            refused.append(_tell(str(error) if told else refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
+        except Interrupted:
+            raise
+        except (Told, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
+            ended.append(_tell(_explained(error, verb)))
             with suppress(OSError):
                 Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra made it; nothing is in it yet
-        except CellsFailed as error:
-            failed.append(_tell(str(error)))
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
@@ -148,21 +149,16 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         OmegaConf.register_new_resolver("slug", slug, replace=True)
         with _apart():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
-    except UserError as error:
-        refused.append(_tell(str(error)))
     except KeyboardInterrupt:
-        _tell("interrupted; what is done is kept")
-        sys.exit(130)
-    except CellsFailed as error:
-        failed.append(_tell(str(error)))
-    except (HydraException, OmegaConfBaseException) as error:
-        refused.append(_tell(refusals.explain(error, verb, CONFIGS, sys.argv[1:])))
+        ended.append(_tell(Interrupted("interrupted; what is done is kept", signal.SIGINT)))
+    except (Told, HydraException, OmegaConfBaseException) as error:
+        ended.append(_tell(_explained(error, verb)))
     except OSError as error:  # some of Hydra's are OSErrors as well
         if begun or error.filename is None:
             raise
-        refused.append(_tell(f"{error.filename} cannot be made a folder ({error.strerror})"))
-    if refused or failed:
-        sys.exit(2 if refused else 1)
+        ended.append(_tell(Hindered(f"{error.filename} cannot be made a folder ({error.strerror})")))
+    if ended:
+        sys.exit(ended[0])
 
 
 @contextmanager
@@ -177,6 +173,18 @@ def _apart() -> Iterator[None]:
         yield
 
 
-def _tell(message: str) -> str:
-    print(f"error: {message}", file=sys.stderr)
-    return message
+def _explained(error: Exception, verb: str) -> Told:
+    """`error`, or if it is Hydra's, what it means."""
+    if isinstance(error, Told):
+        return error
+    found = UserError(refusals.explain(error, verb, CONFIGS, sys.argv[1:]))
+    found.__cause__ = error
+    return found
+
+
+def _tell(error: Told) -> int:
+    """Says what went wrong, with DDPM_LAB_DEBUG=1 also where; the exit status."""
+    if os.environ.get("DDPM_LAB_DEBUG"):
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
+    return error.status
