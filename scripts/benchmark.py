@@ -74,7 +74,7 @@ def main() -> None:
         config = compose("train", [
             f"trainer.default_root_dir={folder}", f"trainer.max_steps={ROUNDS * STEPS}",
             "trainer.val_check_interval=10000", "callbacks.pictures.every=10000",
-            "callbacks.checkpoint.every_n_train_steps=10000",
+            "callbacks.checkpoints.every=10000",
             "~callbacks.quality", *sys.argv[1:],
         ])  # fmt: skip
         data = build(config, "data")

@@ -14,6 +14,7 @@ from conftest import CONFIGS, FAST, ROOT, composed, options, there_and_back
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ddpm_lab.callbacks.checkpoints import ordered
 from ddpm_lab.commands import runs
 from ddpm_lab.commands.build import build
 
@@ -33,7 +34,8 @@ def test_a_run_leaves_what_it_says(run):
     said = (run / "stdout").read_text()
     assert {file.name for file in (run / "pictures").iterdir()} == {
         "samples-000005.png", "samples-000010.png", "denoising.png", "losses.png"}  # fmt: skip
-    assert (run / "checkpoints" / "last.ckpt").is_file() and (run / "metrics.csv").is_file()
+    assert [file.name for file in ordered(run / "checkpoints")] == ["step-000010.ckpt"]
+    assert (run / "metrics.csv").is_file() and not (run / ".lock").exists()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["training"]["steps"] == 10 and metrics["fid"] > 0 and 0 <= metrics["recognised"] <= 1
     assert 1 <= metrics["inception_score"] < metrics["real"]["inception_score"] < 10
@@ -83,7 +85,7 @@ def test_the_runs_own_choices_stand_until_changed(run, typed):
 
 
 def test_weights_are_those_that_were_asked_for(run):
-    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    content = torch.load(runs.checkpoint(run), weights_only=True)
     raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
     kept = {"ema": content["callbacks"]["EMA"]["average"], "raw": raw}
     saved = runs.config(str(run))
@@ -381,11 +383,9 @@ def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkey
 
 
 def test_the_end_of_a_run_is_read_however_it_was_copied(run, tmp_path):
-    for name in ("step-1000000.ckpt", "last.ckpt", "step-999999.ckpt"):  # the newest file is not the last
+    for name in ("step-1000000.ckpt", "step-999999.ckpt", "step-x.ckpt"):  # the newest file is not the last
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
-        shutil.copyfile(run / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / name)
-    assert runs.checkpoint(str(tmp_path)).name == "last.ckpt"
-    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+        shutil.copyfile(runs.checkpoint(run), tmp_path / "checkpoints" / name)
     assert runs.checkpoint(str(tmp_path)).name == "step-1000000.ckpt"
 
 

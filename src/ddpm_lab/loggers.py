@@ -1,18 +1,27 @@
-"""Weights & Biases that never blocks."""
+"""Weights & Biases that never blocks, and a history that goes on where a checkpoint was."""
 
+import csv
 import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import wandb as wb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 LOG = logging.getLogger(__name__)
 
 
 def wandb(save_dir: str, project: str = "ddpm-lab", name: str | None = None, group: str | None = None) -> WandbLogger:
     """Lightning's logger of a run that `begin` begins."""
-    run = begin(dir=save_dir, project=project, name=name or Path(save_dir).name, group=group)
+    mark = Path(save_dir, "wandb", "id.txt")  # a run that goes on is the same run there
+    known = re.fullmatch(r"[a-z0-9]{4,64}", mark.read_text()) if mark.is_file() else None
+    run = begin(dir=save_dir, project=project, name=name or Path(save_dir).name, group=group,
+                id=known and known[0], resume="allow")  # fmt: skip
+    if run.id and not known:
+        mark.parent.mkdir(exist_ok=True)
+        mark.write_text(run.id)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(save_dir=save_dir, project=project, offline=run.offline, experiment=run)
@@ -34,6 +43,25 @@ def begin(**options: Any) -> wb.Run:
     except wb.errors.Error as error:
         LOG.info("W&B: %s; this run is kept offline", str(error).splitlines()[0])
         return wb.init(**options, mode="offline", settings=settings)
+
+
+def history(loggers: Iterable[Any]) -> str:
+    """What metrics.csv says so far; "" where it is not written."""
+    for logger in loggers:
+        logger.save()
+        if isinstance(logger, CSVLogger):
+            file = Path(logger.log_dir, logger.experiment.NAME_METRICS_FILE)
+            return file.read_text() if file.is_file() else ""
+    return ""
+
+
+def rewind(loggers: Iterable[Any], history: str) -> None:
+    """Makes metrics.csv say `history` and no more."""
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            rows = csv.DictReader(history.splitlines())
+            logger.experiment.metrics = [{key: value for key, value in row.items() if value} for row in rows]
+            logger.save()
 
 
 def finish() -> None:

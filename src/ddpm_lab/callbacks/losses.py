@@ -1,5 +1,7 @@
 """Logs what training is doing, and draws it at the end."""
 
+import logging
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +14,10 @@ from torch import Tensor
 from ddpm_lab.callbacks.log import log
 from ddpm_lab.evaluation.pictures import save_curves
 from ddpm_lab.systems.training import Learner, System
+
+LOG = logging.getLogger(__name__)
+SPIKE = 10
+"""Times the loss that it was, above which training says so"""
 
 
 class Losses(L.Callback):
@@ -30,9 +36,13 @@ class Losses(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self._restart(pl_module.device)
+        if self._kept:
+            self.batches = self._before = self._kept["batches"]
+            self.parts.update({name: value.to(pl_module.device) for name, value in self._kept["parts"].items()})
+            self.sums = self._kept["sums"].to(pl_module.device)
 
     def on_train_batch_start(self, *args: Any) -> None:
-        if not self.batches:
+        if self.batches == self._before:
             self.since = time.perf_counter()
 
     def on_train_batch_end(
@@ -43,16 +53,25 @@ class Losses(L.Callback):
             weight, quarter = outputs["weight"].float(), (outputs["t"] - 1) * 4 // pl_module.process.steps
         else:
             weight, quarter = torch.ones_like(losses), torch.zeros_like(losses, dtype=torch.long)
+        weight = weight * losses.isfinite()  # those of a step that is left out do not count
+        losses = losses.nan_to_num(0, 0, 0)
         self.sums.index_add_(1, quarter, torch.stack([weight * losses, weight]))  # weights undo importance sampling
         for name, part in outputs.get("parts", {}).items():
             self.parts[name] = self.parts.get(name, 0) + part.detach().mean()
         self.batches += 1
         if self.batches == self.every:
-            self._report(trainer, len(losses) * trainer.world_size, isinstance(pl_module, System))
+            self._report(trainer, pl_module, len(losses) * trainer.world_size)
             self._restart(pl_module.device)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curves": dict(self.curves), "batches": self.batches, "sums": self.sums, "parts": self.parts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curves.update(state_dict["curves"])
+        self._kept = state_dict
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         if self.curves and trainer.is_global_zero:
@@ -60,22 +79,31 @@ class Losses(L.Callback):
             timed = " (q1 to q4: quarters of the times t, q1 nearest the data)" if isinstance(pl_module, System) else ""
             save_curves(self.curves, file, x=f"step{timed}")
 
+    _kept: dict[str, Any] | None = None
+
     def _restart(self, device: torch.device) -> None:
-        self.batches = 0
+        self.batches = self._before = 0
         self.parts: dict[str, Tensor] = {}
         """Sums of what a loss is made of, where it has parts."""
         self.sums = torch.zeros(2, 4, device=device)
         """Sum of weighted losses and of weights, by quarter."""
 
-    def _report(self, trainer: L.Trainer, batch_size: int, timed: bool) -> None:
+    def _report(self, trainer: L.Trainer, system: Learner, batch_size: int) -> None:
         everyones = trainer.strategy.reduce(self.sums, reduce_op="sum")
         sums, counts = everyones.tolist()  # on a GPU this waits for the last batch, so the clock is read after it
         seconds = time.perf_counter() - self.since
-        quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in range(4) if timed and counts[q]}
-        losses = {"train/loss": sum(sums) / sum(counts), **quarters}
+        timed = range(4 if isinstance(system, System) else 0)
+        quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in timed if counts[q]}
+        losses = {"train/loss": sum(sums) / sum(counts) if sum(counts) else math.nan, **quarters}
+        usual = [value for _, value in self.curves["train/loss"][-3:]]
+        if usual and losses["train/loss"] > SPIKE * max(usual):
+            LOG.warning("step %d: the loss is %.3g, and was %.3g", trainer.global_step, losses["train/loss"], usual[-1])
         for name, value in losses.items():
-            self.curves[name].append((trainer.global_step, value))
+            if math.isfinite(value):
+                self.curves[name].append((trainer.global_step, value))
+        skipped = system.skips.counts[0].item()
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         parts = {f"train/{name}": trainer.strategy.reduce(value, reduce_op="mean").item() / self.batches
                  for name, value in self.parts.items()}  # fmt: skip
-        log(trainer, {**losses, **parts, "lr": rate, "images_per_second": self.batches * batch_size / seconds})
+        rates = {"lr": rate, "images_per_second": (self.batches - self._before) * batch_size / seconds}
+        log(trainer, {**losses, **parts, **rates, **({"train/skipped": skipped} if skipped else {})})

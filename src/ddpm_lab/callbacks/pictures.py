@@ -1,7 +1,6 @@
 """Sample grids while training runs, and at its end the way from noise to picture and the curve of the loss."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -9,13 +8,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import datamodule, log_picture
+from ddpm_lab.callbacks.observer import Observer
 from ddpm_lab.evaluation.pictures import save_grid
 from ddpm_lab.ranks import everyones
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
 
 
-class Pictures(L.Callback):
+class Pictures(Observer):
     """Every `every` steps and at the end, `rows` x `columns` samples, always of the same noise, in `pictures/`."""
 
     def __init__(self, every: int = 200, rows: int = 8, columns: int = 10) -> None:
@@ -23,19 +23,12 @@ class Pictures(L.Callback):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")
         self.every, self.rows, self.columns = every, rows, columns
-        self._drawn = 0
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
-        step = trainer.global_step  # the same for several batches where gradients are accumulated
-        if step % self.every == 0 and step < trainer.max_steps and step != self._drawn:
-            self._drawn = step
-            self._grid(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        self._grid(trainer, pl_module)
+        self.look(trainer, pl_module)
         self._path(trainer, pl_module)
 
-    def _grid(self, trainer: L.Trainer, system: Diffusion) -> None:
+    def look(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
         count = self.rows * self.columns
         batches = system.sample(denoiser, count, asked=self._ask(trainer, system, count))

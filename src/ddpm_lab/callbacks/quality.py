@@ -8,6 +8,7 @@ import lightning as L
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import datamodule, log
+from ddpm_lab.callbacks.observer import Observer
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.quality import assess
 from ddpm_lab.systems.diffusion import Diffusion
@@ -15,7 +16,7 @@ from ddpm_lab.systems.diffusion import Diffusion
 LOG = logging.getLogger(__name__)
 
 
-class Quality(L.Callback):
+class Quality(Observer):
     """Samples `count` pictures every `every` steps (None: at the end only) and logs what `assess` says of them.
 
     Where the extractor's weights cannot be had, one line says so before training starts, and training goes on.
@@ -31,7 +32,6 @@ class Quality(L.Callback):
         self.find, self.count, self.every, self.batch_size = extractor, count, every, batch_size
         self.extractor: Extractor | None = None
         self.result: dict[str, Any] = {}
-        self._assessed = 0
 
     def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:
         try:
@@ -41,16 +41,10 @@ class Quality(L.Callback):
         except ValueError as error:
             LOG.info("FID will not be measured: %s", error)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
-        step = trainer.global_step  # the same for several batches where gradients are accumulated
-        if self.every and step % self.every == 0 and step < trainer.max_steps and step != self._assessed:
-            self._assessed = step
-            self._assess(trainer, pl_module)
-
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        self._assess(trainer, pl_module)
+        self.look(trainer, pl_module)
 
-    def _assess(self, trainer: L.Trainer, system: Diffusion) -> None:
+    def look(self, trainer: L.Trainer, system: Diffusion) -> None:
         if self.extractor is None:
             return
         weights, denoiser = best(trainer, system)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ddpm_lab.callbacks.log import datamodule, log, log_picture
+from ddpm_lab.callbacks.observer import Observer
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Images, to_bytes
 from ddpm_lab.evaluation.extractors import Extractor
@@ -27,7 +28,7 @@ WINDOW = 5
 """Half the width of SSIM's, in pixels"""
 
 
-class Reconstructions(L.Callback):
+class Reconstructions(Observer):
     """Every `every` steps and at the end, `rows` rows of held-out pictures, each above its reconstruction; at the end,
     of all of them: PSNR, SSIM, rFID (of reconstructions, to the pictures themselves) and the share of a codebook that
     they use.
@@ -40,7 +41,6 @@ class Reconstructions(L.Callback):
         self.find, self.every, self.rows, self.columns = extractor, every, rows, columns
         self.extractor: Extractor | None = None
         self.result: dict[str, Any] = {}
-        self._drawn = 0
 
     def setup(self, trainer: L.Trainer, pl_module: AutoencoderSystem, stage: str) -> None:
         try:
@@ -50,20 +50,14 @@ class Reconstructions(L.Callback):
         except ValueError as error:
             LOG.info("rFID will not be measured: %s", error)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem, *args: Any) -> None:
-        step = trainer.global_step  # the same for several batches where gradients are accumulated
-        if step % self.every == 0 and step < trainer.max_steps and step != self._drawn:
-            self._drawn = step
-            self._draw(trainer, pl_module)
-
     def on_train_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem) -> None:
-        self._draw(trainer, pl_module)
+        self.look(trainer, pl_module)
         self.result = self._measure(datamodule(trainer), pl_module)
         numbers = {name: value for name, value in self.result.items() if isinstance(value, float)}
         log(trainer, {f"quality/{name}": value for name, value in numbers.items()})
 
     @rank_zero_only
-    def _draw(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
+    def look(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
         x = datamodule(trainer).test.at(slice(self.rows * self.columns)).x0.to(system.device)
         columns = min(self.columns, len(x))
         x = x[: len(x) // columns * columns]

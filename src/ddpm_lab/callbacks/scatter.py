@@ -1,7 +1,6 @@
 """Scatter plots of points while training runs, and at its end the way from noise to data."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -9,12 +8,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import best
 from ddpm_lab.callbacks.log import datamodule, log_picture
+from ddpm_lab.callbacks.observer import Observer
 from ddpm_lab.data.splits import Points
 from ddpm_lab.evaluation.pictures import save_scatter
 from ddpm_lab.systems.diffusion import Diffusion
 
 
-class Scatter(L.Callback):
+class Scatter(Observer):
     """Every `every` steps and at the end, `count` samples beside as many points of the data, in `pictures/`."""
 
     def __init__(self, every: int = 400, count: int = 2000) -> None:
@@ -22,20 +22,13 @@ class Scatter(L.Callback):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")
         self.every, self.count = every, count
-        self._drawn = 0
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Diffusion, *args: Any) -> None:
-        step = trainer.global_step  # the same for several batches where gradients are accumulated
-        if step % self.every == 0 and step < trainer.max_steps and step != self._drawn:
-            self._drawn = step
-            self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        self._draw(trainer, pl_module)
+        self.look(trainer, pl_module)
 
     @rank_zero_only
     @torch.inference_mode()
-    def _draw(self, trainer: L.Trainer, system: Diffusion) -> None:
+    def look(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, denoiser = best(trainer, system)
         asked = system.ask(self.count)
         labels = asked.get("label")

@@ -1,13 +1,11 @@
 """Carrying out cells: those that are not done, each once, each alone."""
 
-import fcntl
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -16,6 +14,7 @@ from ddpm_lab.commands.cells import Cell, load, named, quoted
 from ddpm_lab.commands.output import grid
 from ddpm_lab.commands.pools import Pool
 from ddpm_lab.errors import CellsFailed, UserError
+from ddpm_lab.writing import alone, write
 
 LOG = logging.getLogger(__name__)
 
@@ -24,16 +23,14 @@ def _remember(root: Path, cells: Sequence[Cell]) -> None:
     """Adds `cells` to the list of a sweep, `sweep.json`, which `report.py dir=` reads."""
     known = load(root / "sweep.json")
     known |= {cell.folder.name: {"name": cell.name, "config": cell.config, "command": cell.command} for cell in cells}
-    partial = root / "sweep.partial"
-    partial.write_text(json.dumps(known, indent=2) + "\n")
-    partial.rename(root / "sweep.json")
+    write(root / "sweep.json", json.dumps(known, indent=2) + "\n")
 
 
 def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: bool) -> None:
     """Runs those of `cells` that are not done, `jobs` at a time, each after what it needs, and says what became of
     all. Raises CellsFailed if some could not be done.
 
-    What a killed attempt left of a cell is removed before the next.
+    Training goes on with what a killed attempt left of a cell; of other verbs that is removed.
     """
     cells = [*{cell.folder: cell for cell in cells}.values()]
     todo = [cell for cell in cells if not cell.done()]
@@ -46,7 +43,7 @@ def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: 
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{root} cannot be made a folder ({error.strerror}); choose another") from error
-    with _alone(root):
+    with alone(root, "running a sweep"):
         _remember(root, cells)
         _run(todo, pool, jobs)
     LOG.info("%s", _table(cells))
@@ -90,8 +87,10 @@ def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
 def _attempt(cell: Cell, pool: Pool) -> int:
     started, log = time.monotonic(), cell.folder / "log.txt"
     try:
-        shutil.rmtree(cell.folder, ignore_errors=True)
-        cell.folder.mkdir(parents=True)
+        if cell.verb != "train":
+            shutil.rmtree(cell.folder, ignore_errors=True)
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / "cell.json").unlink(missing_ok=True)
         status = pool(cell.verb, [*cell.words, quoted("hydra.run.dir", cell.folder)], log)
         if pool.stopped:
             return 1
@@ -107,10 +106,9 @@ def _attempt(cell: Cell, pool: Pool) -> int:
 def _keep(cell: Cell, status: int, seconds: float, why: str) -> None:
     """Last of all, and at once, so that a cell is done only when all of it is there."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    partial = cell.folder / "cell.partial"
-    partial.write_text(json.dumps({"status": status, "seconds": round(seconds, 1), "work": cell.work, "why": why,
-                                   "verb": cell.verb, "config": cell.config, "command": cell.command}))  # fmt: skip
-    partial.rename(cell.folder / "cell.json")
+    write(cell.folder / "cell.json", json.dumps({
+        "status": status, "seconds": round(seconds, 1), "work": cell.work, "why": why, "verb": cell.verb,
+        "config": cell.config, "command": cell.command}))  # fmt: skip
 
 
 def _complaint(log: Path) -> str:
@@ -160,14 +158,3 @@ def _kind(command: str) -> str:
 
 def _span(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Raises UserError if another sweep fills `root`."""
-    with (root / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another sweep is filling {root}; wait for it, or choose another folder") from error
-        yield

@@ -18,8 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lab.commands import refusals, runs
+from ddpm_lab.commands import refusals, resume, runs
 from ddpm_lab.commands.cells import literal
+from ddpm_lab.commands.hindrances import hindrance
 from ddpm_lab.errors import Hindered, Interrupted, Told, UserError
 from ddpm_lab.ranks import first
 
@@ -30,10 +31,13 @@ CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.par
 def train() -> None:
     """Trains a model."""
 
+    words = sys.argv[1:]
+    home: Path | None = None
+
     def task(config: DictConfig) -> None:
         from ddpm_lab.commands.train import train
 
-        train(config)
+        train(config, words, home)
 
     def ablate(config: DictConfig) -> None:
         from ddpm_lab.commands.ablation import ablate
@@ -41,7 +45,9 @@ def train() -> None:
         ablate(config)
 
     try:
-        verb, sys.argv[1:] = arranged(sys.argv[1:])
+        verb, sys.argv[1:] = arranged(words)
+        if verb == "train":
+            sys.argv[1:], home = resume.placed(sys.argv[1:])
     except UserError as error:
         sys.exit(_tell(error))
     _main(verb, ablate if verb == "ablate" else task)
@@ -139,6 +145,11 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             ended.append(_tell(_explained(error, verb)))
             with suppress(OSError):
                 Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra made it; nothing is in it yet
+        except Exception as error:
+            if (told := hindrance(error)) is None:
+                raise
+            told.__cause__ = error
+            ended.append(_tell(told))
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
@@ -186,5 +197,5 @@ def _tell(error: Told) -> int:
     """Says what went wrong, with DDPM_LAB_DEBUG=1 also where; the exit status."""
     if os.environ.get("DDPM_LAB_DEBUG"):
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+    print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
     return error.status

@@ -46,11 +46,23 @@ def config(run: str) -> DictConfig:
 
 
 def checkpoint(run: str) -> Path:
-    """That of the end of `run`, or of the latest step. Times of files say nothing: copying changes them."""
-    found = [*Path(run, "checkpoints").glob("*.ckpt")]
+    """That of the latest step of `run`."""
+    from ddpm_lab.callbacks.checkpoints import ordered
+
+    found = ordered(Path(run, "checkpoints"))
     if not found:
         raise UserError(f"run={run} holds no checkpoint yet; it must train for longer")
-    return max(found, key=lambda file: (file.stem == "last", [int(digits) for digits in re.findall(r"\d+", file.stem)]))
+    return found[0]
+
+
+def contents(file: Path) -> dict[str, Any]:
+    """What a checkpoint holds. Raises UserError."""
+    import torch
+
+    try:
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch has no one error for files that are cut short, foreign or poisoned
+        raise UserError(f"{file} cannot be read ({type(error).__name__})") from error
 
 
 def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> None:
@@ -159,8 +171,6 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
     """The system that `saved` describes with the weights of the newest checkpoint, what else that holds, and the file.
     Raises UserError unless the system is a `kind`.
     """
-    import torch
-
     from ddpm_lab.commands.build import build
 
     if (own := saved.system._target_.rpartition(".")[2]) != kind:
@@ -168,10 +178,7 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
                  "AutoencoderSystem": "an autoencoder"}  # fmt: skip
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
     file = checkpoint(run)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no one error for files that are cut short, foreign or poisoned
-        raise UserError(f"run={run}: {file.name} cannot be read ({type(error).__name__})") from error
+    content = contents(file)
     system = build(saved, "system", **content["hyper_parameters"])
     try:
         with naming("codec"):

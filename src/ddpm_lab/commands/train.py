@@ -3,8 +3,12 @@
 import json
 import logging
 import math
+import os
+import signal
+import subprocess
 import sys
-import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +17,20 @@ from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab import pulse
+from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
 from ddpm_lab.callbacks.density import Density
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.callbacks.scatter import Scatter
+from ddpm_lab.commands import resume
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.splits import Points
-from ddpm_lab.errors import UserError, naming
+from ddpm_lab.data.splits import Flow, Points
+from ddpm_lab.errors import Interrupted, UserError, naming
 from ddpm_lab.loggers import finish
 from ddpm_lab.ranks import first
 from ddpm_lab.systems.asking import by
@@ -31,13 +38,24 @@ from ddpm_lab.systems.autoencoder import AutoencoderSystem
 from ddpm_lab.systems.classifier import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Learner
+from ddpm_lab.writing import alone, write
 
 LOG = logging.getLogger(__name__)
 
 
-def train(config: DictConfig) -> None:
-    """Trains what `config` describes, in the folder `trainer.default_root_dir`."""
+def train(config: DictConfig, words: Sequence[str] = (), home: Path | None = None) -> None:
+    """Trains what `config` describes, which `words` chose, in the folder `trainer.default_root_dir`; in `home` it goes
+    on with the run that is there.
+    """
     quiet()
+    if home is not None and config.resume not in (None, "auto"):
+        config = resume.continued(config, home, words)
+    run = Path(config.trainer.default_root_dir)
+    with alone(run, "training") if first() and run.is_dir() else nullcontext():
+        _train(config, words, run, resume.found(home, config) if home else None)
+
+
+def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path | None) -> None:
     at_least(config, {"seed": 0})
     if config.model._target_ == "ddpm_lab.diffusion.exact.MixtureDenoiser":
         raise UserError(
@@ -48,7 +66,10 @@ def train(config: DictConfig) -> None:
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
     system: Learner = build(config, "system", **data.spec)
+    system.seed = config.seed
     callbacks = build(config, "callbacks")
+    if not any(isinstance(callback, Checkpoints) for callback in callbacks.values()):
+        callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
     _fitting(callbacks, system, data)
     if not isinstance(system, Diffusion) and config.codec._target_ != "ddpm_lab.codecs.Pixels":
         raise UserError(
@@ -63,10 +84,9 @@ def train(config: DictConfig) -> None:
     if isinstance(system, Diffusion):
         with naming("codec"):
             system.codec.to(trainer.strategy.root_device).measure(data.train)
-    run = Path(config.trainer.default_root_dir)
     if first():
         run.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, run / "config.yaml")
+        resume.remember(config, run, words)
         trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
         settings: Any = OmegaConf.to_container(config, resolve=True)
         for logger in trainer.loggers:
@@ -79,26 +99,36 @@ def train(config: DictConfig) -> None:
     LOG.info("%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters", data.name,
              data.train.size, what, shape, where, data.test.size, parameters / 1e6)  # fmt: skip
 
-    started = time.perf_counter()
+    if checkpoint and isinstance(data.train, Flow):
+        LOG.info("a stream cannot be entered where it was left: it begins a new shuffle")
+    if checkpoint and trainer.strategy.root_device.type == "cuda" and not config.trainer.get("deterministic"):
+        LOG.info("on a GPU the last bits may become others than without the interruption; trainer.deterministic=true "
+                 "keeps them")  # fmt: skip
     try:
-        trainer.fit(system, data)
-        trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+        with pulse.watched(config.patience, run / "hang.txt"):
+            trainer.fit(system, data, ckpt_path=checkpoint)
+    except Interrupted as stop:
+        number = stop.status - 128
+        if number == signal.SIGUSR1 and first():
+            _requeue()
+        kept = ordered(run / "checkpoints")
+        where = f"saved in {kept[0]}; the same command goes on, or resume={run}" if kept else "nothing was saved yet"
+        raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
     finally:
         finish()
-    seconds = time.perf_counter() - started
     if not first():
         return
+    seconds = next(c for c in callbacks.values() if isinstance(c, Checkpoints)).state_dict()["seconds"]
 
     quality = _result(callbacks, Quality)
     density = _result(callbacks, Density)
     reconstructed = _result(callbacks, Reconstructions)
     training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters}
-    watched = {name.removeprefix("val/"): value.item() for name, value in trainer.callback_metrics.items()
-               if name.startswith("val/")}  # fmt: skip
+    watched = {name.removeprefix("val/"): value for name, value in system.watched.items()}
     if "loss" in watched:
         training["val_loss"] = watched.pop("loss")
     found = {**quality, **reconstructed, **({"density": density} if density else {}), **watched, "training": training}
-    (run / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
+    write(run / "metrics.json", json.dumps(found, indent=2) + "\n")
     rows = (quality_rows(quality) if quality else []) + (density_rows(density) if density else [])
     rows += accuracy_rows(watched) if "accuracy" in watched else []
     rows += reconstruction_rows(reconstructed) if reconstructed else []
@@ -146,6 +176,13 @@ def _check(config: DictConfig, trainer: Trainer) -> None:
                         "are scaled; try 32-true or bf16-mixed")  # fmt: skip
 
 
+def _requeue() -> None:
+    """Puts the SLURM job that this is back into the queue."""
+    if job := os.environ.get("SLURM_JOB_ID", ""):
+        told = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        LOG.info("SLURM job %s is back in the queue" if told.returncode == 0 else "SLURM did not requeue job %s", job)
+
+
 def _farewell(run: Path, system: Learner, measured: bool, averaged: bool) -> str:
     """Where things are, and what to type next."""
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
@@ -153,7 +190,7 @@ def _farewell(run: Path, system: Learner, measured: bool, averaged: bool) -> str
     raw = "" if averaged or not isinstance(system, Diffusion) else " weights=raw"
     suggested = [f"{prefix}{verb}{suffix} {words}{raw}" for verb, words in system.suggestions(str(shown), measured)]
     return "\n".join([
-        f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir()))}",
+        f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir() if entry.name[0] != '.'))}",
         *([f"  look at  {shown / 'pictures'}"] if (run / "pictures").is_dir() else []),
         "  next     " + "\n           ".join(suggested),
     ])  # fmt: skip

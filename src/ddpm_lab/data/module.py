@@ -1,5 +1,6 @@
 """The Lightning data module, and the endless stream of batches that training sees."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, count, islice, tee
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from ddpm_lab.data.splits import Flow, Held, Images, Split, Streamed, batch, gathered
 from ddpm_lab.diffusion.exact import Mixture
 from ddpm_lab.diffusion.noise import generator
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import Hindered, Hung, UserError
 
 TIMEOUT = 300
 """Seconds that a batch may take to be read"""
@@ -68,8 +69,9 @@ class Data(L.LightningDataModule):
     def train_dataloader(self) -> "Batches":
         trainer = self.trainer
         assert trainer is not None  # Lightning attaches itself before it asks
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return Batches(self.train.to(trainer.strategy.root_device), self.batch_size, self.flip, self.seed,
-                       workers=self.workers, rank=trainer.global_rank, world=trainer.world_size)  # fmt: skip
+                       workers=self.workers, rank=trainer.global_rank, world=trainer.world_size, done=done)  # fmt: skip
 
     def val_dataloader(self) -> "HeldOut":
         return HeldOut(self.test, self.batch_size, self.workers)
@@ -91,13 +93,25 @@ class HeldOut:
 class Batches:
     """An endless stream of shuffled batches. Epoch e has the order of seed (seed, e); the few samples that do not fill
     a batch wait for the next epoch's order. Of each batch, process `rank` of `world` has its share of rows, in order.
+
+    The first `done` batches are left out. A stream cannot be entered where it was left: it begins a new shuffle then,
+    as epoch `done`.
     """
 
     def __init__(
-        self, split: Split, batch_size: int, flip: bool, seed: int, *, workers: int = 0, rank: int = 0, world: int = 1
+        self,
+        split: Split,
+        batch_size: int,
+        flip: bool,
+        seed: int,
+        *,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        done: int = 0,
     ) -> None:
         self.split, self.batch_size, self.flip, self.seed = split, batch_size, flip, seed
-        self.workers, self.rank, self.world = workers, rank, world
+        self.workers, self.rank, self.world, self.done = workers, rank, world, done
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         pairs: Iterator[tuple[Held, Tensor]]
@@ -114,14 +128,16 @@ class Batches:
 
     def _chosen(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The numbers of the samples of each batch of this process, and which of them are mirrored."""
-        mine = self.batch_size // self.world
-        for epoch in count():
+        mine, size = self.batch_size // self.world, self.split.size
+        first, skipped = divmod(self.done, size // self.batch_size)
+        for epoch in count(first):
             stream = generator(self.seed, epoch)
-            order = torch.randperm(self.split.size, generator=stream)
-            coins = torch.rand(self.split.size, generator=stream) < 0.5
-            for start in range(0, self.split.size - self.batch_size + 1, self.batch_size):
+            order = torch.randperm(size, generator=stream)
+            coins = torch.rand(size, generator=stream) < 0.5
+            for start in range(skipped * self.batch_size, size - self.batch_size + 1, self.batch_size):
                 places = slice(start + self.rank * mine, start + (self.rank + 1) * mine)
                 yield order[places], coins[places]
+            skipped = 0
 
     def _made(self, held: Held, coins: Tensor) -> dict[str, Tensor]:
         made = batch(held)
@@ -136,10 +152,30 @@ def read(split: Split, chosen: Iterable[Tensor], workers: int) -> Iterator[Held]
     UserError where a picture cannot be read.
     """
     if isinstance(split, Streamed):
-        loader = _loader(_Reads(split.to(torch.device("cpu"))), chosen, workers, split.device)
-        return (_whole(held).to(split.device) for held in loader)
+        waiting: deque[Tensor] = deque()
+        asked = (waiting.append(index) or index for index in chosen)  # type: ignore[func-returns-value]
+        loader = _loader(_Reads(split.to(torch.device("cpu"))), asked, workers, split.device)
+        return (_whole(held).to(split.device) for held in _awaited(loader, split, waiting))
     device = split.device if isinstance(split, Flow) else split[0].device
     return (split.at(index.to(device)) for index in chosen)
+
+
+def _awaited(loader: DataLoader, split: Streamed, waiting: "deque[Tensor]") -> Iterator[Images | str]:
+    """What `loader` reads, of which the batches `waiting` were asked for."""
+    try:
+        for read in loader:
+            waiting.popleft()
+            yield read
+    except RuntimeError as error:
+        if "timed out" in str(error):
+            files = getattr(split.source, "files", None)
+            late = [str(files[i]) if isinstance(files, list) else f"picture {i}"
+                    for i in split.chosen[waiting[0]].tolist()[:3]]  # fmt: skip
+            raise Hung(f"data: nothing was read for {TIMEOUT} s; awaited are {', '.join(late)} and others") from error
+        if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
+            raise Hindered(f"data: a process that reads pictures was killed ({str(error).split(';')[0][:100]}), maybe "
+                           "for lack of memory; try fewer data.workers") from error  # fmt: skip
+        raise
 
 
 def _loader(source: Any, chosen: Any, workers: int, device: torch.device) -> DataLoader:
@@ -175,12 +211,12 @@ class _Flows(IterableDataset):
 
     def __init__(self, split: Flow, asked: Batches) -> None:
         self.stream, self.seed, self.rank, self.world = split.stream, asked.seed, asked.rank, asked.world
-        self.rows = asked.batch_size // asked.world
+        self.rows, self.first = asked.batch_size // asked.world, asked.done
 
     def __iter__(self) -> Iterator[tuple[Images | str, Tensor]]:
         worker = get_worker_info()
-        stream = generator(self.seed, self.rank, worker.id if worker else 0)
-        epochs = (self.stream.epoch(self.seed, epoch, self.rank, self.world) for epoch in count())
+        stream = generator(self.seed, self.rank, worker.id if worker else 0, self.first)
+        epochs = (self.stream.epoch(self.seed, epoch, self.rank, self.world) for epoch in count(self.first))
         pictures = chain.from_iterable(epochs)
         while True:
             coins = torch.rand(self.rows, generator=stream) < 0.5

@@ -12,7 +12,12 @@ Noise = Callable[[Tensor], Tensor]
 
 def generator(*numbers: int) -> torch.Generator:
     """A CPU generator seeded by a hash of `numbers`, each at least 0: neighbouring numbers give unrelated streams."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+    return torch.Generator().manual_seed(seed_of(*numbers))
+
+
+def seed_of(*numbers: int) -> int:
+    """A hash of `numbers`, each at least 0; zeros at their end do not count."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class SampleNoise:

@@ -86,6 +86,7 @@ class Importance(TimeSampler):
             torch.distributed.all_gather(everyone, torch.stack([t.double(), losses.double()]))
             t, losses = torch.cat(everyone, dim=1)
             t = t.long()
+        t = torch.where(losses.isfinite(), t, 0)  # a step that is left out teaches nothing
         # Losses of the same time fill its ring in order, in one write: sort by time, count places within a time.
         order = t.argsort(stable=True)
         t, losses = t[order], losses[order].double()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddpm_lab import pulse
 from ddpm_lab.codecs import Codec
 from ddpm_lab.conditioners import Captioned, Spec
 from ddpm_lab.data.splits import Held, Images, Points, Split, moved, rows, to_bytes
@@ -170,7 +171,9 @@ class Diffusion(System):
         with evaluating(denoiser):
             yield self.sampler.times(denoiser.process.steps, until)[0], x
             cond = self.condition(denoiser, asked, noise)
-            yield from self.sampler.walk(self.guidance(denoiser), x, cond, noise, until)
+            for stop in self.sampler.walk(self.guidance(denoiser), x, cond, noise, until):
+                pulse.beat()
+                yield stop
 
     def encode(self, denoiser: Denoiser, x0: Tensor, asked: Batch) -> Iterator[tuple[int, Tensor]]:
         """The walk upwards from `x0`, (B, *codec.shape): each stop with its x_t."""

@@ -1,5 +1,6 @@
 """What all systems share: losses at random times, the same held-out draw at every validation, one optimizer."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,21 +10,32 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from ddpm_lab import pulse
 from ddpm_lab.data.splits import rows
-from ddpm_lab.diffusion.noise import BatchNoise, Noise, generator
+from ddpm_lab.diffusion.noise import BatchNoise, Noise, seed_of
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.timesteps import Stratified, TimeSampler
 from ddpm_lab.errors import naming
 from ddpm_lab.ranks import place
+from ddpm_lab.systems.skips import Skips
 
 Batch = dict[str, Tensor]
 
 
 class Learner(L.LightningModule, ABC):
-    """One optimizer and its learning rate."""
+    """One optimizer and its learning rate.
 
+    Each random number of training is a function of `seed`, the number of the batch and the process, so that a run that
+    was killed goes on bit for bit, and what looks at it in between does not matter.
+    """
+
+    seed = 0
     stream: torch.Generator | None = None
-    """What processes draw from that train together"""
+    """What processes draw from that train together, for each batch anew (None: torch's own)"""
+    skips = Skips(torch.device("cpu"))
+    """Anew in each training"""
+    watched: dict[str, float]
+    """What the last validation found, by the names it has in the logs"""
 
     @abstractmethod
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
@@ -37,16 +49,51 @@ class Learner(L.LightningModule, ABC):
             optimizer(self.parameters())
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
 
+    def on_fit_start(self) -> None:
+        self.skips, self.stream = Skips(self.device), torch.Generator(self.device)
+        self.watched, self._validated = {}, 0
+        if self._kept:
+            self.skips.restore(self._kept["skips"])
+            self.watched, self._validated = self._kept["watched"], self._kept["validated"]
+
     def on_train_start(self) -> None:
-        """Where several processes train, they draw batches from one stream, that of a process alone, and drop features
-        by streams of their own.
-        """
-        rank, world = place()
-        if world > 1:
-            cuda = self.device.type == "cuda"
-            self.stream = torch.Generator(self.device)
-            self.stream.set_state(torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state())
-            torch.manual_seed(generator(torch.initial_seed(), rank).initial_seed())
+        pulse.listen(alone=place()[1] == 1)
+        loop = self.trainer.fit_loop.epoch_loop
+        done = loop.batch_progress.current.ready
+        every = self.trainer.val_check_batch or math.inf
+        if done and done % every == 0 and self._validated < done:  # was killed in between
+            self.trainer.validating = True
+            loop.val_loop.restarting = False
+            loop.val_loop.run()
+            self.trainer.training = True
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        rank, _ = place()
+        assert self.stream is not None
+        self.stream.manual_seed(seed_of(self.seed, batch_idx, 1))
+        # What the networks themselves draw, for dropout. torch.manual_seed would take a millisecond.
+        cuda = self.device.type == "cuda"
+        own = torch.cuda.default_generators[self.device.index or 0] if cuda else torch.default_generator
+        own.manual_seed(seed_of(self.seed, batch_idx, 2 + rank))
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        pulse.beat()
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        pulse.beat()
+
+    def on_validation_end(self) -> None:
+        self._validated = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        self.watched = {name: value.item() for name, value in self.trainer.callback_metrics.items()
+                        if name.startswith("val/")}  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["learner"] = {"skips": self.skips.state(), "watched": self.watched, "validated": self._validated}
+
+    _kept: dict[str, Any] | None = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._kept = checkpoint["learner"]
 
     def noise(self, size: int) -> BatchNoise:
         """For a batch of which this process has `size` rows, and so have the others."""
@@ -75,9 +122,12 @@ class Learner(L.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
-        if gradient_clip_val:
-            for part in self.clipped():
-                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+        norms = []
+        for part in self.clipped():
+            norms.append(nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None]))
+            if gradient_clip_val:
+                nn.utils.clip_grads_with_norm_(part.parameters(), gradient_clip_val, norms[-1])
+        self.skips.judge(optimizer, norms, self.trainer.global_step + 1)
 
     def clipped(self) -> list[nn.Module]:
         """Parts of which each has a norm of its own where gradients are clipped."""

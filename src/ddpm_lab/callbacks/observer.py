@@ -1,0 +1,38 @@
+"""What looks at a model in training every so many steps."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning as L
+
+
+class Observer(L.Callback, ABC):
+    """Calls `look` every `every` optimizer steps (None: never) but the last, for which there is `on_train_end`. What a
+    run that was killed had still to look at is looked at when it goes on.
+    """
+
+    every: int | None
+    seen = 0
+    """The last step that was looked at"""
+
+    @abstractmethod
+    def look(self, trainer: L.Trainer, system: Any) -> None:
+        """Training is the same to the last bit without it."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look_if_due(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self._look_if_due(trainer, pl_module)
+
+    def _look_if_due(self, trainer: L.Trainer, system: L.LightningModule) -> None:
+        step = trainer.global_step  # the same for several batches where gradients are accumulated
+        if self.every and step % self.every == 0 and self.seen < step < trainer.max_steps:
+            self.look(trainer, system)
+            self.seen = step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = state_dict["seen"]

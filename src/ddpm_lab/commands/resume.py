@@ -1,0 +1,154 @@
+"""Going on with a run that did not come to its end."""
+
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lab.commands.cells import quoted
+from ddpm_lab.errors import UserError
+from ddpm_lab.ranks import first
+from ddpm_lab.writing import taken, write
+
+LOG = logging.getLogger(__name__)
+FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.enable_progress_bar", "data.workers",
+        "logger", "patience", "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",
+        "callbacks.scatter", "callbacks.density", "callbacks.reconstructions")  # fmt: skip
+"""What may be changed of a run that goes on, or of all that is in it: its weights stay comparable"""
+ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
+"""What no run is made of"""
+
+
+def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """`words` of train.py, completed by the folder where they go on, and that folder; None where Hydra makes a new one.
+
+    It is that of resume=DIR or hydra.run.dir=DIR; else that of the newest run that the same words began, that did not
+    come to its end and that no other process trains, unless resume=null. Raises UserError.
+    """
+    said = {key: _value(words, key) for key in ("resume", "hydra.run.dir")}
+    if said["resume"] not in (None, "auto", "null"):
+        home = Path(said["resume"])
+        if not (home / "config.yaml").is_file():
+            raise UserError(f"resume={home} is no run, for it holds no config.yaml; try auto, null, or a folder that "
+                            "train.py named")  # fmt: skip
+        if said["hydra.run.dir"] not in (None, str(home)):
+            raise UserError(f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one")
+        return [*words, quoted("hydra.run.dir", home)], home
+    if said["hydra.run.dir"]:
+        return [*words], Path(said["hydra.run.dir"])
+    several = any(word in ("-m", "--multirun") or word.startswith(("search=", "-")) for word in words)
+    if several or said["resume"] == "null":
+        return [*words], None
+    begun = [file.parent for file in Path("runs").glob("*/*/command.txt") if _same(file, words)]
+    unended = [run for run in begun if any((run / "checkpoints").glob("step-*.ckpt")) and not _ended(run)]
+    if not unended:
+        return [*words], None
+    home = max(unended)  # their names are times
+    return [*words, quoted("hydra.run.dir", home)], home
+
+
+def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfig:
+    """The configuration of the run in `home`, with what `words` say of it, which is in `config`. Raises UserError."""
+    from ddpm_lab.commands import runs
+
+    saved = runs.config(str(home))
+    for key in (word.lstrip("+~").partition("=")[0] for word in words if "=" in word):
+        if key.split(".")[0] in ASIDE:
+            continue
+        if not _free(key):
+            raise UserError(f"{key} is part of what resume={home} was trained with; of a run that goes on can be "
+                            f"changed: {', '.join(FREE)}")  # fmt: skip
+        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    return saved
+
+
+def found(home: Path, config: DictConfig) -> Path | None:
+    """The newest good checkpoint in `home`, for a run of `config`; None where there is none. Damaged ones are set
+    aside. Raises UserError where the run there is another one, or has come to its end.
+    """
+    from ddpm_lab.callbacks.checkpoints import ordered
+    from ddpm_lab.commands import runs
+
+    files = ordered(home / "checkpoints")
+    if not files:
+        return None
+    compare(runs.config(str(home)), config, home)
+    for file in files:
+        try:
+            step = runs.contents(file)["global_step"]
+        except UserError as error:
+            if error.status != UserError.status:
+                raise
+            LOG.warning("%s; set aside as %s.damaged", error, file.name)
+            if first():
+                file.rename(f"{file}.damaged")
+            continue
+        if step >= config.trainer.max_steps and (home / "metrics.json").is_file():
+            raise UserError(f"trainer.max_steps={config.trainer.max_steps} is reached: {home} came to its end at step "
+                            f"{step}; try trainer.max_steps={2 * step}, or another folder")  # fmt: skip
+        LOG.info("going on with %s after step %d of %d (resume=null begins a new run)", home, step,
+                 config.trainer.max_steps)  # fmt: skip
+        return file
+    LOG.warning("no checkpoint in %s is good: training begins again", home)
+    return None
+
+
+def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
+    """Raises UserError, with what differs, unless `config` is that of the run in `home` but for `FREE`."""
+    before, now = ({key: value for key, value in _leaves(OmegaConf.to_container(one)) if not _free(key)}
+                   for one in (saved, config))  # fmt: skip
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        told = [f"{key}={now.get(key, 'nothing')} was {before.get(key, 'nothing')}" for key in changed[:4]]
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise UserError(f"{home} holds another run: {', '.join(told)}{more}; try the old values, or a new folder "
+                        "(resume=null)")  # fmt: skip
+
+
+def remember(config: DictConfig, run: Path, words: Sequence[str]) -> None:
+    """`config.yaml`, and the command that an interrupted run is known by."""
+    write(run / "config.yaml", OmegaConf.to_yaml(config))
+    write(run / "command.txt", _command(words))
+
+
+def _command(words: Sequence[str]) -> str:
+    return f"python train.py {shlex.join(words)}".strip() + "\n"
+
+
+def _same(file: Path, words: Sequence[str]) -> bool:
+    return file.stat().st_size < 10**6 and file.read_text(errors="replace") == _command(words)
+
+
+def _ended(run: Path) -> bool:
+    """Or is still trained; of several processes only the first can tell whether by others."""
+    return (run / "metrics.json").is_file() or (first() and taken(run))
+
+
+def _value(words: Sequence[str], key: str) -> Any:
+    """What the last of `words` says of `key`; None where none does."""
+    said = [word for word in words if word.startswith(f"{key}=")]
+    if not said:
+        return None
+    try:
+        value = OverridesParser.create().parse_override(said[-1]).value()
+    except HydraException:
+        value = said[-1].partition("=")[2]
+    return "null" if value is None else str(value)
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in (*FREE, *ASIDE))
+
+
+def _leaves(node: Any, path: str = "") -> Any:
+    """(dotted key, value)"""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}".lstrip("."))
+    else:
+        yield path, node

@@ -1,0 +1,85 @@
+"""Files that are whole or not there, and folders that one process fills at a time."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddpm_lab.errors import UserError
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to. What is there in the end is on the disk, and then takes the place of `file`;
+    where writing fails nothing is left of it, and `file` is as it was.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        _settle(partial)
+        partial.replace(file)
+        _settle(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """On the disk, not only on the way there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(file: Path, text: str) -> None:
+    """`text` to `file`, as `replaced` does."""
+    with replaced(file) as partial:
+        partial.write_text(text)
+
+
+@contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Raises UserError if another process is doing `what` in `folder`, which it names."""
+    # A record lock, unlike flock, is not inherited by processes that read data and may live a little longer.
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process is {what} in it ({holder(folder)}); wait for it, or choose "
+                            "another folder") from error  # fmt: skip
+        file.truncate(0)
+        about = {"process": os.getpid(), "on": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        file.write(json.dumps(about))
+        file.flush()
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
+
+
+def taken(folder: Path) -> bool:
+    """Whether another process has `folder` to itself."""
+    try:
+        with (folder / ".lock").open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def holder(folder: Path) -> str:
+    """What the lock of `folder` says of who has it."""
+    try:
+        about = json.loads((folder / ".lock").read_text()[:1000])
+        return ", ".join(f"{key} {value}" for key, value in about.items())
+    except (OSError, ValueError, AttributeError):
+        return "it does not say which"
