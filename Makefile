@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install train test lint check format clean
+.PHONY: help install train test lint check faults format clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -31,6 +31,9 @@ lint: $(READY) ## format check, lint, spelling, types
 
 check: lint ## the same, and the fast tests
 	$(BIN)/python -m pytest -m "not slow"
+
+faults: $(READY) ## kill, starve and corrupt real runs, for hours; ARGS="kill --count 20" selects
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults.py $(ARGS)
 
 format: $(READY) ## rewrite the code as `check` wants it
 	$(BIN)/ruff format .

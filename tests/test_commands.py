@@ -151,7 +151,7 @@ def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):
 def test_a_model_draws_what_a_text_says(typed, tmp_path):
     trained = f"run={tmp_path}/r"
     assert typed("train", *FAST, "conditioner=text", f"hydra.run.dir={tmp_path}/r")[0] == 0
-    made, loud = {}, ["count=3", "weights=raw", "guidance.w=1000"]  # after ten steps it hardly listens
+    made, loud = {}, ["count=3", "weights=raw", "guidance.w=10000"]  # after ten steps it hardly listens
     for name, asked in {"a": "text='fünf'", "b": "text=a seven", "c": "label=5", "d": "text=['fünf',vier]"}.items():
         status, said, error = typed("sample", trained, asked, *loud, f"hydra.run.dir={tmp_path}/{name}")
         assert status == 0 and str(tmp_path) in said, error

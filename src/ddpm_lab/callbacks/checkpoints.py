@@ -129,10 +129,18 @@ class Checkpoints(L.Callback):
         return f"the last is {kept[0].name}" if kept else "there is none before it"
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if strange := next(_not_finite(checkpoint), None):
+        if strange := next(not_finite(checkpoint), None):
             raise Diverged(f"step {self._step}: {strange} is not finite, and is not saved; {self._last()}; try a "
                            "smaller optimizer.lr")  # fmt: skip
         checkpoint["history"] = history(trainer.loggers)
+        # Lightning has a state for each of the places where a checkpoint may be written, and goes on differently from
+        # each. Ours is always that of the end of a batch, before what looks at it.
+        loops = checkpoint["loops"]["fit_loop"]
+        for counts in (loops["epoch_loop.batch_progress"][which] for which in ("total", "current")):
+            counts["completed"] = counts["processed"] - 1
+        for counts in (loops["epoch_loop.val_loop.batch_progress"][which] for which in ("total", "current")):
+            counts.update(dict.fromkeys(counts, 0))
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds + time.monotonic() - self._started}
@@ -143,14 +151,7 @@ class Checkpoints(L.Callback):
     _asked_too_much: int | None = None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Lightning has a state for each of the places where a checkpoint may be written, and goes on differently from
-        # each. Ours is always that of the end of a batch, before what looks at it.
-        loops, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
-        for counts in (loops["epoch_loop.batch_progress"][which] for which in ("total", "current")):
-            counts["completed"] = counts["processed"] - 1
-        for counts in (loops["epoch_loop.val_loop.batch_progress"][which] for which in ("total", "current")):
-            counts.update(dict.fromkeys(counts, 0))
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
+        step = checkpoint["global_step"]
         if step >= trainer.max_steps:  # or it would not call on_train_end
             self._asked_too_much = trainer.max_steps
             trainer.fit_loop.epoch_loop.max_steps = step + 1
@@ -164,14 +165,14 @@ def ordered(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: int(file.stem[5:]), reverse=True)
 
 
-def _not_finite(content: Any, path: str = "") -> Iterator[str]:
+def not_finite(content: Any, path: str = "") -> Iterator[str]:
     """Where in `content` numbers are not finite."""
     if isinstance(content, Tensor):
         if content.is_floating_point() and not content.isfinite().all():
             yield path
     elif isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _not_finite(value, f"{path}.{key}".lstrip("."))
+            yield from not_finite(value, f"{path}.{key}".lstrip("."))
     elif isinstance(content, Sequence) and not isinstance(content, str):
         for i, value in enumerate(content):
-            yield from _not_finite(value, f"{path}.{i}")
+            yield from not_finite(value, f"{path}.{i}")

@@ -139,8 +139,6 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         begun.append(config)
         try:
             task(config)
-        except Interrupted:
-            raise
         except (Told, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
             ended.append(_tell(_explained(error, verb)))
             with suppress(OSError):

@@ -16,7 +16,7 @@ from ddpm_lab.ranks import first
 from ddpm_lab.writing import taken, write
 
 LOG = logging.getLogger(__name__)
-FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.enable_progress_bar", "data.workers",
+FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "data.workers",
         "logger", "patience", "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",
         "callbacks.scatter", "callbacks.density", "callbacks.reconstructions")  # fmt: skip
 """What may be changed of a run that goes on, or of all that is in it: its weights stay comparable"""

@@ -1,0 +1,295 @@
+"""Runs that something happens to, in processes of their own, and what the same command makes of them."""
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import signal
+import time
+from itertools import islice
+
+import pytest
+import torch
+from conftest import ROOT
+
+from ddpm_lab import loggers, pulse, writing
+from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.callbacks.pictures import Pictures
+from ddpm_lab.callbacks.quality import Quality
+from ddpm_lab.data import module
+from ddpm_lab.data.folder import Files
+from ddpm_lab.data.module import Batches
+from ddpm_lab.data.splits import Images
+from ddpm_lab.diffusion.objectives import Simple
+from ddpm_lab.errors import Diverged
+from ddpm_lab.evaluation.judge import Judge
+from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.skips import LIMIT, Skips
+
+spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
+assert spec is not None and spec.loader is not None
+faults = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(faults)
+PIXELS, LATENTS, ACCUMULATED, STREAMED = faults.KINDS
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return faults.Bench(tmp_path_factory.mktemp("faults"))
+
+
+def strikes(owner, name, nth, by):
+    """A fault: when `owner.name` is called for the `nth` time, its own process gets the signal `by`, or raises it."""
+
+    def fault():
+        calls, own = itertools.count(1), getattr(owner, name)
+
+        def struck(*args, **kwargs):
+            if next(calls) == nth:
+                if isinstance(by, Exception):
+                    raise by
+                os.kill(os.getpid(), by)
+            return own(*args, **kwargs)
+
+        setattr(owner, name, struck)
+
+    return fault
+
+
+def spent(bench, kind, fault, *more):
+    """The folder of a run that `fault` happens to, its exit status, and what it said."""
+    folder = bench.room()
+    status = faults.ended(faults.begin(folder, [*bench.words(kind), *more], fault))
+    return folder, status, faults.log(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "owner", "name", "nth"), [
+    (PIXELS, Diffusion, "training_step", 8), (PIXELS, Diffusion, "training_step", 60),
+    (PIXELS, Diffusion, "validation_step", 25), (PIXELS, Judge, "__call__", 3), (PIXELS, loggers.CSVLogger, "save", 4),
+    (LATENTS, Diffusion, "training_step", 44), (ACCUMULATED, Diffusion, "training_step", 71),
+    (STREAMED, Diffusion, "training_step", 35)])  # fmt: skip
+def test_a_killed_run_goes_on_bit_for_bit(bench, kind, owner, name, nth):
+    folder, status, _ = spent(bench, kind, strikes(owner, name, nth, signal.SIGKILL))
+    assert status == 137
+    assert bench.verdict(folder, bench.words(kind)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("owner", "name", "nth", "step"), [
+    (Diffusion, "training_step", 13, 13), (Diffusion, "validation_step", 30, 30), (Pictures, "look", 3, 30),
+    (Quality, "look", 3, 60)])  # fmt: skip
+def test_a_signal_loses_nothing_wherever_it_comes(bench, owner, name, nth, step, by):
+    folder, status, said = spent(bench, PIXELS, strikes(owner, name, nth, by))
+    assert status == 128 + by and f"stopped by {by.name} at step {step}; saved in" in said, said
+    assert faults.kept(folder)[0].stem == f"step-{step:06d}"
+    assert bench.verdict(folder, bench.words(PIXELS)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "trials"), [("torn", 3), ("poison", 2), ("disk", 3), ("damage", 2)])
+def test_faults_cost_no_checkpoint(bench, kind, trials):
+    trial, _ = faults.TRIALS[kind]
+    assert [word for wrong in trial(bench, trials).values() for word in wrong if word] == []
+
+
+@pytest.mark.slow
+def test_a_bug_saves_the_step_before_it(bench):
+    folder, status, said = spent(bench, PIXELS, strikes(Simple, "__call__", 14, RuntimeError("a bug of ours")))
+    assert status == 1 and "Traceback" in said and [file.stem for file in faults.kept(folder)] == ["step-000010"]
+    fetched = strikes(Batches, "_made", 14, RuntimeError("a bug between two steps"))
+    folder, status, said = spent(bench, PIXELS, fetched)
+    assert status == 1 and [file.stem for file in faults.kept(folder)] == [
+        "step-000012",
+        "step-000010",
+    ]  # fetched ahead
+    assert bench.verdict(folder, bench.words(PIXELS)) == ""
+
+
+@pytest.mark.slow
+def test_what_hangs_ends_and_says_where(bench):
+    def asleep():
+        Diffusion.training_step = lambda *_: time.sleep(60)
+
+    folder, status, said = spent(bench, PIXELS, asleep, "patience=1")
+    assert status == 124 and "nothing has happened for 1 s" in said
+    (stacks,) = folder.glob("runs/*/*/hang.txt")
+    assert "asleep" in stacks.read_text() or "<lambda>" in stacks.read_text()
+
+
+@pytest.mark.slow
+def test_a_file_that_is_not_read_in_time_is_named(bench):
+    def slow():
+        module.TIMEOUT, own = 1, Files.__getitem__
+        Files.__getitem__ = lambda self, i: time.sleep(5) if self.files[i].name == "7.png" else own(self, i)
+
+    _, status, said = spent(bench, STREAMED, slow, "data.workers=1")
+    assert status == 124 and re.search(r"error: data: nothing was read for 1 s; awaited are \S+\.png, ", said), said
+
+
+@pytest.mark.slow
+def test_a_reader_that_is_killed_is_no_bug(bench):
+    def shot():
+        own, main = Files.__getitem__, os.getpid()
+
+        def read(self, i):
+            if self.files[i].name == "7.png" and os.getpid() != main:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return own(self, i)
+
+        Files.__getitem__ = read
+
+    _, status, said = spent(bench, STREAMED, shot, "data.workers=1")
+    assert status == 3 and "error: data: a process that reads pictures was killed" in said, said
+
+
+@pytest.mark.slow
+def test_slurm_gets_its_job_back_once_it_is_saved(bench, tmp_path):
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/told\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    own = strikes(Diffusion, "training_step", 13, signal.SIGUSR1)
+
+    def fault():
+        os.environ["SLURM_JOB_ID"], os.environ["PATH"] = "17", f"{tmp_path}:{os.environ['PATH']}"
+        own()
+
+    folder, status, said = spent(bench, PIXELS, fault)
+    assert status == 128 + signal.SIGUSR1 and "back in the queue" in said, said
+    assert (tmp_path / "told").read_text() == "requeue 17\n" and faults.kept(folder)[0].stem == "step-000013"
+
+
+@pytest.fixture(scope="module")
+def stopped(bench):
+    """The folder of a run that was stopped at step 13, and of one that came to its end."""
+    folder, status, _ = spent(bench, PIXELS, strikes(Diffusion, "training_step", 13, signal.SIGTERM))
+    assert status == 143
+    (run,) = folder.glob("runs/*/*")
+    return run, bench.reference(bench.words(PIXELS))[0]
+
+
+def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_path):
+    run, calm = stopped
+    words = bench.words(PIXELS)
+    monkeypatch.chdir(run.parents[2])
+    for other, told in {"data.batch_size=32": "data.batch_size=32 was 16", "seed=1": "seed=1 was 0",
+                        "model.channels=16": "model.channels=16 was 8"}.items():  # fmt: skip
+        status, _, error = typed("train", *words, other, f"hydra.run.dir={run}")
+        assert status == 2 and "holds another run" in error and told in error and error.count("\n") == 1, error
+        status, _, error = typed("train", f"resume={run}", other)
+        assert status == 2 and f"{other.partition('=')[0]} is part of what resume=" in error, error
+    status, _, error = typed("train", *bench.words(PIXELS), f"hydra.run.dir={calm}")
+    assert status == 2 and "trainer.max_steps=60 is reached" in error and "try trainer.max_steps=120" in error, error
+    status, _, error = typed("train", f"resume={tmp_path}")
+    assert status == 2 and "is no run" in error
+    begun = {*run.parent.iterdir()}
+    assert typed("train", *words, "resume=null", "trainer.max_steps=1")[0] == 0  # as it says, a new one
+    assert len({*run.parents[1].glob("*/*")} - begun) == 1
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_by_its_folder_and_for_longer(bench, stopped):
+    run, _ = stopped
+    folder = bench.room()
+    for words in ((f"resume={run}",), (f"resume={run}", "trainer.max_steps=70")):
+        assert faults.ended(faults.begin(folder, words)) == 0, faults.log(folder)
+    assert json.loads((run / "metrics.json").read_text())["training"]["steps"] == 70
+    assert [file.stem for file in ordered(run / "checkpoints")] == ["step-000070", "step-000060"]
+    assert faults.result(run)["history"][-1]["step"] == "70"
+
+
+def test_one_directory_holds_one_run(bench, typed, tmp_path):
+    ready, done = os.pipe()
+    child = os.fork()
+    if not child:
+        with writing.alone(tmp_path, "training"):
+            os.write(done, b"x")
+            time.sleep(60)
+        os._exit(0)
+    os.read(ready, 1)
+    try:
+        status, _, error = typed("train", *faults.SMALL, f"hydra.run.dir={tmp_path}")
+        assert status == 2 and f"another process is training in it (process {child}, on " in error, error
+        assert writing.taken(tmp_path)
+    finally:
+        faults.stopped(child, signal.SIGKILL)
+    assert not writing.taken(tmp_path)
+    with writing.alone(tmp_path, "training"):
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_batches_go_on_after_any_number_of_them(flip):
+    split = Images(torch.arange(23 * 4, dtype=torch.uint8).reshape(23, 1, 2, 2), torch.arange(23))
+    whole = list(islice(iter(Batches(split, 5, flip, 3)), 20))
+    for done in range(20):
+        for batch, other in zip(islice(iter(Batches(split, 5, flip, 3, done=done)), 20 - done), whole[done:],
+                                strict=True):  # fmt: skip
+            assert torch.equal(batch["x0"], other["x0"]) and torch.equal(batch["label"], other["label"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_that_is_left_out_leaves_everything_as_it_was(fused):
+    weights = [torch.nn.Parameter(torch.randn(5)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(weights, lr=0.1, fused=fused)
+    skips = Skips(torch.device("cpu"))
+
+    def step(value):
+        for weight in weights:
+            weight.grad = torch.ones(5)
+        weights[1].grad[2] = value
+        skips.judge(optimizer, [torch.nn.utils.get_total_norm([weight.grad for weight in weights])], 7)
+        optimizer.step()
+
+    step(1.0)
+    before = [weight.detach().clone() for weight in weights]
+    kept = {key: value.clone() for key, value in optimizer.state[weights[1]].items()}
+    for value in (float("nan"), float("inf"), -float("inf"), float("nan")):
+        step(value)
+    assert skips.state() == [4, 4]
+    assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+    assert all(torch.equal(value, kept[key]) for key, value in optimizer.state[weights[1]].items())
+    step(1.0)
+    assert skips.state() == [4, 0] and not torch.equal(weights[0], before[0])
+    with pytest.raises(Diverged, match=f"step 7: {LIMIT} steps in a row"):
+        for _ in range(LIMIT):
+            step(float("nan"))
+
+
+def test_partial_files_take_no_place(tmp_path):
+    file = tmp_path / "a.txt"
+    writing.write(file, "old")
+    with pytest.raises(OSError, match="full"), writing.replaced(file) as partial:
+        partial.write_text("ne")
+        raise OSError("full")
+    assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
+
+
+def test_what_beats_is_left_alone(tmp_path):
+    with pulse.watched(0.3, tmp_path / "hang.txt"):
+        for _ in range(8):
+            time.sleep(0.1)
+            pulse.beat()
+    assert not (tmp_path / "hang.txt").exists()
+
+
+@pytest.mark.slow
+def test_weights_and_biases_has_one_run_of_both_halves(bench):
+    halves = strikes(Diffusion, "training_step", 13, signal.SIGKILL)
+    folder = bench.room()
+    words = [*(word for word in bench.words(PIXELS) if word != "logger=csv"), "hydra.run.dir=run"]
+    os.environ["WANDB_MODE"] = "offline"
+    assert faults.ended(faults.begin(folder, words, halves)) == 137
+    mark = (folder / "run" / "wandb" / "id.txt").read_text()
+    assert faults.ended(faults.begin(folder, words)) == 0, faults.log(folder)
+    assert len([*(folder / "run" / "wandb").glob(f"offline-run-*-{mark}")]) == 2
+
+
+def test_checkpoints_are_ordered_by_their_steps(tmp_path):
+    for step in (9, 1000000, 999999):
+        (tmp_path / f"step-{step:06d}.ckpt").write_text("")
+    (tmp_path / "step-000010.ckpt.damaged").write_text("")
+    assert [file.name for file in ordered(tmp_path)] == [
+        "step-1000000.ckpt", "step-999999.ckpt", "step-000009.ckpt"]  # fmt: skip
