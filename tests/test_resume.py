@@ -268,11 +268,12 @@ def test_partial_files_take_no_place(tmp_path):
 
 
 def test_what_beats_is_left_alone(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     with pulse.watched(0.3, tmp_path / "hang.txt"):
         for _ in range(8):
             time.sleep(0.1)
             pulse.beat()
-    assert not (tmp_path / "hang.txt").exists()
+    assert not (tmp_path / "hang.txt").exists() and signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ class _Heart:
 
 
 def listen(alone: bool) -> None:
-    """From now on signals ask for an end. One process `alone` ends at its next beat; of several, all must agree."""
-    _Heart.asked, _Heart.alone = None, alone
+    """Signals ask for an end. One process `alone` ends at its next beat; of several, all must agree first."""
+    _Heart.alone = alone
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _hear)
@@ -65,11 +65,13 @@ def _hear(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def watched(seconds: float | None, file: Path) -> Iterator[None]:
-    """Where nothing beats for so many `seconds`, writes the stacks of all threads to `file` and ends the process with
-    status 124; None waits for ever.
+    """Listens, and where nothing beats for so many `seconds`, writes the stacks of all threads to `file` and ends the
+    process with status 124; None waits for ever.
     """
     over = threading.Event()
-    _Heart.last = time.monotonic()
+    _Heart.last, _Heart.asked = time.monotonic(), None
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    listen(alone=False)  # until training begins
 
     def watch() -> None:
         assert seconds is not None
@@ -87,3 +89,6 @@ def watched(seconds: float | None, file: Path) -> Iterator[None]:
         yield
     finally:
         over.set()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
