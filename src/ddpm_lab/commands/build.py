@@ -36,7 +36,8 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
         others = (TypeError, ImportError) if foreign else ()  # which are how libraries of others refuse a value
         if isinstance(cause, (ValueError, MisconfigurationException, *others)):
             kind = type(cause) if isinstance(cause, UserError) else UserError
-            raise kind(f"{_typed(where, config)}{'.' if own else ': '}{said}") from error
+            meant = "" if own else next((f".{key}" for key in names if re.search(rf"\b{key}\b", said)), "")
+            raise kind(f"{_typed(where, config)}{'.' if own else f'{meant}: '}{said}") from error
         raise
 
 
@@ -48,13 +49,21 @@ def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
             raise UserError(f"{key} must be a whole number of at least {bound} (got {value})")
 
 
-def above(config: DictConfig, bounds: Mapping[str, float]) -> None:
-    """Raises UserError unless each key is a finite number above its bound."""
+def switches(config: DictConfig, *keys: str) -> None:
+    """Raises UserError unless each key is true or false."""
+    for key in keys:
+        if not isinstance(value := OmegaConf.select(config, key), bool):
+            raise UserError(f"{key}={value} is not one of true, false")
+
+
+def above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) -> None:
+    """Raises UserError unless each key is a finite number above its bound, or `equal` to it."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
         number = _valid(key, value, float)
-        if not bound < number < math.inf:
-            raise UserError(f"{key} must be a number above {bound:g} (got {value}); try {key}={bound + 1e-3:g}")
+        if not bound < number < math.inf and not (equal and number == bound):
+            what = f"of at least {bound:g}" if equal else f"above {bound:g}"
+            raise UserError(f"{key} must be a number {what} (got {value}); try {key}={bound + 1e-3:g}")
 
 
 def _check(node: Any, path: str, config: DictConfig) -> None:

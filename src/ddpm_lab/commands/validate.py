@@ -44,6 +44,7 @@ def validate_settings(config: DictConfig) -> None:
     """Before anything is built. Raises UserError, and Hindered for what this machine has not."""
     at_least(config, {"seed": 0, "trainer.max_steps": 1} | _given(config, LEAST))
     above(config, _given(config, {"optimizer.lr": 0, "trainer.gradient_clip_val": 0}))
+    above(config, _given(config, {"optimizer.weight_decay": 0}), equal=True)
     if config.model._target_ == "ddpm_lab.diffusion.exact.MixtureDenoiser":
         raise UserError(
             "model=exact is known in closed form and has nothing to train; try: python evaluate.py model=exact"
@@ -118,7 +119,7 @@ def _room(folder: Path, system: Learner) -> None:
     """Raises Hindered where checkpoints would not find room, or not be let in."""
     place = next(one for one in (folder, *folder.parents) if one.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise Hindered(f"trainer.default_root_dir={folder} cannot be written to, for {place} is no folder that lets us; "
+        raise Hindered(f"trainer.default_root_dir={folder} cannot be written to: {place} is no folder, or not ours; "
                        "choose another hydra.run.dir")  # fmt: skip
     weights = sum(parameter.numel() * parameter.element_size() for parameter in system.parameters())
     needed, free = COPIES * weights, shutil.disk_usage(place).free
