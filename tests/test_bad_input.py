@@ -25,6 +25,7 @@ BETWEEN = "must lie between 0 and 1"
 STRENGTH = "must be a number of at least 0, and at most 10000"
 FOLDER = "train data=folder extractor=none data.batch_size=4"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+BRIEF = ("callbacks=none", "logger=csv", "model.channels=8", "trainer.max_steps=1")
 TABLE = [
     (1, "train schedule=cosin", 2, "schedule=cosin is not a choice (did you mean cosine?); choices: constant, cosine,"),
     (1, "train hydra/launcher=procesess", 2, "hydra/launcher=procesess is not a choice (did you mean processes?)"),
@@ -39,7 +40,7 @@ TABLE = [
     (3, "train optimizer.lr=1e-4x", 2, "optimizer.lr=1e-4x is of the wrong kind: it should be a valid number"),
     (3, "train optimizer.betas=[0.9]", 2, "optimizer.betas=[0.9] is of the wrong kind: it has too few entries"),
     (3, "evaluate run=RUN metrics=[nll] nll.steps=abc", 2, "nll.steps must lie in 1..1000"),
-    (3, "evaluate run=RUN metrics=[nll] nll.spacing=3", 2, "nll.spacing=3 is not one of uniform"),
+    (3, "evaluate run=RUN metrics=[nll] nll.spacing=-3", 2, "nll.spacing=-3 is not one of uniform"),
     (3, "evaluate model=exact conditional=maybe sampler=ddim", 2, "conditional=maybe is not one of true, false"),
     (3, "evaluate model=exact mean=[a]", 2, "mean=['a'] and covariance="),
     (4, "train schedule.steps=", 2, "schedule.steps= is of the wrong kind"),
@@ -60,16 +61,16 @@ TABLE = [
     (13, "train model.channels=33", 2, "model.channels must be even"),
     (14, "train model.multipliers=[]", 2, "model.multipliers must hold one or more numbers above 0 (got [])"),
     (14, "train model.blocks=0", 2, "model.blocks must be at least 1 (got 0)"),
-    (15, "sample run=RUN variance=learned_range", 2, "variance=learned_range must be learned, and this run was trained"),
-    (16, "train variance=learned_range", 2, "which objective=simple has no part of; try objective=hybrid or objective=vlb"),
+    (15, "sample run=RUN variance=learned_range", 2, "variance=learned_range must be learned, and this run was"),
+    (16, "train variance=learned_range", 2, "which objective=simple has no part of; try objective=hybrid"),
     (16, "train variance=learned_diagonal objective=min_snr", 2, "which objective=min_snr has no part of; try"),
     (17, "train sampler.steps=2000", 2, "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)"),
     (17, "sample run=RUN sampler.steps=2000", 2, "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)"),
     (18, "train sampler.steps=0", 2, "sampler.steps must lie in 1..1000, the T of the schedule (got 0)"),
     (18, "train sampler.eta=1.5", 2, "sampler.eta must lie in [0, 1] (got 1.5)"),
     (18, "train sampler=dpm_solver sampler.order=9", 2, "sampler has no key order; keys: steps, spacing"),
-    (19, "sample run=DEAF guidance=classifier_free guidance.w=1", 2, "guidance.w=1 needs a model that hears a condition"),
-    (20, "train conditioner.dropout=0 guidance.w=1", 2, "try w=0, or train with conditioner=label or conditioner.dropout="),
+    (19, "sample run=DEAF guidance=classifier_free guidance.w=1", 2, "guidance.w=1 needs a model that hears a"),
+    (20, "train conditioner.dropout=0 guidance.w=1", 2, "try w=0, or train with conditioner=label"),
     (21, "train guidance.w=nan", 2, f"guidance.w {STRENGTH} (got nan)"),
     (21, "train guidance.w=-1", 2, f"guidance.w {STRENGTH} (got -1.0)"),
     (21, "sample run=RUN guidance.scale=1e9", 2, f"guidance.scale {STRENGTH} (got 1000000000.0)"),
@@ -94,15 +95,15 @@ TABLE = [
     (28, f"{FOLDER} data.path=DEEP", 2, "DEEP/20.png is 8x8 I;16, and 8x8 RGB is wanted; try data.convert=true"),
     (29, f"{FOLDER} data.path=BROKEN", 2, "BROKEN/03.png cannot be read as a picture"),
     (29, f"{FOLDER} data.path=BROKEN data.on_bad=skip", 2, "data.on_bad=skip leaves out at most 1% of 20 pictures"),
-    (30, "train data.batch_size=5000", 2, "data.batch_size must lie in 1..1437, the number of training samples (got 5000)"),
+    (30, "train data.batch_size=5000", 2, "data.batch_size must lie in 1..1437, the number of training samples"),
     (31, "train data.batch_size=0", 2, "data.batch_size must lie in 1..1437"),
-    (31, f"{FOLDER} data.path=PLAIN data.workers=-1", 2, "data.workers are processes that read pictures, 0 to 64 (got -1)"),
-    (31, f"{FOLDER} data.path=PLAIN data.workers=500", 2, "data.workers are processes that read pictures, 0 to 64 (got 500)"),
+    (31, f"{FOLDER} data.path=PLAIN data.workers=-1", 2, "data.workers are processes that read pictures, 0 to 64"),
+    (31, f"{FOLDER} data.path=PLAIN data.workers=500", 2, "data.workers are processes that read pictures, 0 to 64"),
     (32, "train optimizer.lr=0", 2, "optimizer.lr must be a number above 0 (got 0)"),
     (32, "train optimizer.lr=inf", 2, "optimizer.lr must be a number above 0 (got inf)"),
     (32, "train optimizer.weight_decay=-1", 2, "optimizer.weight_decay must be a number of at least 0 (got -1)"),
     (32, "train callbacks.ema.decay=1", 2, "callbacks.ema.decay must lie in [0, 1) (got 1); try decay=0.999"),
-    (32, "train lr_schedule.warmup=900", 2, "lr_schedule.warmup=900 is longer than the training, trainer.max_steps=800"),
+    (32, "train lr_schedule.warmup=900", 2, "lr_schedule.warmup=900 is longer than the training, trainer.max_steps="),
     (33, "train callbacks.quality.count=1", 2, "callbacks.quality.count must be at least 2 (got 1)"),
     (33, "evaluate run=RUN count=1", 2, "count must be a whole number of at least 2 (got 1)"),
     (35, "evaluate run=RUN extractor=inception extractor.weights=nowhere", 2, f"extractor.weights=nowhere is no file; "
@@ -115,22 +116,22 @@ TABLE = [
     (36, "train trainer.devices=2", 2, "trainer.devices=2 is more than one device; try trainer=ddp"),
     (36, "train trainer.precision=16", 2, "trainer.precision=16 would lose the float64 tables"),
     (37, "sample run=nowhere", 2, "run=nowhere is no run, for it holds no config.yaml"),
-    (37, "sample run=runs/today/1O", 2, "run=runs/today/1O is no run, for it holds no config.yaml; did you mean runs/today/10?"),
+    (37, "sample run=runs/today/1O", 2, "holds no config.yaml; did you mean runs/today/10?"),
     (37, "sample run=runs/today/10", 2, "run=runs/today/10 holds no checkpoint yet"),
     (37, "sample", 2, "run must be given; try run=..."),
     (42, "train hydra.run.dir=a_file/run", 3, "a_file/run cannot be made a folder (Not a directory)"),
     (42, "train trainer.default_root_dir=a_file/run", 3, "a_file/run cannot be written to: "),
-    (42, "sample run=RUN out=a_file/here", 3, "out=a_file/here cannot be made a folder (Not a directory); choose another"),
+    (42, "sample run=RUN out=a_file/here", 3, "out=a_file/here cannot be made a folder (Not a directory)"),
     (43, "train codec=autoencoder", 2, "codec.run must be given"),
     (43, "train codec=autoencoder codec.run=nowhere", 2, "codec.run=nowhere is no run"),
     (43, "train codec=autoencoder codec.run=RUN", 2, "is not an autoencoder but a diffusion model"),
     (43, "train codec=autoencoder codec.run=CODER data=synthetic data.resolution=8", 2,
      "was trained on data of shape (1, 8, 8), and this data has (3, 8, 8); they must agree"),
-    (44, "sample cascade=[RUN,RUN]", 2, "cascade: stage 2 enlarges nothing; it must be trained with conditioner=low_res"),
-    (44, "sample cascade=[RUN,LARGER]", 2, "cascade: stage 1 draws pictures of 1x8x8, and stage 2 enlarges those of 1x4x4"),
+    (44, "sample cascade=[RUN,RUN]", 2, "cascade: stage 2 enlarges nothing; it must be trained with"),
+    (44, "sample cascade=[RUN,LARGER]", 2, "cascade: stage 1 draws pictures of 1x8x8, and stage 2 enlarges"),
     (44, "sample cascade=[]", 2, "cascade=[] must be a list of runs"),
     (44, "train conditioner=low_res conditioner.factor=3", 2, "conditioner.factor=3 must be at least 2 and divide"),
-    (45, "train -m seed=range(0,100000)", 2, "this sweep has more than 1000 jobs, and at most hydra.sweeper.limit=1000"),
+    (45, "train -m seed=range(0,100000)", 2, "this sweep has more than 1000 jobs, and at most hydra.sweeper.limit="),
     (45, "train -m seed=range(0,900) model.channels=range(2,900,2)", 2, "this sweep has 900 x 449 jobs, and at most"),
     (45, "train -m seed=range(0,0)", 2, "seed=range(0,0) holds no value, so that this sweep has no job; try seed=A,B"),
     (45, "train ablation=[]", 2, "ablation=[] names nothing"),
@@ -149,7 +150,7 @@ def trained(typed, tmp_path_factory):
     coder = ("system=autoencoder", "trainer=debug", "logger=csv", "model.channels=8", "callbacks.losses.every=5",
              "callbacks.reconstructions.every=10")  # fmt: skip
     named = ("system=classifier", "trainer=debug", "logger=csv", "model.channels=8", "callbacks.losses.every=5")
-    small = tuple(word for word in FAST if not word.startswith("callbacks")) + ("callbacks=none", "trainer.max_steps=1")
+    small = (*(word for word in FAST if not word.startswith("callbacks")), "callbacks=none")
     made = {"RUN": FAST, "DEAF": (*small, "conditioner=none"), "LARGER": (*FAST[:-1], "conditioner=low_res",
             "data.batch_size=16"), "NAMED": named, "CODER": coder}  # fmt: skip
     for name, words in made.items():
@@ -198,9 +199,7 @@ def test_a_mistake_is_told_before_anything_is_made(number, line, status, told, t
     before, started = files(here, *trained.values()), time.perf_counter()
     refused(typed(verb, *words, *["logger=csv"] * (verb == "train")), status, told)
     assert time.perf_counter() - started < 10
-    assert files(here, *trained.values()) == before
-    folders = [place for root in (here, *trained.values()) for place in Path(root).rglob("*-*-*") if place.is_dir()]
-    assert not [place for place in folders if any(place.iterdir())]
+    assert files(here, *trained.values()) == before, "nothing is left behind"
 
 
 def test_6_a_chain_of_one_step_is_trained_and_drawn_without_nan(typed, tmp_path):
@@ -210,13 +209,23 @@ def test_6_a_chain_of_one_step_is_trained_and_drawn_without_nan(typed, tmp_path)
     assert "nan" not in losses.lower() and '"fid"' in losses
 
 
-def test_10_a_chain_that_does_not_end_in_noise_is_warned_of(typed, here, monkeypatch):
-    monkeypatch.setattr(lightning.Trainer, "fit", lambda *_, **__: (_ for _ in ()).throw(main.Interrupted("", 2)))
-    words = ("schedule=linear", "schedule.steps=50", "schedule.rescale=false", "callbacks=none", "logger=csv")
-    with pytest.raises(main.Interrupted):
-        typed("train", *words)
-    status, said, _ = typed("evaluate", "model=exact", "sampler=ddim", *words[:3], "count=10")
-    assert status == 0 and "warning: schedule ends at t = 50, where alpha_bar = " in said
+def test_10_a_chain_that_does_not_end_in_noise_is_warned_of(typed, tmp_path):
+    words = ("schedule=linear", "schedule.steps=50", "schedule.rescale=false")
+    status, said, error = typed("train", *words, *BRIEF, f"hydra.run.dir={tmp_path}/r")
+    assert status == 0 and "warning: schedule ends at t = 50, where alpha_bar = 0.6 is above 1e-3" in said, error
+
+
+def test_27_and_29_what_is_converted_and_left_out_is_said(typed, here, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    for i in range(20, 150):
+        Image.new("RGB", (8, 8), (i, i, i)).save(f"MODES/{i}.png")
+    Path("MODES/20.png").write_bytes(b"no picture")
+    words = ("data.path=MODES", "data.convert=true", "data.on_bad=skip", "hydra.run.dir=out")
+    status, said, error = typed("train", *FOLDER.split()[1:], *words, *BRIEF)
+    assert status == 0 and "left out 1 of 153 pictures; the first: MODES/20.png cannot be read as a picture" in said, (
+        said
+    )
 
 
 def test_34_statistics_that_the_cache_lost_or_garbled_are_made_anew(trained, typed, tmp_path, monkeypatch):
@@ -251,11 +260,9 @@ def test_36_what_gpus_cannot_is_told(words, told, typed, here, monkeypatch):
     refused(typed("train", *words.split(), "logger=csv"), 3, told)
 
 
-def test_36_bf16_on_a_cpu_is_warned_of(typed, here, monkeypatch):
-    monkeypatch.setattr(lightning.Trainer, "fit", lambda *_, **__: None)
-    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", lambda *_, **__: None)
-    status, said, _ = typed("train", "trainer.precision=bf16-mixed", "callbacks=none", "logger=csv")
-    assert status == 0 and "warning: trainer.precision=bf16-mixed is many times slower" in said
+def test_36_bf16_on_a_cpu_is_warned_of(typed, tmp_path):
+    status, said, error = typed("train", "trainer.precision=bf16-mixed", *BRIEF, f"hydra.run.dir={tmp_path}/r")
+    assert status == 0 and "warning: trainer.precision=bf16-mixed is many times slower" in said, error
 
 
 @pytest.mark.slow
@@ -324,7 +331,8 @@ TEXTS = {"callbacks.checkpoint.filename", "callbacks.checkpoint.monitor", "callb
          "logger.tensorboard.version", "logger.tensorboard.save_dir", "trainer.default_root_dir",
          "callbacks.quality.extractor", "callbacks.reconstructions.extractor", "data.seed"}  # fmt: skip
 TYPED = [(f"{group}={option}", group) for group in ("schedule", "sampler", "objective", "lr_schedule", "timesteps",
-         "logger", "conditioner") for option in options(group) if option not in ("wandb", "pretrained_text")]  # fmt: skip
+         "logger", "conditioner") for option in options(group)
+         if option not in ("wandb", "pretrained_text")]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -342,22 +350,20 @@ def test_every_key_refuses_a_word_that_it_has_no_meaning_for(choice, group, type
     assert not taken
 
 
-LETTERS = "qwertyuiop asdfghjkl zxcvbnm"
+ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+"""Of a keyboard"""
 
 
 def slipped(word, how, stream):
-    """`word` with one slip, in one of its letters; the first stays, as it does in most slips of people."""
-    letters = [i for i in range(1, len(word)) if word[i].isalpha()]
-    if not letters:
-        return word
-    i = stream.choice(letters)
+    """`word` with one slip, in any of its letters."""
+    i = stream.choice([i for i in range(how == "swap", len(word)) if word[i].isalpha()])
     if how == "drop":
         return word[:i] + word[i + 1 :]
     if how == "double":
         return word[: i + 1] + word[i:]
     if how == "swap":
         return word[: i - 1] + word[i] + word[i - 1] + word[i + 1 :]
-    row = next(row for row in LETTERS.split() if word[i] in row)
+    row = next(row for row in ROWS if word[i] in row)
     at = row.index(word[i])
     return word[:i] + row[at + (1 if at + 1 < len(row) else -1)] + word[i + 1 :]
 
@@ -382,8 +388,10 @@ def misspelled(count):
         verb, text, part = stream.choice(sorted(cases))
         parts = re.split("[.=]", text)
         how = stream.choice(("drop", "swap", "double", "neighbour"))
+        if len(parts[part]) < 3:
+            continue  # such as eps of v: what is left could be anything
         wrong = slipped(parts[part], how, stream)
-        if len(parts[part]) < 3 or wrong == parts[part] or wrong in words:
+        if wrong == parts[part] or wrong in words:
             continue  # another real word is no slip that could be seen
         line = text.replace(parts[part], wrong, 1) if part == 0 else text[: len(text) - len(parts[-1])] + wrong
         if part and part < len(parts) - 1:
@@ -393,7 +401,7 @@ def misspelled(count):
 
 
 def test_a_slip_is_answered_with_what_was_meant(trained, typed, here):
-    slips, wrong = misspelled(120), []
+    slips, wrong = misspelled(int(os.environ.get("SLIPS", 60))), []
     for verb, line, meant in slips:
         words = {"sample": [f"run={trained['RUN']}"], "evaluate": [f"run={trained['RUN']}"],
                  "exact": ["model=exact", "sampler=ddim"]}.get(verb, [])  # fmt: skip
