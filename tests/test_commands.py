@@ -218,7 +218,7 @@ TRAIN_MISTAKES = {
     "sampler._target_=foo.Bar": "sampler._target_=foo.Bar cannot be imported",
     "+sampler.foo={a:1}": "sampler.foo is no key of",
     "sampler.clip=-1": "sampler.clip must be above 0",
-    "optimizer.lr=-1": "optimizer.Invalid learning rate: -1",
+    "optimizer.lr=-1": "optimizer.lr must be a number above 0 (got -1)",
     "lr_schedule.warmup=-1": "lr_schedule.warmup must be at least 0",
     "trainer.precision=bf16-true": "trainer.precision=bf16-true",
     "trainer.devices=2": "trainer.devices=2",

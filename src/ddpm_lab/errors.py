@@ -1,5 +1,6 @@
 """How a program ends that could not do what it was asked for: a line on the terminal, and an exit status."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ class Hindered(Told):
     """The machine does not let us: no space, no permission, no memory, a process that was killed."""
 
     status = 3
+
+
+HINDRANCES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR,
+              errno.EEXIST, errno.EISDIR, errno.EMFILE, errno.ENAMETOOLONG}  # fmt: skip
+"""Of an OSError the numbers that mean `Hindered`, and no bug"""
 
 
 class Diverged(Told):
@@ -65,7 +71,8 @@ def naming(group: str) -> Iterator[None]:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{group}.{error}") from error
+        said = str(error)  # which of other packages begins with a capital
+        raise UserError(f"{group}{'.' if said[:1].islower() else ': '}{said}") from error
 
 
 def choice(part: object) -> str:

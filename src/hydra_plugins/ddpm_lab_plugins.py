@@ -1,10 +1,14 @@
 """Hydra looks for plugins in this package only, and imports it at every start: so nothing heavy."""
 
 from collections.abc import Sequence
+from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -74,6 +78,32 @@ class Cells(Launcher):
         if self.cluster is not None and not self.dry:
             pool = Slurm(root / "submitit", self.cluster, self.parameters)
         carry_out(cells, pool, root, jobs=self.jobs, dry=self.dry)
+
+
+class Grid(BasicSweeper):
+    """Hydra's own: every combination; but of at most `limit` jobs, and at least one."""
+
+    def __init__(
+        self, limit: int = 1000, max_batch_size: int | None = None, params: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.limit = limit
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> Any:  # type: ignore[override]
+        """Raises UserError, before all are composed, which takes long for many."""
+        from ddpm_lab.errors import UserError
+
+        swept = [one for one in overrides if one.is_discrete_sweep()]
+        counts = [sum(1 for _ in islice(one.sweep_string_iterator(), self.limit + 1)) for one in swept]
+        for one, count in zip(swept, counts, strict=True):
+            if not count:
+                raise UserError(f"{one.input_line} holds no value, so that this sweep has no job; try "
+                                f"{one.get_key_element()}=A,B")  # fmt: skip
+        if prod(counts) > self.limit:
+            said = " x ".join(f"{count}" if count <= self.limit else f"more than {self.limit}" for count in counts)
+            raise UserError(f"this sweep has {said} jobs, and at most hydra.sweeper.limit={self.limit} are done; sweep "
+                            "over fewer values, or set hydra.sweeper.limit")  # fmt: skip
+        return super().split_arguments(overrides, max_batch_size)
 
 
 class Search(Sweeper):

@@ -1,8 +1,9 @@
 """Objects from the configuration. A constructor is the schema of its node: names and types are checked against it."""
 
-import difflib
 import inspect
+import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from ddpm_lab.commands.refusals import near
 from ddpm_lab.errors import UserError
 
 
@@ -22,21 +24,46 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
         return instantiate(node, _convert_="all", **given)
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, UserError):
+        path = re.search(r"full_key: (\S+)", str(error))
+        where = f"{key}.{path[1].removeprefix(key).removeprefix('.')}".rstrip(".") if path else key
+        part = OmegaConf.select(config, where)
+        names, foreign = _names(part, where, config)
+        said = " ".join(str(cause).split())
+        named = re.match(r"\w+", said)
+        own = named is not None and named[0] in names
+        if isinstance(cause, UserError) and not (own and named and named[0] not in config):
             raise cause from error
-        if isinstance(cause, ValueError | MisconfigurationException):
-            path = re.search(r"full_key: (\S+)", str(error))
-            where = f"{key}.{path[1].removeprefix(key).removeprefix('.')}".rstrip(".") if path else key
-            raise UserError(f"{_typed(where, config)}.{cause}") from error
+        others = (TypeError, ImportError) if foreign else ()  # which are how libraries of others refuse a value
+        if isinstance(cause, (ValueError, MisconfigurationException, *others)):
+            kind = type(cause) if isinstance(cause, UserError) else UserError
+            meant = "" if own else next((f".{key}" for key in names if re.search(rf"\b{key}\b", said)), "")
+            raise kind(f"{_typed(where, config)}{'.' if own else f'{meant}: '}{said}") from error
         raise
 
 
-def at_least(config: DictConfig, bounds: dict[str, int]) -> None:
+def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
     """Raises UserError unless each key is a whole number of at least its bound."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < bound:
             raise UserError(f"{key} must be a whole number of at least {bound} (got {value})")
+
+
+def switches(config: DictConfig, *keys: str) -> None:
+    """Raises UserError unless each key is true or false."""
+    for key in keys:
+        if not isinstance(value := OmegaConf.select(config, key), bool):
+            raise UserError(f"{key}={value} is not one of true, false")
+
+
+def above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) -> None:
+    """Raises UserError unless each key is a finite number above its bound, or `equal` to it."""
+    for key, bound in bounds.items():
+        value = OmegaConf.select(config, key)
+        number = _valid(key, value, float)
+        if not bound < number < math.inf and not (equal and number == bound):
+            what = f"of at least {bound:g}" if equal else f"above {bound:g}"
+            raise UserError(f"{key} must be a number {what} (got {value}); try {key}={bound + 1e-3:g}")
 
 
 def _check(node: Any, path: str, config: DictConfig) -> None:
@@ -50,15 +77,21 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
     for key in [str(key) for key in node if not str(key).startswith("_")]:
         value, where = node[key], _typed(f"{path}.{key}", config)
         if names and key not in names and not variadic:
-            near = difflib.get_close_matches(key, names, 1)
-            raise UserError(f"{where} is no key of {node._target_}; " + (f"did you mean {near[0]}?" if near else
-                            f"it has {', '.join(names)}"))  # fmt: skip
+            raise UserError(f"{where} is no key of {node._target_}{near(key, names)}; keys: {', '.join(names)}")
         elif isinstance(value, DictConfig):
             _check(value, f"{path}.{key}", config)
         elif key in names and names[key].annotation is not inspect.Parameter.empty:
             meant = _valid(where, value, names[key].annotation)
             if isinstance(meant, bool | int | float) and not OmegaConf.is_interpolation(node, key):
                 node[key] = meant
+
+
+def _names(node: Any, where: str, config: DictConfig) -> tuple[Iterable[str], bool]:
+    """What the arguments of the node's `_target_` are called, and whether that is of another package."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return (), False
+    parameters = inspect.signature(_target(node, _typed(where, config))).parameters
+    return parameters, not node._target_.startswith("ddpm_lab.")
 
 
 def _target(node: DictConfig, where: str) -> Any:
@@ -78,7 +111,8 @@ def _valid(where: str, value: Any, annotation: Any) -> Any:
     try:
         return adapter.validate_python(list(value) if hasattr(value, "_content") else value)
     except ValidationError as error:
-        told = error.errors()[0]["msg"].removeprefix("Input ")
+        first = error.errors()[0]
+        told = "has too few entries" if first["type"] == "missing" else first["msg"].removeprefix("Input ")
         raise UserError(f"{where}={value} is of the wrong kind: it {told}") from error
 
 

@@ -11,7 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ddpm_lab.commands.build import at_least, build
+from ddpm_lab.commands.build import at_least, build, switches
 from ddpm_lab.commands.output import case_rows, grid, output, quiet, table
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.exact import MixtureClassifier
@@ -31,6 +31,7 @@ def evaluate_exact(config: DictConfig) -> None:
     """The analytic tier, of the sampler that was chosen or as tables of many, in `metrics.json` in `config.out`."""
     quiet()
     at_least(config, {"count": 2, "seed": 0})
+    switches(config, "conditional")
     process = ForwardProcess(build(config, "schedule"))
     data = build(config, "data") if "data" in config else None
     (_case if "sampler" in config else _tables)(config, process, data)

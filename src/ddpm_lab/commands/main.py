@@ -22,7 +22,7 @@ from ddpm_lab.commands import refusals, resume, runs
 from ddpm_lab.commands.cells import literal
 from ddpm_lab.commands.hindrances import hindrance
 from ddpm_lab.errors import Hindered, Interrupted, Told, UserError
-from ddpm_lab.ranks import first
+from ddpm_lab.ranks import check, first
 
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
@@ -91,7 +91,10 @@ def report() -> None:
 
         report(config)
 
-    sys.argv[1:] = _gathered(sys.argv[1:], "report")
+    try:
+        sys.argv[1:] = _gathered(sys.argv[1:], "report")
+    except UserError as error:
+        sys.exit(_tell(error))
     _main("report", task)
 
 
@@ -117,13 +120,17 @@ def slug(words: Iterable[str], digits: str | None = None) -> str:
 
 def _gathered(arguments: list[str], verb: str) -> list[str]:
     """What `verb` has no key for goes into its list `words`, which every training run of the ablation hears; and what
-    begins with `evaluate.` into its list `evaluate`, for the evaluations.
+    begins with `evaluate.` into its list `evaluate`, for the evaluations. Raises UserError for a word without dots that
+    train.py has no key for either.
     """
-    own = {*OmegaConf.load(CONFIGS / f"{verb}.yaml")}
+    own = {str(key) for key in OmegaConf.load(CONFIGS / f"{verb}.yaml")}
+    roots = own | {"ablation", "seed"} | {group.name for group in CONFIGS.iterdir() if group.is_dir()}
     mine: list[str] = []
     said: dict[str, list[str]] = {"words": [], "evaluate": []}
     for argument in (re.sub("^ablation=", "ablations=", argument) for argument in arguments):  # no group for Hydra
         key = argument.partition("=")[0]
+        if re.fullmatch(r"\w+", key) and key not in roots:
+            raise UserError(f"{argument}: neither {verb} nor train.py has a key {key}{refusals.near(key, roots)}")
         if key.startswith("evaluate."):
             said["evaluate"].append(argument.removeprefix("evaluate."))
         else:
@@ -141,17 +148,19 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             task(config)
         except (Told, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
             ended.append(_tell(_explained(error, verb)))
-            with suppress(OSError):
-                Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra made it; nothing is in it yet
+            _clear()
         except Exception as error:
             if (told := hindrance(error)) is None:
                 raise
             told.__cause__ = error
             ended.append(_tell(told))
+            _clear()
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
+        check()
+        refusals.check_flags(sys.argv[1:])
         if verb in ("sample", "evaluate"):
             sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])
@@ -168,6 +177,12 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         ended.append(_tell(Hindered(f"{error.filename} cannot be made a folder ({error.strerror})")))
     if ended:
         sys.exit(ended[0])
+
+
+def _clear() -> None:
+    """Removes the folder that Hydra made for what has come to nothing, if nothing is in it yet."""
+    with suppress(OSError):
+        Path(HydraConfig.get().runtime.output_dir).rmdir()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import Hindered
 
 
 def quiet() -> None:
@@ -22,7 +22,7 @@ def output(folder: str) -> Path:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out={folder} cannot be made a folder ({error.strerror})") from error
+        raise Hindered(f"out={folder} cannot be made a folder ({error.strerror}); choose another") from error
     return Path(folder)
 
 

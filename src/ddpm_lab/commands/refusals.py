@@ -6,21 +6,28 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from ddpm_lab.errors import UserError
+
+SHORT = {"train": ("ablation", "jobs", "dry")}
+"""What a verb hears at its root that is no key of its configuration"""
 
 
 def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) -> str:
     """What was wrong with the command line. Whatever is not recognised is told in Hydra's own first lines."""
     text = f"{error}\n{error.__cause__ or ''}"
-    if option := re.search(r"Could not find '([^/']+)/(\S+)'", text):
+    if option := re.search(r"Could not find '(\S+)/([^/\s]+)'", text):
         choices = re.findall(r"^\t(\S+)$", text, re.M)
-        return f"{option[1]}={option[2]} is not a choice{_near(option[2], choices)}; choices: {', '.join(choices)}"
+        return f"{option[1]}={option[2]} is not a choice{near(option[2], choices)}; choices: {', '.join(choices)}"
     if also := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", text):
         group, choice, other = also.groups()
         return f"{group}={choice} also chooses {other}, which only train.py can; try {group}.KEY=... alone"
-    if key := re.search(r"Could not (?:override|append to config\. An item is already at|find) '([^'@]+)'", text):
-        return _unknown(key[1], _config(verb, configs, arguments), arguments)
+    failed = r"(?:override|append to config\. An item is already at|find|delete from config\.)"
+    if key := re.search(rf"Could not {failed} '([^'@]+)'", text):
+        return _unknown(key[1], verb, _config(verb, configs, arguments), arguments)
     if missing := re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)", text):
         wanted = missing[1] or missing[2]
         return f"{wanted} must be given; try {wanted}=..."
@@ -31,22 +38,56 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
 
 
-def _unknown(key: str, config: DictConfig, arguments: Iterable[str]) -> str:
+def check_flags(arguments: Iterable[str]) -> None:
+    """Raises UserError for a flag that Hydra does not know; it would print all that it knows."""
+    known = get_args_parser()._option_string_actions
+    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
+        if flag not in known:
+            raise UserError(f"{flag} is no option{near(flag, known)}; options: {', '.join(sorted(known, key=len))}")
+
+
+def _unknown(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) -> str:
     """A key that is neither a group nor a value."""
     typed = next((argument for argument in arguments if argument.lstrip("+~").startswith(f"{key}=")), key)
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    if not isinstance(node, DictConfig):
-        return f"{typed}: there is no {parent}{_near(parent.split('.')[0], config)}"
+    parent, node = "", config
+    *parents, name = key.split(".")
+    for i, part in enumerate(parents):
+        if part not in node or not isinstance(node._get_node(part), DictConfig):
+            name = part
+            break
+        parent, node = ".".join(parents[: i + 1]), node[part]
     keys = [str(key) for key in node if not str(key).startswith("_")]
-    leaves = [] if parent else [leaf for leaf in _all(config) if leaf.endswith(f".{name}") and "system." not in leaf]
-    near = f" (did you mean {' or '.join(leaves)}?)" if leaves else _near(name, keys)
-    return f"{typed}: {parent or 'the configuration'} has no key {name}{near}; keys: {', '.join(keys) or 'none'}"
+    if not parent:
+        groups = [group.split("@")[0] for group in config.hydra.runtime.choices if "/" not in group]
+        keys = [*dict.fromkeys([*keys, *groups, *SHORT.get(verb, ())])]
+        keys.remove("hydra")
+    leaves = [leaf for leaf in _all(config) if "." not in key and leaf.endswith(f".{name}")
+              and not leaf.startswith("hydra.") and "system." not in leaf]  # fmt: skip
+    hint = f" (did you mean {' or '.join(leaves)}?)" if leaves else near(name, keys)
+    return f"{typed}: {parent or 'the configuration'} has no key {name}{hint}; keys: {', '.join(keys) or 'none'}"
 
 
-def _near(word: str, words: Iterable[object]) -> str:
-    found = difflib.get_close_matches(word, [str(word) for word in words], 1, 0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
+def near(word: str, words: Iterable[object]) -> str:
+    """ " (did you mean X?)" with the one of `words` that the fewest slips make `word` of; "" where none is near."""
+    known = [str(one) for one in words]
+    likeness = {one: difflib.SequenceMatcher(None, word, one).ratio() for one in known}
+    best = min(known, key=lambda one: (_slips(word, one), -likeness[one]), default="")
+    close = best and (_slips(word, best) <= (len(word) + 1) // 3 or likeness[best] >= 0.6)
+    return f" (did you mean {best}?)" if close else ""
+
+
+def _slips(a: str, b: str) -> int:
+    """How many letters must be added, left out, replaced, or exchanged with the next, to make `b` of `a` (Damerau's
+    distance).
+    """
+    rows = [[*range(len(b) + 1)]]
+    for i, x in enumerate(a, 1):
+        rows.append(row := [i])
+        for j, y in enumerate(b, 1):
+            row.append(min(rows[i - 1][j] + 1, row[j - 1] + 1, rows[i - 1][j - 1] + (x != y)))
+            if i > 1 and j > 1 and (x, a[i - 2]) == (b[j - 2], y):
+                row[j] = min(row[j], rows[i - 2][j - 2] + 1)
+    return rows[-1][-1]
 
 
 def _all(node: DictConfig, prefix: str = "") -> list[str]:
@@ -60,5 +101,6 @@ def _config(verb: str, configs: Path, arguments: Iterable[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(configs), version_base="1.3"):
         groups = {choice.split("@")[0] for choice in compose(verb, return_hydra_config=True).hydra.runtime.choices}
-        chosen = [argument for argument in arguments if re.fullmatch(r"\w+=\w+", argument)]
-        return compose(verb, overrides=[choice for choice in chosen if choice.partition("=")[0] in groups])
+        chosen = [argument for argument in arguments if re.fullmatch(r"[\w/]+=\w+", argument)]
+        known = [choice for choice in chosen if choice.partition("=")[0] in groups]
+        return compose(verb, overrides=known, return_hydra_config=True)

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ddpm_lab.commands.ablation import Plan
+from ddpm_lab.commands.build import switches
 from ddpm_lab.commands.output import output
 from ddpm_lab.commands.spec import TIERS, chosen
 from ddpm_lab.commands.tables import from_plan, from_sweep
@@ -21,6 +22,7 @@ LOG = logging.getLogger(__name__)
 
 def report(settings: DictConfig) -> None:
     """Tables of what has been run, on the terminal and in `settings.out`: a page, Markdown, CSV, LaTeX and plots."""
+    switches(settings, "wandb")
     if (settings.ablations is None) == (settings.dir is None):
         raise UserError("a report is of one thing: ablation=NAME, or dir=DIR, the folder of a sweep")
     if settings.dir is not None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.files import SPLITS, array, arrays, read, save
 from ddpm_lab.commands.output import output, quiet
+from ddpm_lab.commands.refusals import near
 from ddpm_lab.commands.runs import before, load
 from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.data.splits import Split, batch, rows, to_bytes
@@ -36,7 +37,7 @@ def sample(config: DictConfig) -> None:
     quiet()
     at_least(config, {"batch_size": 1, "seed": 0, "frames": 2} | ({} if config.count is None else {"count": 1}))
     if config.mode not in MODES:
-        raise UserError(f"mode={config.mode} is not one of {', '.join(MODES)}")
+        raise UserError(f"mode={config.mode} is not one of {', '.join(MODES)}{near(str(config.mode), MODES)}")
     if config.cascade is not None and config.mode != "draw":
         raise UserError(f"mode={config.mode} is for one model, and cascade={config.cascade} has several; try run=DIR")
     join()

@@ -1,12 +1,12 @@
 """What a file of configs/ablation says."""
 
-import difflib
 from typing import Any, Literal, get_args
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from ddpm_lab.commands.main import CONFIGS
+from ddpm_lab.commands.refusals import near
 from ddpm_lab.errors import UserError
 
 Tier = Literal["analytic", "tiny", "paper"]
@@ -118,13 +118,11 @@ def chosen(ablation: Any, tier: str | None) -> dict[str, Ablation]:
         wanted = known if ablation == "all" else [str(ablation)]
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"ablation={name} is not a choice{hint}; choices: {', '.join(known)}, all")
+            raise UserError(f"ablation={name} is not a choice{near(name, known)}; choices: {', '.join(known)}, all")
     if not wanted:
         raise UserError(f"ablation=[] names nothing; choices: {', '.join(known)}, all")
     if tier not in (None, *TIERS):
-        raise UserError(f"tier={tier} is not one of {', '.join(TIERS)}")
+        raise UserError(f"tier={tier} is not one of {', '.join(TIERS)}{near(str(tier), TIERS)}")
     return {name: read(name) for name in wanted}
 
 

@@ -1,6 +1,5 @@
 """Guidance by a classifier of noisy pictures."""
 
-import math
 from typing import Protocol
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
-from ddpm_lab.diffusion.guidance import Guidance, check_alike
+from ddpm_lab.diffusion.guidance import Guidance, check_alike, check_strength
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 from ddpm_lab.errors import UserError
 
@@ -63,8 +62,7 @@ class ClassifierGuidance(Guidance):
     def __init__(
         self, denoiser: Denoises, classifier: Classifies, scale: float = 1.0, form: str = "score", at: str = "x_t"
     ) -> None:
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"scale must be a number of at least 0 (got {scale}); 0 is off, try scale=1")
+        check_strength(scale=scale)
         if form not in ("score", "mean"):
             raise ValueError(f"form={form} is not one of score, mean")
         if at not in ("x_t", "mean") or (at == "mean" and form == "score"):

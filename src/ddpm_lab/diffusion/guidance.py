@@ -1,6 +1,5 @@
 """Guidance is a denoiser around a denoiser; samplers and metrics never hear of it."""
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -38,6 +37,18 @@ class Guidance:
         return self.denoiser.reverse(guess, x_t, t, s, cond)
 
 
+STRONGEST = 10_000
+"""Beyond it, a difference in the last of float32's digits moves x_0 by as much as the data's range"""
+
+
+def check_strength(**said: float) -> None:
+    """Raises ValueError unless each is in 0..`STRONGEST`."""
+    for name, value in said.items():
+        if not 0 <= value <= STRONGEST:
+            raise ValueError(f"{name} must be a number of at least 0, and at most {STRONGEST} (got {value}); "
+                             f"try {name}=2")  # fmt: skip
+
+
 class ClassifierFree(Guidance):
     """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6); w = 0 is off. `scale` = 1 + w says it in
     the terms of other papers: 1 is off, 0 the model without its condition.
@@ -57,10 +68,9 @@ class ClassifierFree(Guidance):
         interval: Sequence[int] | None = None,
         rescale: float = 0.0,
     ) -> None:
-        if not 0 <= w < math.inf:
-            raise ValueError(f"w must be a number of at least 0 (got {w}); 0 is off, try w=1")
-        if scale is not None and not 0 <= scale < math.inf:
-            raise ValueError(f"scale must be a number of at least 0 (got {scale}); 1 is off, try scale=2")
+        check_strength(w=w)
+        if scale is not None:
+            check_strength(scale=scale)
         if w and scale is not None:
             raise ValueError(f"w={w:g} and scale={scale:g} both say how strong it is: scale = 1 + w; give one of them")
         if not 0 <= rescale <= 1:
@@ -101,8 +111,7 @@ class Autoguidance(Guidance):
         interval: Sequence[int] | None = None,
         rescale: float = 0.0,
     ) -> None:
-        if not 0 <= w < math.inf:
-            raise ValueError(f"w must be a number of at least 0 (got {w}); 0 is off, try w=1")
+        check_strength(w=w)
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
         check_alike("weak", weak, denoiser)

@@ -88,8 +88,8 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     (Nichol & Dhariwal, 2021, eq. 17).
     """
     _check_steps(steps)
-    if offset < 0:
-        raise ValueError(f"offset must be at least 0 (got {offset:g})")
+    if not 0 <= offset < math.inf:
+        raise ValueError(f"offset must be at least 0 (got {offset:g}); try 0.008")
     t = torch.arange(steps + 1, dtype=torch.float64) / steps
     f = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
     return from_betas((1 - f[1:] / f[:-1]).clamp(max=_cut(max_beta)))
@@ -119,6 +119,9 @@ def _ends(steps: int, rescale: bool, **betas: float) -> list[float]:
     for name, beta in betas.items():
         if not 0 < beta < 1:
             raise ValueError(f"{name} is a beta and must lie between 0 and 1 (got {beta:g}); try start=1e-4 end=0.02")
+        if name == "end" and beta < betas["start"]:
+            raise ValueError(f"start={betas['start']:g} is above end={beta:g}, and beta_t must not fall; "
+                             "try start=1e-4 end=0.02")  # fmt: skip
         if beta * scale >= 1:
             least = math.floor(1000 * beta) + 1
             raise ValueError(f"{name}={beta:g} rescaled to {steps} steps is beta = {beta * scale:g}, not below 1; "

@@ -71,8 +71,9 @@ def stops(last: int, steps: int | None, spacing: Spacing) -> list[int]:
     `spacing` is a name, a text of sections ("90,60,60,20,20", which sum to `steps`), or the stops themselves.
     `steps` is the number of steps; None: all T, or as many as `spacing` says. Raises ValueError that names either.
     """
-    if steps is not None and not 1 <= steps <= last:
+    if steps is not None and not (isinstance(steps, int) and 1 <= steps <= last):
         raise ValueError(f"steps must lie in 1..{last}, the T of the schedule (got {steps})")
+    spacing = spacing if isinstance(spacing, Sequence) else str(spacing)  # what was typed may be a number
     if isinstance(spacing, str) and spacing in SPACINGS:
         return [*reversed(SPACINGS[spacing](last, last if steps is None else steps)), 0]
     if isinstance(spacing, str):
@@ -83,7 +84,13 @@ def stops(last: int, steps: int | None, spacing: Spacing) -> list[int]:
         times = [*reversed(sections(last, [int(count) for count in counts])), 0]
     else:
         times = list(spacing)
-        if len(times) < 2 or times[-1] != 0 or times[0] > last or any(s >= t for t, s in pairwise(times)):
+        if (
+            len(times) < 2
+            or not all(isinstance(t, int) for t in times)
+            or times[-1] != 0
+            or times[0] > last
+            or any(s >= t for t, s in pairwise(times))
+        ):
             raise ValueError(f"spacing={_text(times)} must descend from at most {last}, the T of the schedule, to 0; "
                              f"try [{last},{last // 2},0]")  # fmt: skip
     if steps not in (None, len(times) - 1):

@@ -43,7 +43,11 @@ class Law(NamedTuple):
 
 def gaussian(process: ForwardProcess, mean: Sequence[float], covariance: Sequence[Sequence[float]]) -> Law:
     """N(mean, covariance). Raises ValueError unless the covariance is symmetric, positive definite and of its size."""
-    m, c = (torch.tensor(part, dtype=torch.float64) for part in (mean, covariance))
+    try:
+        m, c = (torch.tensor(part, dtype=torch.float64) for part in (mean, covariance))
+    except (TypeError, ValueError):  # what is no number, or rows of several lengths
+        raise ValueError(f"mean={[*mean]} and covariance={[*covariance]} must be a list of numbers and a square "
+                         "matrix; try covariance=[[0.25]] mean=[0]") from None  # fmt: skip
     if c.shape != (len(m), len(m)) or not torch.equal(c, c.T) or torch.linalg.eigvalsh(c).min() <= 0:
         raise ValueError(f"covariance={[*map(list, covariance)]} must be a symmetric, positive definite matrix of the "
                          f"size of mean={[*mean]}; try covariance=[[0.25]] mean=[0]")  # fmt: skip

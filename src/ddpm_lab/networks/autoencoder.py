@@ -1,5 +1,6 @@
 """Autoencoders of pictures, whose latents diffusion can work in (Rombach et al., 2022, section 3.1)."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -50,7 +51,7 @@ class KL(Bottleneck):
     def __init__(self, latent: int = 4, weight: float = 1e-6) -> None:
         super().__init__()
         _positive(latent=latent)
-        if weight < 0:
+        if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be at least 0 (got {weight:g})")
         self.latent, self.inputs, self.weight = latent, 2 * latent, weight
 
@@ -73,7 +74,7 @@ class VQ(Bottleneck):
         super().__init__()
         _positive(latent=latent, codes=codes)
         for name, value in {"commitment": commitment, "weight": weight}.items():
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0 (got {value:g})")
         self.latent, self.inputs, self.codes = latent, latent, codes
         self.commitment, self.weight, self.book = commitment, weight, nn.Parameter(torch.randn(codes, latent))

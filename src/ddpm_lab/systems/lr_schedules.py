@@ -7,23 +7,24 @@ from dataclasses import dataclass
 # Values, not partial functions: they are called at every step, and Hydra's partials take 0.2 ms a call.
 @dataclass(frozen=True)
 class Constant:
-    """1 after a linear warm-up of `warmup` steps (Ho et al., 2020: 5,000)."""
+    """1 after a linear warm-up of `warmup` steps (Ho et al., 2020: 5,000); None: 20, or half of what is shorter."""
 
-    warmup: int = 0
+    warmup: int | None = 0
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise ValueError(f"warmup must be at least 0 (got {self.warmup})")
+        if self.warmup is not None and self.warmup < 0:
+            raise ValueError(f"warmup must be at least 0 (got {self.warmup}); try 20")
 
     def __call__(self, step: int, steps: int) -> float:
-        return min(1.0, (step + 1) / (self.warmup + 1))
+        warmup = min(20, steps // 2) if self.warmup is None else self.warmup
+        return min(1.0, (step + 1) / (warmup + 1))
 
 
 @dataclass(frozen=True)
 class Cosine:
     """Half a cosine from 1 to `floor` over the whole training, times the warm-up."""
 
-    warmup: int = 0
+    warmup: int | None = 0
     floor: float = 0.01
 
     def __post_init__(self) -> None:
