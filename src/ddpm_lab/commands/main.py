@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.commands import refusals, runs
 from ddpm_lab.commands.cells import literal
-from ddpm_lab.errors import Hindered, Interrupted, Told, UserError
+from ddpm_lab.errors import Hindered, Interrupted, Told, UserError, shown
 from ddpm_lab.ranks import first
 
 PACKAGE = Path(__file__).parents[1]
@@ -143,6 +143,8 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
+        refusals.check(sys.argv[1:], CONFIGS)
+        runs.rely(sys.argv[1:])
         if verb in ("sample", "evaluate"):
             sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])
@@ -186,5 +188,5 @@ def _tell(error: Told) -> int:
     """Says what went wrong, with DDPM_LAB_DEBUG=1 also where; the exit status."""
     if os.environ.get("DDPM_LAB_DEBUG"):
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {shown(error, lines=True)}", file=sys.stderr)
     return error.status

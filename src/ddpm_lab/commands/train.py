@@ -21,6 +21,7 @@ from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.callbacks.scatter import Scatter
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
+from ddpm_lab.commands.saved import public
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Points
 from ddpm_lab.errors import UserError, naming
@@ -68,7 +69,7 @@ def train(config: DictConfig) -> None:
         run.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, run / "config.yaml")
         trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
-        settings: Any = OmegaConf.to_container(config, resolve=True)
+        settings = public(config)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
     parameters = sum(parameter.numel() for parameter in system.parameters())
