@@ -5,8 +5,6 @@ Raised are `Damaged`, where a file is not whole or none of ours, and `Unsafe`, w
 
 import json
 import os
-import pickle
-import re
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -16,26 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lab.errors import Damaged, Unsafe, shown
+from ddpm_lab.pickled import unpickled
 
 LARGEST = 2**38
 """Bytes of a checkpoint"""
 UNPACKED = 100, 2**30
 """What is in an archive may take so many times its size, or so many bytes"""
-ITEMS = {"Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
-         "Bool": 1}  # fmt: skip
-"""Bytes of a number, by what its storage is called in a checkpoint"""
-NAMES = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", *(f"torch.{kind}Storage" for kind in ITEMS)}
-"""All that a checkpoint of ours asks for"""
-ENTRIES = r"[^/\\]+/(data\.pkl|data/\d+|byteorder|version|\.\w+(/\w+)?)"
 SPEC = ("shape", "classes", "bin_width", "captions")
 """The fields of `conditioners.Spec`"""
-FREE, LEAST = 2**29, 2**12
+FREE, LEAST = 2**29, 2**15
 """Bytes that a system may take besides its weights; and what a tensor counts for at least"""
 
 
 def unlinked(path: str | Path) -> Path:
     """`path`. Raises Unsafe if it is a link: what that leads to can be changed by whoever made it."""
-    if os.path.islink(path):
+    if Path(path).is_symlink():
         raise Unsafe(f"{shown(path)} is a link to {shown(os.readlink(path))}; name that, if it is what you mean")
     return Path(path)
 
@@ -75,7 +68,7 @@ def arrays(file: Path) -> Any:
                 old = np.lib.format.read_magic(stream) == (1, 0)
                 read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
                 shape, _, kind = read(stream)
-                if kind.hasobject or prod(shape) * kind.itemsize + stream.tell() != entry.file_size:
+                if kind.hasobject or min(shape, default=0) < 0 or prod(shape) * kind.itemsize + stream.tell() != entry.file_size:
                     raise Unsafe(f"{shown(file)}: {shown(entry.filename)} is no array of numbers, or not as large as "
                                  "it says")  # fmt: skip
     return np.load(file, allow_pickle=False)
@@ -102,7 +95,7 @@ def checkpoint(file: str | Path) -> dict[str, Any]:
     is no file.
     """
     file = Path(file)
-    content = _shared(file) if file.suffix == ".safetensors" else _unpickled(file)
+    content = _shared(file) if file.suffix == ".safetensors" else unpickled(regular(file, LARGEST))
     wanted = {"state_dict": dict, "hyper_parameters": dict, "global_step": int, "callbacks": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in wanted.items()):
         raise Damaged(f"{shown(file)} is no checkpoint of ddpm-lab, which holds {', '.join(wanted)}")
@@ -144,75 +137,6 @@ def budget(weights: int) -> Iterator[None]:
 
 
 _BUDGETS: list[Any] = []
-
-
-class _Nothing:
-    """In place of whatever a pickle asks for."""
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]  # the one in C takes what memory a pickle names
-    """Finds what a pickle asks for, and does none of it."""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self.storages: list[Any] = []
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (full := f"{module}.{name}") not in NAMES:
-            raise Unsafe(f"it asks for {shown(full)}, which no checkpoint needs")
-        return type(full, (_Nothing,), {})
-
-    def persistent_load(self, pid: Any) -> Any:
-        self.storages.append(pid)
-        return _Nothing()
-
-
-def _unpickled(file: Path) -> Any:
-    """Raises Damaged and Unsafe."""
-    import torch
-
-    with regular(file, LARGEST).open("rb") as stream:
-        head = stream.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise Damaged(f"{shown(file)} is a pointer of Git LFS, not the file that it stands for; try: git lfs pull")
-    if head[:1] == b"\x80" or re.match(rb"\(?[ci][a-z_]+", head):
-        raise Unsafe(f"{shown(file)} is a bare pickle, which may run anything; no checkpoint of ours is one")
-    if not head.startswith(b"PK\x03\x04"):
-        raise Damaged(f"{shown(file)} is {'no checkpoint, or is damaged from its first byte on' if head else 'empty'}")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist()}
-            odd = len({name.partition("/")[0] for name in entries}) > 1 or len(entries) < len(archive.infolist())
-            odd |= any(entry.compress_type or not re.fullmatch(ENTRIES, name) for name, entry in entries.items())
-            odd |= sum(entry.file_size for entry in entries.values()) > file.stat().st_size or bool(archive.comment)
-            if odd:
-                raise Unsafe("it is packed as no checkpoint is")
-            if bad := archive.testzip():
-                raise Damaged(f"{shown(file)} is damaged: {bad} is not what was written")
-            root = next(iter(entries)).partition("/")[0]
-            with archive.open(f"{root}/data.pkl") as stream:
-                reader = _Reader(stream)
-                reader.load()
-            for _, kind, key, _, count in reader.storages:
-                size = ITEMS[kind.__name__.removeprefix("torch.").removesuffix("Storage")]
-                if entries[f"{root}/data/{key}"].file_size != size * count:
-                    raise Unsafe("its tensors are not as large as it says")
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Damaged:
-        raise
-    except Unsafe as error:
-        raise Unsafe(f"{shown(file)} is no checkpoint: {error}") from error
-    except Exception as error:  # broken archives and pickles make their readers raise nearly anything
-        raise Damaged(f"{shown(file)} is cut short or damaged ({type(error).__name__})") from error
 
 
 def _shared(file: Path) -> Any:

@@ -45,6 +45,8 @@ def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: i
     if file.is_dir():
         try:
             return pictures(file, shape).at(slice(config.count))
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"input={error}") from error
     channels, height, width = shape

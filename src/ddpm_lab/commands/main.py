@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lab.commands import refusals, runs
+from ddpm_lab.commands import refusals, runs, saved
 from ddpm_lab.commands.cells import literal
 from ddpm_lab.errors import Hindered, Interrupted, Told, UserError, shown
 from ddpm_lab.ranks import first
@@ -137,14 +137,17 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             raise
         except (Told, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
             ended.append(_tell(_explained(error, verb)))
+            out = Path(HydraConfig.get().runtime.output_dir)
             with suppress(OSError):
-                Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra made it; nothing is in it yet
+                out.rmdir()  # Hydra made it; nothing is in it yet
+                if verb in ("sample", "evaluate"):
+                    out.parent.rmdir()
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
         refusals.check(sys.argv[1:], CONFIGS)
-        runs.rely(sys.argv[1:])
+        saved.rely(sys.argv[1:])
         if verb in ("sample", "evaluate"):
             sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
-from ddpm_lab.commands.saved import configuration
+from ddpm_lab.commands.saved import TRUSTED, configuration
 from ddpm_lab.errors import UserError, choice, naming
 
 if TYPE_CHECKING:
@@ -32,19 +32,6 @@ REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
 """Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
 ADJUSTABLE = {"conditioner": ("level", "truncated"), "codec": ("run",)}
 """Groups that a run's weights belong to, and the keys of them that can be changed all the same."""
-TRUSTED: list[str] = []
-"""Packages that the user typed behind trust=, from which runs may build as well"""
-
-
-def rely(arguments: list[str]) -> None:
-    """Makes `TRUSTED` what `arguments` say. Raises UserError."""
-    TRUSTED.clear()
-    for argument in arguments:
-        if argument.startswith("trust="):
-            packages = argument.removeprefix("trust=").strip("[]'\"")
-            TRUSTED[:] = [package.strip("'\" ") for package in packages.split(",") if package]
-    if wrong := [package for package in TRUSTED if not re.fullmatch(r"\w+(\.\w+)*", package)]:
-        raise UserError(f"trust={wrong[0]} is no package; try trust=[my_package]")
 
 
 def config(run: str) -> DictConfig:

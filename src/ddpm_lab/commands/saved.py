@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from ddpm_lab.errors import Damaged, Unsafe, shown
+from ddpm_lab.errors import Damaged, Unsafe, UserError, shown
 from ddpm_lab.trust import regular
 
 LARGEST = 2**20
@@ -24,6 +24,19 @@ NUMBERS = {"seed": 2.0**64, "steps": 10.0**6}
 """The largest of what has such a name; anything else: 10^7"""
 FIXED = re.compile(r"\$\{hydra:runtime\.output_dir\}|\$\{oc\.decode:\$\{oc\.env:SLURM_\w+,1\}\}", re.ASCII)
 """All that is resolved besides references such as ${model.channels}"""
+TRUSTED: list[str] = []
+"""Packages that the user typed behind trust=, from which runs may build as well"""
+
+
+def rely(arguments: list[str]) -> None:
+    """Makes `TRUSTED` what `arguments` say. Raises UserError."""
+    TRUSTED.clear()
+    for argument in arguments:
+        if argument.startswith("trust="):
+            packages = argument.removeprefix("trust=").strip("[]'\"")
+            TRUSTED[:] = [package.strip("'\" ") for package in packages.split(",") if package]
+    if wrong := [package for package in TRUSTED if not re.fullmatch(r"\w+(\.\w+)*", package)]:
+        raise UserError(f"trust={wrong[0]} is no package; try trust=[my_package]")
 
 
 def configuration(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
@@ -77,9 +90,9 @@ def _check(parent: Any, key: Any, path: tuple[str, ...], whole: Any, trusted: Co
         for part in FIXED.sub(" ", value).split("${")[1:]:
             to = re.match(r"([a-z_]\w*)(\.\w+)*\}", part, re.ASCII)
             if to is None or (isinstance(_at(whole, to[0][:-1]), dict | list) and to[1] not in groups):
-                if path[0] != "logger":
+                if path[0] in _own() and path[0] != "logger":
                     raise Unsafe(f"{where}={shown(value)} refers to what it must not")
-                parent[key] = "???"  # a secret, it may be; and no run is logged again
+                parent[key] = "???"  # such as a secret; of a run nothing is built from here
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
             bad = not abs(float(value)) <= NUMBERS.get(str(key), 1e7)
