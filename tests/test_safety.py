@@ -17,7 +17,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, FAST, ROOT
+from conftest import CONFIGS, FAST, ROOT, composed, options
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
@@ -235,7 +235,7 @@ def test_sixty_corruptions_are_all_refused(trained, tmp_path):
 def test_damage_is_told_with_the_name_of_the_file(run, typed):
     content = last(run).read_bytes()
     last(run).write_bytes(content[: len(content) // 2])
-    assert "last.ckpt is cut short" in refused(typed, run, 2)
+    assert "last.ckpt cannot be read: it is cut short" in refused(typed, run, 2)
     last(run).write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "Git LFS" in refused(typed, run, 2)
     last(run).write_bytes(b"")
@@ -378,6 +378,17 @@ def test_packages_that_are_named_are_trusted(run, typed, evil):
     status, _, _ = typed("sample", f"run={run}", "trust=[evil_package]", "sampler.steps=null")
     assert status == 2 and evil.exists()
     refused(typed, run)
+
+
+@pytest.mark.parametrize("words", [
+    *([f"experiment={name}"] for name in options("experiment")), ["trainer=slurm", "logger=tensorboard"],
+    ["trainer=ddp", "logger=wandb"], ["guidance=classifier", "variance=analytic", "timesteps=importance"],
+    ["guidance=autoguidance", "conditioner=pretrained_text", "model=unet_cross"], ["data=hub"], ["data=toy"],
+    *([f"sampler={name}"] for name in options("sampler")), *([f"schedule={name}"] for name in options("schedule")),
+], ids=" ".join)  # fmt: skip
+def test_what_train_keeps_is_known(words, tmp_path):
+    OmegaConf.save(composed(*words), tmp_path / "config.yaml")
+    assert saved.configuration(tmp_path / "config.yaml") == OmegaConf.load(tmp_path / "config.yaml")
 
 
 def test_own_configurations_are_all_known(trained):

@@ -82,4 +82,4 @@ def unpickled(file: Path) -> Any:
     except Unsafe as error:
         raise Unsafe(f"{shown(file)} is no checkpoint: {error}") from error
     except Exception as error:  # broken archives and pickles make their readers raise nearly anything
-        raise Damaged(f"{shown(file)} is cut short or damaged ({type(error).__name__})") from error
+        raise Damaged(f"{shown(file)} cannot be read: it is cut short or damaged ({type(error).__name__})") from error

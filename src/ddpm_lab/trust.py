@@ -29,7 +29,7 @@ FREE, LEAST = 2**29, 2**15
 def unlinked(path: str | Path) -> Path:
     """`path`. Raises Unsafe if it is a link: what that leads to can be changed by whoever made it."""
     if Path(path).is_symlink():
-        raise Unsafe(f"{shown(path)} is a link to {shown(os.readlink(path))}; name that, if it is what you mean")
+        raise Unsafe(f"{shown(path)} is a link to {shown(os.readlink(Path(path)))}; name that, if it is what you mean")
     return Path(path)
 
 
@@ -68,7 +68,8 @@ def arrays(file: Path) -> Any:
                 old = np.lib.format.read_magic(stream) == (1, 0)
                 read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
                 shape, _, kind = read(stream)
-                if kind.hasobject or min(shape, default=0) < 0 or prod(shape) * kind.itemsize + stream.tell() != entry.file_size:
+                size = prod(shape) * kind.itemsize + stream.tell()
+                if kind.hasobject or min(shape, default=0) < 0 or size != entry.file_size:
                     raise Unsafe(f"{shown(file)}: {shown(entry.filename)} is no array of numbers, or not as large as "
                                  "it says")  # fmt: skip
     return np.load(file, allow_pickle=False)
