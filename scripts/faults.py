@@ -29,9 +29,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ddpm_lab import trust
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import pools, runs
+from ddpm_lab.commands import pools
 from ddpm_lab.commands import train as imported  # noqa: F401 (not in each trial)
 from ddpm_lab.errors import UserError
 from ddpm_lab.systems.diffusion import Diffusion
@@ -92,7 +93,7 @@ def ended(number: int) -> int:
 
 def result(run: Path) -> dict[str, Any]:
     """What must be the same in the end."""
-    content = runs.contents(ordered(run / "checkpoints")[0])
+    content = trust.checkpoint(ordered(run / "checkpoints")[0])
     content["callbacks"]["Checkpoints"]["seconds"] = 0
     for key in ("history", "learner"):
         content.pop(key)
@@ -248,7 +249,7 @@ def torn(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 def good(file: Path) -> bool:
     try:
-        return bool(runs.contents(file))
+        return bool(trust.checkpoint(file))
     except UserError:
         return False
 
@@ -305,7 +306,7 @@ def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 
 def finite(file: Path) -> bool:
-    return not next(checkpoints.not_finite(runs.contents(file)), "")
+    return not next(checkpoints.not_finite(trust.checkpoint(file)), "")
 
 
 def disk(bench: Bench, trials: int) -> dict[str, list[str]]:

@@ -352,9 +352,24 @@ MUTANTS = [
     Mutant("EXIF is not heard", "data/decoding.py",
            "ImageOps.exif_transpose(picture, in_place=True)", "pass", "folder"),
     Mutant("links may lead out", "data/folder.py",
-           "if not (target := file.resolve()).is_relative_to(inside):", "if (target := None):", "folder"),
+           "if linked and not (target", "if False and not (target", "folder safety"),
     Mutant("a damaged store is taken", "data/store.py",
            "            source.verify()\n", "            pass\n", "folder"),
+    # What comes from elsewhere
+    Mutant("a checkpoint may ask for anything", "pickled.py", "not in NAMES:", "in {0}:", "safety"),
+    Mutant("torch may unpickle", "pickled.py", "weights_only=True", "weights_only=None", "safety"),
+    Mutant("storages may lie", "pickled.py", ".file_size != size * count", ".file_size != size * count < 0", "safety"),
+    Mutant("damage is not looked for", "pickled.py", "archive.testzip()", "None", "safety"),
+    Mutant("any class is built", "commands/saved.py", "value in targets or", "value or", "safety"),
+    Mutant("any group may be referred to", "commands/saved.py", "and to[1] not in groups)", "and False)", "safety"),
+    Mutant("tags and aliases are read", "commands/saved.py",
+           'if getattr(event, "anchor", None) or getattr(event, "tag", None):', "if False:", "safety"),
+    Mutant("a model takes what it likes", "trust.py", "if self.left < 0:", "if False:", "safety"),
+    Mutant("links are followed", "trust.py", "if Path(path).is_symlink():", "if False:", "safety"),
+    Mutant("FIFOs are waited for", "trust.py", "if not stat.S_ISREG(about.st_mode):", "if stat.S_ISDIR(about.st_mode):",
+           "safety"),
+    Mutant("secrets are logged", "commands/saved.py", "asked.append(name)", "pass", "safety"),
+    Mutant("terminals obey names", "errors.py", "return found[0] if lines and", "return found[0] if", "safety"),
 ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from ddpm_lab.data.decoding import Fit
 from ddpm_lab.data.folder import BAD, SUFFIXES, Files, Lenient, leave_out, listed, side_of, sub_folders
 from ddpm_lab.data.store import Shards, write
+from ddpm_lab.errors import Unsafe, shown
 
 CHUNK = 2**20
 """Bytes of pixels that a process decodes at a time"""
@@ -62,7 +63,7 @@ def main() -> None:
             prepare(**options)
     except (ValueError, OSError) as error:
         told = re.sub(r"\bdata\.(convert|resolution|channels)\b(=true)?", r"--\1", str(error))
-        parser.exit(2, f"error: {told}\n")
+        parser.exit(getattr(error, "status", 2), f"error: {shown(told, lines=True)}\n")
     except KeyboardInterrupt:
         parser.exit(130, "interrupted; nothing was written\n")
 
@@ -99,7 +100,8 @@ def prepare(source: Path, target: Path, resolution: int | None = None, channels:
                 chunks = read(Files(parts[name], listing.files, fit), listing.labels, on_bad, workers, name)
                 indices.append(write(Path(scratch, "store", name), chunks, listing.classes, fit, source.name))
         except ValueError as error:
-            raise ValueError(str(error).replace(str(unpacked), str(source))) from error
+            kind = Unsafe if isinstance(error, Unsafe) else ValueError
+            raise kind(str(error).replace(str(unpacked), str(source))) from error
         Path(scratch, "store").rename(target)
     count, seconds = sum(index["count"] for index in indices), time.perf_counter() - started
     size = sum(file.stat().st_size for file in target.rglob("*.npy"))
@@ -159,8 +161,9 @@ def unpack(archive: Path, into: Path) -> Path:
     """The pictures of `archive`: the folder in `into` that holds them. Raises ValueError that names the member."""
     try:
         (unzip if zipfile.is_zipfile(archive) else untar)(archive, into)
-    except (RuntimeError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
-        raise ValueError(f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})") from error
+    except (Unsafe, RuntimeError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+        kind = Unsafe if isinstance(error, Unsafe | tarfile.FilterError) else ValueError
+        raise kind(f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})") from error
     root = into
     while root.is_dir() and len(inside := [*root.iterdir()]) == 1 and inside[0].is_dir():
         root = inside[0]
@@ -175,8 +178,10 @@ def untar(archive: Path, into: Path) -> None:
     with bar as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
         for member in tar:
             if (size := size + member.size) > limit:
-                raise tarfile.TarError(TOO_LARGE)
+                raise Unsafe(TOO_LARGE)
             if wanted(member.name) and not member.isdir():
+                if member.name.startswith("/"):  # which the filter would take for a name in the folder
+                    raise Unsafe(f"{member.name} leads out of it")
                 tar.extract(member, into, filter="data")  # which refuses what would leave the folder
 
 
@@ -184,11 +189,12 @@ def unzip(archive: Path, into: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         members = [member for member in file.infolist() if wanted(member.filename) and not member.is_dir()]
         if sum(member.file_size for member in members) > most(archive, into):  # no more than this is read of each
-            raise zipfile.BadZipFile(TOO_LARGE)
+            raise Unsafe(TOO_LARGE)
         for member in members:
             path = PurePosixPath(member.filename)
-            if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16):
-                raise zipfile.BadZipFile(f"{path} is a link, or leads out of it")
+            odd = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG)
+            if path.is_absolute() or ".." in path.parts or odd:
+                raise Unsafe(f"{path} is a link or a device, or leads out of it")
         for member in tqdm(members, "unpacking", disable=None):
             file.extract(member, into)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddpm_lab.diffusion.condition import Condition, Conditioner, Noise
 from ddpm_lab.errors import UserError
 from ddpm_lab.networks.text import TextEncoder, read, spelled
+from ddpm_lab.trust import budget
 
 
 class Spec(NamedTuple):
@@ -152,7 +153,8 @@ def _pretrained(model: str) -> tuple[Any, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
         kind = transformers.AutoConfig.from_pretrained(model).model_type
         name = {"t5": "T5EncoderModel", "clip": "CLIPTextModel"}.get(kind, "AutoModel")
-        encoder = getattr(transformers, name).from_pretrained(model)
+        with budget(2**40):  # its weights are none of the run's
+            encoder = getattr(transformers, name).from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(f"model={model} cannot be read by transformers ({' '.join(str(error).split())[:160]}); give a "
                          "folder that save_pretrained wrote, or a name on the hub") from error  # fmt: skip

@@ -1,6 +1,7 @@
 """How a program ends that could not do what it was asked for: a line on the terminal, and an exit status."""
 
 import errno
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ class Unsafe(UserError):  # noqa: N818
     status = 5
 
 
+class Damaged(UserError):  # noqa: N818
+    """A file is cut short, has changed since it was written, or is none of ours."""
+
+
 class Hung(Told):
     """Nothing happened for too long."""
 
@@ -78,3 +83,21 @@ def naming(group: str) -> Iterator[None]:
 def choice(part: object) -> str:
     """What the user typed to get `part`: LearnedRange -> learned_range, the name of its yaml file."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(part).__name__).lower()
+
+
+def shown(text: object, lines: bool = False) -> str:
+    """`text` for a terminal, which obeys control characters and turns text round at others: these are spelled out, and
+    so are the ends of lines unless `lines`.
+    """
+
+    def spelled(found: re.Match[str]) -> str:
+        return found[0] if lines and found[0] == "\n" else ascii(found[0])[1:-1]
+
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", spelled, str(text))
+
+
+class Plain(logging.Formatter):
+    """What the configuration of logging names."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record), lines=True)

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from ddpm_lab import pulse
+from ddpm_lab import pulse, trust
 from ddpm_lab.errors import Diverged, Hindered
 from ddpm_lab.loggers import history, rewind
 from ddpm_lab.writing import PARTIAL, replaced
@@ -41,7 +41,7 @@ class Files(CheckpointIO):
             self.hindrance = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        return trust.checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

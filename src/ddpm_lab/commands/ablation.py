@@ -123,7 +123,7 @@ class Plan:
         except (HydraException, UserError) as error:
             told = refusals.explain(error, "exact" if exact else verb, CONFIGS, words) if isinstance(
                 error, HydraException) else str(error)  # fmt: skip
-            raise UserError(f"{name}: {told}") from error
+            raise (type(error) if isinstance(error, UserError) else UserError)(f"{name}: {told}") from error
         digits = fingerprint(config, self.root)
         folder = self.root / f"{verb}-{digits}"
         cell = Cell(name, verb, tuple(words), folder, digits, work(verb, config), (*needs, *others.values()))

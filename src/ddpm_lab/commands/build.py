@@ -46,6 +46,8 @@ def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < bound:
+            parent, _, name = key.rpartition(".")
+            value = as_typed(OmegaConf.select(config, parent) if parent else config, name)
             raise UserError(f"{key} must be a whole number of at least {bound} (got {value})")
 
 
@@ -60,10 +62,15 @@ def above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) 
     """Raises UserError unless each key is a finite number above its bound, or `equal` to it."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
-        number = _valid(key, value, float)
+        number = _valid(key, value, float, value)
         if not bound < number < math.inf and not (equal and number == bound):
             what = f"of at least {bound:g}" if equal else f"above {bound:g}"
             raise UserError(f"{key} must be a number {what} (got {value}); try {key}={bound + 1e-3:g}")
+
+
+def as_typed(node: DictConfig, key: str) -> Any:
+    """The value, or where that comes from elsewhere, such as a secret from the environment, from where."""
+    return node._get_node(key) if OmegaConf.is_interpolation(node, key) else node[key]
 
 
 def _check(node: Any, path: str, config: DictConfig) -> None:
@@ -81,7 +88,7 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
         elif isinstance(value, DictConfig):
             _check(value, f"{path}.{key}", config)
         elif key in names and names[key].annotation is not inspect.Parameter.empty:
-            meant = _valid(where, value, names[key].annotation)
+            meant = _valid(where, value, names[key].annotation, as_typed(node, key))
             if isinstance(meant, bool | int | float) and not OmegaConf.is_interpolation(node, key):
                 node[key] = meant
 
@@ -103,7 +110,7 @@ def _target(node: DictConfig, where: str) -> Any:
         ) from error
 
 
-def _valid(where: str, value: Any, annotation: Any) -> Any:
+def _valid(where: str, value: Any, annotation: Any, typed: Any) -> Any:
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
@@ -113,7 +120,7 @@ def _valid(where: str, value: Any, annotation: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         told = "has too few entries" if first["type"] == "missing" else first["msg"].removeprefix("Input ")
-        raise UserError(f"{where}={value} is of the wrong kind: it {told}") from error
+        raise UserError(f"{where}={typed} is of the wrong kind: it {told}") from error
 
 
 def _typed(path: str, config: DictConfig) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.trust import document, regular
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -48,11 +50,7 @@ class Cell:
 
 def load(file: Path) -> dict[str, Any]:
     """What a JSON file says; {} where there is none, or it was cut short."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return document(file)
 
 
 def literal(text: str) -> str:
@@ -71,14 +69,14 @@ def fingerprint(config: DictConfig, root: Path) -> str:
     the cells lie whose folders they read, `root`. Of other runs whose folders they read, their configurations matter.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
-    for key in ("hydra", "logger", "out"):
+    for key in ("hydra", "logger", "out", "trust"):
         content.pop(key, None)
     content.get("trainer", {}).pop("default_root_dir", None)
     said = json.dumps(content, sort_keys=True, default=str).replace(f"{root}/", "runs/ablations/")
     for text in sorted(_texts(content)):
         file = Path(text.split()[0], "config.yaml")
         if root not in file.parents and file.is_file():
-            said += file.read_text()
+            said += regular(file).read_text()
     return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 

@@ -1,8 +1,10 @@
 """What sample.py reads and writes."""
 
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from ddpm_lab.evaluation.pictures import save_grid, save_scatter
 from ddpm_lab.systems.asking import by
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
+from ddpm_lab.trust import arrays as arrays_of
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "test")
@@ -42,6 +45,8 @@ def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: i
     if file.is_dir():
         try:
             return pictures(file, shape).at(slice(config.count))
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"input={error}") from error
     channels, height, width = shape
@@ -56,10 +61,12 @@ def array(
     there, or does not fit.
     """
     try:
-        with np.load(Path(file), allow_pickle=False) as saved:
+        with arrays_of(Path(file).resolve()) as saved:
             array = saved[name]
             said = {key: torch.as_tensor(saved[stored]) for key, stored in SAID.items() if stored in saved}
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
         raise UserError(f"input={file} holds no array {name} ({type(error).__name__}); "
                         "it is an .npz that sample.py wrote, or a folder of pictures") from error  # fmt: skip
     if array.shape[1:] != shape or array.dtype != kind:

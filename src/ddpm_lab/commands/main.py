@@ -18,10 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lab.commands import refusals, resume, runs
+from ddpm_lab.commands import refusals, resume, runs, saved
 from ddpm_lab.commands.cells import literal
 from ddpm_lab.commands.hindrances import hindrance
-from ddpm_lab.errors import Hindered, Interrupted, Told, UserError
+from ddpm_lab.errors import Hindered, Interrupted, Told, UserError, shown
 from ddpm_lab.ranks import check, first
 
 PACKAGE = Path(__file__).parents[1]
@@ -161,6 +161,8 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
     try:
         check()
         refusals.check_flags(sys.argv[1:])
+        refusals.check(sys.argv[1:], CONFIGS)
+        saved.rely(sys.argv[1:])
         if verb in ("sample", "evaluate"):
             sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])
@@ -181,8 +183,11 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
 
 def _clear() -> None:
     """Removes the folder that Hydra made for what has come to nothing, if nothing is in it yet."""
+    out = Path(HydraConfig.get().runtime.output_dir)
     with suppress(OSError):
-        Path(HydraConfig.get().runtime.output_dir).rmdir()
+        out.rmdir()
+        if out.parent.name in ("samples", "evaluations"):
+            out.parent.rmdir()
 
 
 @contextmanager
@@ -210,5 +215,6 @@ def _tell(error: Told) -> int:
     """Says what went wrong, with DDPM_LAB_DEBUG=1 also where; the exit status."""
     if os.environ.get("DDPM_LAB_DEBUG"):
         traceback.print_exception(error)
-    print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
+    said = shown(error, lines=True)
+    print(said if isinstance(error, Interrupted) else f"error: {said}", file=sys.stderr)
     return error.status

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lab.commands.cells import Cell, load
+from ddpm_lab.errors import Damaged, Unsafe, shown
 from ddpm_lab.reports.table import Source, Status
+from ddpm_lab.trust import regular, unlinked
 
 METRICS: dict[str, tuple[str, Any]] = {
     "fid": ("FID", "lower"), "fid_within": ("FID within class", "lower"), "inception_score": ("IS", "higher"),
@@ -26,7 +28,7 @@ METRICS: dict[str, tuple[str, Any]] = {
 def number(file: Path, key: str) -> float | None:
     """What a metrics.json says under `key`, which may have dots; None where it says no number, or there is none."""
     value = at(load(file), key)
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63) else None
 
 
 def at(found: Any, key: str) -> Any:
@@ -76,15 +78,21 @@ def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def losses(folder: Path) -> tuple[list[Any], list[float]] | None:
     """Steps and losses of a training, where any were logged."""
     file = folder / "metrics.csv"
-    if not file.is_file():
+    if not file.exists():
         return None
-    with file.open() as stream:
-        found = [
-            (int(row["step"]), float(row["train/loss"])) for row in csv.DictReader(stream) if row.get("train/loss")
-        ]
+    try:
+        with regular(file).open() as stream:
+            found = [
+                (int(row["step"]), float(row["train/loss"])) for row in csv.DictReader(stream) if row.get("train/loss")
+            ]
+    except Unsafe:
+        raise
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise Damaged(f"{shown(file)} is cut short, or none of ours") from error
     return ([x for x, _ in found], [y for _, y in found]) if found else None
 
 
 def samples(folder: Path) -> Path | None:
     """The last grid of samples of a run."""
-    return max((folder / "pictures").glob("samples-*.png"), default=None)
+    last = max((folder / "pictures").glob("samples-*.png"), default=None)
+    return None if last is None else regular(unlinked(last.parent) / last.name)

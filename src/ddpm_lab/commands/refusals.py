@@ -10,10 +10,24 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import Unsafe, UserError, shown
 
 SHORT = {"train": ("ablation", "jobs", "dry")}
 """What a verb hears at its root that is no key of its configuration"""
+
+
+def check(arguments: Iterable[str], configs: Path) -> None:
+    """Raises Unsafe for names that would lead Hydra elsewhere, and for what makes it run code from a file."""
+    for argument in arguments:
+        key, _, value = argument.lstrip("+~").partition("=")
+        if argument.startswith("--e"):  # which argparse takes for --experimental-rerun
+            raise Unsafe(f"{argument} is not offered, for it would unpickle a file; type the command again")
+        if "\0" in argument or (key.startswith("hydra.") and re.search(r"[\0-\x1f]", value)):
+            raise Unsafe(f"{shown(argument)} has characters that no name may have")
+        group = key.partition("@")[0]
+        if re.fullmatch(r"\w+(/\w+)*", group) and (configs / group).is_dir() and (
+                len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value)):  # fmt: skip
+            raise Unsafe(f"{group}={shown(value[:80])} is not the name of a choice, which is a file in configs/{group}")
 
 
 def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) -> str:

@@ -10,8 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab import trust
 from ddpm_lab.commands.cells import quoted
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import Damaged, UserError
 from ddpm_lab.ranks import first
 from ddpm_lab.writing import taken, write
 
@@ -80,10 +81,8 @@ def found(home: Path, config: DictConfig) -> Path | None:
     compare(runs.config(str(home)), config, home)
     for file in files:
         try:
-            step = runs.contents(file)["global_step"]
-        except UserError as error:
-            if error.status != UserError.status:
-                raise
+            step = trust.checkpoint(file)["global_step"]
+        except Damaged as error:
             LOG.warning("%s; set aside as %s.damaged", error, file.name)
             if first():
                 file.rename(f"{file}.damaged")

@@ -16,6 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab import trust
+from ddpm_lab.commands.saved import TRUSTED, configuration
 from ddpm_lab.errors import UserError, choice, naming
 
 if TYPE_CHECKING:
@@ -34,35 +36,27 @@ ADJUSTABLE = {"conditioner": ("level", "truncated"), "codec": ("run",)}
 
 def config(run: str) -> DictConfig:
     """The configuration that `run` was trained with. Raises UserError if it has none of ours."""
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
+    file = trust.unlinked(run) / "config.yaml"
+    if not os.path.lexists(file):
         near = difflib.get_close_matches(run, [str(found.parent) for found in Path("runs").glob("*/*/config.yaml")])
         hint = f"; did you mean {near[0]}?" if near else "; it is the folder that train.py names at its end"
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
-    saved = OmegaConf.load(file)
-    if not isinstance(saved, DictConfig) or not {"system", "data", *REPLACEABLE, *ADJUSTABLE} <= {*saved}:
+    saved = configuration(file, TRUSTED)
+    if not {"system", "data", *REPLACEABLE, *ADJUSTABLE} <= {*saved}:
         raise UserError(f"run={run}: its config.yaml is not a configuration of ours")
     return saved
 
 
 def checkpoint(run: str) -> Path:
-    """That of the latest step of `run`."""
+    """That of the latest step of `run`, or the weights that scripts/share.py wrote."""
     from ddpm_lab.callbacks.checkpoints import ordered
 
-    found = ordered(Path(run, "checkpoints"))
+    found = ordered(trust.unlinked(Path(run, "checkpoints")))
+    if not found and (shared := Path(run, "weights.safetensors")).exists():
+        return shared
     if not found:
         raise UserError(f"run={run} holds no checkpoint yet; it must train for longer")
     return found[0]
-
-
-def contents(file: Path) -> dict[str, Any]:
-    """What a checkpoint holds. Raises UserError."""
-    import torch
-
-    try:
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch has no one error for files that are cut short, foreign or poisoned
-        raise UserError(f"{file} cannot be read ({type(error).__name__})") from error
 
 
 def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> None:
@@ -130,7 +124,8 @@ def before(settings: DictConfig) -> list["Diffusion"]:
             chosen = compose("sample", overrides=words)
             found.append(load(chosen))
         except (HydraException, UserError) as error:
-            raise UserError(f"cascade, stage {stage}: {' '.join(str(error).split())[:300]}") from error
+            kind = type(error) if isinstance(error, UserError) else UserError
+            raise kind(f"cascade, stage {stage}: {' '.join(str(error).split())[:300]}") from error
         found[-1].denoiser.origin = f"{chosen.run} ({chosen.weights})"
     offer(sys.argv[1:])  # for what a sweep composes next
     return found
@@ -161,6 +156,8 @@ def load(settings: DictConfig) -> "Diffusion":
         system.denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
     elif settings.weights != "raw":
         raise UserError(f"weights={settings.weights} is not one of ema, raw")
+    elif content.get("weights") == "ema":
+        raise UserError(f"weights=raw are not in run={settings.run}, which was shared without them; try weights=ema")
     system.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     if "variance" in settings and settings.variance != saved.variance:
         system.denoiser.variance = _variance(settings, system, saved, file)
@@ -178,8 +175,9 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
                  "AutoencoderSystem": "an autoencoder"}  # fmt: skip
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
     file = checkpoint(run)
-    content = contents(file)
-    system = build(saved, "system", **content["hyper_parameters"])
+    content = trust.checkpoint(file)
+    with trust.budget(4 * sum(getattr(value, "nbytes", 0) for value in content["state_dict"].values())):
+        system = build(saved, "system", **content["hyper_parameters"])
     try:
         with naming("codec"):
             system.load_state_dict(content["state_dict"])
@@ -204,7 +202,7 @@ def latents(spec: "Spec", run: str) -> "Latents":
     try:
         system, _, _ = _restored(run, config(run), "AutoencoderSystem")
     except UserError as error:
-        raise UserError(f"codec.{error}") from error
+        raise type(error)(f"codec.{error}") from error
     return Latents(spec, system.autoencoder, run)
 
 
@@ -220,7 +218,7 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
     estimated.
     """
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     from ddpm_lab.commands.build import build
     from ddpm_lab.diffusion.variances import Analytic, Variance
@@ -238,8 +236,8 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
     bounds = f"clip-{system.sampler.clip}-{system.sampler.dynamic_threshold}"
     name = f"analytic-{settings.weights}-{digest}-{settings.variance.samples}-{bounds}"
     file = Path(settings.run, "variances", f"{name}.safetensors")
-    if file.is_file():
-        return Analytic(load_file(file)["mse"])
+    if file.exists():
+        return Analytic(trust.tensors(file)[0]["mse"])
     with naming("variance"):
         found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
     file.parent.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """From cells to tables: what their metrics.json files say, in the places where a paper's numbers stand."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,8 +13,9 @@ from ddpm_lab.commands import panels, spec
 from ddpm_lab.commands.ablation import Place, Plan
 from ddpm_lab.commands.cells import Cell, load, named
 from ddpm_lab.commands.readings import METRICS, last_number, number, protocol, source
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import Unsafe, UserError, shown
 from ddpm_lab.reports.table import Claim, Column, Entry, Published, Table
+from ddpm_lab.trust import unlinked
 
 ALWAYS = ("data", "count", "split", "extractor", "weights", "steps", "spacing")
 """What is always said of how ours were measured."""
@@ -150,10 +152,15 @@ def claim(table: Table, order: spec.Order, paper: bool = False) -> Claim:
 def from_sweep(root: Path) -> Table:
     """A sweep's cells, with all the numbers that they have in common names for. Raises UserError if it is none."""
     entries = load(root / "sweep.json")
-    if not entries or not all(isinstance(entry, dict) and {"name", "config", "command"} <= {*entry}
+    texts = ("name", "config", "command")
+    if not entries or not all(isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in texts)
                               for entry in entries.values()):  # fmt: skip
         raise UserError(f"dir={root} is no sweep, for it holds no sweep.json of ours; it is the folder that "
                         "train.py -m names")  # fmt: skip
+    if odd := [folder for folder in entries if not re.fullmatch(r"[\w.=+-]+", folder) or not folder.strip(".")]:
+        raise Unsafe(f"dir={root}: its sweep.json names a cell {shown(odd[0])}, which is no folder in it")
+    for folder in entries:
+        unlinked(root / folder)
     cells = [Cell(entry["name"], "", (), root / folder, entry["config"], 1.0) for folder, entry in entries.items()]
     keys = [key for key in METRICS if any(cell.done() and number(cell.metrics, key) is not None for cell in cells)]
     rows: dict[str, tuple[Entry, ...]] = {}

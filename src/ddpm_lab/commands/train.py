@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ddpm_lab import pulse
 from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
@@ -24,6 +24,7 @@ from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.commands import resume
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
+from ddpm_lab.commands.saved import public
 from ddpm_lab.commands.validate import validate, validate_settings, validate_trainer
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Flow
@@ -69,7 +70,7 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         run.mkdir(parents=True, exist_ok=True)
         resume.remember(config, run, words)
         trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
-        settings: Any = OmegaConf.to_container(config, resolve=True)
+        settings = public(config)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
     parameters = sum(parameter.numel() for parameter in system.parameters())

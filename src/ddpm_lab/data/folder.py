@@ -18,6 +18,7 @@ from ddpm_lab.data.holding import hold
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Images, Split, Streamed
 from ddpm_lab.diffusion.noise import generator
+from ddpm_lab.errors import Unsafe, shown
 
 LOG = logging.getLogger(__name__)
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -137,6 +138,7 @@ def pictures(path: Path, shape: tuple[int, ...]) -> Images:
     channels, height, width = shape
     found = torch.empty(len(files), *shape, dtype=torch.uint8)
     for i, file in enumerate(tqdm(files, desc="reading pictures", leave=False, disable=None)):
+        _stays(path, file)
         picture = opened(file)
         if (picture.width, picture.height, picture.mode) != (width, height, MODES[channels]):
             raise ValueError(f"{path}: {file.name} is {picture.width}x{picture.height} {picture.mode}, and {width}x"
@@ -159,13 +161,8 @@ def listed(root: Path) -> Listing:
                          f"looked for {' '.join(sorted(SUFFIXES))}")  # fmt: skip
     if empty := [part.name for part, held in zip(parts, found, strict=False) if not held]:
         raise ValueError(f"path={root} has sub-folders without pictures, which would be classes: {', '.join(empty)}")
-    inside = root.resolve()
     for file in files:
-        if file.is_symlink() or file.parent.is_symlink():
-            if not (target := file.resolve()).is_relative_to(inside):
-                raise ValueError(f"path={root} has a link that leads out of it: {file} to {target}; copy what it is to")
-        elif not file.is_file():
-            raise ValueError(f"path={root} holds {file}, which is no regular file; remove it")
+        _stays(root, file)
     counts = torch.tensor([len(part) for part in found])
     labels = torch.arange(len(parts)).repeat_interleave(counts) if parts else None
     return Listing(files, labels, [part.name for part in parts])
@@ -203,6 +200,15 @@ def leave_out(reasons: Sequence[str], count: int) -> None:
 def sub_folders(root: Path) -> list[Path]:
     """Those that are not hidden, in the order of their names."""
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _stays(root: Path, file: Path) -> None:
+    """Raises Unsafe unless `file` is a regular one, and where it is a link one of `root`."""
+    linked = file.is_symlink() or file.parent.is_symlink()
+    if linked and not (target := file.resolve()).is_relative_to(root.resolve()):
+        raise Unsafe(f"{root} has a link that leads out of it: {shown(file)} to {shown(target)}; copy what it is to")
+    if not file.is_file():
+        raise Unsafe(f"{root} holds {shown(file)}, which is no regular file; remove it")
 
 
 def _pictures(part: Path) -> list[Path]:

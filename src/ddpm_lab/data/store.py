@@ -6,6 +6,7 @@ and, where there are classes, `labels.npy` (N,) int64. It may be two of them, in
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from ddpm_lab.data.folder import parted
 from ddpm_lab.data.holding import RESIDENT
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Images, Split, Streamed
+from ddpm_lab.errors import Unsafe, shown
+from ddpm_lab.trust import LARGEST, regular
 
 FORMAT = "ddpm-lab pictures 1"
 INDEX, LABELS = "index.json", "labels.npy"
@@ -160,10 +163,15 @@ def _held(source: Shards, chosen: Tensor, resident: bool | None) -> Split:
 
 def _index(file: Path) -> dict[str, Any]:
     try:
-        index = json.loads(file.read_text())
+        index = json.loads(regular(file).read_bytes())
         if index["format"] != FORMAT or index["sha256"] != _content(index):
             raise ValueError(f"it is not of {FORMAT}, or was changed")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for entry in [*index["shards"], *([index["labels"]] if index["labels"] else [])]:
+            if not re.fullmatch(r"[\w-]+\.npy", entry["name"]):
+                raise Unsafe(f"{file} names {shown(entry['name'])}, which is no file of a store")
+    except Unsafe:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"path: {file} is no index of a store that scripts/prepare_data.py finished ({error!r}); "
                          "prepare it again, or try data=folder") from error  # fmt: skip
     return index
@@ -171,9 +179,11 @@ def _index(file: Path) -> dict[str, Any]:
 
 def _mapped(file: Path, shape: tuple[int, ...], kind: type) -> np.memmap:
     try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        found = np.load(regular(file, LARGEST), mmap_mode="r", allow_pickle=False)
         if (found.shape, found.dtype) != (shape, kind) or file.stat().st_size != found.offset + found.nbytes:
             raise ValueError(f"it is {found.shape} {found.dtype}, {file.stat().st_size} bytes")
+    except Unsafe:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"path: {file} is damaged or missing ({error}), and {shape} {np.dtype(kind)} is wanted; "
                          "prepare it again") from error  # fmt: skip

@@ -1,0 +1,53 @@
+"""Makes of a run what can be given away: python scripts/share.py RUN TARGET [weights=ema|raw]
+
+TARGET is a new folder with config.yaml and weights.safetensors, numbers and nothing else. It is read as a run is:
+
+    python sample.py run=TARGET
+
+Without weights= they are the averaged ones, where the run kept an average.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddpm_lab import trust
+from ddpm_lab.commands import runs
+from ddpm_lab.errors import Told, UserError, shown
+
+
+def share(run: str, target: Path, weights: str | None = None) -> None:
+    """Raises UserError."""
+    config, content = runs.config(run), trust.checkpoint(runs.checkpoint(run))
+    average = content["callbacks"].get("EMA", {}).get("average")
+    weights = weights or ("raw" if average is None else "ema")
+    if weights not in ("ema", "raw") or (weights == "ema" and average is None):
+        raise UserError(f"weights={weights} are not in run={run}; try weights=raw")
+    if target.exists():
+        raise UserError(f"TARGET={target} exists, and nothing is overwritten; name another")
+    state = content["state_dict"]
+    if weights == "ema":
+        state |= {f"denoiser.{name}": value for name, value in average.items()}
+    kept = {name: value.clone().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+    said = {"hyper_parameters": content["hyper_parameters"], "global_step": content["global_step"], "weights": weights,
+            "extra": {name: value for name, value in state.items() if name not in kept}}  # fmt: skip
+    target.mkdir(parents=True)
+    save_file(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
+    OmegaConf.save(config, target / "config.yaml")
+    size = (target / "weights.safetensors").stat().st_size
+    print(f"{shown(target)}: {size / 2**20:.1f} MiB\n  next     python sample.py run={shown(target)}")
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if len(words) not in (2, 3) or (len(words) == 3 and not words[2].startswith("weights=")):
+        sys.exit(str(__doc__))
+    try:
+        share(words[0], Path(words[1]), *(word.removeprefix("weights=") for word in words[2:]))
+    except Told as error:
+        print(f"error: {shown(error, lines=True)}", file=sys.stderr)
+        sys.exit(error.status)

@@ -1,0 +1,720 @@
+"""What comes from elsewhere is refused before anything in it is used: attacks with status 5, damage with 2."""
+
+import io
+import json
+import os
+import pickle
+import random
+import runpy
+import shutil
+import socket
+import stat
+import struct
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, FAST, ROOT, composed, options
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from ddpm_lab import trust
+from ddpm_lab.commands import runs, saved
+from ddpm_lab.commands.build import as_typed
+from ddpm_lab.conditioners import Spec
+from ddpm_lab.data.decoding import opened
+from ddpm_lab.data.folder import folder, pictures
+from ddpm_lab.data.store import store
+from ddpm_lab.errors import Damaged, Plain, Unsafe, UserError, shown
+
+SECRET = "hunter2-hunter2"
+
+
+@pytest.fixture(scope="module")
+def trained(typed, tmp_path_factory):
+    """A run of two steps, in whose configuration stands a secret."""
+    where = tmp_path_factory.mktemp("safety")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPM_TEST_SECRET", SECRET)
+        words = [word for word in FAST if not word.startswith(("callbacks.quality", "callbacks.pictures"))]
+        words += ["trainer.max_steps=2", "trainer.val_check_interval=2", "~callbacks.quality", "~callbacks.pictures",
+                  "+token=${oc.env:DDPM_TEST_SECRET}", "+notes.of=${token}"]  # fmt: skip
+        status, out, error = typed("train", *words, f"hydra.run.dir={where}/r")
+    assert status == 0, error
+    (where / "r" / "said").write_text(out + error)
+    return where / "r"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it that may be spoilt."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """The file that exists once the package `evil_package` was imported."""
+    (tmp_path / "evil").mkdir()
+    mark = tmp_path / "imported"
+    (tmp_path / "evil" / "evil_package.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Net: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "evil"))
+    yield mark
+    sys.modules.pop("evil_package", None)
+
+
+def refused(typed, run, status=5, *words):
+    """What `sample.py` says, which leaves nothing behind."""
+    before = sorted(map(str, run.rglob("*")))
+    ended, _, error = typed("sample", f"run={run}", "count=2", *words)
+    assert ended == status and error.startswith("error: ") and 1 <= error.count("\n") <= 3, error
+    assert "Traceback" not in error and "\x1b" not in error
+    assert sorted(map(str, run.rglob("*"))) == before
+    return error
+
+
+def last(run):
+    return runs.checkpoint(run)
+
+
+class Payload:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "pt", "bin"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_pickle_runs_nothing(legacy, suffix, run, typed, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    content = torch.load(last(run), weights_only=True) | {"extra": Payload(tmp_path / "ran")}
+    file = tmp_path / f"a.{suffix}"
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(Unsafe, match="bare pickle" if legacy else r"asks for .*open"):
+        trust.checkpoint(file)
+    shutil.copy(file, last(run))
+    assert "pickle" in refused(typed, run) if legacy else "asks for" in refused(typed, run)
+    file.write_bytes(pickle.dumps(Payload(tmp_path / "ran"), protocol=0))
+    with pytest.raises(Unsafe, match="bare pickle"):
+        trust.checkpoint(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_only_holds_by_itself(run, tmp_path, monkeypatch):
+    """Were the list of names wrong, torch's own would still be there."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.setattr("ddpm_lab.pickled._Reader.find_class", lambda *_: dict)
+    monkeypatch.setattr("ddpm_lab.pickled._Reader.persistent_load", lambda *_: None)
+    torch.save({"extra": Payload(tmp_path / "ran")}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError):
+        trust.checkpoint(tmp_path / "a.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+def repacked(file, change=lambda name, content: content, extra=(), how=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(file) as old:
+        entries = [(entry.filename, old.read(entry)) for entry in old.infolist()]
+    with zipfile.ZipFile(file, "w", how) as new:
+        for name, content in [*((name, change(name, content)) for name, content in entries), *extra]:
+            new.writestr(name, content)
+
+
+def claims_more(name, content):
+    """The first storage says that it has 2^20 times as many numbers."""
+    if not name.endswith("data.pkl"):
+        return content
+    at = content.index(b"cpu") + 3
+    at = next(i for i in range(at, at + 9) if content[i : i + 1] in (b"K", b"M", b"J"))
+    size = {b"K": 2, b"M": 3, b"J": 5}[content[at : at + 1]]
+    return content[:at] + b"J" + struct.pack("<i", 2**28) + content[at + size :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda file: repacked(file, how=zipfile.ZIP_DEFLATED), "packed as no checkpoint is"),
+        (lambda file: repacked(file, extra=[("archive/../../x", b"")]), "packed as no checkpoint is"),
+        (lambda file: repacked(file, extra=[("archive/code/x.py", b"")]), "packed as no checkpoint is"),
+        (lambda file: repacked(file, extra=[("other/data/0", b"")]), "packed as no checkpoint is"),
+        (lambda file: repacked(file, claims_more), "not as large as it says"),
+    ],
+)  # fmt: skip
+def test_an_odd_archive_is_no_checkpoint(spoil, told, run, typed):
+    repacked(last(run))
+    trust.checkpoint(last(run))
+    spoil(last(run))
+    assert told in refused(typed, run)
+
+
+def changed(run, **parts):
+    content = torch.load(last(run), weights_only=True)
+    torch.save(content | parts, last(run))
+    return content
+
+
+def test_a_tensor_has_the_memory_of_its_numbers(run, typed):
+    name, value = next(iter(changed(run)["state_dict"].items()))
+    changed(run, state_dict={name: torch.zeros(1).expand(10**12)})
+    assert "memory for fewer numbers" in refused(typed, run)
+    changed(run, state_dict={name: torch.full_like(value, float("nan"))})
+    assert "not finite" in refused(typed, run, 2)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"_instantiator": "builtins.open"}, {"shape": [10**6, 10**6]}, {"shape": [1, 8.0, 8]}, {"shape": []},
+    {"classes": 10**9}, {"classes": True}, {"bin_width": float("nan")}, {"captions": [["a"]]}, {"captions": [[]] * 10},
+    {"captions": "words"},
+])  # fmt: skip
+def test_a_checkpoint_says_of_its_data_what_data_may_be(wrong, run, typed):
+    assert {*trust.SPEC} == {*Spec._fields}
+    said = changed(run)["hyper_parameters"]
+    changed(run, hyper_parameters=said | wrong)
+    assert "hyper_parameters must be shape, classes, bin_width, captions" in refused(typed, run)
+
+
+def test_a_checkpoint_of_another_program_is_none(run, typed, tmp_path):
+    changed(run)
+    for foreign in ({"model": torch.ones(3)}, [1], nn.Linear(2, 2).state_dict(), torch.ones(2)):
+        torch.save(foreign, last(run))
+        assert "no checkpoint of ddpm-lab" in refused(typed, run, 2)
+
+
+def corrupted(content, kind, chance):
+    """`content` with damage of a kind; all but a few of the bytes of a checkpoint are those of tensors."""
+    spoilt = bytearray(content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        spans = [(entry.header_offset + 30 + len(entry.filename) + struct.unpack("<H", content[
+            entry.header_offset + 28 : entry.header_offset + 30])[0], entry.file_size) for entry in archive.infolist()
+                 if "/data/" in entry.filename and entry.file_size > 64]  # fmt: skip
+    start, size = chance.choice(spans)
+    if kind == "flip":
+        spoilt[start + chance.randrange(size)] ^= 1 << chance.randrange(8)
+    elif kind == "cut":
+        del spoilt[chance.randrange(1, len(spoilt)) :]
+    elif kind == "zeros":
+        at = start + chance.randrange(size // 2)
+        spoilt[at : at + 4096] = bytes(len(spoilt[at : at + 4096]))
+    elif kind == "garbage":
+        spoilt = bytearray(chance.randbytes(chance.choice([10, 1000, len(content)])))
+    return bytes(spoilt)
+
+
+KINDS = ["flip"] * 20 + ["cut"] * 20 + ["zeros"] * 10 + ["garbage"] * 6
+
+
+def test_sixty_corruptions_are_all_refused(trained, tmp_path):
+    good = last(trained).read_bytes()
+    chance = random.Random(0)
+    spoilt = [corrupted(good, kind, chance) for kind in KINDS]
+    foreign = io.BytesIO()
+    torch.save(nn.Linear(2, 2).state_dict(), foreign)
+    spoilt += [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", foreign.getvalue(), good[:4]]
+    assert len(spoilt) == 60 and good not in spoilt
+    refusals = 0
+    for i, content in enumerate(spoilt):
+        file = tmp_path / f"{i}.ckpt"
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=file.name) as told:
+            trust.checkpoint(file)
+        refusals += 1
+        assert str(told.value).count("\n") <= 2
+        assert isinstance(told.value, Damaged) or KINDS[i : i + 1] in (["garbage"], ["zeros"]), told.value
+    assert refusals == 60
+
+
+def test_damage_is_told_with_the_name_of_the_file(run, typed):
+    content = last(run).read_bytes()
+    last(run).write_bytes(content[: len(content) // 2])
+    assert "000010.ckpt cannot be read: it is cut short" in refused(typed, run, 2)
+    last(run).write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "Git LFS" in refused(typed, run, 2)
+    last(run).write_bytes(b"")
+    assert "000010.ckpt is empty" in refused(typed, run, 2)
+
+
+def test_a_checkpoint_is_a_regular_file(run, typed, tmp_path):
+    shutil.copy(last(run), tmp_path / "elsewhere.ckpt")
+    for target in ("/dev/zero", tmp_path / "elsewhere.ckpt"):
+        last(run).unlink()
+        last(run).symlink_to(target)
+        assert f"is a link to {target}" in refused(typed, run)
+    last(run).unlink()
+    os.mkfifo(last(run))
+    assert "no regular file" in refused(typed, run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").symlink_to(tmp_path)
+    assert "is a link to" in refused(typed, run)
+
+
+def test_a_run_is_no_link_and_its_configuration_a_file(run, typed, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    for name in ("link", "link/"):
+        status, _, error = typed("sample", f"run={tmp_path}/{name}")
+        assert status == 5 and f"is a link to {run}" in error, error
+    (run / "config.yaml").unlink()
+    os.mkfifo(run / "config.yaml")
+    assert "no regular file" in refused(typed, run)
+
+
+def test_a_file_may_be_too_large(run, typed):
+    with (run / "config.yaml").open("a") as file:
+        file.write("#" * saved.LARGEST)
+    assert "is the most for a file of its kind" in refused(typed, run)
+
+
+# Configurations
+
+NAMES = ["evil_package.Net", "torch.hub.load", "numpy.load", "builtins.open", "omegaconf.OmegaConf.load", "os.system",
+         "torch.utils.collect_env.run", "joblib.load", "subprocess.run", "ddpm_lab.commands.runs.os.system",
+         "ddpm_lab.loggers.wandb", "lightning.Trainer", "ddpm_lab.networks.unet.UNet ", " ddpm_lab.networks.unet.UNet",
+         "ddpm_lab.networks.unet.UN\u0435t", "ddpm\uff3flab.networks.unet.UNet", "ddpm_lab.networks.unet.UNet\n",
+         "${conditioner._target_}", "${data.path}", "hydra.utils.get_method", "ddpm_lab.networks.unet.torch.hub.load",
+         "torch.nn.Linear", "torch.load", ""]  # fmt: skip
+
+
+def spoil(run, change):
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+    change(config)
+    OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_builds_only_what_is_known(name, run, typed, evil):
+    spoil(run, lambda config: config["model"].update(_target_=name))
+    assert "model._target_" in refused(typed, run)
+    assert not evil.exists() and "evil_package" not in sys.modules
+
+
+PLACES = {
+    "nested": lambda config: config["model"].update(inner={"deep": {"_target_": "evil_package.Net"}}),
+    "list": lambda config: config["model"].update(attention=[1, [{"_target_": "evil_package.Net"}]]),
+    "partial": lambda config: config["sampler"].update(_target_="evil_package.Net", _partial_=True),
+    "no text": lambda config: config["sampler"].update(_target_=["evil_package", "Net"]),
+    "unused group": lambda config: config.update(notes={"_target_": "evil_package.Net"}),
+    "arguments": lambda config: config["sampler"].update(_args_=[1]),
+    "conversion": lambda config: config["sampler"].update(_convert_="all"),
+    "no truth value": lambda config: config["sampler"].update(_partial_="${oc.env:HOME}"),
+    "defaults": lambda config: config["sampler"].update(defaults=["/hydra/launcher: slurm"]),
+    "odd key": lambda config: config["sampler"].update({"a\x1b[31m": 1}),
+    "another group": lambda config: config["system"].update(network="${logger.csv}"),
+    "environment": lambda config: config["sampler"].update(spacing="${oc.env:HOME}"),
+    "nested reference": lambda config: config["sampler"].update(spacing="${a.${b}}"),
+    "creation": lambda config: config["sampler"].update(spacing="${oc.create:{_target_:evil_package.Net}}"),
+    "hydra": lambda config: config["sampler"].update(spacing="${hydra:job.env_set}"),
+    "number": lambda config: config["model"].update(channels=10**9),
+    "number as text": lambda config: config["model"].update(channels="1_000_000_000"),
+    "float": lambda config: config["model"].update(channels=1e300),
+    "infinite": lambda config: config["model"].update(dropout=float("nan")),
+    "steps": lambda config: config["schedule"].update(steps=2 * 10**6),
+    "deep": lambda config: config["model"].update(attention=eval("[" * 40 + "]" * 40)),
+    "many": lambda config: config["model"].update(multipliers=[1] * 20_000),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_configuration_is_data_everywhere(place, run, typed, evil):
+    spoil(run, PLACES[place])
+    refused(typed, run)
+    assert not evil.exists()
+
+
+def test_what_a_run_kept_of_a_secret_is_not_resolved(run, typed):
+    spoil(run, lambda config: (config.update(notes="${logger.csv}"), config["system"].update(network="${notes}")))
+    refused(typed, run, 2)
+    spoil(run, lambda config: config["system"].update(network="${token}"))
+    refused(typed, run, 2)
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+
+
+@pytest.mark.parametrize(("text", "status"), [
+    ("x: !!python/object/apply:os.system [touch imported]\n", 5), ("x: !evil 1\n", 5), (BOMB, 5),
+    ("x: &a\n  _target_: evil_package.Net\nmodel: *a\n", 5), ("model:\n  <<: *a\n", 5), ("x: !!binary aGk=\n", 5),
+    ("a: 1\na: 2\n", 2), ("[" * 100_000, 5), ("- 1\n", 2), ("%", 2), ("", 2), ("a: 1\n---\nb: 1\n", 2), ("\xff", 2),
+    ("7: 1\n", 2), ("system: 1\n", 2),
+])  # fmt: skip
+def test_yaml_without_tags_and_aliases(text, status, run, typed, evil):
+    (run / "config.yaml").write_bytes(text.encode("latin-1"))
+    refused(typed, run, status)
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize("change", [
+    {"channels": 10**6}, {"multipliers": [10**4]}, {"channels": 8, "blocks": 10**6},
+])  # fmt: skip
+def test_a_model_is_as_large_as_its_weights(change, run, typed, tmp_path):
+    spoil(run, lambda config: config["model"].update(change))
+    assert "far larger than the weights" in refused(typed, run)
+
+
+def test_a_budget_counts_what_is_made():
+    with pytest.raises(Unsafe), trust.budget(0):
+        nn.Linear(2**14, 2**14)
+    with trust.budget(2**31):
+        with trust.budget(2**30):
+            nn.Linear(2**13, 2**13)
+        torch.randn(3, generator=torch.Generator())
+    with pytest.raises(Unsafe), trust.budget(0):
+        for _ in range(10**6):
+            torch.zeros(1)
+
+
+def test_packages_that_are_named_are_trusted(run, typed, evil):
+    spoil(run, lambda config: config["sampler"].update(_target_="evil_package.Net"))
+    assert "trust=[PACKAGE]" in refused(typed, run, 5, "trust=[evil]")
+    assert refused(typed, run, 2, "trust=[os/system]").startswith("error: trust=")
+    assert not evil.exists()
+    status, _, _ = typed("sample", f"run={run}", "trust=[evil_package]", "sampler.steps=null")
+    assert status == 2 and evil.exists()
+    refused(typed, run)
+
+
+@pytest.mark.parametrize("words", [
+    *([f"experiment={name}"] for name in options("experiment")), ["trainer=slurm", "logger=tensorboard"],
+    ["trainer=ddp", "logger=wandb"], ["guidance=classifier", "variance=analytic", "timesteps=importance"],
+    ["guidance=autoguidance", "conditioner=pretrained_text", "model=unet_cross"], ["data=hub"], ["data=toy"],
+    *([f"sampler={name}"] for name in options("sampler")), *([f"schedule={name}"] for name in options("schedule")),
+], ids=" ".join)  # fmt: skip
+def test_what_train_keeps_is_known(words, tmp_path):
+    OmegaConf.save(composed(*words), tmp_path / "config.yaml")
+    assert saved.configuration(tmp_path / "config.yaml") == OmegaConf.load(tmp_path / "config.yaml")
+
+
+def test_own_configurations_are_all_known(trained):
+    config = runs.config(str(trained))
+    assert config.system.network._target_ == "ddpm_lab.networks.unet.UNet"
+    for group, (targets, _) in saved._own().items():
+        assert all(not name.startswith(("builtins", "os.")) for name in targets), group
+    assert "torch.optim.AdamW" in saved._own()["optimizer"][0] and "torch.optim.AdamW" not in saved._own()["model"][0]
+
+
+# What is shared
+
+
+def test_what_was_shared_is_read_as_the_run_is(trained, typed, tmp_path):
+    share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
+    for weights in ("ema", "raw"):
+        share(str(trained), tmp_path / weights, weights)
+        drawn = []
+        for which in (trained, tmp_path / weights):
+            out = f"{tmp_path}/{weights}-{which.name}"
+            status, _, error = typed("sample", f"run={which}", f"weights={weights}", "count=4", f"hydra.run.dir={out}")
+            assert status == 0, error
+            with np.load(f"{out}/samples.npz") as made:
+                drawn.append(made["images"])
+        assert np.array_equal(*drawn)
+        assert {file.name for file in (tmp_path / weights).iterdir()} == {"config.yaml", "weights.safetensors"}
+    for has, asked in (("ema", "raw"), ("raw", "ema")):
+        status, _, error = typed("sample", f"run={tmp_path}/{has}", f"weights={asked}")
+        assert status == 2 and f"weights={asked} are not in run=" in error
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        share(str(trained), tmp_path / "ema")
+
+
+def test_safetensors_that_lie(trained, typed, tmp_path):
+    runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"](str(trained), tmp_path / "s")
+    file = tmp_path / "s" / "weights.safetensors"
+    good = file.read_bytes()
+    size = struct.unpack("<Q", good[:8])[0]
+    header = json.loads(good[8 : 8 + size])
+    name = next(key for key in header if key != "__metadata__")
+
+    def lying(**parts):
+        text = json.dumps(header | {name: header[name] | parts}).encode()
+        return struct.pack("<Q", len(text)) + text + good[8 + size :]
+
+    for spoilt in (good[:-1], good + b"x", b"", b"x" * 100, struct.pack("<Q", 2**60) + good[8:], lying(shape=[10**12]),
+                   lying(data_offsets=[0, 2**50]), lying(dtype="I8"), lying(shape=[2**62, 4])):  # fmt: skip
+        file.write_bytes(spoilt)
+        refused(typed, tmp_path / "s", 2)
+    for metadata in (None, {"ddpm_lab": "["}, {"ddpm_lab": "{}"}, {"ddpm_lab": "[" * 10**5}):
+        save_file({"denoiser.x": torch.ones(1)}, file, metadata)
+        refused(typed, tmp_path / "s", 2)
+    said = json.loads(header["__metadata__"]["ddpm_lab"])
+    said["hyper_parameters"]["_instantiator"] = "builtins.open"
+    save_file({"denoiser.x": torch.ones(1)}, file, {"ddpm_lab": json.dumps(said)})
+    refused(typed, tmp_path / "s")
+    save_file({"denoiser.x": torch.full((2,), torch.inf)}, file, header["__metadata__"])
+    assert "not finite" in refused(typed, tmp_path / "s", 2)
+
+
+# Arrays, metrics, sweeps
+
+
+def npy(shape, kind="<f4", content=b""):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": shape})
+    return stream.getvalue() + content
+
+
+def test_arrays_are_numbers_and_as_large_as_they_say(trained, typed, tmp_path, monkeypatch):
+    mark = tmp_path / "ran"
+    np.savez(tmp_path / "objects.npz", x_T=np.array([Payload(mark)], dtype=object))
+    for name, content in {"lying": npy((10**12,)), "negative": npy((-1, -1), content=bytes(4))}.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
+            archive.writestr("x_T.npy", content)
+    np.savez_compressed(tmp_path / "bomb.npz", x_T=np.zeros((2**18, 1), np.float32))
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "bomb.npz").read_bytes()[:-9])
+    (tmp_path / "text.npz").write_text("hello")
+    monkeypatch.setattr(trust, "UNPACKED", (100, 2**10))
+    for name, status in {"objects": 5, "lying": 5, "negative": 5, "bomb": 5, "pipe": 5, "broken": 2, "text": 2}.items():
+        refused(typed, trained, status, "mode=decode", f"input={tmp_path}/{name}.npz")
+    assert not mark.exists()
+
+
+def sweep(root, cell="a", **entry):
+    root.mkdir(exist_ok=True)
+    entry = {"name": "a", "config": "0", "command": "python train.py"} | entry
+    (root / "sweep.json").write_text(json.dumps({cell: entry}))
+    return root
+
+
+def a_cell(root, name="a", **metrics):
+    (root / name).mkdir(parents=True)
+    (root / name / "cell.json").write_text(json.dumps({"status": 0, "config": "0"}))
+    (root / name / "metrics.json").write_text(json.dumps({"fid": 1.0} | metrics))
+    return root / name
+
+
+def reported(typed, root, tmp_path):
+    status, out, error = typed("report", f"dir={root}", f"out={tmp_path}/report")
+    assert "Traceback" not in error and "\x1b" not in out + error and error.count("\n") <= 3
+    return status, error
+
+
+def test_a_report_escapes_what_it_is_told(typed, tmp_path):
+    root = sweep(tmp_path / "sweep", name="<script>x</script>\x1b[2J", command="<b>")
+    a_cell(root)
+    assert reported(typed, root, tmp_path) == (0, "")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<script>x" not in page and "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("cell", ["../outside", "/etc", "..", "a/b", "a\x1b[2J"])
+def test_a_sweep_has_its_cells_in_its_folder(cell, typed, tmp_path):
+    root = sweep(tmp_path / "sweep", cell)
+    a_cell(tmp_path, "outside")
+    status, error = reported(typed, root, tmp_path)
+    assert status == 5 and "no folder in it" in error
+
+
+def test_files_of_a_sweep_are_files_of_their_kind(typed, tmp_path):
+    root = sweep(tmp_path / "sweep")
+    cell = a_cell(root)
+    spoilt = {"fid": 10**400, "kid": [], "recognised": "x"}
+    (cell / "metrics.json").write_text(json.dumps(spoilt | {"fid": 10**200}))
+    assert reported(typed, root, tmp_path)[0] == 0
+    for text in ("[" * 10**6, '{"fid": ' + "1" * 10**5 + "}", "[]", "{", '{"fid": NaN}'):
+        (cell / "metrics.json").write_text(text)
+        assert reported(typed, root, tmp_path)[0] == 0
+    (cell / "metrics.json").unlink()
+    os.mkfifo(cell / "metrics.json")
+    assert reported(typed, root, tmp_path)[0] == 5
+    (cell / "metrics.json").unlink()
+    (cell / "metrics.json").symlink_to("/dev/zero")
+    assert reported(typed, root, tmp_path)[0] == 5
+    (cell / "metrics.json").unlink()
+    (cell / "metrics.csv").write_text("step,train/loss\nx,y\n")
+    assert reported(typed, root, tmp_path)[0] == 2
+    (cell / "metrics.csv").unlink()
+    (cell / "pictures").mkdir()
+    (cell / "pictures" / "samples-1.png").symlink_to("/etc/passwd")
+    assert reported(typed, root, tmp_path)[0] == 5
+    shutil.rmtree(cell)
+    cell.symlink_to(tmp_path)
+    assert reported(typed, root, tmp_path)[0] == 5
+
+
+# Secrets
+
+
+def test_a_secret_stays_where_it_was(trained):
+    for file in trained.rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+    assert "oc.env:DDPM_TEST_SECRET" in (trained / "config.yaml").read_text()
+    assert "oc.env:DDPM_TEST_SECRET" in (trained / "hparams.yaml").read_text()
+
+
+def test_what_is_public_names_secrets_and_resolves_the_rest(monkeypatch):
+    monkeypatch.setenv("DDPM_TEST_SECRET", SECRET)
+    monkeypatch.setenv("SLURM_N", "2")
+    config = OmegaConf.create({
+        "a": 1, "b": "${a}", "key": "${oc.env:DDPM_TEST_SECRET}", "of": "${key}", "in": {"text": "x ${of} ${a}"},
+        "all": "${in}", "list": ["${a}", "${key}"], "n": "${oc.decode:${oc.env:SLURM_N,1}}", "m": "???",
+        "other": "${oc.env:DDPM_TEST_ABSENT}", "ref": {"x": "${list}"},
+    })  # fmt: skip
+    assert saved.public(config) == {
+        "a": 1, "b": 1, "key": "${oc.env:DDPM_TEST_SECRET}", "of": "${key}", "in": {"text": "x ${of} ${a}"},
+        "all": {"text": "x ${of} ${a}"}, "list": [1, "${key}"], "n": "${oc.decode:${oc.env:SLURM_N,1}}", "m": "???",
+        "other": "${oc.env:DDPM_TEST_ABSENT}", "ref": {"x": [1, "${key}"]},
+    }  # fmt: skip
+    assert config.key == SECRET and config.n == 2
+    assert SECRET not in str(as_typed(config, "of"))
+
+
+def test_a_complaint_does_not_tell_a_secret(typed, monkeypatch, tmp_path):
+    monkeypatch.setenv("DDPM_TEST_SECRET", SECRET)
+    for word in ("optimizer.lr", "seed", "model.channels", "schedule.steps"):
+        status, out, error = typed(
+            "train", *FAST, f"{word}=${{oc.env:DDPM_TEST_SECRET}}", f"hydra.run.dir={tmp_path}/r"
+        )
+        assert status == 2 and SECRET not in out + error and "DDPM_TEST_SECRET" in error, error
+
+
+# Names
+
+
+@pytest.mark.parametrize("word", [
+    "experiment=../../x", "schedule=/etc/x", "model=~/x", "experiment=a/../../b", "schedule=" + "x" * 301,
+    "schedule=a\0b", "schedule=a\nb", "schedule=linear,../x", "schedule=[/etc/x]", "schedule='/etc/x'",
+    "+experiment@schedule=../x", "hydra/launcher=../../x", "--experimental-rerun=x", "--exp=x",
+    "hydra.run.dir=a\nb", "hydra.run.dir=a\0b", "out=a\0b",
+])  # fmt: skip
+def test_names_lead_nowhere_else(word, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = typed("train", word)
+    assert status == 5 and error.startswith("error: ") and error.count("\n") == 1, error
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_name_that_no_folder_can_have_is_told_in_a_line(typed, tmp_path):
+    status, _, error = typed("train", *FAST, f"hydra.run.dir={tmp_path}/{'x' * 300}")
+    assert status == 3 and error.count("\n") == 1, error
+
+
+def test_the_terminal_is_told_nothing_that_it_would_obey(typed):
+    assert shown("a\x1b[2Jb\u202ec\r\nd") == "a\\x1b[2Jb\\u202ec\\r\\nd"
+    assert shown("a\nb\x9b", lines=True) == "a\nb\\x9b"
+    for name in ("job_logging", "hydra_logging"):
+        config = OmegaConf.load(CONFIGS / "hydra" / name / "plain.yaml")
+        assert config.formatters.plain["class"] == f"{Plain.__module__}.{Plain.__qualname__}"
+    status, _, error = typed("sample", "run=a\x1b[2J")
+    assert status == 2 and "\x1b" not in error and "a\\x1b[2J" in error
+
+
+# Pictures and archives
+
+
+def noise(where, names=("0", "1", "2", "3", "4", "5")):
+    where.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        Image.effect_noise((8, 8), 50 + i).convert("RGB").save(where / f"{name}.png")
+    return where
+
+
+def odd_ones(where, kind):
+    if kind == "link out":
+        (where / "z.png").symlink_to("/etc/passwd")
+    elif kind == "fifo":
+        os.mkfifo(where / "z.png")
+    elif kind == "socket":
+        here = os.getcwd()
+        os.chdir(where)  # the name of a socket must be short
+        try:
+            with socket.socket(socket.AF_UNIX) as made:
+                made.bind("z.png")
+        finally:
+            os.chdir(here)
+    else:
+        (where / "z\x1b[2J.png").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize("kind", ["link out", "fifo", "socket", "escapes"])
+def test_a_folder_holds_pictures_of_its_own(kind, typed, tmp_path):
+    odd_ones(noise(tmp_path / "data"), kind)
+    for look in (lambda: folder(str(tmp_path / "data")), lambda: pictures(tmp_path / "data", (3, 8, 8))):
+        with pytest.raises(Unsafe):
+            look()
+    where = f"hydra.run.dir={tmp_path}/r"
+    status, _, error = typed("train", *FAST, "data=folder", f"data.path={tmp_path}/data", "data.batch_size=2", where)
+    assert status == 5 and error.count("\n") == 1 and "\x1b" not in error
+    assert not (tmp_path / "r").exists()
+
+
+def test_pictures_that_are_bombs(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zipfile.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    tags = [(256, 4, 100_000), (257, 4, 100_000), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+            (278, 4, 100_000), (279, 4, 10)]  # fmt: skip
+    body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    (tmp_path / "a.tiff").write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4))
+    for name in ("a.png", "a.tiff"):
+        with pytest.raises(ValueError, match=r"pixels\) exceeds|over \d+ pixels"):
+            opened(tmp_path / name)
+
+
+def packed(kind, source, archive, name, odd):
+    """An archive of `source` and an odd member."""
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as made:
+            for file in sorted(source.iterdir()):
+                made.write(file, f"top/{file.name}")
+            info = zipfile.ZipInfo(name)
+            info.external_attr = {"link": stat.S_IFLNK, "device": stat.S_IFCHR, "file": stat.S_IFREG}[odd] << 16
+            made.writestr(info, b"/etc/passwd")
+        return
+    with tarfile.open(archive, "w") as made:
+        for file in sorted(source.iterdir()):
+            made.add(file, f"top/{file.name}")
+        info = tarfile.TarInfo(name)
+        info.type = {"link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE, "file": tarfile.REGTYPE}[odd]
+        info.linkname = "/etc/passwd" if odd == "link" else ""
+        made.addfile(info)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize(("name", "odd"), [("../evil.png", "file"), ("/tmp/evil.png", "file"), ("top/evil.png", "link"),
+                                           ("top/evil.png", "device"), ("../\x1b[2J.png", "file")])  # fmt: skip
+def test_an_archive_is_unpacked_where_it_should_be(kind, name, odd, tmp_path, monkeypatch, capsys):
+    packed(kind, noise(tmp_path / "source"), tmp_path / "a.archive", name, odd)
+    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", f"{tmp_path}/a.archive", f"{tmp_path}/target"])
+    with pytest.raises(SystemExit) as ended:
+        script["main"]()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 5 and error.startswith("error: ") and "\x1b[2J" not in error
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.archive", "source"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_that_is_a_bomb(kind, tmp_path, monkeypatch):
+    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
+    monkeypatch.setitem(script["unzip"].__globals__, "UNPACKED", (0.01, 10))
+    packed(kind, noise(tmp_path / "source"), tmp_path / "a.archive", "top/x.png", "file")
+    with pytest.raises(Unsafe, match="times its size"):
+        script["prepare"](tmp_path / "a.archive", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.npy", "/etc/passwd", "a\x1b.npy"])
+def test_a_store_holds_files_of_its_own(name, tmp_path):
+    from ddpm_lab.data import store as stores
+
+    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
+    script["prepare"](noise(tmp_path / "source"), tmp_path / "store")
+    file = tmp_path / "store" / stores.INDEX
+    index = json.loads(file.read_text())
+    index["shards"][0]["name"] = name
+    index["sha256"] = stores._content(index)
+    file.write_text(json.dumps(index))
+    with pytest.raises(Unsafe, match="no file of a store"):
+        store(str(tmp_path / "store"), batch_size=1)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(Unsafe, match="no regular file"):
+        store(str(tmp_path / "store"), batch_size=1)
