@@ -46,9 +46,7 @@ def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-            parent, _, name = key.rpartition(".")
-            value = as_typed(OmegaConf.select(config, parent) if parent else config, name)
-            raise UserError(f"{key} must be a whole number of at least {bound} (got {value})")
+            raise UserError(f"{key} must be a whole number of at least {bound} (got {as_typed(config, key)})")
 
 
 def switches(config: DictConfig, *keys: str) -> None:
@@ -62,15 +60,18 @@ def above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) 
     """Raises UserError unless each key is a finite number above its bound, or `equal` to it."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
-        number = _valid(key, value, float, value)
+        typed = as_typed(config, key)
+        number = _valid(key, value, float, typed)
         if not bound < number < math.inf and not (equal and number == bound):
             what = f"of at least {bound:g}" if equal else f"above {bound:g}"
-            raise UserError(f"{key} must be a number {what} (got {value}); try {key}={bound + 1e-3:g}")
+            raise UserError(f"{key} must be a number {what} (got {typed}); try {key}={bound + 1e-3:g}")
 
 
-def as_typed(node: DictConfig, key: str) -> Any:
+def as_typed(config: DictConfig, key: str) -> Any:
     """The value, or where that comes from elsewhere, such as a secret from the environment, from where."""
-    return node._get_node(key) if OmegaConf.is_interpolation(node, key) else node[key]
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return node._get_node(name) if OmegaConf.is_interpolation(node, name) else node[name]
 
 
 def _check(node: Any, path: str, config: DictConfig) -> None:
