@@ -19,8 +19,6 @@ from conftest import CONFIGS, FAST, composed, options
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from ddpm_lab.commands import main
-
 BETWEEN = "must lie between 0 and 1"
 STRENGTH = "must be a number of at least 0, and at most 10000"
 FOLDER = "train data=folder extractor=none data.batch_size=4"
@@ -222,10 +220,9 @@ def test_27_and_29_what_is_converted_and_left_out_is_said(typed, here, monkeypat
         Image.new("RGB", (8, 8), (i, i, i)).save(f"MODES/{i}.png")
     Path("MODES/20.png").write_bytes(b"no picture")
     words = ("data.path=MODES", "data.convert=true", "data.on_bad=skip", "hydra.run.dir=out")
-    status, said, error = typed("train", *FOLDER.split()[1:], *words, *BRIEF)
-    assert status == 0 and "left out 1 of 153 pictures; the first: MODES/20.png cannot be read as a picture" in said, (
-        said
-    )
+    status, said, _ = typed("train", *FOLDER.split()[1:], *words, *BRIEF)
+    assert status == 0 and "left out 1 of 153 pictures; the first: MODES/20.png cannot be read as a picture" in said
+    assert "converted to RGB: 1 of mode CMYK, 1 of mode L, 1 of mode RGBA" in said
 
 
 def test_34_statistics_that_the_cache_lost_or_garbled_are_made_anew(trained, typed, tmp_path, monkeypatch):
@@ -401,7 +398,7 @@ def misspelled(count):
 
 
 def test_a_slip_is_answered_with_what_was_meant(trained, typed, here):
-    slips, wrong = misspelled(int(os.environ.get("SLIPS", 60))), []
+    slips, wrong = misspelled(60), []
     for verb, line, meant in slips:
         words = {"sample": [f"run={trained['RUN']}"], "evaluate": [f"run={trained['RUN']}"],
                  "exact": ["model=exact", "sampler=ddim"]}.get(verb, [])  # fmt: skip
