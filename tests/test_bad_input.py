@@ -129,7 +129,7 @@ TABLE = [
     (44, "sample cascade=[RUN,LARGER]", 2, "cascade: stage 1 draws pictures of 1x8x8, and stage 2 enlarges"),
     (44, "sample cascade=[]", 2, "cascade=[] must be a list of runs"),
     (44, "train conditioner=low_res conditioner.factor=3", 2, "conditioner.factor=3 must be at least 2 and divide"),
-    (45, "train -m seed=range(0,100000)", 2, "this sweep has more than 1000 jobs, and at most hydra.sweeper.limit="),
+    (45, "train -m seed=range(0,100000)", 2, "this sweep has more than 1000 jobs, and at most hydra.launcher.limit="),
     (45, "train -m seed=range(0,900) model.channels=range(2,900,2)", 2, "this sweep has 900 x 449 jobs, and at most"),
     (45, "train -m seed=range(0,0)", 2, "seed=range(0,0) holds no value, so that this sweep has no job; try seed=A,B"),
     (45, "train ablation=[]", 2, "ablation=[] names nothing"),
