@@ -77,7 +77,7 @@ def naming(group: str) -> Iterator[None]:
         raise
     except ValueError as error:
         said = str(error)  # which of other packages begins with a capital
-        raise UserError(f"{group}{'.' if said[:1].islower() else ': '}{said}") from error
+        raise UserError(f"{group}{'.' if re.match('[a-z_]', said) else ': '}{said}") from error
 
 
 def choice(part: object) -> str:

@@ -6,9 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -21,16 +19,39 @@ class Cells(Launcher):
     """Each job a cell: in a process of its own, `jobs` at a time, done once, and failing alone.
 
     `cluster`: null, processes of this machine; or "slurm", or "local", which does as if; with `parameters` for
-    submitit. `dry`: only the plan.
+    submitit. `dry`: only the plan. Of a grid there may be `limit` cells.
     """
 
     def __init__(
-        self, jobs: int = 1, dry: bool = False, cluster: str | None = None, parameters: dict[str, Any] | None = None
+        self,
+        jobs: int = 1,
+        dry: bool = False,
+        cluster: str | None = None,
+        parameters: dict[str, Any] | None = None,
+        limit: int = 1000,
     ) -> None:
-        self.jobs, self.dry, self.cluster, self.parameters = jobs, dry, cluster, parameters
+        self.jobs, self.dry, self.cluster, self.parameters, self.limit = jobs, dry, cluster, parameters, limit
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
+        if not config.hydra.sweeper._target_.endswith(".Search"):
+            self.count(config.hydra.overrides.task)
+
+    def count(self, words: Sequence[str]) -> None:
+        """Raises UserError for a grid without cells, or of more than `limit`, before all are composed."""
+        from ddpm_lab.errors import UserError
+
+        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides([*words])
+        swept = [one for one in parsed if one.is_discrete_sweep()]
+        counts = [sum(1 for _ in islice(one.sweep_string_iterator(), self.limit + 1)) for one in swept]
+        for one, count in zip(swept, counts, strict=True):
+            if not count:
+                raise UserError(f"{one.input_line} holds no value, so that this sweep has no job; try "
+                                f"{one.get_key_element()}=A,B")  # fmt: skip
+        if prod(counts) > self.limit:
+            said = " x ".join(f"{count}" if count <= self.limit else f"more than {self.limit}" for count in counts)
+            raise UserError(f"this sweep has {said} jobs, and at most hydra.launcher.limit={self.limit} are done; "
+                            "sweep over fewer values, or set hydra.launcher.limit")  # fmt: skip
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self.carry_out(self.plan(job_overrides), Path(self.config.hydra.sweep.dir))
@@ -78,32 +99,6 @@ class Cells(Launcher):
         if self.cluster is not None and not self.dry:
             pool = Slurm(root / "submitit", self.cluster, self.parameters)
         carry_out(cells, pool, root, jobs=self.jobs, dry=self.dry)
-
-
-class Grid(BasicSweeper):
-    """Hydra's own: every combination; but of at most `limit` jobs, and at least one."""
-
-    def __init__(
-        self, limit: int = 1000, max_batch_size: int | None = None, params: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(max_batch_size, params)
-        self.limit = limit
-
-    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> Any:  # type: ignore[override]
-        """Raises UserError, before all are composed, which takes long for many."""
-        from ddpm_lab.errors import UserError
-
-        swept = [one for one in overrides if one.is_discrete_sweep()]
-        counts = [sum(1 for _ in islice(one.sweep_string_iterator(), self.limit + 1)) for one in swept]
-        for one, count in zip(swept, counts, strict=True):
-            if not count:
-                raise UserError(f"{one.input_line} holds no value, so that this sweep has no job; try "
-                                f"{one.get_key_element()}=A,B")  # fmt: skip
-        if prod(counts) > self.limit:
-            said = " x ".join(f"{count}" if count <= self.limit else f"more than {self.limit}" for count in counts)
-            raise UserError(f"this sweep has {said} jobs, and at most hydra.sweeper.limit={self.limit} are done; sweep "
-                            "over fewer values, or set hydra.sweeper.limit")  # fmt: skip
-        return super().split_arguments(overrides, max_batch_size)
 
 
 class Search(Sweeper):

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +44,18 @@ class Files:
     root: Path
     files: list[Path]
     fit: Fit
+    modes: Counter[str] = field(default_factory=Counter, compare=False)
+    """How many were read so far, by their mode"""
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
         file = self.files[index]
-        return self.fit(opened(file), str(file))
+        picture = opened(file)
+        fitted = self.fit(picture, str(file))
+        self.modes[picture.mode] += 1
+        return fitted
 
     def digest(self) -> str:
         """SHA-256 of the files' names, sizes and times of change, and of `fit`: not of their bytes."""
@@ -125,6 +131,9 @@ def folder(
         good = torch.tensor([i not in source.bad for i in part.tolist()])
         splits.append(split if good.all() else split.at(good))
     leave_out([source.bad[i] for i in sorted(source.bad)], len(files))
+    others = {mode: count for mode, count in sorted(source.files.modes.items()) if mode != MODES[channels]}
+    if others:  # of what is streamed, no more than the first was read
+        LOG.info("converted to %s: %s", MODES[channels], ", ".join(f"{n} of mode {mode}" for mode, n in others.items()))
     return Data(root.resolve().name, *splits, classes=len(classes) or None, batch_size=batch_size, flip=flip,
                 workers=workers, seed=seed, captions=[[name] for name in classes])  # fmt: skip
 
