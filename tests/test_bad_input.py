@@ -323,7 +323,7 @@ def leaves(node, prefix=""):
 
 
 # Names of files and runs, and what loggers call things, are texts; of trainer.default_root_dir anything is a folder.
-TEXTS = {"resume", "logger.csv.name", "logger.csv.version", "logger.csv.save_dir", "logger.tensorboard.name",
+TEXTS = {"resume", "trust", "logger.csv.name", "logger.csv.version", "logger.csv.save_dir", "logger.tensorboard.name",
          "logger.tensorboard.version", "logger.tensorboard.save_dir", "trainer.default_root_dir",
          "callbacks.quality.extractor", "callbacks.reconstructions.extractor", "data.seed"}  # fmt: skip
 TYPED = [(f"{group}={option}", group) for group in ("schedule", "sampler", "objective", "lr_schedule", "timesteps",
