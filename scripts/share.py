@@ -15,14 +15,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_lab import trust
 from ddpm_lab.commands import runs
+from ddpm_lab.commands.weights import read
 from ddpm_lab.errors import Told, UserError, shown
 
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
     """Raises UserError."""
-    config, content = runs.config(run), trust.checkpoint(runs.checkpoint(run))
+    config, (content, _) = runs.config(run), read(run)
     average = content["callbacks"].get("EMA", {}).get("average")
     weights = weights or ("raw" if average is None else "ema")
     if weights not in ("ema", "raw") or (weights == "ema" and average is None):

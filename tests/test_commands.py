@@ -17,6 +17,7 @@ from PIL import Image
 from ddpm_lab.callbacks.checkpoints import ordered
 from ddpm_lab.commands import runs
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.weights import newest
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_the_runs_own_choices_stand_until_changed(run, typed):
 
 
 def test_weights_are_those_that_were_asked_for(run):
-    content = torch.load(runs.checkpoint(run), weights_only=True)
+    content = torch.load(newest(run), weights_only=True)
     raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
     kept = {"ema": content["callbacks"]["EMA"]["average"], "raw": raw}
     saved = runs.config(str(run))
@@ -382,8 +383,8 @@ def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkey
 def test_the_end_of_a_run_is_read_however_it_was_copied(run, tmp_path):
     for name in ("step-1000000.ckpt", "step-999999.ckpt", "step-x.ckpt"):  # the newest file is not the last
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
-        shutil.copyfile(runs.checkpoint(run), tmp_path / "checkpoints" / name)
-    assert runs.checkpoint(str(tmp_path)).name == "step-1000000.ckpt"
+        shutil.copyfile(newest(run), tmp_path / "checkpoints" / name)
+    assert newest(tmp_path).name == "step-1000000.ckpt"
 
 
 def test_weights_of_another_model_are_named(run, typed, tmp_path):

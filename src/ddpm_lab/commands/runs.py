@@ -47,18 +47,6 @@ def config(run: str) -> DictConfig:
     return saved
 
 
-def checkpoint(run: str) -> Path:
-    """That of the latest step of `run`, or the weights that scripts/share.py wrote."""
-    from ddpm_lab.callbacks.checkpoints import ordered
-
-    found = ordered(trust.unlinked(Path(run, "checkpoints")))
-    if not found and (shared := Path(run, "weights.safetensors")).exists():
-        return shared
-    if not found:
-        raise UserError(f"run={run} holds no checkpoint yet; it must train for longer")
-    return found[0]
-
-
 def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> None:
     """Makes the run's own choices of the groups of `REPLACEABLE` and `ADJUSTABLE` the choice `run` of these groups.
 
@@ -169,13 +157,13 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
     Raises UserError unless the system is a `kind`.
     """
     from ddpm_lab.commands.build import build
+    from ddpm_lab.commands.weights import read
 
     if (own := saved.system._target_.rpartition(".")[2]) != kind:
         names = {"Diffusion": "a diffusion model", "ClassifierSystem": "a classifier",
                  "AutoencoderSystem": "an autoencoder"}  # fmt: skip
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
-    file = checkpoint(run)
-    content = trust.checkpoint(file)
+    content, file = read(run)
     with trust.budget(4 * sum(getattr(value, "nbytes", 0) for value in content["state_dict"].values())):
         system = build(saved, "system", **content["hyper_parameters"])
     try:

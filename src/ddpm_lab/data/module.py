@@ -153,8 +153,13 @@ def read(split: Split, chosen: Iterable[Tensor], workers: int) -> Iterator[Held]
     """
     if isinstance(split, Streamed):
         waiting: deque[Tensor] = deque()
-        asked = (waiting.append(index) or index for index in chosen)  # type: ignore[func-returns-value]
-        loader = _loader(_Reads(split.to(torch.device("cpu"))), asked, workers, split.device)
+
+        def asked() -> Iterator[Tensor]:
+            for index in chosen:
+                waiting.append(index)
+                yield index
+
+        loader = _loader(_Reads(split.to(torch.device("cpu"))), asked(), workers, split.device)
         return (_whole(held).to(split.device) for held in _awaited(loader, split, waiting))
     device = split.device if isinstance(split, Flow) else split[0].device
     return (split.at(index.to(device)) for index in chosen)
