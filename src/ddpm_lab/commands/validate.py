@@ -110,7 +110,8 @@ def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
         fits = -(-size // trainer.world_size) * trainer.world_size
         raise UserError(f"data.batch_size={size} is that of all processes together, and {trainer.world_size} cannot "
                         f"share it; try data.batch_size={fits}")  # fmt: skip
-    if (told := int(os.environ.get("WORLD_SIZE", "1"))) != trainer.world_size:
+    told = int(os.environ.get("WORLD_SIZE", trainer.world_size))
+    if told != trainer.world_size:
         raise UserError(f"WORLD_SIZE={told} in the environment, and trainer.devices={config.trainer.devices} makes "
                         f"{trainer.world_size}; try trainer=ddp trainer.devices={told}")  # fmt: skip
 
