@@ -18,7 +18,9 @@ from ddpm_lab.diffusion.noise import BatchNoise, coin, uniform
 
 WORDS = ("trainer.max_steps=6", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3",
          "trainer.accelerator=cpu", "trainer.precision=32-true", "logger=csv", "model.channels=8",
-         "callbacks.losses.every=3", "data.batch_size=32")  # fmt: skip
+         "callbacks.losses.every=3", "data.batch_size=32",
+         "optimizer.lr=1.33333e-3", "lr_schedule.warmup=6")  # fmt: skip
+"""The rates are those of the first six of 20 steps of warm-up to 4e-3"""
 TWO = ("trainer=ddp", "trainer.devices=2")
 OF_SAMPLES = ("callbacks.pictures.every=6", "callbacks.pictures.rows=30", "callbacks.quality.count=50",
               "callbacks.quality.batch_size=15", "sampler.steps=3")  # fmt: skip
