@@ -190,7 +190,8 @@ def latents(spec: "Spec", run: str) -> "Latents":
     try:
         system, _, _ = _restored(run, config(run), "AutoencoderSystem")
     except UserError as error:
-        raise type(error)(f"codec.{error}") from error
+        told = str(error) if str(error).startswith("run=") else f"run={run}: {error}"
+        raise type(error)(f"codec.{told}") from error
     return Latents(spec, system.autoencoder, run)
 
 
