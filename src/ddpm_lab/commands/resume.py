@@ -78,7 +78,8 @@ def found(home: Path, config: DictConfig) -> Path | None:
     files = ordered(home / "checkpoints")
     if not files:
         return None
-    compare(runs.config(str(home)), config, home)
+    if trust.regular(home / "config.yaml").read_text() != OmegaConf.to_yaml(config):
+        compare(runs.config(str(home)), config, home)
     for file in files:
         try:
             step = trust.checkpoint(file)["global_step"]
