@@ -9,13 +9,15 @@ import shutil
 import signal
 import time
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
 from ddpm_lab import loggers, pulse, writing
-from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
+from ddpm_lab.callbacks.observer import Observer
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.data import module
@@ -68,7 +70,7 @@ def spent(bench, kind, fault, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "owner", "name", "nth"), [
     (PIXELS, Diffusion, "training_step", 8), (PIXELS, Diffusion, "training_step", 60),
-    (PIXELS, Diffusion, "validation_step", 25), (PIXELS, Judge, "__call__", 3), (PIXELS, loggers.CSVLogger, "save", 4),
+    (PIXELS, Diffusion, "validation_step", 25), (PIXELS, Judge, "__call__", 3), (PIXELS, loggers.History, "save", 4),
     (LATENTS, Diffusion, "training_step", 44), (ACCUMULATED, Diffusion, "training_step", 71),
     (STREAMED, Diffusion, "training_step", 35)])  # fmt: skip
 def test_a_killed_run_goes_on_bit_for_bit(bench, kind, owner, name, nth):
@@ -77,11 +79,15 @@ def test_a_killed_run_goes_on_bit_for_bit(bench, kind, owner, name, nth):
     assert bench.verdict(folder, bench.words(kind)) == ""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("owner", "name", "nth", "step"), [
-    (Diffusion, "training_step", 13, 13), (Diffusion, "validation_step", 30, 30), (Pictures, "look", 3, 30),
-    (Quality, "look", 3, 60)])  # fmt: skip
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("owner", "name", "nth", "step", "by"), [
+    (Pictures, "look", 3, 30, signal.SIGTERM),
+    pytest.param(Pictures, "look", 3, 30, signal.SIGINT, marks=SLOW),
+    *(pytest.param(*point, by, marks=SLOW) for by in (signal.SIGTERM, signal.SIGINT) for point in (
+        (Diffusion, "training_step", 13, 13), (Diffusion, "validation_step", 30, 30),
+        (Quality, "look", 3, 60)))])  # fmt: skip
 def test_a_signal_loses_nothing_wherever_it_comes(bench, owner, name, nth, step, by):
     folder, status, said = spent(bench, PIXELS, strikes(owner, name, nth, by))
     assert status == 128 + by and f"stopped by {by.name} at step {step}; saved in" in said, said
@@ -278,6 +284,41 @@ def test_partial_files_take_no_place(tmp_path):
     assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
 
 
+def test_a_full_disk_costs_no_row_of_the_history(tmp_path, monkeypatch, caplog):
+    history = loggers.History(tmp_path, name="", version="")
+    history.log_metrics({"a": 0.1}, step=1)
+    history.save()
+    with monkeypatch.context() as full:
+        full.setattr(writing, "_settle", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        history.log_metrics({"b": 2.0}, step=99)  # is when it saves
+    assert "could not be written (No space left on device)" in caplog.text
+    file = tmp_path / "metrics.csv"
+    assert file.read_bytes() == b"a,step\r\n0.1,1\r\n"
+    history.save()
+    assert file.read_bytes() == history.text.encode() == b"a,b,step\r\n0.1,,1\r\n,2.0,99\r\n"
+    again = loggers.History(tmp_path, name="", version="")
+    again.rewind(history.text)
+    again.log_metrics({"a": 0.25}, step=100)
+    again.save()
+    assert file.read_bytes() == b"a,b,step\r\n0.1,,1\r\n,2.0,99\r\n0.25,,100\r\n"
+
+
+def test_pictures_that_find_no_room_do_not_end_training(caplog):
+    class Full(Observer):
+        every = 5
+
+        def look(self, trainer, system):
+            raise OSError(number, "told")
+
+    trainer, number = SimpleNamespace(global_step=5, max_steps=9), 28
+    observer = Full()
+    observer.on_train_batch_end(trainer, None)
+    assert "step 5: full could not be kept (told); training goes on" in caplog.text and observer.seen == 5
+    observer.seen, number = 0, 2
+    with pytest.raises(OSError, match="told"):
+        observer.on_train_batch_end(trainer, None)
+
+
 def test_what_beats_is_left_alone(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pulse.watched(0.3, tmp_path / "hang.txt"):
@@ -305,3 +346,13 @@ def test_checkpoints_are_ordered_by_their_steps(tmp_path):
     (tmp_path / "step-000010.ckpt.damaged").write_text("")
     assert [file.name for file in ordered(tmp_path)] == [
         "step-1000000.ckpt", "step-999999.ckpt", "step-000009.ckpt"]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_never_saved(tmp_path, value):
+    callback = Checkpoints()
+    callback.folder = tmp_path
+    (tmp_path / "step-000007.ckpt").write_text("")
+    content = {"callbacks": {"EMA": [{"average": torch.tensor([1.0, value])}]}}
+    with pytest.raises(Diverged, match=r"callbacks.EMA.0.average is not finite.*the last is step-000007.ckpt"):
+        callback.on_save_checkpoint(None, None, content)

@@ -1,14 +1,17 @@
 """Weights & Biases that never blocks, and a history that goes on where a checkpoint was."""
 
 import csv
+import io
 import logging
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import wandb as wb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from ddpm_lab.writing import write
 
 LOG = logging.getLogger(__name__)
 
@@ -45,23 +48,31 @@ def begin(**options: Any) -> wb.Run:
         return wb.init(**options, mode="offline", settings=settings)
 
 
-def history(loggers: Iterable[Any]) -> str:
-    """What metrics.csv says so far; "" where it is not written."""
-    for logger in loggers:
-        logger.save()
-        if isinstance(logger, CSVLogger):
-            file = Path(logger.log_dir, logger.experiment.NAME_METRICS_FILE)
-            return file.read_text() if file.is_file() else ""
-    return ""
+class History(CSVLogger):
+    """metrics.csv, whose rows all stay in memory: each save replaces the file, and one that fails costs no row."""
 
+    @property
+    def text(self) -> str:
+        """What the file says after a save."""
+        rows = self.experiment.metrics
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, sorted({key for row in rows for key in row}))
+        writer.writeheader()
+        writer.writerows(rows)
+        return stream.getvalue()
 
-def rewind(loggers: Iterable[Any], history: str) -> None:
-    """Makes metrics.csv say `history` and no more."""
-    for logger in loggers:
-        if isinstance(logger, CSVLogger):
-            rows = csv.DictReader(history.splitlines())
-            logger.experiment.metrics = [{key: value for key, value in row.items() if value} for row in rows]
-            logger.save()
+    @rank_zero_only
+    def save(self) -> None:
+        try:
+            write(Path(self.log_dir, self.experiment.NAME_METRICS_FILE), self.text)
+        except OSError as error:
+            LOG.warning("metrics.csv could not be written (%s); its next save has all rows", error.strerror)
+
+    def rewind(self, text: str) -> None:
+        """Goes back to when it said `text`."""
+        rows = csv.DictReader(io.StringIO(text))
+        self.experiment.metrics[:] = [{key: value for key, value in row.items() if value} for row in rows]
+        self.save()
 
 
 def finish() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm_lab import pulse, trust
 from ddpm_lab.errors import Diverged, Hindered
-from ddpm_lab.loggers import history, rewind
+from ddpm_lab.loggers import History
 from ddpm_lab.writing import PARTIAL, replaced
 
 LOG = logging.getLogger(__name__)
@@ -132,7 +132,10 @@ class Checkpoints(L.Callback):
         if strange := next(not_finite(checkpoint), None):
             raise Diverged(f"step {self._step}: {strange} is not finite, and is not saved; {self._last()}; try a "
                            "smaller optimizer.lr")  # fmt: skip
-        checkpoint["history"] = history(trainer.loggers)
+        histories = [logger for logger in trainer.loggers if isinstance(logger, History)]
+        for history in histories:
+            history.save()
+        checkpoint["history"] = [history.text for history in histories]
         # Lightning has a state for each of the places where a checkpoint may be written, and goes on differently from
         # each. Ours is always that of the end of a batch, before what looks at it.
         loops = checkpoint["loops"]["fit_loop"]
@@ -155,8 +158,9 @@ class Checkpoints(L.Callback):
         if step >= trainer.max_steps:  # or it would not call on_train_end
             self._asked_too_much = trainer.max_steps
             trainer.fit_loop.epoch_loop.max_steps = step + 1
-        if trainer.is_global_zero:
-            rewind(trainer.loggers, checkpoint["history"])
+        histories = [logger for logger in trainer.loggers if isinstance(logger, History)]
+        for history, text in zip(histories, checkpoint["history"], strict=False):
+            history.rewind(text)
 
 
 def ordered(folder: Path) -> list[Path]:

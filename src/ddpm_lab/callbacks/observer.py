@@ -1,14 +1,19 @@
 """What looks at a model in training every so many steps."""
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
 
+from ddpm_lab.errors import HINDRANCES
+
+LOG = logging.getLogger(__name__)
+
 
 class Observer(L.Callback, ABC):
     """Calls `look` every `every` optimizer steps (None: never) but the last, for which there is `on_train_end`. What a
-    run that was killed had still to look at is looked at when it goes on.
+    run that was killed had still to look at is looked at when it goes on. A disk that is full does not end training.
     """
 
     every: int | None
@@ -28,7 +33,13 @@ class Observer(L.Callback, ABC):
     def _look_if_due(self, trainer: L.Trainer, system: L.LightningModule) -> None:
         step = trainer.global_step  # the same for several batches where gradients are accumulated
         if self.every and step % self.every == 0 and self.seen < step < trainer.max_steps:
-            self.look(trainer, system)
+            try:
+                self.look(trainer, system)
+            except OSError as error:
+                if error.errno not in HINDRANCES:
+                    raise
+                LOG.warning("step %d: %s could not be kept (%s); training goes on", step, type(self).__name__.lower(),
+                            error.strerror)  # fmt: skip
             self.seen = step
 
     def state_dict(self) -> dict[str, Any]:
