@@ -367,7 +367,7 @@ MUTANTS = [
     Mutant("a validation that was due is forgotten", "systems/training.py",
            "            loop.val_loop.run()\n", "            pass\n", "resume"),
     Mutant("a checkpoint forgets half a mean", "callbacks/losses.py",
-           'self.sums = self._kept["sums"].to(pl_module.device)', "pass", "resume"),
+           'self.sums = kept["sums"].to(pl_module.device)', "pass", "resume"),
     Mutant("metrics.csv begins anew", "callbacks/checkpoints.py",
            "history.rewind(text)", "pass", "resume"),
     Mutant("a partial file takes the place", "writing.py",

@@ -17,6 +17,7 @@ from conftest import ROOT
 
 from ddpm_lab import loggers, pulse, writing
 from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
+from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.callbacks.observer import Observer
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.callbacks.quality import Quality
@@ -282,6 +283,19 @@ def test_partial_files_take_no_place(tmp_path):
         partial.write_text("ne")
         raise OSError("full")
     assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
+
+
+def test_each_process_takes_up_its_own_half_of_a_mean():
+    kept = [{"sums": torch.full((2, 4), float(rank)), "parts": {"l1": torch.tensor(10.0 + rank)}} for rank in range(2)]
+    for rank in range(2):
+        losses = Losses()
+        losses.load_state_dict({"curves": {"train/loss": [(7, 0.5)]}, "batches": 3, "processes": kept})
+        trainer, system = SimpleNamespace(global_rank=rank), SimpleNamespace(device=torch.device("cpu"))
+        losses.on_train_start(trainer, system)
+        assert losses.sums.unique() == rank and losses.parts["l1"] == 10 + rank and losses.batches == 3
+    checkpoint = {"callbacks": {"Losses": losses.state_dict()}}
+    losses.on_save_checkpoint(trainer, system, checkpoint)
+    assert checkpoint["callbacks"]["Losses"]["processes"] == kept[1:]
 
 
 def test_a_full_disk_costs_no_row_of_the_history(tmp_path, monkeypatch, caplog):

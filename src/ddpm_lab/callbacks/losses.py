@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm_lab.callbacks.log import log
 from ddpm_lab.evaluation.pictures import save_curves
+from ddpm_lab.ranks import everyones
 from ddpm_lab.systems.training import Learner, System
 
 LOG = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ class Losses(L.Callback):
         self._restart(pl_module.device)
         if self._kept:
             self.batches = self._before = self._kept["batches"]
-            self.parts.update({name: value.to(pl_module.device) for name, value in self._kept["parts"].items()})
-            self.sums = self._kept["sums"].to(pl_module.device)
+            kept = self._kept["processes"][trainer.global_rank]
+            self.parts.update({name: value.to(pl_module.device) for name, value in kept["parts"].items()})
+            self.sums = kept["sums"].to(pl_module.device)
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self.batches == self._before:
@@ -67,7 +69,11 @@ class Losses(L.Callback):
         self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curves": dict(self.curves), "batches": self.batches, "sums": self.sums, "parts": self.parts}
+        return {"curves": dict(self.curves), "batches": self.batches}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        parts = {name: value.cpu() for name, value in self.parts.items()}
+        checkpoint["callbacks"]["Losses"]["processes"] = everyones([{"sums": self.sums.cpu(), "parts": parts}])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curves.update(state_dict["curves"])

@@ -84,8 +84,8 @@ def found(home: Path, config: DictConfig) -> Path | None:
         try:
             step = trust.checkpoint(file)["global_step"]
         except Damaged as error:
-            LOG.warning("%s; set aside as %s.damaged", error, file.name)
             if first():
+                LOG.warning("%s; set aside as %s.damaged", error, file.name)
                 file.rename(f"{file}.damaged")
             continue
         if step >= config.trainer.max_steps and (home / "metrics.json").is_file():
