@@ -2,6 +2,7 @@
 
 import itertools
 import urllib.error
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -229,7 +230,8 @@ def test_each_side_of_an_adversary_is_clipped_alone():
     for scale, part in ((0.001, model.autoencoder), (100.0, model.discriminator)):
         for parameter in part.parameters():
             parameter.grad = torch.full_like(parameter, scale / sum(p.numel() for p in part.parameters()) ** 0.5)
-    model.configure_gradient_clipping(None, 1.0)
+    model._trainer = SimpleNamespace(global_step=0)
+    model.configure_gradient_clipping(torch.optim.SGD(model.parameters(), lr=1.0), 1.0)
     norms = [sum(p.grad.square().sum() for p in part.parameters()).sqrt().item()
              for part in (model.autoencoder, model.discriminator)]  # fmt: skip
     assert norms == pytest.approx([0.001, 1.0], rel=1e-3)

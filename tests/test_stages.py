@@ -126,7 +126,7 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
     file = newest(tmp_path / "kl")
     content = torch.load(file, weights_only=True)
     words = ["codec=autoencoder", f"codec.run={tmp_path}/kl", f"hydra.run.dir={tmp_path}/r"]
-    for value, told in ((float("nan"), "last.ckpt has weights that are not finite numbers"),
+    for value, told in ((float("nan"), "step-000010.ckpt has weights that are not finite numbers"),
                         (3e38, "makes latents whose channels have standard deviations [")):  # fmt: skip
         content["state_dict"]["autoencoder.narrow.2.weight"][0] = value
         torch.save(content, file)

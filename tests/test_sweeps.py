@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from conftest import FAST, ROOT
@@ -16,7 +17,7 @@ from ddpm_lab.commands.cells import Cell, fingerprint
 from ddpm_lab.commands.execution import carry_out
 from ddpm_lab.commands.main import slug
 from ddpm_lab.commands.pools import Pool, Processes
-from ddpm_lab.errors import CellsFailed
+from ddpm_lab.errors import CellsFailed, UserError
 
 QUICK = (*FAST, "callbacks.pictures.every=100", "trainer.max_steps=2", "trainer.val_check_interval=2")
 
@@ -48,16 +49,19 @@ def cells(root, needs=()):
 
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(tmp_path, caplog):
     caplog.set_level("INFO")
-    first = Notebook(broken=("b",))
-    with pytest.raises(CellsFailed, match="1 of 4"):
-        carry_out(cells(tmp_path), first, tmp_path, jobs=1, dry=False)
-    assert first.ran == [*"abcd"]
-    assert "error: it is broken" in caplog.text
-    (tmp_path / "b" / "left over").write_text("from the attempt that failed")
-    second = Notebook()
-    carry_out(cells(tmp_path), second, tmp_path, jobs=1, dry=False)
-    assert second.ran == ["b"]
-    assert not (tmp_path / "b" / "left over").exists()
+    for verb in ("train", "evaluate"):
+        root = tmp_path / verb
+        todo = [replace(cell, verb=verb) for cell in cells(root)]
+        first = Notebook(broken=("b",))
+        with pytest.raises(CellsFailed, match="1 of 4"):
+            carry_out(todo, first, root, jobs=1, dry=False)
+        assert first.ran == [*"abcd"]
+        assert "error: it is broken" in caplog.text
+        (root / "b" / "left over").write_text("from the attempt that failed")
+        second = Notebook()
+        carry_out(todo, second, root, jobs=1, dry=False)
+        assert second.ran == ["b"]
+        assert (root / "b" / "left over").exists() == (verb == "train"), "training goes on with it"
 
 
 def test_a_cell_whose_configuration_changed_is_done_again(tmp_path):
@@ -97,9 +101,15 @@ def test_a_plan_runs_nothing_and_estimates_from_what_ran(tmp_path, caplog):
 def test_two_sweeps_do_not_fill_one_folder(tmp_path):
     class Greedy(Notebook):
         def __call__(self, verb, words, log):
-            with pytest.raises(ValueError, match="another sweep is filling"):
-                carry_out([Cell("e", "train", ("e",), tmp_path / "e", "e", 1.0)], Notebook(), tmp_path, jobs=1,
-                          dry=False)  # fmt: skip
+            other = os.fork()  # of one process both would hold the same lock
+            if not other:
+                try:
+                    carry_out([Cell("e", "train", ("e",), tmp_path / "e", "e", 1.0)], Notebook(), tmp_path, jobs=1,
+                              dry=False)  # fmt: skip
+                except UserError as error:
+                    os._exit(17 if "another process is running a sweep in it" in str(error) else 1)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 17
             return super().__call__(verb, words, log)
 
     carry_out(cells(tmp_path)[:1], Greedy(), tmp_path, jobs=1, dry=False)
@@ -248,7 +258,7 @@ def test_a_slurm_sweep_runs_under_submitits_local_executor(typed, tmp_path):
     assert status == 0, out + err
     assert len([*tmp_path.glob("*/metrics.json")]) == 2 and [*(tmp_path / "submitit").glob("*.pkl")]
     status, out, err = typed("train", *words, "optimizer.lr=-1")
-    assert status == 1 and "learning rate: -1" in out
+    assert status == 1 and "optimizer.lr must be a number above 0 (got -1)" in out
 
 
 @pytest.mark.slow
