@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def begin(folder: Path, words: Sequence[str], fault: Fault | None = None) -> int
     status = 1
     try:
         os.setpgrp()
+        util._run_after_forkers()  # type: ignore[attr-defined]  # of what shares tensors with workers
         os.chdir(folder)
         sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2))  # not those of pytest
         if fault:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import wandb
 from conftest import ROOT
 
 from ddpm_lab import loggers, pulse, writing
@@ -343,11 +344,12 @@ def test_what_beats_is_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_and_biases_has_one_run_of_both_halves(bench):
+def test_weights_and_biases_has_one_run_of_both_halves(bench, monkeypatch):
     halves = strikes(Diffusion, "training_step", 13, signal.SIGKILL)
     folder = bench.room()
     words = [*(word for word in bench.words(PIXELS) if word != "logger=csv"), "hydra.run.dir=run"]
-    os.environ["WANDB_MODE"] = "offline"
+    wandb.teardown()  # or its service, of other tests, would hold on to the run that is killed
+    monkeypatch.setenv("WANDB_MODE", "offline")
     assert faults.ended(faults.begin(folder, words, halves)) == 137
     mark = (folder / "run" / "wandb" / "id.txt").read_text()
     assert faults.ended(faults.begin(folder, words)) == 0, faults.log(folder)

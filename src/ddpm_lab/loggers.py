@@ -43,9 +43,9 @@ def begin(**options: Any) -> wb.Run:
         mode = "offline"
     try:
         return wb.init(**options, mode=mode, settings=settings)
-    except wb.errors.Error as error:
+    except Exception as error:  # they have no class in common
         LOG.info("W&B: %s; this run is kept offline", str(error).splitlines()[0])
-        return wb.init(**options, mode="offline", settings=settings)
+        return wb.init(**options | {"id": None}, mode="offline", settings=settings)
 
 
 class History(CSVLogger):
