@@ -151,9 +151,10 @@ class Bench:
 
     def verdict(self, folder: Path, words: tuple[str, ...], again: Callable[[], Sequence[str]] | None = None) -> str:
         """Gives the command again. "" if it comes to the end of the calm run, or how it does not."""
-        status = ended(begin(folder, again() if again else words))
-        if status:
-            return f"exit {status}: {log(folder)[-300:]}"
+        if not (folder / "run" / "metrics.json").is_file():  # or it came to its end before it could be killed
+            status = ended(begin(folder, again() if again else words))
+            if status:
+                return f"exit {status}: {log(folder)[-300:]}"
         wrong = "; ".join(differs(result(self.reference(words)[0]), result(run_in(folder)))[:3])
         if not wrong:
             shutil.rmtree(folder)

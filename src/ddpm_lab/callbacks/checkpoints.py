@@ -130,8 +130,7 @@ class Checkpoints(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if strange := next(not_finite(checkpoint), None):
-            raise Diverged(f"step {self._step}: {strange} is not finite, and is not saved; {self._last()}; try a "
-                           "smaller optimizer.lr")  # fmt: skip
+            raise Diverged(f"step {self._step}: {strange} is not finite, and is not saved; try a smaller optimizer.lr")
         histories = [logger for logger in trainer.loggers if isinstance(logger, History)]
         for history in histories:
             history.save()

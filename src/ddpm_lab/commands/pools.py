@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from multiprocessing import connection
@@ -13,6 +14,8 @@ from typing import Any
 
 from ddpm_lab.errors import UserError
 
+GRACE = 30
+"""Seconds to end in order"""
 HEAVY = [f"ddpm_lab.commands.{verb}" for verb in ("train", "sample", "evaluate", "exact")]
 
 
@@ -60,6 +63,12 @@ class Processes(Pool):
 
     def stop(self) -> None:
         self.stopped = True
+        running, until = [*self.running], time.monotonic() + GRACE
+        for process in running:
+            process.terminate()  # what trains saves itself first
+        while (left := [process.sentinel for process in running if process in self.running]) and (
+                seconds := until - time.monotonic()) > 0:  # fmt: skip
+            connection.wait(left, min(seconds, 0.1))
         for process in [*self.running]:
             process.kill()
 

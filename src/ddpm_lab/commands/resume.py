@@ -40,8 +40,12 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
         if said["hydra.run.dir"] not in (None, str(home)):
             raise UserError(f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one")
         return [*words, quoted("hydra.run.dir", home)], home
-    if said["hydra.run.dir"]:
-        return [*words], Path(said["hydra.run.dir"])
+    if folder := said["hydra.run.dir"]:
+        if said["resume"] == "null" and any(Path(folder, "checkpoints").glob("step-*.ckpt")):
+            raise UserError(
+                f"resume=null begins a new run, and hydra.run.dir={folder} holds one; choose another folder"
+            )
+        return [*words], Path(folder)
     several = any(word in ("-m", "--multirun") or word.startswith(("search=", "-")) for word in words)
     if several or said["resume"] == "null":
         return [*words], None
@@ -113,7 +117,8 @@ def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
 def remember(config: DictConfig, run: Path, words: Sequence[str]) -> None:
     """`config.yaml`, and the command that an interrupted run is known by."""
     write(run / "config.yaml", OmegaConf.to_yaml(config))
-    write(run / "command.txt", _command(words))
+    if not (run / "command.txt").exists():  # by resume=
+        write(run / "command.txt", _command(words))
 
 
 def _command(words: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ddpm_lab.commands.saved import public
 from ddpm_lab.commands.validate import validate, validate_settings, validate_trainer
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Flow
-from ddpm_lab.errors import Interrupted, naming
+from ddpm_lab.errors import Diverged, Interrupted, naming
 from ddpm_lab.loggers import finish
 from ddpm_lab.ranks import first
 from ddpm_lab.systems.asking import by
@@ -89,11 +89,12 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     try:
         with pulse.watched(config.patience, run / "hang.txt"):
             trainer.fit(system, data, ckpt_path=checkpoint)
-    except Interrupted as stop:
-        number = stop.status - 128
-        if number == signal.SIGUSR1 and first():
-            _requeue()
+    except (Interrupted, Diverged) as stop:
         kept = ordered(run / "checkpoints")
+        if isinstance(stop, Diverged):
+            raise Diverged(f"{stop}; the last checkpoint is {kept[0] if kept else 'none'}") from stop
+        if (number := stop.status - 128) == signal.SIGUSR1 and first():
+            _requeue()
         where = f"saved in {kept[0]}; the same command goes on, or resume={run}" if kept else "nothing was saved yet"
         raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
     finally:
@@ -125,9 +126,12 @@ def _result(callbacks: dict[str, Callback], kind: type[Quality | Density | Recon
 
 def _requeue() -> None:
     """Puts the SLURM job that this is back into the queue."""
-    if job := os.environ.get("SLURM_JOB_ID", ""):
-        told = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        LOG.info("SLURM job %s is back in the queue" if told.returncode == 0 else "SLURM did not requeue job %s", job)
+    if job := os.environ.get("SLURM_JOB_ID"):
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(["scontrol", "requeue", job], capture_output=True, check=True)
+            LOG.info("SLURM job %s is back in the queue", job)
+            return
+        LOG.warning("SLURM job %s could not be put back into the queue", job)
 
 
 def _farewell(run: Path, system: Learner, measured: bool, averaged: bool) -> str:
