@@ -349,17 +349,23 @@ def disk(bench: Bench, trials: int) -> dict[str, list[str]]:
 def damage(bench: Bench, trials: int) -> dict[str, list[str]]:
     """The newest checkpoint is cut, overwritten or has a bit flipped: the one before it is taken."""
     words = bench.words(next(iter(KINDS)))
-    _, seconds = bench.reference(words)
     wrong = []
     for _ in range(trials):
-        folder = bench.room()
-        while len(kept(folder)) < 2:
-            number = begin(folder, words)
-            time.sleep(bench.random.uniform(0.5, 0.9) * seconds)
-            stopped(number, signal.SIGKILL)
+        folder, at = bench.room(), bench.random.randrange(20, 60)
+
+        def fault(at: int = at) -> None:
+            own = Diffusion.training_step
+
+            def step(self: Diffusion, batch: Any, index: int) -> Any:
+                if index == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return own(self, batch, index)
+
+            Diffusion.training_step = step  # type: ignore[method-assign]
+
+        ended(begin(folder, words, fault))
         spoil(kept(folder)[0], bench.random)
-        found = bench.verdict(folder, words)
-        wrong.append(found)
+        wrong.append(bench.verdict(folder, words))
     return {"damaged newest checkpoint": wrong}
 
 

@@ -27,8 +27,10 @@ OF_SAMPLES = ("callbacks.pictures.every=6", "callbacks.pictures.rows=30", "callb
 
 
 def run(command, folder):
-    """With a cache of its own, so that references are measured by as many processes."""
-    environment = {**os.environ, "DDPM_LAB_CACHE": f"{folder}-cache"}
+    """With a cache of its own, so that references are measured by as many processes. All on one thread, as torchrun has
+    it for several processes but not for one: sums in another order have other last digits.
+    """
+    environment = {**os.environ, "DDPM_LAB_CACHE": f"{folder}-cache", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return done
