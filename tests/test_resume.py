@@ -371,4 +371,4 @@ def test_numbers_that_are_not_finite_are_never_saved(value):
     callback = Checkpoints()
     content = {"callbacks": {"EMA": [{"average": torch.tensor([1.0, value])}]}}
     with pytest.raises(Diverged, match=r"callbacks.EMA.0.average is not finite, and is not saved"):
-        callback.on_save_checkpoint(None, None, content)
+        callback.on_save_checkpoint(SimpleNamespace(loggers=[]), None, content)
