@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.condition import Condition, Conditioner, Unconditional
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.predictions import Prediction
-from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.variances import Variance
 
 
@@ -91,6 +92,9 @@ class Denoiser(Reverses):
     calls: a loss needs the first, a sampler all of them.
     """
 
+    reading: Tensor
+    """(T + 1, 3) float64: 1 / scale, and what its prediction's `reading` is at all times"""
+
     def __init__(
         self,
         network: nn.Module,
@@ -107,16 +111,23 @@ class Denoiser(Reverses):
         self.classes, self.doors = conditioner.classes, conditioner.doors
         self.network, self.recalls = network, getattr(network, "recalls", False)
         self.prediction, self.conditioner = prediction, conditioner
+        t = torch.arange(process.steps + 1, device=process.table.device)
+        reading = torch.stack([1 / process.scale(t), *prediction.reading(process, t)], dim=1)
+        self.register_buffer("reading", reading, persistent=False)
 
     def answer(self, x_t: Tensor, t: Tensor, cond: Condition) -> Answer:
         """It sees x_t at unit variance and time on a scale of 1000, so that its weights suit any schedule and T."""
-        x = x_t / per_pixel(self.process.scale(t), x_t)
-        said = self.network(x, t * (1000 / self.process.steps), cond).to(x_t.dtype)
+        said = self.network(self._numbers(t, x_t)[0] * x_t, t * (1000 / self.process.steps), cond).to(x_t.dtype)
         width = x_t.shape[1]
         return Answer(said[:, :width], said[:, width:] if said.shape[1] > width else None)
 
     def read(self, answer: Answer, x_t: Tensor, t: Tensor) -> Estimate:
-        return Estimate(self.prediction.x0(self.process, answer.own, x_t, t), answer.spread)
+        _, a, b = self._numbers(t, x_t)
+        return Estimate(a * x_t + b * answer.own, answer.spread)
+
+    def _numbers(self, t: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        """The columns of `reading` at `t`, shaped and cast to meet `like`, (B, ...)."""
+        return self.reading[t].to(like.dtype).view(-1, 3, *[1] * (like.ndim - 1)).unbind(1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.read(self.answer(x_t, t, cond), x_t, t)

@@ -16,12 +16,17 @@ class Prediction(ABC):
         """What a perfect network would answer."""
 
     @abstractmethod
+    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b, each (B,) float64, of x_0 = a x_t + b answer."""
+
     def x0(self, process: ForwardProcess, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The x_0 that an answer implies."""
+        a, b = self.reading(process, t)
+        return per_pixel(a, x_t) * x_t + per_pixel(b, x_t) * answer
 
-    @abstractmethod
     def gain(self, process: ForwardProcess, t: Tensor) -> Tensor:
         """|d x0 / d answer|, (B,): by how much an error in the answer is one in x_0."""
+        return self.reading(process, t)[1].abs()
 
 
 class Eps(Prediction):
@@ -30,12 +35,9 @@ class Eps(Prediction):
     def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return eps
 
-    def x0(self, process: ForwardProcess, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return process.x0(x_t, answer, t)
-
-    def gain(self, process: ForwardProcess, t: Tensor) -> Tensor:
+    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = process.scales(t)
-        return noise / signal
+        return 1 / signal, -noise / signal
 
 
 class X0(Prediction):
@@ -44,11 +46,9 @@ class X0(Prediction):
     def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return x0
 
-    def x0(self, process: ForwardProcess, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return answer
-
-    def gain(self, process: ForwardProcess, t: Tensor) -> Tensor:
-        return torch.ones_like(process.scale(t))
+    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+        scale = process.scale(t)
+        return torch.zeros_like(scale), torch.ones_like(scale)
 
 
 class V(Prediction):
@@ -60,12 +60,9 @@ class V(Prediction):
         (signal, noise), scale = process.scales(t), process.scale(t)
         return per_pixel(signal / scale, x0) * eps - per_pixel(noise / scale, x0) * x0
 
-    def x0(self, process: ForwardProcess, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
         (signal, noise), scale = process.scales(t), process.scale(t)
-        return per_pixel(signal / scale**2, x_t) * x_t - per_pixel(noise / scale, x_t) * answer
-
-    def gain(self, process: ForwardProcess, t: Tensor) -> Tensor:
-        return process.scales(t)[1] / process.scale(t)
+        return signal / scale**2, -noise / scale
 
 
 class Mean(Prediction):
@@ -74,12 +71,9 @@ class Mean(Prediction):
     def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return process.posterior_mean(x0, x_t, t, t - 1)
 
-    def x0(self, process: ForwardProcess, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        rest = answer - per_pixel(process.from_x_t(t, t - 1), x_t) * x_t
-        return per_pixel(self.gain(process, t), x_t) * rest
-
-    def gain(self, process: ForwardProcess, t: Tensor) -> Tensor:
-        return 1 / process.from_x0(t, t - 1)
+    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+        from_x0 = process.from_x0(t, t - 1)
+        return -process.from_x_t(t, t - 1) / from_x0, 1 / from_x0
 
 
 class Score(Prediction):
@@ -88,9 +82,6 @@ class Score(Prediction):
     def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return -eps / per_pixel(process.scales(t)[1], eps)
 
-    def x0(self, process: ForwardProcess, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return process.x0(x_t, -per_pixel(process.scales(t)[1], x_t) * answer, t)
-
-    def gain(self, process: ForwardProcess, t: Tensor) -> Tensor:
+    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = process.scales(t)
-        return noise**2 / signal
+        return 1 / signal, noise**2 / signal

@@ -75,15 +75,26 @@ class ForwardProcess(nn.Module):
         signal, noise = self.scales(t)
         return per_pixel(1 / noise, x_t) * x_t - per_pixel(signal / noise, x_t) * x0
 
+    def move(self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, level: Tensor | None = None) -> Tensor:
+        """signal_s x_0 + level eps with the `eps` that leads from `x0` to `x_t`; `level` (B,) is noise_s where it is
+        not given, so that it is x_s of the probability-flow ODE's Euler step (Song et al., 2021, eq. 13).
+        """
+        (signal_t, noise_t), (signal_s, noise_s) = self.scales(t), self.scales(s)
+        kept = (noise_s if level is None else level) / noise_t
+        return per_pixel(kept, x_t) * x_t + per_pixel(signal_s - kept * signal_t, x_t) * x0
+
     def score(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """grad log q(x_t | x_0) = -eps / noise_t (Song & Ermon, 2019); that of q(x_t) where x_0 is E[x_0 | x_t]."""
         signal, noise = self.scales(t)
         return per_pixel(signal / noise**2, x_t) * x0 - per_pixel(noise**-2, x_t) * x_t
 
+    def renewed(self, t: Tensor, s: Tensor) -> Tensor:
+        """1 - SNR_t / SNR_s, (B,): the share of the noise in x_t that is not in x_s."""
+        return -torch.expm1(self.log_snr(t) - self.log_snr(s))
+
     def beta(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of q(x_t | x_s), (B,); beta_t of the papers when s = t - 1."""
-        _, noise_t = self.scales(t)
-        return noise_t**2 * -torch.expm1(self.log_snr(t) - self.log_snr(s))
+        return self.scales(t)[1] ** 2 * self.renewed(t, s)
 
     def beta_tilde(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of the posterior q(x_s | x_t, x_0), (B,); 0 at s = 0."""
@@ -106,7 +117,7 @@ class ForwardProcess(nn.Module):
 
     def from_x0(self, t: Tensor, s: Tensor) -> Tensor:
         """The coefficient of x_0 in the posterior's mean, (B,)."""
-        return self.scales(s)[0] * self.beta(t, s) / self.scales(t)[1] ** 2
+        return self.scales(s)[0] * self.renewed(t, s)
 
     def from_x_t(self, t: Tensor, s: Tensor) -> Tensor:
         """The coefficient of x_t in the posterior's mean, (B,)."""

@@ -83,8 +83,10 @@ class Sampler(ABC):
         """Each stop s below T with its x_s, (B, ...), from `x`, which is x_T (see `prior`), to the time `until`."""
         before = None
         # The loop runs on Python's integers: a time read back from a tensor would stall a GPU at every step.
-        for t, s in pairwise(self.times(denoiser.process.steps, until)):
-            at_t, at_s = (torch.full((len(x),), time, device=x.device) for time in (t, s))
+        stops = self.times(denoiser.process.steps, until)
+        at_s = torch.full((len(x),), stops[0], device=x.device)
+        for s in stops[1:]:
+            at_t, at_s = at_s, torch.full((len(x),), s, device=x.device)
             step = Step(x, at_t, at_s, self.guess(denoiser, x, at_t, cond), s == 0, before)
             if denoiser.recalls:
                 cond = replace(cond, previous=step.guess.x0)
@@ -156,13 +158,11 @@ class DDIM(Sampler):
 
     def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
         x_t, t, s, process = step.x_t, step.t, step.s, denoiser.process
-        eps = process.eps(x_t, step.guess.x0, t)
         if self.eta == 0 or step.last:
-            return process.diffuse(step.guess.x0, eps, s)
-        signal, level = process.scales(s)
+            return process.move(x_t, step.guess.x0, t, s)
         variance = self.eta**2 * process.beta_tilde(t, s)
-        kept = (level**2 - variance).clamp(min=0).sqrt()
-        x_s = per_pixel(signal, x_t) * step.guess.x0 + per_pixel(kept, x_t) * eps
+        kept = (process.scales(s)[1] ** 2 - variance).clamp(min=0).sqrt()
+        x_s = process.move(x_t, step.guess.x0, t, s, kept)
         return x_s + per_pixel((process.beta(t, s) if self.hat else variance).sqrt(), x_t) * noise(x_t)
 
     def encode(self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()) -> Iterator[tuple[int, Tensor]]:
@@ -174,7 +174,7 @@ class DDIM(Sampler):
         for s, t in pairwise(reversed(self.times(denoiser.process.steps))):
             at_s, at_t = (torch.full((len(x),), time, device=x.device) for time in (max(s, 1), t))
             x0 = self.guess(denoiser, x, at_s, cond).x0
-            x = denoiser.process.diffuse(x0, denoiser.process.eps(x, x0, at_s), at_t)
+            x = denoiser.process.move(x, x0, at_s, at_t)
             if denoiser.recalls:
                 cond = replace(cond, previous=x0)
             yield t, x
