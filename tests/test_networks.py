@@ -111,6 +111,20 @@ def test_checkpointing_changes_neither_answers_nor_gradients():
     assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
 
 
+def test_channels_last_is_another_order_in_memory_and_no_other_network():
+    torch.manual_seed(0)
+    plain = small()
+    torch.nn.init.normal_(plain.last[-1].weight)
+    last = small(channels_last=True)
+    last.load_state_dict(plain.state_dict())
+    assert last.last[-1].weight.is_contiguous(memory_format=torch.channels_last)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500.0])
+    seen = []
+    last.last[-1].register_forward_hook(lambda module, given, answer: seen.append(given[0]))
+    torch.testing.assert_close(last(x, t, Condition()), plain(x, t, Condition()), atol=1e-4, rtol=1e-4)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last), "all the way through"
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(2, 1), (9, 1), (18, 2), (32, 8), (96, 16), (128, 32), (256, 32)])
 def test_norm_has_at_most_32_groups_of_at_least_4_channels(channels, groups):
     assert norm(channels).num_groups == groups

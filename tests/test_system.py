@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import composed
 
+from ddpm_lab import trust
 from ddpm_lab.callbacks.ema import EMA, best
 from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.weights import newest
 from ddpm_lab.data.splits import batch
 from ddpm_lab.diffusion.timesteps import Stratified
 from ddpm_lab.systems.asking import labels
@@ -183,3 +185,25 @@ def test_training_learns_the_digits(tmp_path, prediction):
     trainer.fit(system, data)
     # 0.53, 0.42 and 0.45 of the start were measured after 200 steps; a network that learns nothing stays at 1.
     assert loss() < 0.7 * before
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training_and_goes_on_bit_for_bit(typed, tmp_path):
+    words = ("trainer=debug", "logger=csv", "model.channels=8", "model.multipliers=[1]", "sampler.steps=3",
+             "data.batch_size=16", "callbacks.quality.count=20", "callbacks.pictures.every=3", "lr_schedule.warmup=2",
+             "callbacks.checkpoints.every=3")  # fmt: skip
+    found = {}
+    for name, own in {"eager": (), "compiled": ("compile=default",), "again": ("compile=default",)}.items():
+        place = f"hydra.run.dir={tmp_path}/{name}"
+        if name == "again":
+            assert typed("train", *words, *own, place, "trainer.max_steps=5", "resume=null")[0] == 0
+        status, said, error = typed("train", *words, *own, place)
+        assert status == 0, error
+        assert ("the first step took" in said) == (name != "eager")
+        found[name] = trust.checkpoint(newest(tmp_path / name))
+    eager, compiled, again = (found[name]["state_dict"] for name in ("eager", "compiled", "again"))
+    for key, weight in eager.items():
+        torch.testing.assert_close(compiled[key], weight, atol=1e-4, rtol=1e-3)
+        assert torch.equal(again[key], compiled[key]), key
+    assert found["compiled"]["callbacks"].keys() >= found["eager"]["callbacks"].keys()
+    assert typed("sample", f"run={tmp_path}/compiled", "count=2")[0] == 0

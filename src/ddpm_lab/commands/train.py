@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from ddpm_lab import pulse
 from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
+from ddpm_lab.callbacks.compiled import Compiled
 from ddpm_lab.callbacks.density import Density
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.quality import Quality
@@ -60,6 +61,8 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     callbacks = build(config, "callbacks")
     if not any(isinstance(callback, Checkpoints) for callback in callbacks.values()):
         callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
+    if config.compile is not None:
+        callbacks = {"compiled": Compiled(config.compile)} | callbacks
     validate(config, data, system, callbacks)
     trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
     validate_trainer(config, trainer)

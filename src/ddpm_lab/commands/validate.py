@@ -31,6 +31,8 @@ from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Learner
 
 LOG = logging.getLogger(__name__)
+MODES = ("default", "reduce-overhead", "max-autotune")
+"""Of torch.compile"""
 ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16")
 LEAST = {"trainer.accumulate_grad_batches": 1, "trainer.val_check_interval": 1, "trainer.num_sanity_val_steps": -1,
@@ -53,6 +55,7 @@ def validate_settings(config: DictConfig) -> None:
         raise UserError(f"lr_schedule.warmup={warmup} is longer than the training, trainer.max_steps={steps}, which "
                         f"would never come to optimizer.lr; try lr_schedule.warmup={steps // 2}")  # fmt: skip
     _devices(config.trainer)
+    _compiler(config)
     if config.trainer.precision in ("bf16", "bf16-mixed") and config.trainer.accelerator == "cpu":
         LOG.warning(
             "warning: trainer.precision=%s is many times slower than 32-true on most CPUs", config.trainer.precision
@@ -60,6 +63,17 @@ def validate_settings(config: DictConfig) -> None:
     if config.trainer.precision not in PRECISIONS:
         raise UserError(f"trainer.precision={config.trainer.precision} would lose the float64 tables, or clip "
                         "gradients that are scaled; try 32-true or bf16-mixed")  # fmt: skip
+
+
+def _compiler(config: DictConfig) -> None:
+    """Raises UserError for what is no mode of torch.compile, and Hindered where it finds no compiler."""
+    if config.compile is None:
+        return
+    if config.compile not in MODES:
+        raise UserError(f"compile={config.compile} is not one of {', '.join(MODES)}, or null")
+    if config.trainer.accelerator == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise Hindered(f"compile={config.compile} needs a C++ compiler on a CPU, and there is none; install g++, or "
+                       "try compile=null")  # fmt: skip
 
 
 def _given(config: DictConfig, bounds: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +102,8 @@ def _devices(trainer: DictConfig) -> None:
 def validate(config: DictConfig, data: Data, system: Learner, callbacks: Mapping[str, Callback]) -> None:
     """What was built, before a trainer is. Raises UserError, and Hindered where there is no room for it."""
     _fitting(callbacks, system, data)
+    if config.compile is not None and system.compiles is None:
+        raise UserError(f"compile={config.compile} is for system=diffusion and system=classifier; try compile=null")
     if not isinstance(system, Diffusion) and config.codec._target_ != "ddpm_lab.codecs.Pixels":
         raise UserError(
             "codec=autoencoder is for system=diffusion, and nothing else works in latents; try codec=pixels"

@@ -16,6 +16,7 @@ class UNet(nn.Module):
 
     `shape` (C, H, W) comes from the data, `outputs` from the variance; `classes`, `context` (width of tokens) and
     `image` (channels of a picture beside x) from the condition. With `self_conditioning` it hears its guess before.
+    With `channels_last` its weights, and so all that convolutions answer, lie in memory with the channels innermost.
     The rest is said in `Layout`.
     Raises ValueError where these do not fit the shape.
     """
@@ -39,6 +40,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         checkpointing: bool = False,
         self_conditioning: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.layout = layout = Layout(
@@ -58,6 +60,8 @@ class UNet(nn.Module):
                     stack.append(layout.up(width))
                 self.up.append(stack)
         self.last = nn.Sequential(norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, outputs * shape[0], 3, padding=1)))
+        if channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x, kept, told = self.encoder(x, t, cond)

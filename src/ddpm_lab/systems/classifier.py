@@ -49,6 +49,10 @@ class ClassifierSystem(System):
         self.look_at(timesteps)
         self.learn_by(optimizer, lr_schedule)
 
+    @property
+    def compiles(self) -> nn.Module:
+        return self.classifier.network
+
     def answers(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Tensor:
         """log p(y | x_t), (B, classes), at one draw of x_t."""
         return self.classifier(self.process.diffuse(batch["x0"], noise(batch["x0"]), t), t)

@@ -81,6 +81,10 @@ class Diffusion(System):
         self.learn_by(optimizer, lr_schedule)
         self.draw_with(sampler, guidance)
 
+    @property
+    def compiles(self) -> nn.Module:
+        return self.denoiser.network
+
     def draw_with(self, sampler: Sampler, guidance: partial[Denoises]) -> None:
         """How samples are drawn from now on. Raises UserError where these do not fit the model, or one another."""
         with naming("sampler"):

@@ -37,6 +37,11 @@ class Learner(L.LightningModule, ABC):
     watched: dict[str, float]
     """What the last validation found, by the names it has in the logs"""
 
+    @property
+    def compiles(self) -> nn.Module | None:
+        """What torch.compile may make faster, if anything."""
+        return None
+
     @abstractmethod
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         """What to type next, (verb, arguments); `measured`: FID can be had."""
