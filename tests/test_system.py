@@ -190,8 +190,8 @@ def test_training_learns_the_digits(tmp_path, prediction):
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training_and_goes_on_bit_for_bit(typed, tmp_path):
     words = ("trainer=debug", "logger=csv", "model.channels=8", "model.multipliers=[1]", "sampler.steps=3",
-             "data.batch_size=16", "callbacks.quality.count=20", "callbacks.pictures.every=3", "lr_schedule.warmup=2",
-             "callbacks.checkpoints.every=3")  # fmt: skip
+             "data.batch_size=16", "callbacks.quality.count=20", "callbacks.pictures.every=3", "lr_schedule=constant",
+             "lr_schedule.warmup=2", "callbacks.checkpoints.every=3")  # fmt: skip
     found = {}
     for name, own in {"eager": (), "compiled": ("compile=default",), "again": ("compile=default",)}.items():
         place = f"hydra.run.dir={tmp_path}/{name}"
