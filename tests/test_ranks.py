@@ -74,7 +74,8 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
     grids = [Image.open(tmp_path / name / "pictures" / "samples-000006.png").size for name in ("one", "two")]
     assert grids[0] == grids[1], "300 are two batches"
     for name in ("real", "noise"):
-        assert of_two[name]["fid"] == pytest.approx(of_one[name]["fid"], rel=1e-9)
+        # Roots of eigenvalues that should be 0, which digits are lost in, have half the digits.
+        assert of_two[name]["fid"] == pytest.approx(of_one[name]["fid"], rel=1e-7)
     assert said.count("to train on") == 1, "the first process alone speaks"
     for verb, words in {"evaluate": ["count=50", "metrics=[kid,prc]"], "sample": ["count=30"]}.items():
         found = []

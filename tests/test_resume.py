@@ -289,13 +289,13 @@ def test_partial_files_take_no_place(tmp_path):
 
 
 def test_each_process_takes_up_its_own_half_of_a_mean():
-    kept = [{"sums": torch.full((2, 4), float(rank)), "parts": {"l1": torch.tensor(10.0 + rank)}} for rank in range(2)]
+    kept = [[{name: torch.tensor([10.0 + rank]) for name in ("losses", "weight", "l1")}] for rank in range(2)]
     for rank in range(2):
         losses = Losses()
         losses.load_state_dict({"curves": {"train/loss": [(7, 0.5)]}, "batches": 3, "processes": kept})
         trainer, system = SimpleNamespace(global_rank=rank), SimpleNamespace(device=torch.device("cpu"))
         losses.on_train_start(trainer, system)
-        assert losses.sums.unique() == rank and losses.parts["l1"] == 10 + rank and losses.batches == 3
+        assert losses.found == kept[rank] and losses.batches == 3
     checkpoint = {"callbacks": {"Losses": losses.state_dict()}}
     losses.on_save_checkpoint(trainer, system, checkpoint)
     assert checkpoint["callbacks"]["Losses"]["processes"] == kept[1:]

@@ -25,8 +25,11 @@ class Losses(L.Callback):
     """Every `every` batches: the mean loss since the last time, also by quarter of the times t where there are any (q1
     nearest the data), the learning rate and images per second.
 
-    Sums stay on the device and are read when logged, so that a step costs no synchronisation.
+    What steps find stays on the device and is looked at when logged, so that a step costs nothing.
     """
+
+    found: list[dict[str, Tensor]]
+    """Of each batch since the last time its losses, (B,), and what belongs to them"""
 
     def __init__(self, every: int = 50) -> None:
         if every < 1:
@@ -36,12 +39,11 @@ class Losses(L.Callback):
         """(step, value) of each loss"""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        self._restart(pl_module.device)
+        self._restart()
         if self._kept:
             self.batches = self._before = self._kept["batches"]
             kept = self._kept["processes"][trainer.global_rank]
-            self.parts.update({name: value.to(pl_module.device) for name, value in kept["parts"].items()})
-            self.sums = kept["sums"].to(pl_module.device)
+            self.found += [{name: value.to(pl_module.device) for name, value in step.items()} for step in kept]
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self.batches == self._before:
@@ -50,20 +52,12 @@ class Losses(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Learner, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        losses = outputs["losses"].float()
-        if isinstance(pl_module, System):
-            weight, quarter = outputs["weight"].float(), (outputs["t"] - 1) * 4 // pl_module.process.steps
-        else:
-            weight, quarter = torch.ones_like(losses), torch.zeros_like(losses, dtype=torch.long)
-        weight = weight * losses.isfinite()  # those of a step that is left out do not count
-        losses = losses.nan_to_num(0, 0, 0)
-        self.sums.index_add_(1, quarter, torch.stack([weight * losses, weight]))  # weights undo importance sampling
-        for name, part in outputs.get("parts", {}).items():
-            self.parts[name] = self.parts.get(name, 0) + part.detach().mean()
+        found = {**outputs, **outputs.get("parts", {})}
+        self.found.append({name: value.detach() for name, value in found.items() if name not in ("loss", "parts")})
         self.batches += 1
         if self.batches == self.every:
-            self._report(trainer, pl_module, len(losses) * trainer.world_size)
-            self._restart(pl_module.device)
+            self._report(trainer, pl_module, len(outputs["losses"]) * trainer.world_size)
+            self._restart()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
@@ -72,8 +66,9 @@ class Losses(L.Callback):
         return {"curves": dict(self.curves), "batches": self.batches}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        parts = {name: value.cpu() for name, value in self.parts.items()}
-        checkpoint["callbacks"]["Losses"]["processes"] = everyones([{"sums": self.sums.cpu(), "parts": parts}])
+        self.found = [self._all()] if self.found else []
+        kept = [{name: value.cpu() for name, value in step.items()} for step in self.found]
+        checkpoint["callbacks"]["Losses"]["processes"] = everyones([kept])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curves.update(state_dict["curves"])
@@ -87,29 +82,41 @@ class Losses(L.Callback):
 
     _kept: dict[str, Any] | None = None
 
-    def _restart(self, device: torch.device) -> None:
+    def _restart(self) -> None:
         self.batches = self._before = 0
-        self.parts: dict[str, Tensor] = {}
-        """Sums of what a loss is made of, where it has parts."""
-        self.sums = torch.zeros(2, 4, device=device)
-        """Sum of weighted losses and of weights, by quarter."""
+        self.found = []
+
+    def _all(self) -> dict[str, Tensor]:
+        """What was found by all batches together, with the weights of losses; those of a step that was left out, which
+        are not finite, have none.
+        """
+        found = {name: torch.cat([step[name].reshape(-1) for step in self.found]) for name in self.found[0]}
+        losses = found["losses"]
+        found["weight"] = found.get("weight", torch.ones_like(losses)) * losses.isfinite()
+        return {name: value.nan_to_num(0, 0, 0) for name, value in found.items()}
 
     def _report(self, trainer: L.Trainer, system: Learner, batch_size: int) -> None:
-        everyones = trainer.strategy.reduce(self.sums, reduce_op="sum")
-        sums, counts = everyones.tolist()  # on a GPU this waits for the last batch, so the clock is read after it
+        parts = self._all()
+        losses, weight = parts.pop("losses"), parts.pop("weight")
+        quarter = torch.zeros_like(losses)
+        if isinstance(system, System):
+            quarter = (parts.pop("t") - 1) * 4 // system.process.steps
+        weighted = torch.stack([weight * losses, weight]).float()  # weights undo importance sampling
+        sums = torch.stack([(weighted * (quarter == q)).sum(1) for q in range(4)], 1)
+        sums, counts = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         seconds = time.perf_counter() - self.since
         timed = range(4 if isinstance(system, System) else 0)
         quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in timed if counts[q]}
-        losses = {"train/loss": sum(sums) / sum(counts) if sum(counts) else math.nan, **quarters}
+        found = {"train/loss": sum(sums) / sum(counts) if sum(counts) else math.nan, **quarters}
         usual = [value for _, value in self.curves["train/loss"][-3:]]
-        if usual and losses["train/loss"] > SPIKE * max(usual):
-            LOG.warning("step %d: the loss is %.3g, and was %.3g", trainer.global_step, losses["train/loss"], usual[-1])
-        for name, value in losses.items():
+        if usual and found["train/loss"] > SPIKE * max(usual):
+            LOG.warning("step %d: the loss is %.3g, and was %.3g", trainer.global_step, found["train/loss"], usual[-1])
+        for name, value in found.items():
             if math.isfinite(value):
                 self.curves[name].append((trainer.global_step, value))
         skipped = system.skips.counts[0].item()
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        parts = {f"train/{name}": trainer.strategy.reduce(value, reduce_op="mean").item() / self.batches
-                 for name, value in self.parts.items()}  # fmt: skip
+        means = {f"train/{name}": trainer.strategy.reduce(value.float().mean(), reduce_op="mean").item()
+                 for name, value in parts.items()}  # fmt: skip
         rates = {"lr": rate, "images_per_second": (self.batches - self._before) * batch_size / seconds}
-        log(trainer, {**losses, **parts, **rates, **({"train/skipped": skipped} if skipped else {})})
+        log(trainer, {**found, **means, **rates, **({"train/skipped": skipped} if skipped else {})})

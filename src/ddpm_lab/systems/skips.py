@@ -1,6 +1,7 @@
 """Steps that are left out."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -25,11 +26,11 @@ class Skips:
 
     def judge(self, optimizer: torch.optim.Optimizer, norms: Sequence[Tensor], step: int) -> None:
         """Before optimizer step number `step`, of whose gradients `norms` are the norms of all parts."""
-        bad = ~torch.stack([*norms]).isfinite().all()
+        bad = reduce(torch.add, norms).isfinite().logical_not().float()
         self.counts.add_(bad)
         self.counts[1].mul_(bad)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
         elif bad:
             optimizer.zero_grad()
         self.known.copy_(self.counts, non_blocking=True)

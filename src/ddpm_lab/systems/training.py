@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -128,11 +129,15 @@ class Learner(L.LightningModule, ABC):
     ) -> None:
         # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
         norms = []
-        for part in self.clipped():
-            norms.append(nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None]))
+        for parameters in self._clipped:
+            norms.append(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
             if gradient_clip_val:
-                nn.utils.clip_grads_with_norm_(part.parameters(), gradient_clip_val, norms[-1])
+                nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norms[-1])
         self.skips.judge(optimizer, norms, self.trainer.global_step + 1)
+
+    @cached_property
+    def _clipped(self) -> list[list[nn.Parameter]]:
+        return [[*part.parameters()] for part in self.clipped()]  # to find them takes as long as to clip them
 
     def clipped(self) -> list[nn.Module]:
         """Parts of which each has a norm of its own where gradients are clipped."""
