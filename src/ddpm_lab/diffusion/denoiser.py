@@ -31,6 +31,8 @@ class Answer(NamedTuple):
     """(B, ...), in the terms of its prediction"""
     spread: Tensor | None
     """(B, ...), of a network with a learned variance"""
+    reading: tuple[Tensor, Tensor]
+    """a and b of x_0 = a x_t + b own"""
 
 
 class Denoises(Protocol):
@@ -117,17 +119,17 @@ class Denoiser(Reverses):
 
     def answer(self, x_t: Tensor, t: Tensor, cond: Condition) -> Answer:
         """It sees x_t at unit variance and time on a scale of 1000, so that its weights suit any schedule and T."""
-        said = self.network(self._numbers(t, x_t)[0] * x_t, t * (1000 / self.process.steps), cond).to(x_t.dtype)
-        width = x_t.shape[1]
-        return Answer(said[:, :width], said[:, width:] if said.shape[1] > width else None)
+        numbers = self.reading[t].to(x_t.dtype).view(-1, 3, *[1] * (x_t.ndim - 1))
+        narrowed, a, b = numbers.unbind(1)
+        said = self.network(narrowed * x_t, t * (1000 / self.process.steps), cond).to(x_t.dtype)
+        if said.shape == x_t.shape:
+            return Answer(said, None, (a, b))
+        own, spread = said.chunk(2, dim=1)
+        return Answer(own, spread, (a, b))
 
-    def read(self, answer: Answer, x_t: Tensor, t: Tensor) -> Estimate:
-        _, a, b = self._numbers(t, x_t)
-        return Estimate(a * x_t + b * answer.own, answer.spread)
-
-    def _numbers(self, t: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-        """The columns of `reading` at `t`, shaped and cast to meet `like`, (B, ...)."""
-        return self.reading[t].to(like.dtype).view(-1, 3, *[1] * (like.ndim - 1)).unbind(1)
+    def read(self, answer: Answer, x_t: Tensor) -> Estimate:
+        a, b = answer.reading
+        return Estimate(torch.addcmul(a * x_t, b, answer.own), answer.spread)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        return self.read(self.answer(x_t, t, cond), x_t, t)
+        return self.read(self.answer(x_t, t, cond), x_t)

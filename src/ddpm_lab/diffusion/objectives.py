@@ -119,6 +119,6 @@ class Hybrid(Objective):
 def _bound(denoiser: Denoiser, draw: Draw, answer: Answer, frozen: bool) -> Tensor:
     """T times the bound's term, (B,); `frozen` keeps its gradient from the mean."""
     answer = answer._replace(own=answer.own.detach()) if frozen else answer
-    guess = denoiser.read(answer, draw.x_t, draw.t)
+    guess = denoiser.read(answer, draw.x_t)
     term = bound_term(denoiser, guess, draw.x0, draw.x_t, draw.t, draw.t - 1, draw.bin_width)
     return denoiser.process.steps * term

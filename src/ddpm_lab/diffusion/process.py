@@ -111,9 +111,8 @@ class ForwardProcess(nn.Module):
         not.
         """
         last = s == 0
-        later = torch.where(last, (2 * t).clamp(max=self.steps), t)
-        value = torch.where(later == s.where(~last, t), self.beta(t, s), self.beta_tilde(later, s.where(~last, t)))
-        return value.log()
+        t, s = torch.where(last, (2 * t).clamp(max=self.steps), t), torch.where(last, t, s)
+        return 2 * self.scales(s)[1].log() + torch.where(t == s, 1.0, self.renewed(t, s)).log()
 
     def from_x0(self, t: Tensor, s: Tensor) -> Tensor:
         """The coefficient of x_0 in the posterior's mean, (B,)."""
