@@ -43,6 +43,18 @@ def chain(name, t, s):
 
 @EVERY_PROCESS
 @pytest.mark.parametrize(("t", "s"), PAIRS)
+def test_one_time_for_all_samples_is_that_time_for_each(name, t, s):
+    process, x0, x_t = PROCESSES[name], *torch.randn(2, 3, 1, 2, 2)
+    everyones, each = (torch.tensor(t), torch.tensor(s)), (torch.full((3,), t), torch.full((3,), s))
+    for found, expected in zip(*(
+        (*process.posterior(x0, x_t, *at), process.move(x_t, x0, *at), process.diffuse(x0, x_t, at[0]))
+        for at in (everyones, each)
+    ), strict=True):  # fmt: skip
+        assert torch.equal(found.expand_as(expected), expected)
+
+
+@EVERY_PROCESS
+@pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_posterior_is_bayes_rule_on_the_chain(name, t, s):
     process = PROCESSES[name]
     (gain, beta), (a, v) = chain(name, t, s), chain(name, s, 0)

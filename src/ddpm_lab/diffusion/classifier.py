@@ -9,7 +9,7 @@ from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.guidance import Guidance, check_alike, check_strength
-from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
 from ddpm_lab.errors import UserError
 
 
@@ -98,6 +98,7 @@ class ClassifierGuidance(Guidance):
         """grad_x log p(y | x), (B, ...); 0 where the label was dropped."""
         if cond.label is None:
             raise UserError(f"guidance.scale={self.scale:g} needs labels to go to, and there are none")
+        t = per_sample(t, x)
         # Clones, because tensors of inference mode cannot take part in a gradient.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.clone().requires_grad_()

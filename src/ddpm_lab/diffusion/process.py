@@ -12,17 +12,24 @@ LOG = logging.getLogger(__name__)
 
 
 def per_pixel(number: Tensor, like: Tensor) -> Tensor:
-    """One number per sample, (B,), shaped and cast to meet `like`, (B, ...)."""
-    return number.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    """One number per sample, (B,), or one for all, (), shaped and cast to meet `like`, (B, ...)."""
+    number = number.to(like.dtype)
+    return number.view(-1, *[1] * (like.ndim - 1)) if number.ndim else number
+
+
+def per_sample(t: Tensor, like: Tensor) -> Tensor:
+    """The time of each sample of `like`, (B, ...), from that of each or of all."""
+    return t if t.ndim else torch.full((len(like),), int(t), device=like.device)
 
 
 class ForwardProcess(nn.Module):
     """q(x_t | x_0) = N(signal_t x_0, noise_t^2 I) and what follows from it, whether the variance is preserved (VP) or
     explodes (VE).
 
-    Times `t` and `s` are (B,) int64 in 0..T with s < t. The tables are float64 and stay out of checkpoints;
-    numbers per sample are computed in float64 and cast where they meet pixels. A schedule that does not end in noise
-    (more than 1e-3 of the variance at T is signal) is used all the same, with a warning.
+    Times `t` and `s` are int64 in 0..T with s < t: (B,) where x is, or (), the same for all samples, on the CPU, so
+    that samplers keep a GPU busy with pixels alone. The tables are float64 and stay out of checkpoints; numbers per
+    sample are computed in float64 and cast where they meet pixels. A schedule that does not end in noise (more than
+    1e-3 of the variance at T is signal) is used all the same, with a warning.
     """
 
     table: Tensor
@@ -33,7 +40,8 @@ class ForwardProcess(nn.Module):
         self.steps = len(schedule.signal) - 1
         log_snr = 2 * (schedule.signal.log() - schedule.noise.log())
         scale = torch.hypot(*schedule)
-        self.register_buffer("table", torch.stack([*schedule, log_snr, scale], dim=1), persistent=False)
+        self._on_cpu = torch.stack([*schedule, log_snr, scale], dim=1).cpu()
+        self.register_buffer("table", self._on_cpu, persistent=False)
         self.warn_of_signal("schedule ends", self.steps)
 
     def warn_of_signal(self, what: str, t: int) -> None:
@@ -43,18 +51,21 @@ class ForwardProcess(nn.Module):
             LOG.warning("warning: %s at t = %d, where alpha_bar = %.2g is above 1e-3, and sampling starts from noise",
                         what, t, share)  # fmt: skip
 
+    def _at(self, t: Tensor) -> Tensor:
+        return (self.table if t.ndim else self._on_cpu)[t]
+
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """signal_t and noise_t, each (B,) float64."""
-        signal, noise, _, _ = self.table[t].unbind(1)
+        """signal_t and noise_t, each of the shape of t, float64."""
+        signal, noise, _, _ = self._at(t).unbind(-1)
         return signal, noise
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(signal_t^2 / noise_t^2), (B,); infinite at t = 0."""
-        return self.table[t][:, 2]
+        return self._at(t)[..., 2]
 
     def scale(self, t: Tensor) -> Tensor:
         """hypot(signal_t, noise_t), (B,): the standard deviation of x_t for data of unit variance; 1 if it is VP."""
-        return self.table[t][:, 3]
+        return self._at(t)[..., 3]
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
         """Where a chain that begins at `t` starts from, given standard normal `z`, (B, ...): N(0, scale_t^2 I)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
 from ddpm_lab.diffusion.noise import Noise
-from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
 from ddpm_lab.diffusion.spacings import stops
 
 
@@ -26,9 +26,8 @@ class Step(NamedTuple):
     x_t: Tensor
     """(B, ...)"""
     t: Tensor
-    """(B,) int64"""
+    """() int64 on the CPU, or (B,), as in `ForwardProcess`"""
     s: Tensor
-    """(B,) int64"""
     guess: Estimate
     """Of x_0 at t, bounded."""
     last: bool
@@ -70,7 +69,7 @@ class Sampler(ABC):
 
     def prior(self, process: ForwardProcess, z: Tensor) -> Tensor:
         """Where the walk begins, given standard normal `z`, (B, ...)."""
-        return process.prior(z, torch.full((len(z),), self.times(process.steps)[0], device=z.device))
+        return process.prior(z, torch.tensor(self.times(process.steps)[0]))
 
     def walk(
         self,
@@ -82,17 +81,13 @@ class Sampler(ABC):
     ) -> Iterator[tuple[int, Tensor]]:
         """Each stop s below T with its x_s, (B, ...), from `x`, which is x_T (see `prior`), to the time `until`."""
         before = None
-        # The loop runs on Python's integers: a time read back from a tensor would stall a GPU at every step.
-        stops = self.times(denoiser.process.steps, until)
-        at_s = torch.full((len(x),), stops[0], device=x.device)
-        for s in stops[1:]:
-            at_t, at_s = at_s, torch.full((len(x),), s, device=x.device)
-            step = Step(x, at_t, at_s, self.guess(denoiser, x, at_t, cond), s == 0, before)
+        for t, s in pairwise(torch.tensor(self.times(denoiser.process.steps, until)).unbind()):
+            step = Step(x, t, s, self.guess(denoiser, x, t, cond), int(s) == 0, before)
             if denoiser.recalls:
                 cond = replace(cond, previous=step.guess.x0)
             x = self.step(denoiser, step, cond, noise)
             before = step._replace(before=None)
-            yield s, x
+            yield int(s), x
 
     def __call__(
         self,
@@ -106,7 +101,7 @@ class Sampler(ABC):
 
     def guess(self, denoiser: Denoises, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
         """The denoiser's estimate with x_0 bounded, so that whatever follows from it is bounded too."""
-        guess = denoiser(x_t, t, cond)
+        guess = denoiser(x_t, per_sample(t, x_t), cond)
         if self.clip is None:
             return guess
         if self.dynamic_threshold is None:
@@ -171,13 +166,13 @@ class DDIM(Sampler):
         """
         if self.eta:
             raise ValueError(f"eta={self.eta:g} adds noise, and so cannot be run backwards; try eta=0")
-        for s, t in pairwise(reversed(self.times(denoiser.process.steps))):
-            at_s, at_t = (torch.full((len(x),), time, device=x.device) for time in (max(s, 1), t))
-            x0 = self.guess(denoiser, x, at_s, cond).x0
-            x = denoiser.process.move(x, x0, at_s, at_t)
+        for s, t in pairwise(torch.tensor(self.times(denoiser.process.steps)).flip(0).unbind()):
+            s = s.clamp(min=1)
+            x0 = self.guess(denoiser, x, s, cond).x0
+            x = denoiser.process.move(x, x0, s, t)
             if denoiser.recalls:
                 cond = replace(cond, previous=x0)
-            yield t, x
+            yield int(t), x
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

@@ -76,5 +76,5 @@ class Analytic(Variance):
         self.mse = mse
 
     def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        mse = self.mse.to(process.table)[t]
+        mse = self.mse.to(t.device)[t]
         return per_pixel((process.beta_tilde(t, s) + process.from_x0(t, s) ** 2 * mse).log(), like)
