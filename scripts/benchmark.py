@@ -6,12 +6,11 @@ sampling    what samplers add to the calls of the network, with peers' beside; i
 guidance    a classifier-free guided guess against one call with twice the batch, and against two calls
 start       seconds from the shell to imports and to the end of a first step
 evaluation  samples per second of FID, and the share of the network's calls in it
-scale       time and memory against batch, resolution, width and steps: docs/scale.png
 
-All but `scale` where none is named. Keys are those of `train.py`. What is compared runs in one process in turn, A B C,
-C B A, because machines are noisy: printed are medians, the median over rounds of the ratio within a round, and the
-ratio of the fastest visits. Peers are measured where they can be imported (pip install -e '.[peers]'). Everything is
-written to benchmark.json as well.
+All of them where none is named; what cost grows with is in benchmark_scale.py. Keys are those of `train.py`. What is
+compared runs in one process in turn, A B C, C B A, because machines are noisy: printed are medians, the median over
+rounds of the ratio within a round, and the ratio of the fastest visits. Peers are measured where they can be imported
+(pip install -e '.[peers]'). Everything is written to benchmark.json as well.
 """
 
 import copy
@@ -134,6 +133,12 @@ def cast(precision: Any) -> AbstractContextManager[Any]:
     return torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
+def made(words: list[str]) -> tuple[Data, Diffusion, DictConfig]:
+    config = compose("train", words)
+    data = build(config, "data")
+    return data, build(config, "system", **data.spec), config
+
+
 def bare(system: Diffusion, data: Data, precision: Any, compiled: str | None = None) -> Call:
     """Ours without the Trainer."""
     system = copy.deepcopy(system).to(DEVICE)
@@ -252,22 +257,24 @@ def step(words: list[str]) -> dict[str, Any]:
         config = compose("train", [f"trainer.default_root_dir={folder}", *never, "~callbacks.quality", *words])
         data = build(config, "data")
         system, precision = build(config, "system", **data.spec), config.trainer.precision
-        narrow = {"bare loop": bare(system, data, precision)}
-        last = build(compose("train", [*words, "model.channels_last=true"]), "system", **data.spec)
-        narrow["bare loop, channels_last"] = bare(last, data, precision)
+        narrow = {"bare loop": bare(system, data, precision, config.compile)}
         if config.compile:
-            for name, which in {"compiled": system, "channels_last, compiled": last}.items():
-                narrow[f"bare loop, {name}"] = bare(which, data, precision, config.compile)
+            narrow["bare loop, eager"] = bare(system, data, precision)
+        if "channels_last" in config.model:
+            other = str(not config.model.channels_last).lower()
+            turned = build(compose("train", [*words, f"model.channels_last={other}"]), "system", **data.spec)
+            narrow[f"bare loop, eager, channels_last={other}"] = bare(turned, data, precision)
         for name, peer in {"diffusers": diffusers, "denoising-diffusion-pytorch": lucidrains}.items():
             with suppress(ImportError):
                 narrow[name] = peer(config, data, "32-true")
                 if precision == "bf16-mixed":
                     narrow[f"{name}, bf16"] = peer(config, data, precision)
-        work = {name: gflop(call) for name, call in narrow.items() if "compiled" not in name}
-        work |= {name: work["bare loop"] for name in narrow if "compiled" in name} | {"Trainer": work["bare loop"]}
+        work = {name: gflop(bare(system, data, precision) if name == "bare loop" else call)
+                for name, call in narrow.items()}  # fmt: skip
+        work["Trainer"] = work["bare loop"]
         most = ceilings(precision)
         visits = Visits(narrow | {name: call for name, (call, _) in most.items()})
-        calls = visits.calls["bare loop, compiled" if config.compile else "bare loop"]
+        calls = visits.calls["bare loop"]
         timer = Interleave(visits, calls)
         config.trainer.max_steps = (ROUNDS + 1) * calls
         callbacks = [*build(config, "callbacks").values(), timer]
@@ -302,9 +309,8 @@ class Nothing(nn.Module):
 @torch.inference_mode()
 def sampling(words: list[str]) -> dict[str, Any]:
     """Microseconds a step beyond the network for 16 small pictures; and images per second of a network, DDIM."""
-    config = compose("train", words)
-    data = build(config, "data")
-    system = build(config, "system", **data.spec).eval().to(DEVICE)
+    data, system, config = made(words)
+    system.eval().to(DEVICE)
     nothing = Nothing()
     denoiser = Denoiser(nothing, system.process, Eps(), BetaTilde(), shape=data.shape).to(DEVICE)
     x, steps = torch.randn(16, *data.shape, device=DEVICE), 20
@@ -378,9 +384,8 @@ def images(config: DictConfig, data: Data, system: Diffusion, x: Tensor, steps: 
 
 @torch.inference_mode()
 def guidance(words: list[str]) -> dict[str, Any]:
-    config = compose("train", ["guidance=classifier_free", *words])
-    data = build(config, "data")
-    system = build(config, "system", **data.spec).eval().to(DEVICE)
+    data, system, config = made(["guidance=classifier_free", *words])
+    system.eval().to(DEVICE)
     size = config.data.batch_size
     x, t = torch.randn(size, *data.shape, device=DEVICE), torch.full((size,), 500, device=DEVICE)
     cond = system.condition(system.denoiser, system.ask(size))
@@ -428,9 +433,8 @@ def evaluation(words: list[str]) -> dict[str, Any]:
     """FID of 1,000 samples: per second, and the share of what only the network's calls would take."""
     from ddpm_lab.evaluation.quality import assess
 
-    config = compose("train", [*words, "sampler.steps=25"])
-    data = build(config, "data")
-    system = build(config, "system", **data.spec).eval().to(DEVICE)
+    data, system, config = made([*words, "sampler.steps=25"])
+    system.eval().to(DEVICE)
     extractor = build(config, "extractor")().to(DEVICE)
     count, size = 1000, 250
     asked = system.ask(size)

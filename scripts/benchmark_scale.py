@@ -1,0 +1,137 @@
+"""What cost grows with: python scripts/benchmark_scale.py [KEY=VALUE ...]
+
+Milliseconds of a step of training against batch size, resolution and width, and of sampling against its steps;
+pictures per second against the number of processes; each beside the law that it should follow, drawn through the
+largest. And what memory a step takes against batch size, with and without gradient checkpointing. Keys are those of
+`train.py`. Tables are printed and written to benchmark_scale.json, and drawn in benchmark_scale.png.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark import DEVICE, Call, Row, bare, compared, gflop, machine, made, table
+from hydra import compose, initialize_config_dir
+
+from ddpm_lab.commands.main import CONFIGS
+from ddpm_lab.commands.output import quiet
+from ddpm_lab.diffusion.samplers import DDIM
+from ddpm_lab.evaluation.pictures import save_lines
+
+AXES = {
+    "batch size": ("data.batch_size", (8, 16, 32, 64, 128)),
+    "resolution": ("data.resolution", (8, 16, 32, 64)),
+    "width": ("model.channels", (16, 32, 64, 128)),
+}
+
+
+def measured(words: list[str]) -> dict[str, Any]:
+    """Of 3x16x16 where `words` do not say otherwise: milliseconds of a step and MiB at its peak."""
+    words = ["data=synthetic", "data.resolution=16", "data.channels=3", "data.count=512", "data.batch_size=32", *words]
+    found: dict[str, Any] = {}
+    for axis, (key, values) in AXES.items():
+        steps = {str(value): bare_of([*words, f"{key}={value}"]) for value in values}
+        rows = compared(steps, rounds=1)
+        found[axis] = {"rows": {value: {"ms": rows[value]["ms"], "GFLOP": gflop(steps[value])} for value in steps}}
+    data, system, _ = made(words)
+    x, counts = torch.randn(16, *data.shape, device=DEVICE), (4, 8, 16, 32)
+    system = system.eval().to(DEVICE)
+
+    def walk(count: int) -> None:
+        with torch.inference_mode():
+            DDIM(steps=count)(system.denoiser, x)
+
+    rows = compared({str(count): lambda count=count: walk(count) for count in counts}, rounds=1)
+    found["sampling steps"] = {"rows": {count: {"ms": row["ms"], "calls": int(count)} for count, row in rows.items()}}
+    found["processes"] = {"rows": processes(words)}
+    _, batches = AXES["batch size"]
+    found["memory"] = {"rows": {
+        str(size): {name: peak(bare_of([*words, f"data.batch_size={size}", f"model.checkpointing={on}"]))
+                    for name, on in {"MiB": "false", "MiB, checkpointing": "true"}.items()} for size in batches
+    }}  # fmt: skip
+    return found
+
+
+def bare_of(words: list[str]) -> Call:
+    data, system, config = made(words)
+    return bare(system, data, config.trainer.precision, config.compile)
+
+
+def peak(step: Call) -> float:
+    """MiB that a step takes beside weights, averages and the optimizer's state."""
+    step()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    told = [event["args"] for event in events if event["name"] == "[memory]"]
+    return (max(of["Total Allocated"] for of in told) - told[0]["Total Allocated"] + told[0]["Bytes"]) / 2**20
+
+
+def processes(words: list[str]) -> dict[str, Row]:
+    """Images per second of `trainer=ddp`, with so many pictures for each process; on a CPU, each has one thread."""
+    small = DEVICE.type == "cpu"
+    most = (os.cpu_count() or 1) if small else torch.cuda.device_count()
+    on = ["trainer.accelerator=cpu", "trainer.precision=32-true"] if small else []
+    each = compose("train", words).data.batch_size
+
+    def run(ranks: int, steps: int) -> float:
+        """Seconds of training"""
+        here = tempfile.mkdtemp(dir=folder)
+        looks = ["callbacks=none", "logger=csv", "resume=null", f"hydra.run.dir={here}"]
+        command = [sys.executable, "train.py", *words, "trainer=ddp", *on, *looks, f"trainer.devices={ranks}",
+                   f"data.batch_size={each * ranks}", f"trainer.max_steps={steps}"]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return float(json.loads((Path(here) / "metrics.json").read_text())["training"]["seconds"])
+
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in (2**i for i in range(most.bit_length())):
+            few, many = 10, 60
+            times = [run(ranks, many) - run(ranks, few) for _ in range(3)]
+            rows[str(ranks)] = {"images/s": each * ranks * (many - few) / statistics.median(times)}
+    return rows
+
+
+def draw(found: dict[str, Any]) -> None:
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for axis, table_ in found.items():
+        rows = {float(value): row for value, row in table_["rows"].items()}
+        xs, (first, *others) = [*rows], [*next(iter(rows.values()))]
+        ys = [row[first] for row in rows.values()]
+        panels[f"{first} against {axis}"] = lines = {"measured" if axis != "memory" else "all kept": (xs, ys)}
+        if axis == "memory":
+            lines["gradient checkpointing"] = xs, [row[others[0]] for row in rows.values()]
+            continue
+        law = [row[others[0]] for row in rows.values()] if others else xs
+        lines[f"law: as {others[0] if others else axis}"] = xs, [ys[-1] * part / law[-1] for part in law]
+    save_lines(panels, Path("benchmark_scale.png"), x="", y={title: title.split(" against ")[0] for title in panels},
+               log_x=[*panels], log_y=[*panels])  # fmt: skip
+
+
+def main() -> None:
+    quiet()
+    print(json.dumps(about := machine()))
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        found = measured(sys.argv[1:])
+    for axis, part in found.items():
+        print(f"\n{axis}\n{table(part['rows'])}")
+    Path("benchmark_scale.json").write_text(json.dumps({"machine": about, **found}, indent=2) + "\n")
+    draw(found)
+    print("\nwritten to benchmark_scale.json, drawn in benchmark_scale.png")
+
+
+if __name__ == "__main__":
+    main()
