@@ -2,6 +2,7 @@
 
 step        a training step under the Trainer with default callbacks, against bare loops of the same network, peers'
             loops of the same architecture, and the matrix and convolution ceilings of the machine
+options     a bare step against the same without what makes it fast, one at a time, or compiled
 sampling    what samplers add to the calls of the network, with peers' beside; images per second
 guidance    a classifier-free guided guess against one call with twice the batch, and against two calls
 start       seconds from the shell to imports and to the end of a first step
@@ -139,17 +140,28 @@ def made(words: list[str]) -> tuple[Data, Diffusion, DictConfig]:
     return data, build(config, "system", **data.spec), config
 
 
-def bare(system: Diffusion, data: Data, precision: Any, compiled: str | None = None) -> Call:
-    """Ours without the Trainer."""
+def bare(
+    system: Diffusion, data: Data, precision: Any, compiled: str | None = None, *, together: bool = True,
+    batches: Iterator[dict[str, Tensor]] | None = None,
+) -> Call:  # fmt: skip
+    """Ours without the Trainer; `together`, all weights are averaged in one call."""
     system = copy.deepcopy(system).to(DEVICE)
     system.stream = torch.Generator(DEVICE)
     if compiled:
         system.denoiser.network.compile(mode=compiled)
     weights = [parameter.data for parameter in system.denoiser.parameters()]
     averages = [weight.clone() for weight in weights]
-    batches = iter(Batches(data.train.to(DEVICE), data.batch_size, flip=False, seed=0))
-    return training(lambda: system.training_step(next(batches), 0)["loss"], system, system.optimizer(
-        system.parameters()), lambda: torch._foreach_lerp_(averages, weights, 0.01), cast(precision))  # fmt: skip
+    served = batches or iter(Batches(data.train.to(DEVICE), data.batch_size, flip=False, seed=0))
+
+    def average() -> None:
+        if together:
+            torch._foreach_lerp_(averages, weights, 0.01)
+        else:
+            for mine, weight in zip(averages, weights, strict=True):
+                mine.lerp_(weight, 0.01)
+
+    return training(lambda: system.training_step(next(served), 0)["loss"], system, system.optimizer(
+        system.parameters()), average, cast(precision))  # fmt: skip
 
 
 def pictures(data: Data) -> Iterator[list[Tensor]]:
@@ -294,6 +306,24 @@ def step(words: list[str]) -> dict[str, Any]:
     overhead = {name: statistics.median(a - b for a, b in zip(timer.seconds, visits.seconds[name], strict=True)) * 1e3
                 for name in rows if name.startswith("bare")}  # fmt: skip
     return {"rows": rows, "TFLOP/s": rates, "Trainer adds, ms": overhead}
+
+
+def options(words: list[str]) -> dict[str, Any]:
+    """A bare step, and the same without what makes it fast; with `compile=`, also what that gains and takes."""
+    data, system, config = made(words)
+    precision, candidates = config.trainer.precision, {}
+    candidates["as it is"] = bare(system, data, precision)
+    for word in ("model.channels_last=false", "optimizer.fused=false"):
+        candidates[word] = bare(made([*words, word])[1], data, precision)
+    candidates["EMA of one weight after the other"] = bare(system, data, precision, together=False)
+    served = ({"x0": x0.to(DEVICE), "label": label.to(DEVICE)} for x0, label in pictures(data))
+    candidates["batches from a DataLoader"] = bare(system, data, precision, batches=served)
+    first = {}
+    if config.compile:
+        name = f"compile={config.compile}"
+        candidates[name] = bare(system, data, precision, config.compile)
+        first["first step compiled, s"] = seconds(candidates[name])
+    return {"rows": compared(candidates), **first}
 
 
 class Nothing(nn.Module):
@@ -453,7 +483,8 @@ def evaluation(words: list[str]) -> dict[str, Any]:
     return {"rows": {name: row | {"samples/s": 1e3 * count / row["ms"]} for name, row in rows.items()}}
 
 
-SECTIONS = {"step": step, "sampling": sampling, "guidance": guidance, "start": start, "evaluation": evaluation}
+SECTIONS = {"step": step, "options": options, "sampling": sampling, "guidance": guidance, "start": start,
+            "evaluation": evaluation}  # fmt: skip
 
 
 def table(rows: dict[str, Row]) -> str:
