@@ -8,7 +8,6 @@ largest. And what memory a step takes against batch size, with and without gradi
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,12 @@ from typing import Any
 import torch
 from benchmark import DEVICE, Call, Row, bare, compared, gflop, machine, made, table
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.output import quiet
 from ddpm_lab.diffusion.samplers import DDIM
-from ddpm_lab.evaluation.pictures import save_lines
 
 AXES = {
     "batch size": ("data.batch_size", (8, 16, 32, 64, 128)),
@@ -37,7 +37,7 @@ def measured(words: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for axis, (key, values) in AXES.items():
         steps = {str(value): bare_of([*words, f"{key}={value}"]) for value in values}
-        rows = compared(steps, rounds=1)
+        rows = compared(steps, rounds=3)
         found[axis] = {"rows": {value: {"ms": rows[value]["ms"], "GFLOP": gflop(steps[value])} for value in steps}}
     data, system, _ = made(words)
     x, counts = torch.randn(16, *data.shape, device=DEVICE), (4, 8, 16, 32)
@@ -47,13 +47,13 @@ def measured(words: list[str]) -> dict[str, Any]:
         with torch.inference_mode():
             DDIM(steps=count)(system.denoiser, x)
 
-    rows = compared({str(count): lambda count=count: walk(count) for count in counts}, rounds=1)
+    rows = compared({str(count): lambda count=count: walk(count) for count in counts}, rounds=3)
     found["sampling steps"] = {"rows": {count: {"ms": row["ms"], "calls": int(count)} for count, row in rows.items()}}
     found["processes"] = {"rows": processes(words)}
     _, batches = AXES["batch size"]
     found["memory"] = {"rows": {
         str(size): {name: peak(bare_of([*words, f"data.batch_size={size}", f"model.checkpointing={on}"]))
-                    for name, on in {"MiB": "false", "MiB, checkpointing": "true"}.items()} for size in batches
+                    for name, on in {"MiB": "false", "checkpointing": "true"}.items()} for size in batches
     }}  # fmt: skip
     return found
 
@@ -100,25 +100,34 @@ def processes(words: list[str]) -> dict[str, Row]:
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (2**i for i in range(most.bit_length())):
             few, many = 10, 60
-            times = [run(ranks, many) - run(ranks, few) for _ in range(3)]
-            rows[str(ranks)] = {"images/s": each * ranks * (many - few) / statistics.median(times)}
+            fastest = min(run(ranks, many) for _ in range(3)) - min(run(ranks, few) for _ in range(3))
+            rows[str(ranks)] = {"images/s": each * ranks * (many - few) / fastest}
     return rows
 
 
 def draw(found: dict[str, Any]) -> None:
-    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for axis, table_ in found.items():
-        rows = {float(value): row for value, row in table_["rows"].items()}
-        xs, (first, *others) = [*rows], [*next(iter(rows.values()))]
-        ys = [row[first] for row in rows.values()]
-        panels[f"{first} against {axis}"] = lines = {"measured" if axis != "memory" else "all kept": (xs, ys)}
-        if axis == "memory":
-            lines["gradient checkpointing"] = xs, [row[others[0]] for row in rows.values()]
-            continue
-        law = [row[others[0]] for row in rows.values()] if others else xs
-        lines[f"law: as {others[0] if others else axis}"] = xs, [ys[-1] * part / law[-1] for part in law]
-    save_lines(panels, Path("benchmark_scale.png"), x="", y={title: title.split(" against ")[0] for title in panels},
-               log_x=[*panels], log_y=[*panels])  # fmt: skip
+    """A panel for each axis: what was measured, and the law through its largest value, or through one process."""
+    figure = Figure(figsize=(12, 7), layout="constrained", dpi=120)
+    for axes, (axis, part) in zip(figure.subplots(2, 3).flat, found.items(), strict=True):
+        xs, rows = [float(value) for value in part["rows"]], [*part["rows"].values()]
+        unit, *others = rows[0]
+        ys, second = [row[unit] for row in rows], [row[others[0]] for row in rows] if others else xs
+        kept = axis == "memory"
+        axes.plot(xs, ys, marker="o", label="all kept" if kept else "measured")
+        anchor = -1 if others else 0
+        law = second if kept else [ys[anchor] * value / second[anchor] for value in second]
+        names = {"checkpointing": "gradient checkpointing", "calls": "calls of the network"}
+        name = names.get(others[0], others[0]) if others else "processes"
+        axes.plot(xs, law, marker="o" if kept else None, linestyle="-" if kept else "--",
+                  label=name if kept else f"as {name}")  # fmt: skip
+        axes.set(title=axis, xlabel="batch size" if kept else axis, ylabel=unit, xscale="log", yscale="log")
+        for line, ticks in ((axes.xaxis, xs), (axes.yaxis, ys)):
+            line.set_major_locator(FixedLocator(ticks))
+            line.set_major_formatter(lambda value, _: f"{value:,.{0 if value >= 100 else 1}f}".removesuffix(".0"))
+            line.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.2)
+        axes.legend()
+    figure.savefig("benchmark_scale.png")
 
 
 def main() -> None:
