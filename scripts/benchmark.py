@@ -521,10 +521,12 @@ def main() -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for name in chosen:
             found[name] = SECTIONS[name](words)
-            for part, rest in {name: found[name], **{k: v for k, v in found[name].items() if "rows" in v}}.items():
-                print(f"\n{part}\n{table(rest['rows'])}")
-                print(*(f"{key}: {json.dumps(value)}" for key, value in rest.items()
-                        if key != "rows" and "rows" not in value), sep="\n")  # fmt: skip
+            print(f"\n{name}\n{table(found[name]['rows'])}")
+            for key, value in found[name].items():
+                if isinstance(value, dict) and "rows" in value:
+                    print(f"\n{key}\n{table(value['rows'])}")
+                elif key != "rows":
+                    print(f"{key}: {json.dumps(value)}")
             Path("benchmark.json").write_text(json.dumps(found, indent=2) + "\n")
     print("\nwritten to benchmark.json")
 
