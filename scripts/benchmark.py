@@ -3,6 +3,7 @@
 step        a training step under the Trainer with default callbacks, against bare loops of the same network, peers'
             loops of the same architecture, and the matrix and convolution ceilings of the machine
 options     a bare step against the same without what makes it fast, one at a time, or compiled
+profile     where a bare step spends its time
 sampling    what samplers add to the calls of the network, with peers' beside; images per second
 guidance    a classifier-free guided guess against one call with twice the batch, and against two calls
 start       seconds from the shell to imports and to the end of a first step
@@ -326,6 +327,23 @@ def options(words: list[str]) -> dict[str, Any]:
     return {"rows": compared(candidates), **first}
 
 
+def profile(words: list[str]) -> dict[str, Any]:
+    """Milliseconds of a bare step, operation by operation (on a GPU: kernel by kernel), down to 1 %."""
+    data, system, config = made(words)
+    call, count = bare(system, data, config.trainer.precision, config.compile), 5
+    for _ in range(3):
+        call()
+    with torch.profiler.profile() as profiler:
+        seconds(call, count)
+    on = getattr(torch.autograd.DeviceType, DEVICE.type.upper())
+    times = {of.key: (of.self_device_time_total if DEVICE.type == "cuda" else of.self_cpu_time_total) / count / 1e3
+             for of in profiler.key_averages() if of.device_type == on}  # fmt: skip
+    total = sum(times.values())
+    told = {name[:60]: ms for name, ms in sorted(times.items(), key=lambda of: -of[1]) if ms > total / 100}
+    told["all others"] = total - sum(told.values())
+    return {"rows": {name: {"ms": ms, "share": ms / total} for name, ms in told.items()}}
+
+
 class Nothing(nn.Module):
     """A network that takes no time."""
 
@@ -483,8 +501,8 @@ def evaluation(words: list[str]) -> dict[str, Any]:
     return {"rows": {name: row | {"samples/s": 1e3 * count / row["ms"]} for name, row in rows.items()}}
 
 
-SECTIONS = {"step": step, "options": options, "sampling": sampling, "guidance": guidance, "start": start,
-            "evaluation": evaluation}  # fmt: skip
+SECTIONS = {"step": step, "options": options, "profile": profile, "sampling": sampling, "guidance": guidance,
+            "start": start, "evaluation": evaluation}  # fmt: skip
 
 
 def table(rows: dict[str, Row]) -> str:
