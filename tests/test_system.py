@@ -143,6 +143,12 @@ def test_one_seed_one_picture_whatever_the_batch_size():
     assert len({tuple(picture.flatten().tolist()) for picture in made[7]}) == 7
 
 
+def test_what_is_asked_of_a_sample_is_never_dropped():
+    _, system = parts("conditioner.dropout=0.9")
+    cond = system.condition(system.denoiser, system.ask(20))
+    assert cond.label.tolist() == [i % 10 for i in range(20)] and (cond.dropped is None or not cond.dropped.any())
+
+
 def test_sampling_leaves_the_mode_of_the_denoiser_and_uses_no_dropout():
     _, system = parts("model.dropout=0.5", "sampler.clip=null")
     for parameter in system.parameters():
