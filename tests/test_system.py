@@ -75,6 +75,22 @@ def test_half_of_the_draws_hear_a_guess_that_no_gradient_goes_through():
     assert not draw.cond.previous.requires_grad and draw.cond.previous.abs().max() > 0.1
 
 
+class Held(L.Callback):
+    """Remembers whether the network was run while there were gradients."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.seen, weight = [], next(pl_module.parameters())
+        pl_module.denoiser.network.register_forward_hook(lambda *args: self.seen.append(weight.grad is not None))
+
+
+def test_the_memory_of_gradients_is_free_in_the_forward_pass_unless_they_accumulate(tmp_path):
+    held = Held()
+    fitted(tmp_path, callbacks=[held], steps=3)
+    assert held.seen == [False] * 3
+    fitted(tmp_path, callbacks=[held], steps=2, accumulate_grad_batches=2)
+    assert held.seen == [False, True] * 2
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ema_is_the_recursion_over_optimizer_steps(tmp_path, accumulate):
     ema, weights = EMA(decay=0.5), Weights()

@@ -81,6 +81,12 @@ class Learner(L.LightningModule, ABC):
         cuda = self.device.type == "cuda"
         own = torch.cuda.default_generators[self.device.index or 0] if cuda else torch.default_generator
         own.manual_seed(seed_of(self.seed, batch_idx, 2 + rank))
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
+
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        """Nothing: they went before the forward pass. Lightning would keep them beside its activations."""
 
     def on_train_batch_end(self, *args: Any) -> None:
         pulse.beat()
