@@ -36,6 +36,8 @@ TABLE = [
     (3, "train schedule.steps=abc", 2, "schedule.steps=abc is of the wrong kind: it should be a valid integer"),
     (3, "train schedule.steps=1.5", 2, "schedule.steps=1.5 is of the wrong kind: it should be a valid integer"),
     (3, "train optimizer.lr=1e-4x", 2, "optimizer.lr=1e-4x is of the wrong kind: it should be a valid number"),
+    (3, "train optimizer.lr=true", 2, "optimizer.lr=True is of the wrong kind: it should be a valid number"),
+    (3, "train model.blocks=true", 2, "model.blocks=True is of the wrong kind: it should be a valid number"),
     (3, "train optimizer.betas=[0.9]", 2, "optimizer.betas=[0.9] is of the wrong kind: it has too few entries"),
     (3, "evaluate run=RUN metrics=[nll] nll.steps=abc", 2, "nll.steps must lie in 1..1000"),
     (3, "evaluate run=RUN metrics=[nll] nll.spacing=-3", 2, "nll.spacing=-3 is not one of uniform"),

@@ -42,11 +42,12 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
 
 
 def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
-    """Raises UserError unless each key is a whole number of at least its bound."""
+    """Raises UserError unless each key is a whole number of at least its bound, and of 63 bits, as torch has it."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-            raise UserError(f"{key} must be a whole number of at least {bound} (got {as_typed(config, key)})")
+        if not isinstance(value, int) or isinstance(value, bool) or not bound <= value < 2**63:
+            most = " and below 2**63" if isinstance(value, int) and value >= 2**63 else ""
+            raise UserError(f"{key} must be a whole number of at least {bound}{most} (got {as_typed(config, key)})")
 
 
 def switches(config: DictConfig, *keys: str) -> None:
@@ -117,11 +118,14 @@ def _valid(where: str, value: Any, annotation: Any, typed: Any) -> Any:
     except PydanticSchemaGenerationError:
         return value
     try:
-        return adapter.validate_python(list(value) if hasattr(value, "_content") else value)
+        meant = adapter.validate_python(list(value) if hasattr(value, "_content") else value)
     except ValidationError as error:
         first = error.errors()[0]
         told = "has too few entries" if first["type"] == "missing" else first["msg"].removeprefix("Input ")
         raise UserError(f"{where}={typed} is of the wrong kind: it {told}") from error
+    if isinstance(value, bool) and not isinstance(meant, bool):  # which pydantic takes for 0 or 1
+        raise UserError(f"{where}={typed} is of the wrong kind: it should be a valid number")
+    return meant
 
 
 def _typed(path: str, config: DictConfig) -> str:

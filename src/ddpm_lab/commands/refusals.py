@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from ddpm_lab.errors import Unsafe, UserError, shown
@@ -17,9 +18,13 @@ SHORT = {"train": ("ablation", "jobs", "dry")}
 
 
 def check(arguments: Iterable[str], configs: Path) -> None:
-    """Raises Unsafe for names that would lead Hydra elsewhere, and for what makes it run code from a file."""
+    """Raises Unsafe for names that would lead Hydra elsewhere, and for what makes it run code from a file; UserError
+    where there is no name.
+    """
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
+        if not key:
+            raise UserError(f"{argument or 'an empty argument'} names no key; try KEY=VALUE")
         if argument.startswith("--e"):  # which argparse takes for --experimental-rerun
             raise Unsafe(f"{argument} is not offered, for it would unpickle a file; type the command again")
         if "\0" in argument or (key.startswith("hydra.") and re.search(r"[\0-\x1f]", value)):
@@ -45,11 +50,24 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     if missing := re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)", text):
         wanted = missing[1] or missing[2]
         return f"{wanted} must be given; try {wanted}=..."
-    if unread := re.search(r"LexerNoViableAltException: ([\w.]+)=(.+)", text):
-        name, value = unread.groups()
-        quoted = "quotes inside need a backslash" if "'" in value or '"' in value else f"try \"{name}='{value}'\""
-        return f"{name}={value} has a character that must stand in quotes; {quoted}"
+    if several := re.search(r"Ambiguous value for argument '(\S+?)=(.+)'", text):
+        return f"{several[1]}={several[2]} is several values; try -m for a run of each, or brackets for a list"
+    if isinstance(error, OverrideParseException):  # Hydra's words for it are those of its grammar
+        return _unread(error.override)
     return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+
+
+def _unread(argument: str) -> str:
+    """An argument that Hydra's grammar does not know."""
+    name, equals, value = argument.partition("=")
+    if not equals:
+        return f"{argument} sets nothing; try {argument}=..."
+    if value[:1] in "[{":
+        return f"{argument} is not a whole list; try '{name}=[1,2]', in quotes or without spaces"
+    if value.endswith(","):
+        return f"{argument} ends in a comma; try {name}={value.rstrip(',')}"
+    quoted = "quotes inside need a backslash" if "'" in value or '"' in value else f"try \"{name}='{value}'\""
+    return f"{argument} has a character that must stand in quotes; {quoted}"
 
 
 def check_flags(arguments: Iterable[str]) -> None:
