@@ -2,12 +2,14 @@
 
 Milliseconds of a step of training against batch size, resolution and width, and of sampling against its steps;
 pictures per second against the number of processes; each beside the law that it should follow, drawn through the
-largest. And what memory a step takes against batch size, with and without gradient checkpointing. Keys are those of
-`train.py`. Tables are printed and written to benchmark_scale.json, and drawn in benchmark_scale.png.
+largest, or through one process. And what memory a step takes against batch size, with and without gradient
+checkpointing. Keys are those of `train.py`. Tables are printed and written to benchmark_scale.json, and drawn in
+benchmark_scale.png.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -96,13 +98,14 @@ def processes(words: list[str]) -> dict[str, Row]:
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         return float(json.loads((Path(here) / "metrics.json").read_text())["training"]["seconds"])
 
-    rows = {}
+    few, many = 10, 60
+    visits: dict[int, list[float]] = {2**i: [] for i in range(most.bit_length())}
     with tempfile.TemporaryDirectory() as folder:
-        for ranks in (2**i for i in range(most.bit_length())):
-            few, many = 10, 60
-            fastest = min(run(ranks, many) for _ in range(3)) - min(run(ranks, few) for _ in range(3))
-            rows[str(ranks)] = {"images/s": each * ranks * (many - few) / fastest}
-    return rows
+        for _ in range(5):
+            for ranks, times in visits.items():
+                times.append(run(ranks, many) - run(ranks, few))
+    return {str(ranks): {"images/s": each * ranks * (many - few) / statistics.median(times)}
+            for ranks, times in visits.items()}  # fmt: skip
 
 
 def draw(found: dict[str, Any]) -> None:

@@ -125,23 +125,6 @@ def test_channels_last_is_another_order_in_memory_and_no_other_network():
     assert seen[0].is_contiguous(memory_format=torch.channels_last), "all the way through"
 
 
-def test_a_fused_optimizer_steps_alike_whatever_the_order_in_memory():
-    """On a CPU torch's pairs a weight, its gradient and its means by their places in memory, and does not ask."""
-    found = []
-    x, t = torch.randn(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.full((4,), 500.0)
-    for fused in (True, False):
-        torch.manual_seed(0)
-        network = small(channels_last=fused)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, eps=1e-3, fused=fused)
-        for eps in x:
-            optimizer.zero_grad()
-            (network(eps, t, Condition()) - eps).square().mean().backward()
-            optimizer.step()
-        found.append([weight.detach() for weight in network.parameters()])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
-
-
 @pytest.mark.parametrize(("channels", "groups"), [(2, 1), (9, 1), (18, 2), (32, 8), (96, 16), (128, 32), (256, 32)])
 def test_norm_has_at_most_32_groups_of_at_least_4_channels(channels, groups):
     assert norm(channels).num_groups == groups
