@@ -10,6 +10,7 @@ Or looks at every byte of a store: python scripts/prepare_data.py TARGET --check
 
 import argparse
 import logging
+import lzma
 import os
 import re
 import shutil
@@ -63,7 +64,8 @@ def main() -> None:
             prepare(**options)
     except (ValueError, OSError) as error:
         told = re.sub(r"\bdata\.(convert|resolution|channels)\b(=true)?", r"--\1", str(error))
-        parser.exit(getattr(error, "status", 2), f"error: {shown(told, lines=True)}\n")
+        status = getattr(error, "status", 3 if isinstance(error, OSError) else 2)
+        parser.exit(status, f"error: {shown(told, lines=True)}\n")
     except KeyboardInterrupt:
         parser.exit(130, "interrupted; nothing was written\n")
 
@@ -82,6 +84,10 @@ def prepare(source: Path, target: Path, resolution: int | None = None, channels:
     started = time.perf_counter()
     if target.exists():
         raise ValueError(f"TARGET={target} exists, and a store is never overwritten; remove it or name another")
+    if workers < 0:
+        raise ValueError(f"--workers must be at least 0 (got {workers})")
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"TARGET={target} lies in SOURCE={source}, whose pictures would be others then; name another")
     if not source.exists():
         raise ValueError(f"SOURCE={source} is not there; it is a folder, a .zip, a .tar or a .tar.gz")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +167,8 @@ def unpack(archive: Path, into: Path) -> Path:
     """The pictures of `archive`: the folder in `into` that holds them. Raises ValueError that names the member."""
     try:
         (unzip if zipfile.is_zipfile(archive) else untar)(archive, into)
-    except (Unsafe, RuntimeError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+    except (Unsafe, RuntimeError, EOFError, KeyError, OverflowError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
+            lzma.LZMAError) as error:  # fmt: skip
         kind = Unsafe if isinstance(error, Unsafe | tarfile.FilterError) else ValueError
         raise kind(f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})") from error
     root = into
@@ -172,10 +179,19 @@ def unpack(archive: Path, into: Path) -> Path:
     return root
 
 
+class Member(tarfile.TarInfo):
+    """One whose name and attributes do not fill the memory."""
+
+    def _proc_member(self, tar: Any) -> Any:
+        if self.size > CHUNK and self.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE):
+            raise Unsafe(f"it has a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
 def untar(archive: Path, into: Path) -> None:
     size, limit = 0, most(archive, into)
     bar = tqdm.wrapattr(archive.open("rb"), "read", total=archive.stat().st_size, desc="unpacking", disable=None)
-    with bar as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+    with bar as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
         for member in tar:
             if (size := size + member.size) > limit:
                 raise Unsafe(TOO_LARGE)

@@ -24,10 +24,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from ddpm_lab import trust
-from ddpm_lab.commands import runs, saved
+from ddpm_lab import conditioners, trust
+from ddpm_lab.commands import resume, runs, saved
 from ddpm_lab.commands.build import as_typed
 from ddpm_lab.conditioners import Spec
+from ddpm_lab.data import rows
 from ddpm_lab.data.decoding import opened
 from ddpm_lab.data.folder import folder, pictures
 from ddpm_lab.data.store import store
@@ -154,9 +155,17 @@ def claims_more(name, content):
     return content[:at] + b"J" + struct.pack("<i", 2**28) + content[at + size :]
 
 
+def two_directories(file):
+    """That at the end, which Python's zipfile takes, and one that the end leads to, which torch takes."""
+    content = file.read_bytes()
+    length, start = struct.unpack("<2L", content[-10:-2])
+    file.write_bytes(content[:-22] + content[start : start + length] + content[-22:])
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
+        (two_directories, "packed as no checkpoint is"),
         (lambda file: repacked(file, how=zipfile.ZIP_DEFLATED), "packed as no checkpoint is"),
         (lambda file: repacked(file, extra=[("archive/../../x", b"")]), "packed as no checkpoint is"),
         (lambda file: repacked(file, extra=[("archive/code/x.py", b"")]), "packed as no checkpoint is"),
@@ -281,6 +290,89 @@ def test_a_run_is_no_link_and_its_configuration_a_file(run, typed, tmp_path):
     assert "no regular file" in refused(typed, run)
 
 
+def without_secret(config):
+    """Of another's there would have to be one anew."""
+    del config["token"], config["notes"]
+
+
+def test_the_state_of_the_optimizer_is_like_its_weights(run, typed, tmp_path):
+    """A fused AdamW asks for neither shapes nor order: it would write beside the memory, or mix numbers up."""
+    spoil(run, without_secret)
+    shutil.copytree(run, tmp_path / "other")
+    ends = []
+    for place, order in ((run, torch.clone), (tmp_path / "other", torch.Tensor.contiguous)):
+        (state,) = changed(place)["optimizer_states"]
+        kept = {i: {name: order(value) for name, value in of.items()} for i, of in state["state"].items()}
+        ordered = [value.stride() for of in kept.values() for value in of.values()]
+        changed(place, optimizer_states=[state | {"state": kept}])
+        status, _, error = typed("train", f"resume={place}", "trainer.max_steps=4")
+        assert status == 0, error
+        ends.append((ordered, trust.checkpoint(place / "checkpoints" / "step-000004.ckpt")["state_dict"]))
+    (one, weights), (other, alike) = ends
+    assert one != other and all(torch.equal(value, alike[name]) for name, value in weights.items())
+    file = run / "checkpoints" / "step-000004.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(content, file)
+    status, _, error = typed("train", f"resume={run}", "trainer.max_steps=6")
+    assert status == 2 and "exp_avg of shape (3,) for a weight of shape" in error, error
+
+
+@pytest.mark.parametrize("name", [".lock", "hparams.yaml", "metrics.csv", "pictures", "pictures/losses.png",
+                                  "checkpoints/step-000001.ckpt", "wandb/id.txt"])  # fmt: skip
+def test_a_run_that_goes_on_writes_through_no_link(name, run, typed, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir() if name == "pictures" else victim.write_text("mine")
+    (run / name).parent.mkdir(exist_ok=True)
+    if (run / name).exists():
+        (run / name).rename(tmp_path / "aside")
+    (run / name).symlink_to(victim)
+    status, _, error = typed("train", f"resume={run}", "trainer.max_steps=4")
+    assert status == 5 and "is a link" in error and error.count("\n") == 1, error
+    assert [*victim.iterdir()] == [] if name == "pictures" else victim.read_text() == "mine"
+
+
+def test_a_run_that_goes_on_stays_in_its_folder(run, typed, tmp_path):
+    spoil(run, without_secret)
+    spoil(run, lambda config: config["trainer"].update(default_root_dir=str(tmp_path / "elsewhere")))
+    assert typed("train", f"resume={run}", "trainer.max_steps=4")[0] == 0
+    assert (run / "checkpoints" / "step-000004.ckpt").is_file() and not (tmp_path / "elsewhere").exists()
+    for key, value in {"name": "../../elsewhere", "save_dir": str(tmp_path / "elsewhere")}.items():
+        spoil(run, lambda config, key=key, value=value: config["logger"]["csv"].update({"name": "", key: value}))
+        status, _, error = typed("train", f"resume={run}", "trainer.max_steps=6")
+        assert status == 5 and f"logger.csv.{key}=" in error and error.count("\n") == 1, error
+
+
+def test_what_a_longer_run_has_not_come_to_yet_is_not_said(run):
+    (run / "metrics.json").write_text("{}")
+    resume.remember(runs.config(str(run)), run, [])
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_pretrained_encoder_brings_no_code(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()\n")
+    own = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": own}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": own}))
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    with pytest.raises(ValueError, match="cannot be read by transformers"):
+        conditioners._pretrained.__wrapped__(str(tmp_path))
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_file_of_holes_is_not_read(tmp_path):
+    (tmp_path / "a").touch()
+    os.truncate(tmp_path / "a", 2**32)
+    with pytest.raises(Unsafe, match="holes"):
+        trust.regular(tmp_path / "a", 2**40)
+
+
+def test_a_row_says_where_its_picture_is_and_not_more():
+    with pytest.raises(Unsafe, match="reference is none of hf, zip, tar, gzip"):
+        rows.opened({"bytes": None, "path": "zip://x::reference://k::/etc/passwd"}, "row 1")
+
+
 def test_a_file_may_be_too_large(run, typed):
     with (run / "config.yaml").open("a") as file:
         file.write("#" * saved.LARGEST)
@@ -348,6 +440,12 @@ def test_what_a_run_kept_of_a_secret_is_not_resolved(run, typed):
     refused(typed, run, 2)
     spoil(run, lambda config: config["system"].update(network="${token}"))
     refused(typed, run, 2)
+
+
+def test_references_multiply_nothing_and_name_no_secret(run, typed):
+    for value in ("${sampler.eta}${sampler.eta}", "${oc.decode:${oc.env:SLURM_JWT,1}}"):
+        spoil(run, lambda config, value=value: config["sampler"].update(spacing=value))
+        assert "refers to" in refused(typed, run)
 
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
@@ -714,6 +812,33 @@ def test_an_archive_that_is_a_bomb(kind, tmp_path, monkeypatch):
     with pytest.raises(Unsafe, match="times its size"):
         script["prepare"](tmp_path / "a.archive", tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_an_archive_whose_headers_are_a_bomb(tmp_path):
+    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as made:
+        info = tarfile.TarInfo("top/x.png")
+        info.pax_headers = {"comment": "x" * 2**21}
+        made.addfile(info)
+    with pytest.raises(Unsafe, match="a header of 2097"):
+        script["prepare"](tmp_path / "a.tar.gz", tmp_path / "target")
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"shards": []}, "its shards hold 0"), ({"classes": ["a"]}, "labels that are not those of 1 classes")])  # fmt: skip
+def test_a_store_holds_what_its_index_says(change, told, tmp_path):
+    from ddpm_lab.data import store as stores
+
+    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
+    for name in "ab":
+        noise(tmp_path / "source" / name)
+    script["prepare"](tmp_path / "source", tmp_path / "store")
+    file = tmp_path / "store" / stores.INDEX
+    index = json.loads(file.read_text()) | change
+    index["sha256"] = stores._content(index)
+    file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=told):
+        store(str(tmp_path / "store"), batch_size=1)
 
 
 @pytest.mark.parametrize("name", ["../outside.npy", "/etc/passwd", "a\x1b.npy"])

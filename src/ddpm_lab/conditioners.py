@@ -150,11 +150,11 @@ def _pretrained(model: str) -> tuple[Any, Any]:
         raise ValueError(f"model={model} is read by a package that is not installed; try: "
                          "pip install transformers") from error  # fmt: skip
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        kind = transformers.AutoConfig.from_pretrained(model).model_type
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        kind = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
         name = {"t5": "T5EncoderModel", "clip": "CLIPTextModel"}.get(kind, "AutoModel")
         with budget(2**40):  # its weights are none of the run's
-            encoder = getattr(transformers, name).from_pretrained(model)
+            encoder = getattr(transformers, name).from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"model={model} cannot be read by transformers ({' '.join(str(error).split())[:160]}); give a "
                          "folder that save_pretrained wrote, or a name on the hub") from error  # fmt: skip

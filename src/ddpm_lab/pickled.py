@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]  # the one
         return _Nothing()
 
 
+def _directory(file: Path) -> int:
+    """Where the zip says that its directory is, if that is where it ends; else -1. torch believes what is said, Python
+    where it ends: they must be one.
+    """
+    with file.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 98))
+        tail = stream.read().rjust(98, b"\0")
+    at, length, start = size - 22, *struct.unpack("<2L", tail[-10:-2])
+    if tail[-42:-38] == b"PK\6\7":  # of the form for large files, which torch always writes
+        at, length, start = size - 98, *struct.unpack("<2Q", tail[40:56])
+        if struct.unpack("<Q", tail[64:72]) != (at,) or tail[:4] != b"PK\6\6":
+            return -1
+    return start if start + length == at else -1
+
+
 def unpickled(file: Path) -> Any:
     """What a checkpoint holds, a regular file. Raises Damaged and Unsafe."""
     import torch
@@ -63,6 +80,7 @@ def unpickled(file: Path) -> Any:
             entries = {entry.filename: entry for entry in archive.infolist()}
             odd = len({name.partition("/")[0] for name in entries}) > 1 or len(entries) < len(archive.infolist())
             odd |= any(entry.compress_type or not re.fullmatch(ENTRIES, name) for name, entry in entries.items())
+            odd |= archive.start_dir != _directory(file)
             odd |= sum(entry.file_size for entry in entries.values()) > file.stat().st_size or bool(archive.comment)
             if odd:
                 raise Unsafe("it is packed as no checkpoint is")

@@ -33,6 +33,16 @@ def unlinked(path: str | Path) -> Path:
     return Path(path)
 
 
+def plain(run: Path) -> Path:
+    """The folder `run`, if there is one. Raises Unsafe for links and the like in it that would be written through."""
+    folders = [unlinked(run), run / "checkpoints", run / "pictures", run / "wandb" / "id.txt"]
+    for entry in (entry for folder in folders if folder.is_dir() for entry in os.scandir(folder)):
+        if not unlinked(entry.path).is_dir() and not entry.is_file():
+            raise Unsafe(f"{shown(entry.path)} is no regular file; remove it")
+    unlinked(folders[-1])
+    return run
+
+
 def regular(path: str | Path, most: int = UNPACKED[1]) -> Path:
     """`path`, a regular file of at most `most` bytes. Raises Unsafe, and OSError where there is none."""
     about = unlinked(path).lstat()
@@ -40,6 +50,8 @@ def regular(path: str | Path, most: int = UNPACKED[1]) -> Path:
         raise Unsafe(f"{shown(path)} is no regular file; remove it")
     if about.st_size > most:
         raise Unsafe(f"{shown(path)} has {about.st_size} bytes, and {most} is the most for a file of its kind")
+    if about.st_size > UNPACKED[1] and about.st_blocks * 512 * UNPACKED[0] < about.st_size:
+        raise Unsafe(f"{shown(path)} has {about.st_size} bytes, which are holes and not on the disk")
     return Path(path)
 
 
@@ -162,7 +174,7 @@ def _is_spec(said: dict[str, Any]) -> bool:
         isinstance(shape, list)
         and 1 <= len(shape) <= 3
         and all(type(side) is int and side > 0 for side in shape)
-        and prod(shape) <= 2**26
+        and prod(shape) <= 2**22
         and (classes is None or (type(classes) is int and 0 < classes <= 10**6))
         and (width is None or (type(width) is float and isfinite(width) and width > 0))
         and (captions is None or (isinstance(captions, list) and len(captions) == classes

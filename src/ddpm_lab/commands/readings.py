@@ -87,7 +87,7 @@ def losses(folder: Path) -> tuple[list[Any], list[float]] | None:
             ]
     except Unsafe:
         raise
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, csv.Error) as error:
         raise Damaged(f"{shown(file)} is cut short, or none of ours") from error
     return ([x for x, _ in found], [y for _, y in found]) if found else None
 

@@ -1,6 +1,7 @@
 """Going on with a run that did not come to its end."""
 
 import logging
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
 from ddpm_lab.commands.cells import quoted
-from ddpm_lab.errors import Damaged, UserError
+from ddpm_lab.errors import Damaged, Unsafe, UserError
 from ddpm_lab.ranks import first
 from ddpm_lab.writing import taken, write
 
@@ -35,17 +36,21 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
     if said["resume"] not in (None, "auto", "null"):
         home = Path(said["resume"])
         if not (home / "config.yaml").is_file():
-            raise UserError(f"resume={home} is no run, for it holds no config.yaml; try auto, null, or a folder that "
-                            "train.py named")  # fmt: skip
+            meant = next((f"resume={above}" for above in home.parents if (above / "config.yaml").is_file()),
+                         "auto, null, or a folder that train.py named")  # fmt: skip
+            raise UserError(f"resume={home} is no run, for it holds no config.yaml; try {meant}")
         if said["hydra.run.dir"] not in (None, str(home)):
             raise UserError(f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one")
-        return [*words, quoted("hydra.run.dir", home)], home
+        return [*words, quoted("hydra.run.dir", home)], trust.plain(home)
+    if said["hydra.run.dir"] == "":
+        raise UserError("hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/")
     if folder := said["hydra.run.dir"]:
         if said["resume"] == "null" and any(Path(folder, "checkpoints").glob("step-*.ckpt")):
             raise UserError(
                 f"resume=null begins a new run, and hydra.run.dir={folder} holds one; choose another folder"
             )
-        return [*words], Path(folder)
+        used = any(os.path.lexists(Path(folder, name)) for name in (".lock", "checkpoints", "command.txt"))
+        return [*words], trust.plain(Path(folder)) if used else Path(folder)
     several = any(word in ("-m", "--multirun") or word.startswith(("search=", "-")) for word in words)
     if several or said["resume"] == "null":
         return [*words], None
@@ -53,7 +58,7 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
     unended = [run for run in begun if any((run / "checkpoints").glob("step-*.ckpt")) and not _ended(run)]
     if not unended:
         return [*words], None
-    home = max(unended)  # their names are times
+    home = trust.plain(max(unended))  # their names are times
     return [*words, quoted("hydra.run.dir", home)], home
 
 
@@ -62,6 +67,14 @@ def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfi
     from ddpm_lab.commands import runs
 
     saved = runs.config(str(home))
+    saved.trainer.default_root_dir = config.trainer._get_node("default_root_dir")._value()
+    loggers: Any = OmegaConf.to_container(saved.logger)
+    for key, value in _leaves(loggers):
+        if key.endswith("save_dir") and value == "${trainer.default_root_dir}":
+            continue
+        if key.endswith("save_dir") or "/" in str(value) or ".." in str(value):
+            raise Unsafe(f"{home}: logger.{key}={value} would write elsewhere than in its run; try the command that "
+                         "began it")  # fmt: skip
     for key in (word.lstrip("+~").partition("=")[0] for word in words if "=" in word):
         if key.split(".")[0] in ASIDE:
             continue
@@ -82,6 +95,8 @@ def found(home: Path, config: DictConfig) -> Path | None:
     files = ordered(home / "checkpoints")
     if not files:
         return None
+    if not os.path.lexists(home / "config.yaml"):
+        raise UserError(f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder")
     if trust.regular(home / "config.yaml").read_text() != OmegaConf.to_yaml(config):
         compare(runs.config(str(home)), config, home)
     for file in files:
@@ -115,7 +130,8 @@ def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
 
 
 def remember(config: DictConfig, run: Path, words: Sequence[str]) -> None:
-    """`config.yaml`, and the command that an interrupted run is known by."""
+    """`config.yaml`, and the command that an interrupted run is known by. What a shorter run came to is void."""
+    (run / "metrics.json").unlink(missing_ok=True)
     write(run / "config.yaml", OmegaConf.to_yaml(config))
     if not (run / "command.txt").exists():  # by resume=
         write(run / "command.txt", _command(words))
@@ -126,7 +142,10 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _same(file: Path, words: Sequence[str]) -> bool:
-    return file.stat().st_size < 10**6 and file.read_text(errors="replace") == _command(words)
+    try:
+        return trust.regular(file, 10**6).read_text(errors="replace") == _command(words)
+    except (Unsafe, OSError):
+        return False
 
 
 def _ended(run: Path) -> bool:

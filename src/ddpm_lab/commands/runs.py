@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
 from ddpm_lab.commands.saved import TRUSTED, configuration
-from ddpm_lab.errors import UserError, choice, naming
+from ddpm_lab.errors import Damaged, UserError, choice, naming
 
 if TYPE_CHECKING:
     from ddpm_lab.codecs import Latents
@@ -38,11 +38,14 @@ def config(run: str) -> DictConfig:
     """The configuration that `run` was trained with. Raises UserError if it has none of ours."""
     file = trust.unlinked(run) / "config.yaml"
     if not os.path.lexists(file):
-        near = difflib.get_close_matches(run, [str(found.parent) for found in Path("runs").glob("*/*/config.yaml")])
+        near = [str(above) for above in file.parent.parents if (above / "config.yaml").is_file()]
+        near += difflib.get_close_matches(run, [str(found.parent) for found in Path("runs").glob("*/*/config.yaml")])
         hint = f"; did you mean {near[0]}?" if near else "; it is the folder that train.py names at its end"
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
     saved = configuration(file, TRUSTED)
-    if not {"system", "data", *REPLACEABLE, *ADJUSTABLE} <= {*saved}:
+    trust.plain(Path(run))
+    groups = ("system", "data", "model", "trainer", "callbacks", "logger", *REPLACEABLE, *ADJUSTABLE)
+    if not all(isinstance(saved._get_node(group), DictConfig) for group in groups):
         raise UserError(f"run={run}: its config.yaml is not a configuration of ours")
     return saved
 
@@ -53,8 +56,8 @@ def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> N
     `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes what the run was trained with and
     `sampler=ddim` replaces it, all in Hydra's own grammar. `find` reads the configuration of a run.
     """
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("run=")]
-    saved = [find(run) for run in (named[-1].strip("'\"").split(",") if named else [])]
+    named = [argument for argument in arguments if argument.startswith("run=")]
+    saved = [find(run) for run in (_named(named[-1]) if named else [])]
     for group in REPLACEABLE:
         if len({str(one[group]) for one in saved if f"{group}=" not in {a[: len(group) + 1] for a in arguments}}) > 1:
             raise UserError(f"{group} differs between these runs; say which, such as {group}=NAME")
@@ -65,6 +68,15 @@ def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> N
             raise UserError(f"{group} differs between these runs, so that nothing of it can be chosen for all of them; "
                             "give one run at a time")  # fmt: skip
         ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if alike else {})
+
+
+def _named(argument: str) -> list[str]:
+    """The runs that run=... names, several in a sweep."""
+    try:
+        said = OverridesParser.create().parse_override(argument)
+    except HydraException:  # which Hydra will say as well
+        return [argument[4:]]
+    return [*map(str, said.sweep_iterator() if said.is_sweep_override() else [said.value()])]
 
 
 def unfold(arguments: list[str]) -> list[str]:
@@ -141,7 +153,10 @@ def load(settings: DictConfig) -> "Diffusion":
     if settings.weights == "ema":
         if "EMA" not in content["callbacks"]:
             raise UserError(f"weights=ema are not in run={settings.run}, which kept no average; try weights=raw")
-        system.denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
+        try:
+            system.denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
+        except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+            raise Damaged(f"run={settings.run}: {file.name} holds an average of other weights") from error
     elif settings.weights != "raw":
         raise UserError(f"weights={settings.weights} is not one of ema, raw")
     elif content.get("weights") == "ema":
@@ -169,7 +184,7 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
     try:
         with naming("codec"):
             system.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"run={run}: the weights in {file.name} do not fit the model that config.yaml describes; "
                         "another version of ddpm-lab may have written them") from error  # fmt: skip
     return system, content, file
@@ -203,9 +218,7 @@ def denoiser(run: str, weights: str = "ema") -> "Denoiser":
 
 
 def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path) -> "Variance":
-    """Another variance than the run's: a fixed one, or the analytic optimum, which is kept in the run once
-    estimated.
-    """
+    """Another variance than the run's: a fixed one, or the analytic optimum, kept in the run once estimated."""
     import torch
     from safetensors.torch import save_file
 

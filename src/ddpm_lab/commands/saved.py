@@ -22,7 +22,8 @@ NODES, DEPTH = 10_000, 20
 """So many it may have, and in one another"""
 NUMBERS = {"seed": 2.0**64, "steps": 10.0**6}
 """The largest of what has such a name; anything else: 10^7"""
-FIXED = re.compile(r"\$\{hydra:runtime\.output_dir\}|\$\{oc\.decode:\$\{oc\.env:SLURM_\w+,1\}\}", re.ASCII)
+FIXED = re.compile(r"\$\{hydra:runtime\.output_dir\}|"
+                   r"\$\{oc\.decode:\$\{oc\.env:SLURM_(JOB_NUM_NODES|NTASKS_PER_NODE),1\}\}")  # fmt: skip
 """All that is resolved besides references such as ${model.channels}"""
 TRUSTED: list[str] = []
 """Packages that the user typed behind trust=, from which runs may build as well"""
@@ -87,7 +88,10 @@ def _check(parent: Any, key: Any, path: tuple[str, ...], whole: Any, trusted: Co
         elif key != "_partial_" or not isinstance(value, bool):
             raise Unsafe(f"{where}={shown(value)} is no key of ours")
     if isinstance(value, str) and "${" in value:
-        for part in FIXED.sub(" ", value).split("${")[1:]:
+        parts = FIXED.sub(" ", value).split("${")
+        if len(parts) > 2 and path[0] in _own():  # or ten of ten of ten would be more than any memory holds
+            raise Unsafe(f"{where}={shown(value)} refers to more than one value")
+        for part in parts[1:]:
             to = re.match(r"([a-z_]\w*)(\.\w+)*\}", part, re.ASCII)
             if to is None or (isinstance(_at(whole, to[0][:-1]), dict | list) and to[1] not in groups):
                 if path[0] in _own() and path[0] != "logger":
@@ -96,6 +100,8 @@ def _check(parent: Any, key: Any, path: tuple[str, ...], whole: Any, trusted: Co
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
             bad = not abs(float(value)) <= NUMBERS.get(str(key), 1e7)
+        except OverflowError:
+            bad = True
         except ValueError:
             bad = False
         if bad:

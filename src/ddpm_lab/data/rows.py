@@ -1,5 +1,6 @@
 """Rows that the library `datasets` reads: by number from disk, or one after another from afar."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,6 +15,10 @@ from torch import Tensor
 from ddpm_lab.data.decoding import Fit, decoded
 from ddpm_lab.data.splits import Images, gathered
 from ddpm_lab.diffusion.noise import generator
+from ddpm_lab.errors import Unsafe, shown
+
+PROTOCOLS = ("hf", "zip", "tar", "gzip")
+"""Where a row may say that its picture is, besides in a file: in the Hub, or in an archive"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ def opened(held: Mapping[str, Any] | None, name: str) -> Image.Image:
     if held is None:
         raise ValueError(f"{name} has no picture")
     if held["bytes"] is None:
+        if odd := {*re.findall(r"(\w+)://", held["path"])} - {*PROTOCOLS}:
+            raise Unsafe(f"{name} is {shown(held['path'])}, and {min(odd)} is none of {', '.join(PROTOCOLS)}")
         with fsspec.open(held["path"], "rb") as file:  # a path, or an address of the Hub
             return decoded(file, f"{name}, {held['path']},")
     return decoded(BytesIO(held["bytes"]), name)

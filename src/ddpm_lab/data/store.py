@@ -45,10 +45,14 @@ class Shards:
         shards = self.index["shards"]
         self.maps = [_mapped(root / shard["name"], (shard["count"], *self.shape), np.uint8) for shard in shards]
         self.starts = [0, *accumulate(shard["count"] for shard in shards)]
+        if self.starts[-1] != len(self):
+            raise ValueError(f"path: {root / INDEX} says count={len(self)}, and its shards hold {self.starts[-1]}")
         self.labels = None
         if self.index["labels"]:
             file = root / self.index["labels"]["name"]
             self.labels = torch.tensor(_mapped(file, (len(self),), np.int64))
+            if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+                raise ValueError(f"path: {file} has labels that are not those of {len(self.classes)} classes")
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Shards, (self.root,)  # a map would be sent byte by byte

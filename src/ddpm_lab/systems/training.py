@@ -16,11 +16,13 @@ from ddpm_lab.data.splits import rows
 from ddpm_lab.diffusion.noise import BatchNoise, Noise, seed_of
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.timesteps import Stratified, TimeSampler
-from ddpm_lab.errors import naming
+from ddpm_lab.errors import Damaged, naming
 from ddpm_lab.ranks import place
 from ddpm_lab.systems.skips import Skips
 
 Batch = dict[str, Tensor]
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
+"""What torch's optimizers call the means that are like a weight"""
 
 
 class Learner(L.LightningModule, ABC):
@@ -64,6 +66,13 @@ class Learner(L.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         pulse.listen(alone=place()[1] == 1)
+        for weight, kept in (of for optimizer in self.trainer.optimizers for of in optimizer.state.items()):
+            for name in kept.keys() & MOMENTS:
+                if kept[name].shape != weight.shape:  # or a fused optimizer would write where there is no memory
+                    raise Damaged(f"the checkpoint has {name} of shape {tuple(kept[name].shape)} for a weight of shape "
+                                  f"{tuple(weight.shape)}")  # fmt: skip
+                if kept[name].stride() != weight.stride():  # which one on a CPU takes for granted
+                    kept[name] = torch.empty_like(weight).copy_(kept[name])
         loop = self.trainer.fit_loop.epoch_loop
         done = loop.batch_progress.current.ready
         every = self.trainer.val_check_batch or math.inf
