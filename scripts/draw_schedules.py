@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.main import CONFIGS
+from ddpm_lab.commands.refusals import check, explain
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.errors import UserError
 from ddpm_lab.evaluation.pictures import save_lines
@@ -26,15 +27,20 @@ def main() -> None:
     parser.add_argument("schedules", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("schedules.png"))
     options = parser.parse_args()
+    if options.out.suffix not in (".png", ".pdf", ".svg"):
+        parser.error(f"--out {options.out} must end in .png, .pdf or .svg")
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {panel: {} for panel in PANELS}
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for text in options.schedules:
-            name, *keys = text.split()
+            name, *keys = text.split() or [""]
+            words = [f"schedule={name}", *(f"schedule.{key}" for key in keys)]
             try:
-                config = compose("train", [f"schedule={name}", *(f"schedule.{key}" for key in keys)])
-                process = ForwardProcess(build(config, "schedule"))
-            except (HydraException, UserError) as error:
-                parser.error(f"{text}: {str(error).splitlines()[0]}")
+                check(words, CONFIGS)
+                process = ForwardProcess(build(compose("train", words), "schedule"))
+            except UserError as error:
+                parser.error(str(error))
+            except HydraException as error:
+                parser.error(explain(error, "train", CONFIGS, words))
             t = torch.arange(1, process.steps + 1)
             signal, noise, log_snr, _ = process.table[1:].unbind(1)
             ratio = process.beta_tilde(t, t - 1) / process.beta(t, t - 1)

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_lab.commands import runs
+from ddpm_lab.commands.cells import typed
 from ddpm_lab.commands.weights import read
-from ddpm_lab.errors import Told, UserError, shown
+from ddpm_lab.errors import Hindered, Told, UserError, shown
 
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
@@ -35,17 +36,21 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     kept = {name: value.clone().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     said = {"hyper_parameters": content["hyper_parameters"], "global_step": content["global_step"], "weights": weights,
             "extra": {name: value for name, value in state.items() if name not in kept}}  # fmt: skip
-    target.mkdir(parents=True)
+    try:
+        target.mkdir(parents=True)
+    except OSError as error:
+        raise Hindered(f"TARGET={target} cannot be made a folder ({error.strerror}); choose another") from error
     save_file(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
     OmegaConf.save(config, target / "config.yaml")
     size = (target / "weights.safetensors").stat().st_size
-    print(f"{shown(target)}: {size / 2**20:.1f} MiB\n  next     python sample.py run={shown(target)}")
+    print(f"{shown(target)}: {size / 2**20:.1f} MiB\n  next     python sample.py run={shown(typed(target))}")
 
 
 if __name__ == "__main__":
     words = sys.argv[1:]
     if len(words) not in (2, 3) or (len(words) == 3 and not words[2].startswith("weights=")):
-        sys.exit(str(__doc__))
+        print(__doc__, file=sys.stderr)
+        sys.exit(UserError.status)
     try:
         share(words[0], Path(words[1]), *(word.removeprefix("weights=") for word in words[2:]))
     except Told as error:

@@ -45,6 +45,8 @@ def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
     """Raises UserError unless each key is a whole number of at least its bound, and of 63 bits, as torch has it."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
+        if isinstance(value, float) and value.is_integer():  # 1e3
+            OmegaConf.update(config, key, value := int(value))
         if not isinstance(value, int) or isinstance(value, bool) or not bound <= value < 2**63:
             most = " and below 2**63" if isinstance(value, int) and value >= 2**63 else ""
             raise UserError(f"{key} must be a whole number of at least {bound}{most} (got {as_typed(config, key)})")
@@ -65,7 +67,7 @@ def above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) 
         number = _valid(key, value, float, typed)
         if not bound < number < math.inf and not (equal and number == bound):
             what = f"of at least {bound:g}" if equal else f"above {bound:g}"
-            raise UserError(f"{key} must be a number {what} (got {typed}); try {key}={bound + 1e-3:g}")
+            raise UserError(f"{key} must be a number {what} (got {typed})")
 
 
 def as_typed(config: DictConfig, key: str) -> Any:

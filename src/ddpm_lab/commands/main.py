@@ -145,6 +145,8 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
     def job(config: DictConfig) -> None:
         begun.append(config)
         try:
+            if "out" in config and config.out in (None, "") and verb != "report":
+                raise UserError(f"out={config.out} names no folder")
             task(config)
         except (Told, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
             ended.append(_tell(_explained(error, verb)))
@@ -160,7 +162,7 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
     try:
         check()
-        refusals.check_flags(sys.argv[1:])
+        refusals.check_flags(sys.argv[1:], OmegaConf.load(CONFIGS / f"{verb}.yaml"))
         refusals.check(sys.argv[1:], CONFIGS)
         saved.rely(sys.argv[1:])
         if verb in ("sample", "evaluate"):

@@ -30,9 +30,13 @@ def check(arguments: Iterable[str], configs: Path) -> None:
         if "\0" in argument or (key.startswith("hydra.") and re.search(r"[\0-\x1f]", value)):
             raise Unsafe(f"{shown(argument)} has characters that no name may have")
         group = key.partition("@")[0]
-        if re.fullmatch(r"\w+(/\w+)*", group) and (configs / group).is_dir() and (
-                len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value)):  # fmt: skip
+        if not re.fullmatch(r"\w+(/\w+)*", group) or not (configs / group).is_dir():
+            continue
+        if len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value):
             raise Unsafe(f"{group}={shown(value[:80])} is not the name of a choice, which is a file in configs/{group}")
+        if argument.startswith("~") or re.fullmatch(r"|null|true|false|\[\s*\]|[+-]?[\d.]+(e[+-]?\d+)?", value, re.I):
+            choices = ", ".join(sorted(file.stem for file in (configs / group).glob("*.yaml")))
+            raise UserError(f"{argument} chooses nothing; choices: {choices}")
 
 
 def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) -> str:
@@ -70,10 +74,12 @@ def _unread(argument: str) -> str:
     return f"{argument} has a character that must stand in quotes; {quoted}"
 
 
-def check_flags(arguments: Iterable[str]) -> None:
-    """Raises UserError for a flag that Hydra does not know; it would print all that it knows."""
+def check_flags(arguments: Iterable[str], keys: Iterable[object]) -> None:
+    """Raises UserError for a flag that Hydra does not know; it would print all that it knows. `keys` have no dashes."""
     known = get_args_parser()._option_string_actions
     for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
+        if (key := flag.lstrip("-")) in keys and flag not in ("--info", *known):
+            raise UserError(f"{flag} is a key and no option; try {key}=...")
         if flag not in known:
             raise UserError(f"{flag} is no option{near(flag, known)}; options: {', '.join(sorted(known, key=len))}")
 

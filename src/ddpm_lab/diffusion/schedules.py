@@ -118,7 +118,8 @@ def _ends(steps: int, rescale: bool, **betas: float) -> list[float]:
     scale = 1000 / steps if rescale else 1.0
     for name, beta in betas.items():
         if not 0 < beta < 1:
-            raise ValueError(f"{name} is a beta and must lie between 0 and 1 (got {beta:g}); try start=1e-4 end=0.02")
+            fitting = "start=1e-4 end=0.02" if "end" in betas else f"{name}=0.02"
+            raise ValueError(f"{name} is a beta and must lie between 0 and 1 (got {beta:g}); try {fitting}")
         if name == "end" and beta < betas["start"]:
             raise ValueError(f"start={betas['start']:g} is above end={beta:g}, and beta_t must not fall; "
                              "try start=1e-4 end=0.02")  # fmt: skip
