@@ -318,6 +318,15 @@ def test_the_state_of_the_optimizer_is_like_its_weights(run, typed, tmp_path):
     assert status == 2 and "exp_avg of shape (3,) for a weight of shape" in error, error
 
 
+@pytest.mark.parametrize("wrong", [{"optimizer_states": [7]}, {"optimizer_states": []}, {"loops": {"fit_loop": {}}},
+                                   {"lr_schedulers": "x"}, {"callbacks": {"Losses": 3}}])  # fmt: skip
+def test_a_state_that_is_none_is_named(wrong, run, typed):
+    spoil(run, without_secret)
+    changed(run, **wrong)
+    status, _, error = typed("train", f"resume={run}", "trainer.max_steps=4")
+    assert status == 2 and f"{last(run)} holds no state" in error and "Traceback" not in error, error
+
+
 @pytest.mark.parametrize("name", [".lock", "hparams.yaml", "metrics.csv", "pictures", "pictures/losses.png",
                                   "checkpoints/step-000001.ckpt", "wandb/id.txt"])  # fmt: skip
 def test_a_run_that_goes_on_writes_through_no_link(name, run, typed, tmp_path):

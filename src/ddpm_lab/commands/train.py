@@ -30,7 +30,7 @@ from ddpm_lab.commands.saved import public
 from ddpm_lab.commands.validate import validate, validate_settings, validate_trainer
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Flow
-from ddpm_lab.errors import Diverged, Interrupted, naming
+from ddpm_lab.errors import Damaged, Diverged, Interrupted, Told, naming
 from ddpm_lab.loggers import finish
 from ddpm_lab.ranks import first
 from ddpm_lab.systems.asking import by
@@ -105,6 +105,11 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
             f"saved in {kept[0]}; the same command goes on, or resume={typed(run)}" if kept else "nothing was saved yet"
         )
         raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
+    except Exception as error:  # whatever Lightning makes of a state that is none
+        if checkpoint and not system.begun and not isinstance(error, Told | OSError | MemoryError):
+            raise Damaged(f"{checkpoint} holds no state to go on from ({type(error).__name__}: {error}); remove it, "
+                          "and the one before it is taken") from error  # fmt: skip
+        raise
     finally:
         finish()
     if not first():

@@ -35,6 +35,8 @@ class Learner(L.LightningModule, ABC):
     seed = 0
     stream: torch.Generator | None = None
     """What processes draw from that train together, for each batch anew (None: torch's own)"""
+    begun = False
+    """Whether all that a checkpoint held was taken"""
     skips = Skips(torch.device("cpu"))
     """Anew in each training"""
     watched: dict[str, float]
@@ -65,6 +67,7 @@ class Learner(L.LightningModule, ABC):
             self.watched, self._validated = self._kept["watched"], self._kept["validated"]
 
     def on_train_start(self) -> None:
+        self.begun = True
         pulse.listen(alone=place()[1] == 1)
         for weight, kept in (of for optimizer in self.trainer.optimizers for of in optimizer.state.items()):
             for name in kept.keys() & MOMENTS:
@@ -114,6 +117,8 @@ class Learner(L.LightningModule, ABC):
     _kept: dict[str, Any] | None = None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not checkpoint["optimizer_states"] or not checkpoint["loops"]["fit_loop"]:
+            raise KeyError("optimizer_states, loops")
         self._kept = checkpoint["learner"]
 
     def noise(self, size: int) -> BatchNoise:
