@@ -224,7 +224,6 @@ TRAIN_MISTAKES = {
     "callbacks=[]": "callbacks=[] chooses nothing; choices: ",
     "schedule=": f"schedule= chooses nothing; choices: {SCHEDULES}",
     "~optimizer": "~optimizer chooses nothing; choices: ",
-    "hydra.run.dir=": "hydra.run.dir= names no folder",
     "--seed 1": "--seed is a key and no option; try seed=...",
     "schedule=constant schedule.beta=1": "must lie between 0 and 1 (got 1); try beta=0.02",
     "=foo": "=foo names no key",

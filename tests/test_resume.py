@@ -194,6 +194,8 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
     assert status == 2 and "trainer.max_steps=60 is reached" in error and "try trainer.max_steps=120" in error, error
     status, _, error = typed("train", f"resume={tmp_path}")
     assert status == 2 and "is no run" in error
+    status, _, error = typed("train", *words, "hydra.run.dir=")
+    assert status == 2 and "hydra.run.dir= names no folder" in error
     status, _, error = typed("train", *words, "resume=null", f"hydra.run.dir={run}")
     assert status == 2 and f"hydra.run.dir={run} holds one" in error, error
     begun = {*run.parent.iterdir()}

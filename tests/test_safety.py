@@ -319,7 +319,8 @@ def test_the_state_of_the_optimizer_is_like_its_weights(run, typed, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"optimizer_states": [7]}, {"optimizer_states": []}, {"loops": {"fit_loop": {}}},
-                                   {"lr_schedulers": "x"}, {"callbacks": {"Losses": 3}}])  # fmt: skip
+                                   {"lr_schedulers": "x"}, {"callbacks": {"Losses": 3}},
+                                   {"optimizer_states": [{"state": {0: {"exp_avg": 7}}}]}])  # fmt: skip
 def test_a_state_that_is_none_is_named(wrong, run, typed):
     spoil(run, without_secret)
     changed(run, **wrong)
@@ -834,7 +835,7 @@ def test_an_archive_whose_headers_are_a_bomb(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "told"), [
-    ({"shards": []}, "its shards hold 0"), ({"classes": ["a"]}, "labels that are not those of 1 classes")])  # fmt: skip
+    ({"shards": []}, "its shards hold 0"), ({"classes": ["a"]}, "labels of other than its 1 classes")])  # fmt: skip
 def test_a_store_holds_what_its_index_says(change, told, tmp_path):
     from ddpm_lab.data import store as stores
 

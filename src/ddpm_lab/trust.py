@@ -35,7 +35,7 @@ def unlinked(path: str | Path) -> Path:
 
 def plain(run: Path) -> Path:
     """The folder `run`, if there is one. Raises Unsafe for links and the like in it that would be written through."""
-    folders = [unlinked(run), run / "checkpoints", run / "pictures", run / "wandb" / "id.txt"]
+    folders = [run, run / "checkpoints", run / "pictures", run / "wandb" / "id.txt"]
     for entry in (entry for folder in folders if folder.is_dir() for entry in os.scandir(folder)):
         if not unlinked(entry.path).is_dir() and not entry.is_file():
             raise Unsafe(f"{shown(entry.path)} is no regular file; remove it")

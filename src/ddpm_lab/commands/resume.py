@@ -58,7 +58,7 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
     unended = [run for run in begun if any((run / "checkpoints").glob("step-*.ckpt")) and not _ended(run)]
     if not unended:
         return [*words], None
-    home = trust.plain(max(unended))  # their names are times
+    home = trust.plain(trust.unlinked(max(unended)))  # their names are times
     return [*words, quoted("hydra.run.dir", home)], home
 
 

@@ -51,8 +51,6 @@ class Shards:
         if self.index["labels"]:
             file = root / self.index["labels"]["name"]
             self.labels = torch.tensor(_mapped(file, (len(self),), np.int64))
-            if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-                raise ValueError(f"path: {file} has labels that are not those of {len(self.classes)} classes")
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Shards, (self.root,)  # a map would be sent byte by byte
@@ -115,6 +113,10 @@ def store(
     if isinstance(splits[0], Images):
         for source in {id(source): source for source in sources}.values():
             source.verify()
+    for source in sources:
+        labels = source.labels
+        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(source.classes):
+            raise ValueError(f"path={path} has labels of other than its {len(source.classes)} classes")
     return Data(root.resolve().name, *splits, classes=len(train.classes) or None, batch_size=batch_size, flip=flip,
                 workers=workers, seed=seed, captions=[[name] for name in train.classes])  # fmt: skip
 

@@ -67,7 +67,6 @@ class Learner(L.LightningModule, ABC):
             self.watched, self._validated = self._kept["watched"], self._kept["validated"]
 
     def on_train_start(self) -> None:
-        self.begun = True
         pulse.listen(alone=place()[1] == 1)
         for weight, kept in (of for optimizer in self.trainer.optimizers for of in optimizer.state.items()):
             for name in kept.keys() & MOMENTS:
@@ -76,6 +75,7 @@ class Learner(L.LightningModule, ABC):
                                   f"{tuple(weight.shape)}")  # fmt: skip
                 if kept[name].stride() != weight.stride():  # which one on a CPU takes for granted
                     kept[name] = torch.empty_like(weight).copy_(kept[name])
+        self.begun = True
         loop = self.trainer.fit_loop.epoch_loop
         done = loop.batch_progress.current.ready
         every = self.trainer.val_check_batch or math.inf
