@@ -189,7 +189,7 @@ def twin(config: DictConfig, data: Data) -> nn.Module:
         down_block_types=["AttnDownBlock2D" if heard else "DownBlock2D" for heard in hears],
         up_block_types=["AttnUpBlock2D" if heard else "UpBlock2D" for heard in hears[::-1]],
         norm_num_groups=min(32, model.channels // 4), num_class_embeds=data.classes, dropout=model.dropout,
-        attention_head_dim=model.channels * model.multipliers[-1] // model.heads,
+        attention_head_dim=model.head_channels or model.channels * model.multipliers[-1] // model.heads,
         resnet_time_scale_shift="scale_shift" if model.scale_shift else "default",
     ).to(DEVICE)  # fmt: skip
 

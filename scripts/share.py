@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_lab.commands import runs
-from ddpm_lab.commands.cells import typed
+from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.commands.weights import read
 from ddpm_lab.errors import Hindered, Told, UserError, shown
 
@@ -43,7 +43,7 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     save_file(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
     OmegaConf.save(config, target / "config.yaml")
     size = (target / "weights.safetensors").stat().st_size
-    print(f"{shown(target)}: {size / 2**20:.1f} MiB\n  next     python sample.py run={shown(typed(target))}")
+    print(f"{shown(target)}: {size / 2**20:.1f} MiB\n  next     python sample.py run={shown(in_shell(target))}")
 
 
 if __name__ == "__main__":

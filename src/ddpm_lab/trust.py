@@ -174,7 +174,7 @@ def _is_spec(said: dict[str, Any]) -> bool:
         isinstance(shape, list)
         and 1 <= len(shape) <= 3
         and all(type(side) is int and side > 0 for side in shape)
-        and prod(shape) <= 2**22
+        and prod(shape) <= 2**24
         and (classes is None or (type(classes) is int and 0 < classes <= 10**6))
         and (width is None or (type(width) is float and isfinite(width) and width > 0))
         and (captions is None or (isinstance(captions, list) and len(captions) == classes

@@ -58,16 +58,15 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "\\'") + "'"
 
 
-def typed(value: object) -> str:
-    """As it is typed in a shell behind `key=`, in quotes only where they are needed."""
-    text = str(value)
-    return text if re.fullmatch("[A-Za-z0-9_./+-]+", text) else shlex.quote(literal(text))
-
-
 def quoted(key: str, value: object) -> str:
     """A word that Hydra reads as this value, in quotes only where they are needed."""
     text = str(value)
     return f"{key}={text if re.fullmatch('[A-Za-z0-9_./+-]+', text) else literal(text)}"
+
+
+def in_shell(value: object) -> str:
+    """What a shell makes Hydra's word for this value of, to be typed behind `key=`."""
+    return shlex.quote(quoted("", value)[1:])
 
 
 def fingerprint(config: DictConfig, root: Path) -> str:

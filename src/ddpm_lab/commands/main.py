@@ -50,6 +50,8 @@ def train() -> None:
             sys.argv[1:], home = resume.placed(sys.argv[1:])
     except UserError as error:
         sys.exit(_tell(error))
+    except OSError as error:
+        sys.exit(_tell(Hindered(f"{error.filename} cannot be read ({error.strerror})")))
     _main(verb, ablate if verb == "ablate" else task)
 
 

@@ -78,9 +78,9 @@ def check_flags(arguments: Iterable[str], keys: Iterable[object]) -> None:
     """Raises UserError for a flag that Hydra does not know; it would print all that it knows. `keys` have no dashes."""
     known = get_args_parser()._option_string_actions
     for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
-        if (key := flag.lstrip("-")) in keys and flag not in ("--info", *known):
-            raise UserError(f"{flag} is a key and no option; try {key}=...")
         if flag not in known:
+            if (key := flag.lstrip("-")) in keys:
+                raise UserError(f"{flag} is a key and no option; try {key}=...")
             raise UserError(f"{flag} is no option{near(flag, known)}; options: {', '.join(sorted(known, key=len))}")
 
 

@@ -24,7 +24,7 @@ from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.commands import resume
 from ddpm_lab.commands.build import build
-from ddpm_lab.commands.cells import typed
+from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
 from ddpm_lab.commands.saved import public
 from ddpm_lab.commands.validate import validate, validate_settings, validate_trainer
@@ -102,7 +102,9 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         if (number := stop.status - 128) == signal.SIGUSR1 and first():
             _requeue()
         where = (
-            f"saved in {kept[0]}; the same command goes on, or resume={typed(run)}" if kept else "nothing was saved yet"
+            f"saved in {kept[0]}; the same command goes on, or resume={in_shell(run)}"
+            if kept
+            else "nothing was saved yet"
         )
         raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
     except Exception as error:  # whatever Lightning makes of a state that is none
@@ -152,7 +154,9 @@ def _farewell(run: Path, system: Learner, measured: bool, averaged: bool) -> str
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     prefix, suffix = ("python ", ".py") if sys.argv[0].endswith(".py") else ("ddpm-", "")
     raw = "" if averaged or not isinstance(system, Diffusion) else " weights=raw"
-    suggested = [f"{prefix}{verb}{suffix} {words}{raw}" for verb, words in system.suggestions(typed(shown), measured)]
+    suggested = [
+        f"{prefix}{verb}{suffix} {words}{raw}" for verb, words in system.suggestions(in_shell(shown), measured)
+    ]
     return "\n".join([
         f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir() if entry.name[0] != '.'))}",
         *([f"  look at  {shown / 'pictures'}"] if (run / "pictures").is_dir() else []),
