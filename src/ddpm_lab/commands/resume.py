@@ -7,23 +7,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
+from ddpm_lab.commands import records
 from ddpm_lab.commands.cells import quoted
-from ddpm_lab.errors import Damaged, Unsafe, UserError
+from ddpm_lab.errors import Damaged, Unsafe, UserError, shown
 from ddpm_lab.ranks import first
 from ddpm_lab.writing import taken, write
 
 LOG = logging.getLogger(__name__)
-FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "data.workers",
-        "logger", "patience", "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",
+FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes",
+        *(f"data.{key}" for key in records.ADJUSTABLE["data"]),
+        "logger", "patience", "extractor",
+        "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",
         "callbacks.scatter", "callbacks.density", "callbacks.reconstructions")  # fmt: skip
 """What may be changed of a run that goes on, or of all that is in it: its weights stay comparable"""
 ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
 """What no run is made of"""
+DERIVED = ("model", "optimizer.lr", "trainer.max_steps")
+"""Keys that may be null until the data is built, which a run then has values of"""
+HARMLESS = {".err", ".log", ".out", ".txt"}
+"""Suffixes of files that a new run may find in its folder, such as the output of a job"""
 
 
 def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -39,9 +47,10 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
             meant = next((f"resume={above}" for above in home.parents if (above / "config.yaml").is_file()),
                          "auto, null, or a folder that train.py named")  # fmt: skip
             raise UserError(f"resume={home} is no run, for it holds no config.yaml; try {meant}")
+        _resumable(home)
         if said["hydra.run.dir"] not in (None, str(home)):
             raise UserError(f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one")
-        return [*words, quoted("hydra.run.dir", home)], trust.plain(home)
+        return [*_chosen(home, words), *words, quoted("hydra.run.dir", home)], trust.plain(home)
     if said["hydra.run.dir"] == "":
         raise UserError("hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/")
     if folder := said["hydra.run.dir"]:
@@ -50,6 +59,7 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
                 f"resume=null begins a new run, and hydra.run.dir={folder} holds one; choose another folder"
             )
         used = any(os.path.lexists(Path(folder, name)) for name in (".lock", "checkpoints", "command.txt"))
+        _vacant(Path(folder))
         return [*words], trust.plain(Path(folder)) if used else Path(folder)
     several = any(word in ("-m", "--multirun") or word.startswith(("search=", "-")) for word in words)
     if several or said["resume"] == "null":
@@ -60,6 +70,47 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
         return [*words], None
     home = trust.plain(trust.unlinked(max(unended)))  # their names are times
     return [*words, quoted("hydra.run.dir", home)], home
+
+
+def _chosen(home: Path, words: Sequence[str]) -> list[str]:
+    """Words that choose what the run in `home` has of each group, so that `words` are checked against that."""
+    from ddpm_lab.commands import runs
+    from ddpm_lab.commands.main import CONFIGS
+
+    saved, typed = runs.config(str(home)), {word.partition("=")[0] for word in words}
+    groups = [str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed]
+    for group in groups:
+        ConfigStore.instance().store(group=group, name="run", node=saved._get_node(group))
+    return [f"{group}=run" for group in groups]
+
+
+def _resumable(home: Path) -> None:
+    """Raises UserError where `home` is not a folder that training can go on in."""
+    from ddpm_lab.callbacks.checkpoints import ordered
+
+    if ordered(home / "checkpoints") or (home / "command.txt").is_file():
+        return
+    if _shared(home):
+        raise UserError(f"resume={home} holds weights without the state of the optimizer, which training needs to go "
+                        f"on; try init={home}, which starts a new run from these weights")  # fmt: skip
+    raise UserError(f"resume={home} holds no checkpoints; try a folder that train.py named")
+
+
+def _vacant(folder: Path) -> None:
+    """Raises UserError where `folder` holds files and is not that of a training run."""
+    if not folder.is_dir() or (folder / "command.txt").is_file() or any((folder / "checkpoints").glob("step-*.ckpt")):
+        return
+    others = sorted(entry.name for entry in folder.iterdir()
+                    if entry.name[0] != "." and entry.suffix not in HARMLESS)  # fmt: skip
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        hint = f", and init={folder} to start from its weights" if _shared(folder) else ""
+        raise UserError(f"hydra.run.dir={folder} is not the folder of a training run and holds "
+                        f"{', '.join(map(shown, others[:3]))}{more}; try a new folder{hint}")  # fmt: skip
+
+
+def _shared(folder: Path) -> bool:
+    return (folder / "weights.safetensors").is_file()
 
 
 def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfig:
@@ -94,33 +145,49 @@ def found(home: Path, config: DictConfig) -> Path | None:
 
     files = ordered(home / "checkpoints")
     if not files:
+        if (home / "metrics.json").is_file():
+            raise UserError(f"{home} holds the metrics of a run whose checkpoints are gone; try another folder")
         return None
     if not os.path.lexists(home / "config.yaml"):
         raise UserError(f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder")
     if trust.regular(home / "config.yaml").read_text() != OmegaConf.to_yaml(config):
-        compare(runs.config(str(home)), config, home)
-    for file in files:
+        saved = runs.config(str(home))
+        adopt(config, saved)
+        compare(saved, config, home)
+    for aside, file in enumerate(files):
         try:
-            step = trust.checkpoint(file)["global_step"]
+            content = trust.checkpoint(file)
+            records.own(home, file, content)
         except Damaged as error:
             if first():
-                LOG.warning("%s; set aside as %s.damaged", error, file.name)
-                file.rename(f"{file}.damaged")
+                name = f"{file.name}.{type(error).__name__.lower()}"
+                LOG.warning("%s; set aside as %s", error, name)
+                file.rename(file.with_name(name))
             continue
+        step = content["global_step"]
         if step >= config.trainer.max_steps and (home / "metrics.json").is_file():
             raise UserError(f"trainer.max_steps={config.trainer.max_steps} is reached: {home} came to its end at step "
                             f"{step}; try trainer.max_steps={2 * step}, or another folder")  # fmt: skip
-        LOG.info("going on with %s after step %d of %d (resume=null begins a new run)", home, step,
-                 config.trainer.max_steps)  # fmt: skip
+        LOG.info("going on with %s after step %d of %d (resume=null begins a new run)%s", home, step,
+                 config.trainer.max_steps, f"; {aside} checkpoints were set aside" if aside else "")  # fmt: skip
         return file
-    LOG.warning("no checkpoint in %s is good: training begins again", home)
+    LOG.warning("no checkpoint in %s is good, and %d were set aside: training begins again", home, len(files))
     return None
+
+
+def adopt(config: DictConfig, saved: DictConfig, keys: Sequence[str] = DERIVED) -> None:
+    """Replace null by the value that `saved` has, in `config` at or below each of `keys`."""
+    for key, value in _leaves(OmegaConf.to_container(saved)):
+        mine = any(key == one or key.startswith(f"{one}.") for one in keys)
+        if mine and value is not None and OmegaConf.select(config, key, default="") is None:
+            OmegaConf.update(config, key, value)
 
 
 def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
     """Raises UserError, with what differs, unless `config` is that of the run in `home` but for `FREE`."""
+    here = records.located(config.copy(), Path.cwd())
     before, now = ({key: value for key, value in _leaves(OmegaConf.to_container(one)) if not _free(key)}
-                   for one in (saved, config))  # fmt: skip
+                   for one in (saved, here))  # fmt: skip
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         told = [f"{key}={now.get(key, 'nothing')} was {before.get(key, 'nothing')}" for key in changed[:4]]
@@ -131,10 +198,10 @@ def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
 
 def remember(config: DictConfig, run: Path, words: Sequence[str]) -> None:
     """`config.yaml`, and the command that an interrupted run is known by. What a shorter run came to is void."""
+    if not (run / "command.txt").exists():  # or resume= was typed
+        write(run / "command.txt", _command(words))  # first, for a folder without it is no run
     (run / "metrics.json").unlink(missing_ok=True)
     write(run / "config.yaml", OmegaConf.to_yaml(config))
-    if not (run / "command.txt").exists():  # by resume=
-        write(run / "command.txt", _command(words))
 
 
 def _command(words: Sequence[str]) -> str:

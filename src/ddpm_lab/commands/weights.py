@@ -5,6 +5,7 @@ from typing import Any
 
 from ddpm_lab import trust
 from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.commands import records
 from ddpm_lab.errors import Damaged, UserError
 
 
@@ -24,15 +25,21 @@ def read(run: str | Path) -> tuple[dict[str, Any], Path]:
     """
     file = newest(run)
     try:
-        return trust.checkpoint(file), file
+        return _checked(run, file), file
     except Damaged as error:
-        good = next((older for older in ordered(file.parent)[1:] if _is_good(older)), None)
+        good = next((older for older in ordered(file.parent)[1:] if _is_good(run, older)), None)
         hint = f"remove it, and {good.name} is taken, which is good" if good else f"run={run} has no other that is good"
         raise Damaged(f"{error}; {hint}") from error
 
 
-def _is_good(file: Path) -> bool:
+def _checked(run: str | Path, file: Path) -> dict[str, Any]:
+    content = trust.checkpoint(file)
+    records.own(run, file, content)
+    return content
+
+
+def _is_good(run: str | Path, file: Path) -> bool:
     try:
-        return bool(trust.checkpoint(file))
+        return bool(_checked(run, file))
     except UserError:
         return False
