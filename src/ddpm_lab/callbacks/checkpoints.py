@@ -174,7 +174,12 @@ class Checkpoints(L.Callback):
 def ordered(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, from the latest step on. Times of files say nothing: copying changes them."""
     found = [file for file in folder.glob("step-*.ckpt") if file.stem[5:].isdecimal()]
-    return sorted(found, key=lambda file: int(file.stem[5:]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(file: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(file.stem[5:])
 
 
 def not_finite(content: Any, path: str = "") -> Iterator[str]:

@@ -40,7 +40,7 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
     It is that of resume=DIR or hydra.run.dir=DIR; else that of the newest run that the same words began, that did not
     come to its end and that no other process trains, unless resume=null. Raises UserError.
     """
-    said = {key: _value(words, key) for key in ("resume", "hydra.run.dir")}
+    said = {key: _value(words, key) for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")}
     if said["resume"] not in (None, "auto", "null"):
         home = Path(said["resume"])
         if not (home / "config.yaml").is_file():
@@ -53,7 +53,7 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
         return [*_chosen(home, words), *words, quoted("hydra.run.dir", home)], trust.plain(home)
     if said["hydra.run.dir"] == "":
         raise UserError("hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/")
-    if folder := said["hydra.run.dir"]:
+    if folder := said["trainer.default_root_dir"] or said["hydra.run.dir"]:
         if said["resume"] == "null" and any(Path(folder, "checkpoints").glob("step-*.ckpt")):
             raise UserError(
                 f"resume=null begins a new run, and hydra.run.dir={folder} holds one; choose another folder"
