@@ -162,7 +162,7 @@ def found(home: Path, config: DictConfig) -> Path | None:
             if first():
                 name = f"{file.name}.{type(error).__name__.lower()}"
                 LOG.warning("%s; set aside as %s", error, name)
-                file.rename(file.with_name(name))
+                file.replace(file.with_name(name))
             continue
         step = content["global_step"]
         if step >= config.trainer.max_steps and (home / "metrics.json").is_file():
