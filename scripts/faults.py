@@ -545,7 +545,8 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := {*asked.kinds} - {*TRIALS}:
         parser.error(f"{', '.join(unknown)}: there is {', '.join(TRIALS)}")
-    os.environ.setdefault("DDPM_LAB_CACHE", tempfile.mkdtemp())
+    for variable in ("DDPM_LAB_CACHE", "XDG_STATE_HOME"):
+        os.environ.setdefault(variable, tempfile.mkdtemp())
     failed = False
     for name in asked.kinds or TRIALS:
         trial, usual = TRIALS[name]

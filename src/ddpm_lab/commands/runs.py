@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
-from ddpm_lab.commands import records
+from ddpm_lab.commands import places, records
 from ddpm_lab.commands.saved import TRUSTED, configuration
 from ddpm_lab.errors import Damaged, UserError, choice, naming
 
@@ -174,6 +174,7 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
                  "AutoencoderSystem": "an autoencoder"}  # fmt: skip
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
     content, file = read(run)
+    places.confirm(saved, f"run={run}", places.MODELS)
     network = trust.fitting(build(saved, "model"), content["state_dict"])
     system = build(saved, "system", network=network, **content["hyper_parameters"])
     try:
@@ -239,6 +240,7 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
             return Analytic(trust.tensors(file)[0]["mse"])
         except Damaged as error:
             LOG.warning("%s; the variance is estimated anew", error)
+    places.confirm(saved, f"run={settings.run}", places.DATA)
     with naming("variance"):
         found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
     try:
