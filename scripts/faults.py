@@ -11,9 +11,11 @@ Each trial is a process of its own, forked from this one, which has imported tor
 import argparse
 import csv
 import json
+import logging
 import os
 import random
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -33,13 +35,14 @@ from PIL import Image
 from ddpm_lab import trust
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import pools
+from ddpm_lab.commands import pools, resume, runs, weights
 from ddpm_lab.commands import train as imported  # noqa: F401 (not in each trial)
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import Damaged, UserError
 from ddpm_lab.systems.diffusion import Diffusion
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
+share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
 
 SMALL = ("trainer.max_steps=60", "trainer.val_check_interval=15", "logger=csv", "model.channels=8", "sampler.steps=3",
          "model.multipliers=[1]", "data.batch_size=16", "callbacks.losses.every=7", "callbacks.checkpoints.every=10",
@@ -385,6 +388,88 @@ def spoil(file: Path, chance: random.Random) -> None:
     file.write_bytes(content)
 
 
+def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
+    """One bit of a file is flipped, or it is cut, anywhere, or damaged in other ways: either every number is the same,
+    or it is noticed, and the newest whole file is taken.
+    """
+    run, _ = bench.reference(bench.words(next(iter(KINDS))))
+    shared = bench.room() / "share"
+    share(str(run), shared)
+    kept = bench.room() / "cache.safetensors"
+    trust.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, kept)
+    seal = bench.room() / "cache.json"
+    trust.seal({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
+    config, logging_was = runs.config(str(run)), logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    wrong: dict[str, list[str]] = {}
+    for kind, hurt in DAMAGE.items():
+        many = trials * (3 if kind == FLIP else 1)
+        newest, older = ordered(run / "checkpoints")
+        wrong[f"checkpoint: {kind}"] = [_recovers(bench, newest, older, hurt, config) for _ in range(many)]
+        for what, file, read in ((shared.name, shared / "weights.safetensors", trust.checkpoint),
+                                 ("statistics", kept, trust.tensors), ("sealed JSON", seal, trust.sealed)):  # fmt: skip
+            wrong[f"{what}: {kind}"] = [_noticed(bench, file, hurt, read) for _ in range(many)]
+    logging.disable(logging_was)
+    return wrong
+
+
+FLIP = "one bit flipped"
+DAMAGE: dict[str, Callable[[bytearray, random.Random], Any]] = {
+    FLIP: lambda content, chance: content.__setitem__(
+        at := chance.randrange(len(content)), content[at] ^ 1 << chance.randrange(8)),
+    "cut": lambda content, chance: content.__delitem__(slice(chance.randrange(len(content)), None)),
+    "bytes appended": lambda content, chance: content.extend(chance.randbytes(chance.choice((1, 22, 70_000)))),
+    "zeros, up to 4096": lambda content, chance: content.__setitem__(
+        slice(at := chance.randrange(len(content)), at + 4096), bytes(min(4096, len(content) - at))),
+    "other content": lambda content, chance: content.__setitem__(
+        slice(None), chance.choice((b"\0" * 1000, chance.randbytes(1000), b"PK\3\4" + chance.randbytes(100),
+                                    b"version https://git-lfs.github.com/spec/v1\n"))),
+}  # fmt: skip
+
+
+def _damaged(file: Path, hurt: Callable[[bytearray, random.Random], Any], chance: random.Random) -> bytes:
+    content = bytearray(file.read_bytes())
+    hurt(content, chance)
+    return bytes(content)
+
+
+def _recovers(bench: Bench, newest: Path, older: Path, hurt: Any, config: Any) -> str:
+    """Reads a run with a damaged newest checkpoint as sample.py, evaluate.py and share.py do, then as train.py does."""
+    folder = bench.room()
+    (folder / "checkpoints").mkdir()
+    shutil.copy(newest.parents[1] / "config.yaml", folder)
+    shutil.copy(older, folder / "checkpoints")
+    file = folder / "checkpoints" / newest.name
+    file.write_bytes(_damaged(newest, hurt, bench.random))
+    try:
+        content, taken = weights.read(folder)
+        wrong = differs(trust.checkpoint(newest if taken == file else older), content)
+        if resume.found(folder, config) != taken or file.exists() != (taken == file):
+            wrong.append("train.py takes another file")
+        if taken != file and not file.with_name(f"{file.name}.damaged").is_file():
+            wrong.append("it is not set aside")
+    except Exception as error:
+        wrong = [f"{type(error).__name__}: {error}"]
+    if not wrong:
+        shutil.rmtree(folder)
+    return "; ".join(wrong[:3])
+
+
+def _noticed(bench: Bench, file: Path, hurt: Any, read: Callable[[Path], Any]) -> str:
+    """ "" if a damaged copy of `file` is refused as damaged, or says the same."""
+    copy = bench.room() / file.name
+    copy.write_bytes(_damaged(file, hurt, bench.random))
+    try:
+        wrong = differs(read(file), read(copy))
+    except Damaged:
+        wrong = []
+    except Exception as error:
+        wrong = [f"{type(error).__name__}: {error}"]
+    if not wrong:
+        shutil.rmtree(copy.parent)
+    return "; ".join(wrong[:3])
+
+
 def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
     """kill -9 of two processes that train together (gloo), then the same command again."""
     words = [*bench.words(next(iter(KINDS))), "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true",
@@ -447,7 +532,7 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
 
 TRIALS: dict[str, tuple[Callable[..., dict[str, list[str]]], int]] = {
     "kill": (kill, 200), "torn": (torn, 200), "term": (term, 45), "poison": (poison, 50), "disk": (disk, 20),
-    "damage": (damage, 20), "ranks": (ranks, 20), "chaos": (chaos, 1),
+    "damage": (damage, 20), "corrupt": (corrupt, 100), "ranks": (ranks, 20), "chaos": (chaos, 1),
 }  # fmt: skip
 
 
@@ -460,7 +545,8 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := {*asked.kinds} - {*TRIALS}:
         parser.error(f"{', '.join(unknown)}: there is {', '.join(TRIALS)}")
-    os.environ.setdefault("DDPM_LAB_CACHE", tempfile.mkdtemp())
+    for variable in ("DDPM_LAB_CACHE", "XDG_STATE_HOME"):
+        os.environ.setdefault(variable, tempfile.mkdtemp())
     failed = False
     for name in asked.kinds or TRIALS:
         trial, usual = TRIALS[name]

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ddpm_lab import trust
 from ddpm_lab.commands import records, runs
 from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.commands.saved import TRUSTED, configuration
@@ -45,7 +45,7 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
         target.mkdir(parents=True)
     except OSError as error:
         raise Hindered(f"TARGET={target} cannot be made a folder ({error.strerror}); choose another") from error
-    save_file(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
+    trust.save_tensors(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
     OmegaConf.save(config, target / "config.yaml")
     about = record._asdict() | {"directory": None}  # which concerns nobody else
     (target / records.FILE).write_text(json.dumps(about, indent=1) + "\n")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.commands import records, runs
+from ddpm_lab.commands import places, records, runs
 from ddpm_lab.commands.build import build
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Images, Split, Streamed
@@ -61,6 +61,7 @@ def data(settings: DictConfig) -> Data:
     training.
     """
     saved = records.adjusted(runs.config(settings.run), settings, "data")
+    places.confirm(saved, f"run={settings.run}", places.DATA)
     found: Data = build(saved, "data")
     known, now = records.read(settings.run).data, fingerprint(found)
     if told := differences(known, now) or (["other images"] if changed(known, now) else []):

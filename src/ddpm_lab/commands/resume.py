@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
-from ddpm_lab.commands import records
+from ddpm_lab.commands import places, records
 from ddpm_lab.commands.cells import quoted
 from ddpm_lab.errors import Damaged, Unsafe, UserError, shown
 from ddpm_lab.ranks import first
@@ -133,6 +133,7 @@ def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfi
             raise UserError(f"{key} is part of what resume={home} was trained with; of a run that goes on can be "
                             f"changed: {', '.join(FREE)}")  # fmt: skip
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    places.confirm(saved, f"resume={home}", places.DATA + places.MODELS)
     return saved
 
 
@@ -162,7 +163,7 @@ def found(home: Path, config: DictConfig) -> Path | None:
             if first():
                 name = f"{file.name}.{type(error).__name__.lower()}"
                 LOG.warning("%s; set aside as %s", error, name)
-                file.rename(file.with_name(name))
+                file.replace(file.with_name(name))
             continue
         step = content["global_step"]
         if step >= config.trainer.max_steps and (home / "metrics.json").is_file():

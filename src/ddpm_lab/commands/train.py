@@ -22,7 +22,7 @@ from ddpm_lab.callbacks.density import Density
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.reconstructions import Reconstructions
-from ddpm_lab.commands import datasets, initial, records, resume
+from ddpm_lab.commands import datasets, initial, places, records, resume
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
@@ -84,6 +84,7 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         run.mkdir(parents=True, exist_ok=True)
         resume.remember(config, run, words)
         saving.run_id = records.keep(run, about)
+        places.remember(config)
         trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
         settings = public(config)
         for logger in trainer.loggers:
