@@ -15,6 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.output import quiet
 from ddpm_lab.data.module import Batches
@@ -65,7 +66,7 @@ def measured(count: int) -> tuple[float, float]:
     """The share of time outside network and extractor, and the peak of memory in MiB."""
     config = compose("train", ["sampler.steps=10"])
     data, extractor = build(config, "data"), digits()
-    system = build(config, "system", **data.spec)
+    system = build_system(config, data)
     inside = 0.0
 
     def timed(module: torch.nn.Module) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from ddpm_lab.callbacks.checkpoints import ordered
 from ddpm_lab.commands import runs
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.weights import newest
 
 
@@ -526,7 +527,7 @@ def test_a_run_without_labels_refuses_them(typed, tmp_path):
 def one_step(tmp_path, *overrides):
     config = composed(*overrides, f"trainer.default_root_dir={tmp_path}", "trainer.max_steps=1")
     data = build(config, "data")
-    system = build(config, "system", **data.spec)
+    system = build_system(config, data)
     before = [parameter.detach().clone() for parameter in system.parameters()]
     loggers = [*build(config, "logger").values()]
     trainer = build(config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers)

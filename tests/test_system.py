@@ -13,6 +13,7 @@ from ddpm_lab.callbacks.ema import EMA, best
 from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.weights import newest
 from ddpm_lab.data.splits import batch
 from ddpm_lab.diffusion.timesteps import Stratified
@@ -26,7 +27,7 @@ def parts(*overrides):
     config = composed(*TINY, *overrides)
     torch.manual_seed(config.seed)
     data = build(config, "data")
-    return data, build(config, "system", **data.spec)
+    return data, build_system(config, data)
 
 
 def fitted(tmp_path, *overrides, steps=8, callbacks=(), **kwargs):

@@ -20,14 +20,16 @@ from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered, step_of
 from ddpm_lab.callbacks.compiled import Compiled
 from ddpm_lab.callbacks.density import Density
 from ddpm_lab.callbacks.ema import EMA
+from ddpm_lab.callbacks.forecast import Forecast
 from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.commands import datasets, initial, places, records, resume
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.cells import in_shell
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
 from ddpm_lab.commands.saved import public
-from ddpm_lab.commands.validate import validate, validate_settings, validate_trainer
+from ddpm_lab.commands.validate import validate, validate_length, validate_settings, validate_trainer
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Flow
 from ddpm_lab.errors import Damaged, Diverged, Interrupted, Told, naming
@@ -61,13 +63,15 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or torch's optimizers look for a GPU anew at each step: 0.05 ms
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
-    system: Learner = build(config, "system", **data.spec)
+    system: Learner = build_system(config, data)
+    validate_length(config)
     system.seed = config.seed
     callbacks = build(config, "callbacks")
     if not any(isinstance(callback, Checkpoints) for callback in callbacks.values()):
         callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
     if config.compile is not None:
         callbacks = {"compiled": Compiled(config.compile)} | callbacks
+    callbacks = {"forecast": Forecast(timed=config.compile is None)} | callbacks
     validate(config, data, system, callbacks)
     trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
     validate_trainer(config, trainer)
@@ -133,6 +137,8 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     reconstructed = _result(callbacks, Reconstructions)
     training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters}
     watched = {name.removeprefix("val/"): value for name, value in system.watched.items()}
+    if system.zero_loss is not None:
+        training["zero_loss"] = system.zero_loss
     if "loss" in watched:
         training["val_loss"] = watched.pop("loss")
     found = {

@@ -85,6 +85,10 @@ class Diffusion(System):
     def compiles(self) -> nn.Module:
         return self.denoiser.network
 
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        return len(self.sampler.times(self.process.steps)) - 1
+
     def draw_with(self, sampler: Sampler, guidance: partial[Denoises]) -> None:
         """How samples are drawn from now on. Raises UserError where these do not fit the model, or one another."""
         with naming("sampler"):
