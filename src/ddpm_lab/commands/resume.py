@@ -20,7 +20,8 @@ from ddpm_lab.ranks import first
 from ddpm_lab.writing import taken, write
 
 LOG = logging.getLogger(__name__)
-FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes",
+FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.val_check_interval",
+        "trainer.limit_val_batches",
         *(f"data.{key}" for key in records.ADJUSTABLE["data"]),
         "logger", "patience", "extractor",
         "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",

@@ -56,7 +56,7 @@ def train(config: DictConfig, words: Sequence[str] = (), home: Path | None = Non
 
 
 def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path | None) -> None:
-    if config.init is not None and checkpoint is None:
+    if config.get("init") is not None and checkpoint is None:
         initial.model_of(config)
     validate_settings(config)
     if not torch.cuda.is_available():
@@ -81,7 +81,7 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     about = datasets.fingerprint(data)
     if checkpoint:
         datasets.verify(checkpoint.parents[1], config, about)
-    elif config.init is not None:
+    elif config.get("init") is not None:
         LOG.info(initial.start(system, config))
     saving = next(callback for callback in callbacks.values() if isinstance(callback, Checkpoints))
     if first():
