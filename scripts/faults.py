@@ -264,7 +264,8 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
                 number = begin(folder, again())
                 time.sleep(bench.random.uniform(0.1, 0.95) * seconds)
                 stopped(number, signal.SIGKILL)
-            wrong[kind].append(bench.verdict(folder, words, again))
+            torn = [str(file) for file in kept(folder) if not good(file)]
+            wrong[kind].append(f"torn {torn}" if torn else bench.verdict(folder, words, again))
     return wrong
 
 
@@ -582,7 +583,7 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
 
 
 TRIALS: dict[str, tuple[Callable[..., dict[str, list[str]]], int]] = {
-    "kill": (kill, 200), "torn": (torn, 200), "term": (term, 45), "poison": (poison, 50), "disk": (disk, 20),
+    "kill": (kill, 68), "torn": (torn, 200), "term": (term, 45), "poison": (poison, 50), "disk": (disk, 20),
     "damage": (damage, 20), "corrupt": (corrupt, 100), "ranks": (ranks, 20), "chaos": (chaos, 1),
 }  # fmt: skip
 

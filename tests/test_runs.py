@@ -19,7 +19,7 @@ from ddpm_lab import writing
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.checkpoints import ordered
 from ddpm_lab.callbacks.losses import Losses
-from ddpm_lab.commands import datasets, records, resume
+from ddpm_lab.commands import datasets, places, records, resume
 from ddpm_lab.commands.trainer_keys import FIXED, check_keys
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.splits import Images, Streamed
@@ -57,9 +57,11 @@ def room(tmp_path_factory, typed):
 
 @pytest.fixture
 def there(room, tmp_path, monkeypatch):
-    """A copy of `room`, in which the test is."""
+    """A copy of `room`, in which the test is, as if it had been made there."""
     shutil.copytree(room, tmp_path / "room")
     monkeypatch.chdir(tmp_path / "room")
+    records.keep(Path("r"), records.read("r").data)
+    places.remember(OmegaConf.load("r/config.yaml"))
     return tmp_path / "room"
 
 
@@ -88,7 +90,7 @@ def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
 
 def test_moved_data_is_named_for_training_and_measuring(there, typed):
     os.rename("pics", "moved")
-    for verb, *words in (("train", "resume=r", "trainer.max_steps=4"), ("evaluate", "run=r", *CHEAP)):
+    for verb, *words in (("evaluate", "run=r", *CHEAP), ("train", "resume=r", "trainer.max_steps=4")):
         status, _, error = typed(verb, *words)
         assert status == 2 and "pics" in error and "try data.path=DIR" in error, error
         status, out, error = typed(verb, *words, "data.path=moved")
@@ -235,18 +237,22 @@ def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, f
 def test_a_signal_whose_save_fails_claims_nothing(there, typed, monkeypatch):
     words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "trainer.max_steps=6", "hydra.run.dir=full",
              "callbacks=classifier", "callbacks.checkpoints.every=2", "~callbacks.progress")  # fmt: skip
-    calls, save = [], torch.save
+    save = torch.save
 
     def full(content, file):
-        calls.append(file)
-        if len(calls) > 1:
+        if content["global_step"] > 2:
             raise OSError(errno.EROFS, "Read-only file system")
         save(content, file)
-        os.kill(os.getpid(), signal.SIGTERM)
+
+    def told(self, trainer, *_):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(checkpoints.torch, "save", full)
+    monkeypatch.setattr(checkpoints.Checkpoints, "on_train_batch_start", told)
     status, _, error = typed("train", *words)
-    assert status == 143 and "saved in full/checkpoints/step-000002.ckpt" in error, error
+    assert status == 143 and "stopped by SIGTERM at step 3; the last checkpoint is " in error, error
+    assert "saved in" not in error and "step-000002.ckpt; the same command goes on" in error, error
 
 
 class Steps(list):
