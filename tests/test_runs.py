@@ -181,6 +181,7 @@ def test_a_folder_of_logs_is_as_good_as_empty(tmp_path):
 
 def test_a_run_starts_from_the_weights_of_another(there, typed):
     words = ("data=folder", "data.path=pics", "conditioner=label", *Q)
+    words += ("+callbacks.ema._target_=ddpm_lab.callbacks.ema.EMA",)
     for source in ("s", "r"):
         status, out, error = typed(
             "train", *words, f"init={source}", f"hydra.run.dir=from-{source}", "optimizer.lr=1e-9"
@@ -189,6 +190,8 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
         first = torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["state_dict"]
         last = torch.load(f"from-{source}/checkpoints/step-000003.ckpt", weights_only=True)["state_dict"]
         assert all(torch.allclose(last[name], first[name], atol=1e-6) for name in first if "denoiser" in name)
+    average = torch.load("from-r/checkpoints/step-000003.ckpt", weights_only=True)["callbacks"]["EMA"]["average"]
+    assert all(torch.allclose(average[name], first[f"denoiser.{name}"], atol=1e-6) for name in average)
     assert records.read("from-r").id != records.read("r").id
     shutil.rmtree("r")  # is not needed any more
     assert typed("train", "resume=from-r", "trainer.max_steps=4")[0] == 0
@@ -196,7 +199,7 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
         ("model.channels=16",): "8 there, 16 here; its model has model.channels=8",
         ("prediction=v",): "init=s was trained with prediction=Eps, and this run has V",
         ("conditioner=none",): "init=s was trained with conditioner=",
-        ("system=classifier", "callbacks=classifier"): "init=s was trained with system=",
+        ("system=classifier", "~callbacks.ema"): "init=s was trained with system=",
     }
     for more, told in refused.items():
         status, _, error = typed("train", *words, *more, "init=s", "hydra.run.dir=x")
