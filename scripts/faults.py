@@ -266,6 +266,7 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
                 stopped(number, signal.SIGKILL)
             torn = [str(file) for file in kept(folder) if not good(file)]
             wrong[kind].append(f"torn {torn}" if torn else bench.verdict(folder, words, again))
+        print(f"  {kind}: {len(wrong[kind]) - sum(map(bool, wrong[kind]))} of {len(wrong[kind])}", flush=True)
     return wrong
 
 

@@ -19,7 +19,7 @@ from ddpm_lab import writing
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.checkpoints import ordered
 from ddpm_lab.callbacks.losses import Losses
-from ddpm_lab.commands import datasets, places, records, resume
+from ddpm_lab.commands import datasets, folders, places, records, resume
 from ddpm_lab.commands.trainer_keys import FIXED, check_keys
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.splits import Images, Streamed
@@ -96,10 +96,16 @@ def test_moved_data_is_named_for_training_and_measuring(there, typed):
         status, out, error = typed(verb, *words, "data.path=moved")
         assert status == 0 and "warning" not in out, out + error
     assert OmegaConf.load("r/config.yaml").data.path == "moved"
-    for words in (("data.workers=0", "data.resident=false", "patience=60"), ("logger=csv", "extractor=none")):
+    for words in (
+        ("data.workers=0", "data.resident=false", "patience=60"),
+        ("logger=csv", "extractor=none"),
+        ("+callbacks.progress._target_=ddpm_lab.callbacks.progress.Progress",),
+        ("~callbacks.progress",),
+    ):
         steps = resume_steps() + 1
         status, out, error = typed("train", "resume=r", *words, f"trainer.max_steps={steps}")
         assert status == 0 and "warning" not in out, out + error
+        assert ("progress" in OmegaConf.load("r/config.yaml").callbacks) == words[0].startswith("+"), words
 
 
 def resume_steps():
@@ -173,10 +179,10 @@ def test_training_goes_on_in_runs_only(there, typed, words, told):
 def test_a_folder_of_logs_is_as_good_as_empty(tmp_path):
     (tmp_path / "slurm-17.out").write_text("")
     (tmp_path / ".hidden").mkdir()
-    resume._vacant(tmp_path)
+    folders.vacant(tmp_path)
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(UserError, match=r"holds notes\.md; try a new folder"):
-        resume._vacant(tmp_path)
+        folders.vacant(tmp_path)
 
 
 def test_a_run_starts_from_the_weights_of_another(there, typed):
