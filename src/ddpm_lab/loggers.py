@@ -31,8 +31,8 @@ def optional(logger: object) -> Iterator[None]:
     except Told:
         raise
     except Exception as error:  # errors of W&B have no class in common
-        if not _failed(logger):
-            LOG.warning("%s: %s; the run goes on without it", _name(logger), _first_line(error))
+        if not failed(logger):
+            LOG.warning("%s: %s; the run goes on without it", _name(logger), _in_a_line(error))
         vars(logger)["failed"] = True
 
 
@@ -43,14 +43,12 @@ def made_optional(logger: Logger) -> Logger:
         @wraps(call)
         def attempt(*args: Any, **kwargs: Any) -> Any:
             with optional(logger):
-                return None if _failed(logger) else call(*args, **kwargs)
+                return None if failed(logger) else call(*args, **kwargs)
 
         return attempt
 
-    for name in (
-        () if isinstance(logger, History) else ("log_metrics", "log_hyperparams", "log_image", "save", "finalize")
-    ):
-        if method := getattr(logger, name, None):
+    for name in ("log_metrics", "log_hyperparams", "log_image", "save", "finalize"):
+        if not isinstance(logger, History) and (method := getattr(logger, name, None)):
             setattr(logger, name, tried(method))
     return logger
 
@@ -70,7 +68,7 @@ def wandb(
     except Told:
         raise
     except Exception as error:
-        LOG.warning("W&B: %s; the run goes on without it", _first_line(error))
+        LOG.warning("W&B: %s; the run goes on without it", _in_a_line(error))
         return None
     if run.id and not known:
         with suppress(OSError):
@@ -99,7 +97,7 @@ def begin(**options: Any) -> wb.Run:
         try:
             return wb.init(**options, mode=mode, settings=settings)
         except Exception as error:
-            LOG.info("W&B: %s; this run is kept offline", _first_line(error))
+            LOG.info("W&B: %s; this run is kept offline", _in_a_line(error))
             return wb.init(**options | {"id": None}, mode="offline", settings=settings)
 
 
@@ -115,7 +113,8 @@ def _local_mode() -> str | None:
     return mode if mode in ("offline", "disabled") else None
 
 
-def _failed(logger: object) -> bool:
+def failed(logger: object) -> bool:
+    """Whether the run goes on without `logger`."""
     return bool(vars(logger).get("failed"))
 
 
@@ -123,8 +122,8 @@ def _name(logger: object) -> str:
     return "W&B" if isinstance(logger, WandbLogger) else type(logger).__name__.removesuffix("Logger")
 
 
-def _first_line(error: Exception) -> str:
-    return shown((str(error).splitlines() or [type(error).__name__])[0])[:200]
+def _in_a_line(error: Exception) -> str:
+    return shown(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
 class History(CSVLogger):
@@ -160,4 +159,4 @@ def finish() -> None:
         try:
             wb.finish()
         except Exception as error:
-            LOG.warning("W&B: %s; what it has not sent lies in the run's folder wandb", _first_line(error))
+            LOG.warning("W&B: %s; what it has not sent lies in the run's folder wandb", _in_a_line(error))
