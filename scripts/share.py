@@ -1,6 +1,7 @@
 """Makes of a run what can be given away: python scripts/share.py RUN TARGET [weights=ema|raw]
 
-TARGET is a new folder with config.yaml and weights.safetensors, numbers and nothing else. It is read as a run is:
+TARGET is a new folder with config.yaml, run.json (the id of the run and a fingerprint of its data) and
+weights.safetensors, numbers and nothing else. It is read as a run is:
 
     python sample.py run=TARGET
 
@@ -12,18 +13,20 @@ import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_lab.commands import runs
+from ddpm_lab import trust
+from ddpm_lab.commands import records, runs
 from ddpm_lab.commands.cells import in_shell
+from ddpm_lab.commands.saved import TRUSTED, configuration
 from ddpm_lab.commands.weights import read
 from ddpm_lab.errors import Hindered, Told, UserError, shown
 
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
     """Raises UserError."""
-    config, (content, _) = runs.config(run), read(run)
+    runs.config(run)
+    config, (content, _) = configuration(Path(run, "config.yaml"), TRUSTED), read(run)  # with paths as they were typed
     average = content["callbacks"].get("EMA", {}).get("average")
     weights = weights or ("raw" if average is None else "ema")
     if weights not in ("ema", "raw") or (weights == "ema" and average is None):
@@ -34,14 +37,18 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     if weights == "ema":
         state |= {f"denoiser.{name}": value for name, value in average.items()}
     kept = {name: value.clone().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
-    said = {"hyper_parameters": content["hyper_parameters"], "global_step": content["global_step"], "weights": weights,
+    record = records.read(run)
+    said = {"run_id": record.id, "hyper_parameters": content["hyper_parameters"],
+            "global_step": content["global_step"], "weights": weights,
             "extra": {name: value for name, value in state.items() if name not in kept}}  # fmt: skip
     try:
         target.mkdir(parents=True)
     except OSError as error:
         raise Hindered(f"TARGET={target} cannot be made a folder ({error.strerror}); choose another") from error
-    save_file(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
+    trust.save_tensors(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
     OmegaConf.save(config, target / "config.yaml")
+    about = record._asdict() | {"directory": None}  # which concerns nobody else
+    (target / records.FILE).write_text(json.dumps(about, indent=1) + "\n")
     size = (target / "weights.safetensors").stat().st_size
     print(f"{shown(target)}: {size / 2**20:.1f} MiB\n  next     python sample.py run={shown(in_shell(target))}")
 

@@ -53,8 +53,9 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """Statistics that an earlier version of the code kept are not found."""
+    """Statistics that an earlier version of the code kept are not found, nor places that were trained on."""
     os.environ["DDPM_LAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(autouse=True)

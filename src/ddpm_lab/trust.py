@@ -3,27 +3,23 @@
 Raised are `Damaged`, where a file is not whole or none of ours, and `Unsafe`, where it asks for what no file may.
 """
 
+import hashlib
 import json
 import os
+import pickle
 import stat
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from math import isfinite, prod
+from collections.abc import Callable, Mapping
+from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from ddpm_lab.errors import Damaged, Unsafe, shown
-from ddpm_lab.pickled import unpickled
+from ddpm_lab.writing import replaced, write
 
-LARGEST = 2**38
-"""Bytes of a checkpoint"""
-UNPACKED = 100, 2**30
-"""What is in an archive may take so many times its size, or so many bytes"""
 SPEC = ("shape", "classes", "bin_width", "captions")
 """The fields of `conditioners.Spec`"""
-FREE, LEAST = 2**29, 2**15
-"""Bytes that a system may take besides its weights; and what a tensor counts for at least"""
 
 
 def unlinked(path: str | Path) -> Path:
@@ -43,15 +39,10 @@ def plain(run: Path) -> Path:
     return run
 
 
-def regular(path: str | Path, most: int = UNPACKED[1]) -> Path:
-    """`path`, a regular file of at most `most` bytes. Raises Unsafe, and OSError where there is none."""
-    about = unlinked(path).lstat()
-    if not stat.S_ISREG(about.st_mode):  # such as a FIFO, which would be waited for
+def regular(path: str | Path) -> Path:
+    """`path`, a regular file. Raises Unsafe, and OSError where there is none."""
+    if not stat.S_ISREG(unlinked(path).lstat().st_mode):  # such as a FIFO, which would be waited for
         raise Unsafe(f"{shown(path)} is no regular file; remove it")
-    if about.st_size > most:
-        raise Unsafe(f"{shown(path)} has {about.st_size} bytes, and {most} is the most for a file of its kind")
-    if about.st_size > UNPACKED[1] and about.st_blocks * 512 * UNPACKED[0] < about.st_size:
-        raise Unsafe(f"{shown(path)} has {about.st_size} bytes, which are holes and not on the disk")
     return Path(path)
 
 
@@ -66,40 +57,70 @@ def document(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def seal(content: dict[str, Any], file: Path) -> None:
+    """Write a JSON file that `sealed` reads: whole or not at all, with a checksum."""
+    text = json.dumps(content, sort_keys=True)
+    write(file, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}))
+
+
+def sealed(file: Path) -> dict[str, Any]:
+    """The content of a file that `seal` wrote. Raises Damaged, Unsafe, and OSError where there is none."""
+    try:
+        whole = json.loads(regular(file).read_bytes())
+        text = json.dumps(whole["content"], sort_keys=True)
+        if hashlib.sha256(text.encode()).hexdigest() == whole["sha256"]:
+            return whole["content"]
+    except (Unsafe, OSError):
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{shown(file)} is cut short or damaged") from error
+    raise Damaged(f"{shown(file)} is damaged: its checksum is another")
+
+
 def arrays(file: Path) -> Any:
-    """The open .npz. Raises Unsafe where an array is not of numbers, or not as large as it says; and what numpy and
-    zipfile raise.
-    """
+    """The open .npz. Raises Unsafe, and what numpy and zipfile raise."""
     import numpy as np
 
-    with zipfile.ZipFile(regular(file, LARGEST)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > max(UNPACKED[0] * file.stat().st_size, UNPACKED[1]):
-            raise Unsafe(f"{shown(file)} would unpack to over {UNPACKED[0]} times its size")
-        for entry in archive.infolist():
-            with archive.open(entry) as stream:
-                old = np.lib.format.read_magic(stream) == (1, 0)
-                read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-                shape, _, kind = read(stream)
-                size = prod(shape) * kind.itemsize + stream.tell()
-                if kind.hasobject or min(shape, default=0) < 0 or size != entry.file_size:
-                    raise Unsafe(f"{shown(file)}: {shown(entry.filename)} is no array of numbers, or not as large as "
-                                 "it says")  # fmt: skip
-    return np.load(file, allow_pickle=False)
+    found = np.load(regular(file), allow_pickle=False)
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise ValueError("a single array, without a name")
+    return found
+
+
+def save_tensors(tensors: dict[str, Any], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a .safetensors that `tensors` reads: whole or not at all, with a checksum of everything in it."""
+    from safetensors.torch import save_file
+
+    metadata = metadata or {}
+    with replaced(file) as partial:
+        save_file(tensors, partial, {**metadata, "sha256": _digest(tensors, metadata)})
 
 
 def tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What is in a .safetensors, and what it says of itself. Raises Damaged and Unsafe."""
+    """Tensors and metadata of a file that `save_tensors` wrote. Raises Damaged and Unsafe."""
     from safetensors import SafetensorError, safe_open
 
-    regular(file, LARGEST)
+    regular(file)
     try:
         with safe_open(file, "pt") as stream:
             found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (it is no dict)
-            said = stream.metadata() or {}
+            metadata = dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise Damaged(f"{shown(file)} is cut short, or not what its header says") from error
-    _sound(found, file)
-    return found, said
+    if metadata.pop("sha256", None) != _digest(found, metadata):
+        raise Damaged(f"{shown(file)} is damaged, or was not written by ddpm-lab: its checksum is another")
+    _check_finite(found, file)
+    return found, metadata
+
+
+def _digest(tensors: dict[str, Any], metadata: dict[str, str]) -> str:
+    import torch
+
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def checkpoint(file: str | Path) -> dict[str, Any]:
@@ -108,48 +129,39 @@ def checkpoint(file: str | Path) -> dict[str, Any]:
     is no file.
     """
     file = Path(file)
-    content = _shared(file) if file.suffix == ".safetensors" else unpickled(regular(file, LARGEST))
+    content = _shared(file) if file.suffix == ".safetensors" else _unpickled(regular(file))
     wanted = {"state_dict": dict, "hyper_parameters": dict, "global_step": int, "callbacks": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in wanted.items()):
         raise Damaged(f"{shown(file)} is no checkpoint of ddpm-lab, which holds {', '.join(wanted)}")
     if not _is_spec(content["hyper_parameters"]):
         raise Unsafe(f"{shown(file)}: hyper_parameters must be {', '.join(SPEC)} of some data, and nothing else")
-    _sound(content, file)
+    _check_finite(content, file)
     return content
 
 
-@contextmanager
-def budget(weights: int) -> Iterator[None]:
-    """Inside, what is built may take `weights` bytes and `FREE` more, and what is in a budget of its own is free.
-    Raises Unsafe before more is taken.
-    """
+def _unpickled(file: Path) -> Any:
+    """What a zip of a pickle and tensors holds. Raises Damaged and Unsafe."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Counted(TorchDispatchMode):
-        left = weights + FREE
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if any(argument.name == "device" for argument in func._schema.arguments) and not any(
-                    isinstance(argument, torch.Tensor) for argument in args):  # fmt: skip
-                there = {"device": "meta"} | ({"generator": None} if "generator" in kwargs else {})
-                self.left -= max(func(*args, **{**kwargs, **there}).nbytes, LEAST)
-                if self.left < 0:
-                    raise Unsafe("config.yaml describes a model that is far larger than the weights of the checkpoint")
-            return func(*args, **kwargs)
-
-    for outer in _BUDGETS:
-        outer.left += weights + FREE
-    with Counted() as mode:
-        _BUDGETS.append(mode)
-        try:
-            yield
-        finally:
-            _BUDGETS.remove(mode)
-
-
-_BUDGETS: list[Any] = []
+    with file.open("rb") as stream:
+        head = stream.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise Damaged(f"{shown(file)} is a pointer of Git LFS, not the file that it stands for; try: git lfs pull")
+    if not head.startswith(b"PK\x03\x04"):
+        raise Damaged(f"{shown(file)} is {'not a checkpoint, or is damaged at its start' if head else 'empty'}")
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch.load does not verify checksums
+            if bad := archive.testzip():
+                raise Damaged(f"{shown(file)} is damaged: {shown(bad)} does not match its checksum")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (Damaged, MemoryError, PermissionError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise Unsafe(f"{shown(file)} asks for more than tensors and numbers, and is not loaded") from error
+    except Exception as error:  # broken archives and pickles make their readers raise nearly anything
+        if "allocate memory" in str(error):
+            raise
+        raise Damaged(f"{shown(file)} cannot be read: it is cut short or damaged ({type(error).__name__})") from error
 
 
 def _shared(file: Path) -> Any:
@@ -165,8 +177,26 @@ def _shared(file: Path) -> Any:
         raise Damaged(f"{shown(file)} is not what scripts/share.py writes") from error
 
 
+def fitting(network: Callable[..., Any], weights: Mapping[str, Any]) -> Callable[..., Any]:
+    """`network`, which raises Damaged before it takes memory where its parameters are more than there are `weights`."""
+
+    @wraps(network)
+    def built(*args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        with torch.device("meta"):
+            parameters = sum(parameter.numel() for parameter in network(*args, **kwargs).parameters())
+        held = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
+        if parameters > held:
+            raise Damaged(f"config.yaml describes a model of {parameters} parameters, and the checkpoint holds {held} "
+                          "numbers; they are not of one run")  # fmt: skip
+        return network(*args, **kwargs)
+
+    return built
+
+
 def _is_spec(said: dict[str, Any]) -> bool:
-    """Whether these are the fields of `Spec`, of data that there may be."""
+    """Whether these are the fields of `Spec`, of data that there may be: what builds a system gets them as they are."""
     if {*said} != {*SPEC}:
         return False
     shape, classes, width, captions = (said[name] for name in SPEC)
@@ -174,18 +204,17 @@ def _is_spec(said: dict[str, Any]) -> bool:
         isinstance(shape, list)
         and 1 <= len(shape) <= 3
         and all(type(side) is int and side > 0 for side in shape)
-        and prod(shape) <= 2**24
-        and (classes is None or (type(classes) is int and 0 < classes <= 10**6))
+        and (classes is None or (type(classes) is int and classes > 0))
         and (width is None or (type(width) is float and isfinite(width) and width > 0))
-        and (captions is None or (isinstance(captions, list) and len(captions) == classes
+        and (not captions or (isinstance(captions, list) and len(captions) == classes
              and all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
                      for texts in captions)))
     )  # fmt: skip
 
 
-def _sound(content: Any, file: Path) -> None:
-    """Raises Unsafe for a tensor that is larger than its memory, and Damaged for one whose numbers are not finite; lone
-    ones may be, such as a best score where there is none yet.
+def _check_finite(content: Any, file: Path) -> None:
+    """Raises Damaged for a tensor whose numbers are not finite; lone ones may be, such as a best score where there is
+    none yet.
     """
     import torch
 
@@ -193,8 +222,6 @@ def _sound(content: Any, file: Path) -> None:
     while left:
         one = left.pop()
         if isinstance(one, torch.Tensor):
-            if one.numel() * one.itemsize > one.untyped_storage().nbytes():
-                raise Unsafe(f"{shown(file)} has a tensor of {tuple(one.shape)} with memory for fewer numbers")
             if one.dim() and one.is_floating_point() and not one.sum().isfinite() and not one.isfinite().all():
                 raise Damaged(f"{shown(file)} has weights that are not finite numbers")
         elif isinstance(one, dict | list | tuple) and id(one) not in seen:

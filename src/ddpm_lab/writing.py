@@ -1,7 +1,9 @@
 """Files that are whole or not there, and folders that one process fills at a time."""
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -11,7 +13,12 @@ from pathlib import Path
 
 from ddpm_lab.errors import UserError
 
+LOG = logging.getLogger(__name__)
 PARTIAL = ".partial"
+HELD = {errno.EACCES, errno.EAGAIN}
+"""Errors of a lock that another process holds; others come from file systems without locks"""
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+"""Errors of file systems, such as some network ones, that cannot flush a folder"""
 
 
 @contextmanager
@@ -34,6 +41,9 @@ def _settle(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 
@@ -52,8 +62,10 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{folder}: another process is {what} in it ({holder(folder)}); wait for it, or choose "
-                            "another folder") from error  # fmt: skip
+            if error.errno in HELD:
+                raise UserError(f"{folder}: another process is {what} in it ({holder(folder)}); wait for it, or "
+                                "choose another folder") from error  # fmt: skip
+            LOG.warning("warning: %s cannot be locked (%s); start no second run in it", folder, error.strerror)
         file.truncate(0)
         about = {"process": os.getpid(), "on": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         file.write(json.dumps(about))
@@ -69,10 +81,8 @@ def taken(folder: Path) -> bool:
     try:
         with (folder / ".lock").open("r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in HELD
     return False
 
 

@@ -38,7 +38,8 @@ class Files(CheckpointIO):
                     if damaged := written.testzip():
                         raise OSError(f"{damaged} was not written as it is")
         except (OSError, RuntimeError, BadZipFile) as error:  # torch has a RuntimeError for a full disk
-            self.hindrance = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            early = "unexpected pos" in str(error) and "the file was cut short, as by a full disk"
+            self.hindrance = early or getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return trust.checkpoint(path)
@@ -52,9 +53,12 @@ class Checkpoints(L.Callback):
     `keep` stay.
 
     Saves before what looks at the model at that step does so, which is made up for when a run goes on. A save that
-    fails costs nothing; the third in a row raises Hindered. Numbers that are not finite are not saved, but raise
-    Diverged. Belongs behind the callbacks with a state, and before those that look.
+    fails costs nothing; the third in a row, and one of the last step, raise Hindered. Numbers that are not finite are
+    not saved, but raise Diverged. Belongs behind the callbacks with a state, and before those that look.
     """
+
+    run_id: str | None = None
+    """Id of the run, which its checkpoints carry"""
 
     def __init__(self, every: int = 200, keep: int = 2) -> None:
         for name, value in {"every": every, "keep": keep}.items():
@@ -90,9 +94,13 @@ class Checkpoints(L.Callback):
         due = step % self.every == 0 or step == trainer.max_steps
         ending = self._ending(trainer, due)
         if due or ending:
-            self._save(trainer)
+            self._save(trainer, last=step >= trainer.max_steps)
         if ending:
             raise pulse.interrupted()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._saved != self._step:  # training ended between two saves
+            self._save(trainer, last=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self._between and trainer.world_size == 1:  # of several processes, the others may be anywhere
@@ -105,7 +113,7 @@ class Checkpoints(L.Callback):
             pulse.asked(), all=False
         )
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, last: bool = False) -> None:
         if self._step == self._saved:
             return
         self._between = False  # if it fails, it is not tried again on the way out
@@ -114,9 +122,10 @@ class Checkpoints(L.Callback):
         if hindrance := trainer.strategy.broadcast(self.files.hindrance):
             self._failures += 1
             told = f"step {self._step}: no checkpoint could be saved ({hindrance}); {self._last()}"
-            if self._failures == FAILURES:
+            if last or self._failures == FAILURES:
                 self._between = False
-                raise Hindered(f"{told}; {FAILURES} in a row failed")
+                why = "this was the last step" if last else f"{FAILURES} in a row failed"
+                raise Hindered(f"{told}; {why}; make room and repeat the command, which goes on from there")
             LOG.warning("%s; training goes on", told)
             return
         self._failures, self._saved = 0, self._step
@@ -134,6 +143,7 @@ class Checkpoints(L.Callback):
         histories = [logger for logger in trainer.loggers if isinstance(logger, History)]
         for history in histories:
             history.save()
+        checkpoint["run_id"] = self.run_id
         checkpoint["history"] = [history.text for history in histories]
         # Lightning has a state for each of the places where a checkpoint may be written, and goes on differently from
         # each. Ours is always that of the end of a batch, before what looks at it.
@@ -165,7 +175,12 @@ class Checkpoints(L.Callback):
 def ordered(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, from the latest step on. Times of files say nothing: copying changes them."""
     found = [file for file in folder.glob("step-*.ckpt") if file.stem[5:].isdecimal()]
-    return sorted(found, key=lambda file: int(file.stem[5:]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(file: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(file.stem[5:])
 
 
 def not_finite(content: Any, path: str = "") -> Iterator[str]:

@@ -32,8 +32,8 @@ class Losses(L.Callback):
     What steps find stays on the device and is looked at when logged, so that a step costs nothing.
     """
 
-    found: list[dict[str, Tensor]]
-    """Of each batch since the last time its losses, (B,), and what belongs to them"""
+    found: dict[str, list[Tensor]]
+    """By name, the values of the batches since the last report: (B,), or (1,) for a scalar"""
 
     def __init__(self, every: int = 50) -> None:
         if every < 1:
@@ -47,8 +47,9 @@ class Losses(L.Callback):
         self._restart()
         if self._kept:
             self.batches = self._before = self._kept["batches"]
-            kept = self._kept["processes"][trainer.global_rank]
-            self.found += [{name: value.to(pl_module.device) for name, value in step.items()} for step in kept]
+            mine = self._kept["processes"][trainer.global_rank :: trainer.world_size]  # there may be fewer or more now
+            for name, value in (pair for kept in mine for step in kept for pair in step.items()):
+                self.found[name].append(value.to(pl_module.device))
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self.batches == self._before:
@@ -57,8 +58,10 @@ class Losses(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Learner, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        found = {**outputs, **outputs.get("parts", {})}
-        self.found.append({name: value.detach() for name, value in found.items() if name not in ("loss", "parts")})
+        found = {"weight": torch.ones_like(outputs["losses"]), **outputs, **outputs.get("parts", {})}
+        for name, value in found.items():
+            if name not in ("loss", "parts"):
+                self.found[name].append(value.detach().reshape(-1))
         self.batches += 1
         if self.batches == self.every:
             self._report(trainer, pl_module, len(outputs["losses"]) * trainer.world_size)
@@ -71,9 +74,8 @@ class Losses(L.Callback):
         return {"curves": dict(self.curves), "batches": self.batches}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.found = [self._all()] if self.found else []
-        kept = [{name: value.cpu() for name, value in step.items()} for step in self.found]
-        checkpoint["callbacks"]["Losses"]["processes"] = everyones([kept])
+        kept = {name: value.cpu() for name, value in self._all().items()}
+        checkpoint["callbacks"]["Losses"]["processes"] = everyones([[kept] if kept else []])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curves.update(state_dict["curves"])
@@ -89,15 +91,13 @@ class Losses(L.Callback):
 
     def _restart(self) -> None:
         self.batches = self._before = 0
-        self.found = []
+        self.found = defaultdict(list)
 
     def _all(self) -> dict[str, Tensor]:
-        """What was found by all batches together, with the weights of losses; those of a step that was left out, which
-        are not finite, have none.
-        """
-        found = {name: torch.cat([step[name].reshape(-1) for step in self.found]) for name in self.found[0]}
-        losses = found["losses"]
-        found["weight"] = found.get("weight", torch.ones_like(losses)) * losses.isfinite()
+        """The values of all batches together, by name. Losses that are not finite, of a skipped step, have weight 0."""
+        found = {name: torch.cat(values) for name, values in self.found.items()}
+        if found:
+            found["weight"] = found["weight"] * found["losses"].isfinite()
         return {name: value.nan_to_num(0, 0, 0) for name, value in found.items()}
 
     def _report(self, trainer: L.Trainer, system: Learner, batch_size: int) -> None:

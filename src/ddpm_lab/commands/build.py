@@ -21,9 +21,11 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
     node = config[key]
     _check(node, key, config)
     try:
-        return instantiate(node, _convert_="all", **given)
-    except InstantiationException as error:
-        cause = error.__cause__
+        if given:  # beside OmegaConf, which would read names of classes such as ${x} and ??? as its own
+            return instantiate(node, _convert_="all", _partial_=True)(**given)
+        return instantiate(node, _convert_="all")
+    except (InstantiationException, ValueError, MisconfigurationException, TypeError, ImportError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
         path = re.search(r"full_key: (\S+)", str(error))
         where = f"{key}.{path[1].removeprefix(key).removeprefix('.')}".rstrip(".") if path else key
         part = OmegaConf.select(config, where)
@@ -32,7 +34,7 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
         named = re.match(r"\w+", said)
         own = named is not None and named[0] in names
         if isinstance(cause, UserError) and not (own and named and named[0] not in config):
-            raise cause from error
+            raise cause from cause.__cause__
         others = (TypeError, ImportError) if foreign else ()  # which are how libraries of others refuse a value
         if isinstance(cause, (ValueError, MisconfigurationException, *others)):
             kind = type(cause) if isinstance(cause, UserError) else UserError

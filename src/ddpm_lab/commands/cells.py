@@ -77,6 +77,8 @@ def fingerprint(config: DictConfig, root: Path) -> str:
     for key in ("hydra", "logger", "out", "trust"):
         content.pop(key, None)
     content.get("trainer", {}).pop("default_root_dir", None)
+    if "run" in content:  # whose configuration has the data
+        content.pop("data", None)
     said = json.dumps(content, sort_keys=True, default=str).replace(f"{root}/", "runs/ablations/")
     for text in sorted(_texts(content)):
         file = Path(text.split()[0], "config.yaml")

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.commands import datasets, records
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, round_trip_rows, table
 from ddpm_lab.commands.runs import before, load
-from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.commands.sweep import sweep
 from ddpm_lab.diffusion.variances import Analytic
 from ddpm_lab.errors import UserError, naming
@@ -47,8 +47,8 @@ def evaluate(config: DictConfig) -> None:
     if config.against is not None:
         sweep(config, stages, system, extractor)
         return
-    data = build(saved_config(config.run), "data")
-    result: dict[str, Any] = {"run": str(config.run)}
+    data = datasets.data(config)
+    result: dict[str, Any] = {"run": str(config.run), "run_id": records.read(config.run).id}
     rows = []
     common = {"weights": config.weights}
     if "round_trip" in metrics:

@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.runs import config as saved_config
+from ddpm_lab.commands import datasets
 from ddpm_lab.data.folder import pictures
 from ddpm_lab.data.splits import Held, Images, Points
 from ddpm_lab.errors import UserError
@@ -34,7 +33,7 @@ def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: i
     those in a file or folder.
     """
     if config.input in SPLITS:
-        data = build(saved_config(config.run), "data")
+        data = datasets.data(config)
         return getattr(data, config.input).at(slice(config.count or count))
     file = Path(str(config.input))
     if (file / "samples.npz").is_file():

@@ -47,6 +47,7 @@ def train() -> None:
     try:
         verb, sys.argv[1:] = arranged(words)
         if verb == "train":
+            saved.rely(words)
             sys.argv[1:], home = resume.placed(sys.argv[1:])
     except UserError as error:
         sys.exit(_tell(error))

@@ -7,23 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
+from ddpm_lab.commands import folders, places, records
 from ddpm_lab.commands.cells import quoted
 from ddpm_lab.errors import Damaged, Unsafe, UserError
 from ddpm_lab.ranks import first
 from ddpm_lab.writing import taken, write
 
 LOG = logging.getLogger(__name__)
-FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "data.workers",
-        "logger", "patience", "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",
+FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.val_check_interval",
+        "trainer.limit_val_batches",
+        *(f"data.{key}" for key in records.ADJUSTABLE["data"]),
+        "logger", "patience", "extractor",
+        "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",
         "callbacks.scatter", "callbacks.density", "callbacks.reconstructions")  # fmt: skip
 """What may be changed of a run that goes on, or of all that is in it: its weights stay comparable"""
 ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
 """What no run is made of"""
+DERIVED = ("model", "optimizer.lr", "trainer.max_steps")
+"""Keys that may be null until the data is built, which a run then has values of"""
 
 
 def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -32,24 +39,26 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
     It is that of resume=DIR or hydra.run.dir=DIR; else that of the newest run that the same words began, that did not
     come to its end and that no other process trains, unless resume=null. Raises UserError.
     """
-    said = {key: _value(words, key) for key in ("resume", "hydra.run.dir")}
+    said = {key: _value(words, key) for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")}
     if said["resume"] not in (None, "auto", "null"):
         home = Path(said["resume"])
         if not (home / "config.yaml").is_file():
             meant = next((f"resume={above}" for above in home.parents if (above / "config.yaml").is_file()),
                          "auto, null, or a folder that train.py named")  # fmt: skip
             raise UserError(f"resume={home} is no run, for it holds no config.yaml; try {meant}")
+        folders.resumable(home)
         if said["hydra.run.dir"] not in (None, str(home)):
             raise UserError(f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one")
-        return [*words, quoted("hydra.run.dir", home)], trust.plain(home)
+        return [*_chosen(home, words), *words, quoted("hydra.run.dir", home)], trust.plain(home)
     if said["hydra.run.dir"] == "":
         raise UserError("hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/")
-    if folder := said["hydra.run.dir"]:
+    if folder := said["trainer.default_root_dir"] or said["hydra.run.dir"]:
         if said["resume"] == "null" and any(Path(folder, "checkpoints").glob("step-*.ckpt")):
             raise UserError(
                 f"resume=null begins a new run, and hydra.run.dir={folder} holds one; choose another folder"
             )
         used = any(os.path.lexists(Path(folder, name)) for name in (".lock", "checkpoints", "command.txt"))
+        folders.vacant(Path(folder))
         return [*words], trust.plain(Path(folder)) if used else Path(folder)
     several = any(word in ("-m", "--multirun") or word.startswith(("search=", "-")) for word in words)
     if several or said["resume"] == "null":
@@ -60,6 +69,18 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
         return [*words], None
     home = trust.plain(trust.unlinked(max(unended)))  # their names are times
     return [*words, quoted("hydra.run.dir", home)], home
+
+
+def _chosen(home: Path, words: Sequence[str]) -> list[str]:
+    """Words that choose what the run in `home` has of each group, so that `words` are checked against that."""
+    from ddpm_lab.commands import runs
+    from ddpm_lab.commands.main import CONFIGS
+
+    saved, typed = runs.config(str(home)), {word.partition("=")[0] for word in words}
+    groups = [str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed]
+    for group in groups:
+        ConfigStore.instance().store(group=group, name="run", node=saved._get_node(group))
+    return [f"{group}=run" for group in groups]
 
 
 def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfig:
@@ -75,13 +96,19 @@ def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfi
         if key.endswith("save_dir") or "/" in str(value) or ".." in str(value):
             raise Unsafe(f"{home}: logger.{key}={value} would write elsewhere than in its run; try the command that "
                          "began it")  # fmt: skip
-    for key in (word.lstrip("+~").partition("=")[0] for word in words if "=" in word):
+    for word in (word for word in words if "=" in word or word[0] == "~"):
+        key = word.lstrip("+~").partition("=")[0]
         if key.split(".")[0] in ASIDE:
             continue
         if not _free(key):
             raise UserError(f"{key} is part of what resume={home} was trained with; of a run that goes on can be "
                             f"changed: {', '.join(FREE)}")  # fmt: skip
-        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+        if word[0] == "~":
+            parent, _, name = key.rpartition(".")
+            OmegaConf.select(saved, parent).pop(name)
+        else:
+            OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    places.confirm(saved, f"resume={home}", places.DATA + places.MODELS)
     return saved
 
 
@@ -94,33 +121,49 @@ def found(home: Path, config: DictConfig) -> Path | None:
 
     files = ordered(home / "checkpoints")
     if not files:
+        if (home / "metrics.json").is_file():
+            raise UserError(f"{home} holds the metrics of a run whose checkpoints are gone; try another folder")
         return None
     if not os.path.lexists(home / "config.yaml"):
         raise UserError(f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder")
     if trust.regular(home / "config.yaml").read_text() != OmegaConf.to_yaml(config):
-        compare(runs.config(str(home)), config, home)
-    for file in files:
+        saved = runs.config(str(home))
+        adopt(config, saved)
+        compare(saved, config, home)
+    for aside, file in enumerate(files):
         try:
-            step = trust.checkpoint(file)["global_step"]
+            content = trust.checkpoint(file)
+            records.own(home, file, content)
         except Damaged as error:
             if first():
-                LOG.warning("%s; set aside as %s.damaged", error, file.name)
-                file.rename(f"{file}.damaged")
+                name = f"{file.name}.{type(error).__name__.lower()}"
+                LOG.warning("%s; set aside as %s", error, name)
+                file.replace(file.with_name(name))
             continue
+        step = content["global_step"]
         if step >= config.trainer.max_steps and (home / "metrics.json").is_file():
             raise UserError(f"trainer.max_steps={config.trainer.max_steps} is reached: {home} came to its end at step "
                             f"{step}; try trainer.max_steps={2 * step}, or another folder")  # fmt: skip
-        LOG.info("going on with %s after step %d of %d (resume=null begins a new run)", home, step,
-                 config.trainer.max_steps)  # fmt: skip
+        LOG.info("going on with %s after step %d of %d (resume=null begins a new run)%s", home, step,
+                 config.trainer.max_steps, f"; {aside} checkpoints were set aside" if aside else "")  # fmt: skip
         return file
-    LOG.warning("no checkpoint in %s is good: training begins again", home)
+    LOG.warning("no checkpoint in %s is good, and %d were set aside: training begins again", home, len(files))
     return None
+
+
+def adopt(config: DictConfig, saved: DictConfig, keys: Sequence[str] = DERIVED) -> None:
+    """Replace null by the value that `saved` has, in `config` at or below each of `keys`."""
+    for key, value in _leaves(OmegaConf.to_container(saved)):
+        mine = any(key == one or key.startswith(f"{one}.") for one in keys)
+        if mine and value is not None and OmegaConf.select(config, key, default="") is None:
+            OmegaConf.update(config, key, value)
 
 
 def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
     """Raises UserError, with what differs, unless `config` is that of the run in `home` but for `FREE`."""
+    here = records.located(config.copy(), Path.cwd())
     before, now = ({key: value for key, value in _leaves(OmegaConf.to_container(one)) if not _free(key)}
-                   for one in (saved, config))  # fmt: skip
+                   for one in (saved, here))  # fmt: skip
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         told = [f"{key}={now.get(key, 'nothing')} was {before.get(key, 'nothing')}" for key in changed[:4]]
@@ -131,10 +174,10 @@ def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
 
 def remember(config: DictConfig, run: Path, words: Sequence[str]) -> None:
     """`config.yaml`, and the command that an interrupted run is known by. What a shorter run came to is void."""
+    if not (run / "command.txt").exists():  # or resume= was typed
+        write(run / "command.txt", _command(words))  # first, for a folder without it is no run
     (run / "metrics.json").unlink(missing_ok=True)
     write(run / "config.yaml", OmegaConf.to_yaml(config))
-    if not (run / "command.txt").exists():  # by resume=
-        write(run / "command.txt", _command(words))
 
 
 def _command(words: Sequence[str]) -> str:
@@ -143,7 +186,7 @@ def _command(words: Sequence[str]) -> str:
 
 def _same(file: Path, words: Sequence[str]) -> bool:
     try:
-        return trust.regular(file, 10**6).read_text(errors="replace") == _command(words)
+        return trust.regular(file).read_text(errors="replace") == _command(words)
     except (Unsafe, OSError):
         return False
 

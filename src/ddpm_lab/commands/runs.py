@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import logging
 import os
 import re
 import shlex
@@ -17,6 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
+from ddpm_lab.commands import places, records
+from ddpm_lab.commands.records import ADJUSTABLE, REPLACEABLE
 from ddpm_lab.commands.saved import TRUSTED, configuration
 from ddpm_lab.errors import Damaged, UserError, choice, naming
 
@@ -28,10 +31,7 @@ if TYPE_CHECKING:
     from ddpm_lab.diffusion.variances import Variance
     from ddpm_lab.systems.diffusion import Diffusion
 
-REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
-"""Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
-ADJUSTABLE = {"conditioner": ("level", "truncated"), "codec": ("run",)}
-"""Groups that a run's weights belong to, and the keys of them that can be changed all the same."""
+LOG = logging.getLogger(__name__)
 
 
 def config(run: str) -> DictConfig:
@@ -44,14 +44,14 @@ def config(run: str) -> DictConfig:
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
     saved = configuration(file, TRUSTED)
     trust.plain(Path(run))
-    groups = ("system", "data", "model", "trainer", "callbacks", "logger", *REPLACEABLE, *ADJUSTABLE)
+    groups = ("system", "model", "trainer", "callbacks", "logger", *REPLACEABLE, *ADJUSTABLE)
     if not all(isinstance(saved._get_node(group), DictConfig) for group in groups):
         raise UserError(f"run={run}: its config.yaml is not a configuration of ours")
-    return saved
+    return records.located(saved, records.read(run).directory)
 
 
 def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> None:
-    """Makes the run's own choices of the groups of `REPLACEABLE` and `ADJUSTABLE` the choice `run` of these groups.
+    """Makes the run's own choices of `REPLACEABLE` and `ADJUSTABLE` the choice `run` of these groups.
 
     `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes what the run was trained with and
     `sampler=ddim` replaces it, all in Hydra's own grammar. `find` reads the configuration of a run.
@@ -141,14 +141,8 @@ def load(settings: DictConfig) -> "Diffusion":
     saved = config(settings.run)
     for group in {*REPLACEABLE} - {"variance"} & {*settings}:
         saved[group] = settings[group]
-    for group, keys in ADJUSTABLE.items():
-        if chosen := settings.get(group):
-            own = saved[group]
-            if changed := [key for key in {*own, *chosen} - {*keys} if own.get(key) != chosen.get(key)]:
-                what = group if "_target_" in changed else f"{group}.{min(changed)}"
-                raise UserError(f"{what} is part of what run={settings.run} was trained with; of {group}, only "
-                                f"{' and '.join(keys)} can be changed")  # fmt: skip
-            saved[group] = chosen
+    for group in ADJUSTABLE:
+        records.adjusted(saved, settings, group)
     system, content, file = _restored(settings.run, saved, "Diffusion")
     if settings.weights == "ema":
         if "EMA" not in content["callbacks"]:
@@ -179,8 +173,9 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
                  "AutoencoderSystem": "an autoencoder"}  # fmt: skip
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
     content, file = read(run)
-    with trust.budget(4 * sum(getattr(value, "nbytes", 0) for value in content["state_dict"].values())):
-        system = build(saved, "system", **content["hyper_parameters"])
+    places.confirm(saved, f"run={run}", places.MODELS)
+    network = trust.fitting(build(saved, "model"), content["state_dict"])
+    system = build(saved, "system", network=network, **content["hyper_parameters"])
     try:
         with naming("codec"):
             system.load_state_dict(content["state_dict"])
@@ -203,7 +198,9 @@ def latents(spec: "Spec", run: str) -> "Latents":
     from ddpm_lab.codecs import Latents
 
     try:
-        system, _, _ = _restored(run, config(run), "AutoencoderSystem")
+        saved = config(run)
+        saved.system.perceptual = 0  # is for training, and would download VGG
+        system, _, _ = _restored(run, saved, "AutoencoderSystem")
     except UserError as error:
         told = str(error) if str(error).startswith("run=") else f"run={run}: {error}"
         raise type(error)(f"codec.{told}") from error
@@ -220,7 +217,6 @@ def denoiser(run: str, weights: str = "ema") -> "Denoiser":
 def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path) -> "Variance":
     """Another variance than the run's: a fixed one, or the analytic optimum, kept in the run once estimated."""
     import torch
-    from safetensors.torch import save_file
 
     from ddpm_lab.commands.build import build
     from ddpm_lab.diffusion.variances import Analytic, Variance
@@ -239,11 +235,16 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
     name = f"analytic-{settings.weights}-{digest}-{settings.variance.samples}-{bounds}"
     file = Path(settings.run, "variances", f"{name}.safetensors")
     if file.exists():
-        return Analytic(trust.tensors(file)[0]["mse"])
+        try:
+            return Analytic(trust.tensors(file)[0]["mse"])
+        except Damaged as error:
+            LOG.warning("%s; the variance is estimated anew", error)
+    places.confirm(saved, f"run={settings.run}", places.DATA)
     with naming("variance"):
         found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
-    file.parent.mkdir(exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")  # several processes may estimate it
-    save_file({"mse": found.mse.to("cpu", torch.float64)}, partial)
-    partial.rename(file)
+    try:
+        trust.unlinked(file.parent).mkdir(exist_ok=True)
+        trust.save_tensors({"mse": found.mse.to("cpu", torch.float64)}, file)
+    except OSError as error:
+        LOG.warning("the variance could not be kept in %s (%s)", file.parent, error.strerror)
     return found

@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.commands.build import at_least, build
+from ddpm_lab.commands import datasets
+from ddpm_lab.commands.build import at_least
 from ddpm_lab.commands.files import SPLITS, array, arrays, read, save
 from ddpm_lab.commands.output import output, quiet
 from ddpm_lab.commands.refusals import near
 from ddpm_lab.commands.runs import before, load
-from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.data.splits import Split, batch, rows, to_bytes
 from ddpm_lab.diffusion.noise import Noise, SampleNoise
 from ddpm_lab.diffusion.samplers import slerp
@@ -167,7 +167,7 @@ def _ask(config: DictConfig, system: Diffusion, count: int, given: Split | None)
 def _held_out(config: DictConfig, system: Diffusion) -> Split | None:
     """What a model that enlarges pictures is given where nothing else is; None for one that does not."""
     enlarges = isinstance(system.denoiser.conditioner, LowRes)
-    found: Split | None = build(saved_config(config.run), "data").test if enlarges else None
+    found: Split | None = datasets.data(config).test if enlarges else None
     return found
 
 

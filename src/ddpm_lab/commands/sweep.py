@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.commands import datasets
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.output import grid, output
-from ddpm_lab.commands.runs import config as saved_config
 from ddpm_lab.data.splits import Held
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.extractors import Extractor
@@ -32,7 +32,7 @@ def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, ex
     `config.against`: a table, lines, and a row of samples per value. Each value starts from the same noise.
     """
     ways = _ways(config, stages, system)
-    data = build(saved_config(config.run), "data")
+    data = datasets.data(config)
     if first():
         output(config.out)  # before any work
     found: list[dict[str, Any]] = []

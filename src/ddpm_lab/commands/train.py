@@ -16,14 +16,14 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from ddpm_lab import pulse
-from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
+from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered, step_of
 from ddpm_lab.callbacks.compiled import Compiled
 from ddpm_lab.callbacks.density import Density
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.forecast import Forecast
 from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.reconstructions import Reconstructions
-from ddpm_lab.commands import resume
+from ddpm_lab.commands import datasets, initial, places, records, resume
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.commands.defaults import build_system
@@ -56,6 +56,8 @@ def train(config: DictConfig, words: Sequence[str] = (), home: Path | None = Non
 
 
 def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path | None) -> None:
+    if config.get("init") is not None and checkpoint is None:
+        initial.model_of(config)
     validate_settings(config)
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or torch's optimizers look for a GPU anew at each step: 0.05 ms
@@ -76,9 +78,17 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     if isinstance(system, Diffusion):
         with naming("codec"):
             system.codec.to(trainer.strategy.root_device).measure(data.train)
+    about = datasets.fingerprint(data)
+    if checkpoint:
+        datasets.verify(checkpoint.parents[1], config, about)
+    elif config.get("init") is not None:
+        LOG.info(initial.start(system, config))
+    saving = next(callback for callback in callbacks.values() if isinstance(callback, Checkpoints))
     if first():
         run.mkdir(parents=True, exist_ok=True)
         resume.remember(config, run, words)
+        saving.run_id = records.keep(run, about)
+        places.remember(config)
         trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
         settings = public(config)
         for logger in trainer.loggers:
@@ -105,22 +115,22 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
             raise Diverged(f"{stop}; the last checkpoint is {kept[0] if kept else 'none'}") from stop
         if (number := stop.status - 128) == signal.SIGUSR1 and first():
             _requeue()
-        where = (
-            f"saved in {kept[0]}; the same command goes on, or resume={in_shell(run)}"
-            if kept
-            else "nothing was saved yet"
-        )
+        where = "nothing was saved yet"
+        if kept:
+            last = "saved in" if step_of(kept[0]) == trainer.global_step else "the last checkpoint is"
+            where = f"{last} {kept[0]}; the same command goes on, or resume={in_shell(run)}"
         raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
     except Exception as error:  # whatever Lightning makes of a state that is none
         if checkpoint and not system.begun and not isinstance(error, Told | OSError | MemoryError):
             raise Damaged(f"{checkpoint} holds no state to go on from ({type(error).__name__}: {error}); remove it, "
-                          "and the one before it is taken") from error  # fmt: skip
+                          f"and the one before it is taken, or try init={run} for a new run from its weights"
+                          ) from error  # fmt: skip
         raise
     finally:
         finish()
     if not first():
         return
-    seconds = next(c for c in callbacks.values() if isinstance(c, Checkpoints)).state_dict()["seconds"]
+    seconds = saving.state_dict()["seconds"]
 
     quality = _result(callbacks, Quality)
     density = _result(callbacks, Density)
@@ -131,12 +141,22 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         training["zero_loss"] = system.zero_loss
     if "loss" in watched:
         training["val_loss"] = watched.pop("loss")
-    found = {**quality, **reconstructed, **({"density": density} if density else {}), **watched, "training": training}
+    found = {
+        "run_id": saving.run_id,
+        **quality,
+        **reconstructed,
+        **({"density": density} if density else {}),
+        **watched,
+        "training": training,
+    }
     write(run / "metrics.json", json.dumps(found, indent=2) + "\n")
     rows = (quality_rows(quality) if quality else []) + (density_rows(density) if density else [])
     rows += accuracy_rows(watched) if "accuracy" in watched else []
     rows += reconstruction_rows(reconstructed) if reconstructed else []
-    rows.append(("training", f"{seconds:.0f} s", f"{trainer.global_step} steps, all pictures and metrics included"))
+    skipped = int(system.skips.counts[0])
+    without = f"; {skipped} steps were skipped, for their gradients were not finite" if skipped else ""
+    rows.append(("training", f"{seconds:.0f} s",
+                 f"{trainer.global_step} steps, all pictures and metrics included{without}"))  # fmt: skip
     averaged = any(isinstance(callback, EMA) for callback in callbacks.values())
     LOG.info("%s\n%s", table(rows), _farewell(run, system, bool(quality), averaged))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.callbacks.density import Density
@@ -22,6 +22,7 @@ from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.callbacks.scatter import Scatter
 from ddpm_lab.commands.build import above, at_least
+from ddpm_lab.commands.trainer_keys import check_keys
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Points
 from ddpm_lab.errors import Hindered, UserError
@@ -35,8 +36,7 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 """Of torch.compile"""
 ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16")
-LEAST = {"trainer.max_steps": 1,
-         "trainer.accumulate_grad_batches": 1, "trainer.val_check_interval": 1, "trainer.num_sanity_val_steps": -1,
+LEAST = {"trainer.max_steps": 1, "trainer.accumulate_grad_batches": 1, "trainer.val_check_interval": 1,
          "trainer.num_nodes": 1}  # fmt: skip
 COPIES = 12
 """Of the weights: each of three checkpoints has them, their average and two moments of Adam"""
@@ -44,6 +44,7 @@ COPIES = 12
 
 def validate_settings(config: DictConfig) -> None:
     """Before anything is built. Raises UserError, and Hindered for what this machine has not."""
+    check_keys(config.trainer)
     at_least(config, {"seed": 0} | _given(config, LEAST))
     above(config, _given(config, {"optimizer.lr": 0, "patience": 0, "trainer.gradient_clip_val": 0}))
     above(config, _given(config, {"optimizer.weight_decay": 0}), equal=True)
@@ -122,6 +123,9 @@ def validate(config: DictConfig, data: Data, system: Learner, callbacks: Mapping
 
 def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
     """What Lightning would take and we cannot. Raises UserError."""
+    if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+        raise UserError(f"trainer.strategy={config.trainer.strategy} shards or splits what our checkpoints hold whole; "
+                        "try trainer=ddp")  # fmt: skip
     shares = isinstance(trainer.strategy, DDPStrategy) and not config.trainer.get("use_distributed_sampler", True)
     if trainer.world_size > 1 and not shares:
         raise UserError(f"trainer.devices={config.trainer.devices} is more than one device; try trainer=ddp")

@@ -1,38 +1,45 @@
-"""Which file has the weights of a run, and what is in it."""
+"""The weights of a run: which file holds them, and what is in it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from ddpm_lab import trust
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.errors import Damaged, UserError
+from ddpm_lab.commands import records
+from ddpm_lab.errors import Damaged, UserError, shown
+
+LOG = logging.getLogger(__name__)
+
+
+def files(run: str | Path) -> list[Path]:
+    """The checkpoints of `run`, from the latest step on, or the file that scripts/share.py wrote. Raises UserError."""
+    checkpoints = ordered(trust.unlinked(Path(run, "checkpoints")))
+    shared = Path(run, "weights.safetensors")
+    if not checkpoints and not shared.exists():
+        raise UserError(f"run={run} holds no checkpoint yet; it must train for longer")
+    return checkpoints or [shared]
 
 
 def newest(run: str | Path) -> Path:
-    """The checkpoint of the latest step of `run`, or the weights that scripts/share.py wrote. Raises UserError."""
-    found = ordered(trust.unlinked(Path(run, "checkpoints")))
-    if not found and (shared := Path(run, "weights.safetensors")).exists():
-        return shared
-    if not found:
-        raise UserError(f"run={run} holds no checkpoint yet; it must train for longer")
-    return found[0]
+    """The first of `files`, whole or not."""
+    return files(run)[0]
 
 
 def read(run: str | Path) -> tuple[dict[str, Any], Path]:
-    """What is in `newest(run)`, see `trust.checkpoint`, and that file. Raises UserError; where it is damaged, with the
-    newest that is good.
+    """The content of the newest whole checkpoint of `run`, see `trust.checkpoint`, and its file. A line names damaged
+    files, which stay where they are. Raises UserError.
     """
-    file = newest(run)
-    try:
-        return trust.checkpoint(file), file
-    except Damaged as error:
-        good = next((older for older in ordered(file.parent)[1:] if _is_good(older)), None)
-        hint = f"remove it, and {good.name} is taken, which is good" if good else f"run={run} has no other that is good"
-        raise Damaged(f"{error}; {hint}") from error
-
-
-def _is_good(file: Path) -> bool:
-    try:
-        return bool(trust.checkpoint(file))
-    except UserError:
-        return False
+    damage: list[Damaged] = []
+    for file in files(run):
+        try:
+            content = trust.checkpoint(file)
+            records.own(run, file, content)
+        except Damaged as error:
+            damage.append(error)
+            continue
+        for error in damage:
+            LOG.warning("%s; %s is taken instead", error, shown(file.name))
+        return content, file
+    more = f", and no other checkpoint of {len(damage)} is whole" if len(damage) > 1 else ""
+    raise Damaged(f"{damage[0]}{more}") from damage[0]

@@ -49,7 +49,7 @@ class Data(L.LightningDataModule):
             raise ValueError(f"workers are processes that read pictures, 0 to 64 (got {workers}); try 2")
         self.name, self.train, self.test, self.classes, self.mixture = name, train, test, classes, mixture
         self.batch_size, self.flip, self.seed, self.workers = batch_size, flip, seed, workers
-        self.captions = captions if captions or classes is None else [[str(label)] for label in range(classes)]
+        self.captions = None if classes is None else captions or [[str(label)] for label in range(classes)]
 
     @property
     def spec(self) -> dict[str, Any]:

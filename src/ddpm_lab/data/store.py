@@ -24,7 +24,7 @@ from ddpm_lab.data.holding import RESIDENT
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Images, Split, Streamed
 from ddpm_lab.errors import Unsafe, shown
-from ddpm_lab.trust import LARGEST, regular
+from ddpm_lab.trust import regular
 
 FORMAT = "ddpm-lab pictures 1"
 INDEX, LABELS = "index.json", "labels.npy"
@@ -185,7 +185,7 @@ def _index(file: Path) -> dict[str, Any]:
 
 def _mapped(file: Path, shape: tuple[int, ...], kind: type) -> np.memmap:
     try:
-        found = np.load(regular(file, LARGEST), mmap_mode="r", allow_pickle=False)
+        found = np.load(regular(file), mmap_mode="r", allow_pickle=False)
         if (found.shape, found.dtype) != (shape, kind) or file.stat().st_size != found.offset + found.nbytes:
             raise ValueError(f"it is {found.shape} {found.dtype}, {file.stat().st_size} bytes")
     except Unsafe:

@@ -1,16 +1,14 @@
 """How far pictures are from those of a reference, in the features of an extractor."""
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_part
@@ -23,6 +21,7 @@ from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.inception_score import said, score, split_count
 from ddpm_lab.evaluation.statistics import BLOCKS, Gaussian, Sums, frechet, jackknife
 from ddpm_lab.ranks import everyones, first, mine
+from ddpm_lab.trust import save_tensors, seal, sealed, tensors
 
 KEPT = 50_000
 """Of how many pictures of a reference, evenly over it, KID, precision and recall know the features"""
@@ -72,11 +71,12 @@ class Judge:
         key = f"{VERSION} {self.data_sha256} {extractor.name} {extractor.sha256} {bool(thorough)}"
         self.digest = hashlib.sha256(key.encode()).hexdigest()
         file = cache() / f"{self.digest}.safetensors"
-        known = _kept(lambda: load_file(file, device=str(device)))
+        known = _kept(lambda: tensors(file)[0])
         if known is None:
             known = self._known(reference)
             if first():
-                _keep(file, lambda partial: save_file(known, partial))
+                _keep(file, lambda: save_tensors(known, file))
+        known = {name: value.to(device) for name, value in known.items()}
         self.features = known.pop("features", None)
         names = sorted({name.partition(".")[0] for name in known}, key=int)
         each = {int(name): Gaussian(known[f"{name}.mean"], known[f"{name}.covariance"], int(known[f"{name}.size"]))
@@ -217,31 +217,27 @@ def floors(judge: Judge, other: Split) -> dict[str, Any]:
     """
     digest = hashlib.sha256(f"{other.digest()} {NOISE} {sorted(judge.thorough)}".encode()).hexdigest()
     file = cache() / f"{judge.digest[:32]}-{digest[:32]}.json"
-    found: dict[str, Any] | None = _kept(lambda: json.loads(file.read_text()))
+    found: dict[str, Any] | None = _kept(lambda: sealed(file))
     if found is None:
         shape = (min(other.size, NOISE), *other.shape)
         noise = Images(torch.randint(256, shape, generator=generator(0), dtype=torch.uint8), None)
         found = {name: judge(numbered(split), split.size) for name, split in (("real", other), ("noise", noise))}
         if first():
-            _keep(file, lambda partial: partial.write_text(json.dumps(found)))
+            _keep(file, lambda: seal(found, file))
     return found
 
 
 def _kept(read: Callable[[], Any]) -> Any:
-    """What the cache holds; None where it does not, or was cut short, for any of the processes."""
+    """What the cache holds; None where it does not, or is damaged, for any of the processes."""
     try:
         found = read()
-    except (OSError, ValueError, RuntimeError, SafetensorError):
+    except (OSError, ValueError):
         found = None
     return found if all(everyones([found is not None])) else None
 
 
-def _keep(file: Path, write: Any) -> None:
-    """Whole or not at all; a cache that cannot be written to is done without."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
+def _keep(file: Path, write: Callable[[], None]) -> None:
+    """A cache that cannot be written to is done without."""
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        partial.rename(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
+        write()

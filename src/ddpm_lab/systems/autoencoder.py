@@ -18,7 +18,6 @@ from ddpm_lab.networks.autoencoder import Autoencoder
 from ddpm_lab.networks.discriminator import PatchDiscriminator
 from ddpm_lab.systems.asking import by
 from ddpm_lab.systems.training import Batch, Learner, evaluating
-from ddpm_lab.trust import budget
 
 
 class AutoencoderSystem(Learner):
@@ -132,8 +131,7 @@ def _lpips(weight: float) -> Any:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     try:
-        with budget(2**40):  # its weights are none of the run's
-            return LearnedPerceptualImagePatchSimilarity("vgg").requires_grad_(False)
+        return LearnedPerceptualImagePatchSimilarity("vgg").requires_grad_(False)
     except OSError as error:  # URLError is one
         raise UserError(f"system.perceptual={weight:g} needs the weights of VGG, which torchvision could not download "
                         f"({error}); try system.perceptual=0") from error  # fmt: skip
