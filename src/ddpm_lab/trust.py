@@ -10,6 +10,7 @@ import pickle
 import stat
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -175,6 +176,17 @@ def _shared(file: Path) -> Any:
                 "callbacks": {"EMA": {"average": average}} if content["weights"] == "ema" else {}}  # fmt: skip
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise Damaged(f"{shown(file)} is not what scripts/share.py writes") from error
+
+
+def plain_style() -> None:
+    """Undo what a `matplotlibrc` in the current directory, which may be a run of someone else, says."""
+    if not Path("matplotlibrc").exists():
+        return
+    import matplotlib
+
+    with chdir(Path(__file__).parent):
+        matplotlib.rcParams.update(matplotlib.rc_params())
+    matplotlib.use("agg")
 
 
 def fitting(network: Callable[..., Any], weights: Mapping[str, Any]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab.data.module import Data
+from ddpm_lab.loggers import optional
 
 
 def log(trainer: L.Trainer, metrics: dict[str, float]) -> None:
@@ -24,7 +25,8 @@ def datamodule(trainer: L.Trainer) -> Data:
 def log_picture(trainer: L.Trainer, name: str, file: Path) -> None:
     """The PNG `file` to the loggers that take pictures."""
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, [str(file)], step=trainer.global_step)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(name, pil_to_tensor(Image.open(file)), trainer.global_step)
+        with optional(logger):
+            if isinstance(logger, WandbLogger):
+                logger.log_image(name, [str(file)], step=trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, pil_to_tensor(Image.open(file)), trainer.global_step)

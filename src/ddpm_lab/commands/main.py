@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -178,6 +179,10 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         ended.append(_tell(Interrupted("interrupted; what is done is kept", signal.SIGINT)))
     except (Told, HydraException, OmegaConfBaseException) as error:
         ended.append(_tell(_explained(error, verb)))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if begun:
+            raise
+        ended.append(_tell(UserError(refusals.broken_file(error, sys.argv[1:]))))
     except OSError as error:  # some of Hydra's are OSErrors as well
         if begun or error.filename is None:
             raise

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -59,6 +60,22 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     if isinstance(error, OverrideParseException):  # Hydra's words for it are those of its grammar
         return _unread(error.override)
     return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+
+
+def broken_file(error: Exception, arguments: list[str]) -> str:
+    """Message about the configuration file, of a folder behind --config-dir, that raised `error` when it was read."""
+    said = " ".join(str(error).split())[:200]
+    mark = getattr(error, "problem_mark", error)
+    if name := getattr(mark, "name", None):
+        return f"{name} is not YAML: {said}"
+    folders = [argument.partition("=")[2] or following for argument, following in pairwise([*arguments, ""])
+               if argument.startswith(("--config-dir", "-cd", "--config-path", "-cp"))]  # fmt: skip
+    for file in sorted(file for folder in folders for file in Path(folder).rglob("*.yaml") if file.is_file()):
+        try:
+            file.read_text("utf-8")
+        except UnicodeDecodeError:
+            return f"{file} is not text in UTF-8: {said}"
+    return f"a configuration file is not text in UTF-8: {said}"
 
 
 def _unread(argument: str) -> str:

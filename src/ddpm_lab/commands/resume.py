@@ -88,7 +88,7 @@ def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfi
     from ddpm_lab.commands import runs
 
     saved = runs.config(str(home))
-    saved.trainer.default_root_dir = config.trainer._get_node("default_root_dir")._value()
+    saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"
     loggers: Any = OmegaConf.to_container(saved.logger)
     for key, value in _leaves(loggers):
         if key.endswith("save_dir") and value == "${trainer.default_root_dir}":
@@ -126,7 +126,7 @@ def found(home: Path, config: DictConfig) -> Path | None:
         return None
     if not os.path.lexists(home / "config.yaml"):
         raise UserError(f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder")
-    if trust.regular(home / "config.yaml").read_text() != OmegaConf.to_yaml(config):
+    if trust.regular(home / "config.yaml").read_text(errors="replace") != OmegaConf.to_yaml(config):
         saved = runs.config(str(home))
         adopt(config, saved)
         compare(saved, config, home)

@@ -54,6 +54,8 @@ def configuration(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
         content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         if not isinstance(content, dict):
             raise Damaged(f"{shown(file)} is not a configuration of ddpm-lab, which is a list of groups")
+        if "hydra" in content:  # whose logging and callbacks may name any class
+            raise Unsafe("hydra is no part of what a run was trained with")
         for group in content:
             _check(content, group, (str(group),), content, trusted)
         return OmegaConf.create(content)

@@ -33,7 +33,7 @@ from ddpm_lab.commands.validate import validate, validate_length, validate_setti
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Flow
 from ddpm_lab.errors import Damaged, Diverged, Interrupted, Told, naming
-from ddpm_lab.loggers import finish
+from ddpm_lab.loggers import failed, finish, made_optional
 from ddpm_lab.ranks import first
 from ddpm_lab.systems.asking import by
 from ddpm_lab.systems.diffusion import Diffusion
@@ -89,10 +89,12 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         resume.remember(config, run, words)
         saving.run_id = records.keep(run, about)
         places.remember(config)
-        trainer.loggers = [*build(config, "logger").values()]  # last, so that a mistake above leaves no W&B run
+        built = build(config, "logger").values()  # last, so that a mistake above leaves no W&B run
+        trainer.loggers = [made_optional(logger) for logger in built if logger is not None]
         settings = public(config)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
+        trainer.loggers = [logger for logger in trainer.loggers if not failed(logger)]
     parameters = sum(parameter.numel() for parameter in system.parameters())
     shape = by(data.shape)
     what = "points" if data.bin_width is None else "pictures"

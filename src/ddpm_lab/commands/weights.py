@@ -38,8 +38,8 @@ def read(run: str | Path) -> tuple[dict[str, Any], Path]:
         except Damaged as error:
             damage.append(error)
             continue
-        for error in damage:
-            LOG.warning("%s; %s is taken instead", error, shown(file.name))
+        for one in damage:
+            LOG.warning("%s; %s is taken instead", one, shown(file.name))
         return content, file
     more = f", and no other checkpoint of {len(damage)} is whole" if len(damage) > 1 else ""
     raise Damaged(f"{damage[0]}{more}") from damage[0]

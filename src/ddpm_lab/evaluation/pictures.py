@@ -10,6 +10,10 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from ddpm_lab.trust import plain_style
+
+plain_style()
+
 
 def save_grid(pixels: Tensor, file: Path, columns: int, least: int = 64) -> Path:
     """(N, C, H, W) uint8 as a PNG, row by row; small pictures are enlarged to `least` pixels a side or more."""

@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 
 from ddpm_lab.reports.table import Panel
+from ddpm_lab.trust import plain_style
+
+plain_style()
 
 PAPER = " (paper)"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
