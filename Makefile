@@ -11,9 +11,10 @@ help: ## list these commands
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("error: Python 3.11, 3.12 or 3.13 is needed (got %d.%d); try: make install PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
+	@touch .venv/.partial
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt --group dev --editable .
-	@touch $@
+	@mv .venv/.partial $@
 
 install: $(READY) ## make .venv with everything in it, once
 

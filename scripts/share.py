@@ -7,6 +7,8 @@ TARGET is a new folder with config.yaml and weights.safetensors, numbers and not
 Without weights= they are the averaged ones, where the run kept an average.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import json
 import sys
 from pathlib import Path
@@ -17,8 +19,16 @@ from torch import Tensor
 
 from ddpm_lab.commands import runs
 from ddpm_lab.commands.cells import in_shell
+from ddpm_lab.commands.suggestions import completed, typed_words
 from ddpm_lab.commands.weights import read
 from ddpm_lab.errors import Hindered, Told, UserError, shown
+
+NEXT = {
+    "Diffusion": ("sample", "run={}"),
+    "AutoencoderSystem": ("train", "codec=autoencoder codec.run={}"),
+    "ClassifierSystem": ("sample", "run=DIR guidance=classifier guidance.classifier.run={} guidance.scale=1"),
+}
+"""Use of a share by system"""
 
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
@@ -43,7 +53,10 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     save_file(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
     OmegaConf.save(config, target / "config.yaml")
     size = (target / "weights.safetensors").stat().st_size
-    print(f"{shown(target)}: {size / 2**20:.1f} MiB\n  next     python sample.py run={shown(in_shell(target))}")
+    verb, following = NEXT[config.system._target_.rpartition(".")[2]]
+    following = following.format(shown(in_shell(target))) + " weights=raw" * (verb == "sample" and weights == "raw")
+    print(f"{shown(target)}: {size / 2**20:.1f} MiB")
+    print(f"  next     {completed(verb, following, config, typed_words(Path(run)))}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ddpm_lab.commands.spec import names
 PACKAGE = ROOT / "src" / "ddpm_lab"
 # Imports go down this list only; names on one line may import one another.
 LAYERS = [
-    ("errors", "ranks", "pulse", "writing", "pickled", "trust"),
+    ("errors", "shell", "ranks", "pulse", "writing", "pickled", "trust"),
     ("reports",),
     ("diffusion", "networks"),
     ("conditioners", "low_res"),
