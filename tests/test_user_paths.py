@@ -208,9 +208,8 @@ def follow(trained, typed, folder):
     """every command that it prints as the next one"""
     commands = following(trained.said)
     assert commands
-    with chdir(trained.work):
-        for command in commands:
-            does(typed, command, f"hydra.run.dir={folder}/{len(os.listdir(folder))}")
+    for command in commands:
+        does(typed, command, f"hydra.run.dir={folder}/{len(os.listdir(folder))}")
 
 
 def sample(trained, typed, folder):
@@ -233,11 +232,10 @@ def evaluate(trained, typed, folder):
 
 def share(trained, typed, folder):
     """`share.py`, and the command that it prints"""
-    with chdir(trained.work):
-        status, said, error = script("scripts/share.py", str(trained.run), f"{folder}/a share")
-        assert status == 0, error
-        (command,) = following(said)
-        does(typed, command, f"hydra.run.dir={folder}/s")
+    status, said, error = script("scripts/share.py", str(trained.run), f"{folder}/a share")
+    assert status == 0, error
+    (command,) = following(said)
+    does(typed, command, f"hydra.run.dir={folder}/s")
 
 
 def kill(trained, typed, folder):
@@ -269,15 +267,14 @@ def stop(trained, typed, folder):
 def longer(trained, typed, folder):
     """`train.py resume=DIR trainer.max_steps=6`"""
     shutil.copytree(trained.run, folder / "r")
-    with chdir(trained.work):
-        status, _, error = typed("train", f"resume={folder}/r", "trainer.max_steps=6")
+    status, _, error = typed("train", f"resume={folder}/r", "trainer.max_steps=6")
     assert status == 0 and ordered(folder / "r" / "checkpoints")[0].name == "step-000006.ckpt", error
 
 
 def move(trained, typed, folder):
     """the data moved, `data.path=` (of the hub, `data.name=`) typed: `evaluate.py` and `resume=`"""
     shutil.copytree(trained.run, folder / "r")
-    with chdir(trained.work), moved(trained) as where:
+    with moved(trained) as where:
         words = [*trained.metrics(), *SHORT["evaluate"], where]
         status, _, error = typed("evaluate", f"run={folder}/r", *words, f"hydra.run.dir={folder}/e")
         assert status == 0, error
@@ -342,7 +339,8 @@ CELLS = [
 @pytest.mark.parametrize(("kind", "path"), [
     pytest.param(*cell, marks=[pytest.mark.xfail(reason=FAULTS[cell], strict=False)] if cell in FAULTS else [])
     for cell in CELLS])  # fmt: skip
-def test_path(kind, path, trained, typed, tmp_path):
+def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained(kind).work)
     if words := REFUSED.get((kind, path)):
         status, _, error = nowhere(trained(kind), typed, tmp_path)
         assert status == 2 and words in error and error.count("\n") == 1 and error.startswith("error: "), error
