@@ -110,7 +110,7 @@ def trained(root, typed):
             if kind == "latents":
                 run("autoencoder")
             work = root / re.sub(r"\W+", "-", kind)
-            work.mkdir()
+            work.mkdir(exist_ok=True)
             words = (DATA | SYSTEMS)[kind]
             with chdir(work):
                 status, said, error = typed("train", *words, f"hydra.run.dir={work}")
@@ -324,7 +324,7 @@ REFUSED = {("digits", "data moved"): "no key", ("points", "data moved"): "no key
 FAULTS = {
     **{(kind, path): "A1" for kind in ("flat folder", "grey folder", "hub, no labels", "train/ and val/")
        for path in OF_DATA[1:]},
-    **{(kind, path): "A2" for kind in ("autoencoder", "latents") for path in ("kill", "stop", "longer")},
+    **{(kind, path): "A2" for kind in ("autoencoder", "latents") for path in OF_SYSTEMS},
     **{(kind, "data moved"): "A5" for kind in DATA},
     **{(kind, "elsewhere"): "A6" for kind in DATA if kind not in ("digits", "points")},
     ("train/ and val/", "train"): "C3",
