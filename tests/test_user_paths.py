@@ -43,8 +43,8 @@ DATA = {
     "prepared store": ["data=store", "data.path=../pictures/store", "conditioner=label", *OWN],
     "hub, labels": ["data=hub", "data.name=../pictures/hub", "data.cache=../cache", "conditioner=label", *OWN],
     "hub, no labels": ["data=hub", "data.name=../pictures/plain", "data.cache=../cache", *OWN],
-    "points": ["data=gaussian_mixture", "data.count=200", *TINY, "sampler.steps=2", "callbacks.scatter.count=20",
-               "callbacks.density.count=4"],
+    "points": ["data=gaussian_mixture", "data.count=200", *TINY, "schedule.steps=20", "sampler.steps=2",
+               "callbacks.scatter.count=20", "callbacks.density.count=4"],
 }  # fmt: skip
 """Words of train.py by kind of data"""
 SYSTEMS = {
