@@ -6,6 +6,8 @@ python scripts/mutants.py eta clip   # those whose name holds one of the words; 
 Ends with status 1 if one survives, or breaks the code instead of making it wrong.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import os
 import re
 import shutil

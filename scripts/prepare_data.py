@@ -8,6 +8,8 @@ folders in train/ and test/ (or val/). TARGET is a new folder; it appears when a
 Or looks at every byte of a store: python scripts/prepare_data.py TARGET --check
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import argparse
 import logging
 import lzma
@@ -29,10 +31,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.data.decoding import Fit
 from ddpm_lab.data.folder import BAD, SUFFIXES, Files, Lenient, leave_out, listed, side_of, sub_folders
 from ddpm_lab.data.store import Shards, write
 from ddpm_lab.errors import Unsafe, shown
+from ddpm_lab.shell import program
 
 CHUNK = 2**20
 """Bytes of pixels that a process decodes at a time"""
@@ -114,7 +118,7 @@ def prepare(source: Path, target: Path, resolution: int | None = None, channels:
     print(f"{count} pictures of {channels}x{side}x{side}"
           + f", {' + '.join(str(index['count']) for index in indices)} in train/ and test/" * (len(indices) > 1)
           + f", {len(train.classes) or 'no'} classes, {size / 2**30:.2f} GiB, in {seconds:.0f} s: "
-          f"{count / seconds:.0f} pictures/s\n  next     python train.py data=store data.path={target}"
+          f"{count / seconds:.0f} pictures/s\n  next     {program('train')} data=store data.path={in_shell(target)}"
           + " conditioner=label" * bool(train.classes))  # fmt: skip
 
 

@@ -331,10 +331,14 @@ TEXTS = {"resume", "trust", "logger.csv.name", "logger.csv.version", "logger.csv
 TYPED = [(f"{group}={option}", group) for group in ("schedule", "sampler", "objective", "lr_schedule", "timesteps",
          "logger", "conditioner") for option in options(group)
          if option not in ("wandb", "pretrained_text")]  # fmt: skip
+ALSO = ("schedule=geometric", "sampler=heun", "conditioner=low_res", "timesteps=importance")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("choice", "group"), [("seed=0", None), *TYPED], ids=["all defaults", *(c for c, _ in TYPED)])
+@pytest.mark.parametrize(("choice", "group"), [
+    pytest.param("seed=0", None, id="all defaults"),
+    *(pytest.param(choice, group, id=choice, marks=[] if choice in ALSO else pytest.mark.nightly)
+      for choice, group in TYPED)])  # fmt: skip
 def test_every_key_refuses_a_word_that_it_has_no_meaning_for(choice, group, typed, here):
     config = composed(choice, "logger=csv")
     taken = []
@@ -398,8 +402,9 @@ def misspelled(count):
     return found
 
 
-def test_a_slip_is_answered_with_what_was_meant(trained, typed, here):
-    slips, wrong = misspelled(60), []
+@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.nightly)])
+def test_a_slip_is_answered_with_what_was_meant(count, trained, typed, here):
+    slips, wrong = misspelled(count), []
     for verb, line, meant in slips:
         words = {"sample": [f"run={trained['RUN']}"], "evaluate": [f"run={trained['RUN']}"],
                  "exact": ["model=exact", "sampler=ddim"]}.get(verb, [])  # fmt: skip

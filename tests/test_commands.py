@@ -51,7 +51,7 @@ def test_a_run_leaves_what_it_says(run):
         "eta": 0.0,
         "hat": False,
     }
-    assert "python sample.py run=r count" in said and "FID" in said
+    assert f"python {ROOT}/sample.py run=r count" in said and "FID" in said
     grid = Image.open(run / "pictures" / "samples-000010.png")
     assert grid.width > 10 * 64 and grid.height > 8 * 64 and len(set(grid.getdata())) > 5
 

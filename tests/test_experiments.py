@@ -185,8 +185,12 @@ def autoencoders(trained, typed, tmp_path_factory):
     return make
 
 
+OFTEN = ("adm_imagenet64_classifier", "cascade_base32", "digits_iddpm", "digits_latent", "ldm_autoencoder")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[] if name in OFTEN else pytest.mark.nightly) for name in EXPERIMENTS])  # fmt: skip
 def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
     if name == "ldm_autoencoder":
         run = autoencoders(digits=False)

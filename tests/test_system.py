@@ -190,7 +190,9 @@ def test_labels_are_in_turn_and_in_range():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize(
+    "prediction", ["eps", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("x0", "v"))]
+)
 def test_training_learns_the_digits(tmp_path, prediction):
     data, system = parts(f"prediction={prediction}", "model.channels=16", "model.multipliers=[1,2]")
 

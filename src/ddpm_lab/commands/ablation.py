@@ -17,6 +17,7 @@ from ddpm_lab.commands.cells import Cell, fingerprint, quoted, work
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.spec import Ablation, Tier, chosen
 from ddpm_lab.errors import UserError
+from ddpm_lab.shell import program
 
 EXACT = ("schedule", "variance", "sampler", "guidance", "nll", "conditional")
 """What a cell says of these holds in the analytic tier as well."""
@@ -158,4 +159,4 @@ def typed(verb: str, ablation: str, tier: str, settings: DictConfig) -> str:
     """The command with all that `settings` have of the user's."""
     words = [*settings.words, *(f"evaluate.{word}" for word in settings.evaluate)]
     words += [] if settings.cells == "runs/ablations" else [quoted("cells", settings.cells)]
-    return shlex.join(["python", f"{verb}.py", f"ablation={ablation}", f"tier={tier}", *words])
+    return f"{program(verb)} {shlex.join([f'ablation={ablation}', f'tier={tier}', *words])}"

@@ -11,6 +11,7 @@ from ddpm_lab.data.holding import hold
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.rows import Coming, Reading, Rows, listed, opened
 from ddpm_lab.data.splits import Flow, Split, Streamed
+from ddpm_lab.shell import install
 
 PATIENCE = 10
 """Seconds that the Hub has to say that it knows a set"""
@@ -119,7 +120,7 @@ def _loaded(name: str, config: str | None, cache: str | None, streaming: bool) -
         from datasets import load_dataset
         from huggingface_hub import HfApi, constants
     except ImportError as error:
-        raise ValueError("name: the library datasets is not installed; try pip install -e '.[hub]'") from error
+        raise ValueError(f"name: the library datasets is not installed; try {install('datasets')}") from error
     place = Path(name).expanduser()
     try:
         if not place.exists() and not constants.HF_HUB_OFFLINE:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_lab.data.decoding import Fit, decoded
+from ddpm_lab.shell import install
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def _environment(path: Path) -> Any:
     try:
         import lmdb
     except ImportError as error:
-        raise ValueError("lmdb is not installed; try pip install -e '.[lsun]'") from error
+        raise ValueError(f"lmdb is not installed; try {install('lmdb')}") from error
     return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
 
 

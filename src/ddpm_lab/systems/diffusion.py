@@ -60,7 +60,7 @@ class Diffusion(System):
         super().__init__()
         if not isinstance(variance, Variance):
             raise UserError("variance=analytic is estimated from a trained network; train with another, such as "
-                            "beta_tilde, then: python evaluate.py run=DIR variance=analytic")  # fmt: skip
+                            "beta_tilde, and evaluate the run with variance=analytic")  # fmt: skip
         spec = Spec(tuple(shape), classes, bin_width, captions)
         self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})
         self.shape, self.bin_width = spec.shape, bin_width
