@@ -26,12 +26,16 @@ from ddpm_lab.ranks import check, first
 
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
+MADE = ("runs", "sweeps", "samples", "evaluations", "exact")
+"""Folders that the configurations make around an output folder, beside one that is called by the day"""
+SWEEPS: list[Path] = []
+"""Folders of the sweeps of this process"""
 
 
 def train() -> None:
     """Trains a model."""
 
-    words = sys.argv[1:]
+    words = _arguments()
     home: Path | None = None
 
     def task(config: DictConfig) -> None:
@@ -63,6 +67,7 @@ def sample() -> None:
 
         sample(config)
 
+    _arguments()
     _main("sample", task)
 
 
@@ -79,7 +84,7 @@ def evaluate() -> None:
 
         evaluate_exact(config)
 
-    if "model=exact" in sys.argv[1:]:
+    if "model=exact" in _arguments():
         _main("exact", exact_task)
     else:
         _main("evaluate", task)
@@ -94,10 +99,19 @@ def report() -> None:
         report(config)
 
     try:
-        sys.argv[1:] = _gathered(sys.argv[1:], "report")
+        sys.argv[1:] = _gathered(_arguments(), "report")
     except UserError as error:
         sys.exit(_tell(error))
     _main("report", task)
+
+
+def _arguments() -> list[str]:
+    """Those of this program, from now on as Hydra takes them."""
+    try:
+        sys.argv[1:] = refusals.normalized(sys.argv[1:], CONFIGS)
+    except UserError as error:
+        sys.exit(_tell(error))
+    return sys.argv[1:]
 
 
 def arranged(arguments: list[str]) -> tuple[str, list[str]]:
@@ -110,6 +124,8 @@ def arranged(arguments: list[str]) -> tuple[str, list[str]]:
     if of_many and not (ablation or several or any(argument.startswith("search=") for argument in arguments)):
         raise UserError(f"{of_many[0]} is for many runs: -m, search= or ablation=")
     arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
+    if any(argument.startswith("search=") for argument in arguments) and not several:
+        arguments = ["-m", *arguments]  # which the choice says as well, but too late for Hydra's messages
     return ("ablate", _gathered(arguments, "ablate")) if ablation else ("train", arguments)
 
 
@@ -152,13 +168,13 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             task(config)
         except (Told, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
             ended.append(_tell(_explained(error, verb)))
-            _clear()
+            discard(Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
             if (told := hindrance(error)) is None:
                 raise
             told.__cause__ = error
             ended.append(_tell(told))
-            _clear()
+            discard(Path(HydraConfig.get().runtime.output_dir))
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
@@ -181,17 +197,23 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         if begun or error.filename is None:
             raise
         ended.append(_tell(Hindered(f"{error.filename} cannot be made a folder ({error.strerror})")))
+    finally:
+        for folder in SWEEPS:
+            if folder.is_dir() and [file.name for file in folder.iterdir()] == ["multirun.yaml"]:  # no job began
+                (folder / "multirun.yaml").unlink()
+                discard(folder)
     if ended:
         sys.exit(ended[0])
 
 
-def _clear() -> None:
-    """Removes the folder that Hydra made for what has come to nothing, if nothing is in it yet."""
-    out = Path(HydraConfig.get().runtime.output_dir)
+def discard(folder: Path) -> None:
+    """Remove `folder` if it is empty, and then those around it that the configurations make."""
     with suppress(OSError):
-        out.rmdir()
-        if out.parent.name in ("samples", "evaluations"):
-            out.parent.rmdir()
+        folder.rmdir()
+        for above in folder.parents:
+            if above.name not in MADE and not re.fullmatch(r"\d{4}-\d\d-\d\d", above.name):
+                break
+            above.rmdir()
 
 
 @contextmanager
