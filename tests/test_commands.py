@@ -1,5 +1,6 @@
 """The verbs, typed as a user types them."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -15,9 +16,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import runs
+from ddpm_lab.commands import main, runs
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.weights import newest
+from ddpm_lab.evaluation.quality import assess
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,60 @@ def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, type
         row = np.asarray(Image.open(tmp_path / f"s{i}" / "grid.png"))
         assert len(row) == 72 and np.array_equal(rows[68 * i + 4 : 68 * i + 68], row[4:68]), "within margins of 4"
     assert report["values"][0]["fid"] != report["values"][1]["fid"]
+
+
+STOPS = {"Ctrl-C": (KeyboardInterrupt(), 130), "SIGTERM": (main.Terminated(), 143),
+         "full disk": (OSError(errno.ENOSPC, "No space left on device"), 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(run, typed, tmp_path, monkeypatch, stop):
+    shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
+    words = [f"run={tmp_path}/r", "against=guidance.w", "values=[0,1,2]", "count=20"]
+    assert typed("evaluate", *words, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    begun, error, status = [], *STOPS[stop]
+
+    def choked(*arguments, ways, **options):
+        for name, result in zip(ways, assess(*arguments, ways=ways, **options), strict=True):
+            begun.append(name)
+            if len(begun) == 2:
+                raise error
+            yield result
+
+    monkeypatch.setattr("ddpm_lab.commands.sweep.assess", choked)
+    ended, said, complaint = typed("evaluate", *words)
+    assert ended == status and "Traceback" not in complaint and complaint.count("\n") == 1, complaint
+    (folder,) = (tmp_path / "r" / "evaluations").iterdir()
+    assert "1 of 3 values are finished" in said and "held-out" in said
+    partial = json.loads((folder / "metrics.json").read_text())
+    assert [one["value"] for one in partial["values"]] == [0] and partial["unfinished"] == [1, 2]
+    assert (folder / "rows.png").is_file() and (folder / "sweep.png").is_file()
+    ended, said, complaint = typed("evaluate", *words)
+    assert ended == 0, complaint
+    assert begun == [f"guidance.w={value} ({value + 1} of 3)" for value in (0, 1, 1, 2)]
+    assert [*(tmp_path / "r" / "evaluations").iterdir()] == [folder] and not (folder / "unfinished.json").exists()
+    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert json.loads((folder / "metrics.json").read_text()) == whole
+    assert (folder / "rows.png").read_bytes() == (tmp_path / "whole" / "rows.png").read_bytes()
+
+
+def test_other_weights_begin_an_evaluation_again(run, typed, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
+    words = [f"run={tmp_path}/r", "metrics=[nll,fid]", "nll.count=4", "nll.steps=2", "count=20"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ddpm_lab.commands.evaluate.assess", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            typed("evaluate", *words)
+    (folder,) = (tmp_path / "r" / "evaluations").iterdir()
+    kept = json.loads((folder / "metrics.json").read_text())
+    assert "nll" in kept and "fid" not in kept
+    status, said, _ = typed("evaluate", *words)
+    assert status == 0 and "these are finished: nll" in said
+    unfinished = {"key": "of others", "command": words, "parts": {"nll": {}, "fid": {}}}
+    (folder / "unfinished.json").write_text(json.dumps(unfinished))
+    status, said, _ = typed("evaluate", *words)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert status == 0 and "finished:" not in said and found["nll"] == kept["nll"] and found["fid"] > 0
 
 
 def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):

@@ -6,11 +6,14 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lab.commands import refusals, resume, runs, saved
+from ddpm_lab.commands import refusals, resume, runs, saved, unfinished
 from ddpm_lab.commands.cells import literal
 from ddpm_lab.commands.hindrances import hindrance
 from ddpm_lab.errors import Hindered, Interrupted, Told, UserError, shown
@@ -32,10 +35,41 @@ SWEEPS: list[Path] = []
 """Folders of the sweeps of this process"""
 
 
+def _in_order(verb: Callable[[], None]) -> Callable[[], None]:
+    """`verb` with the arguments as Hydra takes them; a mistake in them, SIGINT and SIGTERM end it with a line."""
+
+    @wraps(verb)
+    def ended() -> None:
+        try:
+            if threading.current_thread() is threading.main_thread() and (
+                    signal.getsignal(signal.SIGTERM) == signal.SIG_DFL):  # fmt: skip
+                signal.signal(signal.SIGTERM, _terminated)
+            sys.argv[1:] = refusals.normalized(sys.argv[1:], CONFIGS)
+            verb()
+        except UserError as error:
+            sys.exit(_tell(error))
+        except KeyboardInterrupt as stop:
+            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near
+            sys.exit(_tell(Interrupted(f"stopped by {number.name}; what is finished is kept", number)))
+
+    return ended
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a program in the same order as Ctrl-C."""
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@_in_order
 def train() -> None:
     """Trains a model."""
 
-    words = _arguments()
+    words = sys.argv[1:]
     home: Path | None = None
 
     def task(config: DictConfig) -> None:
@@ -48,17 +82,16 @@ def train() -> None:
 
         ablate(config)
 
+    verb, sys.argv[1:] = arranged(words)
     try:
-        verb, sys.argv[1:] = arranged(words)
         if verb == "train":
             sys.argv[1:], home = resume.placed(sys.argv[1:])
-    except UserError as error:
-        sys.exit(_tell(error))
     except OSError as error:
         sys.exit(_tell(Hindered(f"{error.filename} cannot be read ({error.strerror})")))
     _main(verb, ablate if verb == "ablate" else task)
 
 
+@_in_order
 def sample() -> None:
     """Samples from a run."""
 
@@ -67,10 +100,10 @@ def sample() -> None:
 
         sample(config)
 
-    _arguments()
     _main("sample", task)
 
 
+@_in_order
 def evaluate() -> None:
     """Measures a run, or, with model=exact, what needs no network."""
 
@@ -84,12 +117,13 @@ def evaluate() -> None:
 
         evaluate_exact(config)
 
-    if "model=exact" in _arguments():
+    if "model=exact" in sys.argv[1:]:
         _main("exact", exact_task)
     else:
         _main("evaluate", task)
 
 
+@_in_order
 def report() -> None:
     """Shows an ablation or a sweep beside a paper's numbers."""
 
@@ -98,20 +132,8 @@ def report() -> None:
 
         report(config)
 
-    try:
-        sys.argv[1:] = _gathered(_arguments(), "report")
-    except UserError as error:
-        sys.exit(_tell(error))
+    sys.argv[1:] = _gathered(sys.argv[1:], "report")
     _main("report", task)
-
-
-def _arguments() -> list[str]:
-    """Those of this program, from now on as Hydra takes them."""
-    try:
-        sys.argv[1:] = refusals.normalized(sys.argv[1:], CONFIGS)
-    except UserError as error:
-        sys.exit(_tell(error))
-    return sys.argv[1:]
 
 
 def arranged(arguments: list[str]) -> tuple[str, list[str]]:
@@ -186,11 +208,11 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         if verb in ("sample", "evaluate"):
             sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])
+        if verb == "evaluate":
+            sys.argv[1:] = unfinished.resumed(sys.argv[1:])
         OmegaConf.register_new_resolver("slug", slug, replace=True)
         with _apart():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
-    except KeyboardInterrupt:
-        ended.append(_tell(Interrupted("interrupted; what is done is kept", signal.SIGINT)))
     except (Told, HydraException, OmegaConfBaseException) as error:
         ended.append(_tell(_explained(error, verb)))
     except OSError as error:  # some of Hydra's are OSErrors as well
