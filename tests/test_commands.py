@@ -1,5 +1,6 @@
 """The verbs, typed as a user types them."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -15,10 +16,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import runs
+from ddpm_lab.commands import main, runs
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.weights import newest
+from ddpm_lab.evaluation.quality import assess
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,60 @@ def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, type
     assert report["values"][0]["fid"] != report["values"][1]["fid"]
 
 
+STOPS = {"Ctrl-C": (KeyboardInterrupt(), 130), "SIGTERM": (main.Terminated(), 143),
+         "full disk": (OSError(errno.ENOSPC, "No space left on device"), 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(run, typed, tmp_path, monkeypatch, stop):
+    shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
+    words = [f"run={tmp_path}/r", "against=guidance.w", "values=[0,1,2]", "count=20"]
+    assert typed("evaluate", *words, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    begun, error, status = [], *STOPS[stop]
+
+    def choked(*arguments, ways, **options):
+        for name, result in zip(ways, assess(*arguments, ways=ways, **options), strict=True):
+            begun.append(name)
+            if len(begun) == 2:
+                raise error
+            yield result
+
+    monkeypatch.setattr("ddpm_lab.commands.sweep.assess", choked)
+    ended, said, complaint = typed("evaluate", *words)
+    assert ended == status and "Traceback" not in complaint and complaint.count("\n") == 1, complaint
+    (folder,) = (tmp_path / "r" / "evaluations").iterdir()
+    assert "1 of 3 values are finished" in said and "held-out" in said
+    partial = json.loads((folder / "metrics.json").read_text())
+    assert [one["value"] for one in partial["values"]] == [0] and partial["unfinished"] == [1, 2]
+    assert (folder / "rows.png").is_file() and (folder / "sweep.png").is_file()
+    ended, said, complaint = typed("evaluate", *words)
+    assert ended == 0, complaint
+    assert begun == [f"guidance.w={value} ({value + 1} of 3)" for value in (0, 1, 1, 2)]
+    assert [*(tmp_path / "r" / "evaluations").iterdir()] == [folder] and not (folder / "unfinished.json").exists()
+    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert json.loads((folder / "metrics.json").read_text()) == whole
+    assert (folder / "rows.png").read_bytes() == (tmp_path / "whole" / "rows.png").read_bytes()
+
+
+def test_other_weights_begin_an_evaluation_again(run, typed, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
+    words = [f"run={tmp_path}/r", "metrics=[nll,fid]", "nll.count=4", "nll.steps=2", "count=20"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ddpm_lab.commands.evaluate.assess", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            typed("evaluate", *words)
+    (folder,) = (tmp_path / "r" / "evaluations").iterdir()
+    kept = json.loads((folder / "metrics.json").read_text())
+    assert "nll" in kept and "fid" not in kept
+    status, said, _ = typed("evaluate", *words)
+    assert status == 0 and "these are finished: nll" in said
+    unfinished = {"key": "of others", "command": words, "parts": {"nll": {}, "fid": {}}}
+    (folder / "unfinished.json").write_text(json.dumps(unfinished))
+    status, said, _ = typed("evaluate", *words)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert status == 0 and "finished:" not in said and found["nll"] == kept["nll"] and found["fid"] > 0
+
+
 def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):
     words = ["against=sampler.spacing", "values=[uniform,quadratic]", "count=20", f"hydra.run.dir={tmp_path}/r"]
     status, said, error = typed("evaluate", f"run={run}", *words)
@@ -225,7 +281,21 @@ TRAIN_MISTAKES = {
     "callbacks=[]": "callbacks=[] chooses nothing; choices: ",
     "schedule=": f"schedule= chooses nothing; choices: {SCHEDULES}",
     "~optimizer": "~optimizer chooses nothing; choices: ",
-    "--seed 1": "--seed is a key and no option; try seed=...",
+    "--seed 1": "--seed 1: a key, = and its value are one word; try seed=1",
+    "trainer.max_steps 5": "trainer.max_steps 5: a key, = and its value are one word; try trainer.max_steps=5",
+    "model = unet": "model = unet: a key, = and its value are one word; try model=unet",
+    "--seed": "--seed is a key and no option; try seed=...",
+    "--seed=-1": "seed must be a whole number of at least 0 (got -1)",
+    "-model.foo=1": "model.foo=1: model has no key foo",
+    "--config-dri=foo": "--config-dri is no option (did you mean --config-dir?)",
+    "--cfg job -m": "--cfg and -m exclude one another; leave one out",
+    "+experiment=digits_cfg": "+experiment=digits_cfg: a choice of a group has no +; try experiment=digits_cfg",
+    "++model=unet": "++model=unet: a choice of a group has no +; try model=unet",
+    "+seed=3": "+seed=3: seed is there already, and + is for new keys; try seed=3",
+    "trainer/max_steps=5": "trainer/max_steps=5: only groups have a /; try trainer.max_steps=5",
+    "MODEL=unet": "MODEL=unet: the configuration has no key MODEL (did you mean model?)",
+    "guidance.interval=[900,100]": "guidance.interval=[900, 100] must be two times, low < high, in 0..1000",
+    "data=digits conditioner=low_res conditioner.blur=[0.6,0.4]": "conditioner.blur must be [low, high]",
     "schedule=constant schedule.beta=1": "must lie between 0 and 1 (got 1); try beta=0.02",
     "=foo": "=foo names no key",
     "model.multipliers=[1,": "model.multipliers=[1, is not a whole list; try 'model.multipliers=[1,2]'",

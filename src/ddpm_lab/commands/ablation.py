@@ -137,6 +137,8 @@ def ablate(settings: DictConfig) -> None:
     """Runs what is not done yet of the ablations that `settings` name. Raises CellsFailed if some of it failed."""
     if settings.tier is None:
         raise UserError("tier=null is not one of analytic, tiny, paper")
+    launcher = instantiate(HydraConfig.get().launcher)
+    launcher.check()
     found = chosen(settings.ablations, settings.tier)
     if settings.tier == "analytic" and settings.words:
         raise UserError(f"{settings.words[0]} is for training, and tier=analytic has none; try tier=tiny")
@@ -149,7 +151,6 @@ def ablate(settings: DictConfig) -> None:
         raise UserError(f"evaluate.{settings.evaluate[0]} is for evaluations, and this has none: its numbers are those "
                         "that training ends with")  # fmt: skip
     if cells:
-        launcher = instantiate(HydraConfig.get().launcher)
         launcher.carry_out([*cells.values()], Path(settings.cells))
         what = settings.ablations if isinstance(settings.ablations, str) else f"[{','.join(found)}]"
         print(f"  next     {typed('report', what, settings.tier, settings)}")
