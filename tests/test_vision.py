@@ -271,7 +271,7 @@ def test_a_stream_is_mirrored_by_halves(tmp_path):
         ({"split_train": "all"}, "split_train=all is no split"),
         ({"image": "picture"}, "image=picture is no column of kind Image; try img"),
         ({"label": "id"}, "label=id is no column of kind ClassLabel; try label"),
-        ({"resolution": 4}, "name=.*: row 0 is 8x8 RGB, and 4x4 RGB is wanted"),
+        ({"resolution": 4}, "name=.*: row 0 is 8x8 RGB, and 4x4 RGB is wanted; try data.convert=true data.resolution=4"),
         ({"channels": 2}, "channels must be 1"),
         ({"streaming": True}, "size is needed"),
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
