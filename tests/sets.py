@@ -131,6 +131,7 @@ def parquet(root, train=12, test=4, size=8, shards=1):
     """Tables of PNGs and labels, as the Hub keeps them."""
     import datasets as hub
 
+    root.mkdir(parents=True, exist_ok=True)
     features = hub.Features(
         {"img": hub.Image(), "label": hub.ClassLabel(names=["cat", "dog"]), "id": hub.Value("int64")}
     )

@@ -125,7 +125,7 @@ def _naming(name: str) -> Iterator[None]:
 
 def _deep_colour(picture: Image.Image) -> bool:
     """Return whether a color image that is not loaded yet is stored with 16 bits; Pillow keeps the high 8."""
-    return ";16" in str(picture.tile)
+    return ";16" in str(getattr(picture, "tile", ""))
 
 
 class Look(NamedTuple):
@@ -161,7 +161,7 @@ def look(stream: BinaryIO, name: str) -> Look:
 
 def _grey_palette(picture: Image.Image) -> bool:
     colours = picture.getpalette() if picture.mode == "P" else None
-    return bool(colours) and colours[::3] == colours[1::3] == colours[2::3]
+    return colours is not None and colours[::3] == colours[1::3] == colours[2::3]
 
 
 class Tally:
@@ -284,7 +284,7 @@ def _without_alpha(picture: Image.Image) -> tuple[Image.Image, bool]:
     if picture.mode in DEEP:
         clear = bool((np.asarray(picture) == picture.info["transparency"]).any())
     elif picture.mode in KNOWN:
-        clear = picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
+        clear = int(np.asarray(picture.convert("RGBA"))[..., 3].min()) < 255
     else:
         clear = True
     if clear or picture.mode in DEEP:

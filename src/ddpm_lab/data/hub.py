@@ -13,6 +13,7 @@ from ddpm_lab.data.holding import hold
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.rows import Coming, Reading, Rows, listed, stream_of
 from ddpm_lab.data.splits import Flow, Images, Split, Streamed
+from ddpm_lab.errors import UserError
 
 LOG = logging.getLogger(__name__)
 PATIENCE = 10
@@ -75,6 +76,8 @@ def hub(
     test = None if split_test is None else _encoded(splits[split_test], image, label)
     try:
         fit = fitted(_looks(train, image, streaming), resolution, channels, convert, bits)
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
         named = str(error).startswith(("resolution", "channels", "bits"))
         raise ValueError(str(error) if named else f"name={name}: {error}") from error
@@ -181,5 +184,7 @@ def _naming(name: str) -> Iterator[None]:
     """Around the reading of pictures, whose errors begin with the picture."""
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
         raise ValueError(f"name={name}: {error}") from error

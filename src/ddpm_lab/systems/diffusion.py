@@ -26,6 +26,7 @@ from ddpm_lab.errors import UserError, choice, naming
 from ddpm_lab.low_res import LowRes
 from ddpm_lab.ranks import mine
 from ddpm_lab.systems import asking
+from ddpm_lab.systems.class_names import disagree
 from ddpm_lab.systems.hearing import check_hearing
 from ddpm_lab.systems.training import Batch, System, evaluating
 
@@ -63,7 +64,7 @@ class Diffusion(System):
                             "beta_tilde, then: python evaluate.py run=DIR variance=analytic")  # fmt: skip
         spec = Spec(tuple(shape), classes, bin_width, captions)
         self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})
-        self.shape, self.bin_width = spec.shape, bin_width
+        self.shape, self.bin_width, self.captions = spec.shape, bin_width, captions
         with naming("codec"):
             self.codec = codec(spec)
         with naming("conditioner"):
@@ -103,6 +104,11 @@ class Diffusion(System):
         with naming("guidance"):
             guided = guidance(self.denoiser)
             self.classes = guided.classes
+            others = getattr(getattr(guided, "classifier", None), "captions", None)
+            if disagree(self.captions, others):
+                raise ValueError("classifier has the same classes as this model under other labels; train both on the "
+                                 "same data")  # fmt: skip
+            self.captions = self.captions or others
             if getattr(guided, "reversing", False) and not sampler.reverses:
                 raise ValueError(
                     f"form=mean moves the means of steps that are drawn with the model's own variance, "
@@ -132,7 +138,7 @@ class Diffusion(System):
     def ask(
         self,
         count: int,
-        label: int | str | Sequence[int] | None = None,
+        label: asking.Label = None,
         text: str | list[str] | None = None,
         given: Split | None = None,
     ) -> Batch:
@@ -146,8 +152,9 @@ class Diffusion(System):
                                 "with conditioner=text")  # fmt: skip
             return {"text": asking.texts(count, text, conditioner.length)}
         if isinstance(conditioner, LowRes):
-            return asking.enlargements(count, label, given, conditioner.small, self.shape, self.classes)
-        labels = asking.labels(count, label, self.classes)
+            return asking.enlargements(count, label, given, conditioner.small, self.shape, self.classes,
+                                       self.captions)  # fmt: skip
+        labels = asking.labels(count, label, self.classes, self.captions)
         return {} if labels is None else {"label": labels}
 
     def condition(self, denoiser: Denoiser, asked: Batch, noise: Noise = torch.randn_like) -> Condition:
