@@ -31,9 +31,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ddpm_lab.commands.cells import in_shell
-from ddpm_lab.data.decoding import fitted
-from ddpm_lab.data.folder import BAD, LITTER, Files, Lenient, leave_out, listings, looks
+from ddpm_lab.data.fit import fitted
+from ddpm_lab.data.folder import BAD, Files, Lenient, leave_out, looks
 from ddpm_lab.data.store import Shards, write
+from ddpm_lab.data.tree import LITTER, listings
 from ddpm_lab.errors import Unsafe, shown
 
 CHUNK = 2**20

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.store import write
 
 FILES = ("celeba64", "celebahq256", "cifar10", "cifar100", "fashion_mnist", "folder", "hub", "imagenet256",

@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab.data import store as stores
-from ddpm_lab.data.decoding import Fit, opened
+from ddpm_lab.data.decoding import opened
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.folder import Files, folder
 from ddpm_lab.data.folder import pictures as folder_pictures
 from ddpm_lab.data.module import Batches

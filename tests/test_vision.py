@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision import datasets
 
 from ddpm_lab.data import vision
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.hub import hub
 from ddpm_lab.data.module import Batches
 from ddpm_lab.data.splits import Flow, Images, Streamed

@@ -7,12 +7,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.data.decoding import Look, fitted, look
-from ddpm_lab.data.folder import LOOKS, TEST, parted
+from ddpm_lab.data.decoding import Look, look
+from ddpm_lab.data.fit import fitted
+from ddpm_lab.data.folder import LOOKS, parted
 from ddpm_lab.data.holding import hold
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.rows import Coming, Reading, Rows, listed, stream_of
 from ddpm_lab.data.splits import Flow, Images, Split, Streamed
+from ddpm_lab.data.tree import TEST
 from ddpm_lab.errors import UserError
 
 LOG = logging.getLogger(__name__)

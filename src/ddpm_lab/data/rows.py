@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_lab.data.decoding import Fit, decoded
+from ddpm_lab.data.decoding import decoded
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.splits import Images, gathered
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.errors import Unsafe, shown

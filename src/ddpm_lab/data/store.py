@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.folder import parted
 from ddpm_lab.data.holding import RESIDENT
 from ddpm_lab.data.module import Data

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.folder import Files
 from ddpm_lab.data.holding import hold
 from ddpm_lab.data.lsun import Database

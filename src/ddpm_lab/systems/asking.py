@@ -9,7 +9,7 @@ from torch import Tensor
 from ddpm_lab.data.splits import Split, batch
 from ddpm_lab.errors import UserError
 from ddpm_lab.networks.text import spelled
-from ddpm_lab.systems.class_names import Captions, label_of
+from ddpm_lab.systems.class_names import Captions, disagree, label_of
 
 Label = int | str | Sequence[int | str] | None
 """A class by number or name, several of them, "all", or None, which is all in turn"""
@@ -34,6 +34,17 @@ def labels(count: int, label: Label, classes: int | None, captions: Captions | N
         raise UserError(f"label={label} is an empty list; try label=null, which draws all classes in turn")
     wanted = torch.tensor([label_of(one, names) for one in typed])
     return wanted[torch.arange(count) % len(wanted)]
+
+
+def agreed(captions: Captions | None, classifier: object) -> Captions | None:
+    """Return the names of the classes of a model, or without names those of the classifier that guides it. Raises
+    ValueError if both have the same names for other labels.
+    """
+    others = getattr(classifier, "captions", None)
+    if disagree(captions, others):
+        raise ValueError("classifier has the same classes as this model under other labels; train both on the same "
+                         "data")  # fmt: skip
+    return captions or others
 
 
 def texts(count: int, text: str | list[str], length: int) -> Tensor:

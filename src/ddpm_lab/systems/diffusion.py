@@ -26,7 +26,6 @@ from ddpm_lab.errors import UserError, choice, naming
 from ddpm_lab.low_res import LowRes
 from ddpm_lab.ranks import mine
 from ddpm_lab.systems import asking
-from ddpm_lab.systems.class_names import disagree
 from ddpm_lab.systems.hearing import check_hearing
 from ddpm_lab.systems.training import Batch, System, evaluating
 
@@ -104,11 +103,7 @@ class Diffusion(System):
         with naming("guidance"):
             guided = guidance(self.denoiser)
             self.classes = guided.classes
-            others = getattr(getattr(guided, "classifier", None), "captions", None)
-            if disagree(self.captions, others):
-                raise ValueError("classifier has the same classes as this model under other labels; train both on the "
-                                 "same data")  # fmt: skip
-            self.captions = self.captions or others
+            self.captions = asking.agreed(self.captions, getattr(guided, "classifier", None))
             if getattr(guided, "reversing", False) and not sampler.reverses:
                 raise ValueError(
                     f"form=mean moves the means of steps that are drawn with the model's own variance, "
@@ -142,19 +137,16 @@ class Diffusion(System):
         text: str | list[str] | None = None,
         given: Split | None = None,
     ) -> Batch:
-        """What `count` samples are asked to be, as a batch without x0: their labels, or texts, in turn (see
-        `asking`). A model that enlarges pictures is `given` some, and what they are.
-        """
-        conditioner = self.denoiser.conditioner
+        """Return conditions of `count` samples: labels or texts, in turn, and images `given` to be enlarged."""
+        conditioner, known = self.denoiser.conditioner, (self.classes, self.captions)
         if text is not None:
             if not isinstance(conditioner, Captioned):
                 raise UserError(f"text={text} asks for what this model was not trained with; try text=null, or train "
                                 "with conditioner=text")  # fmt: skip
             return {"text": asking.texts(count, text, conditioner.length)}
         if isinstance(conditioner, LowRes):
-            return asking.enlargements(count, label, given, conditioner.small, self.shape, self.classes,
-                                       self.captions)  # fmt: skip
-        labels = asking.labels(count, label, self.classes, self.captions)
+            return asking.enlargements(count, label, given, conditioner.small, self.shape, *known)
+        labels = asking.labels(count, label, *known)
         return {} if labels is None else {"label": labels}
 
     def condition(self, denoiser: Denoiser, asked: Batch, noise: Noise = torch.randn_like) -> Condition:
