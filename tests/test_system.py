@@ -15,9 +15,9 @@ from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.weights import newest
-from ddpm_lab.data.splits import batch
+from ddpm_lab.data.splits import Images, batch
 from ddpm_lab.diffusion.timesteps import Stratified
-from ddpm_lab.systems.asking import labels
+from ddpm_lab.systems.asking import enlargements, labels
 from ddpm_lab.systems.class_names import disagree
 from ddpm_lab.systems.lr_schedules import Constant, Cosine
 
@@ -226,6 +226,12 @@ def test_numbers_are_names_where_all_classes_are_called_by_numbers():
     assert labels(2, [0.5, 1], 2, [["0.5"], ["1"]]).tolist() == [0, 1]
     digits = [["zero", "null"], ["one", "a one"]]
     assert labels(3, ["a one", 0, "NULL"], 2, digits).tolist() == [1, 0, 0]
+
+
+def test_images_to_enlarge_are_given_classes_by_name():
+    small = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None)
+    asked = enlargements(3, ["dog", 0], small, (1, 4, 4), (1, 8, 8), 2, [["cat"], ["dog"]])
+    assert asked["label"].tolist() == [1, 0, 1]
 
 
 def test_models_with_the_same_classes_under_other_labels_do_not_fit():

@@ -152,7 +152,7 @@ def pictures(path: Path, shape: tuple[int, ...]) -> Images:
     if (tree := tree_of(path, aside)) is None:
         raise ValueError(f"{path} holds no images{but(aside)}")
     if str(aside):
-        LOG.info("left aside in %s: %s", path, aside)
+        LOG.info("left aside: %s", aside)
     fit = Fit(shape[1], shape[0])
     found = torch.empty(len(tree.every), *shape, dtype=torch.uint8)
     for i, file in enumerate(tqdm(tree.every, desc="reading images", leave=False, disable=None)):

@@ -95,12 +95,12 @@ def listings(root: Path, splits: bool = True) -> dict[str, Listing]:
             aside.others[f"images in {other.name}/"] = len(other.every)
         if tree.files:
             aside.others[f"images beside {train.name}/"] = len(tree.files)
-        LOG.info("held out: the %d images in %s (splits=false makes such folders classes)", len(held_out.files),
-                 shown(test.path))  # fmt: skip
+        LOG.info("held out: the %d images in %s/ (splits=false makes such folders classes)", len(held_out.files),
+                 shown(test.path.relative_to(root)))  # fmt: skip
     else:
         found = {"": _listing(tree)}
     if str(aside):
-        LOG.info("left aside in %s: %s", shown(root), aside)
+        LOG.info("left aside: %s", aside)
     return found
 
 
@@ -119,7 +119,7 @@ def tree_of(path: Path, aside: Aside, above: frozenset[tuple[int, int]] = frozen
             continue
         if entry.name.startswith("."):
             aside.others["hidden"] += 1
-        elif not file.exists():  # a link to nothing, or to itself
+        elif entry.is_symlink() and not file.exists():  # a link to nothing, or to itself
             aside.others["dangling links"] += 1
         elif entry.is_dir():
             folders.append(tree_of(file, aside, above | {here}))
@@ -151,7 +151,7 @@ def _listing(folder: Folder) -> Listing:
     if not folder.folders:
         return Listing(folder.files, None, [])
     if folder.files:
-        LOG.info("%s has images beside sub-folders: all %d are read as one set without classes", shown(folder.path),
+        LOG.info("%s/ has images beside sub-folders: all %d are read as one set without classes", shown(folder.name),
                  len(folder.every))  # fmt: skip
         return Listing(folder.every, None, [])
     counts = torch.tensor([len(part.every) for part in folder.folders])
