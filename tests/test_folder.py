@@ -159,7 +159,7 @@ def test_what_differs_in_size_is_scaled_and_its_centre_is_cut():
         (deep([0] * 8).resize((8, 8)), 1, False, "^a is 8x8 I;16, and 8x8 L"),
         (deep([-1, 0], np.int32), 1, True, "^a has values from -1 to 0"),
         (deep([0, 65536], np.int32), 1, True, "^a has values from 0 to 65536"),
-        (deep([0.5], np.float32), 1, True, "^a has pixels of mode F"),
+        (deep([0.5], np.float32), 1, True, "^a has pixels of mode F with values from 0.5 to 0.5, which can be read"),
         (Image.new("La", (8, 8)), 1, True, "^a has pixels of mode La"),
     ],
 )

@@ -138,7 +138,8 @@ def look(stream: BinaryIO, name: str) -> Look:
         grey = picture.mode in DEEP | {"1", "L", "LA"} or has_grey_palette(picture)
         deep = None
         if picture.mode in DEEP:
-            deep = int(np.asarray(picture).max())
+            values = np.asarray(picture)
+            deep = int(values.max()) if values.min() >= 0 else None
         elif of_16:
             picture.load()
             deep = 257 * int(np.asarray(picture.convert("RGB")).max())

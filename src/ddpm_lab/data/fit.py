@@ -93,7 +93,8 @@ class Fit:
         size, mode, found = (self.side, self.side), MODES[self.channels], picture.mode
         picture, clear = _without_alpha(picture)
         if picture.mode not in KNOWN or (clear and picture.mode in DEEP):
-            raise ValueError(f"{name} has pixels of mode {found}{', some transparent' * clear}, which can be "
+            reach = " with values from {:g} to {:g}".format(*picture.getextrema()) if found == "F" else ""
+            raise ValueError(f"{name} has pixels of mode {found}{reach}{', some transparent' * clear}, which can be "
                              "read in more than one way; save it with 8 bits per channel")  # fmt: skip
         same = (picture.mode, mode) in SAME or (picture.mode == "P" and has_grey_palette(picture))
         if not self.convert and (picture.size != size or not same or clear):
