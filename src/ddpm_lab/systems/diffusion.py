@@ -105,10 +105,9 @@ class Diffusion(System):
             self.classes = guided.classes
             self.captions = asking.agreed(self.captions, getattr(guided, "classifier", None))
             if getattr(guided, "reversing", False) and not sampler.reverses:
-                raise ValueError(
-                    f"form=mean moves the means of steps that are drawn with the model's own variance, "
-                    f"which sampler={choice(sampler)} does not; try sampler=ddpm or guidance.form=score"
-                )
+                raise ValueError("form=mean moves the means of steps that are drawn with the model's own variance, "
+                                 f"which sampler={choice(sampler)} does not; try sampler=ddpm or guidance.form=score"
+                                 )  # fmt: skip
         self.guidance, self.sampler = guidance, sampler
 
     def draw(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Draw:
@@ -205,9 +204,7 @@ class Diffusion(System):
         batch_size: int = 256,
         bar: "tqdm[NoReturn] | None" = None,
     ) -> Iterator[Held]:
-        """`count` samples of what is `asked` (see `ask`), in batches; several processes take turns. `bar` hears
-        of every step.
-        """
+        """Yield `count` samples of what is `asked` in batches; several processes take turns. `bar` counts steps."""
         for x, some in self.ends(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar):
             yield self.show(x, some.get("label"))
 
