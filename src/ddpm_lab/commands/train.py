@@ -37,6 +37,7 @@ from ddpm_lab.loggers import failed, finish, made_optional
 from ddpm_lab.ranks import first
 from ddpm_lab.shell import program
 from ddpm_lab.systems.asking import by
+from ddpm_lab.systems.class_names import is_numbered, legend
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Learner
 from ddpm_lab.writing import alone, write
@@ -104,6 +105,8 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     LOG.info("%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters", data.name,
              data.train.size, what, shape, where, data.test.size, parameters / 1e6)  # fmt: skip
 
+    if data.captions and not is_numbered(data.captions):
+        LOG.info("classes: %s", legend(data.captions))
     if checkpoint and isinstance(data.train, Flow):
         LOG.info("a stream cannot be entered where it was left: it begins a new shuffle")
     if checkpoint and trainer.strategy.root_device.type == "cuda" and not config.trainer.get("deterministic"):

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm_lab.data.decoding import Fit, decoded
+from ddpm_lab.data.decoding import decoded
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.shell import install
 
 
