@@ -15,6 +15,8 @@ rounds of the ratio within a round, and the ratio of the fastest visits. Peers a
 (pip install -e '.[peers]'). Everything is written to benchmark.json as well.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import copy
 import json
 import platform

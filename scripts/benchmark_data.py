@@ -5,6 +5,8 @@ the median over rounds of the ratio of their step rates. And of `evaluate.py`'s 
 outside the network and the extractor, with the memory that a sample more takes.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import resource
 import statistics
 import time

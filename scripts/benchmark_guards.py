@@ -6,6 +6,8 @@
 One training, in which rounds with the guards and rounds without take turns.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import statistics
 import sys
 import tempfile

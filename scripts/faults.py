@@ -8,6 +8,8 @@ Each trial is a process of its own, forked from this one, which has imported tor
 """
 
 # ruff: noqa: B023 (a fault is forked away before the loop goes on)
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import argparse
 import csv
 import json

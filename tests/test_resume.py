@@ -71,8 +71,10 @@ def spent(bench, kind, fault, *more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "owner", "name", "nth"), [
-    (PIXELS, Diffusion, "training_step", 8), (PIXELS, Diffusion, "training_step", 60),
-    (PIXELS, Diffusion, "validation_step", 25), (PIXELS, Judge, "__call__", 3), (PIXELS, loggers.History, "save", 4),
+    (PIXELS, Diffusion, "training_step", 8),
+    *(pytest.param(PIXELS, *place, marks=pytest.mark.nightly) for place in (
+        (Diffusion, "training_step", 60), (Diffusion, "validation_step", 25), (Judge, "__call__", 3),
+        (loggers.History, "save", 4))),
     (LATENTS, Diffusion, "training_step", 44), (ACCUMULATED, Diffusion, "training_step", 71),
     (STREAMED, Diffusion, "training_step", 35),
     *((kind, Checkpoints, "on_train_batch_end", 17) for kind in OTHERS)])  # fmt: skip
@@ -87,10 +89,11 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(("owner", "name", "nth", "step", "by"), [
     (Pictures, "look", 3, 30, signal.SIGTERM),
-    pytest.param(Pictures, "look", 3, 30, signal.SIGINT, marks=SLOW),
-    *(pytest.param(*point, by, marks=SLOW) for by in (signal.SIGTERM, signal.SIGINT) for point in (
-        (Diffusion, "training_step", 13, 13), (Diffusion, "validation_step", 30, 30),
-        (Quality, "look", 3, 60)))])  # fmt: skip
+    pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGINT, marks=SLOW),
+    pytest.param(Pictures, "look", 3, 30, signal.SIGINT, marks=pytest.mark.nightly),
+    pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGTERM, marks=pytest.mark.nightly),
+    *(pytest.param(*point, by, marks=pytest.mark.nightly) for by in (signal.SIGTERM, signal.SIGINT) for point in (
+        (Diffusion, "training_step", 13, 13), (Quality, "look", 3, 60)))])  # fmt: skip
 def test_a_signal_loses_nothing_wherever_it_comes(bench, owner, name, nth, step, by):
     folder, status, said = spent(bench, PIXELS, strikes(owner, name, nth, by))
     assert status == 128 + by and f"stopped by {by.name} at step {step}; saved in" in said, said

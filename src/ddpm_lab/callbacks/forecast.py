@@ -42,7 +42,7 @@ class Forecast(L.Callback):
         forward = seconds[-1] / 3  # the backward pass takes twice as long
         checks = batches // trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else 0
         held_out = min(data.test.size // size, _limit(trainer.limit_val_batches))
-        samples = sum(c.samples(steps) for c in trainer.callbacks if isinstance(c, Observer))  # type: ignore[attr-defined]
+        samples = sum(c.samples(steps) for c in trainer.callbacks if isinstance(c, Observer))  # type: ignore[attr-defined, misc]
         passes = pl_module.passes * samples / size
         LOG.info("training: %d steps of %.2g s, about %s; validation, samples and metrics: about %s", steps,
                  seconds[-1] * trainer.accumulate_grad_batches, _shown(seconds[-1] * batches),

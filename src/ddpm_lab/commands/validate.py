@@ -26,6 +26,7 @@ from ddpm_lab.commands.trainer_keys import check_keys
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Points
 from ddpm_lab.errors import Hindered, UserError
+from ddpm_lab.shell import program
 from ddpm_lab.systems.autoencoder import AutoencoderSystem
 from ddpm_lab.systems.classifier import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
@@ -50,7 +51,7 @@ def validate_settings(config: DictConfig) -> None:
     above(config, _given(config, {"optimizer.weight_decay": 0}), equal=True)
     if config.model._target_ == "ddpm_lab.diffusion.exact.MixtureDenoiser":
         raise UserError(
-            "model=exact is known in closed form and has nothing to train; try: python evaluate.py model=exact"
+            f"model=exact is known in closed form and has nothing to train; try {program('evaluate')} model=exact"
         )
     _devices(config.trainer)
     _compiler(config)
