@@ -28,26 +28,24 @@ def build_system(config: DictConfig, data: Data, **given: Any) -> Any:
 
 
 def complete(config: DictConfig, data: Data) -> None:
-    """Replace the nulls of `model`, `optimizer.lr` and `trainer.max_steps` by values that fit `data`, and log them.
+    """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and `data.batch_size` by values that fit `data`.
 
-    The values go into the run's config.yaml, so that a run stays what it is when these rules change.
+    They are logged in a line, and saved with the run, so that a run stays what it is when these rules change.
     """
     shape, count = _shape(config, data), data.train.size
-    chosen: dict[str, Any] = {}
+    filled: dict[str, Any] = {"data.batch_size": data.batch_size, "trainer.max_steps": steps(data.shape, count)}
     if len(shape) == 3:
         network = unet(min(shape[1:]), count, config.model.get("channels"))
-        chosen |= {f"model.{key}": value for key, value in network.items() if key in config.model}
-    missing = [key for key in chosen if OmegaConf.select(config, key) is None]
-    for key in missing:
-        OmegaConf.update(config, key, chosen[key])
-    length = {"trainer.max_steps": steps(data.shape, count), "optimizer.lr": learning_rate(config.model)}
-    for key, value in length.items():
-        if key.partition(".")[2] in config[key.partition(".")[0]] and OmegaConf.select(config, key) is None:
-            OmegaConf.update(config, key, value)
-            missing.append(key)
-    if missing:
-        told = " ".join(f"{key}={_compact(OmegaConf.select(config, key))}" for key in missing)
-        LOG.info("chosen for %s: %s", f"{count} images of {'x'.join(map(str, shape))}", told)
+        filled |= {f"model.{key}": value for key, value in network.items()}
+    filled = {key: value for key, value in filled.items() if _is_null(config, key)}
+    for key, value in filled.items():
+        OmegaConf.update(config, key, value)
+    if _is_null(config, "optimizer.lr"):
+        config.optimizer.lr = filled["optimizer.lr"] = learning_rate(config.model)
+    if filled:
+        kind = "points" if data.bin_width is None else "images"
+        LOG.info("chosen for %d %s of %s: %s", count, kind, "x".join(map(str, shape)),
+                 " ".join(f"{key}={_compact(value)}" for key, value in filled.items()))  # fmt: skip
 
 
 def unet(side: int, count: int, channels: int | None = None) -> dict[str, Any]:
@@ -85,5 +83,10 @@ def _shape(config: DictConfig, data: Data) -> Sequence[int]:
         return build(config, "codec")(Spec(**data.spec)).shape
 
 
+def _is_null(config: DictConfig, key: str) -> bool:
+    group, _, name = key.partition(".")
+    return name in config[group] and config[group][name] is None
+
+
 def _compact(value: Any) -> str:
-    return f"[{','.join(f'{one:g}' for one in value)}]" if OmegaConf.is_list(value) else f"{value:g}"
+    return f"[{','.join(f'{one:g}' for one in value)}]" if isinstance(value, list) else f"{value:g}"

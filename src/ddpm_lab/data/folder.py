@@ -86,7 +86,7 @@ def folder(
     on_bad: OnBad = "error",
     resident: bool | None = None,
     flip: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 2,
     seed: int = 0,
 ) -> Data:
