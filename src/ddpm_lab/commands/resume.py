@@ -77,6 +77,7 @@ def _chosen(home: Path, words: Sequence[str]) -> list[str]:
     from ddpm_lab.commands.main import CONFIGS
 
     saved, typed = runs.config(str(home)), {word.partition("=")[0] for word in words}
+    saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"  # whatever it was: `home`
     groups = [str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed]
     for group in groups:
         ConfigStore.instance().store(group=group, name="run", node=saved._get_node(group))
@@ -214,7 +215,7 @@ def _free(key: str) -> bool:
 
 def _leaves(node: Any, path: str = "") -> Any:
     """(dotted key, value)"""
-    if isinstance(node, dict) and node:
+    if isinstance(node, dict):
         for key, value in node.items():
             yield from _leaves(value, f"{path}.{key}".lstrip("."))
     else:
