@@ -1,5 +1,7 @@
 """See `python sample.py --help`."""
 
+import scripts._venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 from ddpm_lab.commands.main import sample
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """See `python train.py --help`."""
 
+import scripts._venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 from ddpm_lab.commands.main import train
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ rounds of the ratio within a round, and the ratio of the fastest visits. Peers a
 (pip install -e '.[peers]'). Everything is written to benchmark.json as well.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import copy
 import json
 import platform
@@ -40,6 +42,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.output import quiet
 from ddpm_lab.data.module import Batches, Data
@@ -140,7 +143,7 @@ def cast(precision: Any) -> AbstractContextManager[Any]:
 def made(words: list[str]) -> tuple[Data, Diffusion, DictConfig]:
     config = compose("train", words)
     data = build(config, "data")
-    return data, build(config, "system", **data.spec), config
+    return data, build_system(config, data), config
 
 
 def bare(
@@ -272,13 +275,13 @@ def step(words: list[str]) -> dict[str, Any]:
         never = [f"{key}=1000000000" for key in looks]
         config = compose("train", [f"trainer.default_root_dir={folder}", *never, "~callbacks.quality", *words])
         data = build(config, "data")
-        system, precision = build(config, "system", **data.spec), config.trainer.precision
+        system, precision = build_system(config, data), config.trainer.precision
         narrow = {"bare loop": bare(system, data, precision, config.compile)}
         if config.compile:
             narrow["bare loop, eager"] = bare(system, data, precision)
         if "channels_last" in config.model:
             other = str(not config.model.channels_last).lower()
-            turned = build(compose("train", [*words, f"model.channels_last={other}"]), "system", **data.spec)
+            turned = build_system(compose("train", [*words, f"model.channels_last={other}"]), data)
             narrow[f"bare loop, eager, channels_last={other}"] = bare(turned, data, precision)
         for name, peer in {"diffusers": diffusers, "denoising-diffusion-pytorch": lucidrains}.items():
             with suppress(ImportError):

@@ -5,6 +5,8 @@ the median over rounds of the ratio of their step rates. And of `evaluate.py`'s 
 outside the network and the extractor, with the memory that a sample more takes.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import resource
 import statistics
 import time
@@ -15,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.output import quiet
 from ddpm_lab.data.module import Batches
@@ -65,7 +68,7 @@ def measured(count: int) -> tuple[float, float]:
     """The share of time outside network and extractor, and the peak of memory in MiB."""
     config = compose("train", ["sampler.steps=10"])
     data, extractor = build(config, "data"), digits()
-    system = build(config, "system", **data.spec)
+    system = build_system(config, data)
     inside = 0.0
 
     def timed(module: torch.nn.Module) -> None:

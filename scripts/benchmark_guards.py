@@ -6,6 +6,8 @@
 One training, in which rounds with the guards and rounds without take turns.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import statistics
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from ddpm_lab import pulse
 from ddpm_lab.callbacks.checkpoints import Checkpoints
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.output import quiet
 from ddpm_lab.systems.skips import Skips
@@ -56,7 +59,7 @@ def main() -> None:
                                    "trainer.val_check_interval=100000", "logger=csv", "callbacks.pictures.every=100000",
                                    "callbacks.checkpoints.every=100000", "~callbacks.quality", *words])  # fmt: skip
         data = build(config, "data")
-        system = build(config, "system", **data.spec)
+        system = build_system(config, data)
         turns = Turns()
         callbacks = [turns, *build(config, "callbacks").values()]
         trainer = build(config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()])

@@ -7,6 +7,8 @@ checkpointing. Keys are those of `train.py`. Tables are printed and written to b
 benchmark_scale.png.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import json
 import os
 import statistics

@@ -8,6 +8,8 @@ counted, nor is that of the autoencoders. OUT gets the runs, factors.json and fa
 trained again.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import csv
 import json
 import subprocess

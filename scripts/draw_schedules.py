@@ -4,6 +4,8 @@ Each argument is a choice of the group schedule, with its own keys after it if t
 that is left (alpha_bar), the log SNR and beta_tilde / beta, each against t / T. --out FILE says where it goes.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import argparse
 from pathlib import Path
 

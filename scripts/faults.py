@@ -8,6 +8,8 @@ Each trial is a process of its own, forked from this one, which has imported tor
 """
 
 # ruff: noqa: B023 (a fault is forked away before the loop goes on)
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import argparse
 import csv
 import json
@@ -31,12 +33,15 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab import trust
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import pools, resume, runs, weights
+from ddpm_lab.commands import pools, records, resume, runs, weights
 from ddpm_lab.commands import train as imported  # noqa: F401 (not in each trial)
+from ddpm_lab.data import store
+from ddpm_lab.data.decoding import Fit
 from ddpm_lab.errors import Damaged, UserError
 from ddpm_lab.systems.diffusion import Diffusion
 
@@ -49,15 +54,38 @@ SMALL = ("trainer.max_steps=60", "trainer.val_check_interval=15", "logger=csv", 
          "~callbacks.progress")  # fmt: skip
 LOOKS = ("callbacks.pictures.every=10", "callbacks.pictures.rows=1", "callbacks.quality.count=20",
          "callbacks.quality.every=20")  # fmt: skip
+TINY = (*SMALL, "trainer.max_steps=30", "trainer.val_check_interval=10", "callbacks.checkpoints.every=5")
+CLASSES = (*TINY, "extractor=none", "conditioner=label", "callbacks.pictures.every=10", "callbacks.pictures.rows=1")
+BARE = (*CLASSES, "conditioner=none")
+DEEP = tuple(word for word in TINY if not word.startswith("model.multipliers="))
+CODEC = (*DEEP, "system=autoencoder", "callbacks.reconstructions.every=10")
 KINDS: dict[str, tuple[str, ...]] = {
     "pixels, with averages, validation, pictures and FID": (*SMALL, *LOOKS),
     "latents": (*SMALL, *LOOKS, "codec=autoencoder", "codec.run=AUTOENCODER", "sampler.clip=null"),
     "accumulated gradients": (*SMALL, *LOOKS, "trainer.accumulate_grad_batches=3", "trainer.max_steps=30",
                               "callbacks.checkpoints.every=5"),
-    "streamed from files, 0 to 3 workers": (*SMALL, *LOOKS, "data=folder", "data.path=FOLDER", "data.channels=1",
+    "streamed from files, 0 to 3 workers": (*SMALL, *LOOKS, "data=folder", "data.path=CLASSES", "data.channels=1",
                                             "data.flip=true", "data.resident=false", "extractor=none",
                                             "conditioner=label"),
+    "classifier": (*TINY, "system=classifier", "timesteps=importance", "schedule.steps=20"),
+    "autoencoder": (*CODEC, "model=autoencoder_kl"),
+    "autoencoder whose adversary begins at step 13": (*CODEC, "model=autoencoder_vq", "system.adversarial=0.5",
+                                                      "system.start=13", "trainer.accumulate_grad_batches=2"),
+    "super-resolution": (*TINY, "conditioner=low_res", "extractor=none"),
+    "text": (*TINY, "conditioner=text", "model=unet_cross", "extractor=none"),
+    "importance sampling": (*TINY, "objective=vlb", "variance=learned_range", "timesteps=importance",
+                            "schedule.steps=20", "extractor=none"),
+    "points": (*DEEP, "data=toy", "data.count=200", "sampler.clip=2",
+               "callbacks.scatter.every=10", "callbacks.scatter.count=20", "callbacks.density.count=20"),
+    "flat folder": (*BARE, "data=folder", "data.path=FLAT"),
+    "class folders": (*CLASSES, "data=folder", "data.path=CLASSES", "data.channels=1"),
+    "folders train and val, grey": (*BARE, "data=folder", "data.path=SPLITS", "data.channels=1"),
+    "store": (*CLASSES, "data=store", "data.path=STORE", "data.resident=false"),
+    "hub, with labels": (*CLASSES, "data=hub", "data.name=LABELS"),
+    "hub, without labels": (*BARE, "data=hub", "data.name=PLAIN", "data.split_test=null"),
 }  # fmt: skip
+DATA = {"FLAT": "", "CLASSES": "{label}", "SPLITS": "{split}", "STORE": "", "LABELS": "", "PLAIN": ""}
+"""Data that is made of 120 images, and where in a folder each of them lies"""
 Fault = Callable[[], Any]
 
 
@@ -100,12 +128,13 @@ def result(run: Path) -> dict[str, Any]:
     """What must be the same in the end."""
     content = trust.checkpoint(ordered(run / "checkpoints")[0])
     content["callbacks"]["Checkpoints"]["seconds"] = 0
-    for key in ("history", "learner"):
+    for key in ("history", "learner", "run_id"):
         content.pop(key)
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     history = [{key: value for key, value in row.items() if value and key != "images_per_second"} for row in rows]
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["training"]["seconds"] = 0
+    assert metrics.pop("run_id") == records.read(run).id
     pictures = {file.name: file.read_bytes() for file in (run / "pictures").glob("*.png")}
     return {"checkpoint": content, "history": history, "metrics": metrics, "pictures": pictures}
 
@@ -137,11 +166,10 @@ class Bench:
         return folder
 
     def words(self, kind: str) -> tuple[str, ...]:
-        places = {"=AUTOENCODER": self._autoencoder, "=FOLDER": self._pictures}
-        words = list(KINDS[kind])
-        for end, make in places.items():
-            words = [word.replace(end, f"={make()}") if word.endswith(end) else word for word in words]
-        return tuple(words)
+        places = {"AUTOENCODER": self._autoencoder} | dict.fromkeys(DATA, self._data)
+        parts = [word.partition("=") for word in KINDS[kind]]
+        return tuple(f"{key}={places[value](value)}" if value in places else key + equals + value
+                     for key, equals, value in parts)  # fmt: skip
 
     def reference(self, words: tuple[str, ...]) -> tuple[Path, float]:
         """The run that nothing happened to, and how many seconds it took."""
@@ -163,7 +191,7 @@ class Bench:
             shutil.rmtree(folder)
         return wrong
 
-    def _autoencoder(self) -> Path:
+    def _autoencoder(self, name: str) -> Path:
         folder = self.root / "autoencoder"
         if not folder.is_dir():
             folder.mkdir()
@@ -172,12 +200,37 @@ class Bench:
             assert ended(begin(folder, words)) == 0, log(folder)
         return folder / "run"
 
-    def _pictures(self) -> Path:
-        folder = self.root / "pictures"
-        for i in range(0 if folder.is_dir() else 120):
-            (folder / f"class-{i % 3}").mkdir(parents=True, exist_ok=True)
-            Image.effect_noise((8, 8), 20 + i).save(folder / f"class-{i % 3}" / f"{i}.png")
+    def _data(self, name: str) -> Path:
+        """120 images, as `name` of `DATA` has them."""
+        folder = self.root / name
+        if folder.is_dir():
+            return folder
+        images = [Image.effect_noise((8, 8), 20 + i) for i in range(120)]
+        if name == "STORE":
+            pixels = torch.stack([pil_to_tensor(image) for image in images])
+            store.write(folder, [(pixels, torch.arange(120) % 3)], ["a", "b", "c"], Fit(8, 1), "noise")
+        elif name in ("LABELS", "PLAIN"):
+            self._tables(folder, images, labelled=name == "LABELS")
+        else:
+            for i, image in enumerate(images):
+                part = folder / DATA[name].format(split="val" if i % 10 == 0 else "train", label=f"class-{i % 3}")
+                part.mkdir(parents=True, exist_ok=True)
+                image.convert("RGB" if name == "FLAT" else "L").save(part / f"{i}.png")
         return folder
+
+    def _tables(self, folder: Path, images: Sequence[Image.Image], labelled: bool) -> None:
+        import datasets
+
+        folder.mkdir()
+        columns = {"image": [image.convert("RGB") for image in images]}
+        features = {"image": datasets.Image()}
+        if labelled:
+            columns["label"] = [i % 3 for i in range(len(images))]
+            features["label"] = datasets.ClassLabel(names=["a", "b", "c"])
+        table = datasets.Dataset.from_dict(columns, datasets.Features(features))
+        for split, rows in {"train": range(100), "test": range(100, 120)}.items():
+            if labelled or split == "train":
+                table.select(rows).to_parquet(folder / f"{split}.parquet")
 
 
 def run_in(folder: Path) -> Path:
@@ -213,7 +266,9 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
                 number = begin(folder, again())
                 time.sleep(bench.random.uniform(0.1, 0.95) * seconds)
                 stopped(number, signal.SIGKILL)
-            wrong[kind].append(bench.verdict(folder, words, again))
+            torn = [str(file) for file in kept(folder) if not good(file)]
+            wrong[kind].append(f"torn {torn}" if torn else bench.verdict(folder, words, again))
+        print(f"  {kind}: {len(wrong[kind]) - sum(map(bool, wrong[kind]))} of {len(wrong[kind])}", flush=True)
     return wrong
 
 
@@ -531,7 +586,7 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
 
 
 TRIALS: dict[str, tuple[Callable[..., dict[str, list[str]]], int]] = {
-    "kill": (kill, 200), "torn": (torn, 200), "term": (term, 45), "poison": (poison, 50), "disk": (disk, 20),
+    "kill": (kill, 68), "torn": (torn, 200), "term": (term, 45), "poison": (poison, 50), "disk": (disk, 20),
     "damage": (damage, 20), "corrupt": (corrupt, 100), "ranks": (ranks, 20), "chaos": (chaos, 1),
 }  # fmt: skip
 

@@ -1,12 +1,14 @@
-"""Turns pictures into a compact store, once: python scripts/prepare_data.py SOURCE TARGET [options]
+"""Turns images into a compact store, once: python scripts/prepare_data.py SOURCE TARGET [options]
 
-SOURCE is a folder of pictures, or a .zip, .tar or .tar.gz of one: with a sub-folder per class or without, or with such
+SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with a sub-folder per class or without, or with such
 folders in train/ and test/ (or val/). TARGET is a new folder; it appears when all is done. Then:
 
     python train.py data=store data.path=TARGET
 
 Or looks at every byte of a store: python scripts/prepare_data.py TARGET --check
 """
+
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
 
 import argparse
 import logging
@@ -19,6 +21,7 @@ import tarfile
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -29,10 +32,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ddpm_lab.data.decoding import Fit
-from ddpm_lab.data.folder import BAD, SUFFIXES, Files, Lenient, leave_out, listed, side_of, sub_folders
+from ddpm_lab.commands.cells import in_shell
+from ddpm_lab.data.fit import fitted
+from ddpm_lab.data.folder import BAD, Files, Lenient, leave_out, looks
 from ddpm_lab.data.store import Shards, write
+from ddpm_lab.data.tree import LITTER, listings
 from ddpm_lab.errors import Unsafe, shown
+from ddpm_lab.shell import program
 
 CHUNK = 2**20
 """Bytes of pixels that a process decodes at a time"""
@@ -45,9 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("target", type=Path, metavar="TARGET", nargs="?")
-    parser.add_argument("--resolution", type=int, help="side of the square pictures (default: that of the first)")
-    parser.add_argument("--channels", type=int, default=3, help="1 (grey) or 3 (RGB, the default)")
-    parser.add_argument("--convert", action="store_true", help="scale, crop and recolour pictures that differ")
+    parser.add_argument("--resolution", type=int, help="side of the square images (default: that of the images)")
+    parser.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB; default: those of the images)")
+    parser.add_argument("--convert", action="store_true", help="scale, crop and recolor images that differ")
+    parser.add_argument("--bits", type=int, help="of grey with more than 8 bits, the bits that it uses, such as 12")
+    parser.add_argument("--no-splits", action="store_false", dest="splits",
+                        help="folders named train and test (or val) are classes")  # fmt: skip
     parser.add_argument("--background", default="white", help="colour that shows through transparency (white)")
     parser.add_argument("--on-bad", choices=["error", "skip"], default="error",
                         help=f"skip leaves out what cannot be used, at most {BAD:.0%}".replace("%", "%%"))  # fmt: skip
@@ -63,7 +72,8 @@ def main() -> None:
         else:
             prepare(**options)
     except (ValueError, OSError) as error:
-        told = re.sub(r"\bdata\.(convert|resolution|channels)\b(=true)?", r"--\1", str(error))
+        told = re.sub(r"\bdata\.(convert|resolution|channels|bits|background)\b(=true)?", r"--\1", str(error))
+        told = re.sub(r"\bdata\.path=", "SOURCE=", told)
         status = getattr(error, "status", 3 if isinstance(error, OSError) else 2)
         parser.exit(status, f"error: {shown(told, lines=True)}\n")
     except KeyboardInterrupt:
@@ -78,8 +88,9 @@ def check(root: Path) -> None:
     print(f"{root} is as it was written")
 
 
-def prepare(source: Path, target: Path, resolution: int | None = None, channels: int = 3, convert: bool = False,
-            background: str = "white", on_bad: Any = "error", workers: int = 0) -> None:  # fmt: skip
+def prepare(source: Path, target: Path, resolution: int | None = None, channels: int | None = None,
+            convert: bool = False, background: str = "white", bits: int | None = None, splits: bool = True,
+            on_bad: Any = "error", workers: int = 0) -> None:  # fmt: skip
     """Writes the store `target`. Raises ValueError that names the file or the option."""
     started = time.perf_counter()
     if target.exists():
@@ -87,55 +98,49 @@ def prepare(source: Path, target: Path, resolution: int | None = None, channels:
     if workers < 0:
         raise ValueError(f"--workers must be at least 0 (got {workers})")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"TARGET={target} lies in SOURCE={source}, whose pictures would be others then; name another")
+        raise ValueError(f"TARGET={target} lies in SOURCE={source}, whose images would be others then; name another")
     if not source.exists():
         raise ValueError(f"SOURCE={source} is not there; it is a folder, a .zip, a .tar or a .tar.gz")
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         unpacked = Path(scratch, "unpacked")
         try:
-            parts = parts_of(source if source.is_dir() else unpack(source, unpacked))
-            listings = {name: listed(part) for name, part in parts.items()}
-            train, *others = listings.values()
-            if any(other.classes != train.classes for other in others):
-                raise ValueError(f"SOURCE={source} has other classes in train/ than beside it")
-            side = side_of(train.files, on_bad) if resolution is None else resolution
-            fit = Fit(side, channels, convert, background)
-            indices = []
-            for name, listing in listings.items():
-                chunks = read(Files(parts[name], listing.files, fit), listing.labels, on_bad, workers, name)
-                indices.append(write(Path(scratch, "store", name), chunks, listing.classes, fit, source.name))
+            root = source if source.is_dir() else unpack(source, unpacked)
+            parts = listings(root, splits)
+            files = [file for part in parts.values() for file in part.files]
+            fit = fitted(looks(files, on_bad), resolution, channels, convert, bits, background, on_bad)
+            indices, changes = [], Counter[str]()
+            for name, part in parts.items():
+                chunks = read(Files(root, part.files, fit), part.labels, on_bad, workers, name, changes)
+                indices.append(write(Path(scratch, "store", name), chunks, part.classes, fit, source.name))
         except ValueError as error:
             kind = Unsafe if isinstance(error, Unsafe) else ValueError
-            raise kind(str(error).replace(str(unpacked), str(source))) from error
+            raise kind(str(error).replace(f"path={unpacked}", f"SOURCE={source}").replace(str(unpacked), str(source))
+                       ) from error  # fmt: skip
         Path(scratch, "store").rename(target)
     count, seconds = sum(index["count"] for index in indices), time.perf_counter() - started
     size = sum(file.stat().st_size for file in target.rglob("*.npy"))
-    print(f"{count} pictures of {channels}x{side}x{side}"
+    if changes:
+        print("converted: " + ", ".join(f"{number} {kind}" for kind, number in sorted(changes.items())))
+    classes = next(iter(parts.values())).classes
+    print(f"{count} images of {fit.channels}x{fit.side}x{fit.side}"
           + f", {' + '.join(str(index['count']) for index in indices)} in train/ and test/" * (len(indices) > 1)
-          + f", {len(train.classes) or 'no'} classes, {size / 2**30:.2f} GiB, in {seconds:.0f} s: "
-          f"{count / seconds:.0f} pictures/s\n  next     python train.py data=store data.path={target}"
-          + " conditioner=label" * bool(train.classes))  # fmt: skip
+          + f", {len(classes) or 'no'} classes, {size / 2**30:.2f} GiB, in {seconds:.0f} s: "
+          f"{count / seconds:.0f} images/s\n  next     {program('train')} data=store data.path={in_shell(target)}"
+          + " conditioner=label" * bool(classes))  # fmt: skip
 
 
-def parts_of(root: Path) -> dict[str, Path]:
-    """By their place in the store: "train" and "test", or "", which is all."""
-    found = {part.name: part for part in sub_folders(root)}
-    tests = [found[name] for name in ("test", "val") if name in found]
-    if "train" not in found or not tests:
-        return {"": root}
-    if len(found) > 2:
-        raise ValueError(f"SOURCE={root} has {', '.join(found)}; leave there train and one of test and val")
-    return {"train": found["train"], "test": tests[0]}
-
-
-def read(files: Files, labels: Tensor | None, on_bad: str, workers: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures (n, C, H, W) uint8 and their labels (n,), in order. Raises ValueError."""
+def read(files: Files, labels: Tensor | None, on_bad: str, workers: int, name: str, changes: Counter[str]
+         ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Yield images (n, C, H, W) uint8 and their labels (n,), in order, and count in `changes` what `Fit` did to them.
+    Raises ValueError.
+    """
     reasons: list[str] = []
     labels = torch.zeros(len(files), dtype=torch.int64) if labels is None else labels
     loader: Any = DataLoader(Chunks(files), batch_size=None, num_workers=workers, generator=torch.Generator())
-    with tqdm(total=len(files), desc=f"preparing {name}".strip(), unit=" pictures", disable=None) as bar:
-        for pixels, index, bad in loader:
+    with tqdm(total=len(files), desc=f"preparing {name}".strip(), unit=" images", disable=None) as bar:
+        for pixels, index, bad, changed in loader:
+            changes.update(changed)
             reasons += bad
             if bad and on_bad == "error":
                 raise ValueError(bad[0])
@@ -147,7 +152,9 @@ def read(files: Files, labels: Tensor | None, on_bad: str, workers: int, name: s
 
 
 class Chunks(Dataset):
-    """Pictures of `files`, a few at a time: (n, C, H, W) uint8, which (n,), and why others are left out."""
+    """Images of `files`, a few at a time: pixels (n, C, H, W) uint8, their numbers (n,), the reasons for those that are
+    left out, and the changes to the others.
+    """
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -156,27 +163,25 @@ class Chunks(Dataset):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, list[str]]:
-        source, index = Lenient(self.files), self.index[place]
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
+        source, index, counts = Lenient(self.files), self.index[place], self.files.fit.changes.counts
+        counts.clear()
         pixels = torch.stack([source[i] for i in index.tolist()])
         good = torch.tensor([i not in source.bad for i in index.tolist()])
-        return pixels[good], index[good], [*source.bad.values()]
+        return pixels[good], index[good], [*source.bad.values()], dict(counts)
 
 
 def unpack(archive: Path, into: Path) -> Path:
-    """The pictures of `archive`: the folder in `into` that holds them. Raises ValueError that names the member."""
+    """Unpack the files of `archive` into the folder `into`, and return it. Raises ValueError that names the member."""
     try:
         (unzip if zipfile.is_zipfile(archive) else untar)(archive, into)
     except (Unsafe, RuntimeError, EOFError, KeyError, OverflowError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
             lzma.LZMAError) as error:  # fmt: skip
         kind = Unsafe if isinstance(error, Unsafe | tarfile.FilterError) else ValueError
         raise kind(f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})") from error
-    root = into
-    while root.is_dir() and len(inside := [*root.iterdir()]) == 1 and inside[0].is_dir():
-        root = inside[0]
-    if root == into and not into.is_dir():
-        raise ValueError(f"SOURCE={archive} holds no pictures; looked for {' '.join(sorted(SUFFIXES))}")
-    return root
+    if not into.is_dir():
+        raise ValueError(f"SOURCE={archive} holds no images")
+    return into
 
 
 class Member(tarfile.TarInfo):
@@ -216,9 +221,9 @@ def unzip(archive: Path, into: Path) -> None:
 
 
 def wanted(name: str) -> bool:
-    """Whether a member is a picture. Hidden ones are not, such as a Mac's."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    """Return whether a member is unpacked: not if it is hidden, or left behind by an operating system."""
+    parts = [part for part in PurePosixPath(name).parts if part not in (".", "..", "/")]
+    return not any(part.startswith(".") or LITTER.fullmatch(part) for part in parts)
 
 
 def most(archive: Path, into: Path) -> int:

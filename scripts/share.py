@@ -8,6 +8,8 @@ weights.safetensors, numbers and nothing else. It is read as a run is:
 Without weights= they are the averaged ones, where the run kept an average.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import json
 import sys
 from pathlib import Path
@@ -19,8 +21,16 @@ from ddpm_lab import trust
 from ddpm_lab.commands import records, runs
 from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.commands.saved import TRUSTED, configuration
+from ddpm_lab.commands.suggestions import completed, typed_words
 from ddpm_lab.commands.weights import read
 from ddpm_lab.errors import Hindered, Told, UserError, shown
+
+NEXT = {
+    "Diffusion": ("sample", "run={}"),
+    "AutoencoderSystem": ("train", "codec=autoencoder codec.run={}"),
+    "ClassifierSystem": ("sample", "run=DIR guidance=classifier guidance.classifier.run={} guidance.scale=1"),
+}
+"""Use of a share by system"""
 
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
@@ -50,7 +60,10 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     about = record._asdict() | {"directory": None}  # which concerns nobody else
     (target / records.FILE).write_text(json.dumps(about, indent=1) + "\n")
     size = (target / "weights.safetensors").stat().st_size
-    print(f"{shown(target)}: {size / 2**20:.1f} MiB\n  next     python sample.py run={shown(in_shell(target))}")
+    verb, following = NEXT[config.system._target_.rpartition(".")[2]]
+    following = following.format(shown(in_shell(target))) + " weights=raw" * (verb == "sample" and weights == "raw")
+    print(f"{shown(target)}: {size / 2**20:.1f} MiB")
+    print(f"  next     {completed(verb, following, config, typed_words(Path(run)))}")
 
 
 if __name__ == "__main__":

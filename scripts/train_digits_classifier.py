@@ -3,6 +3,8 @@
 Writes src/ddpm_lab/evaluation/digits.safetensors and prints the accuracy on the held-out split.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 from pathlib import Path
 
 import torch

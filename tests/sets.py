@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.store import write
 
 FILES = ("celeba64", "celebahq256", "cifar10", "cifar100", "fashion_mnist", "folder", "hub", "imagenet256",
@@ -131,6 +131,7 @@ def parquet(root, train=12, test=4, size=8, shards=1):
     """Tables of PNGs and labels, as the Hub keeps them."""
     import datasets as hub
 
+    root.mkdir(parents=True, exist_ok=True)
     features = hub.Features(
         {"img": hub.Image(), "label": hub.ClassLabel(names=["cat", "dog"]), "id": hub.Value("int64")}
     )

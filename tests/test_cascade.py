@@ -9,6 +9,7 @@ from conftest import composed
 
 from ddpm_lab.codecs import Latents
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.data.splits import Images
 from ddpm_lab.diffusion.exact import GaussianDenoiser
 from ddpm_lab.diffusion.samplers import DDPM
@@ -21,7 +22,7 @@ TINY = ("model.channels=8", "model.multipliers=[1]", "sampler.steps=4")
 def system(*overrides):
     config = composed(*TINY, *overrides)
     data = build(config, "data")
-    made = build(config, "system", **data.spec).eval()
+    made = build_system(config, data).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return made
@@ -161,7 +162,7 @@ def test_noisy_latents_are_no_pictures():
 
     config = composed(*TINY, "data.resolution=4", "sampler.clip=null")
     data = build(config, "data")
-    first = build(config, "system", **data.spec, codec=latents)
+    first = build_system(config, data, codec=latents)
     Cascade([first, system("conditioner=low_res")])
     with pytest.raises(ValueError, match=r"truncated=true hands over noisy pictures, and stage 1 .* draws latents"):
         Cascade([first, system("conditioner=low_res", "conditioner.truncated=true")])

@@ -1,5 +1,6 @@
 """The verbs, typed as a user types them."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import runs
+from ddpm_lab.commands import main, runs
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.weights import newest
+from ddpm_lab.evaluation.quality import assess
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def test_a_run_leaves_what_it_says(run):
         "eta": 0.0,
         "hat": False,
     }
-    assert "python sample.py run=r count" in said and "FID" in said
+    assert f"python {ROOT}/sample.py run=r count" in said and "FID" in said
     grid = Image.open(run / "pictures" / "samples-000010.png")
     assert grid.width > 10 * 64 and grid.height > 8 * 64 and len(set(grid.getdata())) > 5
 
@@ -65,6 +68,68 @@ def test_sample_writes_a_grid_an_array_and_pictures(run, typed, tmp_path):
     for i, picture in enumerate(saved["images"]):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "s" / "images" / f"{i:06d}.png")), picture[..., 0])
     assert (tmp_path / "s" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("typed_label", "labels"),
+    [("label=seven", [7]), ("label=[three,0,'a two']", [3, 0, 2]), ("label=[0,3]", [0, 3]), ("label='FÜNF'", [5])],
+)
+def test_classes_are_drawn_by_name(typed_label, labels, run, typed, tmp_path):
+    assert "classes: 0 zero, 1 one, 2 two, " in (run / "stdout").read_text()
+    words = [f"run={run}", f"count={len(labels)}", "sampler.steps=1", typed_label]
+    status, _, error = typed("sample", *words, f"hydra.run.dir={tmp_path}/s")
+    assert status == 0 and np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels, error
+
+
+IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
+ARRAYS = {  # arrays of an .npz beside images of 4 digits, and what is said of them
+    "labels of two dimensions": ({"labels": np.zeros((4, 2), int)}, "labels is (4, 2) int64, and 4 images want (4,)"),
+    "labels of a number": ({"labels": np.int64(3)}, "labels is () int64"),
+    "labels as text": ({"labels": np.array(["cat"] * 4)}, "labels is (4,) <U3"),
+    "labels as bytes": ({"labels": np.array([b"cat"] * 4)}, "labels is (4,) |S3"),
+    "labels of floats": ({"labels": np.zeros(4)}, "labels is (4,) float64"),
+    "labels of bools": ({"labels": np.zeros(4, bool)}, "labels is (4,) bool"),
+    "labels that are longer": ({"labels": np.zeros(5, int)}, "labels is (5,) int64, and 4 images want (4,) int64"),
+    "labels that are shorter": ({"labels": np.zeros(3, int)}, "labels is (3,) int64"),
+    "labels out of range": ({"labels": np.full(4, 10)}, "has labels in 10..10, and this model knows 0..9"),
+    "labels below 0": ({"labels": np.full(4, -1)}, "has labels in -1..-1"),
+    "images of floats": ({"images": IMAGES / 1.0}, "images is (4, 8, 8, 1) float64"),
+    "images of 16 bits": ({"images": IMAGES.astype(np.uint16)}, "images is (4, 8, 8, 1) uint16"),
+    "images of another size": ({"images": IMAGES[:, :4]}, "images is (4, 4, 8, 1) uint8"),
+    "channels first": ({"images": IMAGES.transpose(0, 3, 1, 2)}, "images is (4, 1, 8, 8) uint8"),
+    "one image": ({"images": IMAGES[0]}, "images is (8, 8, 1) uint8"),
+    "no image": ({"images": IMAGES[:0], "labels": np.zeros(0, int)}, "images is (0, 8, 8, 1) uint8"),
+    "a number": ({"images": np.float32(1)}, "images is () float32"),
+    "objects": ({"labels": np.array([{}] * 4, dtype=object)}, "labels.npy is no array of numbers"),
+    "another name": ({"images": None, "pictures": IMAGES}, "holds no array images (KeyError)"),
+}
+
+
+@pytest.mark.parametrize("kind", [*ARRAYS, "cut short", "a single array", "a text", "nowhere"])
+def test_arrays_that_do_not_fit_are_told_in_a_line(kind, run, typed, tmp_path):
+    file = tmp_path / "a.npz"
+    content, told = ARRAYS.get(kind, ({}, "holds no array images (BadZipFile)"))
+    arrays = {"images": IMAGES, "labels": np.zeros(4, int)} | content
+    np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+    if kind == "cut short":
+        file.write_bytes(file.read_bytes()[:300])
+    elif kind == "a single array":
+        with file.open("wb") as stream:
+            np.save(stream, IMAGES)
+    elif kind == "a text":
+        file.write_text("hello")
+    elif kind == "nowhere":
+        file, told = tmp_path / "b.npz", "is not there"
+    status, _, error = typed("sample", f"run={run}", "mode=encode", f"input={file}", f"hydra.run.dir={tmp_path}/s")
+    assert status == (5 if kind == "objects" else 2) and told in error and error.count("\n") == 1, error
+    assert not (tmp_path / "s").exists()
+
+
+def test_labels_of_another_byte_order_are_labels(run, typed, tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.arange(4).astype(">u2"))
+    status, _, error = typed("sample", f"run={run}", "mode=encode", f"input={tmp_path}/a.npz", "sampler.steps=1",
+                             f"hydra.run.dir={tmp_path}/s")  # fmt: skip
+    assert status == 0 and np.load(tmp_path / "s" / "x_T.npz")["labels"].tolist() == [0, 1, 2, 3], error
 
 
 def test_the_same_seed_gives_the_same_pictures_whatever_the_batch(run, typed, tmp_path):
@@ -141,6 +206,60 @@ def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, type
     assert report["values"][0]["fid"] != report["values"][1]["fid"]
 
 
+STOPS = {"Ctrl-C": (KeyboardInterrupt(), 130), "SIGTERM": (main.Terminated(), 143),
+         "full disk": (OSError(errno.ENOSPC, "No space left on device"), 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(run, typed, tmp_path, monkeypatch, stop):
+    shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
+    words = [f"run={tmp_path}/r", "against=guidance.w", "values=[0,1,2]", "count=20"]
+    assert typed("evaluate", *words, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    begun, error, status = [], *STOPS[stop]
+
+    def choked(*arguments, ways, **options):
+        for name, result in zip(ways, assess(*arguments, ways=ways, **options), strict=True):
+            begun.append(name)
+            if len(begun) == 2:
+                raise error
+            yield result
+
+    monkeypatch.setattr("ddpm_lab.commands.sweep.assess", choked)
+    ended, said, complaint = typed("evaluate", *words)
+    assert ended == status and "Traceback" not in complaint and complaint.count("\n") == 1, complaint
+    (folder,) = (tmp_path / "r" / "evaluations").iterdir()
+    assert "1 of 3 values are finished" in said and "held-out" in said
+    partial = json.loads((folder / "metrics.json").read_text())
+    assert [one["value"] for one in partial["values"]] == [0] and partial["unfinished"] == [1, 2]
+    assert (folder / "rows.png").is_file() and (folder / "sweep.png").is_file()
+    ended, said, complaint = typed("evaluate", *words)
+    assert ended == 0, complaint
+    assert begun == [f"guidance.w={value} ({value + 1} of 3)" for value in (0, 1, 1, 2)]
+    assert [*(tmp_path / "r" / "evaluations").iterdir()] == [folder] and not (folder / "unfinished.json").exists()
+    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert json.loads((folder / "metrics.json").read_text()) == whole
+    assert (folder / "rows.png").read_bytes() == (tmp_path / "whole" / "rows.png").read_bytes()
+
+
+def test_other_weights_begin_an_evaluation_again(run, typed, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
+    words = [f"run={tmp_path}/r", "metrics=[nll,fid]", "nll.count=4", "nll.steps=2", "count=20"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ddpm_lab.commands.evaluate.assess", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            typed("evaluate", *words)
+    (folder,) = (tmp_path / "r" / "evaluations").iterdir()
+    kept = json.loads((folder / "metrics.json").read_text())
+    assert "nll" in kept and "fid" not in kept
+    status, said, _ = typed("evaluate", *words)
+    assert status == 0 and "these are finished: nll" in said
+    unfinished = {"key": "of others", "command": words, "parts": {"nll": {}, "fid": {}}}
+    (folder / "unfinished.json").write_text(json.dumps(unfinished))
+    status, said, _ = typed("evaluate", *words)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert status == 0 and "finished:" not in said and found["nll"] == kept["nll"] and found["fid"] > 0
+
+
 def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):
     words = ["against=sampler.spacing", "values=[uniform,quadratic]", "count=20", f"hydra.run.dir={tmp_path}/r"]
     status, said, error = typed("evaluate", f"run={run}", *words)
@@ -160,8 +279,9 @@ def test_a_model_draws_what_a_text_says(typed, tmp_path):
     assert np.abs(made["a"] - made["b"]).max() > 1
     assert np.abs(made["a"] - made["d"])[[0, 2]].max() <= 1 < np.abs(made["a"] - made["d"])[1].max()
     for wrong, told in {"text=''": "text is empty", f"text={'x' * 25}": "has 25 bytes, and the model hears 24",
-                        "label=10": "0..9", "text=7": "text=7 must be a text", "text=[]": "text=[] must be a text",
-                        "text=[[a]]": "must be a text", "text={a:1}": "must be a text"}.items():  # fmt: skip
+                        "label=10": "0 zero, 1 one", "text=7": "text=7 must be a text",
+                        "text=[]": "text=[] must be a text", "text=[[a]]": "must be a text",
+                        "text={a:1}": "must be a text"}.items():  # fmt: skip
         status, _, error = typed("sample", trained, wrong)
         assert status == 2 and told in error and error.count("\n") <= 2, error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
@@ -224,7 +344,21 @@ TRAIN_MISTAKES = {
     "callbacks=[]": "callbacks=[] chooses nothing; choices: ",
     "schedule=": f"schedule= chooses nothing; choices: {SCHEDULES}",
     "~optimizer": "~optimizer chooses nothing; choices: ",
-    "--seed 1": "--seed is a key and no option; try seed=...",
+    "--seed 1": "--seed 1: a key, = and its value are one word; try seed=1",
+    "trainer.max_steps 5": "trainer.max_steps 5: a key, = and its value are one word; try trainer.max_steps=5",
+    "model = unet": "model = unet: a key, = and its value are one word; try model=unet",
+    "--seed": "--seed is a key and no option; try seed=...",
+    "--seed=-1": "seed must be a whole number of at least 0 (got -1)",
+    "-model.foo=1": "model.foo=1: model has no key foo",
+    "--config-dri=foo": "--config-dri is no option (did you mean --config-dir?)",
+    "--cfg job -m": "--cfg and -m exclude one another; leave one out",
+    "+experiment=digits_cfg": "+experiment=digits_cfg: a choice of a group has no +; try experiment=digits_cfg",
+    "++model=unet": "++model=unet: a choice of a group has no +; try model=unet",
+    "+seed=3": "+seed=3: seed is there already, and + is for new keys; try seed=3",
+    "trainer/max_steps=5": "trainer/max_steps=5: only groups have a /; try trainer.max_steps=5",
+    "MODEL=unet": "MODEL=unet: the configuration has no key MODEL (did you mean model?)",
+    "guidance.interval=[900,100]": "guidance.interval=[900, 100] must be two times, low < high, in 0..1000",
+    "data=digits conditioner=low_res conditioner.blur=[0.6,0.4]": "conditioner.blur must be [low, high]",
     "schedule=constant schedule.beta=1": "must lie between 0 and 1 (got 1); try beta=0.02",
     "=foo": "=foo names no key",
     "model.multipliers=[1,": "model.multipliers=[1, is not a whole list; try 'model.multipliers=[1,2]'",
@@ -248,9 +382,9 @@ TRAIN_MISTAKES = {
     "data.batch_size=0": "data.batch_size",
     "data=folder": "data.path",
     "data=folder data.path=nowhere": "data.path",
-    "data=folder data.path=EMPTY": "data.path=EMPTY holds 0 pictures",
-    "data=folder data.path=MIXED": "b.png is 9x8 RGB, and 8x8 RGB is wanted",
-    "data=folder data.path=MODES": "b.png is 8x8 L, and 8x8 RGB is wanted",
+    "data=folder data.path=EMPTY": "data.path=EMPTY holds 0 images",
+    "data=folder data.path=MIXED": "one size; try data.convert=true data.resolution=8",
+    "data=folder data.path=MODES data.channels=1": "is 8x8 RGB, and 8x8 L is wanted; try data.channels=3",
     "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
     "sampler.eta=2": "sampler.eta must lie in [0, 1]",
@@ -312,8 +446,8 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
         ("sample", [], "run must be given"),
         ("evaluate", [], "run must be given"),
         ("sample", ["run=RUN", "sampler.steps=2000"], "sampler.steps must lie in 1..1000"),
-        ("sample", ["run=RUN", "label=10"], "label=10 is not among the labels of this model, 0..9"),
-        ("sample", ["run=RUN", "label=seven"], "label=seven is not among the labels of this model, 0..9"),
+        ("sample", ["run=RUN", "label=10"], "label=10 is not among the labels of this model, 0 zero, 1 one, "),
+        ("sample", ["run=RUN", "label=sevne"], "6 six, 7 seven, 8 eight, 9 nine (did you mean seven?)"),
         ("sample", ["run=RUN", "schedule=linear"], "schedule=linear: the configuration has no key schedule"),
         ("sample", ["run=RUN", "count=0"], "count must be a whole number of at least 1 (got 0)"),
         ("sample", ["run=RUN", "seed=-1"], "seed must be a whole number of at least 0 (got -1)"),
@@ -349,7 +483,7 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
             ["run=RUN", "metrics=[nll]", "variance=analytic", "variance.samples=1", "nll.clip=2"],
             "nll.clip=2 bounds guesses in another way than sampler.clip=1.0",
         ),
-        ("train", ["data=folder"], "error: data.path must be a folder of pictures"),
+        ("train", ["data=folder"], "error: data.path must be a folder of images"),
         ("train", ["callbacks=none", "+callbacks.ema.decay=0.5"], "callbacks.ema sets keys of a callback"),
         ("evaluate", ["model=exact", "steps=[2000]"], "steps=[2000] must be numbers in 1..1000"),
         ("evaluate", ["model=exact", "covariance=[[1,2],[3,4]]"], "covariance=[[1, 2], [3, 4]] must be a symmetric"),
@@ -471,7 +605,7 @@ def test_a_classifier_says_how_often_it_is_right(named):
 
 def test_a_classifier_guides_a_model_that_hears_no_labels(named, typed, tmp_path):
     assert typed("train", *FAST, "conditioner=none", f"hydra.run.dir={tmp_path}/r")[0] == 0
-    words = [f"run={tmp_path}/r", "guidance=classifier", f"guidance.classifier.run={named}", "count=4", "label=3"]
+    words = [f"run={tmp_path}/r", "guidance=classifier", f"guidance.classifier.run={named}", "count=4", "label=three"]
     made = []
     for scale in (0, 30):
         out = f"hydra.run.dir={tmp_path}/{scale}"
@@ -526,7 +660,7 @@ def test_a_run_without_labels_refuses_them(typed, tmp_path):
 def one_step(tmp_path, *overrides):
     config = composed(*overrides, f"trainer.default_root_dir={tmp_path}", "trainer.max_steps=1")
     data = build(config, "data")
-    system = build(config, "system", **data.spec)
+    system = build_system(config, data)
     before = [parameter.detach().clone() for parameter in system.parameters()]
     loggers = [*build(config, "logger").values()]
     trainer = build(config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers)

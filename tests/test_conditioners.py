@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import composed
 
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.conditioners import PretrainedText, Spec, Text, Tokens
 from ddpm_lab.data.splits import Images, batch
 from ddpm_lab.low_res import LowRes
@@ -22,7 +23,7 @@ TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "samp
 def system(*overrides):
     config = composed(*TINY, *overrides)
     data = build(config, "data")
-    return data, build(config, "system", **data.spec)
+    return data, build_system(config, data)
 
 
 def test_tokens_are_rows_of_a_table():
@@ -162,7 +163,7 @@ def test_a_model_that_cannot_hear_it_is_refused(overrides, told):
     config = composed(*overrides)
     data = build(config, "data")
     with pytest.raises(ValueError, match=told):
-        build(config, "system", **data.spec)
+        build_system(config, data)
 
 
 def test_what_is_asked_is_what_is_heard():

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.points import gaussian_mixture
@@ -55,7 +56,7 @@ def system(*overrides):
     torch.manual_seed(0)
     config = composed("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", *overrides)
     data = build(config, "data")
-    made = build(config, "system", **data.spec)
+    made = build_system(config, data)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return made, data

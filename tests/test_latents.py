@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ddpm_lab.codecs import Latents, Pixels
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.conditioners import Spec
 from ddpm_lab.data.splits import Images, batch
 from ddpm_lab.diffusion.guidance import Autoguidance
@@ -33,7 +34,7 @@ def autoencoder(bottleneck=None, shape=(1, 8, 8), multipliers=(1, 2)):
 def system(*overrides):
     config = composed("system=autoencoder", "model.channels=8", *overrides)
     data = build(config, "data")
-    return data, build(config, "system", **data.spec)
+    return data, build_system(config, data)
 
 
 def test_the_kl_bottleneck_is_a_normal_with_its_divergence_to_the_standard_one():
@@ -151,7 +152,7 @@ def test_a_guide_that_lives_in_another_space_is_refused(weak):
     def model(codec):
         config = composed("model.channels=8", "prediction=v", "sampler.clip=null")
         data = build(config, "data")
-        return build(config, "system", **data.spec, codec=codec)
+        return build_system(config, data, codec=codec)
 
     f1 = [Latents(SPEC, autoencoder(KL(1), multipliers=(1,))) for _ in range(2)]
     own = model(lambda spec: f1[0])
@@ -166,7 +167,7 @@ def test_the_analytic_variance_is_that_of_the_latents_that_were_trained_on():
     data = build(config, "data")
     noisy = autoencoder()
     torch.nn.init.zeros_(noisy.narrow[-1].weight[2:].data)  # the log variance: 1 at every place
-    model = build(config, "system", **data.spec, codec=lambda spec: Latents(spec, noisy))
+    model = build_system(config, data, codec=lambda spec: Latents(spec, noisy))
     model.codec.measure(data.train)
     found = estimate(model, model.denoiser, data, samples=40).mse[1:]
     assert found.mean().item() == pytest.approx(1, abs=0.03)
@@ -292,7 +293,7 @@ def test_diffusion_works_on_what_the_codec_makes():
     config = composed("model.channels=8", "prediction=v", "sampler.clip=null", "sampler.steps=3")
     data = build(config, "data")
     torch.manual_seed(0)
-    model = build(config, "system", **data.spec, codec=lambda spec: Latents(spec, autoencoder()))
+    model = build_system(config, data, codec=lambda spec: Latents(spec, autoencoder()))
     model.codec.measure(data.train)
     given = batch(data.test.at(slice(4)))
     torch.manual_seed(1)

@@ -16,6 +16,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.output import quality_rows
 from ddpm_lab.data.digits import digits as digits_data
 from ddpm_lab.data.folder import pictures as folder_pictures
@@ -66,7 +67,7 @@ def test_fid_tells_the_same_from_the_worn_from_noise():
 def test_every_way_to_draw_is_judged():
     config = composed("model.channels=8", "model.multipliers=[1]", "sampler.steps=3")
     data = build(config, "data")
-    system = build(config, "system", **data.spec)
+    system = build_system(config, data)
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     ways = [partial(system.draw_with, replace(system.sampler, steps=steps), system.guidance) for steps in (1, 3)]
@@ -260,7 +261,7 @@ def test_statistics_of_a_reference_are_computed_once_and_known_by_what_they_are_
 def test_a_figure_says_all_that_it_depends_on_and_whether_there_were_enough():
     config = composed("model.channels=8", "model.multipliers=[1]", "sampler.steps=2")
     data = build(config, "data")
-    system = build(config, "system", **data.spec)
+    system = build_system(config, data)
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     common = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 20}

@@ -98,7 +98,7 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_reconstruct_as_one_does_and_leave_what_is_not_used(tmp_path):
     words = ("system=autoencoder", "system.adversarial=0.5", "system.start=100")  # the adversary has no gradient yet
     one, of_one, _ = trained(tmp_path / "one", *words)

@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from ddpm_lab.commands.spec import TIERS, names, read
+from ddpm_lab.evaluation.pictures import save_curves, save_lines
 from ddpm_lab.reports import formats, numbers, plots
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
@@ -165,10 +167,73 @@ def test_latex(tables):
     head, *rows = [list(map(plain, line.removesuffix(r" \\").split(" & "))) for line in body]
     assert len(head) == 1 + 2 * WIDTH and [row[0] for row in rows] == list(tables[1].rows)
     assert grid([row[1:] for row in rows]) == {kind: value[3:5] for kind, value in KINDS.items()}
-    wrapped = r"\\caption\{(.*)\}|\\par\\smallskip\{\\footnotesize (.*)\\par\}|(No such table: .*)"
+    wrapped = r"\\caption\{(.*)\}|\\par\\smallskip\{\\footnotesize\\raggedright (.*)\\par\}|(No such table: .*)"
     rest = [plain("".join(found)) for found in re.findall(wrapped, text)]
     assert rest[1] == f"No such table: why {EVIL}" and f"† note {EVIL}" in rest
     assert len(rest) == 6 and text.count(r"\begin{") == text.count(r"\end{") == 3
+
+
+HARMLESS = "$\\input{/etc/passwd}$ \\write18 $x_{$ =1+1 σ̂ ᾱ Σ ‖μ̃‖² é ü Ç “q” x̂ L₀ 10⁻³ 漢 \x07 \x00"
+DOCUMENT = r"""\documentclass{article}
+\usepackage{booktabs}\usepackage{graphicx}\usepackage[T1]{fontenc}\extrafloats{200}
+\begin{document}\input{table.tex}\end{document}"""
+
+
+def every_table(root):
+    """Each ablation in each tier, with numbers everywhere, and a sweep of many cells with hostile names."""
+    made = []
+    for name in names():
+        ablation = read(name)
+        columns = tuple(Column(column, "bits/dim over entropy", "lower") for column in ablation.columns)
+        full = Entry(Published(12.345, True), (source(123.456, root), source(125.0, root, 1)), {}, ("†", "a"))
+        rows = {row: (full,) * len(columns) for row in ablation.rows}
+        for tier in TIERS:
+            protocol = ", ".join(f"{key} {value}" for key, value in ablation.protocol.items())
+            about = (ablation.title, ablation.source, tier, ablation.corner, columns, rows, protocol)
+            stage = ablation.tiers[tier]
+            made.append(Table(f"{name}-{tier}", *about, stage.note, {"†": protocol}, absent=stage.absent))
+    rows = {f"{i} {HARMLESS} {EVIL}": (Entry(None, (source(1.0 * i, root),)),) for i in range(60)}
+    return [*made, Table("s", f"Sweep {HARMLESS}", "", "sweep", "cell", (Column(HARMLESS, "FID", "lower"),), rows)]
+
+
+def test_every_latex_table_compiles_and_fits_a_page(tmp_path):
+    text = formats.latex(every_table(tmp_path))
+    assert text.isascii() and text.isprintable() is False and not set(text) & set("\x00\x07")
+    assert r"$\hat{\sigma}$" in text and r"$\bar{\alpha}$" in text and r"$\Sigma$" in text and r"\'{e}" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}")
+    for body in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, re.S):
+        lines = [line for line in body[1].splitlines() if line.endswith(r" \\")]
+        assert 2 <= len(lines) <= formats.ROWS + 1
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {body[0].count("r")}
+    if not (pdflatex := shutil.which("pdflatex")):
+        return
+    (tmp_path / "table.tex").write_text(text)
+    (tmp_path / "document.tex").write_text(DOCUMENT)
+    command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+    log = (tmp_path / "document.log").read_text(errors="replace")
+    assert done.returncode == 0, log[-2000:]
+    assert not re.findall(r"Overfull .*|Float too large.*|Missing character.*", log)
+
+
+def test_names_are_harmless_text_in_plots_and_tables(tmp_path):
+    plots.render(Panel(HARMLESS, HARMLESS, HARMLESS, {HARMLESS: ([1, 2], [1.0, 2.0]), "": ([1, 2], [3.0, 2.0])}))
+    plots.render(Panel(HARMLESS, "$", "$$", {"$": ([HARMLESS, "$b$"], [1.0, 2.0])}))
+    curves = {HARMLESS: [(1, 1.0), (2, 2.0)], "": [(1, 1.0), (2, 2.0)], "$\\frac{$" * 100: [(1, 2.0)]}
+    assert save_curves(curves, tmp_path / "curves.png", x=HARMLESS).is_file()
+    lines = {HARMLESS: {HARMLESS: ([HARMLESS, "$"], [1.0, 2.0])}}
+    assert save_lines(lines, tmp_path / "lines.png", x=HARMLESS, y={HARMLESS: HARMLESS}).is_file()
+    rows = {f"{sign}cmd|'/C calc'!A0": (Entry(None, (source(-1.5, tmp_path),)),) for sign in ("=", "+", "-", "@", "\t")}
+    table = Table(
+        "=t", "# = x", "1. of", "", "c", (Column("=c", "@FID", None),), rows, command="python\n# a", notes={"=": "- a"}
+    )
+    for line in csv.DictReader(formats.csv([table], tmp_path).splitlines()):
+        assert (
+            line["row"][0] == line["column"][0] == line["metric"][0] == line["table"][0] == "'"
+            and line["ours"] == "-1.5"
+        )
+    text = formats.markdown([table])
+    assert not re.search(r"^(=|- a|1\. |# )", text, re.M), text
 
 
 class Page(HTMLParser):

@@ -3,18 +3,14 @@
 import ast
 import re
 import runpy
-import shlex
 
 import pytest
-from conftest import ROOT, composed
-
-from ddpm_lab.commands import main
-from ddpm_lab.commands.spec import names
+from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "ddpm_lab"
 # Imports go down this list only; names on one line may import one another.
 LAYERS = [
-    ("errors", "ranks", "pulse", "writing", "trust"),
+    ("errors", "shell", "ranks", "pulse", "writing", "trust"),
     ("reports",),
     ("diffusion", "networks"),
     ("conditioners", "low_res"),
@@ -64,32 +60,7 @@ def test_constraints_are_plain_pins():
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+( ; .+)?", line) for line in lines) and len(lines) > 50
 
 
-def documented():
-    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        for line in re.findall(r"^\s*python train\.py(.*)$", file.read_text(), re.M):
-            yield file.name, line.partition("#")[0].strip()
-
-
-@pytest.mark.parametrize(("file", "arguments"), sorted(set(documented())))
-def test_documented_commands_compose(file, arguments):
-    verb, overrides = main.arranged(shlex.split(arguments))
-    overrides = [word for word in overrides if word != "-m"]
-    fixed = [word for word in overrides if not re.search(r"=(tag|interval|choice|range)\(", word)]
-    composed(*[re.sub(r"^([\w.]+=)([^\[,]+),.*", r"\1\2", override) for override in fixed], verb=verb)
-    if verb == "ablate":
-        name = re.search(r"ablation=(\w+)", arguments)[1]
-        assert name == "all" or name in names()
-
-
 def test_every_known_slip_can_still_be_made():
     mutants = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))["MUTANTS"]
     lost = [mutant.name for mutant in mutants if (PACKAGE / mutant.file).read_text().count(mutant.old) != 1]
     assert lost == [] and len({mutant.name for mutant in mutants}) == len(mutants) >= 70
-
-
-@pytest.mark.parametrize(
-    "file", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda file: str(file.relative_to(ROOT))
-)
-def test_links_lead_somewhere(file):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):
-        assert (file.parent / target).exists(), target

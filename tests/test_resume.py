@@ -36,7 +36,7 @@ spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faul
 assert spec is not None and spec.loader is not None
 faults = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(faults)
-PIXELS, LATENTS, ACCUMULATED, STREAMED = faults.KINDS
+PIXELS, LATENTS, ACCUMULATED, STREAMED, *OTHERS = faults.KINDS
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,13 @@ def spent(bench, kind, fault, *more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "owner", "name", "nth"), [
-    (PIXELS, Diffusion, "training_step", 8), (PIXELS, Diffusion, "training_step", 60),
-    (PIXELS, Diffusion, "validation_step", 25), (PIXELS, Judge, "__call__", 3), (PIXELS, loggers.History, "save", 4),
+    (PIXELS, Diffusion, "training_step", 8),
+    *(pytest.param(PIXELS, *place, marks=pytest.mark.nightly) for place in (
+        (Diffusion, "training_step", 60), (Diffusion, "validation_step", 25), (Judge, "__call__", 3),
+        (loggers.History, "save", 4))),
     (LATENTS, Diffusion, "training_step", 44), (ACCUMULATED, Diffusion, "training_step", 71),
-    (STREAMED, Diffusion, "training_step", 35)])  # fmt: skip
+    (STREAMED, Diffusion, "training_step", 35),
+    *((kind, Checkpoints, "on_train_batch_end", 17) for kind in OTHERS)])  # fmt: skip
 def test_a_killed_run_goes_on_bit_for_bit(bench, kind, owner, name, nth):
     folder, status, _ = spent(bench, kind, strikes(owner, name, nth, signal.SIGKILL))
     assert status == 137
@@ -86,10 +89,11 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(("owner", "name", "nth", "step", "by"), [
     (Pictures, "look", 3, 30, signal.SIGTERM),
-    pytest.param(Pictures, "look", 3, 30, signal.SIGINT, marks=SLOW),
-    *(pytest.param(*point, by, marks=SLOW) for by in (signal.SIGTERM, signal.SIGINT) for point in (
-        (Diffusion, "training_step", 13, 13), (Diffusion, "validation_step", 30, 30),
-        (Quality, "look", 3, 60)))])  # fmt: skip
+    pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGINT, marks=SLOW),
+    pytest.param(Pictures, "look", 3, 30, signal.SIGINT, marks=pytest.mark.nightly),
+    pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGTERM, marks=pytest.mark.nightly),
+    *(pytest.param(*point, by, marks=pytest.mark.nightly) for by in (signal.SIGTERM, signal.SIGINT) for point in (
+        (Diffusion, "training_step", 13, 13), (Quality, "look", 3, 60)))])  # fmt: skip
 def test_a_signal_loses_nothing_wherever_it_comes(bench, owner, name, nth, step, by):
     folder, status, said = spent(bench, PIXELS, strikes(owner, name, nth, by))
     assert status == 128 + by and f"stopped by {by.name} at step {step}; saved in" in said, said
@@ -297,9 +301,10 @@ def test_each_process_takes_up_its_own_half_of_a_mean():
     for rank in range(2):
         losses = Losses()
         losses.load_state_dict({"curves": {"train/loss": [(7, 0.5)]}, "batches": 3, "processes": kept})
-        trainer, system = SimpleNamespace(global_rank=rank), SimpleNamespace(device=torch.device("cpu"))
+        trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        system = SimpleNamespace(device=torch.device("cpu"))
         losses.on_train_start(trainer, system)
-        assert losses.found == kept[rank] and losses.batches == 3
+        assert losses.found == {name: [value] for name, value in kept[rank][0].items()} and losses.batches == 3
     checkpoint = {"callbacks": {"Losses": losses.state_dict()}}
     losses.on_save_checkpoint(trainer, system, checkpoint)
     assert checkpoint["callbacks"]["Losses"]["processes"] == kept[1:]

@@ -1,6 +1,7 @@
 """Samplers on data whose denoiser is exact: the law of what comes out is known."""
 
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -172,9 +173,69 @@ def test_every_spacing_visits_as_many_times_as_it_is_asked(spacing, last):
 def test_spacings_are_those_of_the_papers():
     assert stops(1000, 4, "leading") == [751, 501, 251, 1, 0]
     assert stops(1000, 4, "trailing") == [1000, 750, 500, 250, 0]
-    assert stops(1000, 10, "quadratic")[:-1] == [int(r**2 + 1e-9) + 1 for r in np.linspace(0, 800**0.5, 10)][::-1]
+    assert stops(1000, 10, "quadratic")[:-1] == [int(r**2) + 1 for r in np.linspace(0, 800**0.5, 10)][::-1]
     assert stops(100, None, "3,2") == [100, 51, 50, 25, 1, 0]
     assert stops(1000, 250, "90,60,60,20,20")[0] == 1000 and len(stops(1000, 250, "90,60,60,20,20")) == 251
+
+
+def space_timesteps(last, text):
+    """Restatement of improved-diffusion's function of this name, which counts times from 0."""
+    if text.startswith("ddim"):
+        for stride in range(1, last):
+            if len(range(0, last, stride)) == int(text[4:]):
+                return {*range(0, last, stride)}
+        raise ValueError
+    counts = [int(count) for count in text.split(",")]
+    chosen, start = set(), 0
+    for i, count in enumerate(counts):
+        size = last // len(counts) + (i < last % len(counts))
+        if count > size:
+            raise ValueError
+        stride, offset = 1 if count <= 1 else (size - 1) / (count - 1), 0.0
+        for _ in range(count):
+            chosen.add(start + round(offset))
+            offset += stride
+        start += size
+    return chosen
+
+
+@pytest.mark.parametrize("last", [1, 2, 7, 50, 99, 100, 101, 300, 1000, 4000])
+def test_sections_are_those_of_improved_diffusion(last):
+    generator = random.Random(last)
+    texts = [
+        f"{count}"
+        for count in {1, 2, last // 2, last, *(generator.randint(1, last) for _ in range(60))}
+        if 1 <= count <= last
+    ]
+    for parts in (2, 3, 5):
+        texts += [",".join(f"{generator.randint(1, last // parts)}" for _ in range(parts))
+                  for _ in range(40 if last >= parts else 0)]  # fmt: skip
+    for text in [*texts, *(["10,15,20"] if last == 300 else [])]:
+        assert stops(last, None, text) == [*sorted((t + 1 for t in space_timesteps(last, text)), reverse=True), 0], text
+
+
+@pytest.mark.parametrize("last", [2, 7, 100, 1000])
+def test_ddim_n_is_that_of_improved_diffusion(last):
+    for count in range(1, last + 1):
+        try:
+            wanted = sorted((t + 1 for t in space_timesteps(last, f"ddim{count}")), reverse=True)
+        except ValueError:
+            with pytest.raises(ValueError, match=rf"spacing=ddim{count} needs an integer stride"):
+                stops(last, None, f"ddim{count}")
+        else:
+            assert stops(last, None, f"ddim{count}") == [*wanted, 0]
+
+
+@pytest.mark.parametrize("last", [15, 100, 128, 1000, 4000])
+def test_spacings_are_those_of_the_code_that_they_name(last):
+    for steps in range(1, last + 1, max(1, last // 150)):
+        assert stops(last, steps, "leading")[-2::-1] == [1 + t for t in np.arange(steps) * (last // steps)]
+        trailing = np.round(np.arange(last, 0, -last / steps))
+        if len(trailing) == steps:  # rounding errors make diffusers take a step more for some numbers
+            assert stops(last, steps, "trailing")[:-1] == [*trailing]
+        squares = [int(r**2) + 1 for r in np.linspace(0, (0.8 * last) ** 0.5, steps)][::-1]
+        if steps > 1 and len({*squares}) == steps:  # DDIM's code visits repeated times repeatedly
+            assert stops(last, steps, "quadratic")[:-1] == squares
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from ddpm_lab.callbacks.ema import EMA, best
 from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.weights import newest
-from ddpm_lab.data.splits import batch
+from ddpm_lab.data.splits import Images, batch
 from ddpm_lab.diffusion.timesteps import Stratified
-from ddpm_lab.systems.asking import labels
+from ddpm_lab.systems.asking import enlargements, labels
+from ddpm_lab.systems.class_names import disagree
 from ddpm_lab.systems.lr_schedules import Constant, Cosine
 
 TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "sampler.steps=3")
@@ -26,7 +28,7 @@ def parts(*overrides):
     config = composed(*TINY, *overrides)
     torch.manual_seed(config.seed)
     data = build(config, "data")
-    return data, build(config, "system", **data.spec)
+    return data, build_system(config, data)
 
 
 def fitted(tmp_path, *overrides, steps=8, callbacks=(), **kwargs):
@@ -179,7 +181,7 @@ def test_labels_are_in_turn_and_in_range():
     assert labels(12, None, 10).tolist() == [*range(10), 0, 1]
     assert labels(3, 7, 10).tolist() == [7, 7, 7] and labels(3, [1, 2], 10).tolist() == [1, 2, 1]
     for wrong in (10, -1, [3, 10], []):
-        with pytest.raises(ValueError, match=r"label=.*0\.\.9"):
+        with pytest.raises(ValueError, match=r"label=.*(0\.\.9|empty list)"):
             labels(3, wrong, 10)
     assert labels(3, None, None) is None
     with pytest.raises(ValueError, match="label=3"):
@@ -188,8 +190,60 @@ def test_labels_are_in_turn_and_in_range():
     assert system.ask(3) == {}
 
 
+NAMES = [["golden retriever"], ["\u00e9t\u00e9"], ["crane"], ["it's, quoted"], ["crane"], ["7"], ["true"], ["all"]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "label"),
+    [("golden retriever", 0), ("Golden_Retriever", 0), ("e\u0301te\u0301", 1), (2, 2), ("2", 2), (4, 4),
+     ("it's, quoted", 3), (7, 5), ("7", 5), (True, 6), (["all"], 7), (0, 0)],
+)  # fmt: skip
+def test_classes_are_called_by_name_or_number(typed, label):
+    assert labels(1, typed, len(NAMES), NAMES).tolist() == [label]
+
+
+@pytest.mark.parametrize(
+    ("typed", "names", "told"),
+    [("crane", NAMES, r"label=crane is the name of 2 classes; try label=2, or one of 4"),
+     ("golden rtriever", NAMES, r"0 golden retriever, 1 \u00e9t\u00e9, 2 crane, .*did you mean golden retriever\?"),
+     (8, NAMES, "label=8 is not among"), (-7, NAMES, "label=-7 is not among"), (1.0, NAMES, "label=1.0 is not among"),
+     (False, NAMES, "label=False is not"), (None, NAMES, None), ([None], NAMES, "label=None is not"),
+     ([["7"]], NAMES, "is not among"), (0, [["1"], ["2"]], "label=0 is not among the labels of this model, 0 1, 1 2"),
+     (3, [[str(i)] for i in range(3)], r"0\.\.2"), ("x", [[f"c{i}"] for i in range(1000)], "c39 and 960 more")],
+)  # fmt: skip
+def test_a_name_of_no_class_or_of_several_is_refused(typed, names, told):
+    if told is None:
+        assert len(labels(9, typed, len(names), names)) == 9
+        return
+    with pytest.raises(ValueError, match=told):
+        labels(1, typed, len(names), names)
+
+
+def test_numbers_are_names_where_all_classes_are_called_by_numbers():
+    sorted_as_text = [["0"], ["1"], ["10"], ["11"], ["2"]]
+    assert labels(3, [2, "10", 11], 5, sorted_as_text).tolist() == [4, 2, 3]
+    assert labels(3, [1, 2, "02"], 2, [["01"], ["02"]]).tolist() == [0, 1, 1]
+    assert labels(2, [0.5, 1], 2, [["0.5"], ["1"]]).tolist() == [0, 1]
+    digits = [["zero", "null"], ["one", "a one"]]
+    assert labels(3, ["a one", 0, "NULL"], 2, digits).tolist() == [1, 0, 0]
+
+
+def test_images_to_enlarge_are_given_classes_by_name():
+    small = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None)
+    asked = enlargements(3, ["dog", 0], small, (1, 4, 4), (1, 8, 8), 2, [["cat"], ["dog"]])
+    assert asked["label"].tolist() == [1, 0, 1]
+
+
+def test_models_with_the_same_classes_under_other_labels_do_not_fit():
+    one, other = [["cat"], ["dog"]], [["dog"], ["cat"]]
+    assert disagree(one, other) and not disagree(one, one) and not disagree(one, None)
+    assert not disagree(one, [["0"], ["1"]])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize(
+    "prediction", ["eps", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("x0", "v"))]
+)
 def test_training_learns_the_digits(tmp_path, prediction):
     data, system = parts(f"prediction={prediction}", "model.channels=16", "model.multipliers=[1,2]")
 

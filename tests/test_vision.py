@@ -1,8 +1,12 @@
 """Well-known sets and those of the Hub, written in their real formats: pixels, labels, splits, and what is refused."""
 
+import logging
 import re
+import shutil
 import socket
+from functools import partialmethod
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from PIL import Image
 from torchvision import datasets
 
 from ddpm_lab.data import vision
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.hub import hub
 from ddpm_lab.data.module import Batches
 from ddpm_lab.data.splits import Flow, Images, Streamed
@@ -143,6 +147,40 @@ def test_no_network_is_asked_unless_it_may(tmp_path, offline):
         assert "no network" in told(make, str(tmp_path))
 
 
+@pytest.mark.parametrize("make", [vision.cifar10, vision.cifar100, vision.mnist, vision.fashion_mnist])
+def test_a_set_that_is_not_there_leaves_no_folder(make, tmp_path, offline):
+    for download in (True, False):
+        assert "does not hold the set" in told(make, str(tmp_path / "no" / "where"), download=download)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_download_is_moved_into_place_when_it_is_whole(tmp_path, monkeypatch):
+    made = sets.cifar(tmp_path / "server", monkeypatch)
+    source = tmp_path / "server" / datasets.CIFAR10.base_folder
+
+    def download(self, names=None, stop=None):
+        place = Path(self.root) / self.base_folder
+        place.mkdir(parents=True, exist_ok=True)
+        for file in sorted(source.iterdir())[:names]:
+            shutil.copy(file, place)
+        if stop is not None:
+            raise stop
+
+    home = tmp_path / "home"
+    for stop in (OSError("the connection was reset"), KeyboardInterrupt()):
+        monkeypatch.setattr(datasets.CIFAR10, "download", partialmethod(download, 2, stop))
+        with pytest.raises((ValueError, KeyboardInterrupt)):
+            vision.cifar10(str(home), batch_size=2)
+        assert not home.exists() and [part.name for part in tmp_path.iterdir()] == ["server"]
+    monkeypatch.setattr(datasets.CIFAR10, "download", download)
+    (home / datasets.CIFAR10.base_folder).mkdir(parents=True)
+    (home / datasets.CIFAR10.base_folder / "test_batch").write_text("cut short")
+    assert torch.equal(vision.cifar10(str(home), batch_size=2).train.pixels, made["train"][0])
+    assert sorted(part.name for part in tmp_path.iterdir()) == ["home", "server"]
+    monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("it was there"))
+    vision.cifar10(str(home), batch_size=2)
+
+
 def test_a_damaged_set_is_refused(tmp_path, monkeypatch, offline):
     sets.cifar(tmp_path, monkeypatch)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
@@ -226,6 +264,36 @@ def test_a_folder_of_pictures_is_a_set_of_the_hub(tmp_path):
         assert torch.equal(data.test.pixels[:, 0, 0, 0].long(), 100 * data.test.labels)
 
 
+def test_the_splits_of_a_set_of_the_hub_are_chosen_and_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    sets.parquet(tmp_path / "a")
+    (tmp_path / "a" / "test-00000-of-00001.parquet").rename(tmp_path / "a" / "validation-00000-of-00001.parquet")
+    data = hub(str(tmp_path / "a"), batch_size=4)
+    assert (data.train.size, data.test.size) == (12, 4) and "held out: the split validation" in caplog.text
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    sets.parquet(tmp_path / "b")
+    assert hub(str(tmp_path / "b"), batch_size=4).test.size == 4
+    assert "left aside in" in caplog.text and "the splits validation" in caplog.text
+    (tmp_path / "a" / "validation-00000-of-00001.parquet").unlink()
+    assert hub(str(tmp_path / "a"), batch_size=4).test.size == 2
+    assert "held out: a part of the training split" in caplog.text
+
+
+def test_a_grey_set_of_the_hub_is_grey_and_sizes_that_differ_are_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for i in range(6):
+        (tmp_path / "grey").mkdir(exist_ok=True)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), i).save(tmp_path / "grey" / f"{i}.png")
+        Image.new("RGB", (90, 40 + i), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    data = hub(str(tmp_path / "grey"), batch_size=2)
+    assert data.shape == (1, 8, 8) and data.captions is None
+    said = told(hub, str(tmp_path / "photos"), batch_size=2)
+    assert said.endswith("a model needs squares of one size; try data.convert=true data.resolution=32"), said
+    data = hub(str(tmp_path / "photos"), convert=True, resolution=32, batch_size=2)
+    assert data.shape == (3, 32, 32) and "converted: 6 scaled and cropped to 32x32" in caplog.text
+
+
 def seen(batches, count):
     """(bytes, label) of each picture of `count` batches, by its first row."""
     rows = chain.from_iterable(zip(made["x0"], made["label"], strict=True) for made in islice(batches, count))
@@ -271,7 +339,10 @@ def test_a_stream_is_mirrored_by_halves(tmp_path):
         ({"split_train": "all"}, "split_train=all is no split"),
         ({"image": "picture"}, "image=picture is no column of kind Image; try img"),
         ({"label": "id"}, "label=id is no column of kind ClassLabel; try label"),
-        ({"resolution": 4}, "name=.*: row 0 is 8x8 RGB, and 4x4 RGB is wanted"),
+        (
+            {"resolution": 4},
+            "name=.*: row 0 is 8x8 RGB, and 4x4 RGB is wanted; try data.convert=true data.resolution=4",
+        ),
         ({"channels": 2}, "channels must be 1"),
         ({"streaming": True}, "size is needed"),
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),

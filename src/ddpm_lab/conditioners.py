@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddpm_lab.diffusion.condition import Condition, Conditioner, Noise
 from ddpm_lab.errors import UserError
 from ddpm_lab.networks.text import TextEncoder, read, spelled
+from ddpm_lab.shell import install
 
 
 class Spec(NamedTuple):
@@ -146,8 +147,8 @@ def _pretrained(model: str) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"model={model} is read by a package that is not installed; try: "
-                         "pip install transformers") from error  # fmt: skip
+        raise ValueError(f"model={model} is read by a package that is not installed; try "
+                         f"{install('transformers')}") from error  # fmt: skip
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         kind = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False).model_type

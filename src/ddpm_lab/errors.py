@@ -93,7 +93,12 @@ def shown(text: object, lines: bool = False) -> str:
     def spelled(found: re.Match[str]) -> str:
         return found[0] if lines and found[0] == "\n" else ascii(found[0])[1:-1]
 
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", spelled, str(text))
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", spelled, str(text))
+
+
+def label(text: object) -> str:
+    """`text` for matplotlib, which takes what stands between dollars for mathematics; at most 120 characters."""
+    return shown(text)[:120].replace("$", r"\$")
 
 
 class Plain(logging.Formatter):

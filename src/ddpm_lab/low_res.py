@@ -47,7 +47,7 @@ class LowRes(Conditioner):
                              + (f"try factor={fits[0]}" if fits else "none does"))  # fmt: skip
         if label and spec.classes is None:
             raise ValueError("label=true needs labels, which this data has not; try label=false")
-        if blur is not None and not (len(blur) == 2 and 0 < blur[0] <= blur[1]):
+        if blur is not None and not (len(blur) == 2 and 0 < blur[0] <= blur[1] < math.inf):
             raise ValueError(f"blur must be [low, high], standard deviations above 0, or null (got {list(blur)}); "
                              "try [0.4,0.6]")  # fmt: skip
         self.small = (channels, *(side // factor for side in sides))

@@ -33,7 +33,11 @@ class Cells(Launcher):
         self.jobs, self.dry, self.cluster, self.parameters, self.limit = jobs, dry, cluster, parameters, limit
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from ddpm_lab.commands import main
+
         self.context, self.config = hydra_context, config
+        self.check()
+        main.SWEEPS.append(Path(config.hydra.sweep.dir))
         if not config.hydra.sweeper._target_.endswith(".Search"):
             self.count(config.hydra.overrides.task)
 
@@ -88,13 +92,14 @@ class Cells(Launcher):
             raise UserError(f"jobs={self.jobs} must be a whole number of at least 1; try jobs=2")
         if type(self.dry) is not bool:
             raise UserError(f"dry={self.dry} is not one of true, false")
+        if type(self.limit) is not int or self.limit < 1:
+            raise UserError(f"hydra.launcher.limit={self.limit} must be a whole number of at least 1; try 1000")
 
     def carry_out(self, cells: Sequence[Any], root: Path) -> None:
         """Runs `cells`, whose folders lie in `root`. Raises CellsFailed."""
         from ddpm_lab.commands.execution import carry_out
         from ddpm_lab.commands.pools import Pool, Processes, Slurm
 
-        self.check()
         pool: Pool = Processes(self.jobs)
         if self.cluster is not None and not self.dry:
             pool = Slurm(root / "submitit", self.cluster, self.parameters)
@@ -122,6 +127,5 @@ class Search(Sweeper):
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(arguments)
         if not isinstance(self.launcher, Cells):
             raise UserError("search=optuna runs cells; try hydra/launcher=processes, or slurm")
-        self.launcher.check()
         root = Path(self.launcher.config.hydra.sweep.dir)
         return search(parsed, self.launcher, root, self.trials, self.metric, self.direction, self.seed)

@@ -38,7 +38,8 @@ class Files(CheckpointIO):
                     if damaged := written.testzip():
                         raise OSError(f"{damaged} was not written as it is")
         except (OSError, RuntimeError, BadZipFile) as error:  # torch has a RuntimeError for a full disk
-            self.hindrance = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            early = "unexpected pos" in str(error) and "the file was cut short, as by a full disk"
+            self.hindrance = early or getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return trust.checkpoint(path)

@@ -17,6 +17,10 @@ from ddpm_lab.ranks import everyones
 from ddpm_lab.systems.training import Learner, System
 
 LOG = logging.getLogger(__name__)
+STUCK = 0.9
+"""Share of the loss of predicting zero, above which training warns that the network does not learn"""
+FIRST_CHECK = 100
+"""Step of the first such warning; the next ones come at twice the step of the one before"""
 SPIKE = 10
 """Times the loss that it was, above which training says so"""
 
@@ -35,6 +39,7 @@ class Losses(L.Callback):
         if every < 1:
             raise ValueError(f"every must be at least 1 (got {every})")
         self.every = every
+        self._check_at = FIRST_CHECK
         self.curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
         """(step, value) of each loss"""
 
@@ -111,6 +116,7 @@ class Losses(L.Callback):
         usual = [value for _, value in self.curves["train/loss"][-3:]]
         if usual and found["train/loss"] > SPIKE * max(usual):
             LOG.warning("step %d: the loss is %.3g, and was %.3g", trainer.global_step, found["train/loss"], usual[-1])
+        self._check_learning(found["train/loss"], trainer, system)
         for name, value in found.items():
             if math.isfinite(value):
                 self.curves[name].append((trainer.global_step, value))
@@ -120,3 +126,15 @@ class Losses(L.Callback):
                  for name, value in parts.items()}  # fmt: skip
         rates = {"lr": rate, "images_per_second": (self.batches - self._before) * batch_size / seconds}
         log(trainer, {**found, **means, **rates, **({"train/skipped": skipped} if skipped else {})})
+
+    def _check_learning(self, loss: float, trainer: L.Trainer, system: Learner) -> None:
+        """Warn of a loss that is about that of predicting zero."""
+        step, zero = trainer.global_step, system.zero_loss
+        if zero is None or step < self._check_at:
+            return
+        while self._check_at <= step:
+            self._check_at *= 2
+        if not loss < STUCK * zero:
+            rate = system.trainer.optimizers[0].param_groups[0]["initial_lr"]
+            LOG.warning("step %d: the loss is %.3g, and predicting zero has %.3g: the network has not learned anything "
+                        "yet; try optimizer.lr=%.2g (now %.2g)", step, loss, zero, rate / 4, rate)  # fmt: skip

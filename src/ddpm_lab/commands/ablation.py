@@ -17,6 +17,7 @@ from ddpm_lab.commands.cells import Cell, fingerprint, quoted, work
 from ddpm_lab.commands.main import CONFIGS
 from ddpm_lab.commands.spec import Ablation, Tier, chosen
 from ddpm_lab.errors import UserError
+from ddpm_lab.shell import program
 
 EXACT = ("schedule", "variance", "sampler", "guidance", "nll", "conditional")
 """What a cell says of these holds in the analytic tier as well."""
@@ -136,6 +137,8 @@ def ablate(settings: DictConfig) -> None:
     """Runs what is not done yet of the ablations that `settings` name. Raises CellsFailed if some of it failed."""
     if settings.tier is None:
         raise UserError("tier=null is not one of analytic, tiny, paper")
+    launcher = instantiate(HydraConfig.get().launcher)
+    launcher.check()
     found = chosen(settings.ablations, settings.tier)
     if settings.tier == "analytic" and settings.words:
         raise UserError(f"{settings.words[0]} is for training, and tier=analytic has none; try tier=tiny")
@@ -148,7 +151,6 @@ def ablate(settings: DictConfig) -> None:
         raise UserError(f"evaluate.{settings.evaluate[0]} is for evaluations, and this has none: its numbers are those "
                         "that training ends with")  # fmt: skip
     if cells:
-        launcher = instantiate(HydraConfig.get().launcher)
         launcher.carry_out([*cells.values()], Path(settings.cells))
         what = settings.ablations if isinstance(settings.ablations, str) else f"[{','.join(found)}]"
         print(f"  next     {typed('report', what, settings.tier, settings)}")
@@ -158,4 +160,4 @@ def typed(verb: str, ablation: str, tier: str, settings: DictConfig) -> str:
     """The command with all that `settings` have of the user's."""
     words = [*settings.words, *(f"evaluate.{word}" for word in settings.evaluate)]
     words += [] if settings.cells == "runs/ablations" else [quoted("cells", settings.cells)]
-    return shlex.join(["python", f"{verb}.py", f"ablation={ablation}", f"tier={tier}", *words])
+    return f"{program(verb)} {shlex.join([f'ablation={ablation}', f'tier={tier}', *words])}"

@@ -2,15 +2,21 @@
 
 import json
 import logging
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from ddpm_lab.commands import datasets, records
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, round_trip_rows, table
 from ddpm_lab.commands.runs import before, load
 from ddpm_lab.commands.sweep import sweep
+from ddpm_lab.commands.unfinished import unfinished
+from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.variances import Analytic
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.density import assess_density
@@ -20,10 +26,13 @@ from ddpm_lab.evaluation.quality import assess
 from ddpm_lab.evaluation.round_trip import assess_round_trip
 from ddpm_lab.ranks import first, join
 from ddpm_lab.systems.cascade import Cascade
+from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.writing import alone, write
 
 LOG = logging.getLogger(__name__)
 METRICS = ("fid", "kid", "prc", "nll", "density", "round_trip")
 THOROUGH = ("kid", "prc")
+Rows = list[tuple[str, str, str]]
 
 
 def evaluate(config: DictConfig) -> None:
@@ -44,45 +53,83 @@ def evaluate(config: DictConfig) -> None:
         with naming("extractor"):
             extractor = build(config, "extractor")()
         extractor.check(system.shape)
-    if config.against is not None:
-        sweep(config, stages, system, extractor)
-        return
+    else:
+        extractor = None
+    if first():
+        output(config.out)  # before any work
+    with alone(Path(config.out), "evaluating") if first() else nullcontext():
+        if config.against is not None:
+            sweep(config, stages, system, extractor)
+        else:
+            _measure(config, stages, system, extractor, metrics)
+
+
+def _measure(
+    config: DictConfig, stages: list[Diffusion], system: Diffusion, extractor: Any, metrics: Collection[str]
+) -> None:
+    """Each of `metrics`; what is finished is kept, and the same command goes on with the next."""
     data = datasets.data(config)
-    result: dict[str, Any] = {"run": str(config.run), "run_id": records.read(config.run).id}
-    rows = []
+    finished = unfinished(config, [*stages, system], data)
     common = {"weights": config.weights}
-    if "round_trip" in metrics:
+    rows = []
+
+    def density() -> dict[str, Any]:
+        return assess_density(system, system.denoiser, data, **common, **config.density)
+
+    def quality() -> dict[str, Any]:
+        return next(assess(system, system.denoiser, data, extractor, **common, before=stages,
+                           thorough={*THOROUGH} & {*metrics}, split=config.split, count=config.count,
+                           seed=config.seed, batch_size=config.batch_size))  # fmt: skip
+
+    def likelihood() -> dict[str, Any]:
+        return _likelihood(config, system, data)
+
+    def returned() -> dict[str, Any]:
         with naming("sampler"):
-            result["round_trip"] = assess_round_trip(system, system.denoiser, data, **common, **config.round_trip,
-                                                     batch_size=config.batch_size)  # fmt: skip
-        rows += round_trip_rows(result["round_trip"])
-    if "nll" in metrics:
-        bounded = (config.nll.clip, None) == (system.sampler.clip, system.sampler.dynamic_threshold)
-        if isinstance(system.denoiser.variance, Analytic) and not bounded:
-            raise UserError(f"nll.clip={config.nll.clip} bounds guesses in another way than sampler.clip="
-                            f"{system.sampler.clip}, for which variance=analytic was estimated; make them equal, with "
-                            "sampler.dynamic_threshold=null")  # fmt: skip
-        options: dict[str, Any] = OmegaConf.to_container(config.nll)  # type: ignore[assignment]
-        with naming("nll"):
-            result["nll"] = assess_likelihood(system, system.denoiser, data, **common, **options, seed=config.seed,
-                                              batch_size=config.batch_size)  # fmt: skip
-        rows += nll_rows(result["nll"])
-    if "density" in metrics:
-        result["density"] = assess_density(system, system.denoiser, data, **common, **config.density)
-        rows += density_rows(result["density"])
-    if judged:
-        result |= next(assess(system, system.denoiser, data, extractor, **common, before=stages,
-                              thorough={*THOROUGH} & {*metrics}, split=config.split, count=config.count,
-                              seed=config.seed, batch_size=config.batch_size))  # fmt: skip
-        rows += quality_rows(result)
+            return assess_round_trip(system, system.denoiser, data, **common, **config.round_trip,
+                                     batch_size=config.batch_size)  # fmt: skip
+
+    measured = "+".join(sorted({"fid"} | ({*THOROUGH} & {*metrics})))  # together, of the same samples
+    ways: list[tuple[str, bool, Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Rows]]] = [
+        ("round_trip", "round_trip" in metrics, returned, round_trip_rows),
+        ("nll", "nll" in metrics, likelihood, nll_rows),
+        ("density", "density" in metrics, density, density_rows),
+        (measured, extractor is not None, quality, quality_rows),
+    ]
+    result: dict[str, Any] = {"run": str(config.run), "run_id": records.read(config.run).id}
+    try:
+        for name, wanted, measure, shown in ways:
+            if wanted:
+                found = finished.parts[name] if name in finished.parts else finished.keep(name, measure())
+                result |= found if name == measured else {name: found}
+                rows += shown(found)
+                if first():
+                    write(output(config.out) / "metrics.json", json.dumps(result, indent=2) + "\n")
+    except BaseException:
+        if first() and rows:
+            tqdm.write(f"{table(rows)}\n  finished before the end, in {config.out}; the same command goes on")
+        finished.end(kept=True)
+        raise
     if not first():
         return
     out = output(config.out)
-    (out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     saved = [out / "metrics.json"]
     if "nll" in metrics:
         saved.append(save_bound(result["nll"]["terms"], out / "bound.png"))
+    finished.end()
     LOG.info("%s\n  saved in %s", table(rows), ", ".join(map(str, saved)))
+
+
+def _likelihood(config: DictConfig, system: Diffusion, data: Data) -> dict[str, Any]:
+    bounded = (config.nll.clip, None) == (system.sampler.clip, system.sampler.dynamic_threshold)
+    if isinstance(system.denoiser.variance, Analytic) and not bounded:
+        raise UserError(f"nll.clip={config.nll.clip} bounds guesses in another way than sampler.clip="
+                        f"{system.sampler.clip}, for which variance=analytic was estimated; make them equal, with "
+                        "sampler.dynamic_threshold=null")  # fmt: skip
+    options: dict[str, Any] = OmegaConf.to_container(config.nll)  # type: ignore[assignment]
+    with naming("nll"):
+        return assess_likelihood(system, system.denoiser, data, weights=config.weights, **options, seed=config.seed,
+                                 batch_size=config.batch_size)  # fmt: skip
 
 
 def _check(config: DictConfig) -> None:

@@ -30,7 +30,7 @@ def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: 
     """Runs those of `cells` that are not done, `jobs` at a time, each after what it needs, and says what became of
     all. Raises CellsFailed if some could not be done.
 
-    Training goes on with what a killed attempt left of a cell; of other verbs that is removed.
+    Training and evaluations go on with what a killed attempt left of a cell; what is left of samples is removed.
     """
     cells = [*{cell.folder: cell for cell in cells}.values()]
     todo = [cell for cell in cells if not cell.done()]
@@ -87,7 +87,7 @@ def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
 def _attempt(cell: Cell, pool: Pool) -> int:
     started, log = time.monotonic(), cell.folder / "log.txt"
     try:
-        if cell.verb != "train":
+        if cell.verb == "sample":
             shutil.rmtree(cell.folder, ignore_errors=True)
         cell.folder.mkdir(parents=True, exist_ok=True)
         (cell.folder / "cell.json").unlink(missing_ok=True)

@@ -26,6 +26,8 @@ LOG = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 SAID = {"label": "labels", "text": "text", "low_res": "low_res"}
 """What samples were asked to be, and under which names an .npz has it"""
+ROWS = {"label": (1, "iu", np.int64), "text": (2, "u", np.uint8), "low_res": (4, "f", np.float32)}
+"""Dimensions of these arrays, the kinds of numbers that are read, and the type that a model takes"""
 
 
 def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: int | None = 100) -> Held:
@@ -62,20 +64,30 @@ def array(
     try:
         with arrays_of(Path(file).resolve()) as saved:
             array = saved[name]
-            said = {key: torch.as_tensor(saved[stored]) for key, stored in SAID.items() if stored in saved}
+            said = {key: saved[stored] for key, stored in SAID.items() if stored in saved}
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
+    except FileNotFoundError as error:
+        raise UserError(f"input={file} is not there; it is an .npz that sample.py wrote, or a folder of images"
+                        ) from error  # fmt: skip
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, BadZipFile, zlib.error) as error:
         raise UserError(f"input={file} holds no array {name} ({type(error).__name__}); "
-                        "it is an .npz that sample.py wrote, or a folder of pictures") from error  # fmt: skip
-    if array.shape[1:] != shape or array.dtype != kind:
+                        "it is an .npz that sample.py wrote, or a folder of images") from error  # fmt: skip
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1 or array.dtype != kind or not len(array):
         raise UserError(f"input={file}: {name} is {array.shape} {array.dtype}, and this run wants (N, "
-                        f"{', '.join(map(str, shape))}) {np.dtype(kind)}")  # fmt: skip
+                        f"{', '.join(map(str, shape))}) {np.dtype(kind)}") from None  # fmt: skip
+    if not np.isfinite(array).all():
+        raise UserError(f"input={file}: {name} has numbers that are not finite")
+    for key, values in said.items():
+        rank, kinds, taken = ROWS[key]
+        if values.ndim != rank or values.dtype.kind not in kinds or len(values) != len(array):
+            raise UserError(f"input={file}: {SAID[key]} is {values.shape} {values.dtype}, and {len(array)} {name} want "
+                            f"({len(array)}{',' + ' ...' * (rank > 1)}) {np.dtype(taken)}")  # fmt: skip
     labels = said.get("label")
     if labels is not None and classes is not None and not ((labels >= 0) & (labels < classes)).all():
         raise UserError(f"input={file} has labels in {labels.min()}..{labels.max()}, and this model knows 0.."
                         f"{classes - 1}")  # fmt: skip
-    return torch.as_tensor(array), said
+    return torch.as_tensor(array), {key: torch.as_tensor(value.astype(ROWS[key][2])) for key, value in said.items()}
 
 
 def arrays(name: str, values: Tensor, said: Batch) -> dict[str, Any]:

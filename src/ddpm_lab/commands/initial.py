@@ -11,7 +11,7 @@ from ddpm_lab.systems.training import Learner
 
 OWN = ("timesteps.", "codec.")
 """Parts that a new run makes of its own data"""
-MEANT = ("system", "prediction", "variance", "codec")
+MEANT = ("system", "prediction", "variance", "conditioner", "codec")
 """Groups whose other choice means something else by the same weights"""
 
 

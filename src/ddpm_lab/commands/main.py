@@ -6,11 +6,14 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 import hydra
 import yaml
@@ -19,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_lab.commands import refusals, resume, runs, saved
+from ddpm_lab.commands import refusals, resume, runs, saved, unfinished
 from ddpm_lab.commands.cells import literal
 from ddpm_lab.commands.hindrances import hindrance
 from ddpm_lab.errors import Hindered, Interrupted, Told, UserError, shown
@@ -27,8 +30,43 @@ from ddpm_lab.ranks import check, first
 
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
+MADE = ("runs", "sweeps", "samples", "evaluations", "exact")
+"""Folders that the configurations make around an output folder, beside one that is called by the day"""
+SWEEPS: list[Path] = []
+"""Folders of the sweeps of this process"""
 
 
+def _in_order(verb: Callable[[], None]) -> Callable[[], None]:
+    """`verb` with the arguments as Hydra takes them; a mistake in them, SIGINT and SIGTERM end it with a line."""
+
+    @wraps(verb)
+    def ended() -> None:
+        try:
+            if threading.current_thread() is threading.main_thread() and (
+                    signal.getsignal(signal.SIGTERM) == signal.SIG_DFL):  # fmt: skip
+                signal.signal(signal.SIGTERM, _terminated)
+            sys.argv[1:] = refusals.normalized(sys.argv[1:], CONFIGS)
+            verb()
+        except UserError as error:
+            sys.exit(_tell(error))
+        except KeyboardInterrupt as stop:
+            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near
+            sys.exit(_tell(Interrupted(f"stopped by {number.name}; what is finished is kept", number)))
+
+    return ended
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a program in the same order as Ctrl-C."""
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@_in_order
 def train() -> None:
     """Trains a model."""
 
@@ -45,17 +83,17 @@ def train() -> None:
 
         ablate(config)
 
+    verb, sys.argv[1:] = arranged(words)
     try:
-        verb, sys.argv[1:] = arranged(words)
         if verb == "train":
+            saved.rely(words)
             sys.argv[1:], home = resume.placed(sys.argv[1:])
-    except UserError as error:
-        sys.exit(_tell(error))
     except OSError as error:
         sys.exit(_tell(Hindered(f"{error.filename} cannot be read ({error.strerror})")))
     _main(verb, ablate if verb == "ablate" else task)
 
 
+@_in_order
 def sample() -> None:
     """Samples from a run."""
 
@@ -67,6 +105,7 @@ def sample() -> None:
     _main("sample", task)
 
 
+@_in_order
 def evaluate() -> None:
     """Measures a run, or, with model=exact, what needs no network."""
 
@@ -86,6 +125,7 @@ def evaluate() -> None:
         _main("evaluate", task)
 
 
+@_in_order
 def report() -> None:
     """Shows an ablation or a sweep beside a paper's numbers."""
 
@@ -94,10 +134,7 @@ def report() -> None:
 
         report(config)
 
-    try:
-        sys.argv[1:] = _gathered(sys.argv[1:], "report")
-    except UserError as error:
-        sys.exit(_tell(error))
+    sys.argv[1:] = _gathered(sys.argv[1:], "report")
     _main("report", task)
 
 
@@ -111,6 +148,8 @@ def arranged(arguments: list[str]) -> tuple[str, list[str]]:
     if of_many and not (ablation or several or any(argument.startswith("search=") for argument in arguments)):
         raise UserError(f"{of_many[0]} is for many runs: -m, search= or ablation=")
     arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
+    if any(argument.startswith("search=") for argument in arguments) and not several:
+        arguments = ["-m", *arguments]  # which the choice says as well, but too late for Hydra's messages
     return ("ablate", _gathered(arguments, "ablate")) if ablation else ("train", arguments)
 
 
@@ -153,13 +192,13 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             task(config)
         except (Told, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
             ended.append(_tell(_explained(error, verb)))
-            _clear()
+            discard(Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
             if (told := hindrance(error)) is None:
                 raise
             told.__cause__ = error
             ended.append(_tell(told))
-            _clear()
+            discard(Path(HydraConfig.get().runtime.output_dir))
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
@@ -171,11 +210,11 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         if verb in ("sample", "evaluate"):
             sys.argv[1:] = runs.unfold(sys.argv[1:])
             runs.offer(sys.argv[1:])
+        if verb == "evaluate":
+            sys.argv[1:] = unfinished.resumed(sys.argv[1:])
         OmegaConf.register_new_resolver("slug", slug, replace=True)
         with _apart():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
-    except KeyboardInterrupt:
-        ended.append(_tell(Interrupted("interrupted; what is done is kept", signal.SIGINT)))
     except (Told, HydraException, OmegaConfBaseException) as error:
         ended.append(_tell(_explained(error, verb)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -186,17 +225,23 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         if begun or error.filename is None:
             raise
         ended.append(_tell(Hindered(f"{error.filename} cannot be made a folder ({error.strerror})")))
+    finally:
+        for folder in SWEEPS:
+            if folder.is_dir() and [file.name for file in folder.iterdir()] == ["multirun.yaml"]:  # no job began
+                (folder / "multirun.yaml").unlink()
+                discard(folder)
     if ended:
         sys.exit(ended[0])
 
 
-def _clear() -> None:
-    """Removes the folder that Hydra made for what has come to nothing, if nothing is in it yet."""
-    out = Path(HydraConfig.get().runtime.output_dir)
+def discard(folder: Path) -> None:
+    """Remove `folder` if it is empty, and then those around it that the configurations make."""
     with suppress(OSError):
-        out.rmdir()
-        if out.parent.name in ("samples", "evaluations"):
-            out.parent.rmdir()
+        folder.rmdir()
+        for above in folder.parents:
+            if above.name not in MADE and not re.fullmatch(r"\d{4}-\d\d-\d\d", above.name):
+                break
+            above.rmdir()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lab.errors import UserError
+from ddpm_lab.shell import install
 
 GRACE = 30
 """Seconds to end in order"""
@@ -82,7 +83,7 @@ class Slurm(Pool):
         try:
             from submitit import AutoExecutor
         except ImportError as error:
-            raise UserError(f"hydra.launcher.cluster={cluster} needs submitit; try: pip install submitit") from error
+            raise UserError(f"hydra.launcher.cluster={cluster} needs submitit; try {install('submitit')}") from error
         try:
             self.executor = AutoExecutor(str(folder), cluster=cluster)
             self.executor.update_parameters(**(parameters or {}))

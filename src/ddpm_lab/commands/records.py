@@ -15,6 +15,8 @@ from ddpm_lab.errors import Damaged, UserError, shown
 from ddpm_lab.writing import write
 
 FILE = "run.json"
+REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
+"""Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
 ADJUSTABLE = {"conditioner": ("level", "truncated"), "codec": ("run",),
               "data": ("path", "name", "cache", "workers", "resident", "download")}  # fmt: skip
 """Groups that a run's weights belong to, and the keys of them that can be changed all the same."""

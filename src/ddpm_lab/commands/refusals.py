@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from argparse import Action
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,12 +11,53 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.errors import Unsafe, UserError, shown
 
 SHORT = {"train": ("ablation", "jobs", "dry")}
 """What a verb hears at its root that is no key of its configuration"""
+
+MODES = ("run", "multirun", "cfg", "info", "shell_completion")
+"""Options of Hydra, of which it takes one at a time"""
+
+
+def normalized(arguments: Sequence[str], configs: Path) -> list[str]:
+    """Return the arguments as Hydra takes them: options first, and overrides without the dashes that W&B's sweeps put
+    before them (`--trainer.max_steps=5`). Raise UserError for an override whose value stands apart.
+    """
+    known = _options()
+    keys = {key for file in configs.glob("*.yaml") for key in OmegaConf.load(file)} | {*SHORT["train"]}
+    keys |= {folder.name for folder in configs.iterdir() if folder.is_dir()}
+    options: list[str] = []
+    overrides: list[str] = []
+    left = [*arguments]
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.partition("=")
+        if name in known and not (equals and known[name].nargs == 0):  # --run=DIR is the key run
+            options.append(argument)
+            apart = known[name].nargs is None or (left and left[0] in (known[name].choices or ()))
+            options += [left.pop(0)] if apart and left and not equals else []
+            continue
+        key = name.lstrip("-")
+        following = left[0] if left else ""
+        if re.fullmatch(r"[a-z_][\w.]*", key, re.I) and not value and following and (
+                following[0] == "=" or not re.search(r"=|^[-+~]", following)):  # fmt: skip
+            meant = following.lstrip("=") or (left[1] if len(left) > 1 else "")
+            typed = " ".join([argument, *left[: 1 + (following == "=")]])
+            raise UserError(f"{typed}: a key, = and its value are one word; try {key}={meant}")
+        dashed = key != name and equals and (re.split(r"[./@]", key)[0] in keys or not near(name, known))
+        if argument.startswith("-") and not dashed:
+            options.append(argument)
+        else:
+            overrides.append(f"{key}={value}" if dashed else argument)
+    return [*options, *overrides]
+
+
+def _options() -> dict[str, Action]:
+    """Hydra's own, by name."""
+    return get_args_parser()._option_string_actions
 
 
 def check(arguments: Iterable[str], configs: Path) -> None:
@@ -33,6 +75,8 @@ def check(arguments: Iterable[str], configs: Path) -> None:
         group = key.partition("@")[0]
         if not re.fullmatch(r"\w+(/\w+)*", group) or not (configs / group).is_dir():
             continue
+        if argument.startswith("+"):
+            raise UserError(f"{argument}: a choice of a group has no +; try {key}={value}")
         if len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value):
             raise Unsafe(f"{group}={shown(value[:80])} is not the name of a choice, which is a file in configs/{group}")
         if argument.startswith("~") or re.fullmatch(r"|null|true|false|\[\s*\]|[+-]?[\d.]+(e[+-]?\d+)?", value, re.I):
@@ -49,7 +93,10 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     if also := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", text):
         group, choice, other = also.groups()
         return f"{group}={choice} also chooses {other}, which only train.py can; try {group}.KEY=... alone"
-    failed = r"(?:override|append to config\. An item is already at|find|delete from config\.)"
+    failed = r"(?:override|find|delete from config\.)"
+    if existing := re.search(r"append to config\. An item is already at '([^'@]+)'", text):
+        typed = _typed(existing[1], arguments)
+        return f"{typed}: {existing[1]} is there already, and + is for new keys; try {typed.lstrip('+')}"
     if key := re.search(rf"Could not {failed} '([^'@]+)'", text):
         return _unknown(key[1], verb, _config(verb, configs, arguments), arguments)
     if missing := re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)", text):
@@ -91,19 +138,28 @@ def _unread(argument: str) -> str:
     return f"{argument} has a character that must stand in quotes; {quoted}"
 
 
-def check_flags(arguments: Iterable[str], keys: Iterable[object]) -> None:
+def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
     """Raises UserError for a flag that Hydra does not know; it would print all that it knows. `keys` have no dashes."""
-    known = get_args_parser()._option_string_actions
+    known = _options()
     for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
         if flag not in known:
             if (key := flag.lstrip("-")) in keys:
                 raise UserError(f"{flag} is a key and no option; try {key}=...")
             raise UserError(f"{flag} is no option{near(flag, known)}; options: {', '.join(sorted(known, key=len))}")
+    modes = {
+        known[flag].dest: flag
+        for flag in (argument.partition("=")[0] for argument in arguments)
+        if flag in known and known[flag].dest in MODES
+    }
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes.values())} exclude one another; leave one out")
 
 
 def _unknown(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) -> str:
     """A key that is neither a group nor a value."""
-    typed = next((argument for argument in arguments if argument.lstrip("+~").startswith(f"{key}=")), key)
+    typed = _typed(key, arguments)
+    if "/" in key and OmegaConf.select(config, dotted := key.replace("/", ".")) is not None:
+        return f"{typed}: only groups have a /; try {typed.replace(key, dotted)}"
     parent, node = "", config
     *parents, name = key.split(".")
     for i, part in enumerate(parents):
@@ -122,9 +178,16 @@ def _unknown(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) 
     return f"{typed}: {parent or 'the configuration'} has no key {name}{hint}; keys: {', '.join(keys) or 'none'}"
 
 
+def _typed(key: str, arguments: Iterable[str]) -> str:
+    """The argument that sets `key`, or `key` where there is none."""
+    return next((argument for argument in arguments if argument.lstrip("+~").startswith(f"{key}=")), key)
+
+
 def near(word: str, words: Iterable[object]) -> str:
     """ " (did you mean X?)" with the one of `words` that the fewest slips make `word` of; "" where none is near."""
     known = [str(one) for one in words]
+    if same := [one for one in known if one.lower() == word.lower()]:
+        return f" (did you mean {same[0]}?)"
     likeness = {one: difflib.SequenceMatcher(None, word, one).ratio() for one in known}
     best = min(known, key=lambda one: (_slips(word, one), -likeness[one]), default="")
     close = best and (_slips(word, best) <= (len(word) + 1) // 3 or likeness[best] >= 0.6)

@@ -13,14 +13,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
-from ddpm_lab.commands import places, records
+from ddpm_lab.commands import folders, places, records
 from ddpm_lab.commands.cells import quoted
-from ddpm_lab.errors import Damaged, Unsafe, UserError, shown
+from ddpm_lab.errors import Damaged, Unsafe, UserError
 from ddpm_lab.ranks import first
 from ddpm_lab.writing import taken, write
 
 LOG = logging.getLogger(__name__)
-FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes",
+FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.val_check_interval",
+        "trainer.limit_val_batches",
         *(f"data.{key}" for key in records.ADJUSTABLE["data"]),
         "logger", "patience", "extractor",
         "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",
@@ -30,8 +31,6 @@ ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
 """What no run is made of"""
 DERIVED = ("model", "optimizer.lr", "trainer.max_steps")
 """Keys that may be null until the data is built, which a run then has values of"""
-HARMLESS = {".err", ".log", ".out", ".txt"}
-"""Suffixes of files that a new run may find in its folder, such as the output of a job"""
 
 
 def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -47,7 +46,7 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
             meant = next((f"resume={above}" for above in home.parents if (above / "config.yaml").is_file()),
                          "auto, null, or a folder that train.py named")  # fmt: skip
             raise UserError(f"resume={home} is no run, for it holds no config.yaml; try {meant}")
-        _resumable(home)
+        folders.resumable(home)
         if said["hydra.run.dir"] not in (None, str(home)):
             raise UserError(f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one")
         return [*_chosen(home, words), *words, quoted("hydra.run.dir", home)], trust.plain(home)
@@ -59,7 +58,7 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
                 f"resume=null begins a new run, and hydra.run.dir={folder} holds one; choose another folder"
             )
         used = any(os.path.lexists(Path(folder, name)) for name in (".lock", "checkpoints", "command.txt"))
-        _vacant(Path(folder))
+        folders.vacant(Path(folder))
         return [*words], trust.plain(Path(folder)) if used else Path(folder)
     several = any(word in ("-m", "--multirun") or word.startswith(("search=", "-")) for word in words)
     if several or said["resume"] == "null":
@@ -78,39 +77,11 @@ def _chosen(home: Path, words: Sequence[str]) -> list[str]:
     from ddpm_lab.commands.main import CONFIGS
 
     saved, typed = runs.config(str(home)), {word.partition("=")[0] for word in words}
+    saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"  # whatever it was: `home`
     groups = [str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed]
     for group in groups:
         ConfigStore.instance().store(group=group, name="run", node=saved._get_node(group))
     return [f"{group}=run" for group in groups]
-
-
-def _resumable(home: Path) -> None:
-    """Raises UserError where `home` is not a folder that training can go on in."""
-    from ddpm_lab.callbacks.checkpoints import ordered
-
-    if ordered(home / "checkpoints") or (home / "command.txt").is_file():
-        return
-    if _shared(home):
-        raise UserError(f"resume={home} holds weights without the state of the optimizer, which training needs to go "
-                        f"on; try init={home}, which starts a new run from these weights")  # fmt: skip
-    raise UserError(f"resume={home} holds no checkpoints; try a folder that train.py named")
-
-
-def _vacant(folder: Path) -> None:
-    """Raises UserError where `folder` holds files and is not that of a training run."""
-    if not folder.is_dir() or (folder / "command.txt").is_file() or any((folder / "checkpoints").glob("step-*.ckpt")):
-        return
-    others = sorted(entry.name for entry in folder.iterdir()
-                    if entry.name[0] != "." and entry.suffix not in HARMLESS)  # fmt: skip
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        hint = f", and init={folder} to start from its weights" if _shared(folder) else ""
-        raise UserError(f"hydra.run.dir={folder} is not the folder of a training run and holds "
-                        f"{', '.join(map(shown, others[:3]))}{more}; try a new folder{hint}")  # fmt: skip
-
-
-def _shared(folder: Path) -> bool:
-    return (folder / "weights.safetensors").is_file()
 
 
 def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfig:
@@ -126,13 +97,18 @@ def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfi
         if key.endswith("save_dir") or "/" in str(value) or ".." in str(value):
             raise Unsafe(f"{home}: logger.{key}={value} would write elsewhere than in its run; try the command that "
                          "began it")  # fmt: skip
-    for key in (word.lstrip("+~").partition("=")[0] for word in words if "=" in word):
+    for word in (word for word in words if "=" in word or word[0] == "~"):
+        key = word.lstrip("+~").partition("=")[0]
         if key.split(".")[0] in ASIDE:
             continue
         if not _free(key):
             raise UserError(f"{key} is part of what resume={home} was trained with; of a run that goes on can be "
                             f"changed: {', '.join(FREE)}")  # fmt: skip
-        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+        if word[0] == "~":
+            parent, _, name = key.rpartition(".")
+            OmegaConf.select(saved, parent).pop(name)
+        else:
+            OmegaConf.update(saved, key, OmegaConf.select(config, key))
     places.confirm(saved, f"resume={home}", places.DATA + places.MODELS)
     return saved
 
@@ -239,7 +215,7 @@ def _free(key: str) -> bool:
 
 def _leaves(node: Any, path: str = "") -> Any:
     """(dotted key, value)"""
-    if isinstance(node, dict) and node:
+    if isinstance(node, dict):
         for key, value in node.items():
             yield from _leaves(value, f"{path}.{key}".lstrip("."))
     else:

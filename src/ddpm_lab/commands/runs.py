@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab import trust
 from ddpm_lab.commands import places, records
+from ddpm_lab.commands.records import ADJUSTABLE, REPLACEABLE
 from ddpm_lab.commands.saved import TRUSTED, configuration
 from ddpm_lab.errors import Damaged, UserError, choice, naming
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
-REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
-"""Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
 
 
 def config(run: str) -> DictConfig:
@@ -46,14 +45,14 @@ def config(run: str) -> DictConfig:
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
     saved = configuration(file, TRUSTED)
     trust.plain(Path(run))
-    groups = ("system", "model", "trainer", "callbacks", "logger", *REPLACEABLE, *records.ADJUSTABLE)
+    groups = ("system", "model", "trainer", "callbacks", "logger", *REPLACEABLE, *ADJUSTABLE)
     if not all(isinstance(saved._get_node(group), DictConfig) for group in groups):
         raise UserError(f"run={run}: its config.yaml is not a configuration of ours")
     return records.located(saved, records.read(run).directory)
 
 
 def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> None:
-    """Makes the run's own choices of `REPLACEABLE` and `records.ADJUSTABLE` the choice `run` of these groups.
+    """Makes the run's own choices of `REPLACEABLE` and `ADJUSTABLE` the choice `run` of these groups.
 
     `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes what the run was trained with and
     `sampler=ddim` replaces it, all in Hydra's own grammar. `find` reads the configuration of a run.
@@ -64,7 +63,7 @@ def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> N
         if len({str(one[group]) for one in saved if f"{group}=" not in {a[: len(group) + 1] for a in arguments}}) > 1:
             raise UserError(f"{group} differs between these runs; say which, such as {group}=NAME")
         ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if saved else {})
-    for group in records.ADJUSTABLE:
+    for group in ADJUSTABLE:
         alike = len({str(one[group]) for one in saved}) == 1
         if saved and not alike and any(argument.startswith(f"{group}.") for argument in arguments):
             raise UserError(f"{group} differs between these runs, so that nothing of it can be chosen for all of them; "
@@ -107,7 +106,7 @@ def _words(stage: Any) -> list[str]:
     except ValueError as error:
         raise UserError(f"cascade: a stage must be a run, and behind it its words; {stage!r} is not; "
                         "try cascade=['DIR sampler.steps=50',DIR2]") from error  # fmt: skip
-    groups = (*REPLACEABLE, *records.ADJUSTABLE)
+    groups = (*REPLACEABLE, *ADJUSTABLE)
     if wrong := [word for word in words if re.split("[.=]", word)[0] not in (*groups, "weights")]:
         raise UserError(f"cascade: {wrong[0]} cannot be said of one stage, of which can be chosen: weights, "
                         f"{', '.join(groups)}")  # fmt: skip
@@ -143,7 +142,7 @@ def load(settings: DictConfig) -> "Diffusion":
     saved = config(settings.run)
     for group in {*REPLACEABLE} - {"variance"} & {*settings}:
         saved[group] = settings[group]
-    for group in records.ADJUSTABLE:
+    for group in ADJUSTABLE:
         records.adjusted(saved, settings, group)
     system, content, file = _restored(settings.run, saved, "Diffusion")
     if settings.weights == "ema":

@@ -1,18 +1,23 @@
 """python sample.py run=DIR"""
 
 import logging
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.commands import datasets
 from ddpm_lab.commands.build import at_least
+from ddpm_lab.commands.cells import quoted
 from ddpm_lab.commands.files import SPLITS, array, arrays, read, save
 from ddpm_lab.commands.output import output, quiet
 from ddpm_lab.commands.refusals import near
@@ -25,6 +30,7 @@ from ddpm_lab.evaluation.pictures import save_grid, save_scatter
 from ddpm_lab.evaluation.round_trip import round_trip
 from ddpm_lab.low_res import LowRes
 from ddpm_lab.ranks import everyones, first, join
+from ddpm_lab.shell import program
 from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
@@ -96,9 +102,16 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
         threes = torch.stack([part.to(system.device) for part in rows_of], dim=1).flatten(0, 1)
         file, how = save_grid(threes, out / "grid.png", 30 if len(data) >= 10 else 3), "in threes: given, x_T, decoded"
     LOG.info("%d encoded and decoded in %d steps each: mean square error %.2g, in units of the data's range\n"
-             "  x_T         %s\n  a picture   %s (%s)\n  next        mode=decode input=%s",
+             "  x_T         %s\n  a picture   %s (%s)\n  next        %s",
              len(data), len(system.sampler.times(system.denoiser.process.steps)) - 1, error, out / "x_T.npz", file,
-             how, out / "x_T.npz")  # fmt: skip
+             how, _decoding(out / "x_T.npz"))  # fmt: skip
+
+
+def _decoding(file: Path) -> str:
+    """Return the command that decodes `file` in the way in which this one encoded it."""
+    aside = ("mode", "input", "count", "label", "text", "out", "hydra")
+    words = [word for word in HydraConfig.get().overrides.task if re.split("[.=]", word)[0] not in aside]
+    return f"{program('sample')} {shlex.join([*words, 'mode=decode', quoted('input', file)])}"
 
 
 def _decode(config: DictConfig, system: Diffusion) -> None:

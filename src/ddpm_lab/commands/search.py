@@ -13,6 +13,7 @@ from ddpm_lab.commands.cells import Cell
 from ddpm_lab.commands.output import grid
 from ddpm_lab.commands.readings import number
 from ddpm_lab.errors import CellsFailed, UserError
+from ddpm_lab.shell import install
 
 DIRECTIONS: dict[str, Any] = {"minimize": "minimize", "maximize": "maximize"}
 LOG = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def search(
     try:
         import optuna
     except ImportError as error:
-        raise UserError("search=optuna needs optuna; try: pip install optuna") from error
+        raise UserError(f"search=optuna needs optuna; try {install('optuna')}") from error
     if direction not in DIRECTIONS:
         raise UserError(f"hydra.sweeper.direction={direction} is not one of {', '.join(DIRECTIONS)}")
     for name, given, least in (("trials", trials, 1), ("seed", seed, 0)):

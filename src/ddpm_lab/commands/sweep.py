@@ -2,16 +2,19 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from ddpm_lab.commands import datasets
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.output import grid, output
+from ddpm_lab.commands.unfinished import unfinished
 from ddpm_lab.data.splits import Held
 from ddpm_lab.errors import UserError, naming
 from ddpm_lab.evaluation.extractors import Extractor
@@ -21,6 +24,7 @@ from ddpm_lab.low_res import LowRes
 from ddpm_lab.ranks import everyones, first
 from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.writing import write
 
 LOG = logging.getLogger(__name__)
 COLUMNS = {"fid": "FID", "fid_within": "FID within class", "inception_score": "IS", "recognised": "recognised",
@@ -29,42 +33,83 @@ COLUMNS = {"fid": "FID", "fid_within": "FID within class", "inception_score": "I
 
 def sweep(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, extractor: Extractor) -> None:
     """The quality of samples of `system`, after other `stages` of a cascade, for each of `config.values` of the key
-    `config.against`: a table, lines, and a row of samples per value. Each value starts from the same noise.
+    `config.against`: a table, lines, and a row of samples per value. Each value starts from the same noise. What
+    is finished is kept, and the same command goes on with the next value.
     """
     ways = _ways(config, stages, system)
     data = datasets.data(config)
-    if first():
-        output(config.out)  # before any work
-    found: list[dict[str, Any]] = []
-    drawn: list[Held] = []
+    values = [OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in config["values"]]
+    named = ["null" if value is None else str(value) for value in values]
+    finished = unfinished(config, [*stages, system], data)
+    drawn: dict[str, Held] = {}
     cascade = Cascade([*stages, system])
     ten = cascade.stages[0].ask(10, given=data.test)
     common = {"seed": config.seed, "batch_size": config.batch_size}
-    for result in assess(system, system.denoiser, data, extractor, before=stages, ways=ways, thorough={"prc"},
-                         weights=config.weights, split=config.split, count=config.count, **common):  # fmt: skip
-        found.append(result)
-        # Lazily measured, so the system still draws in the way that was judged.
+
+    def draw(name: str) -> None:
         _, asked = cascade.lead(ten, 10, **common)
-        drawn += everyones(list(system.sample(system.denoiser, 10, asked=asked, **common)))
+        (drawn[name],) = everyones(list(system.sample(system.denoiser, 10, asked=asked, **common)))[:1]
+
+    for name, way in ways.items():
+        if name in finished.parts:
+            way()
+            draw(name)
+    left = {f"{config.against}={name} ({named.index(name) + 1} of {len(named)})": way for name, way in ways.items()
+            if name not in finished.parts}  # fmt: skip
+    results = assess(system, system.denoiser, data, extractor, before=stages, ways=left, thorough={"prc"},
+                     weights=config.weights, split=config.split, count=config.count, **common)  # fmt: skip
+    try:
+        for name in [name for name in named if name not in finished.parts]:
+            finished.keep(name, next(results))
+            draw(name)  # lazily measured, so the system still draws in the way that was judged
+            if not {*named} <= {*finished.parts}:
+                _report(config, dict(zip(named, values, strict=True)), finished.parts, drawn)
+    except BaseException:
+        if first() and (done := [name for name in named if name in finished.parts]):
+            tqdm.write(_table(config, extractor, done, finished.parts))
+            tqdm.write(f"  {len(done)} of {len(named)} values are finished, in {config.out}; the same "
+                       "command goes on with the next")  # fmt: skip
+        finished.end(kept=True)
+        raise
     if not first():
         return
+    files = _report(config, dict(zip(named, values, strict=True)), finished.parts, drawn)
+    finished.end()
+    LOG.info("%s\n  saved in %s (a row of samples per value)", _table(config, extractor, named, finished.parts),
+             ", ".join(map(str, files)))  # fmt: skip
+
+
+def _report(
+    config: DictConfig, values: Mapping[str, Any], found: Mapping[str, dict[str, Any]], drawn: Mapping[str, Held]
+) -> list[Path]:
+    """Write what was found: the numbers, lines, and a row of samples for each value. Values without results are listed
+    as "unfinished".
+    """
+    if not first():
+        return []
     out = output(config.out)
-    values = [OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in config["values"]]
+    done = [name for name in values if name in found and name in drawn]
     report = {"run": str(config.run), "against": config.against,
-              "values": [{"value": value, **result} for value, result in zip(values, found, strict=True)]}  # fmt: skip
-    (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-    named = ["null" if value is None else str(value) for value in values]
-    rows = {name: _cells(result) for name, result in zip(named, found, strict=True)}
-    rows |= {"held-out": _cells(found[0]["real"]), "noise": _cells(found[0]["noise"])}
+              "values": [{"value": values[name], **found[name]} for name in done]}  # fmt: skip
+    if missing := [value for name, value in values.items() if name not in done]:
+        report["unfinished"] = missing
+    write(out / "metrics.json", json.dumps(report, indent=2) + "\n")
+    picture = _draw(config.against, [values[name] for name in done], done, [found[name] for name in done],
+                    out / "sweep.png")  # fmt: skip
+    rows = save_grid(torch.cat([drawn[name][0].cpu() for name in done]), out / "rows.png", columns=10)
+    return [out / "metrics.json", picture, rows]
+
+
+def _table(config: DictConfig, extractor: Extractor, named: Sequence[str], found: Mapping[str, dict[str, Any]]) -> str:
+    rows = {name: _cells(found[name]) for name in named}
+    some = found[named[0]]
+    rows |= {"held-out": _cells(some["real"]), "noise": _cells(some["noise"])}
     title = f"{config.count} samples per value, {config.weights} weights (features: {extractor.name})"
-    picture = _draw(config.against, values, named, found, out / "sweep.png")
-    LOG.info("%s\n  saved in %s, %s, %s (a row of samples per value)",
-             grid(title, config.against, [*COLUMNS.values()], rows), out / "metrics.json", picture,
-             save_grid(torch.cat([split[0].cpu() for split in drawn]), out / "rows.png", columns=10))  # fmt: skip
+    return grid(title, config.against, [*COLUMNS.values()], rows)
 
 
-def _ways(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion) -> list[Callable[[], None]]:
-    """What makes the system draw with each value, all of them tried. Raises UserError."""
+def _ways(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion) -> dict[str, Callable[[], None]]:
+    """By value, what makes the system draw with each value, all of them tried. Raises UserError."""
     key, values = config.against, config["values"]
     keys = [f"{group}.{name}" for group in ("sampler", "guidance") for name, value in config[group].items()
             if not str(name).startswith("_") and not OmegaConf.is_dict(value)]  # fmt: skip
@@ -94,7 +139,7 @@ def _ways(config: DictConfig, stages: Sequence[Diffusion], system: Diffusion) ->
         for way in ways:
             way()
             Cascade([*stages, system])
-    return ways
+    return {"null" if value is None else str(value): way for value, way in zip(values, ways, strict=True)}
 
 
 def _cells(result: dict[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -20,20 +19,25 @@ from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered, step_of
 from ddpm_lab.callbacks.compiled import Compiled
 from ddpm_lab.callbacks.density import Density
 from ddpm_lab.callbacks.ema import EMA
+from ddpm_lab.callbacks.forecast import Forecast
 from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.commands import datasets, initial, places, records, resume
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.cells import in_shell
+from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
 from ddpm_lab.commands.saved import public
-from ddpm_lab.commands.validate import validate, validate_settings, validate_trainer
+from ddpm_lab.commands.suggestions import completed, typed_words
+from ddpm_lab.commands.validate import validate, validate_length, validate_settings, validate_trainer
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Flow
 from ddpm_lab.errors import Damaged, Diverged, Interrupted, Told, naming
 from ddpm_lab.loggers import failed, finish, made_optional
 from ddpm_lab.ranks import first
+from ddpm_lab.shell import program
 from ddpm_lab.systems.asking import by
+from ddpm_lab.systems.class_names import is_numbered, legend
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Learner
 from ddpm_lab.writing import alone, write
@@ -54,20 +58,22 @@ def train(config: DictConfig, words: Sequence[str] = (), home: Path | None = Non
 
 
 def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path | None) -> None:
-    if config.init is not None and checkpoint is None:
+    if config.get("init") is not None and checkpoint is None:
         initial.model_of(config)
     validate_settings(config)
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or torch's optimizers look for a GPU anew at each step: 0.05 ms
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
-    system: Learner = build(config, "system", **data.spec)
+    system: Learner = build_system(config, data)
+    validate_length(config)
     system.seed = config.seed
     callbacks = build(config, "callbacks")
     if not any(isinstance(callback, Checkpoints) for callback in callbacks.values()):
         callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
     if config.compile is not None:
         callbacks = {"compiled": Compiled(config.compile)} | callbacks
+    callbacks = {"forecast": Forecast(timed=config.compile is None)} | callbacks
     validate(config, data, system, callbacks)
     trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
     validate_trainer(config, trainer)
@@ -77,7 +83,7 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     about = datasets.fingerprint(data)
     if checkpoint:
         datasets.verify(checkpoint.parents[1], config, about)
-    elif config.init is not None:
+    elif config.get("init") is not None:
         LOG.info(initial.start(system, config))
     saving = next(callback for callback in callbacks.values() if isinstance(callback, Checkpoints))
     if first():
@@ -99,6 +105,8 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     LOG.info("%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters", data.name,
              data.train.size, what, shape, where, data.test.size, parameters / 1e6)  # fmt: skip
 
+    if data.captions and not is_numbered(data.captions):
+        LOG.info("classes: %s", legend(data.captions))
     if checkpoint and isinstance(data.train, Flow):
         LOG.info("a stream cannot be entered where it was left: it begins a new shuffle")
     if checkpoint and trainer.strategy.root_device.type == "cuda" and not config.trainer.get("deterministic"):
@@ -116,7 +124,7 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         where = "nothing was saved yet"
         if kept:
             last = "saved in" if step_of(kept[0]) == trainer.global_step else "the last checkpoint is"
-            where = f"{last} {kept[0]}; the same command goes on, or resume={in_shell(run)}"
+            where = f"{last} {kept[0]}; the same command goes on, or {program('train')} resume={in_shell(run)}"
         raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
     except Exception as error:  # whatever Lightning makes of a state that is none
         if checkpoint and not system.begun and not isinstance(error, Told | OSError | MemoryError):
@@ -135,6 +143,8 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     reconstructed = _result(callbacks, Reconstructions)
     training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters}
     watched = {name.removeprefix("val/"): value for name, value in system.watched.items()}
+    if system.zero_loss is not None:
+        training["zero_loss"] = system.zero_loss
     if "loss" in watched:
         training["val_loss"] = watched.pop("loss")
     found = {
@@ -154,7 +164,7 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     rows.append(("training", f"{seconds:.0f} s",
                  f"{trainer.global_step} steps, all pictures and metrics included{without}"))  # fmt: skip
     averaged = any(isinstance(callback, EMA) for callback in callbacks.values())
-    LOG.info("%s\n%s", table(rows), _farewell(run, system, bool(quality), averaged))
+    LOG.info("%s\n%s", table(rows), _farewell(run, system, bool(quality), averaged, config))
 
 
 def _result(callbacks: dict[str, Callback], kind: type[Quality | Density | Reconstructions]) -> dict[str, Any]:
@@ -171,13 +181,13 @@ def _requeue() -> None:
         LOG.warning("SLURM job %s could not be put back into the queue", job)
 
 
-def _farewell(run: Path, system: Learner, measured: bool, averaged: bool) -> str:
+def _farewell(run: Path, system: Learner, measured: bool, averaged: bool, config: DictConfig) -> str:
     """Where things are, and what to type next."""
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-    prefix, suffix = ("python ", ".py") if sys.argv[0].endswith(".py") else ("ddpm-", "")
     raw = "" if averaged or not isinstance(system, Diffusion) else " weights=raw"
     suggested = [
-        f"{prefix}{verb}{suffix} {words}{raw}" for verb, words in system.suggestions(in_shell(shown), measured)
+        completed(verb, f"{words}{raw}", config, typed_words(run))
+        for verb, words in system.suggestions(in_shell(shown), measured)
     ]
     return "\n".join([
         f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir() if entry.name[0] != '.'))}",

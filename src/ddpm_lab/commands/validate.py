@@ -26,6 +26,7 @@ from ddpm_lab.commands.trainer_keys import check_keys
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Points
 from ddpm_lab.errors import Hindered, UserError
+from ddpm_lab.shell import program
 from ddpm_lab.systems.autoencoder import AutoencoderSystem
 from ddpm_lab.systems.classifier import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
@@ -36,7 +37,8 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 """Of torch.compile"""
 ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16")
-LEAST = {"trainer.accumulate_grad_batches": 1, "trainer.val_check_interval": 1, "trainer.num_nodes": 1}
+LEAST = {"trainer.max_steps": 1, "trainer.accumulate_grad_batches": 1, "trainer.val_check_interval": 1,
+         "trainer.num_nodes": 1}  # fmt: skip
 COPIES = 12
 """Of the weights: each of three checkpoints has them, their average and two moments of Adam"""
 
@@ -44,17 +46,13 @@ COPIES = 12
 def validate_settings(config: DictConfig) -> None:
     """Before anything is built. Raises UserError, and Hindered for what this machine has not."""
     check_keys(config.trainer)
-    at_least(config, {"seed": 0, "trainer.max_steps": 1} | _given(config, LEAST))
+    at_least(config, {"seed": 0} | _given(config, LEAST))
     above(config, _given(config, {"optimizer.lr": 0, "patience": 0, "trainer.gradient_clip_val": 0}))
     above(config, _given(config, {"optimizer.weight_decay": 0}), equal=True)
     if config.model._target_ == "ddpm_lab.diffusion.exact.MixtureDenoiser":
         raise UserError(
-            "model=exact is known in closed form and has nothing to train; try: python evaluate.py model=exact"
+            f"model=exact is known in closed form and has nothing to train; try {program('evaluate')} model=exact"
         )
-    warmup, steps = config.lr_schedule.get("warmup"), config.trainer.max_steps
-    if isinstance(warmup, int) and warmup > steps:
-        raise UserError(f"lr_schedule.warmup={warmup} is longer than the training, trainer.max_steps={steps}, which "
-                        f"would never come to optimizer.lr; try lr_schedule.warmup={steps // 2}")  # fmt: skip
     _devices(config.trainer)
     _compiler(config)
     if config.trainer.precision in ("bf16", "bf16-mixed") and config.trainer.accelerator == "cpu":
@@ -64,6 +62,14 @@ def validate_settings(config: DictConfig) -> None:
     if config.trainer.precision not in PRECISIONS:
         raise UserError(f"trainer.precision={config.trainer.precision} would lose the float64 tables, or clip "
                         "gradients that are scaled; try 32-true or bf16-mixed")  # fmt: skip
+
+
+def validate_length(config: DictConfig) -> None:
+    """Raises UserError for a warm-up that is longer than the training, whose length is known by now."""
+    warmup, steps = config.lr_schedule.get("warmup"), config.trainer.max_steps
+    if isinstance(warmup, int) and warmup > steps:
+        raise UserError(f"lr_schedule.warmup={warmup} is longer than the training, trainer.max_steps={steps}, which "
+                        f"would never come to optimizer.lr; try lr_schedule.warmup={steps // 2}")  # fmt: skip
 
 
 def _compiler(config: DictConfig) -> None:

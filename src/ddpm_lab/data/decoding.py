@@ -1,124 +1,151 @@
-"""From a file to pixels: the right ones, or a refusal that names the file."""
+"""From a file to the image in it, or a refusal that names the file."""
 
 import stat
 import warnings
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""What is read, whatever a file's name says. PIL knows more, and starts programs for some."""
+UNDECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
+"""Formats that Pillow registers but does not decode itself: it starts another program, or has only a stub."""
 PIXELS = 2**26
-"""A picture may have so many, 8192 x 8192"""
-MODES = {1: "L", 3: "RGB"}
+"""Largest number of pixels of an image, 8192 x 8192"""
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
-KNOWN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"} | DEEP
-SAME = {("L", "L"), ("1", "L"), ("RGB", "RGB"), ("P", "RGB")}
-"""Of which mode a picture may be to have the same pixels in another"""
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ours is the lower bound
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `PIXELS` is the lower bound
 
 
-def opened(file: Path) -> Image.Image:
-    """The picture in `file`, as `decoded`. Raises ValueError also where it is no regular file."""
+@cache
+def formats() -> tuple[str, ...]:
+    """Formats that Pillow decodes. Those with a signature come first: the others accept more than their own files."""
+    Image.init()
+    return tuple(sorted((name for name in Image.OPEN if name not in UNDECODED), key=lambda name: not _signed(name)))
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """File suffixes of `formats`, in lower case."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in (*formats(), "MPO"))
+
+
+def _signed(name: str) -> bool:
+    return Image.OPEN[name][1] is not None
+
+
+def is_image(file: Path) -> bool:
+    """Return whether a regular file is meant as an image: by its suffix or, if the suffix is not one of an image
+    format, by the signature of its content.
+
+    A TIFF needs its suffix: camera raw files are TIFFs whose first image is a thumbnail.
+    """
+    if file.suffix.lower() in suffixes():
+        return True
+    signed = tuple(name for name in formats() if _signed(name) and (name != "TIFF" or not file.suffix))
+    try:
+        with file.open("rb") as stream, Image.open(stream, formats=signed):
+            return True
+    except Exception:  # Pillow raises nearly anything for content that is not an image
+        return False
+
+
+@contextmanager
+def stream_of(file: Path) -> Iterator[BinaryIO]:
+    """Open `file`. Raises ValueError that names it unless it is a regular file with content."""
     try:
         about = file.stat()
-        if not stat.S_ISREG(about.st_mode):  # a FIFO would be waited for
-            raise ValueError("it is no regular file")
+        if not stat.S_ISREG(about.st_mode):  # opening a FIFO would wait for a writer
+            raise ValueError("it is not a regular file")
         if not about.st_size:
             raise ValueError("it is empty")
         stream = file.open("rb")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as a picture ({error})") from error
+        raise ValueError(f"{file} cannot be read as an image ({error})") from error
     with stream:
+        yield stream
+
+
+def opened(file: Path) -> Image.Image:
+    """Return the image in `file`, as `decoded`. Raises ValueError also if it is not a regular file."""
+    with stream_of(file) as stream:
         return decoded(stream, str(file))
 
 
 def decoded(stream: BinaryIO, name: str) -> Image.Image:
-    """The picture in `stream`, turned as its EXIF tag says; of an animation the first frame. Raises ValueError that
-    begins with `name` unless it is whole and has at most `PIXELS`.
+    """Return the image in `stream`, rotated as its EXIF tag says; of an animation the first frame. Raises ValueError
+    that begins with `name` unless the image is whole and has at most `PIXELS`.
     """
-    try:
-        try:
-            picture = Image.open(stream, formats=FORMATS)
-        except UnidentifiedImageError:
-            raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
-        if picture.width * picture.height > PIXELS:
-            raise ValueError(f"{picture.width}x{picture.height} are over {PIXELS} pixels")
-        if picture.mode == "RGB" and ";16" in str(picture.tile) and "transparency" in picture.info:
-            raise ValueError("it has a transparent colour of 16 bits; save it with 8")  # PIL compares 8 of them
+    with _naming(name):
+        picture = _identified(stream)
+        if picture.mode == "RGB" and _deep_colour(picture) and "transparency" in picture.info:
+            raise ValueError("it has a transparent color of 16 bits; save it with 8")  # Pillow compares 8 of them
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
-    except Exception as error:  # a broken picture makes PIL raise nearly anything
-        raise ValueError(f"{name} cannot be read as a picture ({' '.join(str(error).split())})") from error
     return picture
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Makes pictures (`channels`, `side`, `side`) uint8, grey (1) or RGB (3).
+def _identified(stream: BinaryIO) -> Image.Image:
+    try:
+        picture = Image.open(stream, formats=formats())
+    except UnidentifiedImageError:
+        stream.seek(0)
+        if stream.read(40).startswith(b"version https://git-lfs"):
+            raise ValueError("it is a Git LFS pointer; fetch the images with: git lfs pull") from None
+        raise ValueError("it is not in an image format that Pillow decodes") from None
+    if picture.width * picture.height > PIXELS:
+        raise ValueError(f"{picture.width}x{picture.height} are over {PIXELS} pixels")
+    return picture
 
-    A picture of another size or mode is refused unless `convert`, which lays transparency over `background`, makes it
-    grey or RGB as PIL does (without colour profiles), scales its shorter side (Lanczos) and cuts its centre. Taken
-    anyway is what keeps its pixels: a palette for RGB, one bit for grey. Grey of 16 bits is divided by 257 and rounded;
-    of colour of 16 bits PIL reads the high bytes, which are at most one less. Mode I is read as 16 bits.
 
-    Raises ValueError where a value does not fit.
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a broken image makes Pillow raise nearly anything
+        raise ValueError(f"{name} cannot be read as an image ({' '.join(str(error).split())})") from error
+
+
+def _deep_colour(picture: Image.Image) -> bool:
+    """Return whether a color image that is not loaded yet is stored with 16 bits; Pillow keeps the high 8."""
+    return ";16" in str(getattr(picture, "tile", ""))
+
+
+class Look(NamedTuple):
+    """Properties of an image that decide how a set is read."""
+
+    name: str
+    size: tuple[int, int]
+    """Width and height, after rotation by EXIF"""
+    grey: bool
+    deep: int | None
+    """Largest value of an image with more than 8 bits per channel"""
+
+
+def look(stream: BinaryIO, name: str) -> Look:
+    """Read the header of the image in `stream`, and its pixels only if it has more than 8 bits per channel. Raises
+    ValueError that begins with `name`.
     """
-
-    side: int
-    channels: int
-    convert: bool = False
-    background: str = "white"
-    """What PIL takes for a colour: a name, or #rrggbb"""
-
-    def __post_init__(self) -> None:
-        if self.channels not in MODES:
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {self.channels})")
-        if not 1 <= self.side <= PIXELS**0.5:
-            raise ValueError(f"resolution must lie in 1..{PIXELS**0.5:.0f} (got {self.side}); try 64")
-        with suppress(ValueError):
-            if len(ImageColor.getrgb(self.background)) == 3:
-                return
-        raise ValueError(f"background={self.background} is no opaque colour; try a name such as white, or '#808080'")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        return self.channels, self.side, self.side
-
-    def __call__(self, picture: Image.Image, name: str) -> Tensor:
-        """(C, H, W) uint8. Raises ValueError that begins with `name`."""
-        size, mode, clear = (self.side, self.side), MODES[self.channels], picture.has_transparency_data
-        if picture.mode not in KNOWN or (clear and picture.mode in DEEP):
-            raise ValueError(f"{name} has pixels of mode {picture.mode}{', some transparent' * clear}, which can be "
-                             f"read in more than one way; save it with 8 bits per channel")  # fmt: skip
-        if not self.convert and (picture.size != size or (picture.mode, mode) not in SAME or clear):
-            raise ValueError(f"{name} is {picture.width}x{picture.height} {picture.mode}{' and transparent' * clear}, "
-                             f"and {self.side}x{self.side} {mode} is wanted; try data.convert=true, or another "
-                             "data.resolution or data.channels")  # fmt: skip
+    with _naming(name):
+        picture = _identified(stream)
+        size, of_16 = picture.size, _deep_colour(picture)
+        loads = picture.format == "PNG" and "exif" not in picture.info  # to find the tag behind the pixels
+        if not loads and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+            size = size[::-1]
+        grey = picture.mode in DEEP | {"1", "L", "LA"} or has_grey_palette(picture)
+        deep = None
         if picture.mode in DEEP:
-            picture = _shallow(picture, name)
-        elif clear:
-            ground = Image.new("RGBA", picture.size, self.background)
-            picture = Image.alpha_composite(ground, picture.convert("RGBA"))
-        picture = picture.convert(mode)
-        if picture.size != size:
-            picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-        return pil_to_tensor(picture).to(torch.uint8)
+            values = np.asarray(picture)
+            deep = int(values.max()) if values.min() >= 0 else None
+        elif of_16:
+            picture.load()
+            deep = 257 * int(np.asarray(picture.convert("RGB")).max())
+    return Look(name, size, grey, deep)
 
 
-def _shallow(picture: Image.Image, name: str) -> Image.Image:
-    """16 bits as 8: PIL itself would cut at 255."""
-    values = np.asarray(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"{name} has values from {values.min()} to {values.max()}, and 0 to 65535 is 16 bits; save it "
-                         "with 8 bits per channel")  # fmt: skip
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+def has_grey_palette(picture: Image.Image) -> bool:
+    colours = picture.getpalette() if picture.mode == "P" else None
+    return colours is not None and colours[::3] == colours[1::3] == colours[2::3]

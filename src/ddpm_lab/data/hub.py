@@ -1,17 +1,24 @@
 """Sets of the Hugging Face Hub, and folders, as its library `datasets` reads them: parquet, pictures, archives."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.data.decoding import Fit
-from ddpm_lab.data.folder import parted
+from ddpm_lab.data.decoding import Look, look
+from ddpm_lab.data.fit import fitted
+from ddpm_lab.data.folder import LOOKS, parted
 from ddpm_lab.data.holding import hold
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.rows import Coming, Reading, Rows, listed, opened
-from ddpm_lab.data.splits import Flow, Split, Streamed
+from ddpm_lab.data.rows import Coming, Reading, Rows, listed, stream_of
+from ddpm_lab.data.splits import Flow, Images, Split, Streamed
+from ddpm_lab.data.tree import TEST
+from ddpm_lab.errors import UserError
+from ddpm_lab.shell import install
 
+LOG = logging.getLogger(__name__)
 PATIENCE = 10
 """Seconds that the Hub has to say that it knows a set"""
 
@@ -20,13 +27,14 @@ def hub(
     name: str | None,
     config: str | None = None,
     split_train: str = "train",
-    split_test: str | None = "test",
+    split_test: str | None = "auto",
     image: str | None = None,
     label: str | None = None,
     cache: str | None = None,
     resolution: int | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     convert: bool = False,
+    bits: int | None = None,
     held_out: float = 0.1,
     streaming: bool = False,
     shuffle_buffer: int = 1000,
@@ -41,9 +49,9 @@ def hub(
     """The set `name` of the Hub, or a folder, as `datasets.load_dataset(name, config)` takes it; code of the Hub is
     never run. `cache` is where it is kept (None: where the library keeps its own).
 
-    `image` and `label` are columns (None: the only one of that kind). `resolution` None is that of the first picture;
-    for `convert` see `Fit`, for `resident` see `hold`. With `split_test` None, a share `held_out` of the training split
-    is kept from training.
+    `image` and `label` are columns (None: the only one of that kind). `resolution` and `channels` None are those of the
+    images; for `convert` and `bits` see `Fit`, for `resident` see `hold`. `split_test` "auto" is the first of `TEST`
+    that the set has, or None: then a share `held_out` of the training split is kept from training.
 
     With `streaming` nothing is kept on disk, pictures are shuffled within a buffer of `shuffle_buffer` encoded ones,
     and held out are the first `test_size` of the test split or, with `split_test` None, of the training split, which is
@@ -53,6 +61,12 @@ def hub(
     if name is None:
         raise ValueError("name must be that of a set of the Hub, or a folder (got None); try data.name=OWNER/NAME")
     splits = _loaded(name, config, cache, streaming)
+    if split_test == "auto":
+        split_test = next((split for split in TEST if split in splits and split != split_train), None)
+        LOG.info("held out: %s", f"the split {split_test}" if split_test else "a part of the training split, the set "
+                 "has none for testing")  # fmt: skip
+    if rest := [split for split in splits if split not in (split_train, split_test)]:
+        LOG.info("left aside in %s: the splits %s", name, ", ".join(rest))
     for key, value in {"split_train": split_train, "split_test": split_test}.items():
         if value is not None and value not in splits:
             null = ", or null, which keeps a part of the training split" * (key == "split_test")
@@ -63,16 +77,36 @@ def hub(
         raise ValueError(f"image: {name} has no column of pictures; its columns are {', '.join(features)}")
     train = _encoded(splits[split_train], image, label)
     test = None if split_test is None else _encoded(splits[split_test], image, label)
-    with _naming(name):
-        first = opened(next(iter(train), {image: None})[image], f"the first row of {split_train}")
-    reading = Reading(image, label, Fit(min(first.size) if resolution is None else resolution, channels, convert))
+    try:
+        fit = fitted(_looks(train, image, streaming), resolution, channels, convert, bits)
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        named = str(error).startswith(("resolution", "channels", "bits"))
+        raise ValueError(str(error) if named else f"name={name}: {error}") from error
+    reading = Reading(image, label, fit)
     if streaming:
         pair: Sequence[Split] = _flowing(name, train, test, reading, size, test_size, shuffle_buffer)
     else:
         pair = _kept(name, train, test, reading, held_out, resident)
+    if fit.changes.counts and isinstance(pair[0], Images):
+        LOG.info("converted: %s", fit.changes)
     names = features[label].names if label else []
     return Data(name, *pair, classes=len(names) or None, batch_size=batch_size, flip=flip, seed=seed, workers=workers,
-                captions=[[each] for each in names])  # fmt: skip
+                captions=[[each] for each in names] or None)  # fmt: skip
+
+
+def _looks(rows: Any, image: str, streaming: bool) -> list[Look]:
+    """Look at the first rows of a stream, or at rows of a table that are evenly spaced."""
+    count = 16 if streaming else min(len(rows), LOOKS)
+    chosen = islice(rows, count) if streaming else (rows[i * len(rows) // count] for i in range(count))
+    found = []
+    for i, row in enumerate(chosen):
+        with stream_of(row[image], f"row {i if streaming else i * len(rows) // count}") as (stream, where):
+            found.append(look(stream, where))
+    if not found:
+        raise ValueError("the training split holds no images")
+    return found
 
 
 def _kept(
@@ -119,7 +153,7 @@ def _loaded(name: str, config: str | None, cache: str | None, streaming: bool) -
         from datasets import load_dataset
         from huggingface_hub import HfApi, constants
     except ImportError as error:
-        raise ValueError("name: the library datasets is not installed; try pip install -e '.[hub]'") from error
+        raise ValueError(f"name: the library datasets is not installed; try {install('datasets')}") from error
     place = Path(name).expanduser()
     try:
         if not place.exists() and not constants.HF_HUB_OFFLINE:
@@ -153,5 +187,7 @@ def _naming(name: str) -> Iterator[None]:
     """Around the reading of pictures, whose errors begin with the picture."""
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
         raise ValueError(f"name={name}: {error}") from error

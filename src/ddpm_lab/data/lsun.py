@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm_lab.data.decoding import Fit, decoded
+from ddpm_lab.data.decoding import decoded
+from ddpm_lab.data.fit import Fit
+from ddpm_lab.shell import install
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def _environment(path: Path) -> Any:
     try:
         import lmdb
     except ImportError as error:
-        raise ValueError("lmdb is not installed; try pip install -e '.[lsun]'") from error
+        raise ValueError(f"lmdb is not installed; try {install('lmdb')}") from error
     return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
 
 

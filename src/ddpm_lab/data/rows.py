@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_lab.data.decoding import Fit, decoded
+from ddpm_lab.data.decoding import decoded
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.splits import Images, gathered
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.errors import Unsafe, shown
@@ -97,14 +99,22 @@ class Coming:
 
 def opened(held: Mapping[str, Any] | None, name: str) -> Image.Image:
     """The picture of a cell, its bytes or where they are. Raises ValueError that begins with `name`."""
+    with stream_of(held, name) as (stream, where):
+        return decoded(stream, where)
+
+
+@contextmanager
+def stream_of(held: Mapping[str, Any] | None, name: str) -> Iterator[tuple[BinaryIO, str]]:
+    """Open the image file of a cell, and name it. Raises ValueError that begins with `name`."""
     if held is None:
         raise ValueError(f"{name} has no picture")
-    if held["bytes"] is None:
-        if odd := {*re.findall(r"(\w+)://", held["path"])} - {*PROTOCOLS}:
-            raise Unsafe(f"{name} is {shown(held['path'])}, and {min(odd)} is none of {', '.join(PROTOCOLS)}")
-        with fsspec.open(held["path"], "rb") as file:  # a path, or an address of the Hub
-            return decoded(file, f"{name}, {held['path']},")
-    return decoded(BytesIO(held["bytes"]), name)
+    if held["bytes"] is not None:
+        yield BytesIO(held["bytes"]), name
+        return
+    if odd := {*re.findall(r"(\w+)://", held["path"])} - {*PROTOCOLS}:
+        raise Unsafe(f"{name} is {shown(held['path'])}, and {min(odd)} is none of {', '.join(PROTOCOLS)}")
+    with fsspec.open(held["path"], "rb") as file:  # a path, or an address of the Hub
+        yield file, f"{name}, {held['path']},"
 
 
 def listed(found: list[int | None]) -> Tensor:

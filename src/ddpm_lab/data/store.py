@@ -9,7 +9,6 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.folder import parted
 from ddpm_lab.data.holding import RESIDENT
 from ddpm_lab.data.module import Data
@@ -118,7 +117,7 @@ def store(
         if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(source.classes):
             raise ValueError(f"path={path} has labels of other than its {len(source.classes)} classes")
     return Data(root.resolve().name, *splits, classes=len(train.classes) or None, batch_size=batch_size, flip=flip,
-                workers=workers, seed=seed, captions=[[name] for name in train.classes])  # fmt: skip
+                workers=workers, seed=seed, captions=[[name] for name in train.classes] or None)  # fmt: skip
 
 
 def write(
@@ -147,7 +146,7 @@ def write(
     index: dict[str, Any] = {
         "format": FORMAT,
         "source": source,
-        "fit": asdict(fit),
+        "fit": fit.settings,
         "count": sum(entry["count"] for entry in shards),
         "shape": fit.shape,
         "classes": [*classes],
@@ -169,7 +168,7 @@ def _held(source: Shards, chosen: Tensor, resident: bool | None) -> Split:
 
 def _index(file: Path) -> dict[str, Any]:
     try:
-        index = json.loads(regular(file).read_bytes())
+        index = json.loads(regular(file.resolve()).read_bytes())
         if index["format"] != FORMAT or index["sha256"] != _content(index):
             raise ValueError(f"it is not of {FORMAT}, or was changed")
         for entry in [*index["shards"], *([index["labels"]] if index["labels"] else [])]:
@@ -185,7 +184,7 @@ def _index(file: Path) -> dict[str, Any]:
 
 def _mapped(file: Path, shape: tuple[int, ...], kind: type) -> np.memmap:
     try:
-        found = np.load(regular(file), mmap_mode="r", allow_pickle=False)
+        found = np.load(regular(file.resolve()), mmap_mode="r", allow_pickle=False)
         if (found.shape, found.dtype) != (shape, kind) or file.stat().st_size != found.offset + found.nbytes:
             raise ValueError(f"it is {found.shape} {found.dtype}, {file.stat().st_size} bytes")
     except Unsafe:

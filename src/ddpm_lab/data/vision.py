@@ -1,11 +1,13 @@
 """Well-known sets, through torchvision, which knows their files and checks them. The splits are the official ones."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.folder import Files
 from ddpm_lab.data.holding import hold
 from ddpm_lab.data.lsun import Database
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Images, Source, Streamed
 
+LOG = logging.getLogger(__name__)
 PATIENCE = 20
 """Seconds that a server may be silent"""
 
@@ -149,8 +152,13 @@ def _arrays(kind: Any, path: str, download: bool, resolution: int, flip: bool, b
         place = (f"put {kind.resources[0][0]} and its three neighbours from {kind.mirrors[0]}, unpacked, into "
                  f"{root / kind.__name__ / 'raw'}")  # fmt: skip
     with _told(path, place if download else f"try data.download=true, or {place}"):
-        with _impatient():
-            splits = [kind(root, train=train, download=download) for train in (True, False)]
+        try:
+            splits = _splits(kind, root)
+        except Exception:  # torchvision raises many kinds for files that are missing or damaged
+            if not download:
+                raise
+            _download(kind, root)
+            splits = _splits(kind, root)
         pictures, labels = zip(*((torch.as_tensor(split.data), torch.as_tensor(split.targets)) for split in splits),
                                strict=True)  # fmt: skip
         for some, of in zip(pictures, labels, strict=True):
@@ -161,6 +169,23 @@ def _arrays(kind: Any, path: str, download: bool, resolution: int, flip: bool, b
     train, test = (Images(some, of) for some, of in zip(pixels, labels, strict=True))
     return Data(kind.__name__.lower(), train, test, classes=len(captions), batch_size=batch_size, flip=flip, seed=seed,
                 captions=captions)  # fmt: skip
+
+
+def _splits(kind: Any, root: Path, download: bool = False) -> list[Any]:
+    """Return the training and the test set."""
+    return [kind(root, train=train, download=download) for train in (True, False)]
+
+
+def _download(kind: Any, root: Path) -> None:
+    """Download a set beside `root`, check it, and only then move its files into place."""
+    beside = next(above for above in root.absolute().parents if above.is_dir())
+    with TemporaryDirectory(prefix=f".{root.name}-", dir=beside) as scratch:
+        with _impatient():
+            _splits(kind, Path(scratch), download=True)
+        for file in (file for file in Path(scratch).rglob("*") if file.is_file()):
+            place = root / file.relative_to(scratch)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
 
 
 def _sized(pixels: Tensor, resolution: int) -> Tensor:
@@ -196,6 +221,8 @@ def _data(
             sources[0][0]  # or a broken set would be told by a worker process
     except ValueError as error:
         raise ValueError(f"path: {error}") from error
+    if fit.changes.counts and isinstance(train, Images):
+        LOG.info("converted: %s", fit.changes)
     return Data(name, train, test, classes=len(captions) if captions else None, batch_size=batch_size, flip=flip,
                 seed=seed, workers=workers, captions=captions)  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Guidance by a classifier of noisy pictures."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -36,8 +37,16 @@ class Classifier(nn.Module):
     space = ""
     """It looks at the data itself"""
 
-    def __init__(self, network: nn.Module, process: ForwardProcess, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        process: ForwardProcess,
+        shape: tuple[int, ...],
+        classes: int,
+        captions: Sequence[Sequence[str]] | None = None,
+    ) -> None:
         super().__init__()
+        self.captions = captions
         self.network, self.process = network, process
         self.shape: tuple[int, ...] | None = shape
         self.classes: int | None = classes

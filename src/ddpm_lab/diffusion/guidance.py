@@ -82,7 +82,7 @@ class ClassifierFree(Guidance):
             raise ValueError(f"{said} needs a model that hears a condition, of which training dropped some; try w=0, "
                              "or train with conditioner=label or conditioner.dropout=0.1")  # fmt: skip
         self.said, self.rescale = said, rescale
-        self.interval = _interval(interval, denoiser.process) if self.w else None
+        self.interval = _interval(interval, denoiser.process)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         if self.w == 0:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from ddpm_lab.errors import label
 from ddpm_lab.trust import plain_style
 
 plain_style()
@@ -37,7 +38,7 @@ def save_scatter(panels: Mapping[str, tuple[Tensor, Tensor | None]], file: Path)
         axes.scatter(*points.cpu().T, color=None if colours is None else colormaps["tab10"](colours.numpy()), s=1.5,
                      linewidths=0)  # fmt: skip
         reach = 1.1 if points.abs().quantile(0.99) < 1.1 else 3.3
-        axes.set(title=name, xlim=(-reach, reach), ylim=(-reach, reach), xticks=(), yticks=(), aspect="equal")
+        axes.set(title=label(name), xlim=(-reach, reach), ylim=(-reach, reach), xticks=(), yticks=(), aspect="equal")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     return file
@@ -78,9 +79,16 @@ def save_lines(
     shared = len({tuple(lines) for lines in panels.values()}) == 1
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, (xs, ys) in lines.items():
-            axes.plot(xs, ys, label=name, marker="o" if len(xs) < 20 else None, markersize=3, linewidth=1.4)
-        axes.set(title=title, xlabel=x, ylabel=y[title], xscale="log" if title in log_x else "linear",
-                 yscale="log" if title in log_y else "linear")  # fmt: skip
+            axes.plot(
+                [label(x) if isinstance(x, str) else x for x in xs],
+                ys,
+                label=label(name),
+                marker="o" if len(xs) < 20 else None,
+                markersize=3,
+                linewidth=1.4,
+            )
+        axes.set(title=label(title), xlabel=label(x), ylabel=label(y[title]))
+        axes.set(xscale="log" if title in log_x else "linear", yscale="log" if title in log_y else "linear")
         axes.grid(which="both", alpha=0.2)
         if not shared:
             axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
@@ -96,10 +104,10 @@ def save_curves(curves: Mapping[str, Sequence[tuple[float, float]]], file: Path,
     figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=120)
     axes = figure.subplots()
     for name, points in sorted(curves.items()):
-        bold = not name[-1].isdigit()
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=2 if bold else 1, alpha=1 if bold else 0.7,
+        bold = not name[-1:].isdigit()
+        axes.plot(*zip(*points, strict=True), label=label(name), linewidth=2 if bold else 1, alpha=1 if bold else 0.7,
                   marker="o" if len(points) < 8 else None)  # fmt: skip
-    axes.set(xlabel=x, ylabel="loss", yscale="log")
+    axes.set(xlabel=label(x), ylabel="loss", yscale="log")
     axes.grid(which="both", alpha=0.2)
     axes.legend(frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
 """How good the samples of a model are, and all that the figures depend on."""
 
 import hashlib
-import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,8 +21,6 @@ from ddpm_lab.ranks import first, mine
 from ddpm_lab.systems.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
-LOG = logging.getLogger(__name__)
-
 
 def assess(
     system: Diffusion,
@@ -31,7 +29,7 @@ def assess(
     extractor: Extractor,
     *,
     before: Sequence[Diffusion] = (),
-    ways: Sequence[Callable[[], None]] = (lambda: None,),
+    ways: Mapping[str, Callable[[], None]] = MappingProxyType({"": lambda: None}),
     thorough: Collection[str] = (),
     weights: str,
     split: str,
@@ -40,8 +38,8 @@ def assess(
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
     """The quality of `count` samples of `denoiser`, measured against a split of the data, after each of `ways` was
-    called, which makes the system draw in that way. Before it may stand other stages of a cascade; `thorough` is as in
-    `Judge`. What it will cost is estimated and said before it begins.
+    called, which makes the system draw in that way; their names stand before each line of progress. Before it may stand
+    other stages of a cascade; `thorough` is as in `Judge`. What it will cost is estimated and said before it begins.
 
     Beside it stand what the same measurement says of the other split's real pictures (the floor) and of uniform noise,
     without which an FID says nothing, and the protocol: all that the figures depend on.
@@ -53,17 +51,18 @@ def assess(
     others = floors(judge, other)
     cascade = Cascade([*before, system])
     asked = cascade.stages[0].ask(count, given=data.test)
-    weights_sha256 = _digest(denoiser)
+    weights_sha256 = digest(denoiser)
     labels = "all, in turn" if "label" in asked else "none"
     said = {"labels": "those of the pictures given", "given": "test"} if "low_res" in asked else {"labels": labels}
-    for way in ways:
+    for name, way in ways.items():
         way()
+        named = f"{name}: " if name else ""
         total, batches = cascade.steps(count, batch_size), len(mine(range(math.ceil(count / batch_size))))
         if first():
             seconds = batches * _seconds(cascade, denoiser, extractor, data, min(count, batch_size))
-            LOG.info("FID of %d samples, %d steps for each batch of %d: about %s", count, total // batches, batch_size,
-                     _spelled(seconds))  # fmt: skip
-        with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=None if first() else True,
+            tqdm.write(f"{named}FID of {count} samples, {total // batches} steps for each batch of {batch_size}: about "
+                       f"{_spelled(seconds)}")  # fmt: skip
+        with tqdm(total=total, desc=f"{named}sampling {count}", unit="step", disable=None if first() else True,
                   leave=False) as bar:  # fmt: skip
             _, last = cascade.lead(asked, count, seed=seed, batch_size=batch_size, bar=bar)
             samples = system.sample(denoiser, count, asked=last, seed=seed, batch_size=batch_size, bar=bar)
@@ -82,7 +81,7 @@ def assess(
         }  # fmt: skip
 
 
-def _digest(denoiser: Denoiser) -> str:
+def digest(denoiser: Denoiser) -> str:
     """SHA-256 of its weights."""
     found = hashlib.sha256()
     for name, value in denoiser.state_dict().items():

@@ -7,8 +7,9 @@ from io import StringIO
 from os.path import relpath
 from pathlib import Path
 from textwrap import wrap
-from unicodedata import combining
+from unicodedata import combining, normalize
 
+from ddpm_lab.errors import shown
 from ddpm_lab.reports import numbers
 from ddpm_lab.reports.table import Table
 
@@ -74,7 +75,10 @@ def terminal(table: Table) -> str:
 
 
 def _md(words: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|$~&#])", r"\\\1", " ".join(words.split()))
+    escaped = re.sub(r"([\\`*_{}\[\]<>|$~&#])", r"\\\1", " ".join(words.split()))
+    return re.sub(
+        r"^([-+=]|\d+(?=[.)] ))", lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0], escaped
+    )
 
 
 def png(table: Table, panel: int) -> str:
@@ -102,15 +106,20 @@ def markdown(tables: Sequence[Table]) -> str:
             *map(_md, _below(table)),
             "\n".join(claims),
             "\n".join(f"![{_md(panel.title)}]({png(table, i)})" for i, panel in enumerate(table.panels)),
-            f"    {table.command}" if table.command else "",
+            f"    {shown(table.command)}" if table.command else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def csv(tables: Sequence[Table], root: Path = Path()) -> str:
     """A line for each number, unrounded; what several seeds have each is joined by "; ", files are relative to `root`.
-    A tier that has no such table has no line.
+    A tier that has no such table has no line. A text that a spreadsheet would take for a formula begins with an
+    apostrophe.
     """
+
+    def text(words: str) -> str:
+        return f"'{words}" if words[:1] in "=+-@\t\r" and words else words
+
     stream = StringIO()
     writer = csv_module.writer(stream, lineterminator="\n")
     writer.writerow(FIELDS)
@@ -118,57 +127,91 @@ def csv(tables: Sequence[Table], root: Path = Path()) -> str:
         for name, row in table.rows.items():
             for column, entry in zip(table.columns, row, strict=True):
                 paper = entry.paper
-                writer.writerow([
+                fields = [
                     table.name, table.tier, name, column.name, column.metric, paper.value if paper else "",
                     ("yes" if paper.recalled else "no") if paper else "", entry.ours, entry.spread, len(entry.sources),
                     entry.difference, entry.status, " ".join(entry.marks),
                     "; ".join(source.config for source in entry.sources),
                     "; ".join(relative(source.file, root) for source in entry.sources),
                     "; ".join(source.command for source in entry.sources),
-                ])  # fmt: skip
+                ]  # fmt: skip
+                writer.writerow([text(field) if isinstance(field, str) else field for field in fields])
     return stream.getvalue()
 
 
+GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ", (
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
+    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi",
+    "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"), strict=True))  # fmt: skip
 TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}", "*": "{*}",
     "-": "{-}", "`": r"\textasciigrave{}", "'": "{'}", "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---",
     "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$", "∞": r"$\infty$", "→": r"$\to$",
-    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "·": r"$\cdot$", "√": r"$\surd$", "²": "$^2$", "†": r"$\dagger$",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "·": r"$\cdot$", "√": r"$\surd$", "†": r"$\dagger$",
     "‡": r"$\ddagger$", "§": r"\S{}", "¶": r"\P{}", "✓": r"$\surd$", "✗": r"$\times$", "…": r"\ldots{}",
+    "‖": r"$\Vert$", "∈": r"$\in$", "≠": r"$\neq$", "∑": r"$\sum$", "′": r"$\prime$", "‘": "`{}", "’": "'{}",
+    "“": "``{}", "”": "''{}", "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "ł": r"\l{}",
+    "µ": r"$\mu$", "ℓ": r"$\ell$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    **{sign: f"$\\{name}$" for sign, name in zip("αβγδεηθλμνπρστω", (
-        "alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "lambda", "mu", "nu", "pi", "rho", "sigma", "tau",
-        "omega"), strict=True)},
+    **{sign: f"$\\{name}$" for sign, name in GREEK.items()},
+    **{sign: f"$^{{{plain}}}$" for sign, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True)},
+    **{sign: f"$_{{{plain}}}$" for sign, plain in zip("₀₁₂₃₄₅₆₇₈₉₋₊ₜₙ", "0123456789-+tn", strict=True)},
 }  # fmt: skip
 """What LaTeX would take for a command, drop, join to a ligature, or has no glyph for"""
+ACCENTS = {"\u0300": (r"\grave", "`"), "\u0301": (r"\acute", "'"), "\u0302": (r"\hat", "^"), "\u0303": (r"\tilde", "~"),
+           "\u0304": (r"\bar", "="), "\u0306": (r"\breve", "u"), "\u0307": (r"\dot", "."), "\u0308": (r"\ddot", '"'),
+           "\u030a": (r"\mathring", "r"), "\u030c": (r"\check", "v"), "\u0327": ("", "c")}  # fmt: skip
+"""Of a Greek letter, in mathematics, and of another one"""
+ROWS = 25
+"""In one `tabular`, so that it fits a page"""
 
 
 def _tex(words: str) -> str:
-    return "".join(TEX.get(sign, sign) for sign in " ".join(words.split()) if not combining(sign))
+    """`words` in ASCII, as LaTeX prints them; a character that it has no way to print as its number."""
+    found: list[str] = []
+    for sign in normalize("NFD", " ".join(words.split())):
+        if sign in ACCENTS and found:
+            mathematical, accent = ACCENTS[sign]
+            letter = found.pop()
+            greek = letter.startswith("$") and mathematical
+            found.append(f"${mathematical}{{{letter.strip('$')}}}$" if greek else f"\\{accent}{{{letter}}}")
+        elif sign in TEX or (sign.isascii() and sign.isprintable()):
+            found.append(TEX.get(sign, sign))
+        elif not combining(sign):
+            found.append(rf"{{\footnotesize U+{ord(sign):04X}}}")
+    return "".join(found)
 
 
-def _tabular(table: Table) -> Iterator[str]:
+def _tabulars(table: Table) -> Iterator[list[str]]:
+    """The lines of each part: a `tabular` of at most `ROWS` rows that is no wider than a line of text."""
     if table.absent:
-        yield f"No such table: {_tex(table.absent)}"
+        yield [f"No such table: {_tex(table.absent)}"]
         return
     first, *rest = [" & ".join(map(_tex, line)) + r" \\" for line in _grid(table)]
-    yield rf"\begin{{tabular}}{{l{'r' * (len(_grid(table)[0]) - 1)}}}"
-    yield from (r"\toprule", first, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}")
-    yield from (rf"\par\smallskip{{\footnotesize {_tex(line)}\par}}" for line in _below(table))
+    columns = "l" + "r" * (len(_grid(table)[0]) - 1)
+    for start in range(0, len(rest), ROWS):
+        last = start + ROWS >= len(rest)
+        yield [
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{columns}}}",
+            *(r"\toprule", first, r"\midrule", *rest[start : start + ROWS], r"\bottomrule", r"\end{tabular}}"),
+            *(rf"\par\smallskip{{\footnotesize\raggedright {_tex(line)}\par}}" for line in _below(table) if last),
+        ]
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """A `table` with a booktabs `tabular` for each tier."""
-    lines = [r"% \usepackage{booktabs}, \usepackage[T1]{fontenc}"]
+    """A `table` with a booktabs `tabular` for each tier, in ASCII; long ones in several parts."""
+    lines = [r"% \usepackage{booktabs}, \usepackage{graphicx}, \usepackage[T1]{fontenc}"]
     for table in tables:
         caption = ". ".join([*(x for x in (table.title, table.source, tier(table)) if x), *_above(table)])
-        lines += [
-            "",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_tex(caption)}}}",
-            *_tabular(table),
-            r"\end{table}",
-        ]
+        for i, part in enumerate(_tabulars(table)):
+            lines += [
+                "",
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{_tex(caption if i == 0 else f'{table.title}, continued')}}}",
+                *part,
+                r"\end{table}",
+            ]
     return "\n".join(lines) + "\n"

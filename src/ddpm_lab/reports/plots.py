@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 
+from ddpm_lab.errors import label
 from ddpm_lab.reports.table import Panel
 from ddpm_lab.trust import plain_style
 
@@ -26,11 +27,6 @@ class _Plain(LogFormatter):
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
-
-
-def _plain(words: str) -> str:
-    """`$` is a dollar, not mathematics."""
-    return words.replace("$", r"\$")
 
 
 def _greyed(colour: str) -> tuple[float, ...]:
@@ -52,7 +48,7 @@ def _lines(axes: Axes, panel: Panel) -> None:
     for name, (colour, marker) in _styles(list(panel.lines)).items():
         xs, ys = panel.lines[name]
         paper = _published(name)
-        axes.plot(xs, ys, label=_plain(name), color=_greyed(colour) if paper else colour, linewidth=1.5,
+        axes.plot(xs, ys, label=label(name), color=_greyed(colour) if paper else colour, linewidth=1.5,
                   linestyle="--" if paper else "-", marker=marker if len(xs) < 20 else None, markersize=5,
                   markerfacecolor="white" if paper else colour, zorder=2 if paper else 3)  # fmt: skip
     axes.set(xscale="log" if panel.log_x else "linear", yscale="log" if panel.log_y else "linear")
@@ -71,10 +67,10 @@ def _bars(axes: Axes, panel: Panel) -> None:
         xs, ys = panel.lines[name]
         middles = [words.index(x) + (i - (len(panel.lines) - 1) / 2) * width for x in xs]
         paper = _published(name)
-        axes.bar(middles, ys, width * 0.92, label=_plain(name), color="#d9d9d9" if paper else colour,
+        axes.bar(middles, ys, width * 0.92, label=label(name), color="#d9d9d9" if paper else colour,
                  edgecolor=_greyed(colour) if paper else colour, hatch="///" if paper else None, zorder=3)  # fmt: skip
     long = max(map(len, words), default=0) * len(words) > 60
-    axes.set_xticks(range(len(words)), [_plain(word) for word in words], rotation=30 if long else 0,
+    axes.set_xticks(range(len(words)), [label(word) for word in words], rotation=30 if long else 0,
                     ha="right" if long else "center")  # fmt: skip
     axes.set_yscale("log" if panel.log_y else "linear")
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
@@ -86,8 +82,8 @@ def draw(panel: Panel) -> Figure:
     axes = figure.subplots()
     first: Any = next((x for xs, _ in panel.lines.values() for x in xs), 0)
     (_bars if isinstance(first, str) else _lines)(axes, panel)
-    axes.set_title(_plain(panel.title), loc="left", fontsize="medium", fontweight="bold")
-    axes.set(xlabel=_plain(panel.x), ylabel=_plain(panel.y))
+    axes.set_title(label(panel.title), loc="left", fontsize="medium", fontweight="bold")
+    axes.set(xlabel=label(panel.x), ylabel=label(panel.y))
     if panel.log_y:
         axes.yaxis.set_major_formatter(_Plain())
         axes.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.5, 0.5)))

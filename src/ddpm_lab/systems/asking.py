@@ -9,11 +9,15 @@ from torch import Tensor
 from ddpm_lab.data.splits import Split, batch
 from ddpm_lab.errors import UserError
 from ddpm_lab.networks.text import spelled
+from ddpm_lab.systems.class_names import Captions, disagree, label_of
+
+Label = int | str | Sequence[int | str] | None
+"""A class by number or name, several of them, "all", or None, which is all in turn"""
 
 
-def labels(count: int, label: int | str | Sequence[int] | None, classes: int | None) -> Tensor | None:
-    """Labels for `count` samples, (count,): those asked for, or all, in turn; "all": the same share of each, class by
-    class. None for a model without `classes`. Raises UserError.
+def labels(count: int, label: Label, classes: int | None, captions: Captions | None = None) -> Tensor | None:
+    """Return labels for `count` samples, (count,): the classes `label`, or all, in turn; "all": the same share of each,
+    class by class. None for a model without `classes`, which are called `captions`. Raises UserError.
     """
     if classes is None:
         if label is not None:
@@ -22,10 +26,25 @@ def labels(count: int, label: int | str | Sequence[int] | None, classes: int | N
         return None
     if label == "all":
         return (torch.arange(count) % classes).sort().values
-    wanted = range(classes) if label is None else list(label) if isinstance(label, Sequence) else [label]
-    if not wanted or any(type(one) is not int or not 0 <= one < classes for one in wanted):
-        raise UserError(f"label={label} is not among the labels of this model, 0..{classes - 1}")
-    return torch.tensor(wanted)[torch.arange(count) % len(wanted)]
+    if label is None:
+        return torch.arange(count) % classes
+    names = captions if captions and len(captions) == classes else [[str(number)] for number in range(classes)]
+    typed = [label] if isinstance(label, str) or not isinstance(label, Sequence) else label
+    if not typed:
+        raise UserError(f"label={label} is an empty list; try label=null, which draws all classes in turn")
+    wanted = torch.tensor([label_of(one, names) for one in typed])
+    return wanted[torch.arange(count) % len(wanted)]
+
+
+def agreed(captions: Captions | None, classifier: object) -> Captions | None:
+    """Return the names of the classes of a model, or without names those of the classifier that guides it. Raises
+    ValueError if both have the same names for other labels.
+    """
+    others = getattr(classifier, "captions", None)
+    if disagree(captions, others):
+        raise ValueError("classifier has the same classes as this model under other labels; train both on the same "
+                         "data")  # fmt: skip
+    return captions or others
 
 
 def texts(count: int, text: str | list[str], length: int) -> Tensor:
@@ -41,11 +60,12 @@ def texts(count: int, text: str | list[str], length: int) -> Tensor:
 
 def enlargements(
     count: int,
-    label: int | str | Sequence[int] | None,
+    label: Label,
     given: Split | None,
     small: tuple[int, ...],
     shape: tuple[int, ...],
     classes: int | None,
+    captions: Captions | None = None,
 ) -> dict[str, Tensor]:
     """`count` of the pictures `given`, in turn and made `small`, to be enlarged to `shape`, as "low_res", and their
     labels, or `label` where they have none. Raises UserError.
@@ -62,7 +82,7 @@ def enlargements(
     if label is not None:
         if given.labels is not None:
             raise UserError(f"label={label} cannot be chosen for pictures that bring their own; try label=null")
-        chosen = labels(count, label, classes)
+        chosen = labels(count, label, classes, captions)
         asked |= {} if chosen is None else {"label": chosen}
     if classes is not None:
         if "label" not in asked:

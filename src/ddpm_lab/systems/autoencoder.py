@@ -72,6 +72,12 @@ class AutoencoderSystem(Learner):
             parts["lpips"] = self.perceptual * lpips.to(x.device)(*colour)
         return parts, found
 
+    def batch_losses(self, batch: Batch) -> Tensor:
+        return total(self.losses(batch["x0"])[0])
+
+    def loss_of_zero(self, batch: Batch) -> float:
+        return batch["x0"].abs().mean().item()
+
     def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
         parts, found = self.losses(batch["x0"], self.noise(len(batch["x0"])))
         losses = total(parts)

@@ -15,6 +15,7 @@ from ddpm_lab.errors import UserError
 from ddpm_lab.low_res import LowRes
 from ddpm_lab.ranks import everyones, mine
 from ddpm_lab.systems.asking import by
+from ddpm_lab.systems.class_names import disagree
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.training import Batch
 
@@ -43,6 +44,9 @@ class Cascade:
                 knows = "no labels are known" if known is None else f"{known} labels are known"
                 raise UserError(f"cascade: {knows} before stage {number + 1}, which must hear one of "
                                 f"{following.classes}; train that with conditioner.label=false")  # fmt: skip
+            if following.classes is not None and disagree(stages[0].captions, following.captions):
+                raise UserError(f"cascade: stages 1 and {number + 1} have the same classes under other labels; train "
+                                "them on the same data")  # fmt: skip
 
     def check(self, asked: Batch) -> None:
         """Raises UserError where what the first stage is asked leaves open what a later one must hear."""

@@ -44,7 +44,8 @@ class ClassifierSystem(System):
         if "classes" not in offered or "outputs" in offered:
             raise UserError("model does not name classes; try model=classifier")
         with naming("model"):
-            self.classifier = Classifier(network(tuple(shape), classes=classes), process, tuple(shape), classes)
+            body = network(tuple(shape), classes=classes)
+            self.classifier = Classifier(body, process, tuple(shape), classes, captions)
         self.process = process
         self.look_at(timesteps)
         self.learn_by(optimizer, lr_schedule)

@@ -60,10 +60,10 @@ class Diffusion(System):
         super().__init__()
         if not isinstance(variance, Variance):
             raise UserError("variance=analytic is estimated from a trained network; train with another, such as "
-                            "beta_tilde, then: python evaluate.py run=DIR variance=analytic")  # fmt: skip
+                            "beta_tilde, and evaluate the run with variance=analytic")  # fmt: skip
         spec = Spec(tuple(shape), classes, bin_width, captions)
         self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})
-        self.shape, self.bin_width = spec.shape, bin_width
+        self.shape, self.bin_width, self.captions = spec.shape, bin_width, captions
         with naming("codec"):
             self.codec = codec(spec)
         with naming("conditioner"):
@@ -85,6 +85,10 @@ class Diffusion(System):
     def compiles(self) -> nn.Module:
         return self.denoiser.network
 
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        return len(self.sampler.times(self.process.steps)) - 1
+
     def draw_with(self, sampler: Sampler, guidance: partial[Denoises]) -> None:
         """How samples are drawn from now on. Raises UserError where these do not fit the model, or one another."""
         with naming("sampler"):
@@ -99,11 +103,11 @@ class Diffusion(System):
         with naming("guidance"):
             guided = guidance(self.denoiser)
             self.classes = guided.classes
+            self.captions = asking.agreed(self.captions, getattr(guided, "classifier", None))
             if getattr(guided, "reversing", False) and not sampler.reverses:
-                raise ValueError(
-                    f"form=mean moves the means of steps that are drawn with the model's own variance, "
-                    f"which sampler={choice(sampler)} does not; try sampler=ddpm or guidance.form=score"
-                )
+                raise ValueError("form=mean moves the means of steps that are drawn with the model's own variance, "
+                                 f"which sampler={choice(sampler)} does not; try sampler=ddpm or guidance.form=score"
+                                 )  # fmt: skip
         self.guidance, self.sampler = guidance, sampler
 
     def draw(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Draw:
@@ -128,22 +132,20 @@ class Diffusion(System):
     def ask(
         self,
         count: int,
-        label: int | str | Sequence[int] | None = None,
+        label: asking.Label = None,
         text: str | list[str] | None = None,
         given: Split | None = None,
     ) -> Batch:
-        """What `count` samples are asked to be, as a batch without x0: their labels, or texts, in turn (see
-        `asking`). A model that enlarges pictures is `given` some, and what they are.
-        """
-        conditioner = self.denoiser.conditioner
+        """Return conditions of `count` samples: labels or texts, in turn, and images `given` to be enlarged."""
+        conditioner, known = self.denoiser.conditioner, (self.classes, self.captions)
         if text is not None:
             if not isinstance(conditioner, Captioned):
                 raise UserError(f"text={text} asks for what this model was not trained with; try text=null, or train "
                                 "with conditioner=text")  # fmt: skip
             return {"text": asking.texts(count, text, conditioner.length)}
         if isinstance(conditioner, LowRes):
-            return asking.enlargements(count, label, given, conditioner.small, self.shape, self.classes)
-        labels = asking.labels(count, label, self.classes)
+            return asking.enlargements(count, label, given, conditioner.small, self.shape, *known)
+        labels = asking.labels(count, label, *known)
         return {} if labels is None else {"label": labels}
 
     def condition(self, denoiser: Denoiser, asked: Batch, noise: Noise = torch.randn_like) -> Condition:
@@ -202,9 +204,7 @@ class Diffusion(System):
         batch_size: int = 256,
         bar: "tqdm[NoReturn] | None" = None,
     ) -> Iterator[Held]:
-        """`count` samples of what is `asked` (see `ask`), in batches; several processes take turns. `bar` hears
-        of every step.
-        """
+        """Yield `count` samples of what is `asked` in batches; several processes take turns. `bar` counts steps."""
         for x, some in self.ends(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar):
             yield self.show(x, some.get("label"))
 

@@ -39,6 +39,10 @@ class Learner(L.LightningModule, ABC):
     """Whether all that a checkpoint held was taken"""
     skips = Skips(torch.device("cpu"))
     """Anew in each training"""
+    zero_loss: float | None = None
+    """Loss of a network whose output is zero, on the first batch"""
+    passes = 0
+    """Forward passes of the network that a sample takes"""
     watched: dict[str, float]
     """What the last validation found, by the names it has in the logs"""
 
@@ -46,6 +50,14 @@ class Learner(L.LightningModule, ABC):
     def compiles(self) -> nn.Module | None:
         """What torch.compile may make faster, if anything."""
         return None
+
+    @abstractmethod
+    def batch_losses(self, batch: Batch) -> Tensor:
+        """Loss of each sample, (B,), at random times where the system has times."""
+
+    @abstractmethod
+    def loss_of_zero(self, batch: Batch) -> float:
+        """Mean loss of a network whose output is zero."""
 
     @abstractmethod
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
@@ -173,6 +185,18 @@ class System(Learner):
     @abstractmethod
     def losses(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Tensor:
         """Of each sample, (B,), at one draw of x_t at times t (B,)."""
+
+    def batch_losses(self, batch: Batch) -> Tensor:
+        return self.losses(batch, Stratified(self.process.steps)(len(batch["x0"]), self.device)[0])
+
+    @torch.no_grad()
+    def loss_of_zero(self, batch: Batch) -> float:
+        assert self.compiles is not None
+        hook = self.compiles.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+        try:
+            return self.batch_losses(batch).mean().item()
+        finally:
+            hook.remove()
 
     def look_at(self, timesteps: Callable[[int], TimeSampler]) -> None:
         """Takes the times of its process that training looks at. Raises UserError."""

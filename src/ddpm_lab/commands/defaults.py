@@ -1,0 +1,89 @@
+"""Defaults that follow from the data: the size of the network, the learning rate and the length of training."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lab.commands.build import build
+from ddpm_lab.conditioners import Spec
+from ddpm_lab.data.module import Data
+from ddpm_lab.errors import naming
+
+LOG = logging.getLogger(__name__)
+MANY = 20_000
+"""Training images from which on the network is twice as wide and trains for twice as long"""
+STEPS = ((8, 800), (16, 1500), (32, 2500))
+"""(resolution up to which, optimizer steps); beyond the last: `LONGEST`"""
+LONGEST = 4000
+RATE, WIDTH_RATE = 4e-3, 0.256
+"""The learning rate is WIDTH_RATE / (channels of the widest level), at most RATE"""
+
+
+def build_system(config: DictConfig, data: Data, **given: Any) -> Any:
+    """The system that `config` describes, `complete` for `data`."""
+    complete(config, data)
+    return build(config, "system", **data.spec, **given)
+
+
+def complete(config: DictConfig, data: Data) -> None:
+    """Replace the nulls of `model`, `optimizer.lr` and `trainer.max_steps` by values that fit `data`, and log them.
+
+    The values go into the run's config.yaml, so that a run stays what it is when these rules change.
+    """
+    shape, count = _shape(config, data), data.train.size
+    chosen: dict[str, Any] = {}
+    if len(shape) == 3:
+        network = unet(min(shape[1:]), count, config.model.get("channels"))
+        chosen |= {f"model.{key}": value for key, value in network.items() if key in config.model}
+    missing = [key for key in chosen if OmegaConf.select(config, key) is None]
+    for key in missing:
+        OmegaConf.update(config, key, chosen[key])
+    length = {"trainer.max_steps": steps(data.shape, count), "optimizer.lr": learning_rate(config.model)}
+    for key, value in length.items():
+        if key.partition(".")[2] in config[key.partition(".")[0]] and OmegaConf.select(config, key) is None:
+            OmegaConf.update(config, key, value)
+            missing.append(key)
+    if missing:
+        told = " ".join(f"{key}={_compact(OmegaConf.select(config, key))}" for key in missing)
+        LOG.info("chosen for %s: %s", f"{count} images of {'x'.join(map(str, shape))}", told)
+
+
+def unet(side: int, count: int, channels: int | None = None) -> dict[str, Any]:
+    """The levels of a U-Net for `count` images of `side` x `side`: the coarsest is 4x4, or as near as halving gets.
+
+    Twice the channels at half the resolution, up to 64 for 8x8 and 128 for larger images.
+    """
+    halvings = 0
+    while side % 2 ** (halvings + 1) == 0 and (side // 2**halvings > 4 or not halvings):
+        halvings += 1
+    wide = 2 if count >= MANY else 1
+    channels = channels or wide * (32 if side <= 16 else 16)
+    most = max(1, wide * (128 if side > 8 else 64) // channels)
+    return {"channels": channels, "multipliers": [min(2**level, most) for level in range(halvings + 1)], "blocks": 1}
+
+
+def steps(shape: Sequence[int], count: int) -> int:
+    """Optimizer steps by the resolution of images; points count as the smallest."""
+    side = min(shape[1:], default=1)
+    length = next((length for most, length in STEPS if side <= most), LONGEST)
+    return 2 * length if count >= MANY and side > 8 else length
+
+
+def learning_rate(model: DictConfig) -> float:
+    """The rate for Adam: it falls in proportion to the width of the widest level."""
+    widest = model.get("channels", 64) * max(model.get("multipliers") or [1])
+    return float(f"{min(RATE, WIDTH_RATE / widest):.2g}")
+
+
+def _shape(config: DictConfig, data: Data) -> Sequence[int]:
+    """Shape of the network's input: that of the data or, with codec=autoencoder, of its latents."""
+    if "codec" not in config.system:
+        return data.shape
+    with naming("codec"):
+        return build(config, "codec")(Spec(**data.spec)).shape
+
+
+def _compact(value: Any) -> str:
+    return f"[{','.join(f'{one:g}' for one in value)}]" if OmegaConf.is_list(value) else f"{value:g}"

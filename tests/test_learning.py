@@ -1,0 +1,107 @@
+"""Every network learns at its default learning rate: its loss falls below half of that of predicting zero."""
+
+import pytest
+import torch
+from conftest import composed, options
+
+from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import build_system, learning_rate, steps, unet
+from ddpm_lab.data.module import Batches
+
+OTHERS = {"classifier", "autoencoder_kl", "autoencoder_vq", "exact"}
+"""Networks of other systems, and the one that has nothing to learn"""
+STEPS = {"unet_large": 40, "iddpm": 25, "adm": 25}
+"""Optimizer steps of the large networks, in batches of 16; 100 steps in batches of 64 for the others"""
+
+
+def trained(config, length, size):
+    """The system after `length` optimizer steps, its mean loss over the last five, and the loss of predicting zero."""
+    data = build(config, "data")
+    system = build_system(config, data)
+    optimizer = system.optimizer(system.parameters())
+    batches = iter(Batches(data.train, size, False, 0))
+    zero = system.loss_of_zero(next(batches))
+    losses = []
+    for step, batch in zip(range(length), batches, strict=False):
+        optimizer.param_groups[0]["lr"] = config.optimizer.lr * min(1, (step + 1) / 21)
+        loss = system.batch_losses(batch).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(system.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return system, sum(losses[-5:]) / 5, zero
+
+
+@pytest.mark.parametrize("model", sorted({*options("model")} - OTHERS))
+def test_model_learns_digits_at_its_default_rate(model):
+    length = STEPS.get(model, 100)
+    config = composed(f"model={model}", *(["conditioner=tokens"] if model == "unet_cross" else []))
+    _, loss, zero = trained(config, length, 16 if model in STEPS else 64)
+    assert loss < zero / 2, f"{loss:.3f} after {length} steps, and {zero:.3f} of predicting zero"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("system=classifier",),
+        ("system=autoencoder",),
+        ("system=autoencoder", "model=autoencoder_vq"),
+        ("data=gaussian_mixture",),
+        ("data=toy",),
+        ("data=synthetic", "data.count=64", "data.resolution=8"),
+        ("conditioner=text", "model=unet_cross"),
+        ("conditioner=low_res",),
+        ("prediction=x0",),
+        ("prediction=v",),
+    ],
+    ids=" ".join,
+)
+def test_system_learns_at_its_default_rate(words):
+    classifier = "system=classifier" in words  # half of all times hide the class
+    _, loss, zero = trained(composed(*words), 100 if classifier else 40, 32)
+    assert loss < zero * (0.8 if classifier else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "channels", "multipliers"),
+    [
+        (8, 1437, 32, [1, 2]),
+        (4, 1437, 32, [1, 2]),
+        (16, 500, 32, [1, 2, 4]),
+        (28, 5000, 16, [1, 2, 4]),
+        (32, 5000, 16, [1, 2, 4, 8]),
+        (32, 60_000, 32, [1, 2, 4, 8]),
+        (45, 100, 16, [1]),
+        (64, 5000, 16, [1, 2, 4, 8, 8]),
+        (256, 5000, 16, [1, 2, 4, 8, 8, 8, 8]),
+    ],
+)
+def test_levels_follow_from_the_resolution(side, count, channels, multipliers):
+    assert unet(side, count) == {"channels": channels, "multipliers": multipliers, "blocks": 1}
+
+
+def test_a_given_width_keeps_the_widest_level():
+    assert unet(32, 100, channels=64)["multipliers"] == [1, 2, 2, 2]
+
+
+def test_the_rate_falls_with_the_width():
+    rates = {model: learning_rate(composed(f"model={model}").model) for model in ("unet_small", "unet_large", "adm")}
+    assert rates == {"unet_small": 4e-3, "unet_large": 1e-3, "adm": 3.3e-4}
+
+
+def test_the_length_grows_with_the_resolution():
+    assert [steps((1, side, side), 1000) for side in (8, 16, 32, 64)] == [800, 1500, 2500, 4000]
+    assert steps((2,), 8000) == 800
+
+
+TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "logger=csv", "extractor=none",
+        "callbacks.pictures.every=1000", "trainer.max_steps=100")  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", ["1e-7", "4e-3"])
+def test_a_run_that_does_not_learn_warns_while_it_runs(typed, tmp_path, rate):
+    status, out, error = typed("train", *TINY, f"optimizer.lr={rate}", f"hydra.run.dir={tmp_path}/run")
+    assert status == 0, error
+    assert "training: 100 steps of" in out + error
+    assert ("has not learned anything yet; try optimizer.lr=" in out + error) == (rate == "1e-7")

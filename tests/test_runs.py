@@ -1,0 +1,345 @@
+"""Runs as folders: ids, moved data, starts from weights, and folders that are something else."""
+
+import errno
+import json
+import os
+import runpy
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, composed
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ddpm_lab import writing
+from ddpm_lab.callbacks import checkpoints
+from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.callbacks.losses import Losses
+from ddpm_lab.commands import datasets, folders, places, records, resume
+from ddpm_lab.commands.trainer_keys import FIXED, check_keys
+from ddpm_lab.data.digits import digits
+from ddpm_lab.data.splits import Images, Streamed
+from ddpm_lab.errors import UserError
+from ddpm_lab.systems.skips import Skips
+
+share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
+Q = ("extractor=none", "callbacks=none", "logger=csv", "model.channels=8", "model.multipliers=[1]", "data.batch_size=8",
+     "trainer.max_steps=3", "optimizer.lr=1e-3")  # fmt: skip
+CHEAP = ("metrics=[nll]", "nll.steps=2", "nll.count=2", "weights=raw")
+
+
+def images(folder, classes=("a", "b"), count=24, shift=0):
+    for i in range(count):
+        part = folder / classes[i % len(classes)]
+        part.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * i + shift, 100, 7 * i)).save(part / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory, typed):
+    """A folder with images in `pics`, a run of them in `r`, its share in `s` and a folder of its samples in `drawn`."""
+    room = tmp_path_factory.mktemp("room")
+    images(room / "pics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(room)
+        words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "hydra.run.dir=r")
+        status, _, error = typed("train", *words)
+        assert status == 0, error
+        assert typed("sample", "run=r", "count=2", "sampler.steps=2", "weights=raw", "hydra.run.dir=drawn")[0] == 0
+        share("r", Path("s"))
+    return room
+
+
+@pytest.fixture
+def there(room, tmp_path, monkeypatch):
+    """A copy of `room`, in which the test is, as if it had been made there."""
+    shutil.copytree(room, tmp_path / "room")
+    monkeypatch.chdir(tmp_path / "room")
+    records.keep(Path("r"), records.read("r").data)
+    places.remember(OmegaConf.load("r/config.yaml"))
+    return tmp_path / "room"
+
+
+def test_checkpoints_metrics_and_shares_carry_the_id_of_their_run(there, typed):
+    key = records.read("r").id
+    assert len(key) == 16
+    assert torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["run_id"] == key
+    assert json.loads(Path("r/metrics.json").read_text())["run_id"] == key
+    share = records.read("s")
+    assert share.id == key and share.directory is None and share.data == records.read("r").data
+    assert typed("evaluate", "run=s", *CHEAP, "hydra.run.dir=e")[0] == 0
+    assert json.loads(Path("e/metrics.json").read_text())["run_id"] == key
+    assert typed("train", "resume=r", "trainer.max_steps=4")[0] == 0
+    assert records.read("r").id == key
+
+
+def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
+    words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "seed=1", "hydra.run.dir=other")
+    assert typed("train", *words)[0] == 0
+    shutil.copy("other/checkpoints/step-000003.ckpt", "r/checkpoints/step-000009.ckpt")
+    status, out, error = typed("train", "resume=r", "trainer.max_steps=4")
+    assert status == 0, error
+    assert "step-000009.ckpt is of another run" in out and "1 checkpoints were set aside" in out, out
+    assert [file.name for file in ordered(Path("r/checkpoints"))] == ["step-000004.ckpt", "step-000003.ckpt"]
+
+
+def test_moved_data_is_named_for_training_and_measuring(there, typed):
+    os.rename("pics", "moved")
+    for verb, *words in (("evaluate", "run=r", *CHEAP), ("train", "resume=r", "trainer.max_steps=4")):
+        status, _, error = typed(verb, *words)
+        assert status == 2 and "pics" in error and "try data.path=DIR" in error, error
+        status, out, error = typed(verb, *words, "data.path=moved")
+        assert status == 0 and "warning" not in out, out + error
+    assert OmegaConf.load("r/config.yaml").data.path == "moved"
+    for words in (
+        ("data.workers=0", "data.resident=false", "patience=60"),
+        ("logger=csv", "extractor=none"),
+        ("+callbacks.progress._target_=ddpm_lab.callbacks.progress.Progress",),
+        ("~callbacks.progress",),
+    ):
+        steps = resume_steps() + 1
+        status, out, error = typed("train", "resume=r", *words, f"trainer.max_steps={steps}")
+        assert status == 0 and "warning" not in out, out + error
+        assert ("progress" in OmegaConf.load("r/config.yaml").callbacks) == words[0].startswith("+"), words
+
+
+def resume_steps():
+    return int(ordered(Path("r/checkpoints"))[0].stem[5:])
+
+
+@pytest.mark.parametrize(("word", "told"), [
+    ("data.pth=x", "data has no key pth (did you mean path?)"),
+    ("data.channels=1", "data.channels is part of what resume=r was trained with"),
+    ("callbacks.pictures.every=5", "callbacks has no key pictures"),
+    ("data=digits", "data is part of what resume=r was trained with")])  # fmt: skip
+def test_words_are_checked_against_the_run(there, typed, word, told):
+    status, _, error = typed("train", "resume=r", word)
+    assert status == 2 and told in error and error.count("\n") == 1, error
+
+
+def test_a_relative_path_holds_in_another_directory(there, typed, monkeypatch):
+    (there / "sub").mkdir()
+    monkeypatch.chdir(there / "sub")
+    assert typed("evaluate", "run=../r", *CHEAP)[0] == 0
+    assert typed("train", "resume=../r", "trainer.max_steps=4")[0] == 0
+    monkeypatch.chdir(there)
+    words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "hydra.run.dir=r", "trainer.max_steps=5")
+    status, _, error = typed("train", *words)
+    assert status == 0, error
+
+
+def test_other_data_is_refused_or_said(there, typed):
+    images(there / "more", count=26)
+    status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=more")
+    assert status == 2 and "24 training samples, and were 22" in error and "init=r" in error, error
+    images(there / "renamed", classes=("a", "c"))
+    status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=renamed")
+    assert status == 2 and "classes a, c, and were a, b" in error, error
+    images(there / "changed", shift=1)
+    for verb, words in (("evaluate", ("run=r", *CHEAP)), ("train", ("resume=r", "trainer.max_steps=4"))):
+        status, out, error = typed(verb, *words, "data.path=changed")
+        assert status == 0 and "warning: data.path=changed" in out and "other images" in out, out + error
+
+
+def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
+    data = digits()
+    known = datasets.fingerprint(data)
+    source = SimpleNamespace(__getitem__=None)
+
+    class Source:
+        def __getitem__(self, index):
+            return data.train.pixels[index]
+
+    source = Source()
+    streamed = Streamed(source, torch.arange(data.train.size), data.train.shape, data.train.labels)
+    assert datasets._digest(streamed) == known["train"]["sha256"]
+    for changed in (Images(data.train.pixels.flip(0), data.train.labels), Images(data.train.pixels, None)):
+        assert datasets._digest(changed) != known["train"]["sha256"]
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("resume=s",), "resume=s holds weights without the state of the optimizer"),
+    (("hydra.run.dir=s", *Q), "init=s to start from its weights"),
+    (("trainer.default_root_dir=s", *Q), "init=s to start from its weights"),
+    (("hydra.run.dir=pics", *Q), "is not the folder of a training run and holds a, b; try a new folder"),
+    (("hydra.run.dir=drawn", *Q), "is not the folder of a training run and holds"),
+    (("resume=drawn",), "resume=drawn is no run")])  # fmt: skip
+def test_training_goes_on_in_runs_only(there, typed, words, told):
+    before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
+    status, _, error = typed("train", *words)
+    assert status == 2 and told in error and error.count("\n") == 1, error
+    assert {file: file.read_bytes() for file in there.rglob("*") if file.is_file()} == before
+
+
+def test_a_folder_of_logs_is_as_good_as_empty(tmp_path):
+    (tmp_path / "slurm-17.out").write_text("")
+    (tmp_path / ".hidden").mkdir()
+    folders.vacant(tmp_path)
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(UserError, match=r"holds notes\.md; try a new folder"):
+        folders.vacant(tmp_path)
+
+
+def test_a_run_starts_from_the_weights_of_another(there, typed):
+    words = ("data=folder", "data.path=pics", "conditioner=label", *Q)
+    words += ("+callbacks.ema._target_=ddpm_lab.callbacks.ema.EMA",)
+    for source in ("s", "r"):
+        status, out, error = typed(
+            "train", *words, f"init={source}", f"hydra.run.dir=from-{source}", "optimizer.lr=1e-9"
+        )
+        assert status == 0 and "starting from the raw weights of step 3" in out, out + error
+        first = torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["state_dict"]
+        last = torch.load(f"from-{source}/checkpoints/step-000003.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.allclose(last[name], first[name], atol=1e-6) for name in first if "denoiser" in name)
+    average = torch.load("from-r/checkpoints/step-000003.ckpt", weights_only=True)["callbacks"]["EMA"]["average"]
+    assert all(torch.allclose(average[name], first[f"denoiser.{name}"], atol=1e-6) for name in average)
+    assert records.read("from-r").id != records.read("r").id
+    shutil.rmtree("r")  # is not needed any more
+    assert typed("train", "resume=from-r", "trainer.max_steps=4")[0] == 0
+    refused = {
+        ("model.channels=16",): "8 there, 16 here; its model has model.channels=8",
+        ("prediction=v",): "init=s was trained with prediction=Eps, and this run has V",
+        ("conditioner=none",): "init=s was trained with conditioner=",
+        ("system=classifier", "~callbacks.ema"): "init=s was trained with system=",
+    }
+    for more, told in refused.items():
+        status, _, error = typed("train", *words, *more, "init=s", "hydra.run.dir=x")
+        assert status == 2 and told in error and error.count("\n") == 1, error
+    status, _, error = typed("train", *words, "init=nowhere", "hydra.run.dir=x")
+    assert status == 2 and "nowhere is no run" in error
+
+
+@pytest.mark.parametrize("failing", [2, 3])
+def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, failing):
+    words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "trainer.max_steps=6", "hydra.run.dir=full",
+             "callbacks=classifier", "callbacks.checkpoints.every=2", "~callbacks.progress")  # fmt: skip
+    calls, save = [], torch.save
+
+    def full(content, file):
+        calls.append(file)
+        if len(calls) >= failing:
+            Path(file).write_bytes(b"part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    status, out, error = typed("train", *words)
+    kept = f"step-{2 * (failing - 1):06d}.ckpt"
+    assert (
+        status == 3
+        and f"error: step 6: no checkpoint could be saved (No space left on device); the last is {kept}" in error
+    )
+    assert "saved in" not in out + error and not Path("full/metrics.json").exists()
+    assert [file.name for file in Path("full/checkpoints").iterdir()][-1:] and ordered(Path("full/checkpoints"))[
+        0
+    ].name == kept
+    monkeypatch.undo()
+    os.chdir(there)
+    assert typed("train", *words)[0] == 0 and Path("full/metrics.json").exists()
+
+
+def test_a_signal_whose_save_fails_claims_nothing(there, typed, monkeypatch):
+    words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "trainer.max_steps=6", "hydra.run.dir=full",
+             "callbacks=classifier", "callbacks.checkpoints.every=2", "~callbacks.progress")  # fmt: skip
+    save = torch.save
+
+    def full(content, file):
+        if content["global_step"] > 2:
+            raise OSError(errno.EROFS, "Read-only file system")
+        save(content, file)
+
+    def told(self, trainer, *_):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    monkeypatch.setattr(checkpoints.Checkpoints, "on_train_batch_start", told)
+    status, _, error = typed("train", *words)
+    assert status == 143 and "stopped by SIGTERM at step 3; the last checkpoint is " in error, error
+    assert "saved in" not in error and "step-000002.ckpt; the same command goes on" in error, error
+
+
+class Steps(list):
+    """A logger."""
+
+    def log_metrics(self, metrics, step):
+        self.append({name: value for name, value in metrics.items() if name != "images_per_second"})
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_of_any_shape_are_taken_up_between_reports(weighted):
+    torch.manual_seed(0)
+    batches = []
+    for i in range(11):
+        losses = torch.rand(4)
+        parts = {"l1": torch.rand(4), "penalty": torch.rand(())} | ({"hinge": torch.rand(())} if i > 4 else {})
+        if i == 3:
+            losses[1] = parts["l1"][1] = float("nan")
+        batches.append({"loss": losses.mean(), "losses": losses, "parts": parts}
+                       | ({"weight": torch.rand(4)} if weighted else {}))  # fmt: skip
+
+    def reports(stop):
+        seen = Steps()
+        trainer = SimpleNamespace(
+            global_rank=0, world_size=1, global_step=0, loggers=[seen],
+            strategy=SimpleNamespace(reduce=lambda x, **_: x),
+            optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1, "initial_lr": 0.1}])])  # fmt: skip
+        system = SimpleNamespace(device=torch.device("cpu"), skips=Skips(torch.device("cpu")), zero_loss=None)
+        callback = Losses(every=4)
+        callback.on_train_start(trainer, system)
+        for i, batch in enumerate(batches):
+            if i == stop:
+                checkpoint = {"callbacks": {"Losses": callback.state_dict()}}
+                callback.on_save_checkpoint(trainer, system, checkpoint)
+                callback = Losses(every=4)
+                callback.load_state_dict(checkpoint["callbacks"]["Losses"])
+                callback.on_train_start(trainer, system)
+            trainer.global_step = i + 1
+            callback.on_train_batch_start()
+            callback.on_train_batch_end(trainer, system, batch, None, i)
+        return [*seen]
+
+    whole = reports(None)
+    assert len(whole) == 2 and "train/hinge" in whole[1] and "train/hinge" not in whole[0]
+    assert all(reports(stop) == whole for stop in range(11))
+
+
+@pytest.mark.parametrize("key", FIXED)
+def test_keys_of_the_trainer_that_work_against_ours_are_refused(key):
+    value = {bool: not FIXED[key][0], int: 3}.get(type(FIXED[key][0]), 3)
+    with pytest.raises(UserError, match=rf"trainer\.{key}={value} is not supported: \w+"):
+        check_keys(OmegaConf.create({key: value}))
+    check_keys(OmegaConf.create({key: FIXED[key][0]}))
+
+
+def test_every_choice_of_the_trainer_has_keys_that_work():
+    for choice in ("cpu", "gpu", "ddp", "debug", "slurm"):
+        check_keys(composed(f"trainer={choice}").trainer)
+    with pytest.raises(UserError, match=r"trainer.max_step=3 is not supported \(did you mean max_steps\?\)"):
+        check_keys(OmegaConf.create({"max_step": 3}))
+
+
+def test_what_the_data_decides_is_that_of_the_run():
+    model = {"channels": 8, "multipliers": [1, 2], "attention": None, "dropout": 0.1}
+    rest = {"optimizer": {"lr": 1e-3}, "trainer": {"max_steps": 70}, "compile": "default"}
+    saved = OmegaConf.create({"model": model, **rest})
+    config = OmegaConf.create({"model": dict.fromkeys(model) | {"dropout": 0.2}, "optimizer": {"lr": None},
+                               "trainer": {"max_steps": None}, "compile": None})  # fmt: skip
+    resume.adopt(config, saved)
+    assert config == OmegaConf.create({**saved, "model": {**saved.model, "dropout": 0.2}, "compile": None})
+    with pytest.raises(UserError, match=r"model.dropout=0.2 was 0.1"):
+        resume.compare(saved, config, Path("r"))
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(writing.fcntl, "lockf", none)
+    with writing.alone(tmp_path, "training"):
+        assert "cannot be locked (No locks available)" in caplog.text and not writing.taken(tmp_path)

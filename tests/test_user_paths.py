@@ -1,0 +1,374 @@
+"""What users do one after the other, for every kind of data and of system, on tiny runs that are trained once.
+
+`.venv/bin/python tests/test_user_paths.py` writes docs/user-paths.md, the table of it.
+"""
+
+import io
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import sys
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sets
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.commands import pools
+from ddpm_lab.systems.training import Learner
+
+TABLE = ROOT / "docs" / "user-paths.md"
+TINY = ["trainer.max_steps=4", "trainer.val_check_interval=2", "logger=csv", "model.channels=8", "data.batch_size=8",
+        "callbacks.checkpoints.every=2", "callbacks.losses.every=3"]  # fmt: skip
+DRAWS = ["sampler.steps=2", "callbacks.pictures.every=4", "callbacks.pictures.rows=1", "callbacks.pictures.columns=2",
+         "callbacks.quality.count=20"]  # fmt: skip
+UNET = [*TINY, *DRAWS, "model=unet_small", "model.multipliers=[1]"]
+OWN = [*UNET, "extractor=none"]
+DATA = {
+    "digits": UNET,
+    "flat folder": ["data=folder", "data.path=../pictures/flat", *OWN],
+    "class folders": ["data=folder", "data.path=../pictures/classes", "conditioner=label", *OWN],
+    "train/ and val/": ["data=folder", "data.path=../pictures/splits", *OWN],
+    "grey folder": ["data=folder", "data.path=../pictures/grey", "data.channels=1", *OWN],
+    "prepared store": ["data=store", "data.path=../pictures/store", "conditioner=label", *OWN],
+    "hub, labels": ["data=hub", "data.name=../pictures/hub", "data.cache=../cache", "conditioner=label", *OWN],
+    "hub, no labels": ["data=hub", "data.name=../pictures/plain", "data.cache=../cache", *OWN],
+    "points": ["data=gaussian_mixture", "data.count=200", *TINY, "schedule.steps=20", "sampler.steps=2",
+               "callbacks.scatter.count=20", "callbacks.density.count=4"],
+}  # fmt: skip
+"""Words of train.py by kind of data"""
+SYSTEMS = {
+    "autoencoder": ["system=autoencoder", *TINY],
+    "classifier": ["system=classifier", *TINY],
+    "latents": ["codec=autoencoder", "codec.run=../autoencoder", *UNET],
+    "super-resolution": ["conditioner=low_res", *UNET],
+    "text": ["conditioner=text", "conditioner.width=8", *UNET],
+}
+"""Words of train.py by kind of system, on digits"""
+SHORT = {
+    "train": ["trainer.max_steps=2", "logger=csv", "model.channels=8", "data.batch_size=8", "callbacks.losses.every=2"],
+    "sample": ["count=2", "sampler.steps=2"],
+    "evaluate": ["count=20", "sampler.steps=2", "nll.steps=2", "nll.count=2", "density.count=4"],
+}
+"""What makes a printed command short"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run, with the folder where its command was typed, and what that printed."""
+
+    kind: str
+    words: list[str]
+    work: Path
+    run: Path
+    said: str
+
+    def metrics(self):
+        """Words of evaluate.py for figures that this kind has."""
+        return ["metrics=[nll]"] if "extractor=none" in self.words else []
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Pictures of each kind in `pictures/`."""
+    root = tmp_path_factory.mktemp("paths")
+    colours, greys = sets.noise(24, 8, 8), sets.noise(24, 8, 8, channels=1)
+    for i, (colour, grey) in enumerate(zip(colours, greys, strict=True)):
+        for folder, pixels in {"flat": colour, f"classes/{'cats' if i % 2 else 'dogs'}": colour, "grey": grey,
+                               f"splits/{'val' if i % 4 == 0 else 'train'}": colour}.items():  # fmt: skip
+            (root / "pictures" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "pictures" / folder / f"{i}.png")
+    for name in ("hub", "plain"):
+        (root / "pictures" / name).mkdir()
+        sets.parquet(root / "pictures" / name, train=16, test=4)
+    datasets = pytest.importorskip("datasets", reason="is the extra of data=hub")
+    for file in (root / "pictures" / "plain").glob("*.parquet"):
+        datasets.Dataset.from_parquet(str(file), cache_dir=str(root / "cache")).remove_columns("label").to_parquet(file)
+    with chdir(root):
+        status, said, _ = script("scripts/prepare_data.py", "pictures/classes", "pictures/store")
+    assert status == 0 and following(said)[0].endswith("train.py data=store data.path=pictures/store conditioner=label")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(root, typed):
+    """Return the run of a kind, trained at its first use by the same words as `killed`."""
+    made = {}
+
+    def run(kind):
+        if kind not in made:
+            if kind == "latents":
+                run("autoencoder")
+            work = root / re.sub(r"\W+", "-", kind)
+            work.mkdir(exist_ok=True)
+            words = (DATA | SYSTEMS)[kind]
+            with chdir(work):
+                status, said, error = typed("train", *words, f"hydra.run.dir={work}")
+            assert status == 0, error
+            made[kind] = Trained(kind, words, work, work, said)
+        return made[kind]
+
+    return run
+
+
+def script(file, *words):
+    """What a script of ours does: (exit status, standard output, standard error)."""
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [file, *words])
+        try:
+            runpy.run_path(str(ROOT / file), run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code or 0
+    return status, out.getvalue(), err.getvalue()
+
+
+def following(said):
+    """The commands that `said` offers as the next ones."""
+    lines = said.partition("  next ")[2].splitlines()
+    return [line.strip() for line in lines if re.match(r"\s*(python3?|ddpm-\w+) ", line)]
+
+
+def does(typed, command, *more):
+    """Types a printed command, made short; returns what it prints."""
+    python, program, *words = shlex.split(command)
+    assert python.startswith("python") and not re.search(r"\bDIR\b|\.\.\.", command), command
+    verb = Path(program).stem
+    status, said, error = typed(verb, *words, *SHORT[verb], *more)
+    assert status == 0, f"{command}\n{error}"
+    return said
+
+
+def weights(run):
+    return torch.load(ordered(run / "checkpoints")[0], weights_only=True)["state_dict"]
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one if isinstance(one[name], torch.Tensor))
+
+
+def killed(words, work, nth, by):
+    """Trains in `work` in a process of its own that gets the signal `by` in its `nth` step; the exit status."""
+    if number := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+        return 128 - code if code < 0 else code
+    status = 1
+    try:
+        calls, own = count(1), Learner.on_train_batch_start
+
+        def struck(*args, **kwargs):
+            if next(calls) == nth:
+                os.kill(os.getpid(), by)
+            return own(*args, **kwargs)
+
+        Learner.on_train_batch_start = struck
+        os.chdir(work)
+        sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2))  # not those of pytest
+        status = pools.perform("train", words, work / "log.txt")
+    finally:
+        os._exit(status)
+
+
+@contextmanager
+def moved(trained):
+    """The data of a run under another name; yields the word that names it, relative to the folder above."""
+    key, value = next(word.split("=") for word in trained.words if re.match(r"data\.(path|name)=", word))
+    place = (trained.work / value).resolve()
+    place.rename(place.with_name(f"moved {place.name}"))
+    try:
+        yield f"{key}='{Path(value).parent}/moved {place.name}'"
+    finally:
+        place.with_name(f"moved {place.name}").rename(place)
+
+
+# The paths. Each takes the run of a kind, `typed` and an empty folder, and returns what a refusal says, if any.
+
+
+def train(trained, typed, folder):
+    """`train.py`: a run with weights, metrics, history and what to type next"""
+    held_out = {"train/ and val/": 6, "digits": 360, "hub, labels": 4, "hub, no labels": 4, "prepared store": 2}
+    if trained.kind in held_out:
+        assert f", {held_out[trained.kind]} held out" in trained.said
+    assert [file.name for file in ordered(trained.run / "checkpoints")] == ["step-000004.ckpt", "step-000002.ckpt"]
+    assert (trained.run / "metrics.json").is_file() and (trained.run / "metrics.csv").is_file()
+
+
+def follow(trained, typed, folder):
+    """every command that it prints as the next one"""
+    commands = following(trained.said)
+    assert commands
+    for command in commands:
+        does(typed, command, f"hydra.run.dir={folder}/{len(os.listdir(folder))}")
+
+
+def sample(trained, typed, folder):
+    """`sample.py`: as many as were asked for"""
+    chosen = ["label=1"] if trained.kind in ("digits", "class folders", "prepared store", "hub, labels") else []
+    chosen = ["text='a seven'"] if trained.kind == "text" else chosen
+    status, _, error = typed("sample", f"run={trained.run}", "count=2", *chosen, f"hydra.run.dir={folder}/s")
+    assert status == 0, error
+    saved = np.load(folder / "s" / "samples.npz")
+    assert len(saved["points" if trained.kind == "points" else "images"]) == 2
+    assert saved["labels"].tolist() == [1, 1] if chosen and trained.kind != "text" else True
+
+
+def evaluate(trained, typed, folder):
+    """`evaluate.py`: the figures of this kind of data"""
+    words = [*trained.metrics(), *SHORT["evaluate"]]
+    status, _, error = typed("evaluate", f"run={trained.run}", *words, f"hydra.run.dir={folder}/e")
+    assert status == 0 and (folder / "e" / "metrics.json").is_file(), error
+
+
+def share(trained, typed, folder):
+    """`share.py`, and the command that it prints"""
+    status, said, error = script("scripts/share.py", str(trained.run), f"{folder}/a share")
+    assert status == 0, error
+    (command,) = following(said)
+    does(typed, command, f"hydra.run.dir={folder}/s")
+
+
+def kill(trained, typed, folder):
+    """killed (`kill -9`) in a step, the same command: the same weights as without"""
+    work = trained.work.parent / f"killed {trained.work.name}"
+    work.mkdir()
+    assert killed(trained.words, work, 4, signal.SIGKILL) == 137, (work / "log.txt").read_text()
+    (run,) = work.glob("runs/*/*")
+    assert [file.name for file in ordered(run / "checkpoints")] == ["step-000002.ckpt"]
+    with chdir(work):
+        status, _, error = typed("train", *trained.words)
+    assert status == 0 and len([*work.glob("runs/*/*")]) == 1, error
+    same(weights(run), weights(trained.run))
+
+
+def stop(trained, typed, folder):
+    """stopped (SIGTERM) in a step: saved there; the same command: the same weights as without"""
+    work = trained.work.parent / f"stopped {trained.work.name}"
+    work.mkdir()
+    assert killed(trained.words, work, 4, signal.SIGTERM) == 143, (work / "log.txt").read_text()
+    (run,) = work.glob("runs/*/*")
+    assert ordered(run / "checkpoints")[0].name in ("step-000003.ckpt", "step-000004.ckpt")
+    with chdir(work):
+        status, _, error = typed("train", *trained.words)
+    assert status == 0 and len([*work.glob("runs/*/*")]) == 1, error
+    same(weights(run), weights(trained.run))
+
+
+def longer(trained, typed, folder):
+    """`train.py resume=DIR trainer.max_steps=6`"""
+    shutil.copytree(trained.run, folder / "r")
+    status, _, error = typed("train", f"resume={folder}/r", "trainer.max_steps=6")
+    assert status == 0 and ordered(folder / "r" / "checkpoints")[0].name == "step-000006.ckpt", error
+
+
+def move(trained, typed, folder):
+    """the data moved, `data.path=` (of the hub, `data.name=`) typed: `evaluate.py` and `resume=`"""
+    shutil.copytree(trained.run, folder / "r")
+    with moved(trained) as where:
+        words = [*trained.metrics(), *SHORT["evaluate"], where]
+        status, _, error = typed("evaluate", f"run={folder}/r", *words, f"hydra.run.dir={folder}/e")
+        assert status == 0, error
+        status, _, error = typed("train", f"resume={folder}/r", "trainer.max_steps=6", where)
+        assert status == 0, error
+
+
+def nowhere(trained, typed, folder):
+    """a place that these data do not have: `evaluate.py run=DIR data.path=X`"""
+    return typed("evaluate", f"run={trained.run}", "data.path=elsewhere")
+
+
+def elsewhere(trained, typed, folder):
+    """from another working directory: `sample.py`, `evaluate.py` and `resume=`"""
+    shutil.copytree(trained.run, folder / "r")
+    (folder / "w").mkdir()
+    with chdir(folder / "w"):
+        sample(trained, typed, folder)
+        evaluate(trained, typed, folder)
+        status, _, error = typed("train", "resume=../r", "trainer.max_steps=6")
+        assert status == 0, error
+
+
+def use(trained, typed, folder):
+    """its use: latents of the autoencoder, guidance by the classifier, samples of the others"""
+    if trained.kind not in ("autoencoder", "classifier"):
+        return sample(trained, typed, folder)
+    with chdir(folder):
+        own = ["codec=autoencoder", f"codec.run={trained.run}"] if trained.kind == "autoencoder" else []
+        status, _, error = typed("train", *own, *UNET, "hydra.run.dir=r")
+        assert status == 0, error
+        guided = ["guidance=classifier", f"guidance.classifier.run={trained.run}", "guidance.scale=1"]
+        words = [*SHORT["sample"], *([] if own else [*guided, "label=3"])]
+        status, _, error = typed("sample", "run=r", *words)
+        assert status == 0, error
+    return None
+
+
+PATHS = {
+    "train": train, "next": follow, "sample": sample, "evaluate": evaluate, "share": share, "kill": kill, "stop": stop,
+    "longer": longer, "data moved": move, "elsewhere": elsewhere, "use": use,
+}  # fmt: skip
+OF_DATA = [path for path in PATHS if path not in ("stop", "use")]
+OF_SYSTEMS = ["train", "next", "share", "kill", "stop", "longer", "use"]
+REFUSED = {("digits", "data moved"): "no key", ("points", "data moved"): "no key"}
+"""By cell the words of the line that refuses it: these data have no place"""
+FAULTS = {
+    **{(kind, path): "A1" for kind in ("flat folder", "grey folder", "hub, no labels", "train/ and val/")
+       for path in OF_DATA[1:]},
+    **{(kind, path): "A2" for kind in ("autoencoder", "latents") for path in OF_SYSTEMS},
+    **{(kind, "data moved"): "A5" for kind in DATA},
+    **{(kind, "elsewhere"): "A6" for kind in DATA if kind not in ("digits", "points")},
+    ("train/ and val/", "train"): "C3",
+}  # fmt: skip
+"""Rows of the list of faults, by the cells that they concern, until they are mended"""
+CELLS = [
+    *((kind, path) for kind in DATA for path in OF_DATA),
+    *((kind, path) for kind in SYSTEMS for path in OF_SYSTEMS),
+]
+
+
+@pytest.mark.parametrize(("kind", "path"), [
+    pytest.param(*cell, marks=[pytest.mark.xfail(reason=FAULTS[cell], strict=False)] if cell in FAULTS else [])
+    for cell in CELLS])  # fmt: skip
+def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained(kind).work)
+    if words := REFUSED.get((kind, path)):
+        status, _, error = nowhere(trained(kind), typed, tmp_path)
+        assert status == 2 and words in error and error.count("\n") == 1 and error.startswith("error: "), error
+    else:
+        PATHS[path](trained(kind), typed, tmp_path)
+
+
+def table():
+    """docs/user-paths.md"""
+    lines = [
+        "# What is done one after the other, for every kind of data and of system",
+        "",
+        "Each cell is a test (`tests/test_user_paths.py`) of four steps. A cell that is refused on purpose has",
+        "the words of the line that says so. `.venv/bin/python tests/test_user_paths.py` writes this page.",
+        "",
+        *(f"- **{name}**: {path.__doc__}" for name, path in PATHS.items()),
+    ]
+    for kinds, paths in ((DATA, OF_DATA), (SYSTEMS, OF_SYSTEMS)):
+        lines += ["", f"| | {' | '.join(paths)} |", "|---" * (len(paths) + 1) + "|"]
+        for kind in kinds:
+            cells = [f"refused: {REFUSED[kind, path]}" if (kind, path) in REFUSED else "works" for path in paths]
+            lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_in_the_documents_is_current():
+    assert TABLE.read_text() == table(), "run .venv/bin/python tests/test_user_paths.py"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table())
