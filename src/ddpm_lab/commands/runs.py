@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,9 +251,7 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
     places.confirm(saved, f"run={settings.run}", places.DATA)
     with naming("variance"):
         found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
-    try:
+    with suppress(OSError):  # it need not be kept
         trust.unlinked(file.parent).mkdir(exist_ok=True)
         trust.save_tensors({"mse": found.mse.to("cpu", torch.float64)}, file)
-    except OSError as error:
-        LOG.warning("the variance could not be kept in %s (%s)", file.parent, error.strerror)
     return found
