@@ -13,7 +13,7 @@ from ddpm_lab.errors import naming
 
 LOG = logging.getLogger(__name__)
 MANY = 20_000
-"""Training images from which on the network is twice as wide and trains for twice as long"""
+"""Training images in colour, or latents, from which on the network is twice as wide and trains for twice as long"""
 STEPS = ((8, 800), (16, 1500), (32, 2500))
 """(resolution up to which, optimizer steps); beyond the last: `LONGEST`"""
 LONGEST = 4000
@@ -33,9 +33,10 @@ def complete(config: DictConfig, data: Data) -> None:
     They are logged in a line, and saved with the run, so that a run stays what it is when these rules change.
     """
     shape, count = _shape(config, data), data.train.size
-    filled: dict[str, Any] = {"data.batch_size": data.batch_size, "trainer.max_steps": steps(data.shape, count)}
+    many = count >= MANY and len(shape) == 3 and shape[0] > 1
+    filled: dict[str, Any] = {"data.batch_size": data.batch_size, "trainer.max_steps": steps(data.shape, many)}
     if len(shape) == 3:
-        network = unet(min(shape[1:]), count, config.model.get("channels"))
+        network = unet(min(shape[1:]), many, config.model.get("channels"))
         filled |= {f"model.{key}": value for key, value in network.items()}
     filled = {key: value for key, value in filled.items() if _is_null(config, key)}
     for key, value in filled.items():
@@ -48,25 +49,25 @@ def complete(config: DictConfig, data: Data) -> None:
                  " ".join(f"{key}={_compact(value)}" for key, value in filled.items()))  # fmt: skip
 
 
-def unet(side: int, count: int, channels: int | None = None) -> dict[str, Any]:
-    """The levels of a U-Net for `count` images of `side` x `side`: the coarsest is 4x4, or as near as halving gets.
+def unet(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
+    """The levels of a U-Net for images of `side` x `side`: the coarsest is 4x4, or as near as halving gets.
 
     Twice the channels at half the resolution, up to 64 for 8x8 and 128 for larger images.
     """
     halvings = 0
     while side % 2 ** (halvings + 1) == 0 and (side // 2**halvings > 4 or not halvings):
         halvings += 1
-    wide = 2 if count >= MANY else 1
+    wide = 2 if many else 1
     channels = channels or wide * (32 if side <= 16 else 16)
     most = max(1, wide * (128 if side > 8 else 64) // channels)
     return {"channels": channels, "multipliers": [min(2**level, most) for level in range(halvings + 1)], "blocks": 1}
 
 
-def steps(shape: Sequence[int], count: int) -> int:
+def steps(shape: Sequence[int], many: bool) -> int:
     """Optimizer steps by the resolution of images; points count as the smallest."""
     side = min(shape[1:], default=1)
     length = next((length for most, length in STEPS if side <= most), LONGEST)
-    return 2 * length if count >= MANY and side > 8 else length
+    return 2 * length if many and side > 8 else length
 
 
 def learning_rate(model: DictConfig) -> float:
