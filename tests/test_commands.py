@@ -50,7 +50,7 @@ def test_a_run_leaves_what_it_says(run):
         "spacing": "uniform",
         "clip": 1.0,
         "dynamic_threshold": None,
-        "eta": 0.0,
+        "eta": 1.0,
         "hat": False,
     }
     assert f"python {ROOT}/sample.py run=r count" in said and "FID" in said

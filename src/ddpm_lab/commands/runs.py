@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +162,14 @@ def load(settings: DictConfig) -> "Diffusion":
     return system
 
 
+def without_noise(settings: DictConfig) -> None:
+    """Set `sampler.eta` to 0 unless it was typed: only the deterministic chain can be run backwards."""
+    eta = settings.sampler.get("eta")
+    if eta and not settings.sampler.get("hat") and eta == config(settings.run).sampler.get("eta"):
+        LOG.info("sampler.eta=0 here: the noise of the run's sampler.eta=%g cannot be inverted", eta)
+        settings.sampler.eta = 0.0
+
+
 def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, Any], Path]:
     """The system that `saved` describes with the weights of the newest checkpoint, what else that holds, and the file.
     Raises UserError unless the system is a `kind`.
@@ -242,9 +251,7 @@ def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, chec
     places.confirm(saved, f"run={settings.run}", places.DATA)
     with naming("variance"):
         found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
-    try:
+    with suppress(OSError):  # it need not be kept
         trust.unlinked(file.parent).mkdir(exist_ok=True)
         trust.save_tensors({"mse": found.mse.to("cpu", torch.float64)}, file)
-    except OSError as error:
-        LOG.warning("the variance could not be kept in %s (%s)", file.parent, error.strerror)
     return found
