@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
