@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 

@@ -131,7 +131,8 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         where = "nothing was saved yet"
         if kept:
             last = "saved in" if step_of(kept[0]) == trainer.global_step else "the last checkpoint is"
-            where = f"{last} {kept[0]}; the same command goes on, or {program('train')} resume={in_shell(run)}{_trust(config)}"
+            same = f"{program('train')} resume={in_shell(run)}{_trust(config)}"
+            where = f"{last} {kept[0]}; the same command goes on, or {same}"
         raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
     except Exception as error:  # whatever Lightning makes of a state that is none
         if checkpoint and not system.begun and not isinstance(error, Told | OSError | MemoryError):
