@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import wandb
-from conftest import ROOT
+from conftest import ROOT, composed
+from PIL import Image
 
 from ddpm_lab import loggers, pulse, writing
 from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
@@ -21,6 +22,9 @@ from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.callbacks.observer import Observer
 from ddpm_lab.callbacks.pictures import Pictures
 from ddpm_lab.callbacks.quality import Quality
+from ddpm_lab.commands import resume
+from ddpm_lab.commands.build import build
+from ddpm_lab.commands.defaults import complete
 from ddpm_lab.data import module
 from ddpm_lab.data.folder import Files
 from ddpm_lab.data.module import Batches
@@ -370,3 +374,14 @@ def test_numbers_that_are_not_finite_are_never_saved(value):
     content = {"callbacks": {"EMA": [{"average": torch.tensor([1.0, value])}]}}
     with pytest.raises(Diverged, match=r"callbacks.EMA.0.average is not finite, and is not saved"):
         callback.on_save_checkpoint(SimpleNamespace(loggers=[]), None, content)
+
+
+def test_what_follows_from_the_data_is_adopted_when_a_command_is_repeated(tmp_path):
+    for i in range(8):
+        Image.effect_noise((8, 8), 50 + i).save(tmp_path / f"{i}.png")
+    typed_words = ("data=folder", f"data.path={tmp_path}")
+    saved, again = composed(*typed_words), composed(*typed_words)
+    complete(saved, build(saved, "data"))
+    assert (saved.data.resolution, saved.data.channels) == (8, 1) and again.data.resolution is None
+    resume.adopt(again, saved)
+    assert again == saved

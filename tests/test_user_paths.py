@@ -40,7 +40,7 @@ DATA = {
     "flat folder": ["data=folder", "data.path=../pictures/flat", *OWN],
     "class folders": ["data=folder", "data.path=../pictures/classes", "conditioner=label", *OWN],
     "train/ and val/": ["data=folder", "data.path=../pictures/splits", *OWN],
-    "grey folder": ["data=folder", "data.path=../pictures/grey", "data.channels=1", *OWN],
+    "grey folder": ["data=folder", "data.path=../pictures/grey", *OWN],
     "prepared store": ["data=store", "data.path=../pictures/store", "conditioner=label", *OWN],
     "hub, labels": ["data=hub", "data.name=../pictures/hub", "data.cache=../cache", "conditioner=label", *OWN],
     "hub, no labels": ["data=hub", "data.name=../pictures/plain", "data.cache=../cache", *OWN],

@@ -28,13 +28,15 @@ def build_system(config: DictConfig, data: Data, **given: Any) -> Any:
 
 
 def complete(config: DictConfig, data: Data) -> None:
-    """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and `data.batch_size` by values that fit `data`.
+    """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and of the size of batches and images of `data`.
 
-    They are logged in a line, and saved with the run, so that a run stays what it is when these rules change.
+    They are logged in a line, and saved with the run, so that a run stays what it is when rules or images change.
     """
     shape, count = _shape(config, data), data.train.size
     many = count >= MANY and len(shape) == 3 and shape[0] > 1
     filled: dict[str, Any] = {"data.batch_size": data.batch_size, "trainer.max_steps": steps(data.shape, many)}
+    if len(data.shape) == 3:
+        filled |= {"data.resolution": data.shape[1], "data.channels": data.shape[0]}
     if len(shape) == 3:
         network = unet(min(shape[1:]), many, config.model.get("channels"))
         filled |= {f"model.{key}": value for key, value in network.items()}

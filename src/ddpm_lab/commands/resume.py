@@ -29,7 +29,7 @@ FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.va
 """What may be changed of a run that goes on, or of all that is in it: its weights stay comparable"""
 ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
 """What no run is made of"""
-DERIVED = ("model", "optimizer.lr", "trainer.max_steps")
+DERIVED = ("model", "optimizer.lr", "trainer.max_steps", "data.batch_size", "data.resolution", "data.channels")
 """Keys that may be null until the data is built, which a run then has values of"""
 
 
