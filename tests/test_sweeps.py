@@ -13,9 +13,9 @@ import pytest
 from conftest import FAST, ROOT
 from omegaconf import OmegaConf
 
+from ddpm_lab.commands.arguments import slug
 from ddpm_lab.commands.cells import Cell, fingerprint
 from ddpm_lab.commands.execution import _seconds, carry_out
-from ddpm_lab.commands.main import slug
 from ddpm_lab.commands.pools import Pool, Processes
 from ddpm_lab.errors import CellsFailed, UserError
 

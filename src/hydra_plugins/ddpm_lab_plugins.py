@@ -63,8 +63,8 @@ class Cells(Launcher):
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
         """The cell of each job. Composes them, so that a slip is told before anything runs."""
+        from ddpm_lab.commands.arguments import slug
         from ddpm_lab.commands.cells import Cell, fingerprint, quoted, work
-        from ddpm_lab.commands.main import slug
 
         root, verb = Path(self.config.hydra.sweep.dir), self.config.hydra.job.name
         typed = {*self.config.hydra.overrides.task}

@@ -1,6 +1,5 @@
 """The door: composes the configuration and hands it to a verb. Nothing heavy is imported before that is done."""
 
-import hashlib
 import logging
 import os
 import re
@@ -8,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -23,13 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.commands import refusals, resume, runs, saved, unfinished
-from ddpm_lab.commands.cells import literal
+from ddpm_lab.commands.arguments import CONFIGS, arranged, gathered, slug
 from ddpm_lab.commands.hindrances import hindrance
 from ddpm_lab.errors import Hindered, Interrupted, Told, UserError, shown
 from ddpm_lab.ranks import check, first
 
-PACKAGE = Path(__file__).parents[1]
-CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
 MADE = ("runs", "sweeps", "samples", "evaluations", "exact")
 """Folders that the configurations make around an output folder, beside one that is called by the day"""
 SWEEPS: list[Path] = []
@@ -134,50 +131,8 @@ def report() -> None:
 
         report(config)
 
-    sys.argv[1:] = _gathered(sys.argv[1:], "report")
+    sys.argv[1:] = gathered(sys.argv[1:], "report")
     _main("report", task)
-
-
-def arranged(arguments: list[str]) -> tuple[str, list[str]]:
-    """Which configuration the arguments of train.py are for, and they in Hydra's words."""
-    ablation = any(argument.startswith("ablation=") for argument in arguments)
-    several = {"-m", "--multirun"} & {*arguments}
-    if ablation and several:
-        raise UserError("ablation= is many runs already; leave out -m")
-    of_many = [argument for argument in arguments if re.match("(jobs|dry)=", argument)]
-    if of_many and not (ablation or several or any(argument.startswith("search=") for argument in arguments)):
-        raise UserError(f"{of_many[0]} is for many runs: -m, search= or ablation=")
-    arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
-    if any(argument.startswith("search=") for argument in arguments) and not several:
-        arguments = ["-m", *arguments]  # which the choice says as well, but too late for Hydra's messages
-    return ("ablate", _gathered(arguments, "ablate")) if ablation else ("train", arguments)
-
-
-def slug(words: Iterable[str], digits: str | None = None) -> str:
-    """A name for a folder: what can be read of `words`, and digits that tell them from all others."""
-    said = [*words]
-    digits = digits or hashlib.sha256("\n".join(said).encode()).hexdigest()[:8]
-    return "-".join(filter(None, [re.sub(r"[^\w.]+", "-", "_".join(said)).strip("-")[:80], digits]))
-
-
-def _gathered(arguments: list[str], verb: str) -> list[str]:
-    """What `verb` has no key for goes into its list `words`, which every training run of the ablation hears; and what
-    begins with `evaluate.` into its list `evaluate`, for the evaluations. Raises UserError for a word without dots that
-    train.py has no key for either.
-    """
-    own = {str(key) for key in OmegaConf.load(CONFIGS / f"{verb}.yaml")}
-    roots = own | {"ablation", "seed"} | {group.name for group in CONFIGS.iterdir() if group.is_dir()}
-    mine: list[str] = []
-    said: dict[str, list[str]] = {"words": [], "evaluate": []}
-    for argument in (re.sub("^ablation=", "ablations=", argument) for argument in arguments):  # no group for Hydra
-        key = argument.partition("=")[0]
-        if re.fullmatch(r"\w+", key) and key not in roots:
-            raise UserError(f"{argument}: neither {verb} nor train.py has a key {key}{refusals.near(key, roots)}")
-        if key.startswith("evaluate."):
-            said["evaluate"].append(argument.removeprefix("evaluate."))
-        else:
-            (mine if key in own or key.startswith(("hydra", "-")) else said["words"]).append(argument)
-    return [*mine, *(f"{name}=[{','.join(map(literal, words))}]" for name, words in said.items() if words)]
 
 
 def _main(verb: str, task: Callable[[DictConfig], None]) -> None:

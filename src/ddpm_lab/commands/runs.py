@@ -1,14 +1,12 @@
 """Run directories: found, offered to Hydra, and turned back into systems."""
 
 import difflib
-import hashlib
 import logging
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +20,14 @@ from ddpm_lab import trust
 from ddpm_lab.commands import places, records
 from ddpm_lab.commands.records import ADJUSTABLE, REPLACEABLE
 from ddpm_lab.commands.saved import TRUSTED, configuration
-from ddpm_lab.errors import Damaged, UserError, choice, naming
+from ddpm_lab.commands.variance import variance
+from ddpm_lab.errors import Damaged, UserError, naming
 
 if TYPE_CHECKING:
     from ddpm_lab.codecs import Latents
     from ddpm_lab.conditioners import Spec
     from ddpm_lab.diffusion.classifier import Classifier
     from ddpm_lab.diffusion.denoiser import Denoiser
-    from ddpm_lab.diffusion.variances import Variance
     from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
@@ -158,7 +156,7 @@ def load(settings: DictConfig) -> "Diffusion":
         raise UserError(f"weights=raw are not in run={settings.run}, which was shared without them; try weights=ema")
     system.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     if "variance" in settings and settings.variance != saved.variance:
-        system.denoiser.variance = _variance(settings, system, saved, file)
+        system.denoiser.variance = variance(settings, system, saved, file)
     return system
 
 
@@ -220,38 +218,4 @@ def denoiser(run: str, weights: str = "ema") -> "Denoiser":
     """The denoiser of another run, for guidances that need one."""
     found = load(OmegaConf.create({"run": run, "weights": weights})).denoiser.requires_grad_(False)
     found.origin = f"{run} ({weights})"
-    return found
-
-
-def _variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path) -> "Variance":
-    """Another variance than the run's: a fixed one, or the analytic optimum, kept in the run once estimated."""
-    import torch
-
-    from ddpm_lab.commands.build import build
-    from ddpm_lab.diffusion.variances import Analytic, Variance
-
-    chosen = build(settings, "variance")
-    if isinstance(chosen, Variance):
-        if chosen.outputs > 1:
-            own = choice(system.denoiser.variance)
-            raise UserError(f"variance={choice(chosen)} must be learned, and this run was trained with {own}; "
-                            "try variance=beta, beta_tilde or analytic")  # fmt: skip
-        return chosen
-    # All that the estimate depends on: of the weights, of the noise, and of how guesses are bounded.
-    with checkpoint.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-    bounds = f"clip-{system.sampler.clip}-{system.sampler.dynamic_threshold}"
-    name = f"analytic-{settings.weights}-{digest}-{settings.variance.samples}-{bounds}"
-    file = Path(settings.run, "variances", f"{name}.safetensors")
-    if file.exists():
-        try:
-            return Analytic(trust.tensors(file)[0]["mse"])
-        except Damaged as error:
-            LOG.warning("%s; the variance is estimated anew", error)
-    places.confirm(saved, f"run={settings.run}", places.DATA)
-    with naming("variance"):
-        found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
-    with suppress(OSError):  # it need not be kept
-        trust.unlinked(file.parent).mkdir(exist_ok=True)
-        trust.save_tensors({"mse": found.mse.to("cpu", torch.float64)}, file)
     return found
