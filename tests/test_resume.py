@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import time
 from itertools import islice
@@ -205,16 +204,6 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
     begun = {*run.parent.iterdir()}
     assert typed("train", *words, "resume=null", "trainer.max_steps=1")[0] == 0  # as it says, a new one
     assert len({*run.parents[1].glob("*/*")} - begun) == 1
-
-
-def test_a_damaged_checkpoint_is_named_and_a_good_one_offered(stopped, typed, tmp_path):
-    shutil.copytree(stopped[0], tmp_path / "run")
-    newest, older = ordered(tmp_path / "run" / "checkpoints")
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    status, _, error = typed("sample", f"run={tmp_path}/run", "count=1", f"hydra.run.dir={tmp_path}/s")
-    assert status == 2 and str(newest) in error and f"remove it, and {older.name} is taken" in error, error
-    newest.unlink()
-    assert typed("sample", f"run={tmp_path}/run", "count=1", f"hydra.run.dir={tmp_path}/s")[0] == 0
 
 
 @pytest.mark.slow
