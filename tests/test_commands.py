@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -204,6 +205,41 @@ def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, type
         row = np.asarray(Image.open(tmp_path / f"s{i}" / "grid.png"))
         assert len(row) == 72 and np.array_equal(rows[68 * i + 4 : 68 * i + 68], row[4:68]), "within margins of 4"
     assert report["values"][0]["fid"] != report["values"][1]["fid"]
+
+
+OWN = """import torch
+from ddpm_lab.diffusion.schedules import Schedule, from_betas
+
+def plateau(steps: int = 1000, beta: float = 0.01) -> Schedule:
+    return from_betas(torch.full((steps,), beta, dtype=torch.float64))
+"""
+
+
+def test_the_printed_commands_of_a_run_of_ones_own_package_work_as_typed(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("mylab.py").write_text(OWN)
+    Path("CONF/schedule").mkdir(parents=True)
+    Path("CONF/schedule/plateau.yaml").write_text("_target_: mylab.plateau\nsteps: 1000\nbeta: 0.01\n")
+    words = [
+        "--config-dir",
+        "CONF",
+        "schedule=plateau",
+        "extractor=none",
+        "callbacks=none",
+        *FAST[:4],
+        "sampler.steps=2",
+    ]
+    status, said, error = typed("train", *words, "trainer.max_steps=2", "hydra.run.dir=r")
+    assert status == 0 and "Epoch" not in error and "training:" in error, error
+    printed = [shlex.split(line) for line in said.splitlines() if "run=r" in line]
+    assert [line[-1] for line in printed] == ["trust=[mylab]"] * 2
+    for line in printed:
+        verb, *arguments = line[line.index("next") + 2 :] if "next" in line else line[1:]
+        short = [] if "sample" in verb else ["nll.count=4", "nll.steps=2"]
+        assert typed(verb.removeprefix("ddpm-").removesuffix(".py"), *arguments, *short)[0] == 0, line
+    status, _, error = typed("train", "resume=r", "trainer.max_steps=3", "trust=[mylab]", "--config-dir", "CONF")
+    assert status == 0, error
 
 
 STOPS = {"Ctrl-C": (KeyboardInterrupt(), 130), "SIGTERM": (main.Terminated(), 143),
