@@ -1,0 +1,45 @@
+"""Arguments of the verbs that stand for several runs, in Hydra's words."""
+
+import re
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from ddpm_lab.commands import refusals
+from ddpm_lab.commands.cells import literal
+from ddpm_lab.errors import UserError
+
+
+def arranged(arguments: list[str], configs: Path) -> tuple[str, list[str]]:
+    """Which configuration the arguments of train.py are for, and they in Hydra's words."""
+    ablation = any(argument.startswith("ablation=") for argument in arguments)
+    several = {"-m", "--multirun"} & {*arguments}
+    if ablation and several:
+        raise UserError("ablation= is many runs already; leave out -m")
+    of_many = [argument for argument in arguments if re.match("(jobs|dry)=", argument)]
+    if of_many and not (ablation or several or any(argument.startswith("search=") for argument in arguments)):
+        raise UserError(f"{of_many[0]} is for many runs: -m, search= or ablation=")
+    arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
+    if any(argument.startswith("search=") for argument in arguments) and not several:
+        arguments = ["-m", *arguments]  # which the choice says as well, but too late for Hydra's messages
+    return ("ablate", gathered(arguments, "ablate", configs)) if ablation else ("train", arguments)
+
+
+def gathered(arguments: list[str], verb: str, configs: Path) -> list[str]:
+    """What `verb` has no key for goes into its list `words`, which every training run of the ablation hears; and what
+    begins with `evaluate.` into its list `evaluate`, for the evaluations. Raises UserError for a word without dots that
+    train.py has no key for either.
+    """
+    own = {str(key) for key in OmegaConf.load(configs / f"{verb}.yaml")}
+    roots = own | {"ablation", "seed"} | {group.name for group in configs.iterdir() if group.is_dir()}
+    mine: list[str] = []
+    said: dict[str, list[str]] = {"words": [], "evaluate": []}
+    for argument in (re.sub("^ablation=", "ablations=", argument) for argument in arguments):  # no group for Hydra
+        key = argument.partition("=")[0]
+        if re.fullmatch(r"\w+", key) and key not in roots:
+            raise UserError(f"{argument}: neither {verb} nor train.py has a key {key}{refusals.near(key, roots)}")
+        if key.startswith("evaluate."):
+            said["evaluate"].append(argument.removeprefix("evaluate."))
+        else:
+            (mine if key in own or key.startswith(("hydra", "-")) else said["words"]).append(argument)
+    return [*mine, *(f"{name}=[{','.join(map(literal, words))}]" for name, words in said.items() if words)]
