@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ddpm_lab.commands import main, refusals, runs
+from ddpm_lab.commands import arguments, refusals, runs
 from ddpm_lab.commands.spec import names
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -91,9 +91,9 @@ def first(text):
 def composes(verb, words, places):
     words = filled(words, places)
     if verb == "train":
-        verb, words = main.arranged(words)
+        verb, words = arguments.arranged(words)
     elif verb == "report":
-        words = main._gathered(words, "report")
+        words = arguments.gathered(words, "report")
     elif verb == "evaluate" and "model=exact" in words:
         verb = "exact"
     refusals.check_flags(words, OmegaConf.load(CONFIGS / f"{verb}.yaml"))

@@ -200,7 +200,6 @@ def _farewell(run: Path, system: Learner, measured: bool, averaged: bool, config
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     raw = "" if averaged or not isinstance(system, Diffusion) else " weights=raw"
     trust = _trust(config)
-    trust = _trust(config)
     suggested = [
         completed(verb, f"{words}{raw}{trust}", config, typed_words(run))
         for verb, words in system.suggestions(in_shell(shown), measured)
