@@ -41,7 +41,7 @@ from ddpm_lab.callbacks.checkpoints import ordered
 from ddpm_lab.commands import pools, records, resume, runs, weights
 from ddpm_lab.commands import train as imported  # noqa: F401 (not in each trial)
 from ddpm_lab.data import store
-from ddpm_lab.data.decoding import Fit
+from ddpm_lab.data.fit import Fit
 from ddpm_lab.errors import Damaged, UserError
 from ddpm_lab.systems.diffusion import Diffusion
 
