@@ -111,6 +111,22 @@ def typed():
     return call
 
 
+@pytest.fixture(scope="session")
+def tiny(typed, tmp_path_factory):
+    """Return the run of ten steps that words of train.py make, trained at their first use. It is only read."""
+    made = {}
+
+    def run(*words):
+        if words not in made:
+            where = tmp_path_factory.mktemp("tiny") / "r"
+            status, _, error = typed("train", *FAST, *words, f"hydra.run.dir={where}")
+            assert status == 0, error
+            made[words] = where
+        return made[words]
+
+    return run
+
+
 def there_and_back(typed, trained, tmp_path):
     """What decoding makes of what encoding kept is what encoding itself decoded."""
     assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_a_run_leaves_what_it_says(run):
         "spacing": "uniform",
         "clip": 1.0,
         "dynamic_threshold": None,
-        "eta": 0.0,
+        "eta": 1.0,
         "hat": False,
     }
     assert f"python {ROOT}/sample.py run=r count" in said and "FID" in said
@@ -206,6 +207,41 @@ def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, type
     assert report["values"][0]["fid"] != report["values"][1]["fid"]
 
 
+OWN = """import torch
+from ddpm_lab.diffusion.schedules import Schedule, from_betas
+
+def plateau(steps: int = 1000, beta: float = 0.01) -> Schedule:
+    return from_betas(torch.full((steps,), beta, dtype=torch.float64))
+"""
+
+
+def test_the_printed_commands_of_a_run_of_ones_own_package_work_as_typed(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("mylab.py").write_text(OWN)
+    Path("CONF/schedule").mkdir(parents=True)
+    Path("CONF/schedule/plateau.yaml").write_text("_target_: mylab.plateau\nsteps: 1000\nbeta: 0.01\n")
+    words = [
+        "--config-dir",
+        "CONF",
+        "schedule=plateau",
+        "extractor=none",
+        "callbacks=none",
+        *FAST[:4],
+        "sampler.steps=2",
+    ]
+    status, said, error = typed("train", *words, "trainer.max_steps=2", "hydra.run.dir=r")
+    assert status == 0 and "Epoch" not in error and "training:" in error, error
+    printed = [shlex.split(line) for line in said.splitlines() if "run=r" in line]
+    assert [line[-1] for line in printed] == ["trust=[mylab]"] * 2
+    for line in printed:
+        verb, *arguments = line[line.index("next") + 2 :] if "next" in line else line[1:]
+        short = [] if "sample" in verb else ["nll.count=4", "nll.steps=2"]
+        assert typed(verb.removeprefix("ddpm-").removesuffix(".py"), *arguments, *short)[0] == 0, line
+    status, _, error = typed("train", "resume=r", "trainer.max_steps=3", "trust=[mylab]", "--config-dir", "CONF")
+    assert status == 0, error
+
+
 STOPS = {"Ctrl-C": (KeyboardInterrupt(), 130), "SIGTERM": (main.Terminated(), 143),
          "full disk": (OSError(errno.ENOSPC, "No space left on device"), 3)}  # fmt: skip
 
@@ -268,9 +304,8 @@ def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):
     assert typed("evaluate", f"run={run}", *words)[0] == 0
 
 
-def test_a_model_draws_what_a_text_says(typed, tmp_path):
-    trained = f"run={tmp_path}/r"
-    assert typed("train", *FAST, "conditioner=text", f"hydra.run.dir={tmp_path}/r")[0] == 0
+def test_a_model_draws_what_a_text_says(tiny, typed, tmp_path):
+    trained = f"run={tiny('conditioner=text')}"
     made, loud = {}, ["count=3", "weights=raw", "guidance.w=10000"]  # after ten steps it hardly listens
     for name, asked in {"a": "text='fünf'", "b": "text=a seven", "c": "label=5", "d": "text=['fünf',vier]"}.items():
         status, said, error = typed("sample", trained, asked, *loud, f"hydra.run.dir={tmp_path}/{name}")
@@ -290,28 +325,25 @@ def test_a_model_draws_what_a_text_says(typed, tmp_path):
     assert {*saved} == {"x_T", "labels", "text"} and saved["text"].shape == (2, 24)
 
 
-def test_what_another_kind_of_model_encoded_is_refused(run, typed, tmp_path):
+def test_what_another_kind_of_model_encoded_is_refused(run, tiny, typed, tmp_path):
     assert typed("sample", f"run={run}", "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
     given = f"input={tmp_path}/x/x_T.npz"
     for kind, told in {"low_res": "hears low_res (1, 4, 4)", "text": None, "none": None}.items():
-        where = f"hydra.run.dir={tmp_path}/{kind}"
-        assert typed("train", *FAST, f"conditioner={kind}", where)[0] == 0
-        status, _, error = typed("sample", f"run={tmp_path}/{kind}", "weights=raw", "mode=decode", given,
+        status, _, error = typed("sample", f"run={tiny(f'conditioner={kind}')}", "weights=raw", "mode=decode", given,
                                  f"hydra.run.dir={tmp_path}/y-{kind}")  # fmt: skip
         assert status == (2 if told else 0) and (told or "") in error, error
     with np.load(tmp_path / "x" / "x_T.npz") as saved:
         np.savez(tmp_path / "short.npz", **saved, text=np.ones((2, 9), dtype=np.uint8))
     words = ["mode=decode", f"input={tmp_path}/short.npz", "weights=raw"]
-    status, _, error = typed("sample", f"run={tmp_path}/text", *words)
+    status, _, error = typed("sample", f"run={tiny('conditioner=text')}", *words)
     assert status == 2 and "hears text (24,)" in error, error
 
 
-def test_a_model_enlarges_held_out_pictures(typed, tmp_path):
-    trained = f"run={tmp_path}/r"
-    assert typed("train", *FAST, "conditioner=low_res", f"hydra.run.dir={tmp_path}/r")[0] == 0
+def test_a_model_enlarges_held_out_pictures(tiny, typed, tmp_path):
+    trained = f"run={tiny('conditioner=low_res')}"
     status, _, error = typed("sample", trained, "count=4", f"hydra.run.dir={tmp_path}/s")
     assert status == 0, error
-    labels = build(runs.config(f"{tmp_path}/r"), "data").test.labels[:4]
+    labels = build(runs.config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
     assert np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels.tolist()
     status, _, error = typed("sample", trained, "label=3")
     assert status == 2 and "label=3 cannot be chosen for pictures that bring their own" in error
@@ -584,14 +616,13 @@ def test_another_run_guides(run, typed, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def named(tmp_path_factory):
+def named(tmp_path_factory, typed):
     """A classifier of ten steps."""
     where = tmp_path_factory.mktemp("classifier")
     words = ["system=classifier", "trainer=debug", "logger=csv", "model.channels=8", "callbacks.losses.every=5"]
-    command = [sys.executable, str(ROOT / "train.py"), *words, f"hydra.run.dir={where}/r"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=where)
-    assert done.returncode == 0, done.stderr
-    (where / "r" / "stdout").write_text(done.stdout)
+    status, said, error = typed("train", *words, f"hydra.run.dir={where}/r")
+    assert status == 0, error
+    (where / "r" / "stdout").write_text(said)
     return where / "r"
 
 
@@ -603,9 +634,14 @@ def test_a_classifier_says_how_often_it_is_right(named):
     assert "val/accuracy_q4" in (named / "metrics.csv").read_text()
 
 
-def test_a_classifier_guides_a_model_that_hears_no_labels(named, typed, tmp_path):
-    assert typed("train", *FAST, "conditioner=none", f"hydra.run.dir={tmp_path}/r")[0] == 0
-    words = [f"run={tmp_path}/r", "guidance=classifier", f"guidance.classifier.run={named}", "count=4", "label=three"]
+def test_a_classifier_guides_a_model_that_hears_no_labels(named, tiny, typed, tmp_path):
+    words = [
+        f"run={tiny('conditioner=none')}",
+        "guidance=classifier",
+        f"guidance.classifier.run={named}",
+        "count=4",
+        "label=three",
+    ]
     made = []
     for scale in (0, 30):
         out = f"hydra.run.dir={tmp_path}/{scale}"
@@ -649,12 +685,12 @@ def test_what_a_classifier_cannot_do_is_refused(verb, words, told, run, named, t
     assert status == 2 and error.startswith("error: ") and told in error
 
 
-def test_a_run_without_labels_refuses_them(typed, tmp_path):
-    assert typed("train", *FAST, "conditioner=none", f"hydra.run.dir={tmp_path}/r")[0] == 0
+def test_a_run_without_labels_refuses_them(tiny, typed, tmp_path):
+    trained = f"run={tiny('conditioner=none')}"
     for wrong in ("label=3", "label=all", "guidance.w=2"):
-        status, _, error = typed("sample", f"run={tmp_path}/r", wrong)
+        status, _, error = typed("sample", trained, wrong)
         assert status == 2 and error.startswith("error: ") and wrong in error
-    assert typed("sample", f"run={tmp_path}/r", "count=2")[0] == 0
+    assert typed("sample", trained, "count=2", f"hydra.run.dir={tmp_path}")[0] == 0
 
 
 def one_step(tmp_path, *overrides):

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from ddpm_lab import shell
+from ddpm_lab.data.folder import folder
 
 SCRIPT = "import sys\nimport scripts._venv\nprint(sys.prefix, *sys.argv[1:], sep='|')\nsys.exit(7)\n"
 SCRIPTS = [str(file.relative_to(ROOT)) for file in [*ROOT.glob("*.py"), *ROOT.glob("scripts/[a-z]*.py")]]
@@ -131,3 +132,10 @@ def test_commands_are_printed_as_this_one_was_typed(monkeypatch, started, name, 
     monkeypatch.setattr(sys, "argv", [started.format(root=ROOT)])
     monkeypatch.setattr(shell, "_python", lambda: "python")
     assert shell.program(name) == command.format(root=ROOT)
+
+
+def test_an_archive_in_place_of_a_folder_names_the_whole_command(tmp_path):
+    file = tmp_path / "my images.zip"
+    file.touch()
+    with pytest.raises(ValueError, match=r"prepare_data.py '.*/my images.zip' '.*/my images-store'$"):
+        folder(str(file))

@@ -44,7 +44,9 @@ def test_an_autoencoder_shows_and_measures_what_it_restores(made):
         assert {file.name for file in (made / name / "pictures").iterdir()} == {
             "reconstructions-000005.png", "reconstructions-000010.png", "losses.png"}  # fmt: skip
         said = (made / name / "stdout").read_text()
-        assert "PSNR" in said and f"python train.py codec=autoencoder codec.run={made / name}" in said
+        assert (
+            "PSNR" in said and f"python train.py data.batch_size=16 codec=autoencoder codec.run={made / name}" in said
+        )
         assert "quality/psnr" in (made / name / "metrics.csv").read_text()
         picture = Image.open(made / name / "pictures" / "reconstructions-000010.png")
         pixels = np.asarray(picture)[4:, 4:, 0]

@@ -14,7 +14,7 @@ from conftest import FAST, ROOT
 from omegaconf import OmegaConf
 
 from ddpm_lab.commands.cells import Cell, fingerprint
-from ddpm_lab.commands.execution import carry_out
+from ddpm_lab.commands.execution import _seconds, carry_out
 from ddpm_lab.commands.main import slug
 from ddpm_lab.commands.pools import Pool, Processes
 from ddpm_lab.errors import CellsFailed, UserError
@@ -89,13 +89,44 @@ def test_a_plan_runs_nothing_and_estimates_from_what_ran(tmp_path, caplog):
     caplog.set_level("INFO")
     pool = Notebook()
     carry_out(cells(tmp_path), pool, tmp_path, jobs=1, dry=True)
-    assert pool.ran == [] and "no estimate for 4" in caplog.text
-    carry_out(cells(tmp_path)[:1], pool, tmp_path, jobs=1, dry=False)
-    state = json.loads((tmp_path / "a" / "cell.json").read_text()) | {"seconds": 100.0}
-    (tmp_path / "a" / "cell.json").write_text(json.dumps(state))
+    assert pool.ran == [] and "4 left, time unknown yet" in caplog.text
+    carry_out(cells(tmp_path)[:3], pool, tmp_path, jobs=1, dry=False)
+    assert caplog.text.count("2 left, time unknown yet") == 1, "of one cell nothing follows"
+    for name in "abc":
+        state = json.loads((tmp_path / name / "cell.json").read_text()) | {"seconds": 100.0}
+        (tmp_path / name / "cell.json").write_text(json.dumps(state))
     caplog.clear()
     carry_out(cells(tmp_path), pool, tmp_path, jobs=2, dry=True)
-    assert "about 0:02:30 with 2 at a time" in caplog.text  # 3 cells of 100 s
+    assert "1 left, about 0:00:50" in caplog.text  # one cell of 100 s
+
+
+def test_the_time_of_a_cell_follows_its_work_once_there_are_enough(tmp_path):
+    def seconds(done, work, command="evaluate"):
+        return _seconds(done, Cell("x", command, ("model=exact",) if command == "exact" else (), tmp_path, "x", work))
+
+    starts = [(10.0, 21.0), (20.0, 22.0), (100.0, 30.0)]  # 20 s to start, and 0.1 s for each
+    assert seconds(starts[:2], 10.0) is None and seconds(starts, 1000.0) is None
+    assert seconds(starts, 50.0) == pytest.approx(25.0)
+    assert seconds(starts, 1000.0, "exact") == pytest.approx(73 / 3)
+    assert seconds([(10.0, 5.0), (20.0, 4.0), (30.0, 3.0)], 20.0) == pytest.approx(4.0), "never less for more"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_an_ablation_that_is_stopped_ends_with_a_line_and_keeps_what_is_finished(tmp_path, number, times):
+    command = [sys.executable, str(ROOT / "train.py"), "ablation=ddim_table1", "tier=analytic", "jobs=2",
+               f"cells={tmp_path}/cells"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                          cwd=tmp_path) as process:  # fmt: skip
+        assert next(line for line in process.stdout if line.startswith("[1/25]"))
+        for _ in range(times):  # a terminal signals the whole group
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            time.sleep(0.2)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert err == f"stopped by {number.name}; what is finished is kept\n"
+    done = [json.loads(file.read_text())["status"] for file in tmp_path.glob("cells/*/cell.json")]
+    assert done and not any(done)
 
 
 def test_two_sweeps_do_not_fill_one_folder(tmp_path):

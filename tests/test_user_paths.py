@@ -24,7 +24,8 @@ from conftest import ROOT
 from PIL import Image
 
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import pools
+from ddpm_lab.commands import pools, runs
+from ddpm_lab.commands.suggestions import completed
 from ddpm_lab.systems.training import Learner
 
 TABLE = ROOT / "docs" / "user-paths.md"
@@ -321,24 +322,13 @@ OF_DATA = [path for path in PATHS if path not in ("stop", "use")]
 OF_SYSTEMS = ["train", "next", "share", "kill", "stop", "longer", "use"]
 REFUSED = {("digits", "data moved"): "no key", ("points", "data moved"): "no key"}
 """By cell the words of the line that refuses it: these data have no place"""
-FAULTS = {
-    **{(kind, path): "A1" for kind in ("flat folder", "grey folder", "hub, no labels", "train/ and val/")
-       for path in OF_DATA[1:]},
-    **{(kind, path): "A2" for kind in ("autoencoder", "latents") for path in OF_SYSTEMS},
-    **{(kind, "data moved"): "A5" for kind in DATA},
-    **{(kind, "elsewhere"): "A6" for kind in DATA if kind not in ("digits", "points")},
-    ("train/ and val/", "train"): "C3",
-}  # fmt: skip
-"""Rows of the list of faults, by the cells that they concern, until they are mended"""
 CELLS = [
     *((kind, path) for kind in DATA for path in OF_DATA),
     *((kind, path) for kind in SYSTEMS for path in OF_SYSTEMS),
 ]
 
 
-@pytest.mark.parametrize(("kind", "path"), [
-    pytest.param(*cell, marks=[pytest.mark.xfail(reason=FAULTS[cell], strict=False)] if cell in FAULTS else [])
-    for cell in CELLS])  # fmt: skip
+@pytest.mark.parametrize(("kind", "path"), CELLS)
 def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
     monkeypatch.chdir(trained(kind).work)
     if words := REFUSED.get((kind, path)):
@@ -346,6 +336,25 @@ def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
         assert status == 2 and words in error and error.count("\n") == 1 and error.startswith("error: "), error
     else:
         PATHS[path](trained(kind), typed, tmp_path)
+
+
+def test_encoding_prints_the_command_that_decodes(trained, typed, tmp_path):
+    words = ["mode=encode", "count=2", "sampler.steps=3", f"hydra.run.dir={tmp_path}/x"]
+    status, said, error = typed("sample", f"run={trained('digits').run}", *words)
+    assert status == 0, error
+    (command,) = following(said)
+    assert "sampler.steps=3 mode=decode" in command
+    does(typed, command, f"hydra.run.dir={tmp_path}/y")
+
+
+def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, words = runs.config(str(trained("classifier").run)), "run=DIR guidance=classifier"
+    assert completed("sample", words, config, ["data=digits"]) == (
+        "python train.py data=digits\n           then add guidance=classifier")  # fmt: skip
+    for kind, place in (("digits", "1/1"), ("text", "1/2"), ("points", "2/1"), ("classifier", "2/2")):
+        shutil.copytree(trained(kind).run, tmp_path / "runs" / place)
+    assert completed("sample", words, config, []) == "python sample.py run=runs/1/2 guidance=classifier"
 
 
 def table():

@@ -10,13 +10,12 @@ from functools import cache
 def program(name: str) -> str:
     """Return the command for `sample`, `scripts/share`, ...: a file of this checkout, or `ddpm-sample` if installed."""
     folder, own = os.path.split(sys.argv[0])
-    if own.endswith(".py") or name.startswith("scripts/"):
-        roots = [
-            root for root in (folder, os.path.join(folder, "..")) if os.path.isfile(os.path.join(root, "train.py"))
-        ]
-        return f"{_python()} {shlex.quote(os.path.normpath(os.path.join(*roots[:1], f'{name}.py')))}"
-    installed = f"ddpm-{os.path.basename(name)}"
-    return installed if shutil.which(installed) else shlex.quote(os.path.join(folder, installed))
+    if own.startswith("ddpm-") and not name.startswith("scripts/"):
+        installed = f"ddpm-{name}"
+        return installed if shutil.which(installed) else shlex.quote(os.path.join(folder, installed))
+    above = os.path.join(folder, "..")
+    roots = [root for root in (folder, above) if os.path.isfile(os.path.join(root, "train.py"))]
+    return f"{_python()} {shlex.quote(os.path.normpath(os.path.join(*roots[:1], f'{name}.py')))}"
 
 
 def install(package: str) -> str:

@@ -33,8 +33,16 @@ class Progress(ProgressBar):
     ) -> None:
         if self.bar.update(trainer.global_step - self.bar.n):
             self.bar.set_postfix(loss=f"{outputs['losses'].mean().item():.4f}", refresh=False)
+        if self.bar.n == trainer.max_steps:  # what follows has bars of its own
+            self.bar.close()
 
-    def on_train_end(self, *args: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.set_description("validation")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.set_description("training")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar.close()
 
     def on_exception(self, *args: Any) -> None:

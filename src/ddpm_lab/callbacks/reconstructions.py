@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from tqdm import tqdm
 
 from ddpm_lab.callbacks.log import datamodule, log, log_picture
 from ddpm_lab.callbacks.observer import Observer
@@ -20,7 +21,7 @@ from ddpm_lab.data.splits import Images, to_bytes
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.judge import Judge, numbered
 from ddpm_lab.evaluation.pictures import save_grid
-from ddpm_lab.ranks import everyones
+from ddpm_lab.ranks import everyones, first, mine
 from ddpm_lab.systems.autoencoder import AutoencoderSystem
 
 LOG = logging.getLogger(__name__)
@@ -71,7 +72,9 @@ class Reconstructions(Observer):
         codes: list[Tensor] = []
 
         def remade() -> Iterator[tuple[Tensor, Images]]:
-            for numbers, some in numbered(data.test, 50):
+            batches = tqdm(numbered(data.test, 50), "reconstructions", len(mine(range(0, data.test.size, 50))),
+                           leave=False, disable=None if first() else True)  # fmt: skip
+            for numbers, some in batches:
                 x = some.x0.to(system.device)
                 made, used = system.reconstruct(x)
                 psnr = peak_signal_noise_ratio(made, x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3))

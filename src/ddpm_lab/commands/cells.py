@@ -98,7 +98,11 @@ def _texts(content: Any) -> Iterator[str]:
 def work(verb: str, config: DictConfig) -> float:
     """Passes of pictures through the network, about; those that train count three times."""
     if verb == "train":
-        factors = (config.trainer.max_steps, config.data.batch_size, config.trainer.accumulate_grad_batches)
+        factors = (
+            config.trainer.max_steps or 800,
+            config.data.batch_size or 64,
+            config.trainer.accumulate_grad_batches,
+        )
         numbers = [max(1, factor) if isinstance(factor, int) else 1 for factor in factors]  # slips are told later
         return 3.0 * prod(numbers)
     chain = OmegaConf.select(config, "schedule.steps") or 1000

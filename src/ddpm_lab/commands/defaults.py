@@ -13,7 +13,7 @@ from ddpm_lab.errors import naming
 
 LOG = logging.getLogger(__name__)
 MANY = 20_000
-"""Training images from which on the network is twice as wide and trains for twice as long"""
+"""Training images in colour, or latents, from which on the network is twice as wide and trains for twice as long"""
 STEPS = ((8, 800), (16, 1500), (32, 2500))
 """(resolution up to which, optimizer steps); beyond the last: `LONGEST`"""
 LONGEST = 4000
@@ -28,47 +28,46 @@ def build_system(config: DictConfig, data: Data, **given: Any) -> Any:
 
 
 def complete(config: DictConfig, data: Data) -> None:
-    """Replace the nulls of `model`, `optimizer.lr` and `trainer.max_steps` by values that fit `data`, and log them.
+    """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and `data.batch_size` by values that fit `data`.
 
-    The values go into the run's config.yaml, so that a run stays what it is when these rules change.
+    They are logged in a line, and saved with the run, so that a run stays what it is when these rules change.
     """
     shape, count = _shape(config, data), data.train.size
-    chosen: dict[str, Any] = {}
+    many = count >= MANY and len(shape) == 3 and shape[0] > 1
+    filled: dict[str, Any] = {"data.batch_size": data.batch_size, "trainer.max_steps": steps(data.shape, many)}
     if len(shape) == 3:
-        network = unet(min(shape[1:]), count, config.model.get("channels"))
-        chosen |= {f"model.{key}": value for key, value in network.items() if key in config.model}
-    missing = [key for key in chosen if OmegaConf.select(config, key) is None]
-    for key in missing:
-        OmegaConf.update(config, key, chosen[key])
-    length = {"trainer.max_steps": steps(data.shape, count), "optimizer.lr": learning_rate(config.model)}
-    for key, value in length.items():
-        if key.partition(".")[2] in config[key.partition(".")[0]] and OmegaConf.select(config, key) is None:
-            OmegaConf.update(config, key, value)
-            missing.append(key)
-    if missing:
-        told = " ".join(f"{key}={_compact(OmegaConf.select(config, key))}" for key in missing)
-        LOG.info("chosen for %s: %s", f"{count} images of {'x'.join(map(str, shape))}", told)
+        network = unet(min(shape[1:]), many, config.model.get("channels"))
+        filled |= {f"model.{key}": value for key, value in network.items()}
+    filled = {key: value for key, value in filled.items() if _is_null(config, key)}
+    for key, value in filled.items():
+        OmegaConf.update(config, key, value)
+    if _is_null(config, "optimizer.lr"):
+        config.optimizer.lr = filled["optimizer.lr"] = learning_rate(config.model)
+    if filled:
+        kind = "points" if data.bin_width is None else "images"
+        LOG.info("chosen for %d %s of %s: %s", count, kind, "x".join(map(str, shape)),
+                 " ".join(f"{key}={_compact(value)}" for key, value in filled.items()))  # fmt: skip
 
 
-def unet(side: int, count: int, channels: int | None = None) -> dict[str, Any]:
-    """The levels of a U-Net for `count` images of `side` x `side`: the coarsest is 4x4, or as near as halving gets.
+def unet(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
+    """The levels of a U-Net for images of `side` x `side`: the coarsest is 4x4, or as near as halving gets.
 
     Twice the channels at half the resolution, up to 64 for 8x8 and 128 for larger images.
     """
     halvings = 0
     while side % 2 ** (halvings + 1) == 0 and (side // 2**halvings > 4 or not halvings):
         halvings += 1
-    wide = 2 if count >= MANY else 1
+    wide = 2 if many else 1
     channels = channels or wide * (32 if side <= 16 else 16)
     most = max(1, wide * (128 if side > 8 else 64) // channels)
     return {"channels": channels, "multipliers": [min(2**level, most) for level in range(halvings + 1)], "blocks": 1}
 
 
-def steps(shape: Sequence[int], count: int) -> int:
+def steps(shape: Sequence[int], many: bool) -> int:
     """Optimizer steps by the resolution of images; points count as the smallest."""
     side = min(shape[1:], default=1)
     length = next((length for most, length in STEPS if side <= most), LONGEST)
-    return 2 * length if count >= MANY and side > 8 else length
+    return 2 * length if many and side > 8 else length
 
 
 def learning_rate(model: DictConfig) -> float:
@@ -85,5 +84,10 @@ def _shape(config: DictConfig, data: Data) -> Sequence[int]:
         return build(config, "codec")(Spec(**data.spec)).shape
 
 
+def _is_null(config: DictConfig, key: str) -> bool:
+    group, _, name = key.partition(".")
+    return name in config[group] and config[group][name] is None
+
+
 def _compact(value: Any) -> str:
-    return f"[{','.join(f'{one:g}' for one in value)}]" if OmegaConf.is_list(value) else f"{value:g}"
+    return f"[{','.join(f'{one:g}' for one in value)}]" if isinstance(value, list) else f"{value:g}"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ddpm_lab.commands import datasets, records
 from ddpm_lab.commands.build import at_least, build
 from ddpm_lab.commands.output import density_rows, nll_rows, output, quality_rows, quiet, round_trip_rows, table
-from ddpm_lab.commands.runs import before, load
+from ddpm_lab.commands.runs import before, load, without_noise
 from ddpm_lab.commands.sweep import sweep
 from ddpm_lab.commands.unfinished import unfinished
 from ddpm_lab.data.module import Data
@@ -42,6 +42,8 @@ def evaluate(config: DictConfig) -> None:
     quiet()
     _check(config)
     join()
+    if config.against is None and config.metrics is not None and {*config.metrics} == {"round_trip"}:
+        without_noise(config)
     stages = [*before(config), load(config)]
     Cascade(stages)
     system = stages.pop()

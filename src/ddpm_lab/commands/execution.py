@@ -4,11 +4,11 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, mean
 
 from ddpm_lab.commands.cells import Cell, load, named, quoted
 from ddpm_lab.commands.output import grid
@@ -17,6 +17,10 @@ from ddpm_lab.errors import CellsFailed, UserError
 from ddpm_lab.writing import alone, write
 
 LOG = logging.getLogger(__name__)
+ENOUGH = 3
+"""Cells of a kind, from which on the time that others take is estimated"""
+Finished = dict[str, list[tuple[float, float]]]
+"""By kind, the work and the seconds of finished cells"""
 
 
 def _remember(root: Path, cells: Sequence[Cell]) -> None:
@@ -52,10 +56,10 @@ def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: 
 
 
 def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
-    started, waiting, ended = time.monotonic(), [*todo], 0
+    waiting, ended = [*todo], 0
     running: dict[Future[int], Cell] = {}
     failed: set[Path] = set()
-    total = sum(cell.work for cell in todo)
+    done: Finished = {}
     with ThreadPoolExecutor(jobs) as threads:
         try:
             while waiting or running:
@@ -73,12 +77,11 @@ def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
                     ended += 1
                     if status := future.result():
                         failed.add(cell.folder)
+                    else:
+                        done.setdefault(_kind(cell.command), []).append((cell.work, cell.state()["seconds"]))
                     left = [*waiting, *running.values()]
-                    share = sum(other.work for other in left) / (total or 1)
-                    spent = time.monotonic() - started
-                    rest = f"about {_span(spent * share / (1 - share))} left" if left and share < 1 else ""
-                    LOG.info("[%d/%d] %s %s%s", ended, len(todo), "failed:" if status else "done:  ", cell.name,
-                             f"  ({rest})" if rest else "")  # fmt: skip
+                    rest = f"  ({_left(left, done, jobs)})" if left else ""
+                    LOG.info("[%d/%d] %s %s%s", ended, len(todo), "failed:" if status else "done:  ", cell.name, rest)
         except BaseException:  # also when interrupted: what runs is stopped, what is done stays
             pool.stop()
             raise
@@ -137,18 +140,42 @@ def _figures(cell: Cell) -> list[str]:
     return [f"{value:.3g}" if isinstance(value, int | float) else "-" for value in values]
 
 
-def _estimate(todo: Iterable[Cell], root: Path, jobs: int) -> str:
-    """From how long cells of the same kind took here."""
-    rates: dict[str, list[float]] = {}
+def _estimate(todo: Sequence[Cell], root: Path, jobs: int) -> str:
+    """How long `todo` may take, from how long cells of the same kinds took here."""
+    done: Finished = {}
     for file in root.glob("*/cell.json"):
         state = load(file)
         if state.get("status") == 0:
-            rates.setdefault(_kind(state["command"]), []).append(state["seconds"] / state["work"])
-    known = [cell.work * median(rates[_kind(cell.command)]) for cell in todo if _kind(cell.command) in rates]
-    unknown = sum(_kind(cell.command) not in rates for cell in todo)
-    said = [f"about {_span(sum(known) / jobs)} with {jobs} at a time"] if known else []
-    said += [f"no estimate for {unknown}, for nothing like them has been run here"] if unknown else []
-    return "; ".join(said) or "nothing is left to do"
+            done.setdefault(_kind(state["command"]), []).append((state["work"], state["seconds"]))
+    return _left(todo, done, jobs) if todo else "nothing is left to do"
+
+
+def _left(cells: Sequence[Cell], done: Finished, jobs: int) -> str:
+    """How long `cells` may take, as far as that is known."""
+    times = [_seconds(done.get(_kind(cell.command), ()), cell) for cell in cells]
+    known = [seconds for seconds in times if seconds is not None]
+    if len(known) < len(times):
+        return f"{len(cells)} left, time unknown yet"
+    return f"{len(cells)} left, about {_span(sum(known) / jobs)}"
+
+
+def _seconds(done: Sequence[tuple[float, float]], cell: Cell) -> float | None:
+    """How long `cell` may take, from the (work, seconds) of cells of its kind: a start and a time for its work. None
+    for fewer than `ENOUGH`, or for far more work than any of them.
+    """
+    works, seconds = [work for work, _ in done], [taken for _, taken in done]
+    if len(done) < ENOUGH:
+        return None
+    if _kind(cell.command) == "exact":  # of which hardly anything depends on the work
+        return mean(seconds)
+    if cell.work > 2 * max(works):
+        return None
+    if len({*works}) == 1:
+        return mean(seconds) * cell.work / works[0]
+    slope, start = linear_regression(works, seconds)
+    if start < 0:
+        slope, start = linear_regression(works, seconds, proportional=True)
+    return start + slope * cell.work if slope > 0 else mean(seconds)
 
 
 def _kind(command: str) -> str:

@@ -65,13 +65,15 @@ class Processes(Pool):
     def stop(self) -> None:
         self.stopped = True
         running, until = [*self.running], time.monotonic() + GRACE
-        for process in running:
-            process.terminate()  # what trains saves itself first
-        while (left := [process.sentinel for process in running if process in self.running]) and (
-                seconds := until - time.monotonic()) > 0:  # fmt: skip
-            connection.wait(left, min(seconds, 0.1))
-        for process in [*self.running]:
-            process.kill()
+        try:
+            for process in running:
+                process.terminate()  # what trains saves itself first
+            while (left := [process.sentinel for process in running if process in self.running]) and (
+                    seconds := until - time.monotonic()) > 0:  # fmt: skip
+                connection.wait(left, min(seconds, 0.1))
+        finally:  # also when interrupted once more
+            for process in [*self.running]:
+                process.kill()
 
 
 class Slurm(Pool):
@@ -115,7 +117,10 @@ class Slurm(Pool):
 
 def _forked(verb: str, words: list[str], log: Path, threads: int, device: str | None) -> None:
     import torch
+    from tqdm import tqdm
 
+    os.setsid()  # Ctrl-C is for the parent, which ends the others in order
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore, which a process that is killed would leave behind
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     torch.set_num_threads(threads)

@@ -60,7 +60,8 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
         used = any(os.path.lexists(Path(folder, name)) for name in (".lock", "checkpoints", "command.txt"))
         folders.vacant(Path(folder))
         return [*words], trust.plain(Path(folder)) if used else Path(folder)
-    several = any(word in ("-m", "--multirun") or word.startswith(("search=", "-")) for word in words)
+    options = [word for word in words if word.startswith("-") and not word.startswith(("--config-dir", "-cd"))]
+    several = bool(options) or any(word.startswith("search=") for word in words)
     if several or said["resume"] == "null":
         return [*words], None
     begun = [file.parent for file in Path("runs").glob("*/*/command.txt") if _same(file, words)]

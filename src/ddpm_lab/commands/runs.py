@@ -162,6 +162,14 @@ def load(settings: DictConfig) -> "Diffusion":
     return system
 
 
+def without_noise(settings: DictConfig) -> None:
+    """Set `sampler.eta` to 0 unless it was typed: only the deterministic chain can be run backwards."""
+    eta = settings.sampler.get("eta")
+    if eta and not settings.sampler.get("hat") and eta == config(settings.run).sampler.get("eta"):
+        LOG.info("sampler.eta=0 here: the noise of the run's sampler.eta=%g cannot be inverted", eta)
+        settings.sampler.eta = 0.0
+
+
 def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, Any], Path]:
     """The system that `saved` describes with the weights of the newest checkpoint, what else that holds, and the file.
     Raises UserError unless the system is a `kind`.

@@ -21,7 +21,7 @@ from ddpm_lab.commands.cells import quoted
 from ddpm_lab.commands.files import SPLITS, array, arrays, read, save
 from ddpm_lab.commands.output import output, quiet
 from ddpm_lab.commands.refusals import near
-from ddpm_lab.commands.runs import before, load
+from ddpm_lab.commands.runs import before, load, without_noise
 from ddpm_lab.data.splits import Split, batch, rows, to_bytes
 from ddpm_lab.diffusion.noise import Noise, SampleNoise
 from ddpm_lab.diffusion.samplers import slerp
@@ -49,6 +49,8 @@ def sample(config: DictConfig) -> None:
     join()
     if not first() and config.mode != "draw":
         return  # which alone is shared
+    if config.mode in ("encode", "decode"):
+        without_noise(config)
     system = load(config)
     with torch.inference_mode(), naming("sampler"):
         MODES[config.mode](config, system)

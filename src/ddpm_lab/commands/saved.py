@@ -121,6 +121,15 @@ def _own() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     return {group: (frozenset(targets.get(group, ())), frozenset(groups[group])) for group in groups}
 
 
+def foreign(config: DictConfig) -> list[str]:
+    """The packages that must be trusted for a run of `config` to be read: those of `_target_`s that configs/ does not
+    have in the same group.
+    """
+    content: Any = OmegaConf.to_container(config)
+    return sorted({str(value).partition(".")[0] for group, part in content.items() for key, value in _leaves(part)
+                   if key == "_target_" and value not in _own().get(group, (frozenset(),))[0]})  # fmt: skip
+
+
 def _leaves(node: Any) -> Iterator[tuple[Any, Any]]:
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield key, value

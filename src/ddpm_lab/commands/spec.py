@@ -66,7 +66,8 @@ class Order(BaseModel, extra="forbid"):
     rows: list[str] | None = None
     columns: list[str] | None = None
     ratio: float = 1.0
-    tiers: list[Tier] = [*TIERS]
+    omitted: dict[Tier, str] = {}
+    """Tiers whose numbers cannot show it, and why"""
 
 
 class Plot(BaseModel, extra="forbid"):

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,20 @@ def typed_words(run: Path) -> list[str]:
 
 
 def data_words(words: Sequence[str]) -> list[str]:
-    """Return those of `words` that choose the data, or the choice of their experiment."""
+    """Return those of `words` that choose the data, or the choice of their experiment; and the folder of configurations
+    of one's own, which may hold it.
+    """
     from ddpm_lab.commands.main import CONFIGS
 
+    folder = [part for word, after in pairwise(words) if word in ("--config-dir", "-cd") for part in (word, after)]
+    folder += [word for word in words if word.startswith("--config-dir=")]
     own = [word for word in words if re.match(r"\+{0,2}data[.=]", word)]
     experiments = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     if experiments and not any(word.startswith("data=") for word in own):
         with suppress(OSError):
             for entry in OmegaConf.load(CONFIGS / "experiment" / f"{experiments[-1]}.yaml").defaults:
                 own = [*(f"data={choice}" for key, choice in entry.items() if key == "override /data"), *own]
-    return own
+    return [*folder, *own]
 
 
 def _model(config: DictConfig) -> Path | None:

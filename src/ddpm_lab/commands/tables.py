@@ -55,8 +55,9 @@ def from_plan(plan: Plan) -> Table:
     table = Table(**common, columns=tuple(columns), rows=rows, our_protocol=stage.note)
     table = _marked(plan, table)
     plots = [panel for plot in ablation.plots for panel in panels.panels(plan, table, plot)]
-    claims = tuple(claim(table, order) for order in ablation.claims if tier in order.tiers)
-    return replace(table, claims=claims, panels=(*plots, *panels.training(plan.trained)),
+    claims = tuple(claim(table, order) for order in ablation.claims if tier not in order.omitted)
+    omitted = {order.text: order.omitted[tier] for order in ablation.claims if tier in order.omitted}
+    return replace(table, claims=claims, omitted=omitted, panels=(*plots, *panels.training(plan.trained)),
                    pictures=panels.pictures(plan.trained))  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
 from ddpm_lab import pulse
@@ -20,6 +21,7 @@ from ddpm_lab.callbacks.compiled import Compiled
 from ddpm_lab.callbacks.density import Density
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.forecast import Forecast
+from ddpm_lab.callbacks.progress import Progress
 from ddpm_lab.callbacks.quality import Quality
 from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.commands import datasets, initial, places, records, resume
@@ -27,7 +29,7 @@ from ddpm_lab.commands.build import build
 from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.commands.defaults import build_system
 from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
-from ddpm_lab.commands.saved import public
+from ddpm_lab.commands.saved import foreign, public
 from ddpm_lab.commands.suggestions import completed, typed_words
 from ddpm_lab.commands.validate import validate, validate_length, validate_settings, validate_trainer
 from ddpm_lab.data.module import Data
@@ -71,6 +73,11 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     callbacks = build(config, "callbacks")
     if not any(isinstance(callback, Checkpoints) for callback in callbacks.values()):
         callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
+    bars = [name for name, callback in callbacks.items() if isinstance(callback, ProgressBar)]
+    if config.trainer.get("enable_progress_bar", True) and not bars:
+        callbacks["progress"] = Progress()  # or Lightning draws one that counts epochs
+    elif not config.trainer.get("enable_progress_bar", True):
+        callbacks = {name: callback for name, callback in callbacks.items() if name not in bars}
     if config.compile is not None:
         callbacks = {"compiled": Compiled(config.compile)} | callbacks
     callbacks = {"forecast": Forecast(timed=config.compile is None)} | callbacks
@@ -124,7 +131,8 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         where = "nothing was saved yet"
         if kept:
             last = "saved in" if step_of(kept[0]) == trainer.global_step else "the last checkpoint is"
-            where = f"{last} {kept[0]}; the same command goes on, or {program('train')} resume={in_shell(run)}"
+            same = f"{program('train')} resume={in_shell(run)}{_trust(config)}"
+            where = f"{last} {kept[0]}; the same command goes on, or {same}"
         raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
     except Exception as error:  # whatever Lightning makes of a state that is none
         if checkpoint and not system.begun and not isinstance(error, Told | OSError | MemoryError):
@@ -181,12 +189,20 @@ def _requeue() -> None:
         LOG.warning("SLURM job %s could not be put back into the queue", job)
 
 
+def _trust(config: DictConfig) -> str:
+    """What to type so that a run of `config` is read: it may be built from packages of the user's own."""
+    packages = foreign(config)
+    return f" 'trust=[{','.join(packages)}]'" if packages else ""
+
+
 def _farewell(run: Path, system: Learner, measured: bool, averaged: bool, config: DictConfig) -> str:
     """Where things are, and what to type next."""
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     raw = "" if averaged or not isinstance(system, Diffusion) else " weights=raw"
+    trust = _trust(config)
+    trust = _trust(config)
     suggested = [
-        completed(verb, f"{words}{raw}", config, typed_words(run))
+        completed(verb, f"{words}{raw}{trust}", config, typed_words(run))
         for verb, words in system.suggestions(in_shell(shown), measured)
     ]
     return "\n".join([

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Images, Split, Streamed
 from ddpm_lab.data.tree import Aside, but, listings, tree_of
 from ddpm_lab.diffusion.noise import generator
+from ddpm_lab.shell import program
 
 LOG = logging.getLogger(__name__)
 BAD = 0.01
@@ -86,7 +88,7 @@ def folder(
     on_bad: OnBad = "error",
     resident: bool | None = None,
     flip: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 2,
     seed: int = 0,
 ) -> Data:
@@ -100,8 +102,7 @@ def folder(
     """
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
-        hint = ("an archive must be unpacked: python scripts/prepare_data.py SOURCE TARGET" if root.is_file()
-                else "try data.path=DIR")  # fmt: skip
+        hint = f"an archive must be unpacked: {_preparing(root)}" if root.is_file() else "try data.path=DIR"
         raise ValueError(f"path must be a folder of images (got {path}); {hint}")
     parts = listings(root, splits)
     try:
@@ -125,7 +126,7 @@ def folder(
             raise ValueError(_keyed(error, path)) from error
         if isinstance(split, Streamed) and on_bad == "skip":
             raise ValueError("on_bad=skip is for images that are all read at the start, and these are streamed; "
-                             "prepare them first: python scripts/prepare_data.py")  # fmt: skip
+                             f"prepare them first: {_preparing(root)}")  # fmt: skip
         good = torch.tensor([i not in source.bad for i in part.tolist()])
         held.append(split if good.all() else split.at(good))
     bad = {id(source): [source.bad[i] for i in sorted(source.bad)] for source in sources}
@@ -135,6 +136,12 @@ def folder(
     classes = next(iter(parts.values())).classes
     return Data(root.resolve().name, *held, classes=len(classes) or None, batch_size=batch_size, flip=flip,
                 workers=workers, seed=seed, captions=[[name] for name in classes] or None)  # fmt: skip
+
+
+def _preparing(source: Path) -> str:
+    """Return the command that makes a store of `source`, beside it."""
+    target = source.with_name(f"{source.name.partition('.')[0]}-store")
+    return f"{program('scripts/prepare_data')} {shlex.quote(str(source))} {shlex.quote(str(target))}"
 
 
 def _keyed(error: ValueError, path: str) -> str:

@@ -42,7 +42,7 @@ def hub(
     test_size: int = 1000,
     resident: bool | None = None,
     flip: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 2,
     seed: int = 0,
 ) -> Data:

@@ -15,6 +15,8 @@ from ddpm_lab.diffusion.exact import Mixture
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.errors import Hindered, Hung, UserError
 
+BATCH = 64
+"""Samples in a batch unless `batch_size` is given, or there are fewer"""
 TIMEOUT = 300
 """Seconds that a batch may take to be read"""
 
@@ -23,8 +25,9 @@ class Data(L.LightningDataModule):
     """A training split and a held-out one, served by index: what is in memory is so on the device that trains; what is
     streamed is read by `workers` processes.
 
-    `batch_size` is that of a step over all processes that train. `captions` are what each class is called (None: by its
-    number); `mixture` is the law of the data, where it is known. Raises ValueError where `batch_size` does not fit.
+    `batch_size` is that of a step over all processes that train (None: `BATCH`, or all samples where they are fewer).
+    `captions` are what each class is called (None: by its number); `mixture` is the law of the data, where it is known.
+    Raises ValueError where `batch_size` does not fit.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class Data(L.LightningDataModule):
         test: Split,
         *,
         classes: int | None,
-        batch_size: int,
+        batch_size: int | None,
         flip: bool = False,
         seed: int = 0,
         workers: int = 2,
@@ -42,6 +45,7 @@ class Data(L.LightningDataModule):
         captions: Sequence[Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
+        batch_size = min(BATCH, train.size) if batch_size is None else batch_size
         if not 1 <= batch_size <= train.size:
             raise ValueError(f"batch_size must lie in 1..{train.size}, the number of training samples "
                              f"(got {batch_size}); try batch_size={min(32, train.size)}")  # fmt: skip

@@ -85,7 +85,7 @@ def store(
     held_out: float = 0.1,
     resident: bool | None = None,
     flip: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 2,
     seed: int = 0,
 ) -> Data:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,14 +12,23 @@ from torch.func import jacfwd, vmap
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.diffusion.denoiser import Denoises
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 
 @torch.no_grad()
-def log_prob(denoiser: Denoises, x0: Tensor, times: Sequence[int], cond: Condition = Condition()) -> Tensor:
+def log_prob(
+    denoiser: Denoises,
+    x0: Tensor,
+    times: Sequence[int],
+    cond: Condition = Condition(),
+    bar: "tqdm[NoReturn] | None" = None,
+) -> Tensor:
     """log p(x_0) in nats, (B,), of points `x0`, (B, d), under the ODE of Song et al. (2021, eq. 13).
 
     Heun's steps carry the points up the chain `times` (from T down to 0, as `Sampler.times` gives it), and the log
     determinant of each step is that of its exact Jacobian. The first step takes the data for x_1, where the network was
-    trained, so details finer than noise_1 are not seen.
+    trained, so details finer than noise_1 are not seen. `bar` hears of every step.
     """
     process = denoiser.process
 
@@ -39,6 +49,8 @@ def log_prob(denoiser: Denoises, x0: Tensor, times: Sequence[int], cond: Conditi
     x = process.diffuse(x0, torch.zeros_like(x0), at)
     log_volume = x0.shape[1] * process.scales(at)[0].log()
     for s, t in pairwise(up):
+        if bar is not None:
+            bar.update()
         if s == t:
             continue
         at_s, at_t = (torch.full((len(x),), time, device=x.device) for time in (s, t))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tqdm import tqdm
+
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Points, batch
 from ddpm_lab.diffusion.denoiser import Denoiser
@@ -28,8 +30,11 @@ def assess_density(
     points = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
     assert isinstance(points, Points)
     times = stops(denoiser.process.steps, min(STEPS, denoiser.process.steps), "quadratic_full")
-    with evaluating(denoiser):
-        nll = -log_prob(denoiser, points.x0, times, system.condition(denoiser, batch(points)))
+    with (
+        evaluating(denoiser),
+        tqdm(total=len(times) - 1, desc="likelihood", unit="step", disable=None, leave=False) as bar,
+    ):
+        nll = -log_prob(denoiser, points.x0, times, system.condition(denoiser, batch(points)), bar)
     found = {"nll": nll.mean().item(), "standard_error": nll.std().item() / len(nll) ** 0.5}
     if data.mixture is not None:
         exact = MixtureDenoiser(denoiser.process.cpu(), denoiser.variance, data.mixture)

@@ -69,6 +69,7 @@ def terminal(table: Table) -> str:
     ]
     rule = "  " + "─" * (len(drawn[0]) - 2)
     claims = [f"{numbers.TICKS[claim.passed]} {claim.text} ({claim.detail})" for claim in table.claims]
+    claims += [f"not claimed: {text} ({why})" for text, why in table.omitted.items()]
     rest = [part for line in (*_below(table), *claims) for part in _wrapped(line)]
     above = [part for line in (*titles, *_above(table)) for part in _wrapped(line)]
     return "\n".join(line.rstrip() for line in [*above, rule, drawn[0], rule, *drawn[1:], rule, *rest])
@@ -100,6 +101,7 @@ def markdown(tables: Sequence[Table]) -> str:
         first, *rest = [f"| {' | '.join(map(_md, line))} |" for line in _grid(table)]
         rule = "|---|" + "---:|" * (len(_grid(table)[0]) - 1)
         claims = [f"- {numbers.TICKS[claim.passed]} {_md(f'{claim.text} ({claim.detail})')}" for claim in table.claims]
+        claims += [f"- not claimed: {_md(f'{text} ({why})')}" for text, why in table.omitted.items()]
         parts += [
             *map(_md, _above(table)),
             "\n".join([first, rule, *rest]),

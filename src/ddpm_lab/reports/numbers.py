@@ -126,8 +126,11 @@ def summary(tables: Iterable[Table]) -> list[tuple[str, str]]:
     tables, lines = list(tables), []
     measured = ["done" if entry.ours is not None else ours(entry) for table in tables for entry in entries(table)]
     claimed = [VERDICTS[claim.passed] for table in tables for claim in table.claims]
+    omitted = sum(len(table.omitted) for table in tables)
     for what, wanted, found in (("numbers measured", "done", measured), ("claims passed", "passed", claimed)):
         rest = ", ".join(f"{found.count(word)} {word}" for word in ("failed", "not run", "no value") if word in found)
-        if found:
+        if what == "claims passed" and omitted:
+            rest = ", ".join(filter(None, [rest, f"{omitted} not claimed"]))
+        if found or rest:
             lines.append((f"{found.count(wanted)} of {len(found)}", f"{what} ({rest})" if rest else what))
     return lines

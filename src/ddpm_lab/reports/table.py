@@ -134,6 +134,8 @@ class Table:
     notes: Mapping[str, str] = field(default_factory=dict)
     """Mark to text"""
     claims: tuple[Claim, ...] = ()
+    omitted: Mapping[str, str] = field(default_factory=dict)
+    """Claims that are not made of this tier, and why"""
     panels: tuple[Panel, ...] = ()
     pictures: Mapping[str, Path] = field(default_factory=dict)
     """Samples and the like: caption to PNG"""
