@@ -451,7 +451,7 @@ def test_a_configuration_of_the_user_that_is_broken_is_named(text, typed, tmp_pa
 @pytest.mark.parametrize("change", [{"channels": 10**6}, {"multipliers": [10**4]}])
 def test_a_model_is_as_large_as_its_weights(change, run, typed):
     spoil(run, lambda config: config["model"].update(change))
-    assert "config.yaml describes a model of" in refused(typed, run, 2)
+    assert "do not fit the model that config.yaml describes" in refused(typed, run, 2)
 
 
 def test_packages_that_are_named_are_trusted(run, typed, evil):

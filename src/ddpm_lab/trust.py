@@ -200,8 +200,8 @@ def fitting(network: Callable[..., Any], weights: Mapping[str, Any]) -> Callable
             parameters = sum(parameter.numel() for parameter in network(*args, **kwargs).parameters())
         held = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
         if parameters > held:
-            raise Damaged(f"config.yaml describes a model of {parameters} parameters, and the checkpoint holds {held} "
-                          "numbers; they are not of one run")  # fmt: skip
+            raise Damaged(f"the weights do not fit the model that config.yaml describes: it has "
+                          f"{parameters} parameters, and the checkpoint holds {held} numbers")  # fmt: skip
         return network(*args, **kwargs)
 
     return built
