@@ -150,7 +150,7 @@ def test_the_papers_settings_take_a_step(typed, tmp_path):
              f"data.path={tmp_path}/pictures", "model.channels=8", "model.blocks=1", "trainer=cpu",
              "trainer.max_steps=1", "lr_schedule.warmup=0", "data.batch_size=2",
              "logger=csv",
-             "trainer.val_check_interval=1", "+trainer.limit_val_batches=1", "~callbacks.pictures", "sampler.steps=2",
+             "trainer.val_check_interval=1", "trainer.limit_val_batches=1", "~callbacks.pictures", "sampler.steps=2",
              "callbacks.quality.count=4", "extractor.weights=nowhere")  # fmt: skip
     status, out, err = typed("train", *words, "jobs=2")
     assert status == 0, out + err

@@ -138,7 +138,7 @@ def test_a_misspelt_experiment_is_refused_with_the_choices(typed):
 
 
 SHRUNK = ("model.channels=8", "model.blocks=1", "trainer=cpu", "trainer.max_steps=1", "logger=csv",
-          "trainer.accumulate_grad_batches=1", "trainer.val_check_interval=1", "+trainer.limit_val_batches=1",
+          "trainer.accumulate_grad_batches=1", "trainer.val_check_interval=1", "trainer.limit_val_batches=1",
           "callbacks.losses.every=1", "lr_schedule.warmup=0")  # fmt: skip
 DRAWN = ("~callbacks.quality", "sampler.steps=2", "callbacks.pictures.rows=1", "callbacks.pictures.columns=2")
 """Of what diffuses: pictures are drawn at the end, and not measured."""

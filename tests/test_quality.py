@@ -70,7 +70,10 @@ def test_every_way_to_draw_is_judged():
     system = build_system(config, data)
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    ways = [partial(system.draw_with, replace(system.sampler, steps=steps), system.guidance) for steps in (1, 3)]
+    ways = {
+        f"steps={steps}": partial(system.draw_with, replace(system.sampler, steps=steps), system.guidance)
+        for steps in (1, 3)
+    }
     common = {"weights": "raw", "split": "train", "count": 20, "seed": 0, "batch_size": 20}
     one, three = assess(system, system.denoiser, data, digits(), ways=ways, **common)
     (own,) = assess(system, system.denoiser, data, digits(), **common)

@@ -78,7 +78,7 @@ def make(root):
     )
     claims = [Claim(f"{verdict} {EVIL}", verdict, "1 < 2") for verdict in (True, False, None)]
     full = Table("t1-tiny", EVIL, f"of {EVIL}", "tiny", f"corner {EVIL}", tuple(columns), rows, f"theirs {EVIL}",
-                 f"own {EVIL}", {"†": f"note {EVIL}"}, tuple(claims), panels, {EVIL: root / "samples.png"},
+                 f"own {EVIL}", {"†": f"note {EVIL}"}, tuple(claims), {}, panels, {EVIL: root / "samples.png"},
                  f"make {EVIL}")  # fmt: skip
     absent = replace(full, name="t1-analytic", tier="analytic", rows={}, absent=f"why {EVIL}", panels=(), claims=())
     return [absent, full]

@@ -89,6 +89,7 @@ def watched(seconds: float | None, file: Path) -> Iterator[None]:
         yield
     finally:
         over.set()
+        _Heart.asked = None
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -8,6 +8,7 @@ import torch
 
 from ddpm_lab.callbacks.log import datamodule
 from ddpm_lab.callbacks.observer import Observer
+from ddpm_lab.data.module import read
 from ddpm_lab.data.splits import batch, moved
 from ddpm_lab.systems.training import Learner
 
@@ -27,7 +28,8 @@ class Forecast(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         data, device = datamodule(trainer), pl_module.device
         size = data.batch_size // trainer.world_size
-        first = moved(batch(data.train.at(slice(size))), device)
+        images = next(iter(read(data.train, [torch.arange(size)], min(1, data.workers))))  # which ends if nothing comes
+        first = moved(batch(images), device)
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             trainer.precision_plugin.forward_context(),

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.commands import places, records, runs
 from ddpm_lab.commands.build import build
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.module import Data, read
 from ddpm_lab.data.splits import Images, Split, Streamed
 from ddpm_lab.errors import UserError
 
@@ -22,7 +22,7 @@ SAMPLED = 2**24
 def fingerprint(data: Data) -> dict[str, Any]:
     """Shape, class names, sizes of the splits, and a SHA-256 of the images, which neither times nor places change."""
     names = None if data.captions is None else [texts[0] for texts in data.captions]
-    splits = {name: {"size": split.size, "sha256": _digest(split)}
+    splits = {name: {"size": split.size, "sha256": _digest(split, data.workers)}
               for name, split in (("train", data.train), ("test", data.test))}  # fmt: skip
     return {"shape": [*data.shape], "classes": names, **splits}
 
@@ -81,7 +81,7 @@ def _listed(value: Any) -> str:
     return ", ".join(texts[:6]) + (f" and {len(texts) - 6} more" if len(texts) > 6 else "")
 
 
-def _digest(split: Split) -> str | None:
+def _digest(split: Split, workers: int) -> str | None:
     """SHA-256 of the labels and of evenly spaced images, the same in memory and streamed; None where there is no cheap
     or exact one: points depend on a machine's sine, and streams are not read twice.
     """
@@ -89,9 +89,7 @@ def _digest(split: Split) -> str | None:
         return None
     count = min(split.size, max(16, SAMPLED // torch.Size(split.shape).numel()))
     digest = hashlib.sha256(b"" if split.labels is None else split.labels.cpu().long().numpy().tobytes())
-    try:
-        for index in (torch.arange(count) * split.size // count).split(1000):
-            digest.update(split.at(index).pixels.cpu().contiguous().numpy().tobytes())
-    except ValueError as error:  # of an image that cannot be read
-        raise UserError(f"data: {error}") from error
+    for images in read(split, (torch.arange(count) * split.size // count).split(100), workers):
+        assert isinstance(images, Images)
+        digest.update(images.pixels.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

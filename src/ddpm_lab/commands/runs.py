@@ -161,10 +161,10 @@ def load(settings: DictConfig) -> "Diffusion":
 
 
 def without_noise(settings: DictConfig) -> None:
-    """Set `sampler.eta` to 0 unless it was typed: only the deterministic chain can be run backwards."""
+    """Set `sampler.eta` to 0 unless it was typed: x_T decides an image only where the chain is deterministic."""
     eta = settings.sampler.get("eta")
     if eta and not settings.sampler.get("hat") and eta == config(settings.run).sampler.get("eta"):
-        LOG.info("sampler.eta=0 here: the noise of the run's sampler.eta=%g cannot be inverted", eta)
+        LOG.info("sampler.eta=0 here, not the run's %g: x_T decides an image only without noise on the way", eta)
         settings.sampler.eta = 0.0
 
 

@@ -49,7 +49,7 @@ def sample(config: DictConfig) -> None:
     join()
     if not first() and config.mode != "draw":
         return  # which alone is shared
-    if config.mode in ("encode", "decode"):
+    if config.mode in ("encode", "decode", "interpolate"):
         without_noise(config)
     system = load(config)
     with torch.inference_mode(), naming("sampler"):
