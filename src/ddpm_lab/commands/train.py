@@ -156,11 +156,11 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     if "loss" in watched:
         training["val_loss"] = watched.pop("loss")
     found = {
+        **watched,  # of some held-out samples, where the others have all of them
         "run_id": saving.run_id,
         **quality,
         **reconstructed,
         **({"density": density} if density else {}),
-        **watched,
         "training": training,
     }
     write(run / "metrics.json", json.dumps(found, indent=2) + "\n")
