@@ -101,7 +101,7 @@ ARRAYS = {  # arrays of an .npz beside images of 4 digits, and what is said of t
     "one image": ({"images": IMAGES[0]}, "images is (8, 8, 1) uint8"),
     "no image": ({"images": IMAGES[:0], "labels": np.zeros(0, int)}, "images is (0, 8, 8, 1) uint8"),
     "a number": ({"images": np.float32(1)}, "images is () float32"),
-    "objects": ({"labels": np.array([{}] * 4, dtype=object)}, "labels.npy is no array of numbers"),
+    "objects": ({"labels": np.array([{}] * 4, dtype=object)}, "holds objects, and only arrays of numbers are loaded"),
     "another name": ({"images": None, "pictures": IMAGES}, "holds no array images (KeyError)"),
 }
 
@@ -428,7 +428,7 @@ TRAIN_MISTAKES = {
     "sampler.spacing=even": "sampler.spacing=even is not one of uniform, quadratic",
     "sampler.spacing=[1000,500] sampler.steps=null": "sampler.spacing=[1000,500] must descend from at most 1000",
     "sampler.spacing=[500,1000,0] sampler.steps=null": "sampler.spacing=[500,1000,0] must descend",
-    "sampler.hat=true": "sampler.hat=true keeps the mean of eta=1 (got eta=0)",
+    "sampler=ddim sampler.hat=true": "sampler.hat=true keeps the mean of eta=1 (got eta=0)",
     "sampler.dynamic_threshold=2": "sampler.dynamic_threshold is a quantile and must lie in (0, 1] (got 2)",
     "sampler.dynamic_threshold=0.9 sampler.clip=null": "sampler.dynamic_threshold=0.9 scales to the bound clip",
     "data=toy sampler.dynamic_threshold=0.9": "sampler.dynamic_threshold=0.9 saturates pixels",
@@ -548,7 +548,7 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
         ("sample", ["run=RUN", "mode=foo"], "mode=foo is not one of draw, encode, decode, interpolate, times"),
         ("sample", ["run=RUN", "mode=encode", "sampler.eta=0.5"], "sampler.eta=0.5 adds noise"),
         ("sample", ["run=RUN", "mode=encode", "sampler=ddpm"], "sampler._target_=DDPM cannot be run backwards"),
-        ("sample", ["run=RUN", "mode=encode", "input=nowhere.npz"], "input=nowhere.npz holds no array images"),
+        ("sample", ["run=RUN", "mode=encode", "input=nowhere.npz"], "input=nowhere.npz is not there"),
         ("sample", ["run=RUN", "mode=decode"], "input=test is data, and mode=decode needs"),
         ("sample", ["run=RUN", "sampler.eta=1.5"], "sampler.eta must lie in [0, 1] (got 1.5): above 1 the noise"),
     ],

@@ -57,12 +57,16 @@ def of(*programs):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """What stands for placeholders: `DIR` a run, `DIR2` one that enlarges pictures, `NAME` an ablation."""
+    """What stands for placeholders: `DIR` a run of a folder, `DIR2` one that enlarges pictures, `CONF` a folder of
+    choices, `NAME` an ablation.
+    """
     root = tmp_path_factory.mktemp("places")
-    for name, words in {"DIR": [], "DIR2": ["conditioner=low_res"]}.items():
+    for name, words in {"DIR": ["data=folder", "data.path=IMAGES"], "DIR2": ["conditioner=low_res"]}.items():
         (root / name).mkdir()
         OmegaConf.save(composed(*words), root / name / "config.yaml")
-    paths = {name: str(root / name) for name in ("DIR", "DIR2", "SOURCE", "TARGET", "FOLDER", "SRC", "OUT")}
+    (root / "CONF" / "schedule").mkdir(parents=True)
+    (root / "CONF" / "schedule" / "plateau.yaml").write_text("_target_: mylab.plateau\n")
+    paths = {name: str(root / name) for name in ("CONF", "DIR", "DIR2", "SOURCE", "TARGET", "FOLDER", "SRC", "OUT")}
     store, shown = ConfigStore.instance(), re.compile(r"^# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S)
     examples = [found for file in FILES for found in shown.findall(file.read_text())]
     for group, name, text in examples:  # of choices that a user adds
@@ -101,6 +105,9 @@ def composes(verb, words, places):
     if verb in ("sample", "evaluate"):
         words = runs.unfold(words)
         runs.offer(words)
+    if "--config-dir" in words:
+        at = words.index("--config-dir")
+        words[at : at + 2] = [f"hydra.searchpath=[{words[at + 1]}]"]
     config = composed(*[first(word) for word in words if word != "-m"], verb=verb)
     if "ablations" in config and config.ablations is not None:
         assert config.ablations == "all" or config.ablations in names()

@@ -9,8 +9,8 @@ import os
 import pickle
 import stat
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import chdir
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -78,14 +78,20 @@ def sealed(file: Path) -> dict[str, Any]:
     raise Damaged(f"{shown(file)} is damaged: its checksum is another")
 
 
-def arrays(file: Path) -> Any:
-    """The open .npz. Raises Unsafe, and what numpy and zipfile raise."""
+@contextmanager
+def arrays(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Open an .npz. Raises Unsafe when an array of objects is read, and what numpy and zipfile raise."""
     import numpy as np
 
-    found = np.load(regular(file), allow_pickle=False)
-    if not isinstance(found, np.lib.npyio.NpzFile):
-        raise ValueError("a single array, without a name")
-    return found
+    with zipfile.ZipFile(regular(file)):  # raises BadZipFile for a single array and for a pickle
+        pass
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            yield found
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise Unsafe(f"{shown(file)} holds objects, and only arrays of numbers are loaded") from error
+        raise
 
 
 def save_tensors(tensors: dict[str, Any], file: Path, metadata: dict[str, str] | None = None) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ddpm_lab.commands.build import build
 from ddpm_lab.conditioners import Spec
@@ -38,7 +38,7 @@ def complete(config: DictConfig, data: Data) -> None:
     if len(data.shape) == 3:
         filled |= {"data.resolution": data.shape[1], "data.channels": data.shape[0]}
     if len(shape) == 3:
-        network = unet(min(shape[1:]), many, config.model.get("channels"))
+        network = unet(min(shape[1:]), many, max(_sizes(config.model.get("channels")), default=None))
         filled |= {f"model.{key}": value for key, value in network.items()}
     filled = {key: value for key, value in filled.items() if _is_null(config, key)}
     for key, value in filled.items():
@@ -74,8 +74,15 @@ def steps(shape: Sequence[int], many: bool) -> int:
 
 def learning_rate(model: DictConfig) -> float:
     """The rate for Adam: it falls in proportion to the width of the widest level."""
-    widest = model.get("channels", 64) * max(model.get("multipliers") or [1])
+    channels, multipliers = _sizes(model.get("channels")), _sizes(model.get("multipliers"))
+    widest = max(channels, default=64) * max(multipliers, default=1)
     return float(f"{min(RATE, WIDTH_RATE / widest):.2g}")
+
+
+def _sizes(value: Any) -> list[int]:
+    """The positive integers in `value`, a number or a list; [] for anything else, which the network refuses."""
+    sizes = [*value] if isinstance(value, ListConfig) else [value]
+    return sizes if all(type(size) is int and size > 0 for size in sizes) else []
 
 
 def _shape(config: DictConfig, data: Data) -> Sequence[int]:

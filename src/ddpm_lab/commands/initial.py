@@ -1,5 +1,7 @@
 """init=DIR: a new run that starts from the weights of another."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig
@@ -17,7 +19,9 @@ MEANT = ("system", "prediction", "variance", "conditioner", "codec")
 
 def model_of(config: DictConfig) -> None:
     """Complete the model of `config`, where it is null, by that of `config.init`."""
-    resume.adopt(config, runs.config(str(config.init)), ("model",))
+    with _naming(str(config.init)):
+        saved = runs.config(str(config.init))
+    resume.adopt(config, saved, ("model",))
 
 
 def start(system: Learner, config: DictConfig) -> str:
@@ -25,12 +29,13 @@ def start(system: Learner, config: DictConfig) -> str:
     them. Raises UserError where they do not fit.
     """
     run = str(config.init)
-    saved = runs.config(run)
+    with _naming(run):
+        saved = runs.config(run)
+        content, file = weights.read(run)
     for group in MEANT:
         there, here = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
         if there != here:
             raise UserError(f"init={run} was trained with {group}={there}, and this run has {here}; they must agree")
-    content, file = weights.read(run)
     average = content["callbacks"].get("EMA", {}).get("average")
     averaged = {f"denoiser.{name}": value for name, value in (average or {}).items()}
     found = _learned({**content["state_dict"], **averaged})
@@ -48,6 +53,15 @@ def start(system: Learner, config: DictConfig) -> str:
     system.load_state_dict(found, strict=False)
     kind = "averaged" if average is not None or content.get("weights") == "ema" else "raw"
     return f"starting from the {kind} weights of step {content['global_step']} in {file}"
+
+
+@contextmanager
+def _naming(run: str) -> Iterator[None]:
+    """Make errors about `run` name the key init."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(str(error).replace(f"run={run}", f"init={run}", 1)) from error
 
 
 def _learned(state: dict[str, Any]) -> dict[str, Tensor]:

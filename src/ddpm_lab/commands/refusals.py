@@ -75,10 +75,10 @@ def check(arguments: Iterable[str], configs: Path) -> None:
         group = key.partition("@")[0]
         if not re.fullmatch(r"\w+(/\w+)*", group) or not (configs / group).is_dir():
             continue
-        if argument.startswith("+"):
-            raise UserError(f"{argument}: a choice of a group has no +; try {key}={value}")
         if len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value):
             raise Unsafe(f"{group}={shown(value[:80])} is not the name of a choice, which is a file in configs/{group}")
+        if argument.startswith("+"):
+            raise UserError(f"{argument}: a choice of a group has no +; try {key}={value}")
         if argument.startswith("~") or re.fullmatch(r"|null|true|false|\[\s*\]|[+-]?[\d.]+(e[+-]?\d+)?", value, re.I):
             choices = ", ".join(sorted(file.stem for file in (configs / group).glob("*.yaml")))
             raise UserError(f"{argument} chooses nothing; choices: {choices}")
@@ -88,7 +88,7 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     """What was wrong with the command line. Whatever is not recognised is told in Hydra's own first lines."""
     text = f"{error}\n{error.__cause__ or ''}"
     if option := re.search(r"Could not find '(\S+)/([^/\s]+)'", text):
-        choices = re.findall(r"^\t(\S+)$", text, re.M)
+        choices = [choice for choice in re.findall(r"^\t(\S+)$", text, re.M) if choice != "run"]  # of runs.offer
         return f"{option[1]}={option[2]} is not a choice{near(option[2], choices)}; choices: {', '.join(choices)}"
     if also := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", text):
         group, choice, other = also.groups()
@@ -158,7 +158,7 @@ def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
 def _unknown(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) -> str:
     """A key that is neither a group nor a value."""
     typed = _typed(key, arguments)
-    if "/" in key and OmegaConf.select(config, dotted := key.replace("/", ".")) is not None:
+    if "/" in key and OmegaConf.select(config, dotted := key.replace("/", "."), default="") != "":  # it may be null
         return f"{typed}: only groups have a /; try {typed.replace(key, dotted)}"
     parent, node = "", config
     *parents, name = key.split(".")

@@ -49,7 +49,7 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
         folders.resumable(home)
         if said["hydra.run.dir"] not in (None, str(home)):
             raise UserError(f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one")
-        return [*_chosen(home, words), *words, quoted("hydra.run.dir", home)], trust.plain(home)
+        return [*words, *_chosen(home, words), quoted("hydra.run.dir", home)], trust.plain(home)  # options are first
     if said["hydra.run.dir"] == "":
         raise UserError("hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/")
     if folder := said["trainer.default_root_dir"] or said["hydra.run.dir"]:
