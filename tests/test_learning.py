@@ -10,7 +10,7 @@ from ddpm_lab.data.module import Batches
 
 OTHERS = {"classifier", "autoencoder_kl", "autoencoder_vq", "exact"}
 """Networks of other systems, and the one that has nothing to learn"""
-STEPS = {"unet_large": 40, "iddpm": 25, "adm": 25}
+STEPS = {"unet": 50, "unet_large": 40, "dit_s": 60, "iddpm": 25, "adm": 25}
 """Optimizer steps of the large networks, in batches of 16; 100 steps in batches of 64 for the others"""
 
 
@@ -33,7 +33,13 @@ def trained(config, length, size):
     return system, sum(losses[-5:]) / 5, zero
 
 
-@pytest.mark.parametrize("model", sorted({*options("model")} - OTHERS))
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=[pytest.mark.nightly] if model == "adm" else [])
+        for model in sorted({*options("model")} - OTHERS)
+    ],
+)
 def test_model_learns_digits_at_its_default_rate(model):
     length = STEPS.get(model, 100)
     config = composed(f"model={model}", *(["conditioner=tokens"] if model == "unet_cross" else []))

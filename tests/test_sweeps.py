@@ -248,7 +248,7 @@ def test_what_a_cell_computes_tells_it_from_others_and_where_it_lies_does_not(tm
     assert digits(here, run=str(other)) != before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_sweep_ends_in_the_report_of_one_that_was_not(tmp_path):
     words = [
         "-m",
