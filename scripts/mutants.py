@@ -442,8 +442,8 @@ def check(mutant: Mutant | None, tests: str) -> Verdict:
         if mutant is not None:
             seed(mutant, copy / "src" / "ddpm_lab")
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-n", "0", "-m", "not slow and not nightly",
-             "--tb=short",
+            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-n", "0", "--tb=short",
+             "-m", "not slow and not nightly",
              *(f"tests/test_{name}.py" for name in tests.split())],
             cwd=copy, capture_output=True, text=True,
             env={**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"},
