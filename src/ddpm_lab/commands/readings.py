@@ -25,6 +25,10 @@ METRICS: dict[str, tuple[str, Any]] = {
 """What keys of metrics.json are called, and which way is better."""
 
 
+WEIGHTS = "weights_sha256"
+"""Key of a protocol that is another for each run that is trained, and so no difference in how it is measured"""
+
+
 def number(file: Path, key: str) -> float | None:
     """What a metrics.json says under `key`, which may have dots; None where it says no number, or there is none."""
     value = at(load(file), key)
@@ -63,7 +67,7 @@ def protocol(file: Path, key: str) -> dict[str, str]:
     for depth in range(len(parts) - 1, -1, -1):
         found = at(load(file), ".".join([*parts[:depth], "protocol"]))
         if isinstance(found, dict):
-            return dict(_flat(found))
+            return dict(_flat({name: value for name, value in found.items() if name != WEIGHTS}))
     return {}
 
 
