@@ -391,7 +391,7 @@ TRAIN_MISTAKES = {
     "MODEL=unet": "MODEL=unet: the configuration has no key MODEL (did you mean model?)",
     "guidance.interval=[900,100]": "guidance.interval=[900, 100] must be two times, low < high, in 0..1000",
     "data=digits conditioner=low_res conditioner.blur=[0.6,0.4]": "conditioner.blur must be [low, high]",
-    "schedule=constant schedule.beta=1": "must lie between 0 and 1 (got 1); try beta=0.02",
+    "schedule=constant schedule.beta=1": "must lie between 0 and 1 (got 1); try schedule.beta=0.02",
     "=foo": "=foo names no key",
     "model.multipliers=[1,": "model.multipliers=[1, is not a whole list; try 'model.multipliers=[1,2]'",
     "variance=beta,": "variance=beta, ends in a comma; try variance=beta",

@@ -140,7 +140,7 @@ def test_without_labels_low_res_says_the_picture_alone():
         (lambda: LowRes(SPEC, highest=-0.1), r"highest is a level of noise and must lie in \[0, 1\] \(got -0.1\)"),
         (lambda: LowRes(SPEC, level=0.6), r"level must be at most highest=0.5, that of training \(got 0.6\)"),
         (lambda: LowRes(SPEC, level=2.0), r"level is a level of noise and must lie in \[0, 1\] \(got 2\)"),
-        (lambda: LowRes(SPEC._replace(classes=None)), "label=true needs labels, .*try label=false"),
+        (lambda: LowRes(SPEC._replace(classes=None), label=True), "label=true needs labels, .*try label=false"),
         (lambda: LowRes(SPEC._replace(shape=(1, 7, 9))), "factor=2 must .*7x9; none does"),
         (lambda: LowRes(SPEC._replace(shape=(1, 9, 9))), "try factor=3"),
     ],

@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+import subprocess
 
 import pytest
 from conftest import ROOT
@@ -64,3 +65,8 @@ def test_every_known_slip_can_still_be_made():
     mutants = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))["MUTANTS"]
     lost = [mutant.name for mutant in mutants if (PACKAGE / mutant.file).read_text().count(mutant.old) != 1]
     assert lost == [] and len({mutant.name for mutant in mutants}) == len(mutants) >= 70
+
+
+def test_no_merge_is_left_half_done():
+    listed = subprocess.run(["git", "grep", "-lE", "^(<<<<<<<|>>>>>>>) "], cwd=ROOT, capture_output=True, text=True)
+    assert listed.stdout == "" and listed.returncode in (1, 128), "128: not a checkout"

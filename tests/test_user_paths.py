@@ -351,7 +351,7 @@ def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_pat
     monkeypatch.chdir(tmp_path)
     config, words = runs.config(str(trained("classifier").run)), "run=DIR guidance=classifier"
     assert completed("sample", words, config, ["data=digits"]) == (
-        "python train.py data=digits\n           then add guidance=classifier")  # fmt: skip
+        "python train.py data=digits\n           then add to sample.py: guidance=classifier")  # fmt: skip
     for kind, place in (("digits", "1/1"), ("text", "1/2"), ("points", "2/1"), ("classifier", "2/2")):
         shutil.copytree(trained(kind).run, tmp_path / "runs" / place)
     assert completed("sample", words, config, []) == "python sample.py run=runs/1/2 guidance=classifier"

@@ -3,7 +3,7 @@
 import errno
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -77,7 +77,15 @@ def naming(group: str) -> Iterator[None]:
         raise
     except ValueError as error:
         said = str(error)  # which of other packages begins with a capital
+        said = qualified(said, group, re.findall("^[a-z_]+", said))
         raise UserError(f"{group}{'.' if re.match('[a-z_]', said) else ': '}{said}") from error
+
+
+def qualified(message: str, group: str, names: Iterable[str]) -> str:
+    """`message` with the `names` of arguments in its last hint, behind "try", as keys of `group`."""
+    head, found, hint = message.rpartition("try ")
+    keys = "|".join(names)
+    return head + found + (re.sub(rf"(?<![\w.])({keys})=", rf"{group}.\1=", hint) if found and keys else hint)
 
 
 def choice(part: object) -> str:

@@ -16,8 +16,8 @@ from ddpm_lab.errors import UserError
 
 
 class LowRes(Conditioner):
-    """The same picture at 1 / `factor` of the resolution, and with `label` its class: super-resolution, and a stage of
-    a cascade.
+    """The same picture at 1 / `factor` of the resolution, and with `label` its class (None: where there are classes):
+    super-resolution, and a stage of a cascade.
 
     It is made noisy, cos(pi/2 l) z + sin(pi/2 l) eps, and the network hears the level l: drawn from [0, `highest`] in
     training, `level` at sampling, so that a model is not thrown by what another model drew. With `truncated`, what the
@@ -34,7 +34,7 @@ class LowRes(Conditioner):
         blur: Sequence[float] | None = None,
         level: float = 0.0,
         truncated: bool = False,
-        label: bool = True,
+        label: bool | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -45,6 +45,7 @@ class LowRes(Conditioner):
             fits = [n for n in range(2, 1 + min(sides)) if not any(side % n for side in sides)]
             raise ValueError(f"factor={factor} must be at least 2 and divide pictures of {sides[0]}x{sides[1]}; "
                              + (f"try factor={fits[0]}" if fits else "none does"))  # fmt: skip
+        label = spec.classes is not None if label is None else label
         if label and spec.classes is None:
             raise ValueError("label=true needs labels, which this data has not; try label=false")
         if blur is not None and not (len(blur) == 2 and 0 < blur[0] <= blur[1] < math.inf):

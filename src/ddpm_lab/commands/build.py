@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from ddpm_lab.commands.refusals import near
-from ddpm_lab.errors import UserError
+from ddpm_lab.errors import UserError, qualified
 
 
 def build(config: DictConfig, key: str, **given: Any) -> Any:
@@ -39,7 +39,9 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
         if isinstance(cause, (ValueError, MisconfigurationException, *others)):
             kind = type(cause) if isinstance(cause, UserError) else UserError
             meant = "" if own else next((f".{key}" for key in names if re.search(rf"\b{key}\b", said)), "")
-            raise kind(f"{_typed(where, config)}{'.' if own else f'{meant}: '}{said}") from error
+            typed = _typed(where, config)
+            said = qualified(said, typed, [name for name in names if name not in config])
+            raise kind(f"{typed}{'.' if own else f'{meant}: '}{said}") from error
         raise
 
 

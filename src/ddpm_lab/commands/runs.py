@@ -210,7 +210,7 @@ def latents(spec: "Spec", run: str) -> "Latents":
         system, _, _ = _restored(run, saved, "AutoencoderSystem")
     except UserError as error:
         told = str(error) if str(error).startswith("run=") else f"run={run}: {error}"
-        raise type(error)(f"codec.{told}") from error
+        raise type(error)(f"codec.{told}; if it was moved, add codec.run=DIR") from error
     return Latents(spec, system.autoencoder, run)
 
 

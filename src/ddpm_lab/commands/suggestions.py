@@ -29,7 +29,10 @@ def completed(verb: str, words: str, config: DictConfig, typed: Sequence[str]) -
     elif "run=DIR" in words:
         model = _model(config)
         if model is None:
-            return f"{program('train')} {data}".strip() + f"\n           then add {words.removeprefix('run=DIR ')}"
+            return (
+                f"{program('train')} {data}".strip()
+                + f"\n           then add to sample.py: {words.removeprefix('run=DIR ')}"
+            )
         words = words.replace("run=DIR", f"run={in_shell(model)}")
     return f"{program(verb)} {words.strip()}"
 

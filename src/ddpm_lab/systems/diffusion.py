@@ -231,11 +231,11 @@ class Diffusion(System):
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         guided = " guidance.w=1" if self.denoiser.knows_null and "w" in self.guidance.keywords else ""
-        if self.bin_width is None:
-            assess = "density.split=train"
-        else:
-            assess = "sampler.steps=50" if measured or self.codec.space else "'metrics=[nll]' nll.steps=50"
-        return [("sample", f"run={run} count=100{guided}"), ("evaluate", f"run={run} {assess}")]
+        sample = ("sample", f"run={run} count=100{guided}")
+        if self.codec.space and not measured:  # latents have no likelihood
+            return [sample]
+        images = "sampler.steps=50" if measured else "'metrics=[nll]' nll.steps=50"
+        return [sample, ("evaluate", f"run={run} {'density.split=train' if self.bin_width is None else images}")]
 
     def protocol(self) -> dict[str, Any]:
         """What samples depend on beside weights and seed."""
