@@ -94,6 +94,7 @@ def test_a_given_width_keeps_the_widest_level():
 def test_the_rate_falls_with_the_width():
     rates = {model: learning_rate(composed(f"model={model}").model) for model in ("unet_small", "unet_large", "adm")}
     assert rates == {"unet_small": 4e-3, "unet_large": 1e-3, "adm": 3.3e-4}
+    assert learning_rate(composed("model.channels=128", "model.multipliers=[1,1.5]").model) == 1.3e-3
 
 
 def test_the_length_grows_with_the_resolution():

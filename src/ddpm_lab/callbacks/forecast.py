@@ -28,7 +28,7 @@ class Forecast(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         data, device = datamodule(trainer), pl_module.device
         size = data.batch_size // trainer.world_size
-        images = next(iter(read(data.train, [torch.arange(size)], min(1, data.workers))))  # which ends if nothing comes
+        images = next(iter(read(data.train, [torch.arange(size)], min(1, data.workers))))  # a worker has a timeout
         first = moved(batch(images), device)
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -37,14 +37,15 @@ class Forecast(L.Callback):
             torch.manual_seed(0)
             pl_module.zero_loss = pl_module.loss_of_zero(first)
             seconds = [_seconds(pl_module, first) for _ in range(2 if self.timed else 0)]
-        if not seconds or not trainer.is_global_zero:
-            return
         steps = trainer.max_steps - trainer.global_step
+        if not seconds or not trainer.is_global_zero or steps <= 0:
+            return
         batches = steps * trainer.accumulate_grad_batches
         forward = seconds[-1] / 3  # the backward pass takes twice as long
         checks = batches // trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else 0
         held_out = min(data.test.size // size, _limit(trainer.limit_val_batches))
-        samples = sum(c.samples(steps) for c in trainer.callbacks if isinstance(c, Observer))  # type: ignore[attr-defined, misc]
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+        samples = sum(each.samples() * each.looks(steps) for each in callbacks if isinstance(each, Observer))
         passes = pl_module.passes * samples / size
         LOG.info("training: %d steps of %.2g s, about %s; validation, samples and metrics: about %s", steps,
                  seconds[-1] * trainer.accumulate_grad_batches, _shown(seconds[-1] * batches),

@@ -135,6 +135,6 @@ class Losses(L.Callback):
         while self._check_at <= step:
             self._check_at *= 2
         if not loss < STUCK * zero:
-            rate = system.trainer.optimizers[0].param_groups[0]["initial_lr"]
+            rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
             LOG.warning("step %d: the loss is %.3g, and predicting zero has %.3g: the network has not learned anything "
                         "yet; try optimizer.lr=%.2g (now %.2g)", step, loss, zero, rate / 4, rate)  # fmt: skip

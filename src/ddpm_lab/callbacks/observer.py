@@ -24,9 +24,13 @@ class Observer(L.Callback, ABC):
     def look(self, trainer: L.Trainer, system: Any) -> None:
         """Training is the same to the last bit without it."""
 
-    def samples(self, steps: int) -> int:
-        """Samples that are drawn within the next `steps` steps and at the end."""
+    def samples(self) -> int:
+        """Samples that each call of `look` draws."""
         return 0
+
+    def looks(self, steps: int) -> int:
+        """Calls of `look` within the next `steps` steps and at the end."""
+        return 1 + (steps // self.every if self.every else 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look_if_due(trainer, pl_module)

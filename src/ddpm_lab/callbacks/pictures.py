@@ -24,8 +24,8 @@ class Pictures(Observer):
                 raise ValueError(f"{name} must be at least 1 (got {value})")
         self.every, self.rows, self.columns = every, rows, columns
 
-    def samples(self, steps: int) -> int:
-        return self.rows * self.columns * (1 + steps // (self.every or steps)) + self.columns
+    def samples(self) -> int:
+        return self.rows * self.columns
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         self.look(trainer, pl_module)

@@ -41,8 +41,8 @@ class Quality(Observer):
         except ValueError as error:
             LOG.info("FID will not be measured: %s", error)
 
-    def samples(self, steps: int) -> int:
-        return 0 if self.extractor is None else self.count * (1 + (steps // self.every if self.every else 0))
+    def samples(self) -> int:
+        return 0 if self.extractor is None else self.count
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         self.look(trainer, pl_module)

@@ -23,8 +23,8 @@ class Scatter(Observer):
                 raise ValueError(f"{name} must be at least 1 (got {value})")
         self.every, self.count = every, count
 
-    def samples(self, steps: int) -> int:
-        return self.count * (1 + steps // (self.every or steps))
+    def samples(self) -> int:
+        return self.count
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         self.look(trainer, pl_module)

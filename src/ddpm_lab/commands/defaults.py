@@ -13,7 +13,7 @@ from ddpm_lab.errors import naming
 
 LOG = logging.getLogger(__name__)
 MANY = 20_000
-"""Training images in colour, or latents, from which on the network is twice as wide and trains for twice as long"""
+"""Training images in color from which on the network is twice as wide and trains for twice as long"""
 STEPS = ((8, 800), (16, 1500), (32, 2500))
 """(resolution up to which, optimizer steps); beyond the last: `LONGEST`"""
 LONGEST = 4000
@@ -32,14 +32,14 @@ def complete(config: DictConfig, data: Data) -> None:
 
     They are logged in a line, and saved with the run, so that a run stays what it is when rules or images change.
     """
-    shape, count = _shape(config, data), data.train.size
-    many = count >= MANY and len(shape) == 3 and shape[0] > 1
+    many = data.train.size >= MANY and len(data.shape) == 3 and data.shape[0] > 1
     filled: dict[str, Any] = {"data.batch_size": data.batch_size, "trainer.max_steps": steps(data.shape, many)}
     if len(data.shape) == 3:
         filled |= {"data.resolution": data.shape[1], "data.channels": data.shape[0]}
-    if len(shape) == 3:
-        network = unet(min(shape[1:]), many, max(_sizes(config.model.get("channels")), default=None))
-        filled |= {f"model.{key}": value for key, value in network.items()}
+        if any(_is_null(config, f"model.{key}") for key in ("channels", "multipliers", "blocks")):
+            channels = max(_sizes(config.model.get("channels")), default=None)
+            network = unet(min(_shape(config, data)[1:]), many, channels)
+            filled |= {f"model.{key}": value for key, value in network.items()}
     filled = {key: value for key, value in filled.items() if _is_null(config, key)}
     for key, value in filled.items():
         OmegaConf.update(config, key, value)
@@ -47,7 +47,7 @@ def complete(config: DictConfig, data: Data) -> None:
         config.optimizer.lr = filled["optimizer.lr"] = learning_rate(config.model)
     if filled:
         kind = "points" if data.bin_width is None else "images"
-        LOG.info("chosen for %d %s of %s: %s", count, kind, "x".join(map(str, shape)),
+        LOG.info("chosen for %d %s of %s: %s", data.train.size, kind, "x".join(map(str, data.shape)),
                  " ".join(f"{key}={_compact(value)}" for key, value in filled.items()))  # fmt: skip
 
 
@@ -79,10 +79,10 @@ def learning_rate(model: DictConfig) -> float:
     return float(f"{min(RATE, WIDTH_RATE / widest):.2g}")
 
 
-def _sizes(value: Any) -> list[int]:
-    """The positive integers in `value`, a number or a list; [] for anything else, which the network refuses."""
+def _sizes(value: Any) -> list[Any]:
+    """The positive numbers in `value`, a number or a list; [] for anything else, which the network refuses."""
     sizes = [*value] if isinstance(value, ListConfig) else [value]
-    return sizes if all(type(size) is int and size > 0 for size in sizes) else []
+    return sizes if all(type(size) in (int, float) and size > 0 for size in sizes) else []
 
 
 def _shape(config: DictConfig, data: Data) -> Sequence[int]:
