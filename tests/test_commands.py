@@ -17,10 +17,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import main, runs
+from ddpm_lab.commands import main, runs, weights
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.commands.weights import newest
 from ddpm_lab.evaluation.quality import assess
 
 
@@ -152,12 +151,12 @@ def test_the_runs_own_choices_stand_until_changed(run, typed):
 
 
 def test_weights_are_those_that_were_asked_for(run):
-    content = torch.load(newest(run), weights_only=True)
+    content = torch.load(weights.files(run)[0], weights_only=True)
     raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
     kept = {"ema": content["callbacks"]["EMA"]["average"], "raw": raw}
     saved = runs.config(str(run))
-    for weights, expected in kept.items():
-        settings = OmegaConf.create({"run": str(run), "weights": weights, "sampler": saved.sampler})
+    for which, expected in kept.items():
+        settings = OmegaConf.create({"run": str(run), "weights": which, "sampler": saved.sampler})
         loaded = runs.load(settings).denoiser.state_dict()
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[name], expected[name]) for name in loaded)
@@ -564,8 +563,8 @@ def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkey
 def test_the_end_of_a_run_is_read_however_it_was_copied(run, tmp_path):
     for name in ("step-1000000.ckpt", "step-999999.ckpt", "step-x.ckpt"):  # the newest file is not the last
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
-        shutil.copyfile(newest(run), tmp_path / "checkpoints" / name)
-    assert newest(tmp_path).name == "step-1000000.ckpt"
+        shutil.copyfile(weights.files(run)[0], tmp_path / "checkpoints" / name)
+    assert weights.files(tmp_path)[0].name == "step-1000000.ckpt"
 
 
 def test_weights_of_another_model_are_named(run, typed, tmp_path):

@@ -9,7 +9,7 @@ from conftest import composed, options
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ddpm_lab.commands.weights import newest
+from ddpm_lab.commands import weights
 from ddpm_lab.conditioners import Spec
 
 EXPERIMENTS = options("experiment")
@@ -202,6 +202,6 @@ def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
         words = [f"codec.run={autoencoders(name.startswith('digits'))}"] if name in LATENT else []
         run = trained(name, *DRAWN, *words)
         assert (run / "pictures" / "samples-000001.png").is_file()
-    content = torch.load(newest(run), weights_only=True)
+    content = torch.load(weights.files(run)[0], weights_only=True)
     assert content["global_step"] == 1
     assert all(torch.isfinite(value).all() for value in content["state_dict"].values() if torch.is_tensor(value))

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from ddpm_lab.commands.weights import newest
+from ddpm_lab.commands import weights
 from ddpm_lab.data.module import Batches
 from ddpm_lab.data.splits import Images
 from ddpm_lab.diffusion.noise import BatchNoise, coin, uniform
@@ -39,7 +39,7 @@ def run(command, folder):
 def trained(folder, *words):
     command = [sys.executable, str(ROOT / "train.py"), *WORDS, *words, f"hydra.run.dir={folder}"]
     done = run(command, folder)
-    content = torch.load(newest(folder), weights_only=True)
+    content = torch.load(weights.files(folder)[0], weights_only=True)
     return content, json.loads((folder / "metrics.json").read_text()), done.stdout
 
 

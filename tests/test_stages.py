@@ -11,9 +11,8 @@ from conftest import FAST, options, there_and_back
 from PIL import Image
 
 from ddpm_lab.codecs import Latents
-from ddpm_lab.commands import runs
+from ddpm_lab.commands import runs, weights
 from ddpm_lab.commands.build import build
-from ddpm_lab.commands.weights import newest
 from ddpm_lab.data.splits import Images, to_bytes
 from ddpm_lab.evaluation.extractors import digits
 from ddpm_lab.evaluation.judge import Judge, numbered
@@ -88,7 +87,7 @@ def test_accumulated_gradients_draw_no_picture_twice(typed, tmp_path):
 
 def test_a_latent_model_draws_pictures_and_keeps_only_the_scale_of_its_latents(made, typed, tmp_path):
     trained = f"run={made}/latent"
-    content = torch.load(newest(made / "latent"), weights_only=True)["state_dict"]
+    content = torch.load(weights.files(made / "latent")[0], weights_only=True)["state_dict"]
     assert {name for name in content if name.startswith("codec")} == {"codec.mean", "codec.std", "codec._extra_state"}
     status, _, error = typed("sample", trained, "count=3", f"hydra.run.dir={tmp_path}/s")
     assert status == 0, error
@@ -116,16 +115,16 @@ def test_a_run_is_read_with_the_autoencoder_that_it_was_trained_with_and_no_othe
     moved = f"codec.run={tmp_path}/moved"
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1", moved)
     assert status == 0, error
-    content = torch.load(newest(tmp_path / "moved"), weights_only=True)
+    content = torch.load(weights.files(tmp_path / "moved")[0], weights_only=True)
     content["state_dict"]["autoencoder.last.bias"] += 0.01
-    torch.save(content, newest(tmp_path / "moved"))
+    torch.save(content, weights.files(tmp_path / "moved")[0])
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1", moved)
     assert status == 2 and f"codec.run={tmp_path}/moved has changed since this model was trained" in error
 
 
 def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_made(made, typed, tmp_path):
     shutil.copytree(made / "kl", tmp_path / "kl")
-    file = newest(tmp_path / "kl")
+    file = weights.files(tmp_path / "kl")[0]
     content = torch.load(file, weights_only=True)
     words = ["codec=autoencoder", f"codec.run={tmp_path}/kl", f"hydra.run.dir={tmp_path}/r"]
     for value, told in ((float("nan"), "step-000010.ckpt has weights that are not finite numbers"),

@@ -32,7 +32,7 @@ class Label(Conditioner):
 
     def __init__(self, spec: Spec, dropout: float = 0.1) -> None:
         super().__init__()
-        self.classes, self.dropout, self.reads = labelled(spec), share(dropout), "label"
+        self.classes, self.dropout = labelled(spec), share(dropout)
         self.doors = {"classes": self.classes}
 
     def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
@@ -47,7 +47,7 @@ class Tokens(Conditioner):
     def __init__(self, spec: Spec, count: int = 4, width: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
         _at_least_1(count=count, width=width)
-        self.classes, self.dropout, self.reads = labelled(spec), share(dropout), "label"
+        self.classes, self.dropout = labelled(spec), share(dropout)
         self.doors, self.shape = {"context": width}, (count, width)
         self.table = nn.Embedding(self.classes, count * width)
 
@@ -69,7 +69,7 @@ class Captioned(Conditioner):
                             "labels")  # fmt: skip
         if (longest := max(len(text.encode()) for texts in spec.captions for text in texts)) > length:
             raise ValueError(f"length={length} is too short for the captions of this data; try length={longest}")
-        self.classes, self.dropout, self.reads, self.length = spec.classes, share(dropout), "text", length
+        self.classes, self.dropout, self.length = spec.classes, share(dropout), length
         most = max(map(len, spec.captions))
         rows = [spelled([texts[i % len(texts)] for i in range(most)], length) for texts in spec.captions]
         self.register_buffer("table", torch.stack(rows), persistent=False)  # (classes, most, length)

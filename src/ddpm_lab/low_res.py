@@ -53,7 +53,7 @@ class LowRes(Conditioner):
                              "try [0.4,0.6]")  # fmt: skip
         self.small = (channels, *(side // factor for side in sides))
         self.factor, self.highest, self.blur = factor, _level(highest=highest), blur
-        self.classes, self.dropout, self.reads = spec.classes if label else None, share(dropout), "x0"
+        self.classes, self.dropout = spec.classes if label else None, share(dropout)
         self.doors = {"image": channels} | ({} if self.classes is None else {"classes": self.classes})
         self.stream = math.prod(self.small)
         self.choose(level, truncated)

@@ -21,11 +21,6 @@ def files(run: str | Path) -> list[Path]:
     return checkpoints or [shared]
 
 
-def newest(run: str | Path) -> Path:
-    """The first of `files`, whole or not."""
-    return files(run)[0]
-
-
 def read(run: str | Path) -> tuple[dict[str, Any], Path]:
     """The content of the newest whole checkpoint of `run`, see `trust.checkpoint`, and its file. A line names damaged
     files, which stay where they are. Raises UserError.

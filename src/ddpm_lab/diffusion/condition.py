@@ -68,8 +68,6 @@ class Conditioner(nn.Module, ABC):
     """Share of conditions that training drops, for classifier-free guidance"""
     classes: int | None
     """How many labels it understands; None: none"""
-    reads: str
-    """The key of a batch that it cannot do without, or ''"""
     stream = 0
     """Of a sample's random numbers, the stream that its model draws from: stages of one cascade have different ones"""
 
@@ -92,7 +90,7 @@ class Unconditional(Conditioner):
 
     def __init__(self, spec: object = None) -> None:
         super().__init__()
-        self.doors, self.dropout, self.classes, self.reads = {}, 0.0, None, ""
+        self.doors, self.dropout, self.classes = {}, 0.0, None
 
     def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
         return Condition()
