@@ -16,7 +16,7 @@ def resumable(home: Path) -> None:
         return
     if _shared(home):
         raise UserError(f"resume={home} holds weights without the state of the optimizer, which training needs to go "
-                        f"on; try init={home}, which starts a new run from these weights")  # fmt: skip
+                        f"on; init={home}, beside the words that trained it, starts a new run from them")  # fmt: skip
     raise UserError(f"resume={home} holds no checkpoints; try a folder that train.py named")
 
 

@@ -12,6 +12,9 @@ from ddpm_lab.reports.table import Panel, Table
 
 Lines = dict[str, tuple[list[Any], list[float]]]
 
+CURVES = 14
+"""Curves of training in one plot, at most"""
+
 
 def panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
     """Those of one entry of an ablation's plots; none of what was not run. What a tier measures in place of the paper's
@@ -67,12 +70,12 @@ def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> Lines:
 
 
 def training(cells: Mapping[str, Cell]) -> list[Panel]:
-    """The losses of those that train, each curve once."""
+    """The losses of those that train, each curve once; nothing where they are more than a reader can tell apart."""
     lines: Lines = {}
     for name, cell in cells.items():
         if cell.done() and (curve := losses(cell.folder)) and curve not in lines.values():
             lines[name] = curve
-    return [Panel("loss of training", "step", "loss", lines, log_y=True)] if lines else []
+    return [Panel("loss of training", "step", "loss", lines, log_y=True)] if 0 < len(lines) <= CURVES else []
 
 
 def pictures(cells: Mapping[str, Cell]) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 UNDECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 """Formats that Pillow registers but does not decode itself: it starts another program, or has only a stub."""
+UNREADABLE = "cannot be read as an image"
 PIXELS = 2**26
 """Largest number of pixels of an image, 8192 x 8192"""
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -64,7 +65,7 @@ def stream_of(file: Path) -> Iterator[BinaryIO]:
             raise ValueError("it is empty")
         stream = file.open("rb")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as an image ({error})") from error
+        raise ValueError(f"{file} {UNREADABLE} ({error})") from error
     with stream:
         yield stream
 
@@ -106,7 +107,7 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a broken image makes Pillow raise nearly anything
-        raise ValueError(f"{name} cannot be read as an image ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{name} {UNREADABLE} ({' '.join(str(error).split())})") from error
 
 
 def _deep_colour(picture: Image.Image) -> bool:

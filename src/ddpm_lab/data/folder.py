@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.decoding import Look, look, opened, stream_of
+from ddpm_lab.data.decoding import UNREADABLE, Look, look, opened, stream_of
 from ddpm_lab.data.fit import Fit, OnBad, fitted
 from ddpm_lab.data.holding import hold
 from ddpm_lab.data.module import Data
@@ -145,9 +145,11 @@ def _preparing(source: Path) -> str:
 
 
 def _keyed(error: ValueError, path: str) -> str:
-    """Return the message with the key that it is about: its own, or path."""
+    """Return the message with the key that it is about: its own, or path; and what to do about an unreadable image."""
     keys = ("resolution", "channels", "background", "bits")
     said = str(error)
+    if UNREADABLE in said:
+        said += f"; remove it, or try data.on_bad=skip, which leaves out up to {BAD:.0%} of the images"
     return said if re.match(rf"({'|'.join(keys)})\b", said) else f"path={path}: {said}"
 
 

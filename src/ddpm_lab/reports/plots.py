@@ -19,7 +19,8 @@ plain_style()
 PAPER = " (paper)"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which no colour-blind reader confuses; yellow, too faint on white, left out"""
-MARKERS = "osD^vPX"
+MARKERS = "osD^vP"
+"""One fewer than colors, so that a pair repeats after 42 lines, not after 7"""
 
 
 class _Plain(LogFormatter):
