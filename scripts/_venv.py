@@ -10,9 +10,25 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-REQUIRED = ("hydra", "jinja2", "lightning", "matplotlib", "numpy", "omegaconf", "PIL", "pydantic", "safetensors",
-            "sklearn", "tensorboardX", "torch", "torch_fidelity", "torchmetrics", "torchvision", "tqdm",
-            "wandb")  # fmt: skip
+REQUIRED = (
+    "hydra",
+    "jinja2",
+    "lightning",
+    "matplotlib",
+    "numpy",
+    "omegaconf",
+    "PIL",
+    "pydantic",
+    "safetensors",
+    "sklearn",
+    "tensorboardX",
+    "torch",
+    "torch_fidelity",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+    "wandb",
+)
 """Modules of the `dependencies` in pyproject.toml"""
 MARK = "DDPM_LAB_RESTARTED"
 
@@ -26,11 +42,17 @@ def enter():
         sys.path.insert(0, os.path.join(ROOT, "src"))
         return
     if not os.path.lexists(environment):
-        _end(sys.executable + " " + lacking, "install", " (or, in an environment of yours, `pip install -e .`)")
+        _end(
+            sys.executable + " " + lacking,
+            "install",
+            " (or, in an environment of yours, `pip install -e .`)",
+        )
     if restarted:
         _end(environment + " " + lacking, "clean install")
     os.environ[MARK] = "1"
-    python = os.path.join(environment, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
+    python = os.path.join(
+        environment, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python"))
+    )
     command = [python] + getattr(sys, "orig_argv", [""] + sys.argv)[1:]
     try:
         if os.name == "nt":  # where exec returns to the shell at once
@@ -48,10 +70,16 @@ def _lacking(environment):
 
     absent = [name for name in REQUIRED if find_spec(name) is None]
     if absent:
-        return "lacks " + ", ".join(absent[:3]) + (" and {} more".format(len(absent) - 3) if absent[3:] else "")
+        return (
+            "lacks "
+            + ", ".join(absent[:3])
+            + (" and {} more".format(len(absent) - 3) if absent[3:] else "")
+        )
     # `make install` was interrupted: some requirement of a requirement may be absent.
     within = os.path.realpath(sys.prefix) == os.path.realpath(environment)
-    return "is incomplete" if within and os.path.exists(os.path.join(environment, ".partial")) else ""
+    return (
+        "is incomplete" if within and os.path.exists(os.path.join(environment, ".partial")) else ""
+    )
 
 
 def _end(message, target, other=""):

@@ -98,9 +98,16 @@ class Visits:
 
     def rows(self) -> dict[str, Row]:
         first = next(iter(self.seconds.values()))
-        return {name: {"ms": 1e3 * statistics.median(times),
-                       "speed": statistics.median(one / other for one, other in zip(first, times, strict=True)),
-                       "fastest": min(first) / min(times)} for name, times in self.seconds.items()}  # fmt: skip
+        return {
+            name: {
+                "ms": 1e3 * statistics.median(times),
+                "speed": statistics.median(
+                    one / other for one, other in zip(first, times, strict=True)
+                ),
+                "fastest": min(first) / min(times),
+            }
+            for name, times in self.seconds.items()
+        }
 
 
 def compared(candidates: dict[str, Call], rounds: int = ROUNDS) -> dict[str, Row]:
@@ -119,9 +126,12 @@ def gflop(call: Call) -> float:
 
 
 def training(
-    loss: Callable[[], Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, average: Call,
+    loss: Callable[[], Tensor],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Call,
     cast: AbstractContextManager[Any],
-) -> Call:  # fmt: skip
+) -> Call:
     """A step of a bare loop."""
 
     def step() -> None:
@@ -147,9 +157,14 @@ def made(words: list[str]) -> tuple[Data, Diffusion, DictConfig]:
 
 
 def bare(
-    system: Diffusion, data: Data, precision: Any, compiled: str | None = None, *, together: bool = True,
+    system: Diffusion,
+    data: Data,
+    precision: Any,
+    compiled: str | None = None,
+    *,
+    together: bool = True,
     batches: Iterator[dict[str, Tensor]] | None = None,
-) -> Call:  # fmt: skip
+) -> Call:
     """Ours without the Trainer; `together`, all weights are averaged in one call."""
     system = copy.deepcopy(system).to(DEVICE)
     system.stream = torch.Generator(DEVICE)
@@ -166,16 +181,25 @@ def bare(
             for mine, weight in zip(averages, weights, strict=True):
                 mine.lerp_(weight, 0.01)
 
-    return training(lambda: system.training_step(next(served), 0)["loss"], system, system.optimizer(
-        system.parameters()), average, cast(precision))  # fmt: skip
+    return training(
+        lambda: system.training_step(next(served), 0)["loss"],
+        system,
+        system.optimizer(system.parameters()),
+        average,
+        cast(precision),
+    )
 
 
 def pictures(data: Data) -> Iterator[list[Tensor]]:
     """As peers' scripts serve them."""
-    x0, labels = (Batches(data.train, data.train.size, flip=False, seed=0).__iter__().__next__()[k]
-                  for k in ("x0", "label"))  # fmt: skip
+    x0, labels = (
+        Batches(data.train, data.train.size, flip=False, seed=0).__iter__().__next__()[k]
+        for k in ("x0", "label")
+    )
     while True:
-        yield from DataLoader(TensorDataset(x0, labels), data.batch_size, shuffle=True, drop_last=True)
+        yield from DataLoader(
+            TensorDataset(x0, labels), data.batch_size, shuffle=True, drop_last=True
+        )
 
 
 def twin(config: DictConfig, data: Data) -> nn.Module:
@@ -187,14 +211,20 @@ def twin(config: DictConfig, data: Data) -> nn.Module:
     sides = [data.shape[1] // 2**i for i in range(levels)]
     hears = [side in (model.attention or [sides[-1]]) for side in sides]
     return UNet2DModel(
-        sample_size=data.shape[1], in_channels=data.shape[0], out_channels=data.shape[0],
-        layers_per_block=model.blocks, block_out_channels=[model.channels * m for m in model.multipliers],
+        sample_size=data.shape[1],
+        in_channels=data.shape[0],
+        out_channels=data.shape[0],
+        layers_per_block=model.blocks,
+        block_out_channels=[model.channels * m for m in model.multipliers],
         down_block_types=["AttnDownBlock2D" if heard else "DownBlock2D" for heard in hears],
         up_block_types=["AttnUpBlock2D" if heard else "UpBlock2D" for heard in hears[::-1]],
-        norm_num_groups=min(32, model.channels // 4), num_class_embeds=data.classes, dropout=model.dropout,
-        attention_head_dim=model.head_channels or model.channels * model.multipliers[-1] // model.heads,
+        norm_num_groups=min(32, model.channels // 4),
+        num_class_embeds=data.classes,
+        dropout=model.dropout,
+        attention_head_dim=model.head_channels
+        or model.channels * model.multipliers[-1] // model.heads,
         resnet_time_scale_shift="scale_shift" if model.scale_shift else "default",
-    ).to(DEVICE)  # fmt: skip
+    ).to(DEVICE)
 
 
 def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
@@ -204,16 +234,22 @@ def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
     from diffusers.training_utils import EMAModel
 
     network, scheduler, batches = twin(config, data), DDPMScheduler(1000), pictures(data)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
     rates = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
-    ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    ema = EMAModel(
+        network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+    )
     ema.to(DEVICE)
 
     def loss() -> Tensor:
         x0, labels = (part.to(DEVICE) for part in next(batches))
         eps = torch.randn_like(x0)
         t = torch.randint(0, 1000, (len(x0),), device=DEVICE).long()
-        return F.mse_loss(network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample.float(), eps)
+        return F.mse_loss(
+            network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample.float(), eps
+        )
 
     def average() -> None:
         rates.step()
@@ -227,12 +263,19 @@ def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
 
-    network = Unet(config.model.channels, dim_mults=tuple(config.model.multipliers), channels=data.shape[0])
+    network = Unet(
+        config.model.channels, dim_mults=tuple(config.model.multipliers), channels=data.shape[0]
+    )
     module = GaussianDiffusion(network, image_size=data.shape[1], timesteps=1000).to(DEVICE)
     ema, batches = EMA(module, beta=0.995, update_every=10).to(DEVICE), pictures(data)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.9, 0.99))
-    return training(lambda: module(next(batches)[0].to(DEVICE) / 2 + 0.5), module, optimizer, ema.update,
-                    cast(precision))  # fmt: skip
+    return training(
+        lambda: module(next(batches)[0].to(DEVICE) / 2 + 0.5),
+        module,
+        optimizer,
+        ema.update,
+        cast(precision),
+    )
 
 
 def ceilings(precision: Any) -> dict[str, tuple[Call, float]]:
@@ -242,14 +285,21 @@ def ceilings(precision: Any) -> dict[str, tuple[Call, float]]:
     size = 1024 if small else 8192
     a, b = (torch.randn(size, size, device=DEVICE, dtype=kind) for _ in range(2))
     images, width, side = (8, 128, 32) if small else (256, 256, 32)
-    convolution = nn.Conv2d(width, width, 3, padding=1).to(DEVICE, kind, memory_format=torch.channels_last)
-    x = torch.randn(images, width, side, side, device=DEVICE, dtype=kind).to(memory_format=torch.channels_last)
+    convolution = nn.Conv2d(width, width, 3, padding=1).to(
+        DEVICE, kind, memory_format=torch.channels_last
+    )
+    x = torch.randn(images, width, side, side, device=DEVICE, dtype=kind).to(
+        memory_format=torch.channels_last
+    )
 
     def convolve() -> Tensor:
         with torch.no_grad():
             return convolution(x)
 
-    return {name: (call, gflop(call)) for name, call in {"matrix": lambda: a @ b, "convolution": convolve}.items()}
+    return {
+        name: (call, gflop(call))
+        for name, call in {"matrix": lambda: a @ b, "convolution": convolve}.items()
+    }
 
 
 class Interleave(L.Callback):
@@ -271,9 +321,15 @@ class Interleave(L.Callback):
 
 def step(words: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        looks = ("trainer.val_check_interval", "callbacks.pictures.every", "callbacks.checkpoints.every")
+        looks = (
+            "trainer.val_check_interval",
+            "callbacks.pictures.every",
+            "callbacks.checkpoints.every",
+        )
         never = [f"{key}=1000000000" for key in looks]
-        config = compose("train", [f"trainer.default_root_dir={folder}", *never, "~callbacks.quality", *words])
+        config = compose(
+            "train", [f"trainer.default_root_dir={folder}", *never, "~callbacks.quality", *words]
+        )
         data = build(config, "data")
         system, precision = build_system(config, data), config.trainer.precision
         narrow = {"bare loop": bare(system, data, precision, config.compile)}
@@ -283,13 +339,18 @@ def step(words: list[str]) -> dict[str, Any]:
             other = str(not config.model.channels_last).lower()
             turned = build_system(compose("train", [*words, f"model.channels_last={other}"]), data)
             narrow[f"bare loop, eager, channels_last={other}"] = bare(turned, data, precision)
-        for name, peer in {"diffusers": diffusers, "denoising-diffusion-pytorch": lucidrains}.items():
+        for name, peer in {
+            "diffusers": diffusers,
+            "denoising-diffusion-pytorch": lucidrains,
+        }.items():
             with suppress(ImportError):
                 narrow[name] = peer(config, data, "32-true")
                 if precision == "bf16-mixed":
                     narrow[f"{name}, bf16"] = peer(config, data, precision)
-        work = {name: gflop(bare(system, data, precision) if name == "bare loop" else call)
-                for name, call in narrow.items()}  # fmt: skip
+        work = {
+            name: gflop(bare(system, data, precision) if name == "bare loop" else call)
+            for name, call in narrow.items()
+        }
         work["Trainer"] = work["bare loop"]
         most = ceilings(precision)
         visits = Visits(narrow | {name: call for name, (call, _) in most.items()})
@@ -301,7 +362,9 @@ def step(words: list[str]) -> dict[str, Any]:
             from ddpm_lab.callbacks.compiled import Compiled
 
             callbacks.append(Compiled(config.compile))
-        trainer = build(config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()])
+        trainer = build(
+            config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()]
+        )
         trainer.fit(system, data)
         finish()
     visits.seconds = {"Trainer": timer.seconds, **visits.seconds}
@@ -310,8 +373,14 @@ def step(words: list[str]) -> dict[str, Any]:
     for name, row in rows.items():
         row |= {"images/s": 1e3 * data.batch_size / row["ms"], "GFLOP": work[name]}
         row |= {f"of {ceiling}": work[name] / row["ms"] / rate for ceiling, rate in rates.items()}
-    overhead = {name: statistics.median(a - b for a, b in zip(timer.seconds, visits.seconds[name], strict=True)) * 1e3
-                for name in rows if name.startswith("bare")}  # fmt: skip
+    overhead = {
+        name: statistics.median(
+            a - b for a, b in zip(timer.seconds, visits.seconds[name], strict=True)
+        )
+        * 1e3
+        for name in rows
+        if name.startswith("bare")
+    }
     return {"rows": rows, "TFLOP/s": rates, "Trainer adds, ms": overhead}
 
 
@@ -343,12 +412,24 @@ def profile(words: list[str]) -> dict[str, Any]:
     with torch.profiler.profile() as profiler:
         wall = seconds(call, count) / count * 1e3
     on = getattr(torch.autograd.DeviceType, DEVICE.type.upper())
-    times = {of.key: (of.self_device_time_total if DEVICE.type == "cuda" else of.self_cpu_time_total) / count / 1e3
-             for of in profiler.key_averages() if of.device_type == on and not of.is_user_annotation}  # fmt: skip
+    times = {
+        of.key: (of.self_device_time_total if DEVICE.type == "cuda" else of.self_cpu_time_total)
+        / count
+        / 1e3
+        for of in profiler.key_averages()
+        if of.device_type == on and not of.is_user_annotation
+    }
     total = sum(times.values())
-    told = {name[:60]: ms for name, ms in sorted(times.items(), key=lambda of: -of[1]) if ms > total / 100}
+    told = {
+        name[:60]: ms
+        for name, ms in sorted(times.items(), key=lambda of: -of[1])
+        if ms > total / 100
+    }
     told["all others"] = total - sum(told.values())
-    return {"rows": {name: {"ms": ms, "share": ms / total} for name, ms in told.items()}, "ms of wall clock": wall}
+    return {
+        "rows": {name: {"ms": ms, "share": ms / total} for name, ms in told.items()},
+        "ms of wall clock": wall,
+    }
 
 
 class Nothing(nn.Module):
@@ -400,8 +481,15 @@ def peers_walks(network: nn.Module, x: Tensor, steps: int) -> dict[str, Call]:
         for t in scheduler.timesteps:
             y = scheduler.step(network(y, t, Condition()), t, y).prev_sample
 
-    kinds = {"ddim": DDIMScheduler(), "ddpm": DDPMScheduler(), "dpm_solver": DPMSolverMultistepScheduler()}
-    return {f"diffusers {name}": lambda scheduler=scheduler: walk(scheduler) for name, scheduler in kinds.items()}
+    kinds = {
+        "ddim": DDIMScheduler(),
+        "ddpm": DDPMScheduler(),
+        "dpm_solver": DPMSolverMultistepScheduler(),
+    }
+    return {
+        f"diffusers {name}": lambda scheduler=scheduler: walk(scheduler)
+        for name, scheduler in kinds.items()
+    }
 
 
 class Borrowed(nn.Module):
@@ -415,25 +503,38 @@ class Borrowed(nn.Module):
         return self.network(x, t, class_labels=torch.zeros_like(t).long()).sample
 
 
-def images(config: DictConfig, data: Data, system: Diffusion, x: Tensor, steps: int) -> dict[str, Row]:
+def images(
+    config: DictConfig, data: Data, system: Diffusion, x: Tensor, steps: int
+) -> dict[str, Row]:
     """The same network of diffusers under its pipeline and under our sampler; and our own network."""
     from diffusers import DDIMPipeline, DDIMScheduler
 
     network = twin(config, data).eval()
     forward = network.forward
-    network.forward = lambda x, t, **kwargs: forward(x, t, class_labels=torch.zeros(len(x), dtype=torch.long,
-                                                                                    device=DEVICE))  # fmt: skip
+    network.forward = lambda x, t, **kwargs: forward(
+        x, t, class_labels=torch.zeros(len(x), dtype=torch.long, device=DEVICE)
+    )
     pipeline = DDIMPipeline(network, DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     borrowed = copy.copy(system)
-    denoiser = Denoiser(Borrowed(network), system.process, Eps(), BetaTilde(), shape=data.shape).to(DEVICE)
-    borrowed.draw_with(samplers.DDIM(steps=steps), build(compose("train", ["guidance=none"]), "guidance"))
+    denoiser = Denoiser(Borrowed(network), system.process, Eps(), BetaTilde(), shape=data.shape).to(
+        DEVICE
+    )
+    borrowed.draw_with(
+        samplers.DDIM(steps=steps), build(compose("train", ["guidance=none"]), "guidance")
+    )
     own = copy.copy(borrowed)
-    found = compared({
-        "diffusers' pipeline": lambda: pipeline(batch_size=len(x), num_inference_steps=steps, output_type="np"),
-        "ours, diffusers' network": lambda: [*borrowed.sample(denoiser, len(x), asked=system.ask(len(x)))],
-        "ours": lambda: [*own.sample(system.denoiser, len(x), asked=system.ask(len(x)))],
-    })  # fmt: skip
+    found = compared(
+        {
+            "diffusers' pipeline": lambda: pipeline(
+                batch_size=len(x), num_inference_steps=steps, output_type="np"
+            ),
+            "ours, diffusers' network": lambda: [
+                *borrowed.sample(denoiser, len(x), asked=system.ask(len(x)))
+            ],
+            "ours": lambda: [*own.sample(system.denoiser, len(x), asked=system.ask(len(x)))],
+        }
+    )
     return {name: row | {"images/s": 1e3 * len(x) / row["ms"]} for name, row in found.items()}
 
 
@@ -446,11 +547,18 @@ def guidance(words: list[str]) -> dict[str, Any]:
     cond = system.condition(system.denoiser, system.ask(size))
     twice = torch.cat([x, x]), torch.cat([t, t]), cond.beside(cond.null())
     guided = ClassifierFree(system.denoiser, **system.guidance.keywords | {"w": 1.0})
-    return {"rows": compared({
-        "twice the batch": lambda: system.denoiser(*twice),
-        "guided": lambda: guided(x, t, cond),
-        "two calls": lambda: (system.denoiser(x, t, cond), system.denoiser(x, t, cond.null())),
-    })}  # fmt: skip
+    return {
+        "rows": compared(
+            {
+                "twice the batch": lambda: system.denoiser(*twice),
+                "guided": lambda: guided(x, t, cond),
+                "two calls": lambda: (
+                    system.denoiser(x, t, cond),
+                    system.denoiser(x, t, cond.null()),
+                ),
+            }
+        )
+    }
 
 
 def start(words: list[str]) -> dict[str, Any]:
@@ -474,13 +582,21 @@ def start(words: list[str]) -> dict[str, Any]:
         with suppress(ImportError):
             import diffusers as _  # noqa: F401
 
-            commands["import of diffusers' U-Net"] = [sys.executable, "-c", "from diffusers import UNet2DModel"]
+            commands["import of diffusers' U-Net"] = [
+                sys.executable,
+                "-c",
+                "from diffusers import UNet2DModel",
+            ]
 
         def run(command: list[str]) -> float:
             return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 
         found = [{name: run(command) for name, command in commands.items()} for _ in range(4)][1:]
-    return {"rows": {name: {"seconds": statistics.median(of[name] for of in found)} for name in commands}}
+    return {
+        "rows": {
+            name: {"seconds": statistics.median(of[name] for of in found)} for name in commands
+        }
+    }
 
 
 @torch.inference_mode()
@@ -505,11 +621,20 @@ def evaluation(words: list[str]) -> dict[str, Any]:
             system.denoiser.network(x, t, cond)
 
     rows = compared({"FID": measure, "network alone": calls}, rounds=5)
-    return {"rows": {name: row | {"samples/s": 1e3 * count / row["ms"]} for name, row in rows.items()}}
+    return {
+        "rows": {name: row | {"samples/s": 1e3 * count / row["ms"]} for name, row in rows.items()}
+    }
 
 
-SECTIONS = {"step": step, "options": options, "profile": profile, "sampling": sampling, "guidance": guidance,
-            "start": start, "evaluation": evaluation}  # fmt: skip
+SECTIONS = {
+    "step": step,
+    "options": options,
+    "profile": profile,
+    "sampling": sampling,
+    "guidance": guidance,
+    "start": start,
+    "evaluation": evaluation,
+}
 
 
 def table(rows: dict[str, Row]) -> str:
@@ -517,7 +642,10 @@ def table(rows: dict[str, Row]) -> str:
     wide = max(map(len, rows))
     lines = [" " * wide + "".join(f"{name:>16}" for name in names)]
     for name, row in rows.items():
-        lines.append(f"{name:<{wide}}" + "".join(f"{row[key]:16.4g}" if key in row else " " * 16 for key in names))
+        lines.append(
+            f"{name:<{wide}}"
+            + "".join(f"{row[key]:16.4g}" if key in row else " " * 16 for key in names)
+        )
     return "\n".join(lines)
 
 
@@ -531,8 +659,13 @@ def machine() -> dict[str, Any]:
         with suppress(ImportError):
             versions[package] = version(package)
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "none"
-    return {"cpu": name, "threads": torch.get_num_threads(), "gpu": device, "python": platform.python_version(),
-            **versions}  # fmt: skip
+    return {
+        "cpu": name,
+        "threads": torch.get_num_threads(),
+        "gpu": device,
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def main() -> None:

@@ -26,7 +26,11 @@ from ddpm_lab.evaluation.extractors import digits
 from ddpm_lab.evaluation.quality import assess
 
 ROUNDS = 9
-SETS = {"digits": (1437, 1, 8, 64, 30), "MNIST": (60_000, 1, 32, 16, 10), "CIFAR-10": (50_000, 3, 32, 16, 10)}
+SETS = {
+    "digits": (1437, 1, 8, 64, 30),
+    "MNIST": (60_000, 1, 32, 16, 10),
+    "CIFAR-10": (50_000, 3, 32, 16, 10),
+}
 """Pictures, channels, side, batch size, steps in a round"""
 
 
@@ -34,18 +38,29 @@ def main() -> None:
     quiet()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for name, (count, channels, side, size, steps) in SETS.items():
-            words = [f"data.resolution={side}", f"data.channels={channels}", "data.count=64", "data=synthetic"]
+            words = [
+                f"data.resolution={side}",
+                f"data.channels={channels}",
+                "data.count=64",
+                "data=synthetic",
+            ]
             config = compose("train", words + (["model.channels=16"] if side > 8 else []))
             system = build(config, "system", **build(config, "data").spec)
             pixels = torch.randint(256, (count, channels, side, side), dtype=torch.uint8)
             held = Batches(Images(pixels, torch.randint(10, (count,))), size, flip=True, seed=0)
-            ratios = [of[1] / of[0] for of in rounds(system, iter(held), repeat(next(iter(held))), steps)]
-            print(f"{name:<9} {count} pictures of {channels}x{side}x{side}, batch {size}: step rate of resident data, "
-                  f"one fixed batch = 1: {statistics.median(ratios):.3f}")  # fmt: skip
+            ratios = [
+                of[1] / of[0] for of in rounds(system, iter(held), repeat(next(iter(held))), steps)
+            ]
+            print(
+                f"{name:<9} {count} pictures of {channels}x{side}x{side}, batch {size}: step rate of resident data, "
+                f"one fixed batch = 1: {statistics.median(ratios):.3f}"
+            )
         for count in (500, 2000):
             outside, memory = measured(count)
-            print(f"FID of {count} digits: {outside:.1%} of the time outside network and extractor; "
-                  f"peak memory {memory:.0f} MiB")  # fmt: skip
+            print(
+                f"FID of {count} digits: {outside:.1%} of the time outside network and extractor; "
+                f"peak memory {memory:.0f} MiB"
+            )
 
 
 def rounds(system: Any, data: Any, fixed: Any, steps: int) -> list[tuple[float, float]]:
@@ -60,7 +75,10 @@ def rounds(system: Any, data: Any, fixed: Any, steps: int) -> list[tuple[float, 
             optimizer.step()
         return time.perf_counter() - start
 
-    found = [(run(data), run(fixed)) if i % 2 else (run(fixed), run(data))[::-1] for i in range(ROUNDS + 1)]
+    found = [
+        (run(data), run(fixed)) if i % 2 else (run(fixed), run(data))[::-1]
+        for i in range(ROUNDS + 1)
+    ]
     return found[1:]  # the first warms up
 
 
@@ -85,7 +103,9 @@ def measured(count: int) -> tuple[float, float]:
         module.forward = call  # type: ignore[method-assign]
 
     measure = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 250}
-    next(assess(system, system.denoiser, data, extractor, count=250, **measure))  # the reference, and a warm start
+    next(
+        assess(system, system.denoiser, data, extractor, count=250, **measure)
+    )  # the reference, and a warm start
     timed(system.denoiser.network)
     timed(extractor.features)
     start = time.perf_counter()

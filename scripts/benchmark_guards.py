@@ -27,8 +27,13 @@ from ddpm_lab.systems.skips import Skips
 from ddpm_lab.systems.training import Learner
 
 ROUNDS, STEPS = 42, 10
-GUARDS = [(Learner, "on_train_batch_start"), (Skips, "judge"), (Checkpoints, "on_train_batch_start"),
-          (Checkpoints, "on_train_batch_end"), (pulse, "beat")]  # fmt: skip
+GUARDS = [
+    (Learner, "on_train_batch_start"),
+    (Skips, "judge"),
+    (Checkpoints, "on_train_batch_start"),
+    (Checkpoints, "on_train_batch_end"),
+    (pulse, "beat"),
+]
 
 
 class Turns(L.Callback):
@@ -53,22 +58,46 @@ class Turns(L.Callback):
 
 def main() -> None:
     quiet()
-    words = sys.argv[1:] or ["data=synthetic", "data.resolution=32", "data.batch_size=8", "model.channels=64"]
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", [f"trainer.default_root_dir={folder}", f"trainer.max_steps={ROUNDS * STEPS}",
-                                   "trainer.val_check_interval=100000", "logger=csv", "callbacks.pictures.every=100000",
-                                   "callbacks.checkpoints.every=100000", "~callbacks.quality", *words])  # fmt: skip
+    words = sys.argv[1:] or [
+        "data=synthetic",
+        "data.resolution=32",
+        "data.batch_size=8",
+        "model.channels=64",
+    ]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        initialize_config_dir(str(CONFIGS), version_base="1.3"),
+    ):
+        config = compose(
+            "train",
+            [
+                f"trainer.default_root_dir={folder}",
+                f"trainer.max_steps={ROUNDS * STEPS}",
+                "trainer.val_check_interval=100000",
+                "logger=csv",
+                "callbacks.pictures.every=100000",
+                "callbacks.checkpoints.every=100000",
+                "~callbacks.quality",
+                *words,
+            ],
+        )
         data = build(config, "data")
         system = build_system(config, data)
         turns = Turns()
         callbacks = [turns, *build(config, "callbacks").values()]
-        trainer = build(config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()])
+        trainer = build(
+            config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()]
+        )
         trainer.fit(system, data)
-    guarded, bare = (turns.seconds[which][1:] for which in (True, False))  # the first rounds warm up
+    guarded, bare = (
+        turns.seconds[which][1:] for which in (True, False)
+    )  # the first rounds warm up
     cost = 1e6 * statistics.median(g - b for g, b in zip(guarded, bare, strict=True)) / STEPS
     ratio = statistics.median(g / b for g, b in zip(guarded, bare, strict=True)) - 1
-    print(f"{' '.join(words)}: a step takes {1e3 * statistics.median(bare) / STEPS:.1f} ms, and with guards {cost:.0f} "
-          f"us more; median ratio of {len(bare)} pairs of rounds {ratio:+.2%}")  # fmt: skip
+    print(
+        f"{' '.join(words)}: a step takes {1e3 * statistics.median(bare) / STEPS:.1f} ms, and with guards {cost:.0f} "
+        f"us more; median ratio of {len(bare)} pairs of rounds {ratio:+.2%}"
+    )
 
 
 if __name__ == "__main__":

@@ -37,12 +37,23 @@ AXES = {
 
 def measured(words: list[str]) -> dict[str, Any]:
     """Of 3x16x16 where `words` do not say otherwise: milliseconds of a step and MiB at its peak."""
-    words = ["data=synthetic", "data.resolution=16", "data.channels=3", "data.count=512", "data.batch_size=32", *words]
+    words = [
+        "data=synthetic",
+        "data.resolution=16",
+        "data.channels=3",
+        "data.count=512",
+        "data.batch_size=32",
+        *words,
+    ]
     found: dict[str, Any] = {}
     for axis, (key, values) in AXES.items():
         steps = {str(value): bare_of([*words, f"{key}={value}"]) for value in values}
         rows = compared(steps, rounds=3)
-        found[axis] = {"rows": {value: {"ms": rows[value]["ms"], "GFLOP": gflop(steps[value])} for value in steps}}
+        found[axis] = {
+            "rows": {
+                value: {"ms": rows[value]["ms"], "GFLOP": gflop(steps[value])} for value in steps
+            }
+        }
     data, system, _ = made(words)
     x, counts = torch.randn(16, *data.shape, device=DEVICE), (4, 8, 16, 32)
     system = system.eval().to(DEVICE)
@@ -52,13 +63,22 @@ def measured(words: list[str]) -> dict[str, Any]:
             DDIM(steps=count)(system.denoiser, x)
 
     rows = compared({str(count): lambda count=count: walk(count) for count in counts}, rounds=3)
-    found["sampling steps"] = {"rows": {count: {"ms": row["ms"], "calls": int(count)} for count, row in rows.items()}}
+    found["sampling steps"] = {
+        "rows": {count: {"ms": row["ms"], "calls": int(count)} for count, row in rows.items()}
+    }
     found["processes"] = {"rows": processes(words)}
     _, batches = AXES["batch size"]
-    found["memory"] = {"rows": {
-        str(size): {name: peak(bare_of([*words, f"data.batch_size={size}", f"model.checkpointing={on}"]))
-                    for name, on in {"MiB": "false", "checkpointing": "true"}.items()} for size in batches
-    }}  # fmt: skip
+    found["memory"] = {
+        "rows": {
+            str(size): {
+                name: peak(
+                    bare_of([*words, f"data.batch_size={size}", f"model.checkpointing={on}"])
+                )
+                for name, on in {"MiB": "false", "checkpointing": "true"}.items()
+            }
+            for size in batches
+        }
+    }
     return found
 
 
@@ -75,13 +95,17 @@ def peak(step: Call) -> float:
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         step()
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         profiler.export_chrome_trace(file.name)
         events = json.loads(Path(file.name).read_text())["traceEvents"]
     told = [event["args"] for event in events if event["name"] == "[memory]"]
-    return (max(of["Total Allocated"] for of in told) - told[0]["Total Allocated"] + told[0]["Bytes"]) / 2**20
+    return (
+        max(of["Total Allocated"] for of in told) - told[0]["Total Allocated"] + told[0]["Bytes"]
+    ) / 2**20
 
 
 def processes(words: list[str]) -> dict[str, Row]:
@@ -95,9 +119,20 @@ def processes(words: list[str]) -> dict[str, Row]:
         """Seconds of training"""
         here = tempfile.mkdtemp(dir=folder)
         looks = ["callbacks=none", "logger=csv", "resume=null", f"hydra.run.dir={here}"]
-        command = [sys.executable, "train.py", *words, "trainer=ddp", *on, *looks, f"trainer.devices={ranks}",
-                   f"data.batch_size={each * ranks}", f"trainer.max_steps={steps}"]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        command = [
+            sys.executable,
+            "train.py",
+            *words,
+            "trainer=ddp",
+            *on,
+            *looks,
+            f"trainer.devices={ranks}",
+            f"data.batch_size={each * ranks}",
+            f"trainer.max_steps={steps}",
+        ]
+        subprocess.run(
+            command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         return float(json.loads((Path(here) / "metrics.json").read_text())["training"]["seconds"])
 
     few, many = 10, 60
@@ -106,8 +141,10 @@ def processes(words: list[str]) -> dict[str, Row]:
         for _ in range(5):
             for ranks, times in visits.items():
                 times.append(run(ranks, many) - run(ranks, few))
-    return {str(ranks): {"images/s": each * ranks * (many - few) / statistics.median(times)}
-            for ranks, times in visits.items()}  # fmt: skip
+    return {
+        str(ranks): {"images/s": each * ranks * (many - few) / statistics.median(times)}
+        for ranks, times in visits.items()
+    }
 
 
 def draw(found: dict[str, Any]) -> None:
@@ -123,12 +160,25 @@ def draw(found: dict[str, Any]) -> None:
         law = second if kept else [ys[anchor] * value / second[anchor] for value in second]
         names = {"checkpointing": "gradient checkpointing", "calls": "calls of the network"}
         name = names.get(others[0], others[0]) if others else "processes"
-        axes.plot(xs, law, marker="o" if kept else None, linestyle="-" if kept else "--",
-                  label=name if kept else f"as {name}")  # fmt: skip
-        axes.set(title=axis, xlabel="batch size" if kept else axis, ylabel=unit, xscale="log", yscale="log")
+        axes.plot(
+            xs,
+            law,
+            marker="o" if kept else None,
+            linestyle="-" if kept else "--",
+            label=name if kept else f"as {name}",
+        )
+        axes.set(
+            title=axis,
+            xlabel="batch size" if kept else axis,
+            ylabel=unit,
+            xscale="log",
+            yscale="log",
+        )
         for line, ticks in ((axes.xaxis, xs), (axes.yaxis, ys)):
             line.set_major_locator(FixedLocator(ticks))
-            line.set_major_formatter(lambda value, _: f"{value:,.{0 if value >= 100 else 1}f}".removesuffix(".0"))
+            line.set_major_formatter(
+                lambda value, _: f"{value:,.{0 if value >= 100 else 1}f}".removesuffix(".0")
+            )
             line.set_minor_locator(NullLocator())
         axes.grid(alpha=0.2)
         axes.legend()
@@ -142,7 +192,9 @@ def main() -> None:
         found = measured(sys.argv[1:])
     for axis, part in found.items():
         print(f"\n{axis}\n{table(part['rows'])}")
-    Path("benchmark_scale.json").write_text(json.dumps({"machine": about, **found}, indent=2) + "\n")
+    Path("benchmark_scale.json").write_text(
+        json.dumps({"machine": about, **found}, indent=2) + "\n"
+    )
     draw(found)
     print("\nwritten to benchmark_scale.json, drawn in benchmark_scale.png")
 

@@ -33,7 +33,13 @@ EVERY = 100
 def train(run: Path, *words: str) -> dict[str, float]:
     """The metrics of `run`, which is trained unless it is there."""
     if not (run / "metrics.json").is_file():
-        command = [sys.executable, str(ROOT / "train.py"), "logger=csv", f"hydra.run.dir={run}", *words]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "logger=csv",
+            f"hydra.run.dir={run}",
+            *words,
+        ]
         print("$", *command[1:], flush=True)
         subprocess.run(command, check=True)
     found: dict[str, float] = json.loads((run / "metrics.json").read_text())
@@ -55,7 +61,10 @@ def curve(run: Path) -> tuple[list[float], list[float], float]:
 
 
 def main() -> None:
-    out, words = Path(sys.argv[1]).resolve(), [f"callbacks.quality.every={EVERY}", "data.batch_size=64", *sys.argv[2:]]
+    out, words = (
+        Path(sys.argv[1]).resolve(),
+        [f"callbacks.quality.every={EVERY}", "data.batch_size=64", *sys.argv[2:]],
+    )
     lines: dict[str, tuple[list[float], list[float]]] = {}
     rows, found = {}, {}
     for name in SHAPES:
@@ -68,16 +77,32 @@ def main() -> None:
         metrics = train(out / f"diffusion-{name}", *codec, *words)
         seconds, fids, rate = curve(out / f"diffusion-{name}")
         lines[name] = (seconds, fids)
-        found[name] = {"seconds": seconds, "fid": fids, "steps_per_second": rate, "metrics": metrics}
+        found[name] = {
+            "seconds": seconds,
+            "fid": fids,
+            "steps_per_second": rate,
+            "metrics": metrics,
+        }
         rows[name] = [SHAPES[name], *cells, f"{rate:.1f}", f"{fids[-1]:.3g}", f"{seconds[-1]:.0f}"]
     soon = min(seconds[-1] for seconds, _ in lines.values())
     for name, (seconds, fids) in lines.items():
-        rows[name].append(f"{fids[min(range(len(seconds)), key=lambda i: abs(seconds[i] - soon))]:.3g}")
+        rows[name].append(
+            f"{fids[min(range(len(seconds)), key=lambda i: abs(seconds[i] - soon))]:.3g}"
+        )
     (out / "factors.json").write_text(json.dumps(found, indent=2) + "\n")
-    picture = save_lines({"FID against training time": lines}, out / "factors.png", x="seconds of training",
-                         y={"FID against training time": "FID"}, log_y=["FID against training time"])  # fmt: skip
+    picture = save_lines(
+        {"FID against training time": lines},
+        out / "factors.png",
+        x="seconds of training",
+        y={"FID against training time": "FID"},
+        log_y=["FID against training time"],
+    )
     heads = ["latents", "PSNR, dB", "rFID", "steps/s", "FID, end", "seconds", f"FID, {soon:.0f} s"]
-    print(grid("digits; seconds are those of training alone", "", heads, rows), f"  saved in {picture}", sep="\n")
+    print(
+        grid("digits; seconds are those of training alone", "", heads, rows),
+        f"  saved in {picture}",
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,11 @@ from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.errors import UserError
 from ddpm_lab.evaluation.pictures import save_lines
 
-PANELS = {"signal left": "alpha_bar_t, or signal^2 / (signal^2 + noise^2)", "log SNR": "log(signal^2 / noise^2)",
-          "posterior variance": "beta_tilde_t / beta_t"}  # fmt: skip
+PANELS = {
+    "signal left": "alpha_bar_t, or signal^2 / (signal^2 + noise^2)",
+    "log SNR": "log(signal^2 / noise^2)",
+    "posterior variance": "beta_tilde_t / beta_t",
+}
 
 
 def main() -> None:
@@ -49,7 +52,9 @@ def main() -> None:
             lines = (signal**2 / (signal**2 + noise**2), log_snr, ratio)
             for panel, line in zip(panels.values(), lines, strict=True):
                 panel[text] = ((t / process.steps).tolist(), line.tolist())
-    print(f"saved in {save_lines(panels, options.out, x='t / T', y=PANELS, log_x=['posterior variance'])}")
+    print(
+        f"saved in {save_lines(panels, options.out, x='t / T', y=PANELS, log_x=['posterior variance'])}"
+    )
 
 
 if __name__ == "__main__":

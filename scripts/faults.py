@@ -49,42 +49,104 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
 
-SMALL = ("trainer.max_steps=60", "trainer.val_check_interval=15", "logger=csv", "model.channels=8", "sampler.steps=3",
-         "model.multipliers=[1]", "data.batch_size=16", "callbacks.losses.every=7", "callbacks.checkpoints.every=10",
-         "~callbacks.progress")  # fmt: skip
-LOOKS = ("callbacks.pictures.every=10", "callbacks.pictures.rows=1", "callbacks.quality.count=20",
-         "callbacks.quality.every=20")  # fmt: skip
-TINY = (*SMALL, "trainer.max_steps=30", "trainer.val_check_interval=10", "callbacks.checkpoints.every=5")
-CLASSES = (*TINY, "extractor=none", "conditioner=label", "callbacks.pictures.every=10", "callbacks.pictures.rows=1")
+SMALL = (
+    "trainer.max_steps=60",
+    "trainer.val_check_interval=15",
+    "logger=csv",
+    "model.channels=8",
+    "sampler.steps=3",
+    "model.multipliers=[1]",
+    "data.batch_size=16",
+    "callbacks.losses.every=7",
+    "callbacks.checkpoints.every=10",
+    "~callbacks.progress",
+)
+LOOKS = (
+    "callbacks.pictures.every=10",
+    "callbacks.pictures.rows=1",
+    "callbacks.quality.count=20",
+    "callbacks.quality.every=20",
+)
+TINY = (
+    *SMALL,
+    "trainer.max_steps=30",
+    "trainer.val_check_interval=10",
+    "callbacks.checkpoints.every=5",
+)
+CLASSES = (
+    *TINY,
+    "extractor=none",
+    "conditioner=label",
+    "callbacks.pictures.every=10",
+    "callbacks.pictures.rows=1",
+)
 BARE = (*CLASSES, "conditioner=none")
 DEEP = tuple(word for word in TINY if not word.startswith("model.multipliers="))
 CODEC = (*DEEP, "system=autoencoder", "callbacks.reconstructions.every=10")
 KINDS: dict[str, tuple[str, ...]] = {
     "pixels, with averages, validation, pictures and FID": (*SMALL, *LOOKS),
     "latents": (*SMALL, *LOOKS, "codec=autoencoder", "codec.run=AUTOENCODER", "sampler.clip=null"),
-    "accumulated gradients": (*SMALL, *LOOKS, "trainer.accumulate_grad_batches=3", "trainer.max_steps=30",
-                              "callbacks.checkpoints.every=5"),
-    "streamed from files, 0 to 3 workers": (*SMALL, *LOOKS, "data=folder", "data.path=CLASSES", "data.channels=1",
-                                            "data.flip=true", "data.resident=false", "extractor=none",
-                                            "conditioner=label"),
+    "accumulated gradients": (
+        *SMALL,
+        *LOOKS,
+        "trainer.accumulate_grad_batches=3",
+        "trainer.max_steps=30",
+        "callbacks.checkpoints.every=5",
+    ),
+    "streamed from files, 0 to 3 workers": (
+        *SMALL,
+        *LOOKS,
+        "data=folder",
+        "data.path=CLASSES",
+        "data.channels=1",
+        "data.flip=true",
+        "data.resident=false",
+        "extractor=none",
+        "conditioner=label",
+    ),
     "classifier": (*TINY, "system=classifier", "timesteps=importance", "schedule.steps=20"),
     "autoencoder": (*CODEC, "model=autoencoder_kl"),
-    "autoencoder whose adversary begins at step 13": (*CODEC, "model=autoencoder_vq", "system.adversarial=0.5",
-                                                      "system.start=13", "trainer.accumulate_grad_batches=2"),
+    "autoencoder whose adversary begins at step 13": (
+        *CODEC,
+        "model=autoencoder_vq",
+        "system.adversarial=0.5",
+        "system.start=13",
+        "trainer.accumulate_grad_batches=2",
+    ),
     "super-resolution": (*TINY, "conditioner=low_res", "extractor=none"),
     "text": (*TINY, "conditioner=text", "model=unet_cross", "extractor=none"),
-    "importance sampling": (*TINY, "objective=vlb", "variance=learned_range", "timesteps=importance",
-                            "schedule.steps=20", "extractor=none"),
-    "points": (*DEEP, "data=toy", "data.count=200", "sampler.clip=2",
-               "callbacks.scatter.every=10", "callbacks.scatter.count=20", "callbacks.density.count=20"),
+    "importance sampling": (
+        *TINY,
+        "objective=vlb",
+        "variance=learned_range",
+        "timesteps=importance",
+        "schedule.steps=20",
+        "extractor=none",
+    ),
+    "points": (
+        *DEEP,
+        "data=toy",
+        "data.count=200",
+        "sampler.clip=2",
+        "callbacks.scatter.every=10",
+        "callbacks.scatter.count=20",
+        "callbacks.density.count=20",
+    ),
     "flat folder": (*BARE, "data=folder", "data.path=FLAT"),
     "class folders": (*CLASSES, "data=folder", "data.path=CLASSES", "data.channels=1"),
     "folders train and val, grey": (*BARE, "data=folder", "data.path=SPLITS", "data.channels=1"),
     "store": (*CLASSES, "data=store", "data.path=STORE", "data.resident=false"),
     "hub, with labels": (*CLASSES, "data=hub", "data.name=LABELS"),
     "hub, without labels": (*BARE, "data=hub", "data.name=PLAIN", "data.split_test=null"),
-}  # fmt: skip
-DATA = {"FLAT": "", "CLASSES": "{label}", "SPLITS": "{split}", "STORE": "", "LABELS": "", "PLAIN": ""}
+}
+DATA = {
+    "FLAT": "",
+    "CLASSES": "{label}",
+    "SPLITS": "{split}",
+    "STORE": "",
+    "LABELS": "",
+    "PLAIN": "",
+}
 """Data that is made of 120 images, and where in a folder each of them lies"""
 Fault = Callable[[], Any]
 
@@ -99,7 +161,9 @@ def begin(folder: Path, words: Sequence[str], fault: Fault | None = None) -> int
         os.setpgrp()
         util._run_after_forkers()  # type: ignore[attr-defined]  # of what shares tensors with workers
         os.chdir(folder)
-        sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2))  # not those of pytest
+        sys.stdout, sys.stderr = (
+            os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2)
+        )  # not those of pytest
         if fault:
             fault()
         status = pools.perform("train", [*words], folder / "log.txt")
@@ -131,7 +195,10 @@ def result(run: Path) -> dict[str, Any]:
     for key in ("history", "learner", "run_id"):
         content.pop(key)
     rows = list(csv.DictReader((run / "metrics.csv").open()))
-    history = [{key: value for key, value in row.items() if value and key != "images_per_second"} for row in rows]
+    history = [
+        {key: value for key, value in row.items() if value and key != "images_per_second"}
+        for row in rows
+    ]
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["training"]["seconds"] = 0
     assert metrics.pop("run_id") == records.read(run).id
@@ -142,14 +209,20 @@ def result(run: Path) -> dict[str, Any]:
 def differs(a: Any, b: Any, path: str = "") -> list[str]:
     """Where; tensors must have the same bytes."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = a.shape == b.shape and a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
+        same = (
+            a.shape == b.shape and a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
+        )
         return [] if same else [path]
     if isinstance(a, dict) and isinstance(b, dict):
         if {*a} != {*b}:
             return [f"{path}: { ({*a} ^ {*b}) }"]
         return [where for key in a for where in differs(a[key], b[key], f"{path}.{key}")]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [where for i, (x, y) in enumerate(zip(a, b, strict=True)) for where in differs(x, y, f"{path}.{i}")]
+        return [
+            where
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for where in differs(x, y, f"{path}.{i}")
+        ]
     return [] if a == b else [f"{path}: {str(a)[:60]} and {str(b)[:60]}"]
 
 
@@ -168,8 +241,10 @@ class Bench:
     def words(self, kind: str) -> tuple[str, ...]:
         places = {"AUTOENCODER": self._autoencoder} | dict.fromkeys(DATA, self._data)
         parts = [word.partition("=") for word in KINDS[kind]]
-        return tuple(f"{key}={places[value](value)}" if value in places else key + equals + value
-                     for key, equals, value in parts)  # fmt: skip
+        return tuple(
+            f"{key}={places[value](value)}" if value in places else key + equals + value
+            for key, equals, value in parts
+        )
 
     def reference(self, words: tuple[str, ...]) -> tuple[Path, float]:
         """The run that nothing happened to, and how many seconds it took."""
@@ -180,9 +255,13 @@ class Bench:
             self.calm[words] = (run_in(folder), time.monotonic() - started)
         return self.calm[words]
 
-    def verdict(self, folder: Path, words: tuple[str, ...], again: Callable[[], Sequence[str]] | None = None) -> str:
+    def verdict(
+        self, folder: Path, words: tuple[str, ...], again: Callable[[], Sequence[str]] | None = None
+    ) -> str:
         """Gives the command again. "" if it comes to the end of the calm run, or how it does not."""
-        if not (folder / "run" / "metrics.json").is_file():  # or it came to its end before it could be killed
+        if not (
+            folder / "run" / "metrics.json"
+        ).is_file():  # or it came to its end before it could be killed
             status = ended(begin(folder, again() if again else words))
             if status:
                 return f"exit {status}: {log(folder)[-300:]}"
@@ -195,8 +274,15 @@ class Bench:
         folder = self.root / "autoencoder"
         if not folder.is_dir():
             folder.mkdir()
-            words = ("system=autoencoder", "model=autoencoder_kl", "callbacks=autoencoder", "trainer.max_steps=20",
-                     "trainer.val_check_interval=10", "logger=csv", "hydra.run.dir=run")  # fmt: skip
+            words = (
+                "system=autoencoder",
+                "model=autoencoder_kl",
+                "callbacks=autoencoder",
+                "trainer.max_steps=20",
+                "trainer.val_check_interval=10",
+                "logger=csv",
+                "hydra.run.dir=run",
+            )
             assert ended(begin(folder, words)) == 0, log(folder)
         return folder / "run"
 
@@ -208,12 +294,16 @@ class Bench:
         images = [Image.effect_noise((8, 8), 20 + i) for i in range(120)]
         if name == "STORE":
             pixels = torch.stack([pil_to_tensor(image) for image in images])
-            store.write(folder, [(pixels, torch.arange(120) % 3)], ["a", "b", "c"], Fit(8, 1), "noise")
+            store.write(
+                folder, [(pixels, torch.arange(120) % 3)], ["a", "b", "c"], Fit(8, 1), "noise"
+            )
         elif name in ("LABELS", "PLAIN"):
             self._tables(folder, images, labelled=name == "LABELS")
         else:
             for i, image in enumerate(images):
-                part = folder / DATA[name].format(split="val" if i % 10 == 0 else "train", label=f"class-{i % 3}")
+                part = folder / DATA[name].format(
+                    split="val" if i % 10 == 0 else "train", label=f"class-{i % 3}"
+                )
                 part.mkdir(parents=True, exist_ok=True)
                 image.convert("RGB" if name == "FLAT" else "L").save(part / f"{i}.png")
         return folder
@@ -244,7 +334,11 @@ def log(folder: Path) -> str:
 
 
 def kept(folder: Path) -> list[Path]:
-    return [file for run in [*folder.glob("runs/*/*"), folder / "run"] for file in ordered(run / "checkpoints")]
+    return [
+        file
+        for run in [*folder.glob("runs/*/*"), folder / "run"]
+        for file in ordered(run / "checkpoints")
+    ]
 
 
 def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
@@ -255,8 +349,13 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
         moved = ("data.workers", "hydra.run.dir=run") if "workers" in kind else ()
 
         def again(words: tuple[str, ...] = words, moved: tuple[str, ...] = moved) -> list[str]:
-            return [*words, *(f"{word}={bench.random.randrange(4)}" if word == "data.workers" else word
-                              for word in moved)]  # fmt: skip
+            return [
+                *words,
+                *(
+                    f"{word}={bench.random.randrange(4)}" if word == "data.workers" else word
+                    for word in moved
+                ),
+            ]
 
         _, seconds = bench.reference(words)
         wrong[kind] = []
@@ -268,7 +367,10 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
                 stopped(number, signal.SIGKILL)
             torn = [str(file) for file in kept(folder) if not good(file)]
             wrong[kind].append(f"torn {torn}" if torn else bench.verdict(folder, words, again))
-        print(f"  {kind}: {len(wrong[kind]) - sum(map(bool, wrong[kind]))} of {len(wrong[kind])}", flush=True)
+        print(
+            f"  {kind}: {len(wrong[kind]) - sum(map(bool, wrong[kind]))} of {len(wrong[kind])}",
+            flush=True,
+        )
     return wrong
 
 
@@ -277,7 +379,11 @@ def torn(bench: Bench, trials: int) -> dict[str, list[str]]:
     words = bench.words(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
-        folder, nth, where = bench.room(), bench.random.randrange(1, 6), bench.random.choice(("write", "look", "name"))
+        folder, nth, where = (
+            bench.room(),
+            bench.random.randrange(1, 6),
+            bench.random.choice(("write", "look", "name")),
+        )
         share = bench.random.random()
 
         def fault(nth: int = nth, where: str = where, share: float = share) -> None:
@@ -304,7 +410,13 @@ def torn(bench: Bench, trials: int) -> dict[str, list[str]]:
 
         status = ended(begin(folder, words, fault))
         bad = [str(file) for file in kept(folder) if not good(file)]
-        wrong.append(f"exit {status}" if status != 137 else f"torn {bad}" if bad else bench.verdict(folder, words))
+        wrong.append(
+            f"exit {status}"
+            if status != 137
+            else f"torn {bad}"
+            if bad
+            else bench.verdict(folder, words)
+        )
     return {"kill -9 within a save": wrong}
 
 
@@ -330,7 +442,8 @@ def term(bench: Bench, trials: int) -> dict[str, list[str]]:
         if status != 128 + signal.Signals[name]:
             wrong[name].append(f"exit {status}: {told[-200:]}")
         elif (
-            f"stopped by {name} at step {int(saved[0].stem[5:]) if saved else '?'};" not in told and "training" in told
+            f"stopped by {name} at step {int(saved[0].stem[5:]) if saved else '?'};" not in told
+            and "training" in told
         ):
             wrong[name].append(f"something was lost: {saved} {told[-200:]}")
         else:
@@ -361,7 +474,13 @@ def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
         status = ended(begin(folder, words, fault))
         bad = [str(file) for file in kept(folder) if not finite(file)]
         due = 4 if lasting and min(steps) < 55 else 0
-        wrong.append(f"poisoned {bad}" if bad else "" if status == due else f"exit {status}: {log(folder)[-200:]}")
+        wrong.append(
+            f"poisoned {bad}"
+            if bad
+            else ""
+            if status == due
+            else f"exit {status}: {log(folder)[-200:]}"
+        )
         shutil.rmtree(folder, ignore_errors=not wrong[-1])
     return {"losses that are not finite": wrong}
 
@@ -400,7 +519,9 @@ def disk(bench: Bench, trials: int) -> dict[str, list[str]]:
         elif due:
             wrong.append(bench.verdict(folder, words))
         else:
-            wrong.append("; ".join(differs(result(bench.reference(words)[0]), result(run_in(folder)))[:3]))
+            wrong.append(
+                "; ".join(differs(result(bench.reference(words)[0]), result(run_in(folder)))[:3])
+            )
     return {"full disk": wrong}
 
 
@@ -460,9 +581,14 @@ def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
     for kind, hurt in DAMAGE.items():
         many = trials * (3 if kind == FLIP else 1)
         newest, older = ordered(run / "checkpoints")
-        wrong[f"checkpoint: {kind}"] = [_recovers(bench, newest, older, hurt, config) for _ in range(many)]
-        for what, file, read in ((shared.name, shared / "weights.safetensors", trust.checkpoint),
-                                 ("statistics", kept, trust.tensors), ("sealed JSON", seal, trust.sealed)):  # fmt: skip
+        wrong[f"checkpoint: {kind}"] = [
+            _recovers(bench, newest, older, hurt, config) for _ in range(many)
+        ]
+        for what, file, read in (
+            (shared.name, shared / "weights.safetensors", trust.checkpoint),
+            ("statistics", kept, trust.tensors),
+            ("sealed JSON", seal, trust.sealed),
+        ):
             wrong[f"{what}: {kind}"] = [_noticed(bench, file, hurt, read) for _ in range(many)]
     logging.disable(logging_was)
     return wrong
@@ -471,18 +597,32 @@ def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
 FLIP = "one bit flipped"
 DAMAGE: dict[str, Callable[[bytearray, random.Random], Any]] = {
     FLIP: lambda content, chance: content.__setitem__(
-        at := chance.randrange(len(content)), content[at] ^ 1 << chance.randrange(8)),
+        at := chance.randrange(len(content)), content[at] ^ 1 << chance.randrange(8)
+    ),
     "cut": lambda content, chance: content.__delitem__(slice(chance.randrange(len(content)), None)),
-    "bytes appended": lambda content, chance: content.extend(chance.randbytes(chance.choice((1, 22, 70_000)))),
+    "bytes appended": lambda content, chance: content.extend(
+        chance.randbytes(chance.choice((1, 22, 70_000)))
+    ),
     "zeros, up to 4096": lambda content, chance: content.__setitem__(
-        slice(at := chance.randrange(len(content)), at + 4096), bytes(min(4096, len(content) - at))),
+        slice(at := chance.randrange(len(content)), at + 4096), bytes(min(4096, len(content) - at))
+    ),
     "other content": lambda content, chance: content.__setitem__(
-        slice(None), chance.choice((b"\0" * 1000, chance.randbytes(1000), b"PK\3\4" + chance.randbytes(100),
-                                    b"version https://git-lfs.github.com/spec/v1\n"))),
-}  # fmt: skip
+        slice(None),
+        chance.choice(
+            (
+                b"\0" * 1000,
+                chance.randbytes(1000),
+                b"PK\3\4" + chance.randbytes(100),
+                b"version https://git-lfs.github.com/spec/v1\n",
+            )
+        ),
+    ),
+}
 
 
-def _damaged(file: Path, hurt: Callable[[bytearray, random.Random], Any], chance: random.Random) -> bytes:
+def _damaged(
+    file: Path, hurt: Callable[[bytearray, random.Random], Any], chance: random.Random
+) -> bytes:
     content = bytearray(file.read_bytes())
     hurt(content, chance)
     return bytes(content)
@@ -527,13 +667,25 @@ def _noticed(bench: Bench, file: Path, hurt: Any, read: Callable[[Path], Any]) -
 
 def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
     """kill -9 of two processes that train together (gloo), then the same command again."""
-    words = [*bench.words(next(iter(KINDS))), "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true",
-             "trainer.devices=2", "trainer.max_steps=60"]  # fmt: skip
+    words = [
+        *bench.words(next(iter(KINDS))),
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
+        "trainer.devices=2",
+        "trainer.max_steps=60",
+    ]
     command = [sys.executable, str(ROOT / "train.py"), *words]
 
     def launched(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=folder, stdout=(folder / "log.txt").open("w"), stderr=subprocess.STDOUT,
-                                env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=(folder / "log.txt").open("w"),
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
 
     calm, started = bench.room(), time.monotonic()
     assert launched(calm).wait() == 0, log(calm)
@@ -547,7 +699,11 @@ def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         status = launched(folder).wait()
-        found = "; ".join(differs(result(run_in(calm)), result(run_in(folder)))[:3]) if status == 0 else log(folder)
+        found = (
+            "; ".join(differs(result(run_in(calm)), result(run_in(folder)))[:3])
+            if status == 0
+            else log(folder)
+        )
         wrong.append(found)
         print(f"  {len(wrong)}: {found or 'the same'}", flush=True)
     return {"kill -9, two processes": wrong}
@@ -555,13 +711,30 @@ def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]]:
     """One long run that is killed, starved of disk and robbed of its newest checkpoint, over and over."""
-    words = (*LOOKS, "trainer.val_check_interval=50", "logger=csv", "model.channels=16", "sampler.steps=5",
-             "trainer.max_steps=200", "callbacks.checkpoints.every=25", "~callbacks.progress")  # fmt: skip
+    words = (
+        *LOOKS,
+        "trainer.val_check_interval=50",
+        "logger=csv",
+        "model.channels=16",
+        "sampler.steps=5",
+        "trainer.max_steps=200",
+        "callbacks.checkpoints.every=25",
+        "~callbacks.progress",
+    )
     _, seconds = bench.reference(words)
     steps = int(200 * 60 * minutes / 3 / seconds)
-    words = (*(f"trainer.max_steps={steps}" if word.startswith("trainer.max") else word for word in words),)
+    words = (
+        *(
+            f"trainer.max_steps={steps}" if word.startswith("trainer.max") else word
+            for word in words
+        ),
+    )
     _, seconds = bench.reference(words)
-    folder, until, happened = bench.room(), time.monotonic() + 60 * minutes, {"killed": 0, "full": 0, "damaged": 0}
+    folder, until, happened = (
+        bench.room(),
+        time.monotonic() + 60 * minutes,
+        {"killed": 0, "full": 0, "damaged": 0},
+    )
     print(f"calm: {steps} steps in {seconds:.0f} s", flush=True)
     while time.monotonic() < until:
         full = bench.random.random() < 0.25
@@ -572,7 +745,9 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
 
         number = begin(folder, words, fault if full else None)
         time.sleep(bench.random.uniform(5, 40))
-        status = stopped(number, bench.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)))
+        status = stopped(
+            number, bench.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+        )
         happened["full"] += full
         happened["killed"] += status in (137, 143)
         if status == 0:
@@ -581,18 +756,32 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
             spoil(kept(folder)[0], bench.random)
             happened["damaged"] += 1
         print(f"  {happened}, {[file.stem for file in kept(folder)][:1]} of {steps}", flush=True)
-    return {f"chaos, {steps} steps, {happened}": [bench.verdict(folder, words) if status else "; ".join(
-        differs(result(bench.reference(words)[0]), result(run_in(folder)))[:3])]}  # fmt: skip
+    return {
+        f"chaos, {steps} steps, {happened}": [
+            bench.verdict(folder, words)
+            if status
+            else "; ".join(differs(result(bench.reference(words)[0]), result(run_in(folder)))[:3])
+        ]
+    }
 
 
 TRIALS: dict[str, tuple[Callable[..., dict[str, list[str]]], int]] = {
-    "kill": (kill, 68), "torn": (torn, 200), "term": (term, 45), "poison": (poison, 50), "disk": (disk, 20),
-    "damage": (damage, 20), "corrupt": (corrupt, 100), "ranks": (ranks, 20), "chaos": (chaos, 1),
-}  # fmt: skip
+    "kill": (kill, 68),
+    "torn": (torn, 200),
+    "term": (term, 45),
+    "poison": (poison, 50),
+    "disk": (disk, 20),
+    "damage": (damage, 20),
+    "corrupt": (corrupt, 100),
+    "ranks": (ranks, 20),
+    "chaos": (chaos, 1),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(TRIALS))
     parser.add_argument("--count", type=int, help="trials of each kind")
     parser.add_argument("--minutes", type=float, default=60, help="of chaos")
@@ -610,8 +799,17 @@ def main() -> None:
         for what, wrong in trial(Bench(root, asked.seed), asked.count or usual, **options).items():
             bad = [word for word in wrong if word]
             failed |= bool(bad)
-            print(f"{name:<8} {what:<60} {len(wrong) - len(bad)} of {len(wrong)}", *bad[:5], sep="\n    ", flush=True)
-        print(f"         {time.monotonic() - started:.0f} s", "" if failed else shutil.rmtree(root) or "", flush=True)
+            print(
+                f"{name:<8} {what:<60} {len(wrong) - len(bad)} of {len(wrong)}",
+                *bad[:5],
+                sep="\n    ",
+                flush=True,
+            )
+        print(
+            f"         {time.monotonic() - started:.0f} s",
+            "" if failed else shutil.rmtree(root) or "",
+            flush=True,
+        )
     sys.exit(failed)
 
 

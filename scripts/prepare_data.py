@@ -48,20 +48,47 @@ TOO_LARGE = f"it holds over {UNPACKED[0]} times its size, or more than the disk 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("target", type=Path, metavar="TARGET", nargs="?")
-    parser.add_argument("--resolution", type=int, help="side of the square images (default: that of the images)")
-    parser.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB; default: those of the images)")
-    parser.add_argument("--convert", action="store_true", help="scale, crop and recolor images that differ")
-    parser.add_argument("--bits", type=int, help="of grey with more than 8 bits, the bits that it uses, such as 12")
-    parser.add_argument("--no-splits", action="store_false", dest="splits",
-                        help="folders named train and test (or val) are classes")  # fmt: skip
-    parser.add_argument("--background", default="white", help="colour that shows through transparency (white)")
-    parser.add_argument("--on-bad", choices=["error", "skip"], default="error",
-                        help=f"skip leaves out what cannot be used, at most {BAD:.0%}".replace("%", "%%"))  # fmt: skip
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that decode (%(default)s)")
-    parser.add_argument("--check", action="store_true", help="verify the checksums of the store SOURCE")
+    parser.add_argument(
+        "--resolution", type=int, help="side of the square images (default: that of the images)"
+    )
+    parser.add_argument(
+        "--channels", type=int, help="1 (grey) or 3 (RGB; default: those of the images)"
+    )
+    parser.add_argument(
+        "--convert", action="store_true", help="scale, crop and recolor images that differ"
+    )
+    parser.add_argument(
+        "--bits", type=int, help="of grey with more than 8 bits, the bits that it uses, such as 12"
+    )
+    parser.add_argument(
+        "--no-splits",
+        action="store_false",
+        dest="splits",
+        help="folders named train and test (or val) are classes",
+    )
+    parser.add_argument(
+        "--background", default="white", help="colour that shows through transparency (white)"
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=["error", "skip"],
+        default="error",
+        help=f"skip leaves out what cannot be used, at most {BAD:.0%}".replace("%", "%%"),
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that decode (%(default)s)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="verify the checksums of the store SOURCE"
+    )
     options = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -72,7 +99,9 @@ def main() -> None:
         else:
             prepare(**options)
     except (ValueError, OSError) as error:
-        told = re.sub(r"\bdata\.(convert|resolution|channels|bits|background)\b(=true)?", r"--\1", str(error))
+        told = re.sub(
+            r"\bdata\.(convert|resolution|channels|bits|background)\b(=true)?", r"--\1", str(error)
+        )
         told = re.sub(r"\bdata\.path=", "SOURCE=", told)
         status = getattr(error, "status", 3 if isinstance(error, OSError) else 2)
         parser.exit(status, f"error: {shown(told, lines=True)}\n")
@@ -88,19 +117,34 @@ def check(root: Path) -> None:
     print(f"{root} is as it was written")
 
 
-def prepare(source: Path, target: Path, resolution: int | None = None, channels: int | None = None,
-            convert: bool = False, background: str = "white", bits: int | None = None, splits: bool = True,
-            on_bad: Any = "error", workers: int = 0) -> None:  # fmt: skip
+def prepare(
+    source: Path,
+    target: Path,
+    resolution: int | None = None,
+    channels: int | None = None,
+    convert: bool = False,
+    background: str = "white",
+    bits: int | None = None,
+    splits: bool = True,
+    on_bad: Any = "error",
+    workers: int = 0,
+) -> None:
     """Writes the store `target`. Raises ValueError that names the file or the option."""
     started = time.perf_counter()
     if target.exists():
-        raise ValueError(f"TARGET={target} exists, and a store is never overwritten; remove it or name another")
+        raise ValueError(
+            f"TARGET={target} exists, and a store is never overwritten; remove it or name another"
+        )
     if workers < 0:
         raise ValueError(f"--workers must be at least 0 (got {workers})")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"TARGET={target} lies in SOURCE={source}, whose images would be others then; name another")
+        raise ValueError(
+            f"TARGET={target} lies in SOURCE={source}, whose images would be others then; name another"
+        )
     if not source.exists():
-        raise ValueError(f"SOURCE={source} is not there; it is a folder, a .zip, a .tar or a .tar.gz")
+        raise ValueError(
+            f"SOURCE={source} is not there; it is a folder, a .zip, a .tar or a .tar.gz"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         unpacked = Path(scratch, "unpacked")
@@ -108,37 +152,58 @@ def prepare(source: Path, target: Path, resolution: int | None = None, channels:
             root = source if source.is_dir() else unpack(source, unpacked)
             parts = listings(root, splits)
             files = [file for part in parts.values() for file in part.files]
-            fit = fitted(looks(files, on_bad), resolution, channels, convert, bits, background, on_bad)
+            fit = fitted(
+                looks(files, on_bad), resolution, channels, convert, bits, background, on_bad
+            )
             indices, changes = [], Counter[str]()
             for name, part in parts.items():
-                chunks = read(Files(root, part.files, fit), part.labels, on_bad, workers, name, changes)
-                indices.append(write(Path(scratch, "store", name), chunks, part.classes, fit, source.name))
+                chunks = read(
+                    Files(root, part.files, fit), part.labels, on_bad, workers, name, changes
+                )
+                indices.append(
+                    write(Path(scratch, "store", name), chunks, part.classes, fit, source.name)
+                )
         except ValueError as error:
             kind = Unsafe if isinstance(error, Unsafe) else ValueError
-            raise kind(str(error).replace(f"path={unpacked}", f"SOURCE={source}").replace(str(unpacked), str(source))
-                       ) from error  # fmt: skip
+            raise kind(
+                str(error)
+                .replace(f"path={unpacked}", f"SOURCE={source}")
+                .replace(str(unpacked), str(source))
+            ) from error
         Path(scratch, "store").rename(target)
     count, seconds = sum(index["count"] for index in indices), time.perf_counter() - started
     size = sum(file.stat().st_size for file in target.rglob("*.npy"))
     if changes:
-        print("converted: " + ", ".join(f"{number} {kind}" for kind, number in sorted(changes.items())))
+        print(
+            "converted: "
+            + ", ".join(f"{number} {kind}" for kind, number in sorted(changes.items()))
+        )
     classes = next(iter(parts.values())).classes
-    print(f"{count} images of {fit.channels}x{fit.side}x{fit.side}"
-          + f", {' + '.join(str(index['count']) for index in indices)} in train/ and test/" * (len(indices) > 1)
-          + f", {len(classes) or 'no'} classes, {size / 2**30:.2f} GiB, in {seconds:.0f} s: "
-          f"{count / seconds:.0f} images/s\n  next     {program('train')} data=store data.path={in_shell(target)}"
-          + " conditioner=label" * bool(classes))  # fmt: skip
+    print(
+        f"{count} images of {fit.channels}x{fit.side}x{fit.side}"
+        + f", {' + '.join(str(index['count']) for index in indices)} in train/ and test/"
+        * (len(indices) > 1)
+        + f", {len(classes) or 'no'} classes, {size / 2**30:.2f} GiB, in {seconds:.0f} s: "
+        f"{count / seconds:.0f} images/s\n  next     {program('train')} data=store data.path={in_shell(target)}"
+        + " conditioner=label"
+        * bool(classes)
+    )
 
 
-def read(files: Files, labels: Tensor | None, on_bad: str, workers: int, name: str, changes: Counter[str]
-         ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+def read(
+    files: Files, labels: Tensor | None, on_bad: str, workers: int, name: str, changes: Counter[str]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images (n, C, H, W) uint8 and their labels (n,), in order, and count in `changes` what `Fit` did to them.
     Raises ValueError.
     """
     reasons: list[str] = []
     labels = torch.zeros(len(files), dtype=torch.int64) if labels is None else labels
-    loader: Any = DataLoader(Chunks(files), batch_size=None, num_workers=workers, generator=torch.Generator())
-    with tqdm(total=len(files), desc=f"preparing {name}".strip(), unit=" images", disable=None) as bar:
+    loader: Any = DataLoader(
+        Chunks(files), batch_size=None, num_workers=workers, generator=torch.Generator()
+    )
+    with tqdm(
+        total=len(files), desc=f"preparing {name}".strip(), unit=" images", disable=None
+    ) as bar:
         for pixels, index, bad, changed in loader:
             changes.update(changed)
             reasons += bad
@@ -158,13 +223,19 @@ class Chunks(Dataset):
 
     def __init__(self, files: Files) -> None:
         self.files = files
-        self.index = torch.arange(len(files)).split(max(1, CHUNK // torch.Size(files.fit.shape).numel()))
+        self.index = torch.arange(len(files)).split(
+            max(1, CHUNK // torch.Size(files.fit.shape).numel())
+        )
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
-        source, index, counts = Lenient(self.files), self.index[place], self.files.fit.changes.counts
+        source, index, counts = (
+            Lenient(self.files),
+            self.index[place],
+            self.files.fit.changes.counts,
+        )
         counts.clear()
         pixels = torch.stack([source[i] for i in index.tolist()])
         good = torch.tensor([i not in source.bad for i in index.tolist()])
@@ -175,10 +246,21 @@ def unpack(archive: Path, into: Path) -> Path:
     """Unpack the files of `archive` into the folder `into`, and return it. Raises ValueError that names the member."""
     try:
         (unzip if zipfile.is_zipfile(archive) else untar)(archive, into)
-    except (Unsafe, RuntimeError, EOFError, KeyError, OverflowError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
-            lzma.LZMAError) as error:  # fmt: skip
+    except (
+        Unsafe,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        OverflowError,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         kind = Unsafe if isinstance(error, Unsafe | tarfile.FilterError) else ValueError
-        raise kind(f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})") from error
+        raise kind(
+            f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})"
+        ) from error
     if not into.is_dir():
         raise ValueError(f"SOURCE={archive} holds no images")
     return into
@@ -195,21 +277,31 @@ class Member(tarfile.TarInfo):
 
 def untar(archive: Path, into: Path) -> None:
     size, limit = 0, most(archive, into)
-    bar = tqdm.wrapattr(archive.open("rb"), "read", total=archive.stat().st_size, desc="unpacking", disable=None)
+    bar = tqdm.wrapattr(
+        archive.open("rb"), "read", total=archive.stat().st_size, desc="unpacking", disable=None
+    )
     with bar as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
         for member in tar:
             if (size := size + member.size) > limit:
                 raise Unsafe(TOO_LARGE)
             if wanted(member.name) and not member.isdir():
-                if member.name.startswith("/"):  # which the filter would take for a name in the folder
+                if member.name.startswith(
+                    "/"
+                ):  # which the filter would take for a name in the folder
                     raise Unsafe(f"{member.name} leads out of it")
-                tar.extract(member, into, filter="data")  # which refuses what would leave the folder
+                tar.extract(
+                    member, into, filter="data"
+                )  # which refuses what would leave the folder
 
 
 def unzip(archive: Path, into: Path) -> None:
     with zipfile.ZipFile(archive) as file:
-        members = [member for member in file.infolist() if wanted(member.filename) and not member.is_dir()]
-        if sum(member.file_size for member in members) > most(archive, into):  # no more than this is read of each
+        members = [
+            member for member in file.infolist() if wanted(member.filename) and not member.is_dir()
+        ]
+        if sum(member.file_size for member in members) > most(
+            archive, into
+        ):  # no more than this is read of each
             raise Unsafe(TOO_LARGE)
         for member in members:
             path = PurePosixPath(member.filename)

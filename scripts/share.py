@@ -28,7 +28,10 @@ from ddpm_lab.errors import Hindered, Told, UserError, shown
 NEXT = {
     "Diffusion": ("sample", "run={}"),
     "AutoencoderSystem": ("train", "codec=autoencoder codec.run={}"),
-    "ClassifierSystem": ("sample", "run=DIR guidance=classifier guidance.classifier.run={} guidance.scale=1"),
+    "ClassifierSystem": (
+        "sample",
+        "run=DIR guidance=classifier guidance.classifier.run={} guidance.scale=1",
+    ),
 }
 """Use of a share by system"""
 
@@ -36,7 +39,10 @@ NEXT = {
 def share(run: str, target: Path, weights: str | None = None) -> None:
     """Raises UserError."""
     runs.config(run)
-    config, (content, _) = configuration(Path(run, "config.yaml"), TRUSTED), read(run)  # with paths as they were typed
+    config, (content, _) = (
+        configuration(Path(run, "config.yaml"), TRUSTED),
+        read(run),
+    )  # with paths as they were typed
     average = content["callbacks"].get("EMA", {}).get("average")
     weights = weights or ("raw" if average is None else "ema")
     if weights not in ("ema", "raw") or (weights == "ema" and average is None):
@@ -46,22 +52,34 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     state = content["state_dict"]
     if weights == "ema":
         state |= {f"denoiser.{name}": value for name, value in average.items()}
-    kept = {name: value.clone().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+    kept = {
+        name: value.clone().contiguous()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
     record = records.read(run)
-    said = {"run_id": record.id, "hyper_parameters": content["hyper_parameters"],
-            "global_step": content["global_step"], "weights": weights,
-            "extra": {name: value for name, value in state.items() if name not in kept}}  # fmt: skip
+    said = {
+        "run_id": record.id,
+        "hyper_parameters": content["hyper_parameters"],
+        "global_step": content["global_step"],
+        "weights": weights,
+        "extra": {name: value for name, value in state.items() if name not in kept},
+    }
     try:
         target.mkdir(parents=True)
     except OSError as error:
-        raise Hindered(f"TARGET={target} cannot be made a folder ({error.strerror}); choose another") from error
+        raise Hindered(
+            f"TARGET={target} cannot be made a folder ({error.strerror}); choose another"
+        ) from error
     trust.save_tensors(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
     OmegaConf.save(config, target / "config.yaml")
     about = record._asdict() | {"directory": None}  # which concerns nobody else
     (target / records.FILE).write_text(json.dumps(about, indent=1) + "\n")
     size = (target / "weights.safetensors").stat().st_size
     verb, following = NEXT[config.system._target_.rpartition(".")[2]]
-    following = following.format(shown(in_shell(target))) + " weights=raw" * (verb == "sample" and weights == "raw")
+    following = following.format(shown(in_shell(target))) + " weights=raw" * (
+        verb == "sample" and weights == "raw"
+    )
     print(f"{shown(target)}: {size / 2**20:.1f} MiB")
     print(f"  next     {completed(verb, following, config, typed_words(Path(run)))}")
 

@@ -29,7 +29,9 @@ def main() -> None:
     for _ in range(EPOCHS):
         for index in torch.randperm(len(data.train.pixels)).split(64)[:-1]:
             pixels = _shifted(data.train.pixels[index])
-            loss = F.cross_entropy(network["classifier"](network["features"](pixels)), data.train.labels[index])
+            loss = F.cross_entropy(
+                network["classifier"](network["features"](pixels)), data.train.labels[index]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -45,8 +47,12 @@ def main() -> None:
 def _shifted(pixels: torch.Tensor) -> torch.Tensor:
     """Each picture moved by up to one pixel, three times in ten."""
     padded = F.pad(pixels, (1, 1, 1, 1))
-    moved = [padded[i, :, y : y + 8, x : x + 8] if p < 0.3 else pixels[i] for i, (p, y, x) in
-             enumerate(zip(torch.rand(len(pixels)), *torch.randint(0, 3, (2, len(pixels))), strict=True))]  # fmt: skip
+    moved = [
+        padded[i, :, y : y + 8, x : x + 8] if p < 0.3 else pixels[i]
+        for i, (p, y, x) in enumerate(
+            zip(torch.rand(len(pixels)), *torch.randint(0, 3, (2, len(pixels))), strict=True)
+        )
+    ]
     return torch.stack(moved)
 
 

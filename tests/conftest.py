@@ -21,9 +21,17 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-FAST = ("trainer=debug", "logger=csv", "model.channels=8", "model.multipliers=[1]", "sampler.steps=3",
-        "callbacks.quality.count=20", "callbacks.pictures.every=5", "callbacks.losses.every=5",
-        "data.batch_size=16")  # fmt: skip
+FAST = (
+    "trainer=debug",
+    "logger=csv",
+    "model.channels=8",
+    "model.multipliers=[1]",
+    "sampler.steps=3",
+    "callbacks.quality.count=20",
+    "callbacks.pictures.every=5",
+    "callbacks.losses.every=5",
+    "data.batch_size=16",
+)
 
 
 def options(group: str) -> list[str]:
@@ -68,14 +76,29 @@ def _configs_are_read_once():
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
     """The folder of a text encoder as `transformers` saves it, of a few thousand random parameters."""
-    transformers = pytest.importorskip("transformers", reason="is the extra of conditioner=pretrained_text")
+    transformers = pytest.importorskip(
+        "transformers", reason="is the extra of conditioner=pretrained_text"
+    )
     where = tmp_path_factory.mktemp("pretrained")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789",
-             *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]  # fmt: skip
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz0123456789",
+        *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
+    ]
     (where / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(0)
-    shape = transformers.BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                    intermediate_size=32, max_position_embeddings=64)  # fmt: skip
+    shape = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
     transformers.BertModel(shape).save_pretrained(where)
     transformers.BertTokenizer(str(where / "vocab.txt")).save_pretrained(where)
     return where
@@ -134,6 +157,8 @@ def there_and_back(typed, trained, tmp_path):
     status, _, error = typed("sample", trained, "mode=decode", given, f"hydra.run.dir={tmp_path}/y")
     assert status == 0, error
     pixels = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0]
-    for i, picture in enumerate(np.load(tmp_path / "y" / "samples.npz")["images"]):  # the grid's rows are threes
+    for i, picture in enumerate(
+        np.load(tmp_path / "y" / "samples.npz")["images"]
+    ):  # the grid's rows are threes
         shown = pixels[68 * i :][:64:8, 2 * 68 :][:, :64:8]
         assert np.abs(shown.astype(int) - picture[..., 0]).max() <= 1

@@ -12,8 +12,21 @@ from torchvision import datasets
 from ddpm_lab.data.fit import Fit
 from ddpm_lab.data.store import write
 
-FILES = ("celeba64", "celebahq256", "cifar10", "cifar100", "fashion_mnist", "folder", "hub", "imagenet256",
-         "imagenet32", "imagenet64", "lsun", "mnist", "store")  # fmt: skip
+FILES = (
+    "celeba64",
+    "celebahq256",
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "folder",
+    "hub",
+    "imagenet256",
+    "imagenet32",
+    "imagenet64",
+    "lsun",
+    "mnist",
+    "store",
+)
 """The choices of data that read files"""
 WNIDS = ("n01440764", "n01443537")
 NAMES = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",)}
@@ -41,7 +54,11 @@ def cifar(root, patch, kind=datasets.CIFAR10, each=4, test=3, classes=10):
             pixels = noise(count, 32, 32, seed=10 * len(split) + i).transpose(0, 3, 1, 2)
             labels = [(i + j) % classes for j in range(count)]
             found[split][0].append(pixels), found[split][1].extend(labels)
-            content = {"data": pixels.reshape(count, 3072), label: labels, "filenames": [f"{j}.png" for j in labels]}
+            content = {
+                "data": pixels.reshape(count, 3072),
+                label: labels,
+                "filenames": [f"{j}.png" for j in labels],
+            }
             yield [name, dump(root / kind.base_folder / name, content)]
 
     patch.setattr(kind, "train_list", [*batches(kind.train_list, "train", each)])
@@ -49,8 +66,10 @@ def cifar(root, patch, kind=datasets.CIFAR10, each=4, test=3, classes=10):
     names = [f"sea_creature {i}" for i in range(classes)]
     md5 = dump(root / kind.base_folder / kind.meta["filename"], {kind.meta["key"]: names})
     patch.setattr(kind, "meta", kind.meta | {"md5": md5})
-    return {split: (torch.tensor(np.concatenate(pixels)), torch.tensor(labels))
-            for split, (pixels, labels) in found.items()}  # fmt: skip
+    return {
+        split: (torch.tensor(np.concatenate(pixels)), torch.tensor(labels))
+        for split, (pixels, labels) in found.items()
+    }
 
 
 def idx(file, array):
@@ -63,7 +82,10 @@ def mnist(root, kind=datasets.MNIST, train=12, test=4):
     found, raw = {}, root / kind.__name__ / "raw"
     for split, name, count in (("train", "train", train), ("test", "t10k", test)):
         pixels, labels = noise(count, 28, 28, 1, seed=count), np.arange(count) % 10
-        idx(raw / f"{name}-images-idx3-ubyte", pixels), idx(raw / f"{name}-labels-idx1-ubyte", labels)
+        (
+            idx(raw / f"{name}-images-idx3-ubyte", pixels),
+            idx(raw / f"{name}-labels-idx1-ubyte", labels),
+        )
         found[split] = torch.tensor(pixels)[:, None], torch.tensor(labels)
     return found
 
@@ -77,7 +99,9 @@ def celeba(root, patch, splits="0000001122"):
         Image.fromarray(picture).save(base / "img_align_celeba" / name, format="PNG")
 
     def rows(file, value, header=""):
-        (base / file).write_text(header + "".join(f"{name} {value(i)}\n" for i, name in enumerate(names)))
+        (base / file).write_text(
+            header + "".join(f"{name} {value(i)}\n" for i, name in enumerate(names))
+        )
 
     count = f"{len(names)}\n"
     rows("list_eval_partition.txt", lambda i: splits[i])
@@ -85,8 +109,11 @@ def celeba(root, patch, splits="0000001122"):
     rows("list_bbox_celeba.txt", lambda i: "1 2 3 4", f"{count}image_id x_1 y_1 width height\n")
     rows("list_landmarks_align_celeba.txt", lambda i: "1 2", f"{count}lefteye_x lefteye_y\n")
     rows("list_attr_celeba.txt", lambda i: "1 -1", f"{count}Bald Young \n")
-    listed = [(key, hashlib.md5((base / name).read_bytes()).hexdigest(), name)
-              for key, _, name in datasets.CelebA.file_list if name.endswith(".txt")]  # fmt: skip
+    listed = [
+        (key, hashlib.md5((base / name).read_bytes()).hexdigest(), name)
+        for key, _, name in datasets.CelebA.file_list
+        if name.endswith(".txt")
+    ]
     patch.setattr(datasets.CelebA, "file_list", [*listed, ("", None, "img_align_celeba.zip")])
     return torch.tensor(pixels).permute(0, 3, 1, 2)
 
@@ -98,9 +125,15 @@ def lsun(root, category="church_outdoor", size=(24, 16), train=9, test=4):
     found = {}
     for split, count in (("train", train), ("val", test)):
         pixels = noise(count, size[1], size[0], seed=count)
-        with lmdb.open(str(root / f"{category}_{split}_lmdb"), map_size=2**28) as base, base.begin(write=True) as txn:
+        with (
+            lmdb.open(str(root / f"{category}_{split}_lmdb"), map_size=2**28) as base,
+            base.begin(write=True) as txn,
+        ):
             for picture in pixels:
-                txn.put(hashlib.sha1(picture.tobytes()).hexdigest().encode(), encoded(picture, "WEBP", lossless=True))
+                txn.put(
+                    hashlib.sha1(picture.tobytes()).hexdigest().encode(),
+                    encoded(picture, "WEBP", lossless=True),
+                )
         order = sorted(range(count), key=lambda i: hashlib.sha1(pixels[i].tobytes()).hexdigest())
         found[split] = torch.tensor(pixels[order]).permute(0, 3, 1, 2)
     return found
@@ -133,13 +166,19 @@ def parquet(root, train=12, test=4, size=8, shards=1):
 
     root.mkdir(parents=True, exist_ok=True)
     features = hub.Features(
-        {"img": hub.Image(), "label": hub.ClassLabel(names=["cat", "dog"]), "id": hub.Value("int64")}
+        {
+            "img": hub.Image(),
+            "label": hub.ClassLabel(names=["cat", "dog"]),
+            "id": hub.Value("int64"),
+        }
     )
     found = {}
     for split, count in (("train", train), ("test", test)):
         pixels = noise(count, size, size, seed=count)
-        rows = [{"img": {"bytes": encoded(picture), "path": None}, "label": i % 2, "id": i}
-                for i, picture in enumerate(pixels)]  # fmt: skip
+        rows = [
+            {"img": {"bytes": encoded(picture), "path": None}, "label": i % 2, "id": i}
+            for i, picture in enumerate(pixels)
+        ]
         for shard in range(shards):
             part = rows[shard * count // shards : (shard + 1) * count // shards]
             if part:

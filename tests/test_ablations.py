@@ -27,9 +27,15 @@ def settings(tmp_path):
 
 def own_numbers(ablation):
     """The paper's table, as a Table."""
-    rows = {name: tuple(Entry(tables.published(value)) for value in row.paper or [None] * len(ablation.columns))
-            for name, row in ablation.rows.items()}  # fmt: skip
-    return Table("", "", "", "", "", tuple(Column(name, "", None) for name in ablation.columns), rows)
+    rows = {
+        name: tuple(
+            Entry(tables.published(value)) for value in row.paper or [None] * len(ablation.columns)
+        )
+        for name, row in ablation.rows.items()
+    }
+    return Table(
+        "", "", "", "", "", tuple(Column(name, "", None) for name in ablation.columns), rows
+    )
 
 
 @pytest.mark.parametrize("name", names())
@@ -37,7 +43,10 @@ def test_claims_hold_of_the_papers_own_numbers(name):
     ablation = read(name)
     table = own_numbers(ablation)
     for order in ablation.claims:
-        assert {*order.order, *(order.rows or []), *(order.columns or [])} <= {*ablation.rows, *ablation.columns}
+        assert {*order.order, *(order.rows or []), *(order.columns or [])} <= {
+            *ablation.rows,
+            *ablation.columns,
+        }
         assert tables.claim(table, order, paper=True).passed is not False, order.text
     for row in ablation.rows.values():
         assert len(row.paper) in (0, len(ablation.columns))
@@ -63,11 +72,16 @@ def test_nothing_is_claimed_of_numbers_from_memory(name):
     [
         pytest.param("paper", names(), marks=pytest.mark.nightly),
         ("paper", ["adm_table1", "iddpm_figure5"]),
-        ("tiny", ["adm_table1", "adm_table4", "cascade_augmentation", "iddpm_table2", "ldm_factors"]),
+        (
+            "tiny",
+            ["adm_table1", "adm_table4", "cascade_augmentation", "iddpm_table2", "ldm_factors"],
+        ),
     ],
 )
 def test_cells_of_the_other_tiers_compose(typed, tier, some, tmp_path):
-    status, out, err = typed("train", f"ablation=[{','.join(some)}]", f"tier={tier}", "dry=true", f"cells={tmp_path}")
+    status, out, err = typed(
+        "train", f"ablation=[{','.join(some)}]", f"tier={tier}", "dry=true", f"cells={tmp_path}"
+    )
     assert status == 0, err
     for name in some:
         absent = read(name).tiers[tier].absent
@@ -106,8 +120,10 @@ def test_every_number_of_a_report_is_in_the_file_that_it_names(analytic):
         key = ablation.tiers["analytic"].metrics.get(key, key)
         if line["ours"]:
             assert float(line["ours"]) == at(json.loads(Path(line["files"]).read_text()), key)
-            assert (line["difference"] == "") == (key != (ablation.columns[line["column"]].metric or ablation.metric)
-                                                  or not line["paper"])  # fmt: skip
+            assert (line["difference"] == "") == (
+                key != (ablation.columns[line["column"]].metric or ablation.metric)
+                or not line["paper"]
+            )
             found += 1
         else:
             assert line["status"] == "not run"
@@ -116,10 +132,14 @@ def test_every_number_of_a_report_is_in_the_file_that_it_names(analytic):
 
 def test_what_tables_share_is_trained_once(typed, tmp_path):
     def folders(*ablations):
-        _, out, _ = typed("train", f"ablation=[{','.join(ablations)}]", "dry=true", f"cells={tmp_path}")
+        _, out, _ = typed(
+            "train", f"ablation=[{','.join(ablations)}]", "dry=true", f"cells={tmp_path}"
+        )
         return {line.split()[-1] for line in out.splitlines() if " train-" in line}
 
-    assert len(folders("ddim_table2")) == 1 and folders("ddim_table2") == folders("ddim_table1", "ddim_table2")
+    assert len(folders("ddim_table2")) == 1 and folders("ddim_table2") == folders(
+        "ddim_table1", "ddim_table2"
+    )
 
 
 def test_a_tier_says_the_papers_words_in_its_own(settings):
@@ -127,17 +147,24 @@ def test_a_tier_says_the_papers_words_in_its_own(settings):
     cell = plan.places[Place("4000, cosine, L_vlb", "NLL", 1)]
     (trained,) = cell.needs
     config = plan.configs[str(trained.folder)]
-    assert (config.schedule.steps, config.seed, config.timesteps._target_.split(".")[-1]) == (400, 1, "Importance")
+    assert (config.schedule.steps, config.seed, config.timesteps._target_.split(".")[-1]) == (
+        400,
+        1,
+        "Importance",
+    )
     assert f"run={trained.folder}" in cell.words
 
 
 def test_words_of_the_user_reach_every_run(typed, tmp_path):
     words = ("dry=true", f"cells={tmp_path}")
     _, plain, _ = typed("train", "ablation=ddpm_table2", *words)
-    _, changed, _ = typed("train", "ablation=ddpm_table2", "trainer.max_steps=7", "~callbacks.losses", *words)
+    _, changed, _ = typed(
+        "train", "ablation=ddpm_table2", "trainer.max_steps=7", "~callbacks.losses", *words
+    )
     assert plain.count("train-") == changed.count("train-") == 12
     assert not {line.split()[-1] for line in plain.splitlines()} & {
-        line.split()[-1] for line in changed.splitlines() if "train-" in line}  # fmt: skip
+        line.split()[-1] for line in changed.splitlines() if "train-" in line
+    }
 
 
 @pytest.mark.nightly
@@ -146,22 +173,44 @@ def test_the_papers_settings_take_a_step(typed, tmp_path):
     (tmp_path / "pictures").mkdir()
     for i in range(4):
         Image.effect_noise((32, 32), 50 + i).convert("RGB").save(tmp_path / "pictures" / f"{i}.png")
-    words = ("ablation=ddpm_table2", "tier=paper", f"cells={tmp_path}/cells", "data=folder",
-             f"data.path={tmp_path}/pictures", "model.channels=8", "model.blocks=1", "trainer=cpu",
-             "trainer.max_steps=1", "lr_schedule.warmup=0", "data.batch_size=2",
-             "logger=csv",
-             "trainer.val_check_interval=1", "trainer.limit_val_batches=1", "~callbacks.pictures", "sampler.steps=2",
-             "callbacks.quality.count=4", "extractor.weights=nowhere")  # fmt: skip
+    words = (
+        "ablation=ddpm_table2",
+        "tier=paper",
+        f"cells={tmp_path}/cells",
+        "data=folder",
+        f"data.path={tmp_path}/pictures",
+        "model.channels=8",
+        "model.blocks=1",
+        "trainer=cpu",
+        "trainer.max_steps=1",
+        "lr_schedule.warmup=0",
+        "data.batch_size=2",
+        "logger=csv",
+        "trainer.val_check_interval=1",
+        "trainer.limit_val_batches=1",
+        "~callbacks.pictures",
+        "sampler.steps=2",
+        "callbacks.quality.count=4",
+        "extractor.weights=nowhere",
+    )
     status, out, err = typed("train", *words, "jobs=2")
     assert status == 0, out + err
-    status, out, err = typed("report", *words, f"out={tmp_path}/report")  # no Inception here, so no FID
+    status, out, err = typed(
+        "report", *words, f"out={tmp_path}/report"
+    )  # no Inception here, so no FID
     assert status == 0 and out.count("no value") == 12, out + err
 
 
 @pytest.mark.slow
 def test_a_tiny_table_from_one_command_to_its_report(typed, tmp_path):
-    words = ("ablation=cascade_augmentation", f"cells={tmp_path}/cells", *FAST[:5], "trainer.max_steps=2",
-             "evaluate.count=20", "data.batch_size=16")  # fmt: skip
+    words = (
+        "ablation=cascade_augmentation",
+        f"cells={tmp_path}/cells",
+        *FAST[:5],
+        "trainer.max_steps=2",
+        "evaluate.count=20",
+        "data.batch_size=16",
+    )
     status, out, err = typed("train", *words, "jobs=2")
     assert status == 0, out + err
     status, out, err = typed("report", *words, f"out={tmp_path}/report")
@@ -170,8 +219,11 @@ def test_a_tiny_table_from_one_command_to_its_report(typed, tmp_path):
     assert len(lines) == 5 and all(line["ours"] and line["status"] == "done" for line in lines)
     assert all(("†" in line["marks"]) == bool(line["paper"]) for line in lines)
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("data:image/png") >= 3 and "python evaluate.py" in page and str(tmp_path) not in page.replace(
-        f"{tmp_path}/cells", "")  # fmt: skip
+    assert (
+        page.count("data:image/png") >= 3
+        and "python evaluate.py" in page
+        and str(tmp_path) not in page.replace(f"{tmp_path}/cells", "")
+    )
 
 
 def test_numbers_that_were_measured_otherwise_are_marked(settings, tmp_path):
@@ -180,14 +232,31 @@ def test_numbers_that_were_measured_otherwise_are_marked(settings, tmp_path):
     for i, (place, cell) in enumerate(plan.places.items()):
         cell.folder.mkdir(parents=True, exist_ok=True)
         count = 500 if place.row == "ε, L_simple" else 1000
-        cell.metrics.write_text(json.dumps({"fid": 10.0 + i, "inception_score": 5.0 - i, "protocol": {
-            "count": count, "split": "train", "extractor": "digits", "seed": place.seed}}))  # fmt: skip
-        (cell.folder / "cell.json").write_text(json.dumps({"status": 0, "seconds": 1, "config": cell.config}))
+        cell.metrics.write_text(
+            json.dumps(
+                {
+                    "fid": 10.0 + i,
+                    "inception_score": 5.0 - i,
+                    "protocol": {
+                        "count": count,
+                        "split": "train",
+                        "extractor": "digits",
+                        "seed": place.seed,
+                    },
+                }
+            )
+        )
+        (cell.folder / "cell.json").write_text(
+            json.dumps({"status": 0, "seconds": 1, "config": cell.config})
+        )
     table = tables.from_plan(plan)
     assert table.rows["ε, L, fixed Σ"][1].marks == ("†",)
     assert "no checkpoint, the paper best" in table.notes["†"]
     assert table.rows["ε, L_simple"][1].marks == ("†", "a")
-    assert table.notes["a"] == "count 500, elsewhere 1000" and "count 1000, the paper 50000" in table.notes["†"]
+    assert (
+        table.notes["a"] == "count 500, elsewhere 1000"
+        and "count 1000, the paper 50000" in table.notes["†"]
+    )
 
 
 @pytest.mark.parametrize(

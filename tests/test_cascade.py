@@ -35,7 +35,9 @@ def stages(*overrides):
 def draw(cascade, count, **how):
     drawn, asked = cascade.lead(cascade.stages[0].ask(count), count, **how)
     last = cascade.stages[-1]
-    return drawn, torch.cat([part.pixels for part in last.sample(last.denoiser, count, asked=asked, **how)])
+    return drawn, torch.cat(
+        [part.pixels for part in last.sample(last.denoiser, count, asked=asked, **how)]
+    )
 
 
 def test_a_cascade_is_its_stages_one_after_another():
@@ -51,8 +53,10 @@ def test_a_cascade_is_its_stages_one_after_another():
 
 def test_three_stages_chain():
     larger = ("data=synthetic", "conditioner=low_res", "conditioner.label=false")
-    three = [system("data=synthetic", "data.resolution=4"),
-             *(system(*larger, f"data.resolution={side}") for side in (8, 16))]  # fmt: skip
+    three = [
+        system("data=synthetic", "data.resolution=4"),
+        *(system(*larger, f"data.resolution={side}") for side in (8, 16)),
+    ]
     drawn, large = draw(Cascade(three), 2, seed=0, batch_size=2)
     assert [split.pixels.shape[2] for split in drawn] == [4, 8] and large.shape == (2, 3, 16, 16)
 
@@ -74,22 +78,38 @@ def test_no_stage_draws_from_the_numbers_of_another():
     assert (starts[0] * starts[1]).mean(0).abs().max() < 5 / 500**0.5
 
 
-@pytest.mark.parametrize(("schedule", "level"), [
-    ("cosine", 0.0), ("cosine", 0.2), ("cosine", 0.5), ("cosine", 1.0), ("geometric", 0.5), ("cosine", 0.317),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "level"),
+    [
+        ("cosine", 0.0),
+        ("cosine", 0.2),
+        ("cosine", 0.5),
+        ("cosine", 1.0),
+        ("geometric", 0.5),
+        ("cosine", 0.317),
+    ],
+)
 def test_truncated_the_stage_before_hands_over_the_noisy_picture_at_that_level(schedule, level):
     """Of data N(m, s^2), under the closed-form denoiser, the law is known: N(cos m, cos^2 s^2 + sin^2)."""
     first = system("data.resolution=4", f"schedule={schedule}")
-    second = system("conditioner=low_res", "conditioner.highest=1", f"conditioner.level={level}",
-                    "conditioner.truncated=true")  # fmt: skip
+    second = system(
+        "conditioner=low_res",
+        "conditioner.highest=1",
+        f"conditioner.level={level}",
+        "conditioner.truncated=true",
+    )
     mean, std = torch.full((16,), 0.4, dtype=torch.float64), 0.3
-    exact = GaussianDenoiser(first.process, first.denoiser.variance, mean, torch.eye(16, dtype=torch.float64) * std**2)
+    exact = GaussianDenoiser(
+        first.process, first.denoiser.variance, mean, torch.eye(16, dtype=torch.float64) * std**2
+    )
     exact.classes = 10
     first.draw_with(DDPM(steps=200, clip=None), lambda denoiser: exact)
     count = 1000
     _, asked = Cascade([first, second]).lead(first.ask(count), count, seed=0, batch_size=500)
     found = asked["level"][0].item()
-    close = 0.0006 if schedule == "cosine" else 0.005  # half a step of the whole table, not of the chain
+    close = (
+        0.0006 if schedule == "cosine" else 0.005
+    )  # half a step of the whole table, not of the chain
     assert found == pytest.approx(level, abs=close) and (asked["level"] == found).all()
     x, angle = asked["low_res"].double().flatten(), math.pi / 2 * found
     law = math.cos(angle) * 0.4, math.hypot(math.cos(angle) * std, math.sin(angle))
@@ -101,11 +121,14 @@ def test_a_truncated_chain_ends_at_its_time_between_two_stops():
     first = system("data.resolution=4")
     walk = first.walk(first.denoiser, [0], first.ask(1), seed=0, until=317)
     assert [t for t, _ in walk] == [1000, 667, 334, 317]
-    assert first.sampler.times(1000) == [1000, 667, 334, 1, 0] and first.sampler.times(1000, 1000) == [1000]
+    assert first.sampler.times(1000) == [1000, 667, 334, 1, 0] and first.sampler.times(
+        1000, 1000
+    ) == [1000]
 
 
 @pytest.mark.parametrize(
-    ("truncated", "level", "steps"), [(False, 0.5, 8), (True, 0.2, 7), (True, 0.0, 8), (True, 1.0, 4)]
+    ("truncated", "level", "steps"),
+    [(False, 0.5, 8), (True, 0.2, 7), (True, 0.0, 8), (True, 1.0, 4)],
 )
 def test_one_bar_hears_every_step(truncated, level, steps):
     class Bar:
@@ -114,7 +137,11 @@ def test_one_bar_hears_every_step(truncated, level, steps):
         def update(self, by):
             self.heard += by
 
-    words = ("conditioner.highest=1", f"conditioner.level={level}", f"conditioner.truncated={truncated}")
+    words = (
+        "conditioner.highest=1",
+        f"conditioner.level={level}",
+        f"conditioner.truncated={truncated}",
+    )
     cascade, bar = Cascade(stages(*words)), Bar()
     first, last = cascade.stages
     _, asked = cascade.lead(first.ask(5), 5, seed=0, batch_size=2, bar=bar)
@@ -135,14 +162,28 @@ def test_stages_draw_in_their_own_ways_and_the_protocol_says_so():
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        ([], ["conditioner=low_res"],
-         "stage 1 draws pictures of 1x8x8, and stage 2 enlarges those of 1x4x4 to 1x8x8; they must agree"),
-        (["data.resolution=4"], [], "stage 2 enlarges nothing; it must be trained with conditioner=low_res"),
-        (["data.resolution=4", "conditioner=none"], ["conditioner=low_res"],
-         "no labels are known before stage 2, which must hear one of 10; train that with conditioner.label=false"),
-        (["data=synthetic", "data.resolution=8"], ["conditioner=low_res"], "stage 1 draws pictures of 3x8x8"),
+        (
+            [],
+            ["conditioner=low_res"],
+            "stage 1 draws pictures of 1x8x8, and stage 2 enlarges those of 1x4x4 to 1x8x8; they must agree",
+        ),
+        (
+            ["data.resolution=4"],
+            [],
+            "stage 2 enlarges nothing; it must be trained with conditioner=low_res",
+        ),
+        (
+            ["data.resolution=4", "conditioner=none"],
+            ["conditioner=low_res"],
+            "no labels are known before stage 2, which must hear one of 10; train that with conditioner.label=false",
+        ),
+        (
+            ["data=synthetic", "data.resolution=8"],
+            ["conditioner=low_res"],
+            "stage 1 draws pictures of 3x8x8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_stages_that_do_not_fit_are_refused(before, after, told):
     with pytest.raises(ValueError, match=told):
         Cascade([system(*before), system(*after)])
@@ -150,28 +191,37 @@ def test_stages_that_do_not_fit_are_refused(before, after, told):
 
 def test_a_label_is_passed_on_by_a_stage_that_does_not_hear_it():
     words = ("data=synthetic", "conditioner=low_res")
-    three = [system("data=synthetic", "data.resolution=4"),
-             system(*words, "data.resolution=8", "conditioner.label=false"), system(*words)]  # fmt: skip
+    three = [
+        system("data=synthetic", "data.resolution=4"),
+        system(*words, "data.resolution=8", "conditioner.label=false"),
+        system(*words),
+    ]
     _, asked = Cascade(three).lead(three[0].ask(3, label=7), 3, seed=0, batch_size=2)
     assert asked["label"].tolist() == [7, 7, 7]
 
 
 def test_noisy_latents_are_no_pictures():
     def latents(spec):
-        return Latents(spec, Autoencoder(spec.shape, bottleneck=KL(1), channels=8, multipliers=(1,)))
+        return Latents(
+            spec, Autoencoder(spec.shape, bottleneck=KL(1), channels=8, multipliers=(1,))
+        )
 
     config = composed(*TINY, "data.resolution=4", "sampler.clip=null")
     data = build(config, "data")
     first = build_system(config, data, codec=latents)
     Cascade([first, system("conditioner=low_res")])
-    with pytest.raises(ValueError, match=r"truncated=true hands over noisy pictures, and stage 1 .* draws latents"):
+    with pytest.raises(
+        ValueError, match=r"truncated=true hands over noisy pictures, and stage 1 .* draws latents"
+    ):
         Cascade([first, system("conditioner=low_res", "conditioner.truncated=true")])
 
 
 def test_a_text_cannot_tell_a_later_stage_the_class_that_it_must_hear():
     first = system("data.resolution=4", "conditioner=text", "model=unet_cross")
     asked = first.ask(2, text="a seven")
-    with pytest.raises(ValueError, match="text= says no class, which stage 2 of the cascade must hear"):
+    with pytest.raises(
+        ValueError, match="text= says no class, which stage 2 of the cascade must hear"
+    ):
         Cascade([first, system("conditioner=low_res")]).check(asked)
     deaf = Cascade([first, system("conditioner=low_res", "conditioner.label=false")])
     deaf.check(asked)

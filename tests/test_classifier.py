@@ -13,10 +13,17 @@ from ddpm_lab.diffusion.samplers import DDIM, DDPM
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
 from ddpm_lab.diffusion.variances import Beta, BetaTilde
 
-MIXTURE = Mixture(torch.tensor([[-0.7, 0.3], [0.1, -0.5], [0.6, 0.4], [0.3, 0.9]], dtype=torch.float64),
-                  torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.float64), 0.2, torch.tensor([0, 1, 0, 2]))  # fmt: skip
-PROCESSES = {"linear": ForwardProcess(linear()), "cosine": ForwardProcess(cosine()),
-             "geometric": ForwardProcess(geometric())}  # fmt: skip
+MIXTURE = Mixture(
+    torch.tensor([[-0.7, 0.3], [0.1, -0.5], [0.6, 0.4], [0.3, 0.9]], dtype=torch.float64),
+    torch.tensor([0.1, 0.4, 0.3, 0.2], dtype=torch.float64),
+    0.2,
+    torch.tensor([0, 1, 0, 2]),
+)
+PROCESSES = {
+    "linear": ForwardProcess(linear()),
+    "cosine": ForwardProcess(cosine()),
+    "geometric": ForwardProcess(geometric()),
+}
 EVERY_PROCESS = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 T = torch.tensor([1, 30, 300, 600, 900, 999])
 
@@ -26,7 +33,13 @@ class Deaf:
 
     def __init__(self, denoiser):
         self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
-        self.knows_null, self.recalls, self.shape, self.classes, self.space = False, False, None, None, ""
+        self.knows_null, self.recalls, self.shape, self.classes, self.space = (
+            False,
+            False,
+            None,
+            None,
+            "",
+        )
         self.doors = {}
 
     def __call__(self, x_t, t, cond=None):
@@ -44,7 +57,9 @@ def test_the_exact_classifier_is_bayes_rule(process):
     found = MixtureClassifier(process, MIXTURE)(x_t, T).exp()
     (signal, noise), normal = (process.table[T, i] for i in (0, 1)), torch.distributions.Normal
     joint = torch.zeros(6, 3, dtype=torch.float64)
-    for mean, weight, label in zip(MIXTURE.means, MIXTURE.weights, MIXTURE.labels.tolist(), strict=True):
+    for mean, weight, label in zip(
+        MIXTURE.means, MIXTURE.weights, MIXTURE.labels.tolist(), strict=True
+    ):
         std = ((0.2 * signal) ** 2 + noise**2).sqrt()[:, None]
         joint[:, label] += weight * normal(signal[:, None] * mean, std).log_prob(x_t).sum(1).exp()
     torch.testing.assert_close(found, joint / joint.sum(1, keepdim=True))
@@ -66,14 +81,18 @@ def test_it_works_where_sampling_works_without_gradients():
     torch.testing.assert_close(made, wanted)
 
 
-@pytest.mark.parametrize("kwargs", [{"form": "score"}, {"form": "mean"}, {"form": "mean", "at": "mean"}])
+@pytest.mark.parametrize(
+    "kwargs", [{"form": "score"}, {"form": "mean"}, {"form": "mean", "at": "mean"}]
+)
 def test_samples_have_the_law_of_their_label(kwargs):
     _, guided = parts(PROCESSES["linear"], Beta(), **kwargs)
     count = 4000
     cond = Condition(torch.zeros(count, dtype=torch.long))
     sampler = DDPM(steps=500, clip=None)
     x = sampler(guided, torch.randn(count, 2, dtype=torch.float64), cond)
-    mine = Mixture(MIXTURE.means[[0, 2]], torch.tensor([0.25, 0.75], dtype=torch.float64), 0.2, None)
+    mine = Mixture(
+        MIXTURE.means[[0, 2]], torch.tensor([0.25, 0.75], dtype=torch.float64), 0.2, None
+    )
     wanted, _ = mine.sample(200_000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(x.mean(0), wanted.mean(0), rtol=0, atol=5 * 0.6 / count**0.5)
     torch.testing.assert_close(x.T.cov(), wanted.T.cov(), rtol=0, atol=0.03)
@@ -91,7 +110,9 @@ def test_the_forms_agree_to_first_order_in_the_step():
             means.append(guided.reverse(guided(x_t, t, cond), x_t, t, s, cond).mean)
         gaps.append([(means[0] - other).abs().max().item() for other in means[1:]])
     for coarse, fine in itertools.pairwise(gaps):
-        assert [a / b for a, b in zip(coarse, fine, strict=True)] == pytest.approx([4, 4], rel=0.15), "second order"
+        assert [a / b for a, b in zip(coarse, fine, strict=True)] == pytest.approx(
+            [4, 4], rel=0.15
+        ), "second order"
 
 
 def test_scale_multiplies_the_gradient_and_0_is_off():
@@ -104,7 +125,9 @@ def test_scale_multiplies_the_gradient_and_0_is_off():
     torch.testing.assert_close(eps[2] - eps[0], 3 * (eps[1] - eps[0]))
     leaf = x_t.clone().requires_grad_()
     MixtureClassifier(process, MIXTURE)(leaf, t).gather(1, cond.label[:, None]).sum().backward()
-    torch.testing.assert_close(eps[1] - eps[0], -process.table[600, 1] * leaf.grad)  # Dhariwal & Nichol, eq. 14
+    torch.testing.assert_close(
+        eps[1] - eps[0], -process.table[600, 1] * leaf.grad
+    )  # Dhariwal & Nichol, eq. 14
     assert torch.equal(parts(process, scale=0.0)[1](x_t, t, cond).x0, parts(process)[0](x_t, t).x0)
 
 
@@ -120,9 +143,13 @@ def test_rows_whose_label_was_dropped_are_not_moved():
 
 @pytest.mark.parametrize(
     ("kwargs", "told"),
-    [({"scale": -1.0}, "scale must"), ({"form": "both"}, "form=both"), ({"at": "mean"}, "at=mean must be x_t"),
-     ({"form": "mean", "at": "x_0"}, "at=x_0")],
-)  # fmt: skip
+    [
+        ({"scale": -1.0}, "scale must"),
+        ({"form": "both"}, "form=both"),
+        ({"at": "mean"}, "at=mean must be x_t"),
+        ({"form": "mean", "at": "x_0"}, "at=x_0"),
+    ],
+)
 def test_what_cannot_be_is_refused(kwargs, told):
     with pytest.raises(ValueError, match=told):
         parts(PROCESSES["linear"], **kwargs)
@@ -133,7 +160,9 @@ def test_a_classifier_of_something_else_is_refused():
     with pytest.raises(ValueError, match="classifier was trained with another schedule"):
         ClassifierGuidance(exact, MixtureClassifier(PROCESSES["cosine"], MIXTURE))
     exact.classes = 4
-    with pytest.raises(ValueError, match="classifier was trained on data of classes 3, and this model on 4"):
+    with pytest.raises(
+        ValueError, match="classifier was trained on data of classes 3, and this model on 4"
+    ):
         ClassifierGuidance(exact, MixtureClassifier(PROCESSES["linear"], MIXTURE))
     with pytest.raises(ValueError, match="needs labels"):
         parts(PROCESSES["linear"])[1](torch.randn(6, 2), T, Condition())

@@ -37,11 +37,19 @@ def run(tmp_path_factory):
 def test_a_run_leaves_what_it_says(run):
     said = (run / "stdout").read_text()
     assert {file.name for file in (run / "pictures").iterdir()} == {
-        "samples-000005.png", "samples-000010.png", "denoising.png", "losses.png"}  # fmt: skip
+        "samples-000005.png",
+        "samples-000010.png",
+        "denoising.png",
+        "losses.png",
+    }
     assert [file.name for file in ordered(run / "checkpoints")] == ["step-000010.ckpt"]
     assert (run / "metrics.csv").is_file() and not (run / ".lock").exists()
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["training"]["steps"] == 10 and metrics["fid"] > 0 and 0 <= metrics["recognised"] <= 1
+    assert (
+        metrics["training"]["steps"] == 10
+        and metrics["fid"] > 0
+        and 0 <= metrics["recognised"] <= 1
+    )
     assert 1 <= metrics["inception_score"] < metrics["real"]["inception_score"] < 10
     assert metrics["protocol"]["inception_score_splits"] == 1 and "inception score" in said
     assert metrics["protocol"]["sampler"] == {
@@ -59,48 +67,79 @@ def test_a_run_leaves_what_it_says(run):
 
 
 def test_sample_writes_a_grid_an_array_and_pictures(run, typed, tmp_path):
-    status, said, _ = typed("sample", f"run={run}", "count=7", "label=[3,4]", "sampler=ddpm", "sampler.steps=2",
-                            f"hydra.run.dir={tmp_path}/s")  # fmt: skip
+    status, said, _ = typed(
+        "sample",
+        f"run={run}",
+        "count=7",
+        "label=[3,4]",
+        "sampler=ddpm",
+        "sampler.steps=2",
+        f"hydra.run.dir={tmp_path}/s",
+    )
     assert status == 0 and str(tmp_path) in said
     saved = np.load(tmp_path / "s" / "samples.npz")
     assert saved["images"].shape == (7, 8, 8, 1) and saved["images"].dtype == np.uint8
     assert saved["labels"].tolist() == [3, 4, 3, 4, 3, 4, 3]
     for i, picture in enumerate(saved["images"]):
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "s" / "images" / f"{i:06d}.png")), picture[..., 0])
+        assert np.array_equal(
+            np.asarray(Image.open(tmp_path / "s" / "images" / f"{i:06d}.png")), picture[..., 0]
+        )
     assert (tmp_path / "s" / "grid.png").is_file()
 
 
 @pytest.mark.parametrize(
     ("typed_label", "labels"),
-    [("label=seven", [7]), ("label=[three,0,'a two']", [3, 0, 2]), ("label=[0,3]", [0, 3]), ("label='FÜNF'", [5])],
+    [
+        ("label=seven", [7]),
+        ("label=[three,0,'a two']", [3, 0, 2]),
+        ("label=[0,3]", [0, 3]),
+        ("label='FÜNF'", [5]),
+    ],
 )
 def test_classes_are_drawn_by_name(typed_label, labels, run, typed, tmp_path):
     assert "classes: 0 zero, 1 one, 2 two, " in (run / "stdout").read_text()
     words = [f"run={run}", f"count={len(labels)}", "sampler.steps=1", typed_label]
     status, _, error = typed("sample", *words, f"hydra.run.dir={tmp_path}/s")
-    assert status == 0 and np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels, error
+    assert status == 0 and np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels, (
+        error
+    )
 
 
 IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
 ARRAYS = {  # arrays of an .npz beside images of 4 digits, and what is said of them
-    "labels of two dimensions": ({"labels": np.zeros((4, 2), int)}, "labels is (4, 2) int64, and 4 images want (4,)"),
+    "labels of two dimensions": (
+        {"labels": np.zeros((4, 2), int)},
+        "labels is (4, 2) int64, and 4 images want (4,)",
+    ),
     "labels of a number": ({"labels": np.int64(3)}, "labels is () int64"),
     "labels as text": ({"labels": np.array(["cat"] * 4)}, "labels is (4,) <U3"),
     "labels as bytes": ({"labels": np.array([b"cat"] * 4)}, "labels is (4,) |S3"),
     "labels of floats": ({"labels": np.zeros(4)}, "labels is (4,) float64"),
     "labels of bools": ({"labels": np.zeros(4, bool)}, "labels is (4,) bool"),
-    "labels that are longer": ({"labels": np.zeros(5, int)}, "labels is (5,) int64, and 4 images want (4,) int64"),
+    "labels that are longer": (
+        {"labels": np.zeros(5, int)},
+        "labels is (5,) int64, and 4 images want (4,) int64",
+    ),
     "labels that are shorter": ({"labels": np.zeros(3, int)}, "labels is (3,) int64"),
-    "labels out of range": ({"labels": np.full(4, 10)}, "has labels in 10..10, and this model knows 0..9"),
+    "labels out of range": (
+        {"labels": np.full(4, 10)},
+        "has labels in 10..10, and this model knows 0..9",
+    ),
     "labels below 0": ({"labels": np.full(4, -1)}, "has labels in -1..-1"),
     "images of floats": ({"images": IMAGES / 1.0}, "images is (4, 8, 8, 1) float64"),
     "images of 16 bits": ({"images": IMAGES.astype(np.uint16)}, "images is (4, 8, 8, 1) uint16"),
     "images of another size": ({"images": IMAGES[:, :4]}, "images is (4, 4, 8, 1) uint8"),
     "channels first": ({"images": IMAGES.transpose(0, 3, 1, 2)}, "images is (4, 1, 8, 8) uint8"),
     "one image": ({"images": IMAGES[0]}, "images is (8, 8, 1) uint8"),
-    "no image": ({"images": IMAGES[:0], "labels": np.zeros(0, int)}, "images is (0, 8, 8, 1) uint8"),
+    "no image": (
+        {"images": IMAGES[:0], "labels": np.zeros(0, int)},
+        "images is (0, 8, 8, 1) uint8",
+    ),
     "a number": ({"images": np.float32(1)}, "images is () float32"),
-    "objects": ({"labels": np.array([{}] * 4, dtype=object)}, "holds objects, and only arrays of numbers are loaded"),
+    "objects": (
+        {"labels": np.array([{}] * 4, dtype=object)},
+        "holds objects, and only arrays of numbers are loaded",
+    ),
     "another name": ({"images": None, "pictures": IMAGES}, "holds no array images (KeyError)"),
 }
 
@@ -120,23 +159,40 @@ def test_arrays_that_do_not_fit_are_told_in_a_line(kind, run, typed, tmp_path):
         file.write_text("hello")
     elif kind == "nowhere":
         file, told = tmp_path / "b.npz", "is not there"
-    status, _, error = typed("sample", f"run={run}", "mode=encode", f"input={file}", f"hydra.run.dir={tmp_path}/s")
-    assert status == (5 if kind == "objects" else 2) and told in error and error.count("\n") == 1, error
+    status, _, error = typed(
+        "sample", f"run={run}", "mode=encode", f"input={file}", f"hydra.run.dir={tmp_path}/s"
+    )
+    assert status == (5 if kind == "objects" else 2) and told in error and error.count("\n") == 1, (
+        error
+    )
     assert not (tmp_path / "s").exists()
 
 
 def test_labels_of_another_byte_order_are_labels(run, typed, tmp_path):
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.arange(4).astype(">u2"))
-    status, _, error = typed("sample", f"run={run}", "mode=encode", f"input={tmp_path}/a.npz", "sampler.steps=1",
-                             f"hydra.run.dir={tmp_path}/s")  # fmt: skip
-    assert status == 0 and np.load(tmp_path / "s" / "x_T.npz")["labels"].tolist() == [0, 1, 2, 3], error
+    status, _, error = typed(
+        "sample",
+        f"run={run}",
+        "mode=encode",
+        f"input={tmp_path}/a.npz",
+        "sampler.steps=1",
+        f"hydra.run.dir={tmp_path}/s",
+    )
+    assert status == 0 and np.load(tmp_path / "s" / "x_T.npz")["labels"].tolist() == [0, 1, 2, 3], (
+        error
+    )
 
 
 def test_the_same_seed_gives_the_same_pictures_whatever_the_batch(run, typed, tmp_path):
     made = {}
     for name, size, seed in (("a", 256, 0), ("b", 3, 0), ("c", 256, 1)):
         typed(
-            "sample", f"run={run}", "count=8", f"batch_size={size}", f"seed={seed}", f"hydra.run.dir={tmp_path}/{name}"
+            "sample",
+            f"run={run}",
+            "count=8",
+            f"batch_size={size}",
+            f"seed={seed}",
+            f"hydra.run.dir={tmp_path}/{name}",
         )
         made[name] = np.load(tmp_path / name / "samples.npz")["images"].astype(int)
     assert np.abs(made["a"] - made["b"]).max() <= 1
@@ -164,45 +220,84 @@ def test_weights_are_those_that_were_asked_for(run):
 
 
 def test_evaluate_says_what_it_measured_with(run, typed, tmp_path):
-    status, said, _ = typed("evaluate", "-m", f"run={run}", "sampler.steps=2,3", "count=20", "split=test",
-                            "guidance.w=1", f"hydra.sweep.dir={tmp_path}")  # fmt: skip
+    status, said, _ = typed(
+        "evaluate",
+        "-m",
+        f"run={run}",
+        "sampler.steps=2,3",
+        "count=20",
+        "split=test",
+        "guidance.w=1",
+        f"hydra.sweep.dir={tmp_path}",
+    )
     assert status == 0 and "FID" in said
     for steps in (2, 3):
         (file,) = tmp_path.glob(f"sampler.steps-{steps}-*/metrics.json")
         found = json.loads(file.read_text())
         protocol = found["protocol"]
-        assert found["fid"] > 0 and found["real"]["recognised"] > 0.99 and found["noise"]["fid"] > found["real"]["fid"]
+        assert (
+            found["fid"] > 0
+            and found["real"]["recognised"] > 0.99
+            and found["noise"]["fid"] > found["real"]["fid"]
+        )
         assert protocol["sampler"]["steps"] == steps and protocol["guidance"]["w"] == 1
-        assert (protocol["weights"], protocol["count"], protocol["split"], protocol["seed"]) == ("ema", 20, "test", 0)
+        assert (protocol["weights"], protocol["count"], protocol["split"], protocol["seed"]) == (
+            "ema",
+            20,
+            "test",
+            0,
+        )
         assert protocol["extractor"] == "digits" and len(protocol["extractor_sha256"]) == 64
 
 
 def test_precision_and_recall_stand_beside_fid_where_they_are_asked_for(run, typed, tmp_path):
     assert "precision" not in json.loads((run / "metrics.json").read_text())
-    status, said, _ = typed("evaluate", f"run={run}", "metrics=[prc]", "count=40", f"hydra.run.dir={tmp_path}")
+    status, said, _ = typed(
+        "evaluate", f"run={run}", "metrics=[prc]", "count=40", f"hydra.run.dir={tmp_path}"
+    )
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert status == 0 and "precision, recall" in said and "FID within class" in said
-    assert found["real"]["precision"] > 0.8 and found["real"]["recall"] > 0.8 > found["precision"] >= 0
+    assert (
+        found["real"]["precision"] > 0.8 and found["real"]["recall"] > 0.8 > found["precision"] >= 0
+    )
 
 
 def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, typed, tmp_path):
     words = [f"run={run}", "count=40"]
-    status, said, _ = typed("evaluate", *words, "against=guidance.w", "values=[0,30]", f"hydra.run.dir={tmp_path}/r")
+    status, said, _ = typed(
+        "evaluate", *words, "against=guidance.w", "values=[0,30]", f"hydra.run.dir={tmp_path}/r"
+    )
     assert status == 0 and "FID within class" in said and "held-out" in said
     report = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert (tmp_path / "r" / "sweep.png").is_file() and report["against"] == "guidance.w"
     rows = np.asarray(Image.open(tmp_path / "r" / "rows.png"))
     for i, value in enumerate((0, 30)):
         found = report["values"][i]
-        typed("evaluate", *words, f"guidance.w={value}", "metrics=[prc]", f"hydra.run.dir={tmp_path}/{i}")
+        typed(
+            "evaluate",
+            *words,
+            f"guidance.w={value}",
+            "metrics=[prc]",
+            f"hydra.run.dir={tmp_path}/{i}",
+        )
         alone = json.loads((tmp_path / str(i) / "metrics.json").read_text())
         assert found["value"] == value and found["protocol"] == alone["protocol"]
-        assert [found[name] for name in ("real", "noise")] == [alone[name] for name in ("real", "noise")]
+        assert [found[name] for name in ("real", "noise")] == [
+            alone[name] for name in ("real", "noise")
+        ]
         for name in ("fid", "fid_within", "inception_score", "recognised", "precision", "recall"):
             assert found[name] == pytest.approx(alone[name], rel=1e-3), name
-        typed("sample", f"run={run}", "count=10", f"guidance.w={value}", f"hydra.run.dir={tmp_path}/s{i}")
+        typed(
+            "sample",
+            f"run={run}",
+            "count=10",
+            f"guidance.w={value}",
+            f"hydra.run.dir={tmp_path}/s{i}",
+        )
         row = np.asarray(Image.open(tmp_path / f"s{i}" / "grid.png"))
-        assert len(row) == 72 and np.array_equal(rows[68 * i + 4 : 68 * i + 68], row[4:68]), "within margins of 4"
+        assert len(row) == 72 and np.array_equal(rows[68 * i + 4 : 68 * i + 68], row[4:68]), (
+            "within margins of 4"
+        )
     assert report["values"][0]["fid"] != report["values"][1]["fid"]
 
 
@@ -214,12 +309,16 @@ def plateau(steps: int = 1000, beta: float = 0.01) -> Schedule:
 """
 
 
-def test_the_printed_commands_of_a_run_of_ones_own_package_work_as_typed(typed, tmp_path, monkeypatch):
+def test_the_printed_commands_of_a_run_of_ones_own_package_work_as_typed(
+    typed, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("mylab.py").write_text(OWN)
     Path("CONF/schedule").mkdir(parents=True)
-    Path("CONF/schedule/plateau.yaml").write_text("_target_: mylab.plateau\nsteps: 1000\nbeta: 0.01\n")
+    Path("CONF/schedule/plateau.yaml").write_text(
+        "_target_: mylab.plateau\nsteps: 1000\nbeta: 0.01\n"
+    )
     words = [
         "--config-dir",
         "CONF",
@@ -236,17 +335,26 @@ def test_the_printed_commands_of_a_run_of_ones_own_package_work_as_typed(typed, 
     for line in printed:
         verb, *arguments = line[line.index("next") + 2 :] if "next" in line else line[1:]
         short = [] if "sample" in verb else ["nll.count=4", "nll.steps=2"]
-        assert typed(verb.removeprefix("ddpm-").removesuffix(".py"), *arguments, *short)[0] == 0, line
-    status, _, error = typed("train", "resume=r", "trainer.max_steps=3", "trust=[mylab]", "--config-dir", "CONF")
+        assert typed(verb.removeprefix("ddpm-").removesuffix(".py"), *arguments, *short)[0] == 0, (
+            line
+        )
+    status, _, error = typed(
+        "train", "resume=r", "trainer.max_steps=3", "trust=[mylab]", "--config-dir", "CONF"
+    )
     assert status == 0, error
 
 
-STOPS = {"Ctrl-C": (KeyboardInterrupt(), 130), "SIGTERM": (main.Terminated(), 143),
-         "full disk": (OSError(errno.ENOSPC, "No space left on device"), 3)}  # fmt: skip
+STOPS = {
+    "Ctrl-C": (KeyboardInterrupt(), 130),
+    "SIGTERM": (main.Terminated(), 143),
+    "full disk": (OSError(errno.ENOSPC, "No space left on device"), 3),
+}
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(run, typed, tmp_path, monkeypatch, stop):
+def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(
+    run, typed, tmp_path, monkeypatch, stop
+):
     shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
     words = [f"run={tmp_path}/r", "against=guidance.w", "values=[0,1,2]", "count=20"]
     assert typed("evaluate", *words, f"hydra.run.dir={tmp_path}/whole")[0] == 0
@@ -261,7 +369,9 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(run, typed, t
 
     monkeypatch.setattr("ddpm_lab.commands.sweep.assess", choked)
     ended, said, complaint = typed("evaluate", *words)
-    assert ended == status and "Traceback" not in complaint and complaint.count("\n") == 1, complaint
+    assert ended == status and "Traceback" not in complaint and complaint.count("\n") == 1, (
+        complaint
+    )
     (folder,) = (tmp_path / "r" / "evaluations").iterdir()
     assert "1 of 3 values are finished" in said and "held-out" in said
     partial = json.loads((folder / "metrics.json").read_text())
@@ -270,7 +380,9 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(run, typed, t
     ended, said, complaint = typed("evaluate", *words)
     assert ended == 0, complaint
     assert begun == [f"guidance.w={value} ({value + 1} of 3)" for value in (0, 1, 1, 2)]
-    assert [*(tmp_path / "r" / "evaluations").iterdir()] == [folder] and not (folder / "unfinished.json").exists()
+    assert [*(tmp_path / "r" / "evaluations").iterdir()] == [folder] and not (
+        folder / "unfinished.json"
+    ).exists()
     whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert json.loads((folder / "metrics.json").read_text()) == whole
     assert (folder / "rows.png").read_bytes() == (tmp_path / "whole" / "rows.png").read_bytes()
@@ -292,11 +404,18 @@ def test_other_weights_begin_an_evaluation_again(run, typed, tmp_path, monkeypat
     (folder / "unfinished.json").write_text(json.dumps(unfinished))
     status, said, _ = typed("evaluate", *words)
     found = json.loads((folder / "metrics.json").read_text())
-    assert status == 0 and "finished:" not in said and found["nll"] == kept["nll"] and found["fid"] > 0
+    assert (
+        status == 0 and "finished:" not in said and found["nll"] == kept["nll"] and found["fid"] > 0
+    )
 
 
 def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):
-    words = ["against=sampler.spacing", "values=[uniform,quadratic]", "count=20", f"hydra.run.dir={tmp_path}/r"]
+    words = [
+        "against=sampler.spacing",
+        "values=[uniform,quadratic]",
+        "count=20",
+        f"hydra.run.dir={tmp_path}/r",
+    ]
     status, said, error = typed("evaluate", f"run={run}", *words)
     assert status == 0 and "quadratic" in said, error
     words[:2] = ["against=guidance.scale", "values=[null,2]"]
@@ -305,17 +424,32 @@ def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):
 
 def test_a_model_draws_what_a_text_says(tiny, typed, tmp_path):
     trained = f"run={tiny('conditioner=text')}"
-    made, loud = {}, ["count=3", "weights=raw", "guidance.w=10000"]  # after ten steps it hardly listens
-    for name, asked in {"a": "text='fünf'", "b": "text=a seven", "c": "label=5", "d": "text=['fünf',vier]"}.items():
-        status, said, error = typed("sample", trained, asked, *loud, f"hydra.run.dir={tmp_path}/{name}")
+    made, loud = (
+        {},
+        ["count=3", "weights=raw", "guidance.w=10000"],
+    )  # after ten steps it hardly listens
+    for name, asked in {
+        "a": "text='fünf'",
+        "b": "text=a seven",
+        "c": "label=5",
+        "d": "text=['fünf',vier]",
+    }.items():
+        status, said, error = typed(
+            "sample", trained, asked, *loud, f"hydra.run.dir={tmp_path}/{name}"
+        )
         assert status == 0 and str(tmp_path) in said, error
         made[name] = np.load(tmp_path / name / "samples.npz")["images"].astype(int)
     assert np.abs(made["a"] - made["b"]).max() > 1
     assert np.abs(made["a"] - made["d"])[[0, 2]].max() <= 1 < np.abs(made["a"] - made["d"])[1].max()
-    for wrong, told in {"text=''": "text is empty", f"text={'x' * 25}": "has 25 bytes, and the model hears 24",
-                        "label=10": "0 zero, 1 one", "text=7": "text=7 must be a text",
-                        "text=[]": "text=[] must be a text", "text=[[a]]": "must be a text",
-                        "text={a:1}": "must be a text"}.items():  # fmt: skip
+    for wrong, told in {
+        "text=''": "text is empty",
+        f"text={'x' * 25}": "has 25 bytes, and the model hears 24",
+        "label=10": "0 zero, 1 one",
+        "text=7": "text=7 must be a text",
+        "text=[]": "text=[] must be a text",
+        "text=[[a]]": "must be a text",
+        "text={a:1}": "must be a text",
+    }.items():
         status, _, error = typed("sample", trained, wrong)
         assert status == 2 and told in error and error.count("\n") <= 2, error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
@@ -325,11 +459,20 @@ def test_a_model_draws_what_a_text_says(tiny, typed, tmp_path):
 
 
 def test_what_another_kind_of_model_encoded_is_refused(run, tiny, typed, tmp_path):
-    assert typed("sample", f"run={run}", "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
+    assert (
+        typed("sample", f"run={run}", "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0]
+        == 0
+    )
     given = f"input={tmp_path}/x/x_T.npz"
     for kind, told in {"low_res": "hears low_res (1, 4, 4)", "text": None, "none": None}.items():
-        status, _, error = typed("sample", f"run={tiny(f'conditioner={kind}')}", "weights=raw", "mode=decode", given,
-                                 f"hydra.run.dir={tmp_path}/y-{kind}")  # fmt: skip
+        status, _, error = typed(
+            "sample",
+            f"run={tiny(f'conditioner={kind}')}",
+            "weights=raw",
+            "mode=decode",
+            given,
+            f"hydra.run.dir={tmp_path}/y-{kind}",
+        )
         assert status == (2 if told else 0) and (told or "") in error, error
     with np.load(tmp_path / "x" / "x_T.npz") as saved:
         np.savez(tmp_path / "short.npz", **saved, text=np.ones((2, 9), dtype=np.uint8))
@@ -354,7 +497,9 @@ def test_a_model_enlarges_held_out_pictures(tiny, typed, tmp_path):
 def test_the_end_of_training_and_evaluate_agree(run, typed, tmp_path):
     typed("evaluate", f"run={run}", "count=20", f"hydra.run.dir={tmp_path}")
     at_end, later = (json.loads((place / "metrics.json").read_text()) for place in (run, tmp_path))
-    assert later["protocol"] == at_end["protocol"] and later["fid"] == pytest.approx(at_end["fid"], rel=1e-3)
+    assert later["protocol"] == at_end["protocol"] and later["fid"] == pytest.approx(
+        at_end["fid"], rel=1e-3
+    )
 
 
 SCHEDULES = ", ".join(options("schedule"))
@@ -456,9 +601,15 @@ TRAIN_MISTAKES = {
 
 
 @pytest.mark.parametrize("arguments", TRAIN_MISTAKES)
-def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tmp_path, monkeypatch):
+def test_a_mistake_is_told_in_a_line_or_two_before_training(
+    arguments, typed, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    for folder, size, mode in (("EMPTY", None, None), ("MIXED", (9, 8), "RGB"), ("MODES", (8, 8), "L")):
+    for folder, size, mode in (
+        ("EMPTY", None, None),
+        ("MIXED", (9, 8), "RGB"),
+        ("MODES", (8, 8), "L"),
+    ):
         Path(folder).mkdir()
         if size:
             for name in "acd":
@@ -477,52 +628,156 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
         ("sample", [], "run must be given"),
         ("evaluate", [], "run must be given"),
         ("sample", ["run=RUN", "sampler.steps=2000"], "sampler.steps must lie in 1..1000"),
-        ("sample", ["run=RUN", "label=10"], "label=10 is not among the labels of this model, 0 zero, 1 one, "),
-        ("sample", ["run=RUN", "label=sevne"], "6 six, 7 seven, 8 eight, 9 nine (did you mean seven?)"),
-        ("sample", ["run=RUN", "schedule=linear"], "schedule=linear: the configuration has no key schedule"),
+        (
+            "sample",
+            ["run=RUN", "label=10"],
+            "label=10 is not among the labels of this model, 0 zero, 1 one, ",
+        ),
+        (
+            "sample",
+            ["run=RUN", "label=sevne"],
+            "6 six, 7 seven, 8 eight, 9 nine (did you mean seven?)",
+        ),
+        (
+            "sample",
+            ["run=RUN", "schedule=linear"],
+            "schedule=linear: the configuration has no key schedule",
+        ),
         ("sample", ["run=RUN", "count=0"], "count must be a whole number of at least 1 (got 0)"),
         ("sample", ["run=RUN", "seed=-1"], "seed must be a whole number of at least 0 (got -1)"),
         ("sample", ["run=RUN", "weights=best"], "weights=best is not one of ema, raw"),
-        ("sample", ["run=RUN", "sampler=ddmp"], "sampler=ddmp is not a choice (did you mean ddpm?)"),
+        (
+            "sample",
+            ["run=RUN", "sampler=ddmp"],
+            "sampler=ddmp is not a choice (did you mean ddpm?)",
+        ),
         ("evaluate", ["run=RUN", "split=val"], "split=val is not one of train, test"),
-        ("evaluate", ["run=RUN", "extractor=inception", "extractor.weights=nowhere"], "extractor.weights=nowhere"),
+        (
+            "evaluate",
+            ["run=RUN", "extractor=inception", "extractor.weights=nowhere"],
+            "extractor.weights=nowhere",
+        ),
         ("evaluate", ["run=RUN", "count=1"], "count"),
-        ("evaluate", ["run=RUN", "metrics=[bits]"], "metrics=['bits'] must be a list of fid, kid, prc, nll, density"),
+        (
+            "evaluate",
+            ["run=RUN", "metrics=[bits]"],
+            "metrics=['bits'] must be a list of fid, kid, prc, nll, density",
+        ),
         (
             "evaluate",
             ["run=RUN", "against=sampler.stepz", "values=[1]"],
             "against=sampler.stepz is not among what can be chosen of this run's samples: sampler.steps,",
         ),
-        ("evaluate", ["run=RUN", "against=guidance.w"], "values=null must be a list of what guidance.w is to be"),
-        ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,-1]"], "guidance.w must be a number of at least 0"),
-        ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,a]"], "guidance.w=a is of the wrong kind"),
-        ("evaluate", ["run=RUN", "against=sampler.steps", "values=[2,2000]"], "sampler.steps must lie in 1..1000"),
-        ("evaluate", ["run=RUN", "against=guidance.w", "values=[0]", "metrics=[nll]"], "metrics=['nll'] cannot be cho"),
-        ("evaluate", ["run=RUN", "against=guidance.w", "values=[1,1]"], "values=[1, 1] must differ"),
-        ("evaluate", ["run=RUN", "against=guidance.w", "values=[0,{a:1}]"], "values=[0, {'a': 1}] must differ, and be"),
-        ("evaluate", ["run=RUN", "metrics=[prc]", "count=3"], "count must be a whole number of at least 4 (got 3)"),
-        ("evaluate", ["run=RUN", "values=[0]"], "values=[0] are values of nothing; try against=guidance.w"),
-        ("sample", ["run=RUN", "text=seven"], "text=seven asks for what this model was not trained with"),
-        ("sample", ["run=RUN", "text=seven", "label=7"], "label=7 and text=seven both say what to draw"),
+        (
+            "evaluate",
+            ["run=RUN", "against=guidance.w"],
+            "values=null must be a list of what guidance.w is to be",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "against=guidance.w", "values=[0,-1]"],
+            "guidance.w must be a number of at least 0",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "against=guidance.w", "values=[0,a]"],
+            "guidance.w=a is of the wrong kind",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "against=sampler.steps", "values=[2,2000]"],
+            "sampler.steps must lie in 1..1000",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "against=guidance.w", "values=[0]", "metrics=[nll]"],
+            "metrics=['nll'] cannot be cho",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "against=guidance.w", "values=[1,1]"],
+            "values=[1, 1] must differ",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "against=guidance.w", "values=[0,{a:1}]"],
+            "values=[0, {'a': 1}] must differ, and be",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "metrics=[prc]", "count=3"],
+            "count must be a whole number of at least 4 (got 3)",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "values=[0]"],
+            "values=[0] are values of nothing; try against=guidance.w",
+        ),
+        (
+            "sample",
+            ["run=RUN", "text=seven"],
+            "text=seven asks for what this model was not trained with",
+        ),
+        (
+            "sample",
+            ["run=RUN", "text=seven", "label=7"],
+            "label=7 and text=seven both say what to draw",
+        ),
         ("evaluate", ["run=RUN", "metrics=[density]"], "metrics=[density] is of points"),
-        ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=1001"], "nll.steps must lie in 1..1000"),
+        (
+            "evaluate",
+            ["run=RUN", "metrics=[nll]", "nll.steps=1001"],
+            "nll.steps must lie in 1..1000",
+        ),
         ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must lie in 1..1000"),
         ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val is not one of train, test"),
-        ("evaluate", ["run=RUN", "variance=learned_range"], "variance=learned_range must be learned, and this run was"),
+        (
+            "evaluate",
+            ["run=RUN", "variance=learned_range"],
+            "variance=learned_range must be learned, and this run was",
+        ),
         (
             "evaluate",
             ["run=RUN", "metrics=[nll]", "variance=analytic", "variance.samples=1", "nll.clip=2"],
             "nll.clip=2 bounds guesses in another way than sampler.clip=1.0",
         ),
         ("train", ["data=folder"], "error: data.path must be a folder of images"),
-        ("train", ["callbacks=none", "+callbacks.ema.decay=0.5"], "callbacks.ema sets keys of a callback"),
+        (
+            "train",
+            ["callbacks=none", "+callbacks.ema.decay=0.5"],
+            "callbacks.ema sets keys of a callback",
+        ),
         ("evaluate", ["model=exact", "steps=[2000]"], "steps=[2000] must be numbers in 1..1000"),
-        ("evaluate", ["model=exact", "covariance=[[1,2],[3,4]]"], "covariance=[[1, 2], [3, 4]] must be a symmetric"),
-        ("evaluate", ["model=exact", "variance=beta"], "variance=beta is measured of one sampler, and none was chosen"),
-        ("evaluate", ["model=exact", "sampler=ddim", "steps=[5]"], "steps=[5] are of the tables of many samplers"),
-        ("evaluate", ["model=exact", "sampler=ddim", "sampler.steps=1001"], "sampler.steps must lie in 1..1000"),
-        ("evaluate", ["model=exact", "sampler=ddim", "nll.steps=1001"], "nll.steps must lie in 1..1000"),
-        ("evaluate", ["model=exact", "sampler=ddim", "guidance=classifier"], "guidance=classifier needs labels"),
+        (
+            "evaluate",
+            ["model=exact", "covariance=[[1,2],[3,4]]"],
+            "covariance=[[1, 2], [3, 4]] must be a symmetric",
+        ),
+        (
+            "evaluate",
+            ["model=exact", "variance=beta"],
+            "variance=beta is measured of one sampler, and none was chosen",
+        ),
+        (
+            "evaluate",
+            ["model=exact", "sampler=ddim", "steps=[5]"],
+            "steps=[5] are of the tables of many samplers",
+        ),
+        (
+            "evaluate",
+            ["model=exact", "sampler=ddim", "sampler.steps=1001"],
+            "sampler.steps must lie in 1..1000",
+        ),
+        (
+            "evaluate",
+            ["model=exact", "sampler=ddim", "nll.steps=1001"],
+            "nll.steps must lie in 1..1000",
+        ),
+        (
+            "evaluate",
+            ["model=exact", "sampler=ddim", "guidance=classifier"],
+            "guidance=classifier needs labels",
+        ),
         (
             "evaluate",
             ["model=exact", "sampler=ddim", "guidance=classifier_free", "guidance.w=1"],
@@ -540,16 +795,44 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(arguments, typed, tm
             ],
             "guidance.form=mean moves the means of steps",
         ),
-        ("evaluate", ["run=RUN", "metrics=[round_trip]", "sampler.eta=0.5"], "sampler.eta=0.5 adds noise"),
-        ("evaluate", ["run=RUN", "metrics=[round_trip]", "sampler=heun"], "sampler._target_=Heun cannot be run backw"),
-        ("evaluate", ["run=RUN", "round_trip.split=val"], "round_trip.split=val is not one of train, test"),
+        (
+            "evaluate",
+            ["run=RUN", "metrics=[round_trip]", "sampler.eta=0.5"],
+            "sampler.eta=0.5 adds noise",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "metrics=[round_trip]", "sampler=heun"],
+            "sampler._target_=Heun cannot be run backw",
+        ),
+        (
+            "evaluate",
+            ["run=RUN", "round_trip.split=val"],
+            "round_trip.split=val is not one of train, test",
+        ),
         ("evaluate", ["run=RUN", "round_trip.count=0"], "round_trip.count must be a whole number"),
-        ("sample", ["run=RUN", "mode=foo"], "mode=foo is not one of draw, encode, decode, interpolate, times"),
+        (
+            "sample",
+            ["run=RUN", "mode=foo"],
+            "mode=foo is not one of draw, encode, decode, interpolate, times",
+        ),
         ("sample", ["run=RUN", "mode=encode", "sampler.eta=0.5"], "sampler.eta=0.5 adds noise"),
-        ("sample", ["run=RUN", "mode=encode", "sampler=ddpm"], "sampler._target_=DDPM cannot be run backwards"),
-        ("sample", ["run=RUN", "mode=encode", "input=nowhere.npz"], "input=nowhere.npz is not there"),
+        (
+            "sample",
+            ["run=RUN", "mode=encode", "sampler=ddpm"],
+            "sampler._target_=DDPM cannot be run backwards",
+        ),
+        (
+            "sample",
+            ["run=RUN", "mode=encode", "input=nowhere.npz"],
+            "input=nowhere.npz is not there",
+        ),
         ("sample", ["run=RUN", "mode=decode"], "input=test is data, and mode=decode needs"),
-        ("sample", ["run=RUN", "sampler.eta=1.5"], "sampler.eta must lie in [0, 1] (got 1.5): above 1 the noise"),
+        (
+            "sample",
+            ["run=RUN", "sampler.eta=1.5"],
+            "sampler.eta must lie in [0, 1] (got 1.5): above 1 the noise",
+        ),
     ],
 )
 def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkeypatch):
@@ -561,7 +844,11 @@ def test_mistakes_about_runs(verb, arguments, told, run, typed, tmp_path, monkey
 
 
 def test_the_end_of_a_run_is_read_however_it_was_copied(run, tmp_path):
-    for name in ("step-1000000.ckpt", "step-999999.ckpt", "step-x.ckpt"):  # the newest file is not the last
+    for name in (
+        "step-1000000.ckpt",
+        "step-999999.ckpt",
+        "step-x.ckpt",
+    ):  # the newest file is not the last
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
         shutil.copyfile(weights.files(run)[0], tmp_path / "checkpoints" / name)
     assert weights.files(tmp_path)[0].name == "step-1000000.ckpt"
@@ -584,7 +871,9 @@ def test_a_checkpoint_that_was_cut_short_is_named(run, typed, tmp_path):
 
 
 def test_all_labels_have_a_row_each(run, typed, tmp_path):
-    assert typed("sample", f"run={run}", "label=all", "count=20", f"hydra.run.dir={tmp_path}")[0] == 0
+    assert (
+        typed("sample", f"run={run}", "label=all", "count=20", f"hydra.run.dir={tmp_path}")[0] == 0
+    )
     assert np.load(tmp_path / "samples.npz")["labels"].tolist() == [i // 2 for i in range(20)]
     width, height = Image.open(tmp_path / "grid.png").size
     assert height == pytest.approx(5 * width, rel=0.05), "ten rows of two"
@@ -605,8 +894,10 @@ def test_another_run_guides(run, typed, tmp_path):
         )[0]
         == 0
     )
-    plain, same, raw = (np.load(tmp_path / name / "samples.npz")["images"].astype(int)
-                        for name in ("plain", "same", "raw"))  # fmt: skip
+    plain, same, raw = (
+        np.load(tmp_path / name / "samples.npz")["images"].astype(int)
+        for name in ("plain", "same", "raw")
+    )
     assert np.abs(plain - same).max() <= 1, "a model is not moved away from itself"
     assert np.abs(plain - raw).max() > 1
     assert typed("evaluate", f"run={run}", *weaker, "count=4", f"out={tmp_path}/e")[0] == 0
@@ -618,7 +909,13 @@ def test_another_run_guides(run, typed, tmp_path):
 def named(tmp_path_factory, typed):
     """A classifier of ten steps."""
     where = tmp_path_factory.mktemp("classifier")
-    words = ["system=classifier", "trainer=debug", "logger=csv", "model.channels=8", "callbacks.losses.every=5"]
+    words = [
+        "system=classifier",
+        "trainer=debug",
+        "logger=csv",
+        "model.channels=8",
+        "callbacks.losses.every=5",
+    ]
     status, said, error = typed("train", *words, f"hydra.run.dir={where}/r")
     assert status == 0, error
     (where / "r" / "stdout").write_text(said)
@@ -628,8 +925,13 @@ def named(tmp_path_factory, typed):
 def test_a_classifier_says_how_often_it_is_right(named):
     metrics = json.loads((named / "metrics.json").read_text())
     quarters = [metrics[f"accuracy_q{q}"] for q in range(1, 5)]
-    assert min(quarters) <= metrics["accuracy"] <= max(quarters) and metrics["training"]["steps"] == 10
-    assert "accuracy" in (named / "stdout").read_text() and "guidance.classifier.run=" in (named / "stdout").read_text()
+    assert (
+        min(quarters) <= metrics["accuracy"] <= max(quarters) and metrics["training"]["steps"] == 10
+    )
+    assert (
+        "accuracy" in (named / "stdout").read_text()
+        and "guidance.classifier.run=" in (named / "stdout").read_text()
+    )
     assert "val/accuracy_q4" in (named / "metrics.csv").read_text()
 
 
@@ -660,20 +962,42 @@ def test_a_classifier_guides_a_model_that_hears_no_labels(named, tiny, typed, tm
     ("verb", "words", "told"),
     [
         ("sample", ["run=NAMED"], "is not a diffusion model but a classifier"),
-        ("sample", ["run=RUN", "guidance=classifier", "guidance.classifier.run=RUN"], "is not a classifier but"),
-        ("train", ["guidance=classifier", "guidance.classifier.run=NAMED", "schedule=linear"],
-         "guidance.classifier was trained with another schedule"),
-        ("train", ["guidance=classifier", "guidance.classifier.run=NAMED", "data=synthetic"],
-         "guidance.classifier was trained on data of shape"),
+        (
+            "sample",
+            ["run=RUN", "guidance=classifier", "guidance.classifier.run=RUN"],
+            "is not a classifier but",
+        ),
+        (
+            "train",
+            ["guidance=classifier", "guidance.classifier.run=NAMED", "schedule=linear"],
+            "guidance.classifier was trained with another schedule",
+        ),
+        (
+            "train",
+            ["guidance=classifier", "guidance.classifier.run=NAMED", "data=synthetic"],
+            "guidance.classifier was trained on data of shape",
+        ),
         ("train", ["system=classifier", "callbacks=default"], "EMA is not for a classifier"),
-        ("train", ["model=classifier"], "model is one that cannot draw; classifier is for system=classifier"),
+        (
+            "train",
+            ["model=classifier"],
+            "model is one that cannot draw; classifier is for system=classifier",
+        ),
         ("train", ["system=classifier", "model=autoencoder_kl"], "model does not name classes"),
-        ("train", ["system=classifier", "model=unet"], "model does not name classes; try model=classifier"),
+        (
+            "train",
+            ["system=classifier", "model=unet"],
+            "model does not name classes; try model=classifier",
+        ),
         ("train", ["system=classifier", "data=toy", "model=mlp"], "model does not name classes"),
-        ("train", ["system=classifier", "data=toy", "model=classifier"], "must be that of pictures"),
+        (
+            "train",
+            ["system=classifier", "data=toy", "model=classifier"],
+            "must be that of pictures",
+        ),
         ("train", ["system=classifier", "data=folder", "data.path=FOLDER"], "needs labels"),
     ],
-)  # fmt: skip
+)
 def test_what_a_classifier_cannot_do_is_refused(verb, words, told, run, named, typed, tmp_path):
     for i in range(20):
         Image.effect_noise((16, 16), 50 + i).convert("RGB").save(tmp_path / f"{i}.png")
@@ -698,7 +1022,9 @@ def one_step(tmp_path, *overrides):
     system = build_system(config, data)
     before = [parameter.detach().clone() for parameter in system.parameters()]
     loggers = [*build(config, "logger").values()]
-    trainer = build(config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers)
+    trainer = build(
+        config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers
+    )
     trainer.fit(system, data)
     moved = [not torch.equal(p, q) for p, q in zip(system.parameters(), before, strict=True)]
     assert any(moved) and all(torch.isfinite(p).all() for p in system.parameters())
@@ -714,24 +1040,47 @@ SMALL = ("model.channels=8", "data.batch_size=4", "logger=csv", "callbacks=none"
 
 
 @pytest.mark.parametrize(
-    "model", sorted({*options("model")} - {"exact", "classifier", "autoencoder_kl", "autoencoder_vq"})
+    "model",
+    sorted({*options("model")} - {"exact", "classifier", "autoencoder_kl", "autoencoder_vq"}),
 )
 @pytest.mark.parametrize("data", sorted({*options("data")} - {*sets.FILES} | {"folder"}))
 def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
     if data in ("gaussian_mixture", "toy") and not model.startswith("mlp"):
         pytest.skip("points have no places that could be convolved; the mistake is tested above")
     extra = [pictures(tmp_path)] if data == "folder" else []
-    extra += ["model.channels=64", "model.blocks=1"] if model in ("adm", "iddpm") else []  # a tenth of their size
-    one_step(tmp_path, f"model={model}", f"data={data}", "data.batch_size=4", "logger=csv",
-             "callbacks=none", *extra)  # fmt: skip
+    extra += (
+        ["model.channels=64", "model.blocks=1"] if model in ("adm", "iddpm") else []
+    )  # a tenth of their size
+    one_step(
+        tmp_path,
+        f"model={model}",
+        f"data={data}",
+        "data.batch_size=4",
+        "logger=csv",
+        "callbacks=none",
+        *extra,
+    )
 
 
-OPTIONS = [(group.name, option) for group in sorted(CONFIGS.iterdir()) if group.is_dir() and group.name != "hydra"
-           for option in options(group.name) if (group.name, option) not in {("trainer", "gpu"), ("trainer", "ddp"),
-           ("trainer", "slurm"), ("variance", "analytic"), ("guidance", "autoguidance"),
-           ("guidance", "classifier"), ("callbacks", "classifier"), ("callbacks", "autoencoder"),
-           ("codec", "autoencoder")}
-           and group.name not in ("model", "experiment", "ablation", "search")]  # fmt: skip
+OPTIONS = [
+    (group.name, option)
+    for group in sorted(CONFIGS.iterdir())
+    if group.is_dir() and group.name != "hydra"
+    for option in options(group.name)
+    if (group.name, option)
+    not in {
+        ("trainer", "gpu"),
+        ("trainer", "ddp"),
+        ("trainer", "slurm"),
+        ("variance", "analytic"),
+        ("guidance", "autoguidance"),
+        ("guidance", "classifier"),
+        ("callbacks", "classifier"),
+        ("callbacks", "autoencoder"),
+        ("codec", "autoencoder"),
+    }
+    and group.name not in ("model", "experiment", "ablation", "search")
+]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -750,7 +1099,9 @@ def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monke
         extra = sets.words(option, tmp_path, monkeypatch)
     if option == "pretrained_text":
         extra = [f"conditioner.model={request.getfixturevalue('pretrained')}"]
-    small = [word for word in SMALL if group not in ("callbacks", "system") or word != "callbacks=none"]
+    small = [
+        word for word in SMALL if group not in ("callbacks", "system") or word != "callbacks=none"
+    ]
     one_step(tmp_path, *small, f"{group}={option}", *extra)
     if (group, option) == ("logger", "tensorboard"):
         assert list(tmp_path.glob("tensorboard/**/events*"))
@@ -760,7 +1111,12 @@ def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monke
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_trains_draws_and_measures(typed, tmp_path):
     steps = [argument for argument in FAST if argument != "trainer=debug"]
-    assert typed("train", *steps, "trainer=gpu", "trainer.max_steps=10", f"hydra.run.dir={tmp_path}/r")[0] == 0
+    assert (
+        typed(
+            "train", *steps, "trainer=gpu", "trainer.max_steps=10", f"hydra.run.dir={tmp_path}/r"
+        )[0]
+        == 0
+    )
     assert json.loads((tmp_path / "r" / "metrics.json").read_text())["fid"] > 0
     assert typed("evaluate", f"run={tmp_path}/r", "count=20")[0] == 0
 
@@ -768,32 +1124,71 @@ def test_the_gpu_trains_draws_and_measures(typed, tmp_path):
 @pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, str(ROOT / "train.py"), *FAST, "logger=wandb", f"hydra.run.dir={tmp_path}/r"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *FAST,
+        "logger=wandb",
+        f"hydra.run.dir={tmp_path}/r",
+    ]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
     assert "wandb login" in done.stdout
     (record,) = (tmp_path / "r").glob("wandb/offline-run-*")
-    inspect = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(record)]
+    inspect = [
+        str(Path(sys.executable).with_name("wandb")),
+        "leet",
+        "inspect",
+        "--summary",
+        "--json",
+        str(record),
+    ]
     found = json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)
-    logged = {"train/loss", "train/loss_q1", "train/loss_q4", "lr", "images_per_second", "val/loss", "quality/fid",
-              "quality/recognised", "samples", "denoising"}  # fmt: skip
+    logged = {
+        "train/loss",
+        "train/loss_q1",
+        "train/loss_q4",
+        "lr",
+        "images_per_second",
+        "val/loss",
+        "quality/fid",
+        "quality/recognised",
+        "samples",
+        "denoising",
+    }
     assert logged <= found["summary"].keys()
     assert found["config"]["schedule"]["steps"] == 1000
 
 
 def test_a_sweep_runs_every_cell(typed, tmp_path):
-    status, _, error = typed("train", "-m", *FAST, "schedule=linear,cosine", "variance=beta,beta_tilde",
-                             f"hydra.sweep.dir={tmp_path}")  # fmt: skip
+    status, _, error = typed(
+        "train",
+        "-m",
+        *FAST,
+        "schedule=linear,cosine",
+        "variance=beta,beta_tilde",
+        f"hydra.sweep.dir={tmp_path}",
+    )
     assert status == 0, error
     cells = [file.parent.name.rpartition("-")[0] for file in tmp_path.glob("*/metrics.json")]
-    assert sorted(cells) == [f"schedule-{schedule}_variance-{variance}" for schedule in ("cosine", "linear")
-                             for variance in ("beta", "beta_tilde")]  # fmt: skip
+    assert sorted(cells) == [
+        f"schedule-{schedule}_variance-{variance}"
+        for schedule in ("cosine", "linear")
+        for variance in ("beta", "beta_tilde")
+    ]
 
 
 def test_a_refused_cell_does_not_end_a_sweep(typed, tmp_path):
-    status, said, _ = typed("train", "-m", *FAST, "schedule.steps=0,10", f"hydra.sweep.dir={tmp_path}")
+    status, said, _ = typed(
+        "train", "-m", *FAST, "schedule.steps=0,10", f"hydra.sweep.dir={tmp_path}"
+    )
     assert status == 1 and "error: schedule.steps" in said
     (file,) = tmp_path.glob("*/metrics.json")
     assert file.parent.name.startswith("schedule.steps-10-")
@@ -802,7 +1197,10 @@ def test_a_refused_cell_does_not_end_a_sweep(typed, tmp_path):
 def test_pictures_that_the_extractor_does_not_judge_are_trained_on_all_the_same(typed, tmp_path):
     small = ["data=synthetic", "extractor=digits", "data.resolution=8"]
     status, said, _ = typed("train", *FAST, *small, f"hydra.run.dir={tmp_path}/r")
-    assert status == 0 and "FID will not be measured: extractor=digits judges pictures of 1x8x8" in said
+    assert (
+        status == 0
+        and "FID will not be measured: extractor=digits judges pictures of 1x8x8" in said
+    )
     assert "fid" not in json.loads((tmp_path / "r" / "metrics.json").read_text())
     status, _, error = typed("evaluate", f"run={tmp_path}/r", "count=20")
     assert status == 2 and "extractor=digits judges pictures of 1x8x8 (got 3x8x8)" in error

@@ -29,7 +29,11 @@ def system(*overrides):
 def test_tokens_are_rows_of_a_table():
     tokens = Tokens(SPEC, count=3, width=5)
     said = tokens(LABELS).context
-    assert said.shape == (3, 3, 5) and torch.equal(said[1], said[2]) and not torch.equal(said[0], said[1])
+    assert (
+        said.shape == (3, 3, 5)
+        and torch.equal(said[1], said[2])
+        and not torch.equal(said[0], said[1])
+    )
     said.sum().backward()
     assert tokens.table.weight.grad.abs().min() > 0
 
@@ -41,8 +45,14 @@ def test_any_text_is_spelled_and_read_back():
     assert torch.equal(spelled(["  a seven "], 24)[0], rows[0])
 
 
-@pytest.mark.parametrize(("text", "told"), [("", "text is empty"), (" ", "text is empty"),
-                                            ("fünfundzwanzig Ziegen!!!", r"25 bytes, .* hears 24")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "text is empty"),
+        (" ", "text is empty"),
+        ("fünfundzwanzig Ziegen!!!", r"25 bytes, .* hears 24"),
+    ],
+)
 def test_texts_that_cannot_be_heard_are_refused(text, told):
     with pytest.raises(ValueError, match=told):
         spelled(["fine", text], 24)
@@ -73,7 +83,9 @@ def test_the_text_encoder_learns_along():
         torch.nn.init.normal_(parameter, std=0.1)
     t = torch.full((16,), 500)
     model.losses(batch(data.train.at(slice(16))), t).mean().backward()
-    heard = [name for name, p in model.denoiser.conditioner.named_parameters() if p.grad.abs().max() > 0]
+    heard = [
+        name for name, p in model.denoiser.conditioner.named_parameters() if p.grad.abs().max() > 0
+    ]
     assert heard == [name for name, _ in model.denoiser.conditioner.named_parameters()]
 
 
@@ -104,20 +116,28 @@ def test_low_res_is_the_mean_of_pixels_made_as_noisy_as_it_says():
     angle = math.pi / 8
     torch.testing.assert_close(said.image, enlarged(math.cos(angle) * z + math.sin(angle) * eps))
     assert said.level.tolist() == [250.0] * 3 and torch.equal(said.label, LABELS["label"])
-    torch.testing.assert_close(conditioner({"low_res": z, **LABELS}, lambda _: eps).image, said.image)
-    torch.testing.assert_close(LowRes(SPEC).eval()(given).image, enlarged(z))  # level 0 adds nothing
+    torch.testing.assert_close(
+        conditioner({"low_res": z, **LABELS}, lambda _: eps).image, said.image
+    )
+    torch.testing.assert_close(
+        LowRes(SPEC).eval()(given).image, enlarged(z)
+    )  # level 0 adds nothing
 
     many = {"x0": torch.zeros(4000, 1, 8, 8), "label": torch.zeros(4000, dtype=torch.long)}
     drawn = conditioner.train()(many)
     level = drawn.level / 1000
     assert (
-        0 <= level.min() < 0.01 and 0.49 < level.max() <= 0.5 and level.mean().item() == pytest.approx(0.25, abs=0.01)
+        0 <= level.min() < 0.01
+        and 0.49 < level.max() <= 0.5
+        and level.mean().item() == pytest.approx(0.25, abs=0.01)
     )
     corner = drawn.image[:, 0, 0, 0]  # no mean of neighbours there
     sine = (math.pi / 2 * level).sin()
     low, high = level < 0.25, level >= 0.25
     for some in (low, high):
-        assert corner[some].square().mean().item() == pytest.approx(sine[some].square().mean().item(), rel=0.1)
+        assert corner[some].square().mean().item() == pytest.approx(
+            sine[some].square().mean().item(), rel=0.1
+        )
 
 
 def test_without_labels_low_res_says_the_picture_alone():
@@ -133,14 +153,32 @@ def test_without_labels_low_res_says_the_picture_alone():
         (lambda: Tokens(SPEC, dropout=1.5), "dropout is a probability"),
         (lambda: Text(SPEC._replace(captions=None)), "conditioner needs captions"),
         (lambda: Text(SPEC, width=10, heads=4), "heads=4 must divide the width 10; try heads=2"),
-        (lambda: Text(SPEC, length=2), "length=2 is too short for the captions of this data; try length=5"),
-        (lambda: LowRes(SPEC, factor=3), "factor=3 must be at least 2 and divide pictures of 8x8; try factor=2"),
+        (
+            lambda: Text(SPEC, length=2),
+            "length=2 is too short for the captions of this data; try length=5",
+        ),
+        (
+            lambda: LowRes(SPEC, factor=3),
+            "factor=3 must be at least 2 and divide pictures of 8x8; try factor=2",
+        ),
         (lambda: LowRes(SPEC._replace(shape=(2,))), "low_res is for pictures"),
         (lambda: LowRes(SPEC, blur=[0.6, 0.4]), r"blur must be \[low, high\].*try \[0.4,0.6\]"),
-        (lambda: LowRes(SPEC, highest=-0.1), r"highest is a level of noise and must lie in \[0, 1\] \(got -0.1\)"),
-        (lambda: LowRes(SPEC, level=0.6), r"level must be at most highest=0.5, that of training \(got 0.6\)"),
-        (lambda: LowRes(SPEC, level=2.0), r"level is a level of noise and must lie in \[0, 1\] \(got 2\)"),
-        (lambda: LowRes(SPEC._replace(classes=None), label=True), "label=true needs labels, .*try label=false"),
+        (
+            lambda: LowRes(SPEC, highest=-0.1),
+            r"highest is a level of noise and must lie in \[0, 1\] \(got -0.1\)",
+        ),
+        (
+            lambda: LowRes(SPEC, level=0.6),
+            r"level must be at most highest=0.5, that of training \(got 0.6\)",
+        ),
+        (
+            lambda: LowRes(SPEC, level=2.0),
+            r"level is a level of noise and must lie in \[0, 1\] \(got 2\)",
+        ),
+        (
+            lambda: LowRes(SPEC._replace(classes=None), label=True),
+            "label=true needs labels, .*try label=false",
+        ),
         (lambda: LowRes(SPEC._replace(shape=(1, 7, 9))), "factor=2 must .*7x9; none does"),
         (lambda: LowRes(SPEC._replace(shape=(1, 9, 9))), "try factor=3"),
     ],
@@ -153,10 +191,19 @@ def test_what_cannot_be_said_is_refused(make, told):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("model=mlp", "conditioner=tokens"), "conditioner=tokens speaks by context.*model=unet_cross"),
-        (("model=dit_s", "conditioner=text"), "conditioner=text speaks by context.*model=unet_cross"),
+        (
+            ("model=mlp", "conditioner=tokens"),
+            "conditioner=tokens speaks by context.*model=unet_cross",
+        ),
+        (
+            ("model=dit_s", "conditioner=text"),
+            "conditioner=text speaks by context.*model=unet_cross",
+        ),
         (("model=mlp", "conditioner=low_res"), "conditioner=low_res speaks by image.*model=unet"),
-        (("data=toy", "model=mlp", "conditioner=low_res", "sampler.clip=null"), "low_res is for pictures"),
+        (
+            ("data=toy", "model=mlp", "conditioner=low_res", "sampler.clip=null"),
+            "low_res is for pictures",
+        ),
     ],
 )
 def test_a_model_that_cannot_hear_it_is_refused(overrides, told):
@@ -180,11 +227,16 @@ def test_what_is_asked_is_what_is_heard():
 
     _, large = system("conditioner=low_res")
     asked = large.ask(400, given=data.test)
-    assert torch.equal(asked["low_res"][360:], F.avg_pool2d(data.test.x0[:40], 2)) and "x0" not in asked
+    assert (
+        torch.equal(asked["low_res"][360:], F.avg_pool2d(data.test.x0[:40], 2))
+        and "x0" not in asked
+    )
     assert torch.equal(asked["label"], data.test.labels[torch.arange(400) % 360])
     with pytest.raises(ValueError, match="enlarges pictures, and none were given"):
         large.ask(5)
-    with pytest.raises(ValueError, match="label=3 cannot be chosen for pictures that bring their own"):
+    with pytest.raises(
+        ValueError, match="label=3 cannot be chosen for pictures that bring their own"
+    ):
         large.ask(5, label=3, given=data.test)
     with pytest.raises(ValueError, match="text=x asks for what"):
         large.ask(5, text="x", given=data.test)
@@ -194,7 +246,9 @@ def test_small_pictures_are_taken_as_they_are_and_asked_for_by_label_where_they_
     _, large = system("conditioner=low_res")
     pixels = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
     asked = large.ask(4, label=[7, 8], given=Images(pixels, None))
-    assert torch.equal(asked["low_res"], Images(pixels, None).x0[[0, 1, 2, 0]]) and asked["label"].tolist() == [
+    assert torch.equal(asked["low_res"], Images(pixels, None).x0[[0, 1, 2, 0]]) and asked[
+        "label"
+    ].tolist() == [
         7,
         8,
         7,
@@ -205,7 +259,9 @@ def test_small_pictures_are_taken_as_they_are_and_asked_for_by_label_where_they_
         large.ask(4, given=Images(pixels, None))
     with pytest.raises(ValueError, match=r"labels up to 10, and it knows 0\.\.9"):
         large.ask(4, given=Images(pixels, torch.tensor([1, 10, 2])))
-    with pytest.raises(ValueError, match="enlarges pictures of 1x4x4 to 1x8x8, and those given are 1x2x2"):
+    with pytest.raises(
+        ValueError, match="enlarges pictures of 1x4x4 to 1x8x8, and those given are 1x2x2"
+    ):
         large.ask(4, given=Images(pixels[..., :2, :2], None))
     for side in (6, 12):
         with pytest.raises(ValueError, match=f"those given are 1x{side}x4"):
@@ -232,9 +288,13 @@ def test_half_of_the_small_pictures_of_training_are_blurred_and_none_at_sampling
     conditioner = LowRes(SPEC, highest=0.0, blur=[0.5, 0.5])
     given = {"low_res": torch.rand(2000, 1, 4, 4), "label": torch.zeros(2000, dtype=torch.long)}
     plain = conditioner.eval()(given).image
-    torch.testing.assert_close(plain, F.interpolate(given["low_res"], scale_factor=2.0, mode="bilinear"))
-    filtered = F.conv2d(F.pad(given["low_res"], (1, 1, 1, 1), mode="replicate"),
-                        torch.outer(kernel(0.5), kernel(0.5))[None, None])  # fmt: skip
+    torch.testing.assert_close(
+        plain, F.interpolate(given["low_res"], scale_factor=2.0, mode="bilinear")
+    )
+    filtered = F.conv2d(
+        F.pad(given["low_res"], (1, 1, 1, 1), mode="replicate"),
+        torch.outer(kernel(0.5), kernel(0.5))[None, None],
+    )
     expected = F.interpolate(filtered, scale_factor=2.0, mode="bilinear")
     image = conditioner.train()(given).image
     blurred = (image - expected).abs().amax((1, 2, 3)) < 1e-5
@@ -250,12 +310,16 @@ def test_half_of_the_small_pictures_of_training_are_blurred_and_none_at_sampling
 def test_one_seed_one_picture_whatever_the_batch_size(conditioner, guidance):
     """Also where a caption is left to chance, or noise is added to the picture that is enlarged."""
     level = ["conditioner.level=0.3", "conditioner.dropout=0.1"] if conditioner == "low_res" else []
-    data, model = system(f"conditioner={conditioner}", "model.self_conditioning=true", *guidance, *level)
+    data, model = system(
+        f"conditioner={conditioner}", "model.self_conditioning=true", *guidance, *level
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     given = data.test if conditioner == "low_res" else None
     made = {}
     for size in (2, 7):
-        batches = model.sample(model.denoiser, 7, asked=model.ask(7, given=given), seed=4, batch_size=size)
+        batches = model.sample(
+            model.denoiser, 7, asked=model.ask(7, given=given), seed=4, batch_size=size
+        )
         made[size] = torch.cat([batch.pixels for batch in batches]).int()
     assert (made[2] - made[7]).abs().max() <= 1 and made[7].float().std() > 20

@@ -16,7 +16,11 @@ from ddpm_lab.errors import UserError
 
 def numbered(count=10, size=2):
     """Pictures that carry their number, with a bright left column."""
-    pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, size, size).clone()
+    pixels = (
+        torch.arange(count, dtype=torch.uint8)[:, None, None, None]
+        .expand(-1, 1, size, size)
+        .clone()
+    )
     pixels[..., 0] += 100
     return Images(pixels, torch.arange(count))
 
@@ -33,7 +37,11 @@ def test_digits_are_all_there_once_and_split():
 
 
 def test_a_batch_is_in_minus_1_to_1():
-    made = batch(Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None).at(torch.tensor([1, 0])))
+    made = batch(
+        Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None).at(
+            torch.tensor([1, 0])
+        )
+    )
     assert made["x0"].flatten().tolist() == [1, -1] and "label" not in made
 
 
@@ -46,7 +54,10 @@ def test_the_width_of_a_bin_is_the_distance_of_neighbouring_bytes():
 def test_an_epoch_shows_each_picture_once_in_another_order_each_time():
     stream = iter(Batches(numbered(), batch_size=5, flip=False, seed=0))
     epochs = [torch.cat([next(stream)["label"], next(stream)["label"]]).tolist() for _ in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    assert (
+        all(sorted(epoch) == list(range(10)) for epoch in epochs)
+        and epochs[0] != epochs[1] != epochs[2]
+    )
     again = iter(Batches(numbered(), batch_size=5, flip=False, seed=0))
     assert next(again)["label"].tolist() == epochs[0][:5]
     assert next(iter(Batches(numbered(), 5, flip=False, seed=1)))["label"].tolist() != epochs[0][:5]
@@ -77,7 +88,10 @@ class Broken:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_picture_that_breaks_while_it_is_streamed_is_told_in_a_line(workers):
     split = Streamed(Broken(), torch.arange(8), (1, 2, 2), None)
-    for batches in (Batches(split, 4, flip=False, seed=0, workers=workers), HeldOut(split, 4, workers)):
+    for batches in (
+        Batches(split, 4, flip=False, seed=0, workers=workers),
+        HeldOut(split, 4, workers),
+    ):
         with pytest.raises(UserError, match=r"^data: 3\.png cannot be read$"):
             for _ in zip(batches, range(2), strict=False):
                 pass
@@ -87,8 +101,12 @@ def test_a_picture_that_breaks_while_it_is_streamed_is_told_in_a_line(workers):
 
 def test_synthetic_is_what_was_asked_and_classes_differ():
     data = synthetic(resolution=12, channels=1, classes=3, count=60, batch_size=9)
-    assert data.shape == (1, 12, 12) and len(data.train.pixels) == 60 and len(data.test.pixels) == 15
-    means = torch.stack([data.train.pixels[data.train.labels == y].float().mean(0) for y in range(3)])
+    assert (
+        data.shape == (1, 12, 12) and len(data.train.pixels) == 60 and len(data.test.pixels) == 15
+    )
+    means = torch.stack(
+        [data.train.pixels[data.train.labels == y].float().mean(0) for y in range(3)]
+    )
     assert torch.pdist(means.flatten(1)).min() > 100
 
 
@@ -98,7 +116,9 @@ def test_a_mixture_has_the_law_it_says():
     for y in range(3):
         points = data.train.x0[data.train.labels == y]
         angle = 2 * np.pi * y / 3
-        assert points.mean(0).tolist() == pytest.approx([0.5 * np.cos(angle), 0.5 * np.sin(angle)], abs=0.005)
+        assert points.mean(0).tolist() == pytest.approx(
+            [0.5 * np.cos(angle), 0.5 * np.sin(angle)], abs=0.005
+        )
         assert points.std(0).tolist() == pytest.approx([0.1, 0.1], abs=0.004)
 
 
@@ -111,9 +131,13 @@ def test_toys_are_two_classes_within_the_range_of_pixels(shape):
 
 @pytest.mark.parametrize(
     ("function", "kwargs", "told"),
-    [(toy, {"shape": "moon"}, "shape=moon is not one of moons"), (gaussian_mixture, {"modes": 0}, "modes"),
-     (gaussian_mixture, {"std": 0.0}, "std=0"), (toy, {"count": 3}, "count")],
-)  # fmt: skip
+    [
+        (toy, {"shape": "moon"}, "shape=moon is not one of moons"),
+        (gaussian_mixture, {"modes": 0}, "modes"),
+        (gaussian_mixture, {"std": 0.0}, "std=0"),
+        (toy, {"count": 3}, "count"),
+    ],
+)
 def test_points_that_cannot_be_are_refused(function, kwargs, told):
     with pytest.raises(ValueError, match=told):
         function(**kwargs)

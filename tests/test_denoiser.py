@@ -28,7 +28,9 @@ class Listens(nn.Module):
 
 def heard(schedule, t, x_t, channels=2, variance=FIXED, prediction=EPS):
     network = Listens(channels)
-    return network, Denoiser(network, ForwardProcess(schedule), prediction, variance)(x_t, t, Condition())
+    return network, Denoiser(network, ForwardProcess(schedule), prediction, variance)(
+        x_t, t, Condition()
+    )
 
 
 @pytest.mark.parametrize("steps", [100, 1000, 4000])

@@ -28,7 +28,10 @@ def code(file):
     lines = "\n".join(fence.findall(text)).splitlines()
     rest = fence.sub("", text)
     lines += re.findall(r"^    (\S.*)$", rest, re.M)
-    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", re.sub(r"^    \S.*$", "", rest, flags=re.M))]
+    spans = [
+        " ".join(span.split())
+        for span in re.findall(r"`([^`]+)`", re.sub(r"^    \S.*$", "", rest, flags=re.M))
+    ]
     return [re.sub(r"\s+#\s.*$", "", line.strip()) for line in lines], spans
 
 
@@ -42,7 +45,11 @@ def commands():
             if match and (words := shlex.split(text[match.end() :])):
                 name = match[1] if match[1] in ("make", "torchrun") else words.pop(0)
                 if name == "torchrun":
-                    name, words = next((word, words[i + 1 :]) for i, word in enumerate(words) if word.endswith(".py"))
+                    name, words = next(
+                        (word, words[i + 1 :])
+                        for i, word in enumerate(words)
+                        if word.endswith(".py")
+                    )
                 found.setdefault((name.removesuffix(".py"), *words), str(file.relative_to(ROOT)))
     return found
 
@@ -51,8 +58,11 @@ COMMANDS = commands()
 
 
 def of(*programs):
-    return [pytest.param(*key[:1], key[1:], id=f"{file}: {' '.join(key)}")
-            for key, file in sorted(COMMANDS.items()) if key[0] in programs]  # fmt: skip
+    return [
+        pytest.param(*key[:1], key[1:], id=f"{file}: {' '.join(key)}")
+        for key, file in sorted(COMMANDS.items())
+        if key[0] in programs
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +71,22 @@ def places(tmp_path_factory):
     choices, `NAME` an ablation.
     """
     root = tmp_path_factory.mktemp("places")
-    for name, words in {"DIR": ["data=folder", "data.path=IMAGES"], "DIR2": ["conditioner=low_res"]}.items():
+    for name, words in {
+        "DIR": ["data=folder", "data.path=IMAGES"],
+        "DIR2": ["conditioner=low_res"],
+    }.items():
         (root / name).mkdir()
         OmegaConf.save(composed(*words), root / name / "config.yaml")
     (root / "CONF" / "schedule").mkdir(parents=True)
     (root / "CONF" / "schedule" / "plateau.yaml").write_text("_target_: mylab.plateau\n")
-    paths = {name: str(root / name) for name in ("CONF", "DIR", "DIR2", "SOURCE", "TARGET", "FOLDER", "SRC", "OUT")}
-    store, shown = ConfigStore.instance(), re.compile(r"^# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S)
+    paths = {
+        name: str(root / name)
+        for name in ("CONF", "DIR", "DIR2", "SOURCE", "TARGET", "FOLDER", "SRC", "OUT")
+    }
+    store, shown = (
+        ConfigStore.instance(),
+        re.compile(r"^# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S),
+    )
     examples = [found for file in FILES for found in shown.findall(file.read_text())]
     for group, name, text in examples:  # of choices that a user adds
         store.store(group=group, name=name, node=OmegaConf.create(text))
@@ -77,7 +96,11 @@ def places(tmp_path_factory):
 
 
 def filled(words, places):
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(places, key=len, reverse=True)))
+    pattern = re.compile(
+        "|".join(
+            rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(places, key=len, reverse=True)
+        )
+    )
     return [pattern.sub(lambda match: places[match[0]], word) for word in words if word != "..."]
 
 
@@ -119,22 +142,32 @@ def test_commands_of_documents_compose(verb, words, places):
         composes(verb, words, places)
 
 
-@pytest.mark.parametrize(("script", "words"), of(*(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py"))))
+@pytest.mark.parametrize(
+    ("script", "words"), of(*(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")))
+)
 def test_commands_of_scripts_parse(script, words, places, tmp_path, monkeypatch, capsys):
     file = ROOT / f"{script}.py"
     words = filled(words, places | {"TARGET": str(tmp_path / "TARGET")})
     if script.endswith("draw_schedules"):
         for choice, *schedule in map(str.split, words):
             composed(f"schedule={choice}", *(f"schedule.{word}" for word in schedule))
-    elif script.endswith("prepare_data"):  # a path that is not there is the last thing that it looks at
+    elif script.endswith(
+        "prepare_data"
+    ):  # a path that is not there is the last thing that it looks at
         monkeypatch.setattr(sys, "argv", [file.name, *words])
         with pytest.raises(SystemExit):
             runpy.run_path(str(file), run_name="__main__")
-        assert re.search(r"SOURCE=\S+ is not there|no index", error := capsys.readouterr().err), error
+        assert re.search(r"SOURCE=\S+ is not there|no index", error := capsys.readouterr().err), (
+            error
+        )
     else:
         known = file.read_text()
         for word in words:
-            assert "=" in word or word.startswith("/") or re.search(rf"\b{re.escape(word.lstrip('-'))}\b", known), word
+            assert (
+                "=" in word
+                or word.startswith("/")
+                or re.search(rf"\b{re.escape(word.lstrip('-'))}\b", known)
+            ), word
         composed(*[word for word in words if "=" in word])
 
 
@@ -142,7 +175,9 @@ def test_no_command_of_documents_needs_an_activated_environment():
     for file in FILES:
         for text in [text for texts in code(file) for text in texts]:
             tools = r"(\w+=\S+ )*(pip|uv|pytest|ruff|mypy|torchrun|accelerate|ddpm-\w+|pre-commit|jupyter) \S"
-            elsewhere = re.fullmatch(r"pip install -e (\.|'\.\[[\w,]+\]')", text)  # in an environment of one's own
+            elsewhere = re.fullmatch(
+                r"pip install -e (\.|'\.\[[\w,]+\]')", text
+            )  # in an environment of one's own
             assert elsewhere or not re.match(tools, text), f"{file.name}: {text}"
 
 
@@ -151,7 +186,14 @@ def test_no_command_of_documents_is_overlooked():
     scripts = {f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")}
     own = {"train", "sample", "evaluate", "report", "make", "tests/test_user_paths"}
     assert programs <= scripts | own, programs
-    assert len(COMMANDS) > 100 and programs >= {"train", "sample", "evaluate", "report", "make", "scripts/share"}
+    assert len(COMMANDS) > 100 and programs >= {
+        "train",
+        "sample",
+        "evaluate",
+        "report",
+        "make",
+        "scripts/share",
+    }
 
 
 @pytest.mark.parametrize(("make", "words"), of("make"))
@@ -173,7 +215,11 @@ def keys():
 
     for file in CONFIGS.rglob("*.yaml"):
         content = OmegaConf.load(file)
-        package = "" if "@package _global_" in file.read_text() else ".".join(file.parent.relative_to(CONFIGS).parts)
+        package = (
+            ""
+            if "@package _global_" in file.read_text()
+            else ".".join(file.parent.relative_to(CONFIGS).parts)
+        )
         if not isinstance(content, ListConfig):
             add(content, f"{package}." if package else "")
     add(OmegaConf.structured(HydraConf), "hydra.")
@@ -187,9 +233,15 @@ def named():
         for span in code(file)[1]:
             words = re.sub(r"^(train|sample|evaluate|report)\.py ", "", span).split()
             if all(re.match(r"'?[a-z_]+([./][a-z_]+)*=", word) for word in words):
-                found |= {(str(file.relative_to(ROOT)), *word.strip("'").partition("=")[::2]) for word in words}
-            elif (re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", span) and span.split(".")[0] in GROUPS | {"hydra"}
-                  and span != "prediction.gain"):  # fmt: skip
+                found |= {
+                    (str(file.relative_to(ROOT)), *word.strip("'").partition("=")[::2])
+                    for word in words
+                }
+            elif (
+                re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", span)
+                and span.split(".")[0] in GROUPS | {"hydra"}
+                and span != "prediction.gain"
+            ):
                 found.add((str(file.relative_to(ROOT)), span, None))
     return sorted(found, key=str)
 
@@ -198,10 +250,14 @@ def named():
 def test_keys_and_choices_of_documents_exist(file, key, value, keys):
     group = key.split("/")[0]
     if key in GROUPS | {"hydra/launcher"}:
-        choices = {"all", "null"} | {path.stem for path in (CONFIGS / key).glob("*.yaml")} | {"basic"}
+        choices = (
+            {"all", "null"} | {path.stem for path in (CONFIGS / key).glob("*.yaml")} | {"basic"}
+        )
         assert not value or {*value.split(",")} <= choices, f"{key}={value}"
     else:
-        assert key in keys | {"eta", "spacing", "key", "jobs", "dry"} or group == "hydra.launcher", key
+        assert (
+            key in keys | {"eta", "spacing", "key", "jobs", "dry"} or group == "hydra.launcher"
+        ), key
 
 
 def test_the_vocabulary_lists_every_choice():
@@ -213,7 +269,11 @@ def test_the_vocabulary_lists_every_choice():
             listed[group] = {*re.findall(r"\w+", choices)}
     missing = {group: sorted({*options(group)} - choices) for group, choices in listed.items()}
     assert {group: choices for group, choices in missing.items() if choices} == {}
-    alone = {group: sorted(choices - {*options(group)}) for group, choices in listed.items() if len(choices) > 3}
+    alone = {
+        group: sorted(choices - {*options(group)})
+        for group, choices in listed.items()
+        if len(choices) > 3
+    }
     assert {group: choices for group, choices in alone.items() if choices} == {}
 
 

@@ -41,8 +41,17 @@ def run(tmp_path_factory):
 
     where = tmp_path_factory.mktemp("evaluation") / "r"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["train.py", *FAST, "callbacks.quality.count=4", "objective=hybrid",
-                                   "variance=learned_range", f"hydra.run.dir={where}"])  # fmt: skip
+        patch.setattr(
+            "sys.argv",
+            [
+                "train.py",
+                *FAST,
+                "callbacks.quality.count=4",
+                "objective=hybrid",
+                "variance=learned_range",
+                f"hydra.run.dir={where}",
+            ],
+        )
         verbs.train()
     return where
 
@@ -64,7 +73,14 @@ def system(*overrides):
 
 def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
     made, data = system("schedule.steps=40", "sampler.steps=5")
-    options = {"weights": "raw", "split": "test", "count": 6, "spacing": "uniform", "clip": 1.0, "seed": 3}
+    options = {
+        "weights": "raw",
+        "split": "test",
+        "count": 6,
+        "spacing": "uniform",
+        "clip": 1.0,
+        "seed": 3,
+    }
     result = assess_likelihood(made, made.denoiser, data, steps=8, batch_size=4, **options)
     x0, cond = data.test.x0[:6], made.condition(made.denoiser, {"label": data.test.labels[:6]})
     terms = list(
@@ -86,10 +102,16 @@ def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
     assert result["L_0"]["bits"] == pytest.approx(bits[-1].mean().item(), rel=1e-5)
     for i, (term, said) in enumerate(zip(terms, result["terms"], strict=True)):
         assert (said["t"], said["s"]) == (term.t, term.s)
-        assert said["rate"] == pytest.approx(prior.mean().item() + bits[:i].mean(1).sum().item(), rel=1e-5, abs=1e-9)
-        assert said["rmse"] == pytest.approx(127.5 * term.square_error.mean().item() ** 0.5, rel=1e-5)
+        assert said["rate"] == pytest.approx(
+            prior.mean().item() + bits[:i].mean(1).sum().item(), rel=1e-5, abs=1e-9
+        )
+        assert said["rmse"] == pytest.approx(
+            127.5 * term.square_error.mean().item() ** 0.5, rel=1e-5
+        )
     other = assess_likelihood(made, made.denoiser, data, steps=8, batch_size=6, **options)
-    assert other["bits_per_dim"] == pytest.approx(result["bits_per_dim"], rel=1e-6), "whatever the batch"
+    assert other["bits_per_dim"] == pytest.approx(result["bits_per_dim"], rel=1e-6), (
+        "whatever the batch"
+    )
 
 
 def test_the_network_hears_the_labels_of_the_pictures_it_is_measured_on():
@@ -104,33 +126,79 @@ def test_the_network_hears_the_labels_of_the_pictures_it_is_measured_on():
             heard.append(cond)
             return Estimate(torch.zeros_like(x_t))
 
-    assess_likelihood(made, Spy(), data, weights="raw", split="test", count=5, steps=2, spacing="uniform", clip=1.0,
-                      seed=0, batch_size=5)  # fmt: skip
-    assert all(torch.equal(cond.label, data.test.labels[:5]) and cond.dropped is None for cond in heard) and heard
+    assess_likelihood(
+        made,
+        Spy(),
+        data,
+        weights="raw",
+        split="test",
+        count=5,
+        steps=2,
+        spacing="uniform",
+        clip=1.0,
+        seed=0,
+        batch_size=5,
+    )
+    assert (
+        all(
+            torch.equal(cond.label, data.test.labels[:5]) and cond.dropped is None for cond in heard
+        )
+        and heard
+    )
 
 
 def test_nll_of_a_run_says_what_it_measured_with(run, typed, tmp_path):
-    status, said, _ = typed("evaluate", f"run={run}", "metrics=[nll,fid]", "nll.steps=4", "nll.count=5", "count=4",
-                            "nll.spacing=quadratic", f"hydra.run.dir={tmp_path}/e")  # fmt: skip
+    status, said, _ = typed(
+        "evaluate",
+        f"run={run}",
+        "metrics=[nll,fid]",
+        "nll.steps=4",
+        "nll.count=5",
+        "count=4",
+        "nll.spacing=quadratic",
+        f"hydra.run.dir={tmp_path}/e",
+    )
     result = found(tmp_path / "e")
     assert status == 0 and "bits/dim" in said and "FID" in said and result["fid"] > 0
     protocol = result["nll"]["protocol"]
-    assert (protocol["steps"], protocol["T"], protocol["count"], protocol["spacing"]) == (4, 1000, 5, "quadratic")
-    assert (protocol["variance"], protocol["split"], protocol["clip"]) == ("LearnedRange", "test", 1.0)
+    assert (protocol["steps"], protocol["T"], protocol["count"], protocol["spacing"]) == (
+        4,
+        1000,
+        5,
+        "quadratic",
+    )
+    assert (protocol["variance"], protocol["split"], protocol["clip"]) == (
+        "LearnedRange",
+        "test",
+        1.0,
+    )
     assert len(set(Image.open(tmp_path / "e" / "bound.png").convert("L").getdata())) > 5
 
 
 def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):
-    words = ("evaluate", f"run={run}", "metrics=[nll]", "nll.steps=4", "nll.count=5", "variance=analytic",
-             "variance.samples=1")  # fmt: skip
+    words = (
+        "evaluate",
+        f"run={run}",
+        "metrics=[nll]",
+        "nll.steps=4",
+        "nll.count=5",
+        "variance=analytic",
+        "variance.samples=1",
+    )
     assert typed(*words, f"hydra.run.dir={tmp_path}/a")[0] == 0
     (file,) = (run / "variances").iterdir()
     mse = load_file(file)["mse"]
-    assert mse.shape == (1001,) and mse[0] == 0 and (mse[1:] > 0).all() and mse.dtype == torch.float64
+    assert (
+        mse.shape == (1001,) and mse[0] == 0 and (mse[1:] > 0).all() and mse.dtype == torch.float64
+    )
     written = file.stat().st_mtime_ns
     assert typed(*words, f"hydra.run.dir={tmp_path}/b")[0] == 0
     first, second = (found(tmp_path / name)["nll"] for name in "ab")
-    assert file.stat().st_mtime_ns == written and first == second and first["protocol"]["variance"] == "Analytic"
+    assert (
+        file.stat().st_mtime_ns == written
+        and first == second
+        and first["protocol"]["variance"] == "Analytic"
+    )
     fixed = [*words[:-2], "variance=beta_tilde"]
     assert typed(*fixed, f"hydra.run.dir={tmp_path}/c")[0] == 0
     assert first["bits_per_dim"] < found(tmp_path / "c")["nll"]["bits_per_dim"]
@@ -141,8 +209,12 @@ def test_the_estimated_variance_is_the_error_of_the_denoiser():
     pixels = (127.5 + 64 * torch.randn(4000, 1, 8, 8)).clamp(0, 255).byte()
     data = Data("noise", Images(pixels, None), Images(pixels, None), classes=None, batch_size=16)
     x0 = data.train.x0.double()
-    exact = GaussianDenoiser(made.denoiser.process, BetaTilde(), torch.full((64,), x0.mean().item()).double(),
-                             x0.var() * torch.eye(64, dtype=torch.float64))  # fmt: skip
+    exact = GaussianDenoiser(
+        made.denoiser.process,
+        BetaTilde(),
+        torch.full((64,), x0.mean().item()).double(),
+        x0.var() * torch.eye(64, dtype=torch.float64),
+    )
     # Clipped pixels are not quite Gaussian, so the error is a little below that of a Gaussian.
     estimated = analytic.estimate(made, exact, data, samples=400).mse
     torch.testing.assert_close(estimated, exact.mse(), rtol=0.03, atol=1e-4)
@@ -159,34 +231,61 @@ def test_the_flows_density_is_that_of_the_data_under_the_exact_denoiser(schedule
         signal, noise = process.table[1, :2].tolist()
         blurred = data.mixture._replace(std=float(np.hypot(0.1, noise / signal)))
         expected = MixtureDenoiser(process, BetaTilde(), blurred).log_prob(points, label)
-        torch.testing.assert_close(log_prob(denoiser, points, times, Condition(label)), expected, rtol=0, atol=0.02)
+        torch.testing.assert_close(
+            log_prob(denoiser, points, times, Condition(label)), expected, rtol=0, atol=0.02
+        )
         assert (expected - denoiser.log_prob(points, label)).abs().max() < 0.1
         assert expected.std() > 0.5
 
 
 @pytest.mark.slow
 def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):
-    status, said, error = typed("train", "data=gaussian_mixture", "logger=csv", "trainer.max_steps=300",
-                                "callbacks.density.count=200", f"hydra.run.dir={tmp_path}/r")  # fmt: skip
+    status, said, error = typed(
+        "train",
+        "data=gaussian_mixture",
+        "logger=csv",
+        "trainer.max_steps=300",
+        "callbacks.density.count=200",
+        f"hydra.run.dir={tmp_path}/r",
+    )
     assert status == 0 and "the law of the data itself" in said, error
     density = found(tmp_path / "r")["density"]
     # 300 steps gave -2.93 against -3.15 of the data itself; a network that learns nothing is above 2.
     assert density["data"] - 0.1 < density["nll"] < density["data"] + 0.8
-    assert {file.name for file in (tmp_path / "r" / "pictures").iterdir()} == {"samples-000300.png", "losses.png"}
+    assert {file.name for file in (tmp_path / "r" / "pictures").iterdir()} == {
+        "samples-000300.png",
+        "losses.png",
+    }
     for words in (["metrics=[nll]"], ["metrics=[fid]"]):
         status, _, error = typed("evaluate", f"run={tmp_path}/r", *words)
         assert status == 2 and words[0] in error and "try metrics=[density]" in error
-    status, said, _ = typed("evaluate", f"run={tmp_path}/r", "density.count=200", f"hydra.run.dir={tmp_path}/e")
-    assert status == 0 and found(tmp_path / "e")["density"]["nll"] == pytest.approx(density["nll"], rel=1e-4)
+    status, said, _ = typed(
+        "evaluate", f"run={tmp_path}/r", "density.count=200", f"hydra.run.dir={tmp_path}/e"
+    )
+    assert status == 0 and found(tmp_path / "e")["density"]["nll"] == pytest.approx(
+        density["nll"], rel=1e-4
+    )
     assert typed("sample", f"run={tmp_path}/r", "count=8", f"hydra.run.dir={tmp_path}/s")[0] == 0
     assert np.load(tmp_path / "s" / "samples.npz")["points"].shape == (8, 2)
-    assert typed("sample", f"run={tmp_path}/r", "mode=encode", "count=8", f"hydra.run.dir={tmp_path}/x")[0] == 0
+    assert (
+        typed(
+            "sample", f"run={tmp_path}/r", "mode=encode", "count=8", f"hydra.run.dir={tmp_path}/x"
+        )[0]
+        == 0
+    )
 
 
 def test_the_analytic_tier_is_the_table_of_systems(typed, tmp_path):
-    status, said, _ = typed("evaluate", "model=exact", "steps=[10,50]", f"hydra.run.dir={tmp_path}/e")
+    status, said, _ = typed(
+        "evaluate", "model=exact", "steps=[10,50]", f"hydra.run.dir={tmp_path}/e"
+    )
     result = found(tmp_path / "e")
-    assert status == 0 and "0.3616" in said and "0.4719" in said and (tmp_path / "e" / "exact.png").is_file()
+    assert (
+        status == 0
+        and "0.3616" in said
+        and "0.4719" in said
+        and (tmp_path / "e" / "exact.png").is_file()
+    )
     assert result["std"]["DDIM sigma-hat (beta)"] == pytest.approx([0.5988, 0.5176], abs=5.1e-5)
     bits = result["bits_per_dim"]
     assert bits["analytic"] == pytest.approx([result["entropy"]] * 2, abs=1e-6)
@@ -226,43 +325,105 @@ def case(typed, tmp_path_factory):
 
 def test_one_case_of_the_analytic_tier_is_a_cell_of_its_tables(case):
     tables = case("steps=[25]", "schedule.steps=400")
-    one = case("sampler=ddim", "sampler.steps=25", "sampler.eta=0.2", "variance=beta", "nll.steps=25",
-               "schedule.steps=400")  # fmt: skip
-    assert one["std"] == pytest.approx(tables["std"]["DDIM eta=0.2"][0]) and one["std_of_data"] == pytest.approx(0.5)
+    one = case(
+        "sampler=ddim",
+        "sampler.steps=25",
+        "sampler.eta=0.2",
+        "variance=beta",
+        "nll.steps=25",
+        "schedule.steps=400",
+    )
+    assert one["std"] == pytest.approx(tables["std"]["DDIM eta=0.2"][0]) and one[
+        "std_of_data"
+    ] == pytest.approx(0.5)
     assert one["wasserstein"] == pytest.approx(tables["wasserstein"]["DDIM eta=0.2"][0])
-    assert one["nll"]["bits_per_dim"] == pytest.approx(tables["bits_per_dim"]["beta"][0]) and "round_trip" not in one
+    assert (
+        one["nll"]["bits_per_dim"] == pytest.approx(tables["bits_per_dim"]["beta"][0])
+        and "round_trip" not in one
+    )
     nll, protocol = one["nll"], one["protocol"]
-    assert nll["gap"] == pytest.approx(nll["bits_per_dim"] - tables["entropy"]) and len(nll["terms"]) == 25
-    assert nll["bits_per_dim"] == pytest.approx(nll["L_T"] + sum(term["bits"] for term in nll["terms"]))
-    assert (nll["terms"][0]["t"], nll["terms"][-1]["s"], nll["terms"][-1]["bits"]) == (400, 0, nll["L_0"])
-    assert protocol["sampler"] == {"name": "DDIM", "steps": 25, "spacing": "uniform", "clip": None,
-                                   "dynamic_threshold": None, "eta": 0.2, "hat": False}  # fmt: skip
-    assert (protocol["T"], protocol["variance"], protocol["nll"]) == (400, "Beta", {"steps": 25, "spacing": "uniform"})
-    rows = {"analytic": "analytic", "learned_diagonal": "analytic", "learned_range": "learned_range at its optimum"}
+    assert (
+        nll["gap"] == pytest.approx(nll["bits_per_dim"] - tables["entropy"])
+        and len(nll["terms"]) == 25
+    )
+    assert nll["bits_per_dim"] == pytest.approx(
+        nll["L_T"] + sum(term["bits"] for term in nll["terms"])
+    )
+    assert (nll["terms"][0]["t"], nll["terms"][-1]["s"], nll["terms"][-1]["bits"]) == (
+        400,
+        0,
+        nll["L_0"],
+    )
+    assert protocol["sampler"] == {
+        "name": "DDIM",
+        "steps": 25,
+        "spacing": "uniform",
+        "clip": None,
+        "dynamic_threshold": None,
+        "eta": 0.2,
+        "hat": False,
+    }
+    assert (protocol["T"], protocol["variance"], protocol["nll"]) == (
+        400,
+        "Beta",
+        {"steps": 25, "spacing": "uniform"},
+    )
+    rows = {
+        "analytic": "analytic",
+        "learned_diagonal": "analytic",
+        "learned_range": "learned_range at its optimum",
+    }
     for variance, row in rows.items():
-        one = case("sampler=ddpm", "sampler.steps=25", f"variance={variance}", "nll.steps=25", "schedule.steps=400")
-        assert one["nll"]["bits_per_dim"] == pytest.approx(tables["bits_per_dim"][row][0], abs=1e-12)
+        one = case(
+            "sampler=ddpm",
+            "sampler.steps=25",
+            f"variance={variance}",
+            "nll.steps=25",
+            "schedule.steps=400",
+        )
+        assert one["nll"]["bits_per_dim"] == pytest.approx(
+            tables["bits_per_dim"][row][0], abs=1e-12
+        )
         assert one["std"] == pytest.approx(tables["std"]["DDPM analytic variance"][0], rel=1e-3)
 
 
 def test_the_curve_of_a_schedule_is_its_definition(case):
-    curve = case("sampler=ddim", "schedule=cosine", "schedule.steps=4000", "nll.steps=9")["schedule_curve"]
-    assert len(curve) == 101 and curve[0] == {"t": 0, "alpha_bar": 1, "beta": None, "beta_tilde_over_beta": None}
+    curve = case("sampler=ddim", "schedule=cosine", "schedule.steps=4000", "nll.steps=9")[
+        "schedule_curve"
+    ]
+    assert len(curve) == 101 and curve[0] == {
+        "t": 0,
+        "alpha_bar": 1,
+        "beta": None,
+        "beta_tilde_over_beta": None,
+    }
 
     def alpha_bar(t):
-        return np.cos((t / 4000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+        return (
+            np.cos((t / 4000 + 0.008) / 1.008 * np.pi / 2) ** 2
+            / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+        )
 
     for i in (1, 50, 99):
         t = 40 * i
         beta = 1 - alpha_bar(t) / alpha_bar(t - 1)
-        assert curve[i] == pytest.approx({"t": i / 100, "alpha_bar": alpha_bar(t), "beta": beta,
-            "beta_tilde_over_beta": (1 - alpha_bar(t - 1)) / (1 - alpha_bar(t))}, rel=1e-6)  # fmt: skip
+        assert curve[i] == pytest.approx(
+            {
+                "t": i / 100,
+                "alpha_bar": alpha_bar(t),
+                "beta": beta,
+                "beta_tilde_over_beta": (1 - alpha_bar(t - 1)) / (1 - alpha_bar(t)),
+            },
+            rel=1e-6,
+        )
 
 
 def test_the_exact_round_trip_is_the_mean_over_the_data(case):
     words = ["sampler=ddim", "sampler.steps=10", "schedule.steps=50"]
     exact = case(*words, "mean=[0.3,-0.2]", "covariance=[[0.2,0.1],[0.1,0.3]]")["round_trip"]
-    mean, cov = (torch.tensor(part, dtype=torch.float64) for part in ([0.3, -0.2], [[0.2, 0.1], [0.1, 0.3]]))
+    mean, cov = (
+        torch.tensor(part, dtype=torch.float64) for part in ([0.3, -0.2], [[0.2, 0.1], [0.1, 0.3]])
+    )
     denoiser = GaussianDenoiser(ForwardProcess(linear(50)), BetaTilde(), mean, cov)
     x = mean + torch.randn(100_000, 2, dtype=torch.float64) @ torch.linalg.cholesky(cov).T
     sampler = DDIM(steps=10, clip=None)
@@ -275,7 +436,10 @@ def test_the_exact_round_trip_is_the_mean_over_the_data(case):
 
 def test_a_mixture_of_which_the_label_is_known_is_a_gaussian_to_the_bound(case):
     words = ["sampler=ddim", "variance=beta_tilde", "nll.steps=10"]
-    one, other = case(*words, *MIXTURE)["nll"], case(*words, "schedule.steps=100", "covariance=[[0.04]]")["nll"]
+    one, other = (
+        case(*words, *MIXTURE)["nll"],
+        case(*words, "schedule.steps=100", "covariance=[[0.04]]")["nll"],
+    )
     assert one["entropy"] == pytest.approx(other["entropy"], abs=1e-12)
     for term, same in zip(one["terms"], other["terms"], strict=True):
         assert term == pytest.approx(same, rel=1e-9)
@@ -288,7 +452,9 @@ def test_the_error_and_entropy_of_a_mixture_are_those_of_its_samples():
         law = mixture(process, data, 10, 0, times=[5, 60], conditional=conditional)
         x, label = data.mixture.labelled(200_000, torch.Generator().manual_seed(0))
         denoiser, told = law.denoiser(BetaTilde()), label if conditional else None
-        assert law.entropy == pytest.approx(-denoiser.log_prob(x, told).mean().item() / np.log(4), abs=0.005)
+        assert law.entropy == pytest.approx(
+            -denoiser.log_prob(x, told).mean().item() / np.log(4), abs=0.005
+        )
         for t in (5, 60):
             at = torch.full((len(x),), t)
             guess = denoiser(process.diffuse(x, torch.randn_like(x), at), at, Condition(told)).x0
@@ -318,8 +484,15 @@ def test_the_exact_classifier_makes_of_a_model_without_labels_one_that_hears_the
 
 
 def test_a_finite_set_is_measured_by_its_labels_and_keeps_the_bounds_of_pixels(case):
-    one = case("data=digits", "sampler=ddim", "sampler.steps=5", "schedule.steps=50", "count=200", 
-               "guidance=classifier_free", "guidance.w=1")  # fmt: skip
+    one = case(
+        "data=digits",
+        "sampler=ddim",
+        "sampler.steps=5",
+        "schedule.steps=50",
+        "count=200",
+        "guidance=classifier_free",
+        "guidance.w=1",
+    )
     assert one["recognised"] > 0.9 and one["inception_score"] > 9 and "nll" not in one
     assert one["protocol"]["sampler"]["clip"] == 1
 
@@ -345,10 +518,17 @@ def test_a_round_trip_is_the_walks_one_after_the_other_and_nearer_with_more_step
         x = moved(x, t, s)
     assert result["mse"] == pytest.approx(((x - x0) / 2).square().mean().item(), rel=1e-4)
     protocol = result["protocol"]
-    assert (protocol["count"], protocol["steps"], protocol["T"], protocol["split"]) == (6, 5, 40, "test")
+    assert (protocol["count"], protocol["steps"], protocol["T"], protocol["split"]) == (
+        6,
+        5,
+        40,
+        "test",
+    )
     made, data = system("schedule.steps=400", "sampler.clip=null", "conditioner=none")
     cov = 0.25 * torch.eye(64, dtype=torch.float64)
-    exact = GaussianDenoiser(made.denoiser.process, BetaTilde(), torch.zeros(64, dtype=torch.float64), cov)
+    exact = GaussianDenoiser(
+        made.denoiser.process, BetaTilde(), torch.zeros(64, dtype=torch.float64), cov
+    )
     errors = []
     for steps in (5, 20, 80, 400):
         made.sampler = replace(made.sampler, steps=steps, eta=0)
@@ -358,17 +538,30 @@ def test_a_round_trip_is_the_walks_one_after_the_other_and_nearer_with_more_step
 
 def test_the_round_trip_of_a_run_is_what_encoding_says(run, typed, tmp_path):
     words = [f"run={run}", "sampler.steps=20"]
-    status, said, error = typed("evaluate", *words, "metrics=[round_trip]", "round_trip.count=5", "batch_size=3",
-                                f"hydra.run.dir={tmp_path}/e")  # fmt: skip
+    status, said, error = typed(
+        "evaluate",
+        *words,
+        "metrics=[round_trip]",
+        "round_trip.count=5",
+        "batch_size=3",
+        f"hydra.run.dir={tmp_path}/e",
+    )
     result = found(tmp_path / "e")["round_trip"]
     assert status == 0 and "round trip, MSE" in said, error
-    assert result["mse"] > 0 and result["protocol"]["count"] == 5 and "fid" not in found(tmp_path / "e")
+    assert (
+        result["mse"] > 0
+        and result["protocol"]["count"] == 5
+        and "fid" not in found(tmp_path / "e")
+    )
     said = typed("sample", *words, "mode=encode", "count=5", f"hydra.run.dir={tmp_path}/s")[1]
     assert f"mean square error {result['mse']:.2g}," in said
 
 
 def test_sliced_wasserstein_is_the_shift_of_shifted_points():
-    points, shift = torch.randn(500, 3, dtype=torch.float64), torch.tensor([1.0, 0, 0], dtype=torch.float64)
+    points, shift = (
+        torch.randn(500, 3, dtype=torch.float64),
+        torch.tensor([1.0, 0, 0], dtype=torch.float64),
+    )
     assert sliced_wasserstein(points, points) == 0
     assert sliced_wasserstein(points + shift, points) == pytest.approx(3**-0.5, rel=0.15)
 
@@ -378,28 +571,54 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):
     status, said, error = typed("sample", *words, "mode=encode", f"hydra.run.dir={tmp_path}/e")
     assert status == 0 and "mean square error" in said, error
     saved = np.load(tmp_path / "e" / "x_T.npz")
-    assert saved["x_T"].shape == (12, 1, 8, 8) and saved["labels"].tolist() == digits().test.labels[:12].tolist()
+    assert (
+        saved["x_T"].shape == (12, 1, 8, 8)
+        and saved["labels"].tolist() == digits().test.labels[:12].tolist()
+    )
     status, _, error = typed(
-        "sample", *words, "mode=decode", f"input={tmp_path}/e/x_T.npz", f"hydra.run.dir={tmp_path}/d"
+        "sample",
+        *words,
+        "mode=decode",
+        f"input={tmp_path}/e/x_T.npz",
+        f"hydra.run.dir={tmp_path}/d",
     )
     assert status == 0, error
     decoded = np.load(tmp_path / "d" / "samples.npz")
-    assert decoded["labels"].tolist() == saved["labels"].tolist() and decoded["images"].shape == (12, 8, 8, 1)
-    status, said, error = typed("sample", *words, "mode=encode", f"input={tmp_path}/d/samples.npz",
-                                f"hydra.run.dir={tmp_path}/again")  # fmt: skip
+    assert decoded["labels"].tolist() == saved["labels"].tolist() and decoded["images"].shape == (
+        12,
+        8,
+        8,
+        1,
+    )
+    status, said, error = typed(
+        "sample",
+        *words,
+        "mode=encode",
+        f"input={tmp_path}/d/samples.npz",
+        f"hydra.run.dir={tmp_path}/again",
+    )
     assert status == 0 and "12 encoded" in said, error
     words[2] = "count=2"
-    assert typed("sample", *words, "mode=interpolate", "frames=4", f"hydra.run.dir={tmp_path}/i")[0] == 0
+    assert (
+        typed("sample", *words, "mode=interpolate", "frames=4", f"hydra.run.dir={tmp_path}/i")[0]
+        == 0
+    )
     rows = np.load(tmp_path / "i" / "samples.npz")["images"].reshape(2, 4, 64).astype(int)
     assert np.abs(rows[:, 0] - rows[:, -1]).max() > 50
-    assert [len(set(np.load(tmp_path / "i" / "samples.npz")["labels"][row * 4 :][:4])) for row in range(2)] == [1, 1]
+    assert [
+        len(set(np.load(tmp_path / "i" / "samples.npz")["labels"][row * 4 :][:4]))
+        for row in range(2)
+    ] == [1, 1]
 
 
 def test_encoding_hears_the_label_that_is_asked_for_and_so_many_of_a_file(run, typed, tmp_path):
     words = ["sample", f"run={run}", "sampler.steps=5"]
     typed(*words, "count=8", f"hydra.run.dir={tmp_path}/s")
     file = f"input={tmp_path}/s/samples.npz"
-    assert typed(*words, "mode=encode", file, "count=3", "label=7", f"hydra.run.dir={tmp_path}/e")[0] == 0
+    assert (
+        typed(*words, "mode=encode", file, "count=3", "label=7", f"hydra.run.dir={tmp_path}/e")[0]
+        == 0
+    )
     saved = np.load(tmp_path / "e" / "x_T.npz")
     assert saved["labels"].tolist() == [7, 7, 7] and saved["x_T"].shape == (3, 1, 8, 8)
 
@@ -413,5 +632,7 @@ def test_the_ends_of_an_interpolation_are_the_samples_between_which_it_goes(run,
 
 
 def test_the_visited_pairs_are_printed(run, typed):
-    _, said, _ = typed("sample", f"run={run}", "mode=times", "sampler.spacing=[700,20,0]", "sampler.steps=null")
+    _, said, _ = typed(
+        "sample", f"run={run}", "mode=times", "sampler.spacing=[700,20,0]", "sampler.steps=null"
+    )
     assert "(700,20) (20,0)" in said

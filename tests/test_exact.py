@@ -17,8 +17,11 @@ from ddpm_lab.diffusion.schedules import cosine, geometric, linear
 from ddpm_lab.diffusion.solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedRange
 
-PROCESSES = {"linear": ForwardProcess(linear()), "cosine": ForwardProcess(cosine()),
-             "geometric": ForwardProcess(geometric())}  # fmt: skip
+PROCESSES = {
+    "linear": ForwardProcess(linear()),
+    "cosine": ForwardProcess(cosine()),
+    "geometric": ForwardProcess(geometric()),
+}
 EVERY_PROCESS = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 T = torch.tensor([1, 20, 300, 600, 999])
 
@@ -35,7 +38,10 @@ def covariance(dims=3):
 @EVERY_PROCESS
 def test_a_gaussian_is_conditioned_as_the_joint_law_says(process):
     mean, cov = torch.randn(3, dtype=torch.float64), covariance()
-    denoiser, x_t = GaussianDenoiser(process, BetaTilde(), mean, cov), torch.randn(5, 3, dtype=torch.float64)
+    denoiser, x_t = (
+        GaussianDenoiser(process, BetaTilde(), mean, cov),
+        torch.randn(5, 3, dtype=torch.float64),
+    )
     found, mse = denoiser(x_t, T).x0.numpy(), denoiser.mse().numpy()
     for i, t in enumerate(T.tolist()):
         signal, noise = process.table[t, :2].tolist()
@@ -43,33 +49,48 @@ def test_a_gaussian_is_conditioned_as_the_joint_law_says(process):
         gain = signal * cov.numpy() @ np.linalg.inv(joint)
         expected = mean.numpy() + gain @ (x_t[i].numpy() - signal * mean.numpy())
         np.testing.assert_allclose(found[i], expected, rtol=1e-9, atol=1e-12)
-        assert mse[t] == pytest.approx(np.trace(cov.numpy() - signal * gain @ cov.numpy()) / 3, rel=1e-7)
+        assert mse[t] == pytest.approx(
+            np.trace(cov.numpy() - signal * gain @ cov.numpy()) / 3, rel=1e-7
+        )
 
 
 def test_a_covariance_may_be_singular_and_images_are_flattened():
     cov = torch.diag(numbers(0.3, 0.0, 0.1, 0.0))
-    denoiser = GaussianDenoiser(PROCESSES["linear"], BetaTilde(), torch.full((4,), 0.2, dtype=torch.float64), cov)
+    denoiser = GaussianDenoiser(
+        PROCESSES["linear"], BetaTilde(), torch.full((4,), 0.2, dtype=torch.float64), cov
+    )
     said = denoiser(torch.randn(2, 1, 2, 2), torch.tensor([10, 900])).x0
     assert said.shape == (2, 1, 2, 2) and said.dtype == torch.float32
     torch.testing.assert_close(said[:, 0, :, 1], torch.full((2, 2), 0.2))
     with pytest.raises(ValueError, match="semi-definite"):
-        GaussianDenoiser(PROCESSES["linear"], BetaTilde(), torch.zeros(2), torch.diag(numbers(1.0, -0.1)))
+        GaussianDenoiser(
+            PROCESSES["linear"], BetaTilde(), torch.zeros(2), torch.diag(numbers(1.0, -0.1))
+        )
 
 
 def mixture(std):
-    return Mixture(numbers([-0.8], [0.1], [0.9]), numbers(0.2, 0.5, 0.3), std, torch.tensor([0, 1, 0]))
+    return Mixture(
+        numbers([-0.8], [0.1], [0.9]), numbers(0.2, 0.5, 0.3), std, torch.tensor([0, 1, 0])
+    )
 
 
 @EVERY_PROCESS
 @pytest.mark.parametrize("label", [None, 0, 1])
 def test_a_mixture_is_bayes_rule_on_a_grid(label, process):
     mix = mixture(0.15)
-    denoiser, x_t = MixtureDenoiser(process, BetaTilde(), mix), torch.randn(5, 1, dtype=torch.float64)
+    denoiser, x_t = (
+        MixtureDenoiser(process, BetaTilde(), mix),
+        torch.randn(5, 1, dtype=torch.float64),
+    )
     cond = Condition() if label is None else Condition(torch.full((5,), label))
     grid = np.linspace(-4, 4, 200_001)
-    parts = [w * np.exp(-((grid - m) ** 2) / (2 * 0.15**2)) / 0.15 / np.sqrt(2 * np.pi)
-             for w, m, of in zip(mix.weights.tolist(), mix.means[:, 0].tolist(), mix.labels.tolist(), strict=True)
-             if label in (None, of)]  # fmt: skip
+    parts = [
+        w * np.exp(-((grid - m) ** 2) / (2 * 0.15**2)) / 0.15 / np.sqrt(2 * np.pi)
+        for w, m, of in zip(
+            mix.weights.tolist(), mix.means[:, 0].tolist(), mix.labels.tolist(), strict=True
+        )
+        if label in (None, of)
+    ]
     prior = np.sum(parts, axis=0)
     for i, t in enumerate(T.tolist()):
         signal, noise = process.table[t, :2].tolist()
@@ -88,14 +109,21 @@ def test_a_mixture_is_bayes_rule_on_a_grid(label, process):
 def test_a_finite_set_is_the_weighted_mean_of_its_points():
     process, points = PROCESSES["linear"], torch.randn(50, 6, dtype=torch.float64)
     weights = torch.full((50,), 1 / 50, dtype=torch.float64)
-    denoiser = MixtureDenoiser(process, BetaTilde(), Mixture(points, weights, 0.0, torch.arange(50) % 2))
+    denoiser = MixtureDenoiser(
+        process, BetaTilde(), Mixture(points, weights, 0.0, torch.arange(50) % 2)
+    )
     x_t = torch.randn(5, 6, dtype=torch.float64)
-    for cond, some in ((Condition(), points), (Condition(torch.ones(5, dtype=torch.long)), points[1::2])):
+    for cond, some in (
+        (Condition(), points),
+        (Condition(torch.ones(5, dtype=torch.long)), points[1::2]),
+    ):
         found = denoiser(x_t, T, cond).x0
         for i, t in enumerate(T.tolist()):
             signal, noise = process.table[t, :2].tolist()
             log = -((x_t[i] - signal * some) ** 2).sum(1) / (2 * noise**2)
-            torch.testing.assert_close(found[i], (log - log.max()).exp() @ some / (log - log.max()).exp().sum())
+            torch.testing.assert_close(
+                found[i], (log - log.max()).exp() @ some / (log - log.max()).exp().sum()
+            )
 
 
 def test_near_the_data_it_is_the_nearest_point_and_in_noise_the_mean():
@@ -110,7 +138,10 @@ def test_near_the_data_it_is_the_nearest_point_and_in_noise_the_mean():
 
 def test_rows_whose_label_was_dropped_hear_all_components():
     process = PROCESSES["linear"]
-    denoiser, x_t = MixtureDenoiser(process, BetaTilde(), mixture(0.1)), torch.randn(5, 1, dtype=torch.float64)
+    denoiser, x_t = (
+        MixtureDenoiser(process, BetaTilde(), mixture(0.1)),
+        torch.randn(5, 1, dtype=torch.float64),
+    )
     label = torch.tensor([0, 1, 0, 1, 0])
     dropped = torch.tensor([True, False, False, True, True])
     found = denoiser(x_t, T, Condition(label, dropped=dropped)).x0
@@ -140,7 +171,11 @@ def test_the_law_of_a_walk_is_that_of_its_matrices(sampler, process):
         offset = (np.eye(3) - a_t * gain) @ mean.numpy()  # x0 = gain x_t + offset
         beta = b_t**2 - (a_t / a_s) ** 2 * b_s**2
         if isinstance(sampler, DDPM):
-            of_x0, of_x_t, variance = a_s * beta / b_t**2, a_t / a_s * b_s**2 / b_t**2, beta if s else 0.0
+            of_x0, of_x_t, variance = (
+                a_s * beta / b_t**2,
+                a_t / a_s * b_s**2 / b_t**2,
+                beta if s else 0.0,
+            )
         else:
             variance = 0.36 * beta * b_s**2 / b_t**2
             of_eps = np.sqrt(b_s**2 - variance)
@@ -155,7 +190,11 @@ def test_the_law_of_a_walk_is_that_of_its_matrices(sampler, process):
 def probed(sampler, denoiser):
     """The law by brute force: walks from probes, one of zeros, one with x_T alone, one for every draw of noise."""
     draws, along = [], denoiser.axes.sum(1)
-    sampler(denoiser, torch.zeros_like(along)[None], noise=lambda x: (draws.append(x), torch.zeros_like(x))[1])
+    sampler(
+        denoiser,
+        torch.zeros_like(along)[None],
+        noise=lambda x: (draws.append(x), torch.zeros_like(x))[1],
+    )
     probes = torch.zeros(len(draws) + 2, len(along), dtype=torch.float64)
     probes[1], row = along, iter(range(2, len(draws) + 2))
 
@@ -187,7 +226,9 @@ def probed(sampler, denoiser):
 def test_the_law_of_every_walk_is_that_of_its_responses(sampler, steps, process):
     denoiser = GaussianDenoiser(process, Beta(), torch.randn(3, dtype=torch.float64), covariance())
     sampler = replace(sampler, steps=steps, clip=None, spacing="quadratic_full")
-    for found, expected in zip(exact.law(sampler, denoiser), probed(sampler, denoiser), strict=True):
+    for found, expected in zip(
+        exact.law(sampler, denoiser), probed(sampler, denoiser), strict=True
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
@@ -195,11 +236,16 @@ def test_the_law_of_every_walk_is_that_of_its_responses(sampler, steps, process)
 def test_with_the_optimal_variance_ancestral_sampling_of_a_gaussian_is_exact(process):
     # One std in every dimension, so that one variance is optimal for all: only x_T differs from the data's.
     std, dims = 0.4, 2
-    zero, cov = torch.zeros(dims, dtype=torch.float64), std**2 * torch.eye(dims, dtype=torch.float64)
+    zero, cov = (
+        torch.zeros(dims, dtype=torch.float64),
+        std**2 * torch.eye(dims, dtype=torch.float64),
+    )
     plain = GaussianDenoiser(process, BetaTilde(), zero, cov)
     denoiser = GaussianDenoiser(process, Analytic(plain.mse()), zero, cov)
     _, found = exact.law(DDPM(steps=25, clip=None), denoiser)
-    mse = plain.mse()[1].item()  # the last step shows the mean, which lacks the variance that is left at t = 1
+    mse = plain.mse()[
+        1
+    ].item()  # the last step shows the mean, which lacks the variance that is left at t = 1
     assert found.diagonal().tolist() == pytest.approx([std**2 - mse] * dims, rel=0.002)
     assert torch.allclose(found, torch.diag(found.diagonal()))
 
@@ -212,15 +258,21 @@ def test_the_optimal_spread_lands_on_the_optimum_where_the_range_holds_it():
     spread = exact.optimal_spread(process, optimum, times)[:-1]
     like = torch.zeros(len(t), dtype=torch.float64)
     assert spread.abs().max() < 1
-    torch.testing.assert_close(LearnedRange().log_var(process, spread, like, t, s),
-                               optimum.log_var(process, None, like, t, s))  # fmt: skip
+    torch.testing.assert_close(
+        LearnedRange().log_var(process, spread, like, t, s),
+        optimum.log_var(process, None, like, t, s),
+    )
 
 
 @pytest.mark.parametrize("times", [[1000, 0], [1000, 900, 3, 2, 1, 0]])
 def test_the_optimal_range_is_a_learned_range_that_is_told_the_optimal_spread(times):
     process = PROCESSES["cosine"]
-    optimum = Analytic(100 * GaussianDenoiser(process, BetaTilde(), numbers(0.0), numbers([0.25])).mse())  # often out
+    optimum = Analytic(
+        100 * GaussianDenoiser(process, BetaTilde(), numbers(0.0), numbers([0.25])).mse()
+    )  # often out
     t, s = torch.tensor(times[:-1]), torch.tensor(times[1:])
     like = torch.zeros(len(t), dtype=torch.float64)
-    told = LearnedRange().log_var(process, exact.optimal_spread(process, optimum, times), like, t, s)
+    told = LearnedRange().log_var(
+        process, exact.optimal_spread(process, optimum, times), like, t, s
+    )
     torch.testing.assert_close(OptimalRange(optimum).log_var(process, None, like, t, s), told)

@@ -91,9 +91,14 @@ def test_an_experiment_is_what_was_published(name):
     if not name.startswith("digits"):
         # Counted in batches; an interval that is no multiple of the accumulation would fall inside a step.
         assert config.trainer.val_check_interval % config.trainer.accumulate_grad_batches == 0
-        assert config.trainer.accelerator == "gpu" and config.lr_schedule._target_.endswith(".Constant")
+        assert config.trainer.accelerator == "gpu" and config.lr_schedule._target_.endswith(
+            ".Constant"
+        )
     if steps is None:
-        assert config.system._target_.endswith(".AutoencoderSystem") and config.model.bottleneck.weight == 1e-6
+        assert (
+            config.system._target_.endswith(".AutoencoderSystem")
+            and config.model.bottleneck.weight == 1e-6
+        )
         return
     assert config.schedule.steps == steps
     if name == CLASSIFIER:
@@ -101,14 +106,19 @@ def test_an_experiment_is_what_was_published(name):
     assert config.callbacks.quality.every is None
     groups = ("schedule", "prediction", "variance", "objective", "conditioner", "sampler")
     assert " ".join(config[group]._target_.rpartition(".")[2] for group in groups) == CHOICES[name]
-    assert (config.sampler.clip is None) == (name in LATENT), "latents have no bounds, and pixels have"
+    assert (config.sampler.clip is None) == (name in LATENT), (
+        "latents have no bounds, and pixels have"
+    )
     if not name.startswith("digits"):
         assert config.callbacks.ema.decay == 0.9999
         assert config.callbacks.quality.count == (10_000 if name == "iddpm_imagenet64" else 50_000)
 
 
 def test_every_experiment_is_in_the_tables():
-    assert sorted(PUBLISHED) == EXPERIMENTS and {*PUBLISHED} - {*CHOICES} == {"ldm_autoencoder", CLASSIFIER}
+    assert sorted(PUBLISHED) == EXPERIMENTS and {*PUBLISHED} - {*CHOICES} == {
+        "ldm_autoencoder",
+        CLASSIFIER,
+    }
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -117,34 +127,74 @@ def test_networks_are_as_large_as_published(name):
     config = composed(f"experiment={name}")
     told = instantiate(config.conditioner)(Spec(shape, 1000, 2 / 255, None))
     with torch.device("meta"):
-        network = instantiate(config.model)(shape, outputs=instantiate(config.variance).outputs, **told.doors)
+        network = instantiate(config.model)(
+            shape, outputs=instantiate(config.variance).outputs, **told.doors
+        )
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.015)
 
 
 def test_words_typed_beside_an_experiment_win():
-    words = ["optimizer.lr=1", "conditioner=label", "sampler=ddim", "model=unet", "trainer=cpu", "data.batch_size=7"]
+    words = [
+        "optimizer.lr=1",
+        "conditioner=label",
+        "sampler=ddim",
+        "model=unet",
+        "trainer=cpu",
+        "data.batch_size=7",
+    ]
     config = composed("experiment=ddpm_cifar10", *words)
-    assert config.optimizer.lr == 1 and config.data.batch_size == 7 and config.trainer.accelerator == "cpu"
-    assert config.conditioner._target_.endswith(".Label") and config.sampler._target_.endswith(".DDIM")
+    assert (
+        config.optimizer.lr == 1
+        and config.data.batch_size == 7
+        and config.trainer.accelerator == "cpu"
+    )
+    assert config.conditioner._target_.endswith(".Label") and config.sampler._target_.endswith(
+        ".DDIM"
+    )
     assert config.model.channels == 64 and config.data.path == "data/cifar10"
     bound = composed("experiment=iddpm_cifar10", "objective=vlb", "timesteps=importance")
-    assert bound.objective._target_.endswith(".Vlb") and bound.timesteps._target_.endswith(".Importance")
+    assert bound.objective._target_.endswith(".Vlb") and bound.timesteps._target_.endswith(
+        ".Importance"
+    )
 
 
 def test_a_misspelt_experiment_is_refused_with_the_choices(typed):
     status, _, error = typed("train", "experiment=ddpm_cifar")
-    assert status == 2 and "experiment=ddpm_cifar is not a choice (did you mean ddpm_cifar10?); choices: " in error
+    assert (
+        status == 2
+        and "experiment=ddpm_cifar is not a choice (did you mean ddpm_cifar10?); choices: " in error
+    )
     assert all(name in error for name in EXPERIMENTS)
 
 
-SHRUNK = ("model.channels=8", "model.blocks=1", "trainer=cpu", "trainer.max_steps=1", "logger=csv",
-          "trainer.accumulate_grad_batches=1", "trainer.val_check_interval=1", "trainer.limit_val_batches=1",
-          "callbacks.losses.every=1", "lr_schedule.warmup=0")  # fmt: skip
-DRAWN = ("~callbacks.quality", "sampler.steps=2", "callbacks.pictures.rows=1", "callbacks.pictures.columns=2")
+SHRUNK = (
+    "model.channels=8",
+    "model.blocks=1",
+    "trainer=cpu",
+    "trainer.max_steps=1",
+    "logger=csv",
+    "trainer.accumulate_grad_batches=1",
+    "trainer.val_check_interval=1",
+    "trainer.limit_val_batches=1",
+    "callbacks.losses.every=1",
+    "lr_schedule.warmup=0",
+)
+DRAWN = (
+    "~callbacks.quality",
+    "sampler.steps=2",
+    "callbacks.pictures.rows=1",
+    "callbacks.pictures.columns=2",
+)
 """Of what diffuses: pictures are drawn at the end, and not measured."""
 # f = 4, so that latents of 256x256 are as large as in the papers
-FIRST = ("model.multipliers=[1,1,1]", "system.perceptual=0", "system.start=0", "callbacks.reconstructions.rows=1",
-         "callbacks.reconstructions.columns=2", "extractor.weights=nowhere")  # fmt: skip
+FIRST = (
+    "model.multipliers=[1,1,1]",
+    "system.perceptual=0",
+    "system.start=0",
+    "callbacks.reconstructions.rows=1",
+    "callbacks.reconstructions.columns=2",
+    "extractor.weights=nowhere",
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +210,9 @@ def trained(typed, tmp_path_factory):
                 option = Path(config.data.path).name
                 option += str(config.data.resolution) * (option == "imagenet")
                 words += sets.words(option, where, patch, config.data.resolution)
-            status, _, error = typed("train", f"experiment={name}", *words, f"hydra.run.dir={where}/r")
+            status, _, error = typed(
+                "train", f"experiment={name}", *words, f"hydra.run.dir={where}/r"
+            )
         assert status == 0, error
         return where / "r"
 
@@ -185,12 +237,23 @@ def autoencoders(trained, typed, tmp_path_factory):
     return make
 
 
-OFTEN = ("adm_imagenet64_classifier", "cascade_base32", "digits_iddpm", "digits_latent", "ldm_autoencoder")
+OFTEN = (
+    "adm_imagenet64_classifier",
+    "cascade_base32",
+    "digits_iddpm",
+    "digits_latent",
+    "ldm_autoencoder",
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[] if name in OFTEN else pytest.mark.nightly) for name in EXPERIMENTS])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in OFTEN else pytest.mark.nightly)
+        for name in EXPERIMENTS
+    ],
+)
 def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
     if name == "ldm_autoencoder":
         run = autoencoders(digits=False)
@@ -204,4 +267,8 @@ def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
         assert (run / "pictures" / "samples-000001.png").is_file()
     content = torch.load(weights.files(run)[0], weights_only=True)
     assert content["global_step"] == 1
-    assert all(torch.isfinite(value).all() for value in content["state_dict"].values() if torch.is_tensor(value))
+    assert all(
+        torch.isfinite(value).all()
+        for value in content["state_dict"].values()
+        if torch.is_tensor(value)
+    )

@@ -37,7 +37,8 @@ def png(width, height, depth, colour, pixels=b"", *chunks):
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
     )
 
 
@@ -49,7 +50,9 @@ def write(path, size=(8, 8), mode="RGB", colour=None):
 def noise(root, count=12, classes=("",), size=8):
     """Pictures of noise in class folders, and their pixels by name."""
     made = {}
-    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)):
+    for i, pixels in enumerate(
+        np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    ):
         file = root / classes[i % len(classes)] / f"{i:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file)
@@ -59,8 +62,12 @@ def noise(root, count=12, classes=("",), size=8):
 
 def same(one, other, count=8):
     """Whether two data sets give the same batches, and hold out the same."""
-    for first, second in islice(zip(*(Batches(data.train, 2, True, 0) for data in (one, other)), strict=True), count):
-        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    for first, second in islice(
+        zip(*(Batches(data.train, 2, True, 0) for data in (one, other)), strict=True), count
+    ):
+        assert first.keys() == second.keys() and all(
+            torch.equal(first[name], second[name]) for name in first
+        )
     held = [data.test.at(torch.arange(data.test.size)) for data in (one, other)]
     return torch.equal(held[0].pixels, held[1].pixels)
 
@@ -85,21 +92,36 @@ KINDS = {  # pictures of one row, with the channels that are wanted, and what th
     "one bit": (Image.new("1", (1, 1), 1), 1, [255]),
     "palette": (palette(RED, BLUE), 3, [RED, BLUE]),
     "palette, one colour clear": (palette(RED, BLUE, transparency=0), 3, [(255, 255, 255), BLUE]),
-    "palette, half clear": (palette(RED, BLUE, transparency=b"\x80\xff"), 3, [(255, 127, 127), BLUE]),
+    "palette, half clear": (
+        palette(RED, BLUE, transparency=b"\x80\xff"),
+        3,
+        [(255, 127, 127), BLUE],
+    ),
     "RGBA": (Image.new("RGBA", (1, 1), (255, 0, 0, 128)), 3, [(255, 127, 127)]),
     "RGBA as grey": (Image.new("RGBA", (1, 1), (0, 0, 0, 0)), 1, [255]),
     "grey with alpha": (Image.new("LA", (1, 1), (0, 128)), 1, [127]),
     "grey with a clear level": (png(2, 1, 8, 0, b"\7\x08", (b"tRNS", b"\0\7")), 1, [255, 8]),
-    "RGB with a clear colour": (png(2, 1, 8, 2, b"\1\2\3\1\2\4", (b"tRNS", b"\0\1\0\2\0\3")), 3,
-                                [(255, 255, 255), (1, 2, 4)]),
+    "RGB with a clear colour": (
+        png(2, 1, 8, 2, b"\1\2\3\1\2\4", (b"tRNS", b"\0\1\0\2\0\3")),
+        3,
+        [(255, 255, 255), (1, 2, 4)],
+    ),
     "CMYK": (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), 3, [RED]),
     "16 bits, PNG": (deep([0, 257, 128, 129, 257 * 77, 65535]), 1, [0, 1, 0, 1, 77, 255]),
-    "16 bits of a standard PNG": (png(3, 1, 16, 0, struct.pack(">3H", 300, 40000, 65535)), 1, [1, 156, 255]),
+    "16 bits of a standard PNG": (
+        png(3, 1, 16, 0, struct.pack(">3H", 300, 40000, 65535)),
+        1,
+        [1, 156, 255],
+    ),
     "16 bits as RGB": (deep([257 * 9]), 3, [(9, 9, 9)]),
     "16 bits of an int": (deep([0, 65535], np.int32), 1, [0, 255]),
-    "16 bits of colour": (png(1, 1, 16, 2, struct.pack(">3H", 65535, 257 * 7, 0)), 3, [(255, 7, 0)]),
+    "16 bits of colour": (
+        png(1, 1, 16, 2, struct.pack(">3H", 65535, 257 * 7, 0)),
+        3,
+        [(255, 7, 0)],
+    ),
     "RGBA of 16 bits": (png(1, 1, 16, 6, struct.pack(">4H", 65535, 0, 0, 0)), 3, [(255, 255, 255)]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,15 +138,28 @@ def test_every_kind_of_picture_gives_its_pixels(kind, tmp_path):
         assert made.flatten().tolist() == list(np.atleast_1d(pixel)), f"pixel {x}"
 
 
-@pytest.mark.parametrize(("background", "seen"), [("white", (255, 127, 127)), ("black", (128, 0, 0)),
-                                                  ("#0000ff", (128, 0, 127))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("background", "seen"),
+    [("white", (255, 127, 127)), ("black", (128, 0, 0)), ("#0000ff", (128, 0, 127))],
+)
 def test_half_of_the_background_shows_through_half_transparency(background, seen):
     made = Fit(4, 3, True, background)(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "a")
     assert made.flatten(1).unique(dim=1).T.tolist() == [list(seen)]
 
 
-@pytest.mark.parametrize(("tag", "corner"), [(1, (0, 0)), (2, (0, 3)), (3, (1, 3)), (4, (1, 0)), (5, (0, 0)),
-                                             (6, (0, 1)), (7, (3, 1)), (8, (3, 0))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tag", "corner"),
+    [
+        (1, (0, 0)),
+        (2, (0, 3)),
+        (3, (1, 3)),
+        (4, (1, 0)),
+        (5, (0, 0)),
+        (6, (0, 1)),
+        (7, (3, 1)),
+        (8, (3, 0)),
+    ],
+)
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 def test_a_picture_is_turned_as_its_exif_tag_says(tag, corner, suffix, tmp_path):
     stored = Image.new("RGB", (32, 16))
@@ -135,7 +170,9 @@ def test_a_picture_is_turned_as_its_exif_tag_says(tag, corner, suffix, tmp_path)
     found = np.asarray(opened(tmp_path / f"a.{suffix}").convert("L"))
     row, column = corner
     assert found.shape == ((16, 32) if tag < 5 else (32, 16))
-    assert found[row * 8 + 4, column * 8 + 4] > 200 and (found > 128).mean() == pytest.approx(1 / 8, abs=0.02)
+    assert found[row * 8 + 4, column * 8 + 4] > 200 and (found > 128).mean() == pytest.approx(
+        1 / 8, abs=0.02
+    )
 
 
 def test_what_differs_in_size_is_scaled_and_its_centre_is_cut():
@@ -144,22 +181,49 @@ def test_what_differs_in_size_is_scaled_and_its_centre_is_cut():
     assert torch.equal(Fit(8, 3, convert=True)(Image.fromarray(pixels), "a"), wanted)
     bars = Image.new("RGB", (24, 8), BLUE)
     bars.paste(RED, (8, 0, 16, 8))
-    assert torch.equal(Fit(8, 3, convert=True)(bars, "a"), pil_to_tensor(Image.new("RGB", (8, 8), RED)))
+    assert torch.equal(
+        Fit(8, 3, convert=True)(bars, "a"), pil_to_tensor(Image.new("RGB", (8, 8), RED))
+    )
 
 
 @pytest.mark.parametrize(
     ("picture", "channels", "convert", "told"),
     [
-        (Image.new("RGB", (9, 8)), 3, False, "^a is 9x8 RGB, and 8x8 RGB is wanted; try data.convert=true"),
-        (Image.new("RGB", (8, 8)), 1, False, "^a is 8x8 RGB, and 8x8 L is wanted; try data.channels=3, or data.conv"),
+        (
+            Image.new("RGB", (9, 8)),
+            3,
+            False,
+            "^a is 9x8 RGB, and 8x8 RGB is wanted; try data.convert=true",
+        ),
+        (
+            Image.new("RGB", (8, 8)),
+            1,
+            False,
+            "^a is 8x8 RGB, and 8x8 L is wanted; try data.channels=3, or data.conv",
+        ),
         (Image.new("CMYK", (8, 8)), 3, False, "^a is 8x8 CMYK, .*; try data.convert=true$"),
-        (Image.new("RGB", (9, 8)), 1, False, "; try data.convert=true data.resolution=8 data.channels=3$"),
-        (Image.new("RGBA", (8, 8)), 3, False, "^a is 8x8 RGBA and transparent.*try data.convert=true, which lays it"),
+        (
+            Image.new("RGB", (9, 8)),
+            1,
+            False,
+            "; try data.convert=true data.resolution=8 data.channels=3$",
+        ),
+        (
+            Image.new("RGBA", (8, 8)),
+            3,
+            False,
+            "^a is 8x8 RGBA and transparent.*try data.convert=true, which lays it",
+        ),
         (Image.new("LA", (8, 8)), 1, False, "^a is 8x8 LA and transparent"),
         (deep([0] * 8).resize((8, 8)), 1, False, "^a is 8x8 I;16, and 8x8 L"),
         (deep([-1, 0], np.int32), 1, True, "^a has values from -1 to 0"),
         (deep([0, 65536], np.int32), 1, True, "^a has values from 0 to 65536"),
-        (deep([0.5], np.float32), 1, True, "^a has pixels of mode F with values from 0.5 to 0.5, which can be read"),
+        (
+            deep([0.5], np.float32),
+            1,
+            True,
+            "^a has pixels of mode F with values from 0.5 to 0.5, which can be read",
+        ),
         (Image.new("La", (8, 8)), 1, True, "^a has pixels of mode La"),
     ],
 )
@@ -170,9 +234,14 @@ def test_what_is_not_as_wanted_or_not_clear_is_refused(picture, channels, conver
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [((8, 2), "^channels must be 1"), ((0, 3), "^resolution must lie in 1..8192"), ((8193, 3), "^resolution"),
-     ((8, 3, True, "whitish"), "^background=whitish"), ((8, 3, True, "#ffffff80"), "^background=#ffffff80")],
-)  # fmt: skip
+    [
+        ((8, 2), "^channels must be 1"),
+        ((0, 3), "^resolution must lie in 1..8192"),
+        ((8193, 3), "^resolution"),
+        ((8, 3, True, "whitish"), "^background=whitish"),
+        ((8, 3, True, "#ffffff80"), "^background=#ffffff80"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(settings, told):
     with pytest.raises(ValueError, match=told):
         Fit(*settings)
@@ -202,7 +271,9 @@ def broken():
 @pytest.mark.parametrize("name", broken())
 def test_a_file_that_holds_no_whole_picture_is_named(name, tmp_path):
     (tmp_path / name).write_bytes(broken()[name])
-    with pytest.raises(ValueError, match=rf"^{tmp_path / name} cannot be read as an image \(.+\)$") as refusal:
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path / name} cannot be read as an image \(.+\)$"
+    ) as refusal:
         opened(tmp_path / name)
     assert "\n" not in str(refusal.value)
 
@@ -259,7 +330,12 @@ def test_convert_fits_what_differs(tmp_path):
     deep([257 * 9] * 8).resize((8, 8)).save(tmp_path / "d.png")
     data = folder(str(tmp_path), convert=True, background="blue", bits=16, batch_size=1)
     pixels = torch.cat([data.train.pixels, data.test.pixels])
-    assert {tuple(p[:, 4, 4].tolist()) for p in pixels} == {(10, 20, 30), (77, 77, 77), BLUE, (9, 9, 9)}
+    assert {tuple(p[:, 4, 4].tolist()) for p in pixels} == {
+        (10, 20, 30),
+        (77, 77, 77),
+        BLUE,
+        (9, 9, 9),
+    }
 
 
 FOUR: dict = {f"{name}.png": {} for name in "abcd"}
@@ -276,9 +352,17 @@ FOUR: dict = {f"{name}.png": {} for name in "abcd"}
             r"needs squares of one size; try data\.convert=true data\.resolution=8$",
         ),
         (FOUR | {"b.png": {"size": (9, 8)}}, {"resolution": 8}, r"b\.png is 9x8 RGB, and 8x8 RGB"),
-        ({name: {"size": (640, 480)} for name in FOUR}, {}, r"images are 640x480 \(4\); .*=true data\.resolution=64$"),
+        (
+            {name: {"size": (640, 480)} for name in FOUR},
+            {},
+            r"images are 640x480 \(4\); .*=true data\.resolution=64$",
+        ),
         ({name: {"size": (500, 20 + i)} for i, name in enumerate(FOUR)}, {}, r"resolution=16$"),
-        (FOUR, {"channels": 1}, r"\.png is 8x8 RGB, and 8x8 L is wanted; try data\.channels=3, or data\.convert"),
+        (
+            FOUR,
+            {"channels": 1},
+            r"\.png is 8x8 RGB, and 8x8 L is wanted; try data\.channels=3, or data\.convert",
+        ),
         (FOUR, {"batch_size": 9}, r"batch_size must lie in 1\.\.2"),
         (FOUR, {"channels": 2}, "channels"),
         (FOUR, {"resolution": 40000}, "resolution must lie in"),
@@ -287,7 +371,11 @@ FOUR: dict = {f"{name}.png": {} for name in "abcd"}
         (FOUR, {"background": "whitish"}, "background=whitish"),
         (FOUR, {"held_out": 1.0}, "held_out"),
         (FOUR, {"on_bad": "skip", "resident": False}, "on_bad=skip is for .*prepare_data"),
-        (FOUR | {"e.png": {"mode": "I;16", "colour": 65535}}, {"channels": 3}, r"e\.png is 8x8 I;16"),
+        (
+            FOUR | {"e.png": {"mode": "I;16", "colour": 65535}},
+            {"channels": 3},
+            r"e\.png is 8x8 I;16",
+        ),
     ],
 )
 def test_a_folder_that_will_not_do_is_refused_by_name(tmp_path, files, kwargs, told):
@@ -318,9 +406,13 @@ def test_bad_files_are_left_out_up_to_a_bound_and_told_in_one_line(tmp_path, cap
         assert all(np.array_equal(pixels[name], picture) for name, picture in named(pixels, images))
     assert sum(len(images.pixels) for images in whole) == 198
     (line,) = (message for message in caplog.messages if message.startswith("left"))
-    assert line.startswith(f"left out 2 of 200 images; the first: {tmp_path}/cat/000.png cannot be read")
+    assert line.startswith(
+        f"left out 2 of 200 images; the first: {tmp_path}/cat/000.png cannot be read"
+    )
     (tmp_path / "dog" / "001.png").write_text("hello")
-    with pytest.raises(ValueError, match=r"at most 1% of 200 images, and 3 are bad; the first: .*000\.png") as told:
+    with pytest.raises(
+        ValueError, match=r"at most 1% of 200 images, and 3 are bad; the first: .*000\.png"
+    ) as told:
         folder(str(tmp_path), on_bad="skip")
     assert "\n" not in str(told.value)
 
@@ -336,8 +428,14 @@ def named(pixels, images):
 
 def test_a_streamed_folder_is_the_same_as_one_in_memory(tmp_path):
     noise(tmp_path, classes=["cat", "dog"])
-    held, streamed = (folder(str(tmp_path), batch_size=2, resident=resident) for resident in (True, False))
-    assert isinstance(held.train, Images) and isinstance(streamed.train, Streamed) and same(held, streamed)
+    held, streamed = (
+        folder(str(tmp_path), batch_size=2, resident=resident) for resident in (True, False)
+    )
+    assert (
+        isinstance(held.train, Images)
+        and isinstance(streamed.train, Streamed)
+        and same(held, streamed)
+    )
     before = streamed.train.digest()
     assert before == folder(str(tmp_path), batch_size=2, resident=False).train.digest()
     os.utime(tmp_path / "cat" / "000.png", ns=(1, 1))
@@ -349,15 +447,33 @@ def test_a_streamed_folder_is_the_same_as_one_in_memory(tmp_path):
 
 def whole(data):
     """All images of a data set, as bytes."""
-    return sorted(p.tobytes() for split in (data.train, data.test) for p in split.at(slice(None)).pixels.numpy())
+    return sorted(
+        p.tobytes()
+        for split in (data.train, data.test)
+        for p in split.at(slice(None)).pixels.numpy()
+    )
 
 
 PAGE = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
 ENCODED = {  # lossless for these images: (file name, format that Pillow writes)
-    "a.png": "PNG", "b.apng": "PNG", "c.PPM": "PPM", "d.tga": "TGA", "e.jp2": "JPEG2000", "f": "PNG", "g.txt": "PNG",
-    "h.PnG": "BMP", "i.bmp": "PNG", "j.tiff": "TIFF", "k.ico": "ICO", "l.qoi": "QOI", "m.dib": "DIB", "n.pcx": "PCX",
-    "o.sgi": "SGI", "p.img": "TGA", "q.pnm": "PPM",
-}  # fmt: skip
+    "a.png": "PNG",
+    "b.apng": "PNG",
+    "c.PPM": "PPM",
+    "d.tga": "TGA",
+    "e.jp2": "JPEG2000",
+    "f": "PNG",
+    "g.txt": "PNG",
+    "h.PnG": "BMP",
+    "i.bmp": "PNG",
+    "j.tiff": "TIFF",
+    "k.ico": "ICO",
+    "l.qoi": "QOI",
+    "m.dib": "DIB",
+    "n.pcx": "PCX",
+    "o.sgi": "SGI",
+    "p.img": "TGA",
+    "q.pnm": "PPM",
+}
 
 
 def test_every_format_that_pillow_decodes_is_used_and_the_rest_is_counted(tmp_path, caplog):
@@ -370,11 +486,20 @@ def test_every_format_that_pillow_decodes_is_used_and_the_rest_is_counted(tmp_pa
         made[name] = value
     shutil.rmtree(tmp_path / "made")
     for name in ("0.jfif", "0.jpe", "0.avif"):
-        Image.new("RGB", (16, 16), (1, 2, 3)).save(tmp_path / name, "AVIF" if "avif" in name else "JPEG")
+        Image.new("RGB", (16, 16), (1, 2, 3)).save(
+            tmp_path / name, "AVIF" if "avif" in name else "JPEG"
+        )
     raw = Image.new("RGB", (16, 16))
     raw.save(tmp_path / "thumbnail.nef", "TIFF")
-    others = {"notes.txt": b"hello", "b.json": b"{}", "c.TXT": b"no", "README": b"words", "drawing.eps": PAGE,
-              "page": PAGE, "x.h5": b"\x89HDF\r\n\x1a\n"}  # fmt: skip
+    others = {
+        "notes.txt": b"hello",
+        "b.json": b"{}",
+        "c.TXT": b"no",
+        "README": b"words",
+        "drawing.eps": PAGE,
+        "page": PAGE,
+        "x.h5": b"\x89HDF\r\n\x1a\n",
+    }
     litter = dict.fromkeys(("Thumbs.db", ".DS_Store", "._a.png", ".hidden.png"), b"x")
     for name, content in (others | litter).items():
         (tmp_path / name).write_bytes(content)
@@ -401,7 +526,9 @@ def test_every_format_that_pillow_decodes_is_used_and_the_rest_is_counted(tmp_pa
 
 @pytest.mark.parametrize("name", ["page.ps", "page.eps", "page.png", "page"])
 def test_no_image_starts_a_program(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("subprocess.Popen", lambda *args, **kwargs: pytest.fail("a program was started"))
+    monkeypatch.setattr(
+        "subprocess.Popen", lambda *args, **kwargs: pytest.fail("a program was started")
+    )
     noise(tmp_path)
     (tmp_path / name).write_bytes(PAGE)
     if name.endswith("png"):
@@ -413,7 +540,9 @@ def test_no_image_starts_a_program(name, tmp_path, monkeypatch):
 
 def test_a_pointer_of_git_lfs_is_told(tmp_path):
     noise(tmp_path)
-    (tmp_path / "000.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (tmp_path / "000.png").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
     with pytest.raises(ValueError, match="Git LFS pointer; fetch the images with: git lfs pull"):
         folder(str(tmp_path))
 
@@ -425,7 +554,9 @@ def test_sub_folders_of_any_depth_are_read(tmp_path, caplog):
     (tmp_path / "classes" / "labels" / "cat.txt").write_text("0")
     data = folder(str(tmp_path / "classes"), batch_size=1)
     assert data.captions == [["cat"], ["dog"]] and data.train.size + data.test.size == 12
-    assert sorted(name for split in (data.train, data.test) for name, _ in named(pixels, split)) == sorted(pixels)
+    assert sorted(
+        name for split in (data.train, data.test) for name, _ in named(pixels, split)
+    ) == sorted(pixels)
     assert "1 without images (labels)" in caplog.text
     pixels = noise(tmp_path / "flat", 12, ["", "a", "a/b", "c"])
     data = folder(str(tmp_path / "flat"), batch_size=1)
@@ -471,7 +602,10 @@ def test_folders_beside_the_splits_are_counted(tmp_path, caplog, script):
     data = folder(str(tmp_path / "s"), batch_size=2)
     assert (data.train.size, data.test.size) == (8, 4)
     line = next(message for message in caplog.messages if message.startswith("left aside"))
-    assert all(part in line for part in ("5 images in extra/", "6 images in valid/", "1 images beside train/")), line
+    assert all(
+        part in line
+        for part in ("5 images in extra/", "6 images in valid/", "1 images beside train/")
+    ), line
     script.prepare(tmp_path / "s", tmp_path / "store")
     assert same(data, store(str(tmp_path / "store"), batch_size=2))
     script.prepare(tmp_path / "s", tmp_path / "flat", splits=False)
@@ -485,9 +619,14 @@ def test_classes_of_splits_must_agree(tmp_path, caplog):
     noise(tmp_path / "a" / "test", 4)  # without class folders, as some competitions have it
     data = folder(str(tmp_path / "a"), batch_size=2)
     assert data.test.labels.tolist() == [1] * 4 and len(pixels) == 4
-    assert "val/ has no images of 2 classes (cat, emu)" in caplog.text and "4 images in test/" in caplog.text
+    assert (
+        "val/ has no images of 2 classes (cat, emu)" in caplog.text
+        and "4 images in test/" in caplog.text
+    )
     shutil.rmtree(tmp_path / "a" / "val")
-    with pytest.raises(ValueError, match=r"test/ has no class folders, and train/ has 3; try data\.path=.*/a/train"):
+    with pytest.raises(
+        ValueError, match=r"test/ has no class folders, and train/ has 3; try data\.path=.*/a/train"
+    ):
         folder(str(tmp_path / "a"), batch_size=2)
     assert folder(str(tmp_path / "a" / "train"), batch_size=2).classes == 3
 
@@ -519,7 +658,9 @@ def test_an_alpha_channel_that_is_opaque_changes_no_pixel(kind, tmp_path):
     assert Fit(8, 3)(grey, "a").unique().tolist() == [77]
     assert Fit(8, 1)(palette((9, 9, 9), (7, 7, 7)).resize((8, 8)), "a").unique().tolist() == [7, 9]
     (tmp_path / "b.png").write_bytes(png(1, 1, 8, 2, b"\1\2\3", (b"tRNS", b"\0\1\0\2\0\4")))
-    assert Fit(1, 3)(opened(tmp_path / "b.png"), "b").flatten().tolist() == [1, 2, 3], "its clear color does not occur"
+    assert Fit(1, 3)(opened(tmp_path / "b.png"), "b").flatten().tolist() == [1, 2, 3], (
+        "its clear color does not occur"
+    )
     (tmp_path / "c.png").write_bytes(png(1, 1, 16, 0, b"\xff\xff", (b"tRNS", b"\0\7")))
     assert Fit(1, 1, convert=True)(opened(tmp_path / "c.png"), "c").flatten().tolist() == [255]
 
@@ -530,13 +671,17 @@ def test_a_grey_folder_is_grey_and_a_mixed_one_is_rgb(tmp_path, caplog):
         picture = Image.effect_noise((8, 8), 50).convert("L").convert("P" if mode == "P" else mode)
         picture.save(tmp_path / f"{i}.png")
     data = folder(str(tmp_path), batch_size=1)
-    assert data.shape == (1, 8, 8) and "images are read as 8x8 grey (resolution and channels of the 5" in caplog.text
+    assert (
+        data.shape == (1, 8, 8)
+        and "images are read as 8x8 grey (resolution and channels of the 5" in caplog.text
+    )
     assert "converted: 1 from 1 to L, 1 from LA to L, 1 from P to L" in caplog.text
     write(tmp_path / "5.png")
     data = folder(str(tmp_path), batch_size=1)
     assert data.shape == (3, 8, 8) and "2 from L to RGB" in caplog.text
     with pytest.raises(
-        ValueError, match=r"5\.png is 8x8 RGB, and 8x8 L is wanted; try data\.channels=3, or data\.convert"
+        ValueError,
+        match=r"5\.png is 8x8 RGB, and 8x8 L is wanted; try data\.channels=3, or data\.convert",
     ):
         folder(str(tmp_path), channels=1, batch_size=1)
 
@@ -550,7 +695,8 @@ def test_grey_that_uses_few_of_16_bits_is_told_and_scaled(most, bits, kind, suff
     for i in range(4):
         Image.fromarray(values).save(tmp_path / f"{i}.{suffix}")
     with pytest.raises(
-        ValueError, match=rf"values up to {most} of 65535, .*{bits} bits.*; try data\.convert=true data\.bits={bits}, "
+        ValueError,
+        match=rf"values up to {most} of 65535, .*{bits} bits.*; try data\.convert=true data\.bits={bits}, ",
     ):
         folder(str(tmp_path), batch_size=1)
     with pytest.raises(ValueError, match=rf"; try data\.bits={bits}, or data\.bits=16 "):
@@ -560,16 +706,22 @@ def test_grey_that_uses_few_of_16_bits_is_told_and_scaled(most, bits, kind, suff
     assert np.array_equal(data.test.pixels[0, 0], wanted)
     with pytest.raises(
         ValueError,
-        match=rf"0 to {2 ** (bits - 1) - 1} is .*; try data\.bits={most.bit_length()}" if bits > 8 else "bits",
+        match=rf"0 to {2 ** (bits - 1) - 1} is .*; try data\.bits={most.bit_length()}"
+        if bits > 8
+        else "bits",
     ):
         folder(str(tmp_path), convert=True, bits=bits - 1, batch_size=1)
-    assert folder(str(tmp_path), convert=True, bits=16, batch_size=1).test.pixels.max() == round(most / 257)
+    assert folder(str(tmp_path), convert=True, bits=16, batch_size=1).test.pixels.max() == round(
+        most / 257
+    )
 
 
 def test_color_that_uses_few_of_16_bits_is_told(tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(png(1, 1, 16, 2, struct.pack(">3H", 4095, 300, i)))
-    with pytest.raises(ValueError, match=r"color images of 16 bits .* would be nearly black; save them with 8 bits"):
+    with pytest.raises(
+        ValueError, match=r"color images of 16 bits .* would be nearly black; save them with 8 bits"
+    ):
         folder(str(tmp_path), batch_size=1)
 
 
@@ -588,8 +740,12 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_counted(tmp_path, ca
     (tmp_path / "link").symlink_to(root)
     for resident in (True, False):
         data = folder(str(tmp_path / "link"), batch_size=1, resident=resident)
-        assert data.captions == [["cat"], ["dog"], ["emu"]] and data.train.size + data.test.size == 18
-    assert "2 dangling links" in caplog.text and "1 links to a folder that holds them" in caplog.text
+        assert (
+            data.captions == [["cat"], ["dog"], ["emu"]] and data.train.size + data.test.size == 18
+        )
+    assert (
+        "2 dangling links" in caplog.text and "1 links to a folder that holds them" in caplog.text
+    )
     assert folder_pictures(tmp_path / "link" / "cat", (3, 8, 8)).size == 6 + 12
 
 
@@ -604,7 +760,9 @@ def test_a_store_may_consist_of_links(prepared, tmp_path):
 def test_names_that_are_not_text_are_read(tmp_path):
     name = os.fsdecode(b"\xe9t\xe9")
     noise(tmp_path, 8, [name, "dog"])
-    (tmp_path / "dog" / os.fsdecode(b"\xff.png")).write_bytes((tmp_path / "dog" / "001.png").read_bytes())
+    (tmp_path / "dog" / os.fsdecode(b"\xff.png")).write_bytes(
+        (tmp_path / "dog" / "001.png").read_bytes()
+    )
     data = folder(str(tmp_path), batch_size=1, resident=False)
     assert data.captions == [["dog"], ["\ufffdt\ufffd"]] and len(data.train.digest()) == 64
 
@@ -614,7 +772,9 @@ def test_names_that_are_not_text_are_read(tmp_path):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_data", Path(__file__).parents[1] / "scripts/prepare_data.py")
+    spec = importlib.util.spec_from_file_location(
+        "prepare_data", Path(__file__).parents[1] / "scripts/prepare_data.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["prepare_data"] = module
     spec.loader.exec_module(module)
@@ -649,10 +809,17 @@ def prepared(tmp_path, script, monkeypatch):
 
 def test_a_store_is_the_folder_that_it_was_made_of(prepared, tmp_path):
     assert sorted(file.name for file in prepared.iterdir()) == [
-        "index.json", "labels.npy", "pixels-00000.npy", "pixels-00001.npy", "pixels-00002.npy"]  # fmt: skip
+        "index.json",
+        "labels.npy",
+        "pixels-00000.npy",
+        "pixels-00001.npy",
+        "pixels-00002.npy",
+    ]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "store"]
     source = folder(str(tmp_path / "source"), batch_size=2)
-    held, streamed = (store(str(prepared), batch_size=2, resident=resident) for resident in (True, False))
+    held, streamed = (
+        store(str(prepared), batch_size=2, resident=resident) for resident in (True, False)
+    )
     assert isinstance(held.train, Images) and isinstance(streamed.train, Streamed)
     assert held.captions == source.captions and held.classes == 2 and held.name == "store"
     assert same(source, held) and same(source, streamed)
@@ -687,21 +854,51 @@ def edited(**changes):
     [
         ("pixels-00001.npy", flipped, r"pixels-00001\.npy is damaged, its SHA-256"),
         ("labels.npy", flipped, r"labels\.npy is damaged, its SHA-256"),
-        ("pixels-00001.npy", lambda file: os.truncate(file, 500), r"pixels-00001\.npy is damaged or missing"),
-        ("pixels-00001.npy", lambda file: os.truncate(file, 5000), r"pixels-00001\.npy is damaged or missing"),
-        ("pixels-00001.npy", lambda file: os.truncate(file, 0), r"pixels-00001\.npy is damaged or missing"),
+        (
+            "pixels-00001.npy",
+            lambda file: os.truncate(file, 500),
+            r"pixels-00001\.npy is damaged or missing",
+        ),
+        (
+            "pixels-00001.npy",
+            lambda file: os.truncate(file, 5000),
+            r"pixels-00001\.npy is damaged or missing",
+        ),
+        (
+            "pixels-00001.npy",
+            lambda file: os.truncate(file, 0),
+            r"pixels-00001\.npy is damaged or missing",
+        ),
         ("pixels-00001.npy", Path.unlink, r"pixels-00001\.npy is damaged or missing"),
-        ("pixels-00001.npy", lambda file: np.save(file, np.zeros((4, 3, 8, 9), np.uint8)), r"\(4, 3, 8, 9\) uint8"),
-        ("pixels-00001.npy", lambda file: np.save(file, np.array([{}]), allow_pickle=True), r"pixels-00001\.npy is"),
-        ("labels.npy", lambda file: np.save(file, np.zeros(11, np.int64)), r"labels\.npy is damaged"),
+        (
+            "pixels-00001.npy",
+            lambda file: np.save(file, np.zeros((4, 3, 8, 9), np.uint8)),
+            r"\(4, 3, 8, 9\) uint8",
+        ),
+        (
+            "pixels-00001.npy",
+            lambda file: np.save(file, np.array([{}]), allow_pickle=True),
+            r"pixels-00001\.npy is",
+        ),
+        (
+            "labels.npy",
+            lambda file: np.save(file, np.zeros(11, np.int64)),
+            r"labels\.npy is damaged",
+        ),
         ("index.json", Path.unlink, r"index\.json is no index of a store"),
         ("index.json", lambda file: file.write_text("[1]"), r"index\.json is no index"),
-        ("index.json", lambda file: file.write_text('{"name": "of something else"}'), r"index\.json is no index"),
+        (
+            "index.json",
+            lambda file: file.write_text('{"name": "of something else"}'),
+            r"index\.json is no index",
+        ),
         ("index.json", edited(classes=["dog", "cat"]), r"index\.json is no index .*was changed"),
         ("index.json", edited(format="ddpm-lab pictures 9"), r"index\.json is no index"),
     ],
 )
-def test_a_store_that_is_not_as_it_was_written_is_refused_by_name(prepared, name, damage, told, typed_words):
+def test_a_store_that_is_not_as_it_was_written_is_refused_by_name(
+    prepared, name, damage, told, typed_words
+):
     assert typed_words(prepared, "--check")[:2] == (0, f"{prepared} is as it was written\n")
     damage(prepared / name)
     with pytest.raises(ValueError, match=f"^path: .*{told}"):
@@ -718,13 +915,18 @@ def test_a_store_may_have_a_test_set_of_its_own(script, tmp_path):
     assert (data.train.size, data.test.size, data.classes) == (8, 6, 2)
     assert [name for name, _ in named(pixels, data.test)] == sorted(pixels)
     (tmp_path / "source" / "val" / "dog").rename(tmp_path / "source" / "val" / "emu")
-    with pytest.raises(ValueError, match=r"val/ has other classes than train/ \(emu\); try data\.path=.*/train"):
+    with pytest.raises(
+        ValueError, match=r"val/ has other classes than train/ \(emu\); try data\.path=.*/train"
+    ):
         script.prepare(tmp_path / "source", tmp_path / "other")
 
 
 def packed(kind, source, archive, extra=()):
     """An archive of `source` and of `extra` (name, content), or (name, None) for a link to /etc/passwd."""
-    files = [(f"top/{file.relative_to(source)}", file.read_bytes()) for file in sorted(source.rglob("*.png"))]
+    files = [
+        (f"top/{file.relative_to(source)}", file.read_bytes())
+        for file in sorted(source.rglob("*.png"))
+    ]
     if kind == "zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
             for name, content in [*files, *extra]:
@@ -746,19 +948,31 @@ def packed(kind, source, archive, extra=()):
 def test_an_archive_is_as_good_as_its_folder(kind, script, tmp_path, monkeypatch):
     noise(tmp_path / "source", classes=["cat", "dog"])
     archive = tmp_path / f"source.{kind}"
-    packed(kind, tmp_path / "source", archive, [("__MACOSX/top/cat/._000.png", b"a Mac's"), ("top/readme.txt", b"hi")])
+    packed(
+        kind,
+        tmp_path / "source",
+        archive,
+        [("__MACOSX/top/cat/._000.png", b"a Mac's"), ("top/readme.txt", b"hi")],
+    )
     script.prepare(archive, tmp_path / "a")
     script.prepare(tmp_path / "source", tmp_path / "b")
     assert Shards(tmp_path / "a").digest() == Shards(tmp_path / "b").digest()
     monkeypatch.setattr(script, "UNPACKED", (0.1, 1000))
     with pytest.raises(ValueError, match=rf"source\.{kind} cannot be unpacked .*times its size"):
         script.prepare(archive, tmp_path / "c")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b", "source", f"source.{kind}"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "a",
+        "b",
+        "source",
+        f"source.{kind}",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-@pytest.mark.parametrize(("name", "content"), [("../evil.png", b"x"), ("top/cat/../../../evil.png", b"x"),
-                                               ("top/cat/evil.png", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("../evil.png", b"x"), ("top/cat/../../../evil.png", b"x"), ("top/cat/evil.png", None)],
+)
 def test_an_archive_cannot_leave_its_folder(kind, name, content, script, tmp_path):
     noise(tmp_path / "in" / "source")
     archive = tmp_path / "in" / "a.archive"
@@ -810,7 +1024,10 @@ def test_what_cannot_be_prepared_is_told_in_the_words_of_the_command(typed_words
     for words, told in [
         (["source"], "images are 8x8 (98), 9x8 (2), the first of another size "),
         (["source"], "; a model needs squares of one size; try --convert --resolution=8\n"),
-        (["source", "--resolution=8"], "007.png is 9x8 RGB, and 8x8 RGB is wanted; try --convert --resolution=8\n"),
+        (
+            ["source", "--resolution=8"],
+            "007.png is 9x8 RGB, and 8x8 RGB is wanted; try --convert --resolution=8\n",
+        ),
         (["source", "--on-bad=skip"], "at most 1% of 100 images, and 2 are bad; the first: "),
         (["source", "--background=whitish"], "error: background=whitish"),
         (["nowhere"], "nowhere is not there"),

@@ -27,7 +27,9 @@ def denoiser(knows_null=True):
     network = UNet((1, 8, 8), classes=3, channels=8, multipliers=(1,), blocks=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    return Denoiser(network, ForwardProcess(cosine()), Eps(), BetaTilde(), told(knows_null), (1, 8, 8))
+    return Denoiser(
+        network, ForwardProcess(cosine()), Eps(), BetaTilde(), told(knows_null), (1, 8, 8)
+    )
 
 
 def test_w_0_is_no_guidance_bit_for_bit():
@@ -53,8 +55,10 @@ def test_a_learned_variance_is_that_of_the_given_condition():
     guess = ClassifierFree(plain, w=2.0)(x, T, COND)
     torch.testing.assert_close(guess.spread, given.spread)
     assert (given.spread - absent.spread).abs().max() > 1e-3
-    torch.testing.assert_close(ClassifierFree(plain, w=2.0).reverse(guess, x, T, T - 1).log_var,
-                               plain.reverse(given, x, T, T - 1).log_var)  # fmt: skip
+    torch.testing.assert_close(
+        ClassifierFree(plain, w=2.0).reverse(guess, x, T, T - 1).log_var,
+        plain.reverse(given, x, T, T - 1).log_var,
+    )
 
 
 def test_it_calls_the_network_once_with_twice_the_batch():
@@ -92,10 +96,16 @@ def test_w_is_a_number_of_at_least_0(w):
 
 def test_scale_is_1_and_w():
     plain, x = denoiser(), torch.randn(3, 1, 8, 8)
-    assert torch.equal(ClassifierFree(plain, scale=3.0)(x, T, COND).x0, ClassifierFree(plain, w=2.0)(x, T, COND).x0)
-    assert torch.equal(ClassifierFree(plain, scale=1.0)(x, T, COND).x0, plain(x, T, COND).x0), "1 is off"
+    assert torch.equal(
+        ClassifierFree(plain, scale=3.0)(x, T, COND).x0, ClassifierFree(plain, w=2.0)(x, T, COND).x0
+    )
+    assert torch.equal(ClassifierFree(plain, scale=1.0)(x, T, COND).x0, plain(x, T, COND).x0), (
+        "1 is off"
+    )
     alone = ClassifierFree(plain, scale=0.0)(x, T, COND).x0
-    torch.testing.assert_close(alone, plain(x, T, COND.null()).x0)  # 0 is the model without its condition
+    torch.testing.assert_close(
+        alone, plain(x, T, COND.null()).x0
+    )  # 0 is the model without its condition
     ClassifierFree(denoiser(knows_null=False), scale=1.0)
     with pytest.raises(ValueError, match="scale=2 needs a model"):
         ClassifierFree(denoiser(knows_null=False), scale=2.0)
@@ -103,10 +113,15 @@ def test_scale_is_1_and_w():
 
 @pytest.mark.parametrize(
     ("kwargs", "told"),
-    [({"w": 1.0, "scale": 2.0}, "both say"), ({"scale": -1.0}, "scale must"), ({"w": 1.0, "rescale": 1.5}, "rescale"),
-     ({"w": 1.0, "interval": (5, 5)}, "interval="), ({"w": 1.0, "interval": (0, 1001)}, r"0\.\.1000"),
-     ({"w": 1.0, "interval": (1, 2, 3)}, "two times")],
-)  # fmt: skip
+    [
+        ({"w": 1.0, "scale": 2.0}, "both say"),
+        ({"scale": -1.0}, "scale must"),
+        ({"w": 1.0, "rescale": 1.5}, "rescale"),
+        ({"w": 1.0, "interval": (5, 5)}, "interval="),
+        ({"w": 1.0, "interval": (0, 1001)}, r"0\.\.1000"),
+        ({"w": 1.0, "interval": (1, 2, 3)}, "two times"),
+    ],
+)
 def test_what_cannot_be_said_of_strength_is_refused(kwargs, told):
     with pytest.raises(ValueError, match=told):
         ClassifierFree(denoiser(), **kwargs)
@@ -131,8 +146,13 @@ def test_rescaling_goes_that_part_of_the_way_to_the_contrast_without_guidance(re
 def test_guidance_of_an_exact_mixture_is_its_conditional_at_0_and_moves_away_from_the_rest():
     process = ForwardProcess(cosine())
     means = torch.tensor([[-0.5], [0.5]], dtype=torch.float64)
-    mixture = Mixture(means, torch.tensor([0.5, 0.5], dtype=torch.float64), 0.2, torch.tensor([0, 1]))
-    exact, x = MixtureDenoiser(process, BetaTilde(), mixture), torch.randn(4, 1, dtype=torch.float64)
+    mixture = Mixture(
+        means, torch.tensor([0.5, 0.5], dtype=torch.float64), 0.2, torch.tensor([0, 1])
+    )
+    exact, x = (
+        MixtureDenoiser(process, BetaTilde(), mixture),
+        torch.randn(4, 1, dtype=torch.float64),
+    )
     cond = Condition(torch.ones(4, dtype=torch.long))
     sampler = DDIM(steps=20)
     assert torch.equal(sampler(ClassifierFree(exact, w=0.0), x, cond), sampler(exact, x, cond))
@@ -143,17 +163,23 @@ def test_autoguidance_moves_away_from_the_weaker_model():
     strong, weak, x = denoiser(), denoiser(), torch.randn(3, 1, 8, 8)
     a, b = strong(x, T, COND).x0, weak(x, T, COND).x0
     torch.testing.assert_close(Autoguidance(strong, weak, w=1.5)(x, T, COND).x0, a + 1.5 * (a - b))
-    assert torch.equal(Autoguidance(strong, weak, w=0.0)(x, T, COND).x0, a) and (a - b).abs().max() > 1e-3
+    assert (
+        torch.equal(Autoguidance(strong, weak, w=0.0)(x, T, COND).x0, a)
+        and (a - b).abs().max() > 1e-3
+    )
     inside = Autoguidance(strong, weak, w=1.5, interval=(11, 500))(x, T, COND).x0
     torch.testing.assert_close(inside[[0, 2]], a[[0, 2]])
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"shape": (3, 8, 8)}, "data of shape"), ({"classes": 4}, "data of classes 4"),
-     ({"process": ForwardProcess(cosine(500))}, "T = 500"),
-     ({"process": ForwardProcess(linear())}, "another schedule")],
-)  # fmt: skip
+    [
+        ({"shape": (3, 8, 8)}, "data of shape"),
+        ({"classes": 4}, "data of classes 4"),
+        ({"process": ForwardProcess(cosine(500))}, "T = 500"),
+        ({"process": ForwardProcess(linear())}, "another schedule"),
+    ],
+)
 def test_a_weaker_model_of_something_else_is_refused(change, told):
     strong, weak = denoiser(), denoiser()
     for name, value in change.items():
@@ -184,18 +210,26 @@ class Spied(Guidance):
 
 
 def test_guided_walks_remember_the_guess_before():
-    network = UNet((1, 8, 8), classes=3, channels=8, multipliers=(1,), blocks=1, self_conditioning=True)
+    network = UNet(
+        (1, 8, 8), classes=3, channels=8, multipliers=(1,), blocks=1, self_conditioning=True
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     plain = Denoiser(network, ForwardProcess(cosine()), Eps(), BetaTilde(), told(), (1, 8, 8))
     for guided in (plain, ClassifierFree(plain, w=1.0), Autoguidance(plain, denoiser(), w=1.0)):
         heard, spied = [], Spied(guided)
-        hook = network.register_forward_pre_hook(lambda _, inputs, heard=heard: heard.append(inputs[2].previous))
+        hook = network.register_forward_pre_hook(
+            lambda _, inputs, heard=heard: heard.append(inputs[2].previous)
+        )
         DDIM(steps=3)(spied, torch.randn(3, 1, 8, 8), COND)
         hook.remove()
-        assert [previous is None for previous in heard] == [True, False, False] and spied.said[0].abs().max() > 0.1
+        assert [previous is None for previous in heard] == [True, False, False] and spied.said[
+            0
+        ].abs().max() > 0.1
         for previous, before in zip(heard[1:], spied.said[:2], strict=True):
-            for part in previous.split(3):  # both halves of a doubled batch hear what was guessed with guidance
+            for part in previous.split(
+                3
+            ):  # both halves of a doubled batch hear what was guessed with guidance
                 torch.testing.assert_close(part, before.clamp(-1, 1))
 
 

@@ -70,13 +70,22 @@ def test_vector_quantisation_takes_the_nearest_and_each_term_moves_its_own_side(
 
 
 @pytest.mark.parametrize("bottleneck", [KL(3), VQ(3)])
-@pytest.mark.parametrize(("shape", "multipliers", "latent"), [
-    ((1, 8, 8), (1,), (3, 8, 8)), ((1, 8, 8), (1, 2), (3, 4, 4)), ((3, 16, 8), (1, 1, 2), (3, 4, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "multipliers", "latent"),
+    [
+        ((1, 8, 8), (1,), (3, 8, 8)),
+        ((1, 8, 8), (1, 2), (3, 4, 4)),
+        ((3, 16, 8), (1, 1, 2), (3, 4, 2)),
+    ],
+)
 def test_latents_are_smaller_by_the_factor(bottleneck, shape, multipliers, latent):
     found = autoencoder(bottleneck, shape, multipliers)
     z = found.encode(torch.rand(2, *shape)).z
-    assert found.latent_shape == latent and z.shape == (2, *latent) and found.decode(z).shape == (2, *shape)
+    assert (
+        found.latent_shape == latent
+        and z.shape == (2, *latent)
+        and found.decode(z).shape == (2, *shape)
+    )
 
 
 def test_every_parameter_is_heard():
@@ -84,7 +93,11 @@ def test_every_parameter_is_heard():
         found = autoencoder(bottleneck)
         passed = found.encode(torch.rand(8, 1, 8, 8))
         (found.decode(passed.z).square().mean() + passed.penalty.mean()).backward()
-        silent = [name for name, p in found.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+        silent = [
+            name
+            for name, p in found.named_parameters()
+            if p.grad is None or not p.grad.abs().max() > 0
+        ]
         assert silent == []
 
 
@@ -102,7 +115,9 @@ def test_the_loss_is_the_mean_difference_of_pixels_and_the_penalty_per_pixel():
     passed = model.autoencoder.encode(x)
     found = model.autoencoder.decode(passed.z)
     parts, reconstruction = model.losses(x)
-    torch.testing.assert_close(total(parts), (found - x).abs().mean((1, 2, 3)) + passed.penalty / 64)
+    torch.testing.assert_close(
+        total(parts), (found - x).abs().mean((1, 2, 3)) + passed.penalty / 64
+    )
     torch.testing.assert_close(reconstruction, found)
 
 
@@ -136,7 +151,9 @@ def test_autoencoder_and_adversary_learn_from_one_loss_and_are_blind_to_each_oth
         torch.testing.assert_close(mine, wanted)
     fooled = -judge(found).mean()
     weight = gradients(loss, [last])[0].norm() / (gradients(fooled, [last])[0].norm() + 1e-4)
-    for mine, wanted in zip(gradients(both, made), gradients(0.7 * weight.detach() * fooled, made), strict=True):
+    for mine, wanted in zip(
+        gradients(both, made), gradients(0.7 * weight.detach() * fooled, made), strict=True
+    ):
         assert (mine is None) == (wanted is None)
         if mine is not None:
             torch.testing.assert_close(mine, wanted)
@@ -156,14 +173,24 @@ def test_a_guide_that_lives_in_another_space_is_refused(weak):
 
     f1 = [Latents(SPEC, autoencoder(KL(1), multipliers=(1,))) for _ in range(2)]
     own = model(lambda spec: f1[0])
-    with pytest.raises(ValueError, match=r"weak was trained in (pixels|latents .*), and this model in latents"):
-        Autoguidance(own.denoiser, model(Pixels if weak == "pixels" else lambda spec: f1[1]).denoiser)
+    with pytest.raises(
+        ValueError, match=r"weak was trained in (pixels|latents .*), and this model in latents"
+    ):
+        Autoguidance(
+            own.denoiser, model(Pixels if weak == "pixels" else lambda spec: f1[1]).denoiser
+        )
     Autoguidance(own.denoiser, model(lambda spec: f1[0]).denoiser)
 
 
 def test_the_analytic_variance_is_that_of_the_latents_that_were_trained_on():
     """Of a network that says 0 the error is the latents' second moment: 1, their own noise included."""
-    config = composed("model.channels=8", "prediction=x0", "sampler.clip=null", "schedule.steps=20", "sampler.steps=3")
+    config = composed(
+        "model.channels=8",
+        "prediction=x0",
+        "sampler.clip=null",
+        "schedule.steps=20",
+        "sampler.steps=3",
+    )
     data = build(config, "data")
     noisy = autoencoder()
     torch.nn.init.zeros_(noisy.narrow[-1].weight[2:].data)  # the log variance: 1 at every place
@@ -182,9 +209,17 @@ def test_the_adversary_waits_for_its_step(tmp_path):
         seen.append(model.trainer.global_step) or loss.detach() * 0,
         loss.detach() * 0,
     )
-    Trainer(accelerator="cpu", max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path, limit_val_batches=0
-            ).fit(model, data)  # fmt: skip
+    Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        limit_val_batches=0,
+    ).fit(model, data)
     assert seen == [3, 4, 5]
 
 
@@ -193,7 +228,10 @@ def test_weights_of_lpips_that_cannot_be_had_are_named_before_training(monkeypat
         raise urllib.error.URLError("no route")
 
     monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", offline)
-    with pytest.raises(ValueError, match=r"system\.perceptual=0\.1 needs the weights of VGG.*no route.*perceptual=0"):
+    with pytest.raises(
+        ValueError,
+        match=r"system\.perceptual=0\.1 needs the weights of VGG.*no route.*perceptual=0",
+    ):
         system("system.perceptual=0.1", "data=synthetic")
 
 
@@ -230,11 +268,15 @@ def test_each_side_of_an_adversary_is_clipped_alone():
     _, model = system("system.adversarial=1")
     for scale, part in ((0.001, model.autoencoder), (100.0, model.discriminator)):
         for parameter in part.parameters():
-            parameter.grad = torch.full_like(parameter, scale / sum(p.numel() for p in part.parameters()) ** 0.5)
+            parameter.grad = torch.full_like(
+                parameter, scale / sum(p.numel() for p in part.parameters()) ** 0.5
+            )
     model._trainer = SimpleNamespace(global_step=0)
     model.configure_gradient_clipping(torch.optim.SGD(model.parameters(), lr=1.0), 1.0)
-    norms = [sum(p.grad.square().sum() for p in part.parameters()).sqrt().item()
-             for part in (model.autoencoder, model.discriminator)]  # fmt: skip
+    norms = [
+        sum(p.grad.square().sum() for p in part.parameters()).sqrt().item()
+        for part in (model.autoencoder, model.discriminator)
+    ]
     assert norms == pytest.approx([0.001, 1.0], rel=1e-3)
 
 
@@ -249,14 +291,18 @@ def test_latents_have_mean_0_and_variance_1_over_the_training_split():
     (frozen,) = codec._frozen
     with torch.no_grad():
         frozen.narrow[-1].weight.mul_(3)
-    assert (codec.encode(data.train.x0).std((0, 2, 3)) - 1).abs().max() > 0.5, "as the autoencoder makes them, not"
+    assert (codec.encode(data.train.x0).std((0, 2, 3)) - 1).abs().max() > 0.5, (
+        "as the autoencoder makes them, not"
+    )
     codec.measure(data.train)
     z = codec.encode(data.train.x0)
     assert z.shape == (1437, *codec.shape) == (1437, 2, 4, 4)
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(2), rtol=0, atol=0.03)
     torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(2), rtol=0, atol=0.03)
     exact = frozen.encode(data.test.x0, torch.zeros_like).z
-    torch.testing.assert_close(codec.decode(codec.encode(data.test.x0, torch.zeros_like)), frozen.decode(exact))
+    torch.testing.assert_close(
+        codec.decode(codec.encode(data.test.x0, torch.zeros_like)), frozen.decode(exact)
+    )
 
 
 def test_a_run_holds_the_scale_and_not_the_autoencoder():
@@ -267,7 +313,9 @@ def test_a_run_holds_the_scale_and_not_the_autoencoder():
     same = latents("runs/a")
     same.load_state_dict(state)
     assert torch.equal(same.mean, codec.mean) and torch.equal(same.std, codec.std)
-    with pytest.raises(ValueError, match="run=runs/b has changed since this model was trained in its latents"):
+    with pytest.raises(
+        ValueError, match="run=runs/b has changed since this model was trained in its latents"
+    ):
         latents("runs/b", seed=4).load_state_dict(state)
     assert codec.space == same.space != latents(seed=4).space
 
@@ -279,13 +327,19 @@ def test_latents_that_are_no_numbers_or_say_nothing_are_refused(value):
     for parameter in frozen.narrow.parameters():
         torch.nn.init.constant_(parameter, value)
     codec.encode = lambda x: frozen.encode(x, torch.zeros_like).z
-    with pytest.raises(ValueError, match=r"run=runs/a makes latents whose channels have standard deviations \["):
+    with pytest.raises(
+        ValueError, match=r"run=runs/a makes latents whose channels have standard deviations \["
+    ):
         codec.measure(Images(torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8), None))
 
 
 def test_pixels_are_left_as_they_are():
     x, codec = torch.rand(2, 1, 8, 8), Pixels(SPEC)
-    assert codec.encode(x) is x and codec.decode(x) is x and (codec.shape, codec.bin_width) == ((1, 8, 8), 2 / 255)
+    assert (
+        codec.encode(x) is x
+        and codec.decode(x) is x
+        and (codec.shape, codec.bin_width) == ((1, 8, 8), 2 / 255)
+    )
     assert not codec.state_dict()
 
 
@@ -318,19 +372,36 @@ def test_diffusion_works_on_what_the_codec_makes():
         (lambda: VQ(commitment=-1.0), "commitment must be at least 0"),
         (lambda: autoencoder(shape=(2,)), "shape of the data must be that of pictures"),
         (lambda: autoencoder(multipliers=()), "multipliers must hold"),
-        (lambda: autoencoder(multipliers=(1, 1, 1, 1, 1)), "makes latents 16 times smaller, and 8x8 cannot be"),
-        (lambda: Latents(Spec((3, 8, 8), None, 2 / 255, None), autoencoder(), "a"),
-         r"run=a was trained on data of shape \(1, 8, 8\), and this data has \(3, 8, 8\)"),
+        (
+            lambda: autoencoder(multipliers=(1, 1, 1, 1, 1)),
+            "makes latents 16 times smaller, and 8x8 cannot be",
+        ),
+        (
+            lambda: Latents(Spec((3, 8, 8), None, 2 / 255, None), autoencoder(), "a"),
+            r"run=a was trained on data of shape \(1, 8, 8\), and this data has \(3, 8, 8\)",
+        ),
         (lambda: system("data=toy", "model=autoencoder_kl"), "system=autoencoder is for pictures"),
         (lambda: system("model=unet"), "model is not an autoencoder"),
         (lambda: system("model=classifier"), "model is not an autoencoder"),
-        (lambda: system("system.start=-1"), r"system.start must be a number of at least 0 \(got -1\)"),
-        (lambda: system("system.adversarial=nan"), "system.adversarial must be a number of at least 0"),
-        (lambda: system("system.perceptual=1"), "system.perceptual=1 looks at pictures of at least 16x16, .*1x8x8"),
-        (lambda: system("system.adversarial=1", "data.resolution=2"), "system.adversarial=1 looks at pictures of at"),
+        (
+            lambda: system("system.start=-1"),
+            r"system.start must be a number of at least 0 \(got -1\)",
+        ),
+        (
+            lambda: system("system.adversarial=nan"),
+            "system.adversarial must be a number of at least 0",
+        ),
+        (
+            lambda: system("system.perceptual=1"),
+            "system.perceptual=1 looks at pictures of at least 16x16, .*1x8x8",
+        ),
+        (
+            lambda: system("system.adversarial=1", "data.resolution=2"),
+            "system.adversarial=1 looks at pictures of at",
+        ),
         (lambda: autoencoder(multipliers=(0.01, 1)), "leave a level without any"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(make, told):
     with pytest.raises(ValueError, match=told):
         make()

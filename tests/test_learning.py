@@ -92,23 +92,42 @@ def test_a_given_width_keeps_the_widest_level():
 
 
 def test_the_rate_falls_with_the_width():
-    rates = {model: learning_rate(composed(f"model={model}").model) for model in ("unet_small", "unet_large", "adm")}
+    rates = {
+        model: learning_rate(composed(f"model={model}").model)
+        for model in ("unet_small", "unet_large", "adm")
+    }
     assert rates == {"unet_small": 4e-3, "unet_large": 1e-3, "adm": 3.3e-4}
-    assert learning_rate(composed("model.channels=128", "model.multipliers=[1,1.5]").model) == 1.3e-3
+    assert (
+        learning_rate(composed("model.channels=128", "model.multipliers=[1,1.5]").model) == 1.3e-3
+    )
 
 
 def test_the_length_grows_with_the_resolution():
-    assert [steps((1, side, side), many=False) for side in (8, 16, 32, 64)] == [800, 1500, 2500, 4000]
+    assert [steps((1, side, side), many=False) for side in (8, 16, 32, 64)] == [
+        800,
+        1500,
+        2500,
+        4000,
+    ]
     assert steps((2,), many=False) == 800 and steps((3, 32, 32), many=True) == 5000
 
 
-TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "logger=csv", "extractor=none",
-        "callbacks.pictures.every=1000", "trainer.max_steps=100")  # fmt: skip
+TINY = (
+    "model.channels=8",
+    "model.multipliers=[1]",
+    "data.batch_size=16",
+    "logger=csv",
+    "extractor=none",
+    "callbacks.pictures.every=1000",
+    "trainer.max_steps=100",
+)
 
 
 @pytest.mark.parametrize("rate", ["1e-7", "4e-3"])
 def test_a_run_that_does_not_learn_warns_while_it_runs(typed, tmp_path, rate):
-    status, out, error = typed("train", *TINY, f"optimizer.lr={rate}", f"hydra.run.dir={tmp_path}/run")
+    status, out, error = typed(
+        "train", *TINY, f"optimizer.lr={rate}", f"hydra.run.dir={tmp_path}/run"
+    )
     assert status == 0, error
     assert "training: 100 steps of" in out + error
     assert ("has not learned anything yet; try optimizer.lr=" in out + error) == (rate == "1e-7")

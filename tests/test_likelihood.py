@@ -20,21 +20,34 @@ from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedDiago
 WIDTH = 2 / 255
 BINS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 SIGMAS = {"1e-4": 1e-4, "a third of a bin": WIDTH / 3, "a bin": WIDTH, "0.05": 0.05, "2": 2.0}
-PROCESSES = {"linear": ForwardProcess(linear()), "cosine": ForwardProcess(cosine()),
-             "geometric": ForwardProcess(geometric())}  # fmt: skip
+PROCESSES = {
+    "linear": ForwardProcess(linear()),
+    "cosine": ForwardProcess(cosine()),
+    "geometric": ForwardProcess(geometric()),
+}
 EVERY_PROCESS = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 EVERY_SIGMA = pytest.mark.parametrize("sigma", SIGMAS.values(), ids=SIGMAS)
 
 
 def normal(mean, sigma, dtype=torch.float64):
-    return Gaussian(torch.as_tensor(mean, dtype=dtype), torch.tensor(2 * math.log(sigma), dtype=dtype))
+    return Gaussian(
+        torch.as_tensor(mean, dtype=dtype), torch.tensor(2 * math.log(sigma), dtype=dtype)
+    )
 
 
 def log_mass(x, mean, sigma):
     """With as many digits as it takes."""
     with mpmath.workdps(60):
-        low = -mpmath.inf if x < -1 + WIDTH / 2 else (mpmath.mpf(x) - mpmath.mpf(WIDTH) / 2 - mean) / sigma
-        high = mpmath.inf if x > 1 - WIDTH / 2 else (mpmath.mpf(x) + mpmath.mpf(WIDTH) / 2 - mean) / sigma
+        low = (
+            -mpmath.inf
+            if x < -1 + WIDTH / 2
+            else (mpmath.mpf(x) - mpmath.mpf(WIDTH) / 2 - mean) / sigma
+        )
+        high = (
+            mpmath.inf
+            if x > 1 - WIDTH / 2
+            else (mpmath.mpf(x) + mpmath.mpf(WIDTH) / 2 - mean) / sigma
+        )
         if low > 0:  # the upper tail is small; the lower is 1 to sixty digits
             low, high = -high, -low
 
@@ -50,7 +63,9 @@ def test_the_mass_of_a_bin_is_right_to_the_sixth_digit_however_far_or_narrow(sig
         for shift in (0.0, 0.4 * WIDTH, -0.5 * WIDTH, 0.6 * WIDTH, -3 * WIDTH, 0.3, -0.7):
             mean = x + shift
             found = normal(mean, sigma).log_mass(x, WIDTH).item()
-            assert found == pytest.approx(log_mass(x.item(), mean.item(), sigma), rel=1e-9, abs=1e-7), (x, shift)
+            assert found == pytest.approx(
+                log_mass(x.item(), mean.item(), sigma), rel=1e-9, abs=1e-7
+            ), (x, shift)
 
 
 @EVERY_SIGMA
@@ -67,7 +82,11 @@ def test_the_mass_and_its_gradients_are_finite_in_float32(sigma):
     log_var = torch.full_like(mean, 2 * math.log(sigma)).requires_grad_()
     mass = Gaussian(mean, log_var).log_mass(x, WIDTH)
     mass.sum().backward()
-    assert torch.isfinite(mass).all() and torch.isfinite(mean.grad).all() and torch.isfinite(log_var.grad).all()
+    assert (
+        torch.isfinite(mass).all()
+        and torch.isfinite(mean.grad).all()
+        and torch.isfinite(log_var.grad).all()
+    )
 
 
 def test_the_gradient_of_the_mass_is_its_slope():
@@ -75,12 +94,16 @@ def test_the_gradient_of_the_mass_is_its_slope():
     for sigma in (0.002, 0.02, 1.0):
         leaves = [x + 0.003, torch.full_like(x, 2 * math.log(sigma))]
         assert torch.autograd.gradcheck(
-            lambda mean, log_var: Gaussian(mean, log_var).log_mass(x, WIDTH), [leaf.requires_grad_() for leaf in leaves]
+            lambda mean, log_var: Gaussian(mean, log_var).log_mass(x, WIDTH),
+            [leaf.requires_grad_() for leaf in leaves],
         )
 
 
 def test_kl_and_density_are_those_of_torch():
-    p, q = (Gaussian(torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64)) for _ in range(2))
+    p, q = (
+        Gaussian(torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64))
+        for _ in range(2)
+    )
     x = torch.randn(5, 3, dtype=torch.float64)
     theirs = [torch.distributions.Normal(one.mean, (one.log_var / 2).exp()) for one in (p, q)]
     torch.testing.assert_close(p.kl(q), torch.distributions.kl_divergence(*theirs))
@@ -112,7 +135,11 @@ def by_hand(process, name, x0, guess, spread, x_t, t, s):
         low = np.log(tilde)
     else:
         a_u, b_u = process.table[min(2 * t, process.steps), :2].tolist()
-        low = np.log((b_u**2 - (a_u / a_t) ** 2 * b_t**2) * b_t**2 / b_u**2) if t < process.steps else np.log(beta)
+        low = (
+            np.log((b_u**2 - (a_u / a_t) ** 2 * b_t**2) * b_t**2 / b_u**2)
+            if t < process.steps
+            else np.log(beta)
+        )
     high = np.log(beta)
     log_var = {
         "beta_tilde": low,
@@ -121,21 +148,41 @@ def by_hand(process, name, x0, guess, spread, x_t, t, s):
         "learned_diagonal": high + spread,
     }[name] + np.zeros_like(x0)
     if s > 0:
-        nats = 0.5 * (log_var - np.log(tilde) + (tilde + (mean(x0) - mean(guess)) ** 2) / np.exp(log_var) - 1)
+        nats = 0.5 * (
+            log_var - np.log(tilde) + (tilde + (mean(x0) - mean(guess)) ** 2) / np.exp(log_var) - 1
+        )
     else:
-        masses = [log_mass(*pixel) for pixel in zip(x0.flat, mean(guess).flat, np.exp(log_var / 2).flat, strict=True)]
+        masses = [
+            log_mass(*pixel)
+            for pixel in zip(x0.flat, mean(guess).flat, np.exp(log_var / 2).flat, strict=True)
+        ]
         nats = -np.array(masses)
     return nats.mean() / np.log(2)
 
 
-VARIANCES = {"beta": Beta(), "beta_tilde": BetaTilde(), "learned_range": LearnedRange(),
-             "learned_diagonal": LearnedDiagonal()}  # fmt: skip
+VARIANCES = {
+    "beta": Beta(),
+    "beta_tilde": BetaTilde(),
+    "learned_range": LearnedRange(),
+    "learned_diagonal": LearnedDiagonal(),
+}
 
 
 @EVERY_PROCESS
 @pytest.mark.parametrize("name", VARIANCES)
 def test_a_term_is_that_of_an_evaluation_by_hand(name, process):
-    pairs = [(1000, 999), (500, 499), (2, 1), (1, 0), (1000, 750), (320, 40), (41, 1), (40, 0), (700, 0), (1000, 0)]
+    pairs = [
+        (1000, 999),
+        (500, 499),
+        (2, 1),
+        (1, 0),
+        (1000, 750),
+        (320, 40),
+        (41, 1),
+        (40, 0),
+        (700, 0),
+        (1000, 0),
+    ]
     for t, s in pairs:
         x0 = BINS[torch.randint(256, (2, 1, 3, 3))]
         guess = (x0 + 0.02 * torch.randn_like(x0)).clamp(-1, 1)
@@ -146,12 +193,17 @@ def test_a_term_is_that_of_an_evaluation_by_hand(name, process):
         found = bound_term(denoiser, denoiser(x_t, at_t), x0, x_t, at_t, at_s, WIDTH)
         for i in range(2):
             images = (image[i].numpy() for image in (x0, guess, spread, x_t))
-            assert found[i].item() == pytest.approx(by_hand(process, name, *images, t, s), rel=1e-7, abs=1e-7), (t, s)
+            assert found[i].item() == pytest.approx(
+                by_hand(process, name, *images, t, s), rel=1e-7, abs=1e-7
+            ), (t, s)
 
 
 def test_a_batch_may_mix_the_last_step_with_others():
     process = PROCESSES["linear"]
-    x0, guess, x_t = BINS[torch.randint(256, (3, 3, 2, 2))], *(0.1 * torch.randn(2, 3, 3, 2, 2, dtype=torch.float64))
+    x0, guess, x_t = (
+        BINS[torch.randint(256, (3, 3, 2, 2))],
+        *(0.1 * torch.randn(2, 3, 3, 2, 2, dtype=torch.float64)),
+    )
     t, s = torch.tensor([1, 500, 30]), torch.tensor([0, 499, 0])
     denoiser = Guesses(process, Beta(), guess, None)
     together = bound_term(denoiser, denoiser(x_t, t), x0, x_t, t, s, WIDTH)
@@ -166,7 +218,9 @@ def test_the_prior_term_is_what_the_last_picture_still_tells(process):
     x0, t = torch.randn(3, 4, dtype=torch.float64), torch.tensor([1000, 600, 10])
     signal, noise = (process.table[t, i, None] for i in (0, 1))
     reached = torch.distributions.Normal(signal * x0, noise.expand_as(x0))
-    prior = torch.distributions.Normal(torch.zeros_like(x0), torch.hypot(signal, noise).expand_as(x0))
+    prior = torch.distributions.Normal(
+        torch.zeros_like(x0), torch.hypot(signal, noise).expand_as(x0)
+    )
     expected = torch.distributions.kl_divergence(reached, prior).mean(1) / math.log(2)
     torch.testing.assert_close(prior_term(process, x0, t), expected)
 
@@ -185,16 +239,25 @@ def gaussian(process, variance, std=0.5):
 def test_terms_of_samples_average_to_the_exact_bound(variance, steps, process):
     denoiser = gaussian(process, variance)
     times, count = stops(1000, steps, "uniform"), 20_000
-    x0 = denoiser.mean + torch.randn(count, 2, dtype=torch.float64) * denoiser.eigenvalues.sqrt() @ denoiser.axes.T
+    x0 = (
+        denoiser.mean
+        + torch.randn(count, 2, dtype=torch.float64) * denoiser.eigenvalues.sqrt() @ denoiser.axes.T
+    )
     expected = exact.bound(process, variance, times, denoiser.mse(), denoiser.second_moment())
     for term, one in zip(
-        bound_terms(denoiser, x0, times, clip=None, bin_width=None), expected["terms"].tolist(), strict=True
+        bound_terms(denoiser, x0, times, clip=None, bin_width=None),
+        expected["terms"].tolist(),
+        strict=True,
     ):
         error = term.bits.std().item() / count**0.5
         assert term.bits.mean().item() == pytest.approx(one, abs=5 * error + 1e-12), term.t
-        assert term.square_error.mean().item() == pytest.approx(denoiser.mse()[term.t].item(), rel=0.06)
+        assert term.square_error.mean().item() == pytest.approx(
+            denoiser.mse()[term.t].item(), rel=0.06
+        )
     prior = prior_term(process, x0, torch.full((count,), 1000))
-    assert prior.mean().item() == pytest.approx(expected["L_T"].item(), abs=5 * prior.std().item() / count**0.5 + 1e-12)
+    assert prior.mean().item() == pytest.approx(
+        expected["L_T"].item(), abs=5 * prior.std().item() / count**0.5 + 1e-12
+    )
 
 
 @EVERY_PROCESS
@@ -205,9 +268,13 @@ def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy(std, s
     numbers = torch.zeros(1, dtype=torch.float64), torch.tensor([[std**2]], dtype=torch.float64)
     denoiser = GaussianDenoiser(process, BetaTilde(), *numbers)
     variance = Analytic(denoiser.mse())
-    found = exact.bound(process, variance, stops(1000, steps, "uniform"), denoiser.mse(), denoiser.second_moment())
+    found = exact.bound(
+        process, variance, stops(1000, steps, "uniform"), denoiser.mse(), denoiser.second_moment()
+    )
     signal, noise, _, scale = process.table[1000].tolist()
-    reached = torch.distributions.Normal(0.0, torch.tensor((signal * std) ** 2 + noise**2, dtype=torch.float64).sqrt())
+    reached = torch.distributions.Normal(
+        0.0, torch.tensor((signal * std) ** 2 + noise**2, dtype=torch.float64).sqrt()
+    )
     prior = torch.distributions.Normal(0.0, torch.tensor(scale, dtype=torch.float64))
     lost = torch.distributions.kl_divergence(reached, prior).item() / math.log(2)
     total = (found["L_T"] + found["terms"].sum()).item()
@@ -223,7 +290,9 @@ def test_the_optimal_variance_beats_the_learned_range_beats_its_ends(process):
     spread = exact.optimal_spread(process, optimum, times)
 
     def total(variance, spread=None):
-        found = exact.bound(process, variance, times, denoiser.mse(), denoiser.second_moment(), spread)
+        found = exact.bound(
+            process, variance, times, denoiser.mse(), denoiser.second_moment(), spread
+        )
         return (found["L_T"] + found["terms"].sum()).item()
 
     best, learned = total(optimum), total(LearnedRange(), spread)
@@ -238,5 +307,11 @@ def test_bits_are_of_guesses_within_the_bound():
     x0 = torch.full((4, 1, 2, 2), 0.8)
     (clipped,) = list(bound_terms(denoiser, x0, [300, 0], bin_width=WIDTH))
     (loose,) = list(bound_terms(denoiser, x0, [300, 0], bin_width=WIDTH, clip=None))
-    assert clipped.square_error.tolist() == pytest.approx([0.04] * 4) and clipped.bits.dtype == torch.float64
-    assert loose.square_error.tolist() == pytest.approx([6.2**2] * 4) and (loose.bits > clipped.bits).all()
+    assert (
+        clipped.square_error.tolist() == pytest.approx([0.04] * 4)
+        and clipped.bits.dtype == torch.float64
+    )
+    assert (
+        loose.square_error.tolist() == pytest.approx([6.2**2] * 4)
+        and (loose.bits > clipped.bits).all()
+    )

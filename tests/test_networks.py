@@ -11,7 +11,16 @@ from hydra.utils import instantiate
 from ddpm_lab.diffusion.condition import Condition
 from ddpm_lab.networks.classifier import EncoderClassifier
 from ddpm_lab.networks.dit import DiT, DiTBlock, positions
-from ddpm_lab.networks.layers import Attention, CrossAttention, ResBlock, Told, Waves, double, halve, norm
+from ddpm_lab.networks.layers import (
+    Attention,
+    CrossAttention,
+    ResBlock,
+    Told,
+    Waves,
+    double,
+    halve,
+    norm,
+)
 from ddpm_lab.networks.mlp import MLP
 from ddpm_lab.networks.unet import UNet
 
@@ -22,14 +31,19 @@ def small(**kwargs):
 
 def test_it_starts_as_nothing():
     network = small(classes=3)
-    assert network(torch.randn(2, 1, 8, 8), torch.tensor([1.0, 999.0]), Condition()).abs().max() == 0
+    assert (
+        network(torch.randn(2, 1, 8, 8), torch.tensor([1.0, 999.0]), Condition()).abs().max() == 0
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 32, 16)])
 @pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 2, 2)])
 def test_it_answers_in_the_shape_it_is_asked(shape, multipliers):
     network = UNet(shape, channels=8, multipliers=multipliers, blocks=2, heads=2)
-    assert network(torch.randn(2, *shape), torch.tensor([1.0, 999.0]), Condition()).shape == (2, *shape)
+    assert network(torch.randn(2, *shape), torch.tensor([1.0, 999.0]), Condition()).shape == (
+        2,
+        *shape,
+    )
 
 
 def test_every_parameter_is_heard():
@@ -37,8 +51,14 @@ def test_every_parameter_is_heard():
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     cond = Condition(torch.tensor([0, 1, 2, 2]), dropped=torch.tensor([False, False, False, True]))
-    network(torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10, 100, 1000]), cond).square().mean().backward()
-    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    network(
+        torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10, 100, 1000]), cond
+    ).square().mean().backward()
+    silent = [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.abs().max() > 0
+    ]
     assert silent == []
 
 
@@ -48,22 +68,49 @@ PUBLISHED = {
     "DDPM CIFAR-10": ("unet_large", {}, (3, 32, 32), 1, None, 35.746307, 0),
     "Improved DDPM ImageNet-64": ("iddpm", {}, (3, 64, 64), 2, None, 120, 1.5),
     "ADM ImageNet-64": ("adm", {}, (3, 64, 64), 2, 1000, 296, 0.5),
-    "ADM ImageNet-128": ("adm", {**TWO, "multipliers": (1, 1, 2, 3, 4), "heads": 4, "head_channels": None},
-                         (3, 128, 128), 2, 1000, 422, 0.5),
-    "ADM ImageNet-256": ("adm", {**TWO, "multipliers": (1, 1, 2, 2, 4, 4)}, (3, 256, 256), 2, 1000, 554, 0.5),
-    "ADM ImageNet-512": ("adm", {**TWO, "multipliers": (0.5, 1, 1, 2, 2, 4, 4)}, (3, 512, 512), 2, 1000, 559, 0.5),
+    "ADM ImageNet-128": (
+        "adm",
+        {**TWO, "multipliers": (1, 1, 2, 3, 4), "heads": 4, "head_channels": None},
+        (3, 128, 128),
+        2,
+        1000,
+        422,
+        0.5,
+    ),
+    "ADM ImageNet-256": (
+        "adm",
+        {**TWO, "multipliers": (1, 1, 2, 2, 4, 4)},
+        (3, 256, 256),
+        2,
+        1000,
+        554,
+        0.5,
+    ),
+    "ADM ImageNet-512": (
+        "adm",
+        {**TWO, "multipliers": (0.5, 1, 1, 2, 2, 4, 4)},
+        (3, 512, 512),
+        2,
+        1000,
+        559,
+        0.5,
+    ),
     # Peebles & Xie (2023), table 1
     "DiT-S/2 ImageNet-256, latent": ("dit_s", {}, (4, 32, 32), 2, 1000, 33, 0.5),
     "ADM LSUN": ("adm", {**TWO, "multipliers": (1, 1, 2, 2, 4, 4)}, (3, 256, 256), 2, None, 552, 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_the_published_number_of_parameters(name):
     model, changes, shape, outputs, classes, millions, error = PUBLISHED[name]
     with torch.device("meta"):
-        network = instantiate(composed(f"model={model}").model)(shape, outputs=outputs, classes=classes, **changes)
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=error or 1e-9)
+        network = instantiate(composed(f"model={model}").model)(
+            shape, outputs=outputs, classes=classes, **changes
+        )
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(
+        millions, abs=error or 1e-9
+    )
 
 
 def test_attention_is_where_it_is_asked_for():
@@ -75,8 +122,12 @@ def test_attention_is_where_it_is_asked_for():
         network(torch.randn(1, 1, 8, 8), torch.ones(1), Condition())
         return seen
 
-    assert attended() == {4} and attended(attention=(8,)) == {8, 4}, "the middle, at 4, always has it"
-    assert attended(attention=(32, 16, 8)) == {8, 4}, "above the picture's resolution there is nothing to attend to"
+    assert attended() == {4} and attended(attention=(8,)) == {8, 4}, (
+        "the middle, at 4, always has it"
+    )
+    assert attended(attention=(32, 16, 8)) == {8, 4}, (
+        "above the picture's resolution there is nothing to attend to"
+    )
 
 
 def test_biggan_blocks_change_both_branches():
@@ -98,7 +149,9 @@ def test_an_embedding_that_is_added_moves_what_the_norm_sees():
 
 
 def test_checkpointing_changes_neither_answers_nor_gradients():
-    plain, thrifty = (small(dropout=0.5, checkpointing=checkpointing) for checkpointing in (False, True))
+    plain, thrifty = (
+        small(dropout=0.5, checkpointing=checkpointing) for checkpointing in (False, True)
+    )
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     thrifty.load_state_dict(plain.state_dict())
@@ -121,11 +174,15 @@ def test_channels_last_is_another_order_in_memory_and_no_other_network():
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500.0])
     seen = []
     last.last[-1].register_forward_hook(lambda module, given, answer: seen.append(given[0]))
-    torch.testing.assert_close(last(x, t, Condition()), plain(x, t, Condition()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        last(x, t, Condition()), plain(x, t, Condition()), atol=1e-4, rtol=1e-4
+    )
     assert seen[0].is_contiguous(memory_format=torch.channels_last), "all the way through"
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(2, 1), (9, 1), (18, 2), (32, 8), (96, 16), (128, 32), (256, 32)])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(2, 1), (9, 1), (18, 2), (32, 8), (96, 16), (128, 32), (256, 32)]
+)
 def test_norm_has_at_most_32_groups_of_at_least_4_channels(channels, groups):
     assert norm(channels).num_groups == groups
 
@@ -155,18 +212,28 @@ def test_a_classifier_names_and_hears_every_parameter():
     said = network(torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10, 100, 1000]), Condition())
     assert said.shape == (4, 5)
     said.square().mean().backward()
-    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    silent = [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.abs().max() > 0
+    ]
     assert silent == []
 
 
 @pytest.mark.parametrize("octaves", [0, 2])
 def test_an_mlp_starts_as_nothing_and_hears_every_parameter(octaves):
     network = MLP((2,), classes=3, channels=8, octaves=octaves)
-    x, t, cond = torch.randn(4, 2), torch.tensor([1.0, 10, 100, 1000]), Condition(torch.tensor([0, 1, 2, 2]))
+    x, t, cond = (
+        torch.randn(4, 2),
+        torch.tensor([1.0, 10, 100, 1000]),
+        Condition(torch.tensor([0, 1, 2, 2])),
+    )
     assert network(x, t, cond).shape == (4, 2) and network(x, t, cond).abs().max() == 0
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    network(x, t, Condition(cond.label, dropped=torch.tensor([False, False, False, True]))).square().mean().backward()
+    network(
+        x, t, Condition(cond.label, dropped=torch.tensor([False, False, False, True]))
+    ).square().mean().backward()
     assert [name for name, p in network.named_parameters() if not p.grad.abs().max() > 0] == []
 
 
@@ -184,7 +251,9 @@ def test_a_label_out_of_many_changes_the_answer():
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([500.0])
-    answers = [network(x, t, Condition(torch.tensor([label]))) for label in range(3)] + [network(x, t, Condition())]
+    answers = [network(x, t, Condition(torch.tensor([label]))) for label in range(3)] + [
+        network(x, t, Condition())
+    ]
     for i in range(4):
         for j in range(i):
             assert (answers[i] - answers[j]).abs().max() > 1e-4
@@ -215,8 +284,14 @@ def unheard(network, shape, cond):
     """The names of parameters that change nothing."""
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    network(torch.randn(4, *shape), torch.tensor([1.0, 10, 100, 1000]), cond).square().mean().backward()
-    return [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    network(
+        torch.randn(4, *shape), torch.tensor([1.0, 10, 100, 1000]), cond
+    ).square().mean().backward()
+    return [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.abs().max() > 0
+    ]
 
 
 def everything():
@@ -238,7 +313,9 @@ def test_every_door_is_heard():
     for name in ("label", "context", "image", "level", "previous"):
         value = getattr(cond, name)
         other = (value + 1) % 3 if name == "label" else value + 100 if name == "level" else -value
-        moved = (network(x, t, replace(cond, **{name: other})) - plain).abs().flatten(1).amax(1) > 1e-4
+        moved = (network(x, t, replace(cond, **{name: other})) - plain).abs().flatten(1).amax(
+            1
+        ) > 1e-4
         # Where the condition is dropped, none is heard but the guess before, which is no condition.
         assert moved.tolist() == [True, True, True, name == "previous"], name
 
@@ -249,7 +326,9 @@ def test_what_is_dropped_is_what_was_never_said():
     x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 300.0)
     silence = replace(everything(), previous=None).null()
     # One null token says what three do: softmax of equal scores is their mean.
-    torch.testing.assert_close(network(x, t, silence), network(x, t, Condition()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        network(x, t, silence), network(x, t, Condition()), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_cross_attention_is_softmax_of_places_to_tokens():
@@ -291,7 +370,10 @@ def test_a_dit_block_is_the_published_one():
     shift1, scale1, gate1, shift2, scale2, gate2 = block.emb(emb)[0].split(8)
     h = F.layer_norm(x[0], (8,), eps=1e-6) * (1 + scale1) + shift1
     q, k, v = block.qkv(h).chunk(3, dim=1)
-    heads = [(q[:, some] @ k[:, some].T / 2).softmax(1) @ v[:, some] for some in (slice(0, 4), slice(4, 8))]
+    heads = [
+        (q[:, some] @ k[:, some].T / 2).softmax(1) @ v[:, some]
+        for some in (slice(0, 4), slice(4, 8))
+    ]
     y = x[0] + gate1 * block.out(torch.cat(heads, 1))
     h = F.layer_norm(y, (8,), eps=1e-6) * (1 + scale2) + shift2
     y = y + gate2 * block.second(F.gelu(block.first(h), approximate="tanh"))
@@ -307,22 +389,30 @@ def test_a_dit_puts_patches_back_where_they_were():
         network.last.weight.copy_(torch.eye(8))
     x = torch.randn(1, 2, 6, 4)
     patches = F.unfold(x, 2, stride=2)  # (1, 8, 6)
-    expected = F.fold(F.layer_norm(patches.transpose(1, 2), (8,), eps=1e-6).transpose(1, 2), (6, 4), 2, stride=2)
+    expected = F.fold(
+        F.layer_norm(patches.transpose(1, 2), (8,), eps=1e-6).transpose(1, 2), (6, 4), 2, stride=2
+    )
     torch.testing.assert_close(network(x, torch.ones(1), Condition()), expected)
 
 
 def test_positions_tell_all_places_apart_and_know_axes():
     places = positions(4, 5, 16).reshape(4, 5, 16)
     assert (torch.pdist(places.flatten(0, 1)) > 0.1).all()
-    assert torch.equal(places[0, :, :8], places[3, :, :8]) and torch.equal(places[:, 0, 8:], places[:, 4, 8:])
+    assert torch.equal(places[0, :, :8], places[3, :, :8]) and torch.equal(
+        places[:, 0, 8:], places[:, 4, 8:]
+    )
 
 
 @pytest.mark.parametrize(
     ("shape", "kwargs", "told"),
-    [((1, 9, 8), {}, "patch=2 must be at least 1 and divide pictures of 9x8; try patch=1"), ((2,), {}, "model=mlp"),
-     ((1, 8, 8), {"heads": 5}, "heads=5 must divide the 16 channels; try heads=2"),
-     ((1, 8, 8), {"channels": 6}, "multiple of 4"), ((1, 8, 8), {"blocks": 0}, "blocks")],
-)  # fmt: skip
+    [
+        ((1, 9, 8), {}, "patch=2 must be at least 1 and divide pictures of 9x8; try patch=1"),
+        ((2,), {}, "model=mlp"),
+        ((1, 8, 8), {"heads": 5}, "heads=5 must divide the 16 channels; try heads=2"),
+        ((1, 8, 8), {"channels": 6}, "multiple of 4"),
+        ((1, 8, 8), {"blocks": 0}, "blocks"),
+    ],
+)
 def test_what_a_dit_cannot_be_is_refused(shape, kwargs, told):
     with pytest.raises(ValueError, match=told):
         DiT(shape, **{"channels": 16, "blocks": 1, "heads": 2, **kwargs})

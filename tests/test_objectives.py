@@ -17,8 +17,11 @@ from ddpm_lab.diffusion.variances import BetaTilde, LearnedRange
 
 WIDTH = 2 / 255
 PREDICTIONS = [Eps(), X0(), V(), Mean(), Score()]
-PROCESSES = {"linear": ForwardProcess(linear(100)), "cosine": ForwardProcess(cosine(100)),
-             "geometric": ForwardProcess(geometric(100))}  # fmt: skip
+PROCESSES = {
+    "linear": ForwardProcess(linear(100)),
+    "cosine": ForwardProcess(cosine(100)),
+    "geometric": ForwardProcess(geometric(100)),
+}
 EVERY_PROCESS = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 T = torch.tensor([1, 2, 40, 99, 100])
 
@@ -56,7 +59,9 @@ def test_weighted_losses_are_of_x0_whatever_the_network_predicts(prediction, pro
     snr = (process.table[T, 0] / process.table[T, 1]) ** 2
     torch.testing.assert_close(Snr()(denoiser, draw), snr * error)
     torch.testing.assert_close(MinSnr(gamma=3.0)(denoiser, draw), snr.clamp(max=3.0) * error)
-    means = process.posterior_mean(x0, draw.x_t, T, T - 1) - process.posterior_mean(draw.x0, draw.x_t, T, T - 1)
+    means = process.posterior_mean(x0, draw.x_t, T, T - 1) - process.posterior_mean(
+        draw.x0, draw.x_t, T, T - 1
+    )
     torch.testing.assert_close(MeanMatching()(denoiser, draw), means.square().flatten(1).mean(1))
 
 
@@ -64,7 +69,9 @@ def test_min_snr_is_5_as_in_the_paper_and_bounds_the_weight():
     process, draw = PROCESSES["cosine"], drawn(PROCESSES["cosine"])
     denoiser, x0 = wrong(process, draw, Eps())
     error = (x0 - draw.x0).square().flatten(1).mean(1)
-    assert (MinSnr()(denoiser, draw) / error).tolist() == pytest.approx(process.log_snr(T).exp().clamp(max=5).tolist())
+    assert (MinSnr()(denoiser, draw) / error).tolist() == pytest.approx(
+        process.log_snr(T).exp().clamp(max=5).tolist()
+    )
 
 
 @EVERY_PROCESS
@@ -80,15 +87,22 @@ def test_simple_is_the_error_in_the_networks_own_terms(prediction, process):
 @EVERY_PROCESS
 def test_some_objectives_are_one_another(process):
     draw = drawn(process)
-    torch.testing.assert_close(*(objective(wrong_eps, draw) for wrong_eps in [wrong(process, draw, Eps())[0]]
-                                 for objective in (Simple(), Snr())))  # fmt: skip
+    torch.testing.assert_close(
+        *(
+            objective(wrong_eps, draw)
+            for wrong_eps in [wrong(process, draw, Eps())[0]]
+            for objective in (Simple(), Snr())
+        )
+    )
     mean = wrong(process, draw, Mean())[0]
     torch.testing.assert_close(Simple()(mean, draw), MeanMatching()(mean, draw))
 
 
 def learned(process, draw, objective, prediction=Eps()):  # noqa: B008
     """Losses, and the gradients of their sum into the prediction and into the spread."""
-    own = prediction.target(process, draw.x0, draw.eps, draw.x_t, T) + 0.1 * torch.randn_like(draw.x0)
+    own = prediction.target(process, draw.x0, draw.eps, draw.x_t, T) + 0.1 * torch.randn_like(
+        draw.x0
+    )
     spread = torch.rand_like(own) - 0.5
     denoiser = Denoiser(Says(torch.cat([own, spread], 1)), process, prediction, LearnedRange())
     losses = objective(denoiser, draw)
@@ -104,7 +118,9 @@ def test_vlb_is_all_steps_times_the_term_of_the_bound(process):
     guess = Estimate(process.x0(draw.x_t, own, T), spread)
     expected = 100 * bound_term(denoiser, guess, draw.x0, draw.x_t, T, T - 1, WIDTH)
     torch.testing.assert_close(losses, expected)
-    assert (into_own.abs().flatten(1).sum(1) > 0).all() and (into_spread.abs().flatten(1).sum(1) > 0).all()
+    assert (into_own.abs().flatten(1).sum(1) > 0).all() and (
+        into_spread.abs().flatten(1).sum(1) > 0
+    ).all()
 
 
 def test_the_mean_of_vlb_over_all_times_is_the_bound():
@@ -122,7 +138,11 @@ def test_the_mean_of_vlb_over_all_times_is_the_bound():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_hybrid_teaches_the_mean_by_simple_and_the_spread_by_the_bound(prediction, process):
     draw, found = drawn(process), {}
-    for name, objective in {"simple": Simple(), "vlb": Vlb(), "hybrid": Hybrid(weight=0.01)}.items():
+    for name, objective in {
+        "simple": Simple(),
+        "vlb": Vlb(),
+        "hybrid": Hybrid(weight=0.01),
+    }.items():
         torch.manual_seed(1)
         found[name] = learned(process, draw, objective, prediction)
     _, simple, (into_own, nothing) = found["simple"]
@@ -135,7 +155,9 @@ def test_hybrid_teaches_the_mean_by_simple_and_the_spread_by_the_bound(predictio
 
 
 def test_hybrid_weighs_the_whole_bound_by_a_thousandth():
-    assert Hybrid().weight == 0.001  # Nichol & Dhariwal, 2021, section 3.1, of L_vlb and not of a term
+    assert (
+        Hybrid().weight == 0.001
+    )  # Nichol & Dhariwal, 2021, section 3.1, of L_vlb and not of a term
 
 
 @pytest.mark.parametrize("objective", [Simple(), Snr(), MinSnr(), MeanMatching(), Vlb(), Hybrid()])
@@ -148,7 +170,9 @@ def test_losses_and_gradients_are_finite_in_float32_at_every_time(objective):
     losses = objective(denoiser, draw)
     losses.sum().backward()
     assert (
-        losses.shape == (1000,) and torch.isfinite(losses).all() and torch.isfinite(denoiser.network.answer.grad).all()
+        losses.shape == (1000,)
+        and torch.isfinite(losses).all()
+        and torch.isfinite(denoiser.network.answer.grad).all()
     )
 
 

@@ -9,7 +9,9 @@ from ddpm_lab.diffusion.predictions import X0, Eps, Mean, Score, V
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
 
-PREDICTIONS = {name: instantiate(composed(f"prediction={name}").prediction) for name in options("prediction")}
+PREDICTIONS = {
+    name: instantiate(composed(f"prediction={name}").prediction) for name in options("prediction")
+}
 PROCESSES = {f.__name__: ForwardProcess(f()) for f in (linear, cosine, geometric)}
 EVERY_PREDICTION = pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS)
 EVERY_PROCESS = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -29,7 +31,9 @@ def test_every_prediction_has_its_option():
 @EVERY_PROCESS
 def test_it_inverts(prediction, process):
     x0, eps, x_t = drawn(process)
-    torch.testing.assert_close(prediction.x0(process, prediction.target(process, x0, eps, x_t, T), x_t, T), x0)
+    torch.testing.assert_close(
+        prediction.x0(process, prediction.target(process, x0, eps, x_t, T), x_t, T), x0
+    )
 
 
 @EVERY_PREDICTION
@@ -46,7 +50,9 @@ def test_its_gain_is_by_how_much_an_error_of_the_answer_is_one_of_x0(prediction,
 @EVERY_PROCESS
 def test_mean_is_that_of_x_before_given_x_now_and_the_data(process):
     x0, eps, x_t = drawn(process)
-    (signal, noise), (before, least) = (process.table[t][:, :2].view(5, 2, 1, 1, 1).unbind(1) for t in (T, T - 1))
+    (signal, noise), (before, least) = (
+        process.table[t][:, :2].view(5, 2, 1, 1, 1).unbind(1) for t in (T, T - 1)
+    )
     # Bayes' rule on x_{t-1} = before x0 + least z and x_t = gain x_{t-1} + sqrt(variance) z'.
     gain = signal / before
     kalman = least**2 * gain / noise**2
@@ -74,5 +80,7 @@ def test_v_is_the_rotated_pair(process):
         v, expected if process is not PROCESSES["geometric"] else expected / (1 + noise**2) ** 0.5
     )
     # (x_t, scale v) is (x_0, eps) turned: lengths are kept.
-    torch.testing.assert_close(x_t**2 + (signal * eps - noise * x0) ** 2, (signal**2 + noise**2) * (x0**2 + eps**2))
+    torch.testing.assert_close(
+        x_t**2 + (signal * eps - noise * x0) ** 2, (signal**2 + noise**2) * (x0**2 + eps**2)
+    )
     torch.testing.assert_close(v[-1], -x0[-1], rtol=0, atol=0.05)  # at T it asks for the data

@@ -36,7 +36,9 @@ def single_steps(name):
 def chain(name, t, s):
     """Gain and variance of q(x_t | x_s), by composing single steps."""
     gain, variance = 1.0, 0.0
-    for step_gain, step_variance in zip(*(numbers[s:t] for numbers in single_steps(name)), strict=True):
+    for step_gain, step_variance in zip(
+        *(numbers[s:t] for numbers in single_steps(name)), strict=True
+    ):
         gain, variance = gain * step_gain, variance * step_gain**2 + step_variance
     return gain, variance
 
@@ -46,10 +48,17 @@ def chain(name, t, s):
 def test_one_time_for_all_samples_is_that_time_for_each(name, t, s):
     process, x0, x_t = PROCESSES[name], *torch.randn(2, 3, 1, 2, 2)
     everyones, each = (torch.tensor(t), torch.tensor(s)), (torch.full((3,), t), torch.full((3,), s))
-    for found, expected in zip(*(
-        (*process.posterior(x0, x_t, *at), process.move(x_t, x0, *at), process.diffuse(x0, x_t, at[0]))
-        for at in (everyones, each)
-    ), strict=True):  # fmt: skip
+    for found, expected in zip(
+        *(
+            (
+                *process.posterior(x0, x_t, *at),
+                process.move(x_t, x0, *at),
+                process.diffuse(x0, x_t, at[0]),
+            )
+            for at in (everyones, each)
+        ),
+        strict=True,
+    ):
         assert torch.equal(found.expand_as(expected), expected)
 
 
@@ -64,12 +73,20 @@ def test_posterior_is_bayes_rule_on_the_chain(name, t, s):
     assert process.beta(at(t), at(s)).item() == pytest.approx(beta, rel=1e-9)
     assert process.beta_tilde(at(t), at(s)).item() == pytest.approx(beta_tilde, rel=1e-9)
     assert process.from_x_t(at(t), at(s)).item() == pytest.approx(kalman, rel=1e-9)
-    assert process.from_x0(at(t), at(s)).item() == pytest.approx(a * beta / (gain**2 * v + beta), rel=1e-9)
-    x0, x_t = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([[-1.1]], dtype=torch.float64)
+    assert process.from_x0(at(t), at(s)).item() == pytest.approx(
+        a * beta / (gain**2 * v + beta), rel=1e-9
+    )
+    x0, x_t = (
+        torch.tensor([[0.3]], dtype=torch.float64),
+        torch.tensor([[-1.1]], dtype=torch.float64),
+    )
     mean = a * 0.3 + kalman * (-1.1 - gain * a * 0.3)
     assert process.posterior_mean(x0, x_t, at(t), at(s)).item() == pytest.approx(mean, rel=1e-7)
     posterior = process.posterior(x0, x_t, at(t), at(s))
-    assert posterior.mean.item() == pytest.approx(mean, rel=1e-7) and torch.isfinite(posterior.log_var).all()
+    assert (
+        posterior.mean.item() == pytest.approx(mean, rel=1e-7)
+        and torch.isfinite(posterior.log_var).all()
+    )
     if s > 0:
         assert posterior.log_var.item() == pytest.approx(np.log(beta_tilde), abs=1e-9)
 
@@ -79,7 +96,9 @@ def test_posterior_is_the_same_in_float32(name):
     process, x = PROCESSES[name], torch.randn(2, len(PAIRS), 1, 2, 2)
     t, s = torch.tensor(PAIRS).T
     exact = process.posterior_mean(*x.double(), t, s)
-    torch.testing.assert_close(process.posterior_mean(*x, t, s).double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        process.posterior_mean(*x, t, s).double(), exact, rtol=1e-5, atol=1e-5
+    )
 
 
 @EVERY_PROCESS
@@ -87,8 +106,12 @@ def test_posterior_is_the_same_in_float32(name):
 def test_diffuse_is_the_chain_of_single_steps(name, t):
     gain, variance = chain(name, t, 0)
     process, x0 = PROCESSES[name], torch.tensor([[0.5]], dtype=torch.float64)
-    assert process.diffuse(x0, torch.zeros(1, 1), at(t)).item() == pytest.approx(0.5 * gain, rel=1e-9)
-    assert process.diffuse(0 * x0, torch.ones(1, 1), at(t)).item() == pytest.approx(variance**0.5, rel=1e-9)
+    assert process.diffuse(x0, torch.zeros(1, 1), at(t)).item() == pytest.approx(
+        0.5 * gain, rel=1e-9
+    )
+    assert process.diffuse(0 * x0, torch.ones(1, 1), at(t)).item() == pytest.approx(
+        variance**0.5, rel=1e-9
+    )
     assert process.log_snr(at(t)).item() == pytest.approx(np.log(gain**2 / variance), rel=1e-9)
     assert process.scale(at(t)).item() == pytest.approx((gain**2 + variance) ** 0.5, rel=1e-9)
 
@@ -142,7 +165,9 @@ def test_the_last_log_variance_is_that_of_the_next_step(name):
     # T = 1000 has no next step of 600 or 1000.
     clamped = process.beta_tilde(at(1000), at(600)).log()
     assert process.log_beta_tilde(at(600), at(0)).item() == pytest.approx(clamped.item(), abs=1e-12)
-    assert process.log_beta_tilde(at(1000), at(0)).item() == pytest.approx(np.log(chain(name, 1000, 0)[1]), abs=1e-9)
+    assert process.log_beta_tilde(at(1000), at(0)).item() == pytest.approx(
+        np.log(chain(name, 1000, 0)[1]), abs=1e-9
+    )
 
 
 def test_times_of_a_batch_do_not_mix():
@@ -152,7 +177,9 @@ def test_times_of_a_batch_do_not_mix():
     for i in range(len(PAIRS)):
         row = slice(i, i + 1)
         alone = process.posterior(x[0, row], x[1, row], t[row], s[row])
-        assert torch.equal(together.mean[row], alone.mean) and torch.equal(together.log_var[row], alone.log_var)
+        assert torch.equal(together.mean[row], alone.mean) and torch.equal(
+            together.log_var[row], alone.log_var
+        )
 
 
 def test_tables_are_float64_whatever_the_model_and_stay_out_of_checkpoints():

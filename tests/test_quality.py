@@ -21,7 +21,14 @@ from ddpm_lab.commands.output import quality_rows
 from ddpm_lab.data.digits import digits as digits_data
 from ddpm_lab.data.folder import pictures as folder_pictures
 from ddpm_lab.data.splits import Images
-from ddpm_lab.evaluation.extractors import INCEPTION, Extractor, InceptionFeatures, digits, inception, none
+from ddpm_lab.evaluation.extractors import (
+    INCEPTION,
+    Extractor,
+    InceptionFeatures,
+    digits,
+    inception,
+    none,
+)
 from ddpm_lab.evaluation.inception_score import inception_score
 from ddpm_lab.evaluation.judge import Judge
 from ddpm_lab.evaluation.quality import assess
@@ -35,13 +42,19 @@ def frechet(a, b):
 
 def ask(judge, *splits):
     """What it says of pictures that come in these batches."""
-    numbers = torch.arange(sum(split.size for split in splits)).split([split.size for split in splits])
+    numbers = torch.arange(sum(split.size for split in splits)).split(
+        [split.size for split in splits]
+    )
     return judge(zip(numbers, splits, strict=True), sum(split.size for split in splits))
 
 
 def test_fid_is_the_frechet_distance_of_the_features():
     extractor, data = digits(), digits_data()
-    worn = (data.test.pixels.int() + torch.randint(-40, 41, data.test.pixels.shape)).clamp(0, 255).byte()
+    worn = (
+        (data.test.pixels.int() + torch.randint(-40, 41, data.test.pixels.shape))
+        .clamp(0, 255)
+        .byte()
+    )
     found = ask(Judge(extractor, data.train), *(Images(part, None) for part in worn.split(100)))
     with torch.no_grad():
         a, b = (extractor.features(pixels).double().numpy() for pixels in (data.train.pixels, worn))
@@ -55,13 +68,20 @@ def test_fid_is_the_frechet_distance_of_the_features():
 def test_fid_tells_the_same_from_the_worn_from_noise():
     extractor, data = digits(), digits_data()
     noise = torch.randint(256, data.test.pixels.shape).byte()
-    worn = (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape)).clamp(0, 255).byte()
+    worn = (
+        (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape))
+        .clamp(0, 255)
+        .byte()
+    )
     judge = Judge(extractor, data.train)
     same, held_out, worse, worst = (
-        ask(judge, Images(pixels, None))["fid"] for pixels in (data.train.pixels, data.test.pixels, worn, noise)
+        ask(judge, Images(pixels, None))["fid"]
+        for pixels in (data.train.pixels, data.test.pixels, worn, noise)
     )
     assert abs(same) < 1e-3 and same < held_out < worse < worst
-    assert ask(judge, Images(data.test.pixels, None))["fid"] == held_out, "it forgets the samples before"
+    assert ask(judge, Images(data.test.pixels, None))["fid"] == held_out, (
+        "it forgets the samples before"
+    )
 
 
 def test_every_way_to_draw_is_judged():
@@ -71,7 +91,9 @@ def test_every_way_to_draw_is_judged():
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     ways = {
-        f"steps={steps}": partial(system.draw_with, replace(system.sampler, steps=steps), system.guidance)
+        f"steps={steps}": partial(
+            system.draw_with, replace(system.sampler, steps=steps), system.guidance
+        )
         for steps in (1, 3)
     }
     common = {"weights": "raw", "split": "train", "count": 20, "seed": 0, "batch_size": 20}
@@ -92,19 +114,27 @@ def test_fid_within_is_the_mean_over_classes_and_none_where_a_class_is_missing()
     extractor, data = digits(), digits_data()
     found = ask(Judge(extractor, data.train), data.test)
     with torch.no_grad():
-        real, test = (extractor.features(split.pixels).double().numpy() for split in (data.train, data.test))
+        real, test = (
+            extractor.features(split.pixels).double().numpy() for split in (data.train, data.test)
+        )
     each = [frechet(real[data.train.labels == k], test[data.test.labels == k]) for k in range(10)]
     assert found["fid_within"] == pytest.approx(np.mean(each), rel=1e-3)
     some = data.test.at(data.test.labels < 9)
     assert "fid_within" not in ask(Judge(extractor, data.train), some)
-    lonely = Images(torch.cat([some.pixels, data.test.pixels[:1]]), torch.cat([some.labels, torch.tensor([9])]))
+    lonely = Images(
+        torch.cat([some.pixels, data.test.pixels[:1]]), torch.cat([some.labels, torch.tensor([9])])
+    )
     assert "fid_within" not in ask(Judge(extractor, lonely), data.test)
     assert "precision" not in ask(Judge(extractor, data.train, {"prc"}), data.test.at(slice(3)))
 
 
 def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force():
     extractor, data = digits(), digits_data()
-    worn = (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape)).clamp(0, 255).byte()
+    worn = (
+        (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape))
+        .clamp(0, 255)
+        .byte()
+    )
     one_class = data.train.at(data.train.labels == 3)
     for made in (Images(worn, None), Images(one_class.pixels, None)):
         found = ask(Judge(extractor, data.train, {"prc"}), made)
@@ -112,7 +142,9 @@ def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force(
             real, ours = (extractor.features(split.pixels) for split in (data.train, made))
 
         def within(points, manifold):
-            radius = torch.cdist(manifold, manifold).kthvalue(4, dim=1).values  # the first is the point itself
+            radius = (
+                torch.cdist(manifold, manifold).kthvalue(4, dim=1).values
+            )  # the first is the point itself
             return (torch.cdist(points, manifold) <= radius).any(dim=1).double().mean().item()
 
         assert found["precision"] == pytest.approx(within(ours, real), abs=0.005)
@@ -153,8 +185,12 @@ def test_the_inception_score_is_the_mean_over_ten_consecutive_splits_where_there
 
 def test_the_inception_score_is_1_where_all_are_alike_and_the_number_of_classes_where_all_are_sure():
     one_hot = torch.eye(10).repeat(50, 1)
-    assert inception_score(one_hot) == pytest.approx(10) and inception_score(one_hot, 10) == pytest.approx(10)
-    assert [inception_score(p) for p in (one_hot[:1].repeat(50, 1), torch.full((7, 10), 0.1))] == pytest.approx([1, 1])
+    assert inception_score(one_hot) == pytest.approx(10) and inception_score(
+        one_hot, 10
+    ) == pytest.approx(10)
+    assert [
+        inception_score(p) for p in (one_hot[:1].repeat(50, 1), torch.full((7, 10), 0.1))
+    ] == pytest.approx([1, 1])
     judge = Judge(digits(), digits_data().train)
     assert 9.5 < ask(judge, digits_data().test)["inception_score"] < 10
 
@@ -166,7 +202,9 @@ def random_inception(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # its constructor wants a file of weights
         patch.setattr(torch, "load", lambda *args, **kwargs: None)
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *args, **kwargs: None)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], "none")
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], "none"
+        )
     torch.nn.init.normal_(network.fc.bias)
     torch.save(network.state_dict(), file)
     return file, network.eval()
@@ -184,20 +222,36 @@ def test_the_logits_of_inception_are_torch_fidelitys_unbiased_ones(random_incept
 
 
 @pytest.mark.slow
-def test_fid_kid_and_the_inception_score_are_torch_fidelitys_own_of_the_same_folders(random_inception, tmp_path):
+def test_fid_kid_and_the_inception_score_are_torch_fidelitys_own_of_the_same_folders(
+    random_inception, tmp_path
+):
     file, _ = random_inception
     grey = torch.linspace(0, 255, 32).byte().expand(60, 3, 32, 32)
-    sets = [torch.randint(256, (60, 3, 32, 32)).byte(), (torch.randint(256, (60, 3, 32, 32)) // 2).byte() + grey // 2]
+    sets = [
+        torch.randint(256, (60, 3, 32, 32)).byte(),
+        (torch.randint(256, (60, 3, 32, 32)) // 2).byte() + grey // 2,
+    ]
     for name, pixels in zip("ab", sets, strict=True):
         (tmp_path / name).mkdir()
         for i, picture in enumerate(pixels):
             to_pil_image(picture).save(tmp_path / name / f"{i:03}.png")
     a, b = (folder_pictures(tmp_path / name, (3, 32, 32)) for name in "ab")
     theirs = calculate_metrics(
-        input1=str(tmp_path / "b"), input2=str(tmp_path / "a"), cuda=False, fid=True, kid=True, isc=True,
-        isc_splits=1, samples_shuffle=False, kid_subset_size=60, kid_subsets=100, verbose=False, cache=False,
-        feature_extractor_weights_path=str(file), batch_size=20,
-    )  # fmt: skip
+        input1=str(tmp_path / "b"),
+        input2=str(tmp_path / "a"),
+        cuda=False,
+        fid=True,
+        kid=True,
+        isc=True,
+        isc_splits=1,
+        samples_shuffle=False,
+        kid_subset_size=60,
+        kid_subsets=100,
+        verbose=False,
+        cache=False,
+        feature_extractor_weights_path=str(file),
+        batch_size=20,
+    )
     features = InceptionFeatures(file).requires_grad_(False).eval()
     judge = Judge(Extractor("random", "", features, None, features.logits()), a, {"kid"})
     ours = ask(judge, *(b.at(slice(i, i + 20)) for i in (0, 20, 40)))
@@ -228,14 +282,18 @@ def test_standard_errors_and_the_limit_of_ever_more_samples_are_those_of_repeate
     limit = 4 * (2**2 + (12 - 10) ** 2)  # |m1 - m2|^2 + sum (s1 - s2)^2
     found = [draw(300) for _ in range(300)]
     spread = np.std([one["fid"] for one in found])
-    assert np.mean([one["standard_error"]["fid"] for one in found]) == pytest.approx(spread, rel=0.1)
+    assert np.mean([one["standard_error"]["fid"] for one in found]) == pytest.approx(
+        spread, rel=0.1
+    )
     bias = np.mean([one["fid"] for one in found]) - limit
     left = np.mean([one["fid_infinity"] for one in found]) - limit
     assert bias > 0.5 and abs(left) < 0.2 * bias  # the mean of 300 is uncertain by a tenth of it
     assert draw(19)["standard_error"] == {}, "no blocks"
 
 
-def test_statistics_of_a_reference_are_computed_once_and_known_by_what_they_are_of(tmp_path, monkeypatch):
+def test_statistics_of_a_reference_are_computed_once_and_known_by_what_they_are_of(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("DDPM_LAB_CACHE", str(tmp_path))
     extractor, data = digits(), digits_data()
     once = ask(Judge(extractor, data.train), data.test)
@@ -270,12 +328,19 @@ def test_a_figure_says_all_that_it_depends_on_and_whether_there_were_enough():
     common = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 20}
     (few,) = assess(system, system.denoiser, data, digits(), count=40, **common)
     told = few["protocol"]
-    assert told["data_sha256"] == data.train.digest() and told["data_count"] == 1437 and told["features"] == 64
+    assert (
+        told["data_sha256"] == data.train.digest()
+        and told["data_count"] == 1437
+        and told["features"] == 64
+    )
     assert "only 40 pictures, for 64 features" in quality_rows(few)[0][2]
     next(iter(system.denoiser.parameters())).data += 0.01
     (many,) = assess(system, system.denoiser, data, digits(), count=100, **common)
     assert "only" not in quality_rows(many)[0][2]
-    assert {name for name in told if told[name] != many["protocol"][name]} == {"count", "weights_sha256"}
+    assert {name for name in told if told[name] != many["protocol"][name]} == {
+        "count",
+        "weights_sha256",
+    }
 
 
 def test_the_hash_is_that_of_the_file_and_the_file_is_small():
@@ -294,7 +359,9 @@ def test_inception_that_cannot_be_had_says_which_file_goes_where(tmp_path, monke
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(ValueError, match=rf"put {INCEPTION}, whose SHA-256 begins with 6726825d, at {tmp_path}"):
+    with pytest.raises(
+        ValueError, match=rf"put {INCEPTION}, whose SHA-256 begins with 6726825d, at {tmp_path}"
+    ):
         inception()
     with pytest.raises(ValueError, match="weights=nowhere"):
         inception("nowhere")

@@ -20,11 +20,19 @@ from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
 
 EVIL = "<script>alert(\"1\")</script> & a_b 5% $x$ | `c` {d} ~ ^ # \\ [e] *f* 'g'"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 def source(value, root, seed=0, status="done"):
-    return Source(f'ddpm-evaluate "a=<{seed}>" ' + "x" * 300, f"{seed}abc", root / f"runs/{seed}/m.json", status, value)
+    return Source(
+        f'ddpm-evaluate "a=<{seed}>" ' + "x" * 300,
+        f"{seed}abc",
+        root / f"runs/{seed}/m.json",
+        status,
+        value,
+    )
 
 
 # The paper's number, whether it is recalled, ours by seed; what is then shown as ours, the paper's, the difference
@@ -66,36 +74,81 @@ def make(root):
     Image.new("RGB", (40, 20), "teal").save(root / "samples.png")
     kinds = list(KINDS)
     rows = {
-        f"{i} {EVIL}": tuple(entry(kind, root) for kind in kinds[i : i + WIDTH]) for i in range(0, len(kinds), WIDTH)
+        f"{i} {EVIL}": tuple(entry(kind, root) for kind in kinds[i : i + WIDTH])
+        for i in range(0, len(kinds), WIDTH)
     }
     columns = [Column(f"{i} {EVIL}", f"FID_{i % 2} & 1%", "lower") for i in range(WIDTH)]
     xs = [1, 10, 100]
     panels = (
         Panel(
-            EVIL, "steps $", "FID_$", {"η": (xs, [3.0, 2, 1]), "η (paper)": (xs, [4.0, 2, 1])}, log_x=True, log_y=True
+            EVIL,
+            "steps $",
+            "FID_$",
+            {"η": (xs, [3.0, 2, 1]), "η (paper)": (xs, [4.0, 2, 1])},
+            log_x=True,
+            log_y=True,
         ),
         Panel("bars", "", "FID", {"ours": (["a", "$b$"], [1.0, 2.0]), "paper": (["a"], [1.5])}),
     )
     claims = [Claim(f"{verdict} {EVIL}", verdict, "1 < 2") for verdict in (True, False, None)]
-    full = Table("t1-tiny", EVIL, f"of {EVIL}", "tiny", f"corner {EVIL}", tuple(columns), rows, f"theirs {EVIL}",
-                 f"own {EVIL}", {"†": f"note {EVIL}"}, tuple(claims), {}, panels, {EVIL: root / "samples.png"},
-                 f"make {EVIL}")  # fmt: skip
-    absent = replace(full, name="t1-analytic", tier="analytic", rows={}, absent=f"why {EVIL}", panels=(), claims=())
+    full = Table(
+        "t1-tiny",
+        EVIL,
+        f"of {EVIL}",
+        "tiny",
+        f"corner {EVIL}",
+        tuple(columns),
+        rows,
+        f"theirs {EVIL}",
+        f"own {EVIL}",
+        {"†": f"note {EVIL}"},
+        tuple(claims),
+        {},
+        panels,
+        {EVIL: root / "samples.png"},
+        f"make {EVIL}",
+    )
+    absent = replace(
+        full,
+        name="t1-analytic",
+        tier="analytic",
+        rows={},
+        absent=f"why {EVIL}",
+        panels=(),
+        claims=(),
+    )
     return [absent, full]
 
 
 def grid(cells):
     """By rows as in the table: [ours, paper, ours, paper, ...] to the kinds' names."""
-    return dict(zip(KINDS, [tuple(row[i : i + 2]) for row in cells for i in range(0, len(row), 2)], strict=True))
+    return dict(
+        zip(
+            KINDS,
+            [tuple(row[i : i + 2]) for row in cells for i in range(0, len(row), 2)],
+            strict=True,
+        )
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "like", "written"),
-    [(3.2149, 3.17, "3.21"), (0.00714, 0.0065, "0.00714"), (0.01234, 3.17, "0.0123"), (0.99, 3.17, "0.990"),
-     (9.996, None, "10.0"), (12345.6, None, "12346"), (1.5e-12, None, "1.50e−12"), (0.0, 3.17, "0.00"),
-     (7, None, "7"), (4.2, 4, "4.20"),
-     (2.5e9, 3.17, "2.50e+09"), (4.2, "unstable", "4.20"), (0.5, None, "0.500")],
-)  # fmt: skip
+    [
+        (3.2149, 3.17, "3.21"),
+        (0.00714, 0.0065, "0.00714"),
+        (0.01234, 3.17, "0.0123"),
+        (0.99, 3.17, "0.990"),
+        (9.996, None, "10.0"),
+        (12345.6, None, "12346"),
+        (1.5e-12, None, "1.50e−12"),
+        (0.0, 3.17, "0.00"),
+        (7, None, "7"),
+        (4.2, 4, "4.20"),
+        (2.5e9, 3.17, "2.50e+09"),
+        (4.2, "unstable", "4.20"),
+        (0.5, None, "0.500"),
+    ],
+)
 def test_a_number_has_the_papers_decimals_or_three_digits(value, like, written):
     assert numbers.text(value, numbers.decimals(value, like)) == written
 
@@ -109,11 +162,18 @@ def test_what_is_not_finite_is_said(value, tmp_path):
 def test_csv_has_a_line_for_each_number_unrounded(tables, tmp_path):
     lines = list(csv.DictReader(formats.csv(tables, tmp_path).splitlines()))
     assert len(lines) == len(KINDS)
-    places = [(row, column, entry) for row, cells in tables[1].rows.items()
-              for column, entry in zip(tables[1].columns, cells, strict=True)]  # fmt: skip
+    places = [
+        (row, column, entry)
+        for row, cells in tables[1].rows.items()
+        for column, entry in zip(tables[1].columns, cells, strict=True)
+    ]
     for line, (row, column, expected) in zip(lines, places, strict=True):
         assert (line["row"], line["column"], line["metric"]) == (row, column.name, column.metric)
-        for name, value in (("ours", expected.ours), ("spread", expected.spread), ("difference", expected.difference)):
+        for name, value in (
+            ("ours", expected.ours),
+            ("spread", expected.spread),
+            ("difference", expected.difference),
+        ):
             assert line[name] == ("" if value is None else repr(value)), (name, expected)
         paper = expected.paper
         assert line["paper"] == (str(paper.value) if paper else "")
@@ -121,7 +181,9 @@ def test_csv_has_a_line_for_each_number_unrounded(tables, tmp_path):
         assert (line["status"], line["seeds"]) == (expected.status, str(len(expected.sources)))
         assert line["files"] == "; ".join(f"runs/{i}/m.json" for i in range(len(expected.sources)))
         assert line["commands"] == "; ".join(source.command for source in expected.sources)
-        assert line["configs"].split("; ")[0] == "0abc" and line["marks"] == " ".join(expected.marks)
+        assert line["configs"].split("; ")[0] == "0abc" and line["marks"] == " ".join(
+            expected.marks
+        )
 
 
 def test_terminal(tables):
@@ -132,8 +194,17 @@ def test_terminal(tables):
         kinds = list(KINDS.values())[i : i + WIDTH]
         cells = [cell for _, _, _, ours, paper, _ in kinds for cell in (ours, paper)]
         assert line.split(EVIL)[1].split() == " ".join(cells).split()
-    assert {len(line.rstrip()) for line in full.splitlines() if "─" in line} == {max(map(len, found))}
-    for words in ("✓ True", "✗ False", "– None", "† note", "±: the standard deviation over 3 seeds", "In brackets"):
+    assert {len(line.rstrip()) for line in full.splitlines() if "─" in line} == {
+        max(map(len, found))
+    }
+    for words in (
+        "✓ True",
+        "✗ False",
+        "– None",
+        "† note",
+        "±: the standard deviation over 3 seeds",
+        "In brackets",
+    ):
         assert f"  {words}" in full
 
 
@@ -144,26 +215,45 @@ def test_markdown(tables):
         return re.sub(r"\\([^a-z0-9\s])", r"\1", words).strip()
 
     assert f"No such table: why {EVIL}" in plain(text)
-    told = "\n".join(line for line in text.splitlines() if not line.startswith("    "))  # a command stands as it is
+    told = "\n".join(
+        line for line in text.splitlines() if not line.startswith("    ")
+    )  # a command stands as it is
     assert not re.search(r"(?<!\\)[<$`~]", told), "not escaped"
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    head, *rows = [list(map(plain, line.removeprefix("| ").removesuffix(" |").split(" | "))) for line in lines]
+    head, *rows = [
+        list(map(plain, line.removeprefix("| ").removesuffix(" |").split(" | "))) for line in lines
+    ]
     assert len(head) == 1 + 2 * WIDTH and [row[0] for row in rows] == list(tables[1].rows)
     assert grid([row[1:] for row in rows]) == {kind: value[3:5] for kind, value in KINDS.items()}
-    for words in ("- ✓ True", "- ✗ False", "- – None", "† note", "±: the standard deviation", "In brackets"):
+    for words in (
+        "- ✓ True",
+        "- ✗ False",
+        "- – None",
+        "† note",
+        "±: the standard deviation",
+        "In brackets",
+    ):
         assert f"\n{words}" in text
 
 
 def test_latex(tables):
     text = formats.latex(tables)
-    known = re.compile("|".join(sorted(map(re.escape, formats.TEX.values()), key=len, reverse=True)))
+    known = re.compile(
+        "|".join(sorted(map(re.escape, formats.TEX.values()), key=len, reverse=True))
+    )
     signs = {value: sign for sign, value in reversed(formats.TEX.items())}
 
     def plain(words):
         assert not set(known.sub("", words)) & set("\\{}$&#^_~%<>|\"[]*`'"), f"not escaped: {words}"
         return known.sub(lambda found: signs[found[0]], words)
 
-    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0].replace("\\midrule\n", "").strip().splitlines()
+    body = (
+        text.split(r"\toprule")[1]
+        .split(r"\bottomrule")[0]
+        .replace("\\midrule\n", "")
+        .strip()
+        .splitlines()
+    )
     head, *rows = [list(map(plain, line.removesuffix(r" \\").split(" & "))) for line in body]
     assert len(head) == 1 + 2 * WIDTH and [row[0] for row in rows] == list(tables[1].rows)
     assert grid([row[1:] for row in rows]) == {kind: value[3:5] for kind, value in KINDS.items()}
@@ -184,23 +274,49 @@ def every_table(root):
     made = []
     for name in names():
         ablation = read(name)
-        columns = tuple(Column(column, "bits/dim over entropy", "lower") for column in ablation.columns)
-        full = Entry(Published(12.345, True), (source(123.456, root), source(125.0, root, 1)), {}, ("†", "a"))
+        columns = tuple(
+            Column(column, "bits/dim over entropy", "lower") for column in ablation.columns
+        )
+        full = Entry(
+            Published(12.345, True), (source(123.456, root), source(125.0, root, 1)), {}, ("†", "a")
+        )
         rows = {row: (full,) * len(columns) for row in ablation.rows}
         for tier in TIERS:
             protocol = ", ".join(f"{key} {value}" for key, value in ablation.protocol.items())
-            about = (ablation.title, ablation.source, tier, ablation.corner, columns, rows, protocol)
+            about = (
+                ablation.title,
+                ablation.source,
+                tier,
+                ablation.corner,
+                columns,
+                rows,
+                protocol,
+            )
             stage = ablation.tiers[tier]
-            made.append(Table(f"{name}-{tier}", *about, stage.note, {"†": protocol}, absent=stage.absent))
+            made.append(
+                Table(f"{name}-{tier}", *about, stage.note, {"†": protocol}, absent=stage.absent)
+            )
     rows = {f"{i} {HARMLESS} {EVIL}": (Entry(None, (source(1.0 * i, root),)),) for i in range(60)}
-    return [*made, Table("s", f"Sweep {HARMLESS}", "", "sweep", "cell", (Column(HARMLESS, "FID", "lower"),), rows)]
+    return [
+        *made,
+        Table(
+            "s", f"Sweep {HARMLESS}", "", "sweep", "cell", (Column(HARMLESS, "FID", "lower"),), rows
+        ),
+    ]
 
 
 def test_every_latex_table_compiles_and_fits_a_page(tmp_path):
     text = formats.latex(every_table(tmp_path))
     assert text.isascii() and text.isprintable() is False and not set(text) & set("\x00\x07")
-    assert r"$\hat{\sigma}$" in text and r"$\bar{\alpha}$" in text and r"$\Sigma$" in text and r"\'{e}" in text
-    assert text.count(r"\begin{tabular}") == text.count(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}")
+    assert (
+        r"$\hat{\sigma}$" in text
+        and r"$\bar{\alpha}$" in text
+        and r"$\Sigma$" in text
+        and r"\'{e}" in text
+    )
+    assert text.count(r"\begin{tabular}") == text.count(
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}"
+    )
     for body in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, re.S):
         lines = [line for line in body[1].splitlines() if line.endswith(r" \\")]
         assert 2 <= len(lines) <= formats.ROWS + 1
@@ -217,15 +333,34 @@ def test_every_latex_table_compiles_and_fits_a_page(tmp_path):
 
 
 def test_names_are_harmless_text_in_plots_and_tables(tmp_path):
-    plots.render(Panel(HARMLESS, HARMLESS, HARMLESS, {HARMLESS: ([1, 2], [1.0, 2.0]), "": ([1, 2], [3.0, 2.0])}))
+    plots.render(
+        Panel(
+            HARMLESS, HARMLESS, HARMLESS, {HARMLESS: ([1, 2], [1.0, 2.0]), "": ([1, 2], [3.0, 2.0])}
+        )
+    )
     plots.render(Panel(HARMLESS, "$", "$$", {"$": ([HARMLESS, "$b$"], [1.0, 2.0])}))
-    curves = {HARMLESS: [(1, 1.0), (2, 2.0)], "": [(1, 1.0), (2, 2.0)], "$\\frac{$" * 100: [(1, 2.0)]}
+    curves = {
+        HARMLESS: [(1, 1.0), (2, 2.0)],
+        "": [(1, 1.0), (2, 2.0)],
+        "$\\frac{$" * 100: [(1, 2.0)],
+    }
     assert save_curves(curves, tmp_path / "curves.png", x=HARMLESS).is_file()
     lines = {HARMLESS: {HARMLESS: ([HARMLESS, "$"], [1.0, 2.0])}}
     assert save_lines(lines, tmp_path / "lines.png", x=HARMLESS, y={HARMLESS: HARMLESS}).is_file()
-    rows = {f"{sign}cmd|'/C calc'!A0": (Entry(None, (source(-1.5, tmp_path),)),) for sign in ("=", "+", "-", "@", "\t")}
+    rows = {
+        f"{sign}cmd|'/C calc'!A0": (Entry(None, (source(-1.5, tmp_path),)),)
+        for sign in ("=", "+", "-", "@", "\t")
+    }
     table = Table(
-        "=t", "# = x", "1. of", "", "c", (Column("=c", "@FID", None),), rows, command="python\n# a", notes={"=": "- a"}
+        "=t",
+        "# = x",
+        "1. of",
+        "",
+        "c",
+        (Column("=c", "@FID", None),),
+        rows,
+        command="python\n# a",
+        notes={"=": "- a"},
     )
     for line in csv.DictReader(formats.csv([table], tmp_path).splitlines()):
         assert (
@@ -247,7 +382,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.tags.append((tag, attrs))
-        self.loaded += [value for key, value in attrs.items() if key in ("src", "href", "srcset", "style")]
+        self.loaded += [
+            value for key, value in attrs.items() if key in ("src", "href", "srcset", "style")
+        ]
         if tag in ("meta", "link", "img"):
             return
         self.open.append((tag, attrs.get("class", "")))
@@ -264,7 +401,9 @@ class Page(HTMLParser):
     def handle_data(self, data):
         for tag, name in self.open:
             if tag in ("td", "th"):
-                self.rows[next(name for tag, name in reversed(self.open) if tag == "tr")][-1][-1] += data.strip("\n")
+                self.rows[next(name for tag, name in reversed(self.open) if tag == "tr")][-1][
+                    -1
+                ] += data.strip("\n")
             if name:
                 self.texts[name][-1] += data
 
@@ -287,7 +426,9 @@ def test_page(tables, tmp_path):
 
     measured = [value[0] for value in shown.values() if re.search(r"\d", value[0])]
     assert [value.strip() for value in page.texts["value"] if value.strip()] == measured
-    assert [float(one) for one in page.texts["one"]] == [13.0, 13.5, 14.0, 9.3], "of what has several seeds, each"
+    assert [float(one) for one in page.texts["one"]] == [13.0, 13.5, 14.0, 9.3], (
+        "of what has several seeds, each"
+    )
     assert "8 of 12 numbers measured (1 failed, 2 not run, 1 no value)" in page.texts["summary"][0]
     assert "1 of 3 claims passed (1 failed, 1 not run)" in page.texts["summary"][0]
     assert page.texts["absent"][0].split() == f"no such table why {EVIL}".split()
@@ -297,9 +438,15 @@ def test_page(tables, tmp_path):
             assert source.command in unescape(text) and source.config in text
     assert "runs/1/m.json" in text and str(tmp_path) not in text
 
-    assert "script" not in dict(page.tags) and all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+    assert "script" not in dict(page.tags) and all(
+        attrs.get("alt") for tag, attrs in page.tags if tag == "img"
+    )
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
-    assert all(re.match(r"data:|#", place) for place in page.loaded) and "url(" not in text and "@import" not in text
+    assert (
+        all(re.match(r"data:|#", place) for place in page.loaded)
+        and "url(" not in text
+        and "@import" not in text
+    )
 
 
 def test_the_same_tables_make_the_same_bytes(tmp_path):
@@ -308,10 +455,19 @@ def test_the_same_tables_make_the_same_bytes(tmp_path):
         root = tmp_path / name
         root.mkdir(parents=True)
         files = write(make(root), root / "out", root)
-        assert sorted(files) == sorted((root / "out").iterdir()), "nothing else, and nothing half done"
+        assert sorted(files) == sorted((root / "out").iterdir()), (
+            "nothing else, and nothing half done"
+        )
         made.append({file.name: file.read_bytes() for file in files})
     assert made[0] == made[1]
-    assert set(made[0]) == {"report.html", "table.md", "table.csv", "table.tex", "t1-tiny-1.png", "t1-tiny-2.png"}
+    assert set(made[0]) == {
+        "report.html",
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "t1-tiny-1.png",
+        "t1-tiny-2.png",
+    }
 
 
 def test_a_plot_shows_the_papers_line_dashed(tables):
@@ -320,7 +476,11 @@ def test_a_plot_shows_the_papers_line_dashed(tables):
     assert (ours.get_linestyle(), paper.get_linestyle()) == ("-", "--")
     assert list(ours.get_ydata()) == [3, 2, 1] and list(paper.get_ydata()) == [4, 2, 1]
     bars = plots.draw(tables[1].panels[1]).axes[0].patches
-    assert [(bar.get_height(), bar.get_hatch()) for bar in bars] == [(1, None), (2, None), (1.5, "///")]
+    assert [(bar.get_height(), bar.get_hatch()) for bar in bars] == [
+        (1, None),
+        (2, None),
+        (1.5, "///"),
+    ]
 
 
 def test_reports_need_neither_torch_nor_hydra():
@@ -345,10 +505,23 @@ def test_a_browser_shows_the_page(width, tables, tmp_path):
     (tmp_path / "page.html").write_text((tmp_path / "report.html").read_text() + CHECK)
     (tmp_path / "frame.html").write_text(FRAME.format(width))
     done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1400,1000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
-         (tmp_path / "frame.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True)  # fmt: skip
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--window-size=1400,1000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            (tmp_path / "frame.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     found = json.loads(unescape(re.search("<pre>(.*)</pre>", done.stdout)[1]))
     assert (found["empty"], found["images"], found["width"]) == (0, 3, width)
     assert found["wide"] <= 0, "the page scrolls sideways"

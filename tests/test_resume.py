@@ -73,14 +73,25 @@ def spent(bench, kind, fault, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "owner", "name", "nth"), [
-    (PIXELS, Diffusion, "training_step", 8),
-    *(pytest.param(PIXELS, *place, marks=pytest.mark.nightly) for place in (
-        (Diffusion, "training_step", 60), (Diffusion, "validation_step", 25), (Judge, "__call__", 3),
-        (loggers.History, "save", 4))),
-    (LATENTS, Diffusion, "training_step", 44), (ACCUMULATED, Diffusion, "training_step", 71),
-    (STREAMED, Diffusion, "training_step", 35),
-    *((kind, Checkpoints, "on_train_batch_end", 17) for kind in OTHERS)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "owner", "name", "nth"),
+    [
+        (PIXELS, Diffusion, "training_step", 8),
+        *(
+            pytest.param(PIXELS, *place, marks=pytest.mark.nightly)
+            for place in (
+                (Diffusion, "training_step", 60),
+                (Diffusion, "validation_step", 25),
+                (Judge, "__call__", 3),
+                (loggers.History, "save", 4),
+            )
+        ),
+        (LATENTS, Diffusion, "training_step", 44),
+        (ACCUMULATED, Diffusion, "training_step", 71),
+        (STREAMED, Diffusion, "training_step", 35),
+        *((kind, Checkpoints, "on_train_batch_end", 17) for kind in OTHERS),
+    ],
+)
 def test_a_killed_run_goes_on_bit_for_bit(bench, kind, owner, name, nth):
     folder, status, _ = spent(bench, kind, strikes(owner, name, nth, signal.SIGKILL))
     assert status == 137
@@ -90,13 +101,22 @@ def test_a_killed_run_goes_on_bit_for_bit(bench, kind, owner, name, nth):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("owner", "name", "nth", "step", "by"), [
-    (Pictures, "look", 3, 30, signal.SIGTERM),
-    pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGINT, marks=SLOW),
-    pytest.param(Pictures, "look", 3, 30, signal.SIGINT, marks=pytest.mark.nightly),
-    pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGTERM, marks=pytest.mark.nightly),
-    *(pytest.param(*point, by, marks=pytest.mark.nightly) for by in (signal.SIGTERM, signal.SIGINT) for point in (
-        (Diffusion, "training_step", 13, 13), (Quality, "look", 3, 60)))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("owner", "name", "nth", "step", "by"),
+    [
+        (Pictures, "look", 3, 30, signal.SIGTERM),
+        pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGINT, marks=SLOW),
+        pytest.param(Pictures, "look", 3, 30, signal.SIGINT, marks=pytest.mark.nightly),
+        pytest.param(
+            Diffusion, "validation_step", 30, 30, signal.SIGTERM, marks=pytest.mark.nightly
+        ),
+        *(
+            pytest.param(*point, by, marks=pytest.mark.nightly)
+            for by in (signal.SIGTERM, signal.SIGINT)
+            for point in ((Diffusion, "training_step", 13, 13), (Quality, "look", 3, 60))
+        ),
+    ],
+)
 def test_a_signal_loses_nothing_wherever_it_comes(bench, owner, name, nth, step, by):
     folder, status, said = spent(bench, PIXELS, strikes(owner, name, nth, by))
     assert status == 128 + by and f"stopped by {by.name} at step {step}; saved in" in said, said
@@ -105,7 +125,9 @@ def test_a_signal_loses_nothing_wherever_it_comes(bench, owner, name, nth, step,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "trials"), [("torn", 3), ("poison", 2), ("disk", 3), ("damage", 2)])
+@pytest.mark.parametrize(
+    ("kind", "trials"), [("torn", 3), ("poison", 2), ("disk", 3), ("damage", 2)]
+)
 def test_faults_cost_no_checkpoint(bench, kind, trials):
     trial, _ = faults.TRIALS[kind]
     assert [word for wrong in trial(bench, trials).values() for word in wrong if word] == []
@@ -113,8 +135,14 @@ def test_faults_cost_no_checkpoint(bench, kind, trials):
 
 @pytest.mark.slow
 def test_a_bug_saves_the_step_before_it(bench):
-    folder, status, said = spent(bench, PIXELS, strikes(Simple, "__call__", 14, RuntimeError("a bug of ours")))
-    assert status == 1 and "Traceback" in said and [file.stem for file in faults.kept(folder)] == ["step-000010"]
+    folder, status, said = spent(
+        bench, PIXELS, strikes(Simple, "__call__", 14, RuntimeError("a bug of ours"))
+    )
+    assert (
+        status == 1
+        and "Traceback" in said
+        and [file.stem for file in faults.kept(folder)] == ["step-000010"]
+    )
     fetched = strikes(Batches, "_made", 14, RuntimeError("a bug between two steps"))
     folder, status, said = spent(bench, PIXELS, fetched)
     assert status == 1 and [file.stem for file in faults.kept(folder)] == [
@@ -139,10 +167,14 @@ def test_what_hangs_ends_and_says_where(bench):
 def test_a_file_that_is_not_read_in_time_is_named(bench):
     def slow():
         module.TIMEOUT, own = 1, Files.__getitem__
-        Files.__getitem__ = lambda self, i: time.sleep(5) if self.files[i].name == "7.png" else own(self, i)
+        Files.__getitem__ = lambda self, i: (
+            time.sleep(5) if self.files[i].name == "7.png" else own(self, i)
+        )
 
     _, status, said = spent(bench, STREAMED, slow, "data.workers=1")
-    assert status == 124 and re.search(r"error: data: nothing was read for 1 s; awaited are \S+\.png, ", said), said
+    assert status == 124 and re.search(
+        r"error: data: nothing was read for 1 s; awaited are \S+\.png, ", said
+    ), said
 
 
 @pytest.mark.slow
@@ -173,13 +205,17 @@ def test_slurm_gets_its_job_back_once_it_is_saved(bench, tmp_path):
 
     folder, status, said = spent(bench, PIXELS, fault)
     assert status == 128 + signal.SIGUSR1 and "back in the queue" in said, said
-    assert (tmp_path / "told").read_text() == "requeue 17\n" and faults.kept(folder)[0].stem == "step-000013"
+    assert (tmp_path / "told").read_text() == "requeue 17\n" and faults.kept(folder)[
+        0
+    ].stem == "step-000013"
 
 
 @pytest.fixture(scope="module")
 def stopped(bench):
     """The folder of a run that was stopped at step 13, and of one that came to its end."""
-    folder, status, _ = spent(bench, PIXELS, strikes(Diffusion, "training_step", 13, signal.SIGTERM))
+    folder, status, _ = spent(
+        bench, PIXELS, strikes(Diffusion, "training_step", 13, signal.SIGTERM)
+    )
     assert status == 143
     (run,) = folder.glob("runs/*/*")
     return run, bench.reference(bench.words(PIXELS))[0]
@@ -190,15 +226,27 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
     words = bench.words(PIXELS)
     monkeypatch.chdir(run.parents[2])
     # On a CPU a fused AdamW pairs weights with means of another order in memory, wrongly, and says nothing
-    for other, told in {"data.batch_size=32": "data.batch_size=32 was 16", "seed=1": "seed=1 was 0",
-                        "model.channels=16": "model.channels=16 was 8",
-                        "model.channels_last=false": "model.channels_last=False was True"}.items():  # fmt: skip
+    for other, told in {
+        "data.batch_size=32": "data.batch_size=32 was 16",
+        "seed=1": "seed=1 was 0",
+        "model.channels=16": "model.channels=16 was 8",
+        "model.channels_last=false": "model.channels_last=False was True",
+    }.items():
         status, _, error = typed("train", *words, other, f"hydra.run.dir={run}")
-        assert status == 2 and "holds another run" in error and told in error and error.count("\n") == 1, error
+        assert (
+            status == 2
+            and "holds another run" in error
+            and told in error
+            and error.count("\n") == 1
+        ), error
         status, _, error = typed("train", f"resume={run}", other)
         assert status == 2 and f"{other.partition('=')[0]} is part of what resume=" in error, error
     status, _, error = typed("train", *bench.words(PIXELS), f"hydra.run.dir={calm}")
-    assert status == 2 and "trainer.max_steps=60 is reached" in error and "try trainer.max_steps=120" in error, error
+    assert (
+        status == 2
+        and "trainer.max_steps=60 is reached" in error
+        and "try trainer.max_steps=120" in error
+    ), error
     status, _, error = typed("train", f"resume={tmp_path}")
     assert status == 2 and "is no run" in error
     status, _, error = typed("train", *words, "hydra.run.dir=")
@@ -206,7 +254,9 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
     status, _, error = typed("train", *words, "resume=null", f"hydra.run.dir={run}")
     assert status == 2 and f"hydra.run.dir={run} holds one" in error, error
     begun = {*run.parent.iterdir()}
-    assert typed("train", *words, "resume=null", "trainer.max_steps=1")[0] == 0  # as it says, a new one
+    assert (
+        typed("train", *words, "resume=null", "trainer.max_steps=1")[0] == 0
+    )  # as it says, a new one
     assert len({*run.parents[1].glob("*/*")} - begun) == 1
 
 
@@ -232,7 +282,9 @@ def test_one_directory_holds_one_run(bench, typed, tmp_path):
     os.read(ready, 1)
     try:
         status, _, error = typed("train", *faults.SMALL, f"hydra.run.dir={tmp_path}")
-        assert status == 2 and f"another process is training in it (process {child}, on " in error, error
+        assert (
+            status == 2 and f"another process is training in it (process {child}, on " in error
+        ), error
         assert writing.taken(tmp_path)
     finally:
         faults.stopped(child, signal.SIGKILL)
@@ -247,9 +299,14 @@ def test_batches_go_on_after_any_number_of_them(flip):
     split = Images(torch.arange(23 * 4, dtype=torch.uint8).reshape(23, 1, 2, 2), torch.arange(23))
     whole = list(islice(iter(Batches(split, 5, flip, 3)), 20))
     for done in range(20):
-        for batch, other in zip(islice(iter(Batches(split, 5, flip, 3, done=done)), 20 - done), whole[done:],
-                                strict=True):  # fmt: skip
-            assert torch.equal(batch["x0"], other["x0"]) and torch.equal(batch["label"], other["label"])
+        for batch, other in zip(
+            islice(iter(Batches(split, 5, flip, 3, done=done)), 20 - done),
+            whole[done:],
+            strict=True,
+        ):
+            assert torch.equal(batch["x0"], other["x0"]) and torch.equal(
+                batch["label"], other["label"]
+            )
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -262,7 +319,9 @@ def test_a_step_that_is_left_out_leaves_everything_as_it_was(fused):
         for weight in weights:
             weight.grad = torch.ones(5)
         weights[1].grad[2] = value
-        skips.judge(optimizer, [torch.nn.utils.get_total_norm([weight.grad for weight in weights])], 7)
+        skips.judge(
+            optimizer, [torch.nn.utils.get_total_norm([weight.grad for weight in weights])], 7
+        )
         optimizer.step()
 
     step(1.0)
@@ -290,14 +349,22 @@ def test_partial_files_take_no_place(tmp_path):
 
 
 def test_each_process_takes_up_its_own_half_of_a_mean():
-    kept = [[{name: torch.tensor([10.0 + rank]) for name in ("losses", "weight", "l1")}] for rank in range(2)]
+    kept = [
+        [{name: torch.tensor([10.0 + rank]) for name in ("losses", "weight", "l1")}]
+        for rank in range(2)
+    ]
     for rank in range(2):
         losses = Losses()
-        losses.load_state_dict({"curves": {"train/loss": [(7, 0.5)]}, "batches": 3, "processes": kept})
+        losses.load_state_dict(
+            {"curves": {"train/loss": [(7, 0.5)]}, "batches": 3, "processes": kept}
+        )
         trainer = SimpleNamespace(global_rank=rank, world_size=2)
         system = SimpleNamespace(device=torch.device("cpu"))
         losses.on_train_start(trainer, system)
-        assert losses.found == {name: [value] for name, value in kept[rank][0].items()} and losses.batches == 3
+        assert (
+            losses.found == {name: [value] for name, value in kept[rank][0].items()}
+            and losses.batches == 3
+        )
     checkpoint = {"callbacks": {"Losses": losses.state_dict()}}
     losses.on_save_checkpoint(trainer, system, checkpoint)
     assert checkpoint["callbacks"]["Losses"]["processes"] == kept[1:]
@@ -308,7 +375,11 @@ def test_a_full_disk_costs_no_row_of_the_history(tmp_path, monkeypatch, caplog):
     history.log_metrics({"a": 0.1}, step=1)
     history.save()
     with monkeypatch.context() as full:
-        full.setattr(writing, "_settle", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        full.setattr(
+            writing,
+            "_settle",
+            lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         history.log_metrics({"b": 2.0}, step=99)  # is when it saves
     assert "could not be written (No space left on device)" in caplog.text
     file = tmp_path / "metrics.csv"
@@ -332,7 +403,10 @@ def test_pictures_that_find_no_room_do_not_end_training(caplog):
     trainer, number = SimpleNamespace(global_step=5, max_steps=9), 28
     observer = Full()
     observer.on_train_batch_end(trainer, None)
-    assert "step 5: full could not be kept (told); training goes on" in caplog.text and observer.seen == 5
+    assert (
+        "step 5: full could not be kept (told); training goes on" in caplog.text
+        and observer.seen == 5
+    )
     observer.seen, number = 0, 2
     with pytest.raises(OSError, match="told"):
         observer.on_train_batch_end(trainer, None)
@@ -365,7 +439,10 @@ def test_checkpoints_are_ordered_by_their_steps(tmp_path):
         (tmp_path / f"step-{step:06d}.ckpt").write_text("")
     (tmp_path / "step-000010.ckpt.damaged").write_text("")
     assert [file.name for file in ordered(tmp_path)] == [
-        "step-1000000.ckpt", "step-999999.ckpt", "step-000009.ckpt"]  # fmt: skip
+        "step-1000000.ckpt",
+        "step-999999.ckpt",
+        "step-000009.ckpt",
+    ]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -27,8 +27,16 @@ from ddpm_lab.errors import UserError
 from ddpm_lab.systems.skips import Skips
 
 share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
-Q = ("extractor=none", "callbacks=none", "logger=csv", "model.channels=8", "model.multipliers=[1]", "data.batch_size=8",
-     "trainer.max_steps=3", "optimizer.lr=1e-3")  # fmt: skip
+Q = (
+    "extractor=none",
+    "callbacks=none",
+    "logger=csv",
+    "model.channels=8",
+    "model.multipliers=[1]",
+    "data.batch_size=8",
+    "trainer.max_steps=3",
+    "optimizer.lr=1e-3",
+)
 CHEAP = ("metrics=[nll]", "nll.steps=2", "nll.count=2", "weights=raw")
 
 
@@ -50,7 +58,17 @@ def room(tmp_path_factory, typed):
         words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "hydra.run.dir=r")
         status, _, error = typed("train", *words)
         assert status == 0, error
-        assert typed("sample", "run=r", "count=2", "sampler.steps=2", "weights=raw", "hydra.run.dir=drawn")[0] == 0
+        assert (
+            typed(
+                "sample",
+                "run=r",
+                "count=2",
+                "sampler.steps=2",
+                "weights=raw",
+                "hydra.run.dir=drawn",
+            )[0]
+            == 0
+        )
         share("r", Path("s"))
     return room
 
@@ -79,18 +97,33 @@ def test_checkpoints_metrics_and_shares_carry_the_id_of_their_run(there, typed):
 
 
 def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
-    words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "seed=1", "hydra.run.dir=other")
+    words = (
+        "data=folder",
+        "data.path=pics",
+        "conditioner=label",
+        *Q,
+        "seed=1",
+        "hydra.run.dir=other",
+    )
     assert typed("train", *words)[0] == 0
     shutil.copy("other/checkpoints/step-000003.ckpt", "r/checkpoints/step-000009.ckpt")
     status, out, error = typed("train", "resume=r", "trainer.max_steps=4")
     assert status == 0, error
-    assert "step-000009.ckpt is of another run" in out and "1 checkpoints were set aside" in out, out
-    assert [file.name for file in ordered(Path("r/checkpoints"))] == ["step-000004.ckpt", "step-000003.ckpt"]
+    assert "step-000009.ckpt is of another run" in out and "1 checkpoints were set aside" in out, (
+        out
+    )
+    assert [file.name for file in ordered(Path("r/checkpoints"))] == [
+        "step-000004.ckpt",
+        "step-000003.ckpt",
+    ]
 
 
 def test_moved_data_is_named_for_training_and_measuring(there, typed):
     os.rename("pics", "moved")
-    for verb, *words in (("evaluate", "run=r", *CHEAP), ("train", "resume=r", "trainer.max_steps=4")):
+    for verb, *words in (
+        ("evaluate", "run=r", *CHEAP),
+        ("train", "resume=r", "trainer.max_steps=4"),
+    ):
         status, _, error = typed(verb, *words)
         assert status == 2 and "pics" in error and "try data.path=DIR" in error, error
         status, out, error = typed(verb, *words, "data.path=moved")
@@ -105,18 +138,24 @@ def test_moved_data_is_named_for_training_and_measuring(there, typed):
         steps = resume_steps() + 1
         status, out, error = typed("train", "resume=r", *words, f"trainer.max_steps={steps}")
         assert status == 0 and "warning" not in out, out + error
-        assert ("progress" in OmegaConf.load("r/config.yaml").callbacks) == words[0].startswith("+"), words
+        assert ("progress" in OmegaConf.load("r/config.yaml").callbacks) == words[0].startswith(
+            "+"
+        ), words
 
 
 def resume_steps():
     return int(ordered(Path("r/checkpoints"))[0].stem[5:])
 
 
-@pytest.mark.parametrize(("word", "told"), [
-    ("data.pth=x", "data has no key pth (did you mean path?)"),
-    ("data.channels=1", "data.channels is part of what resume=r was trained with"),
-    ("callbacks.pictures.every=5", "callbacks has no key pictures"),
-    ("data=digits", "data is part of what resume=r was trained with")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("data.pth=x", "data has no key pth (did you mean path?)"),
+        ("data.channels=1", "data.channels is part of what resume=r was trained with"),
+        ("callbacks.pictures.every=5", "callbacks has no key pictures"),
+        ("data=digits", "data is part of what resume=r was trained with"),
+    ],
+)
 def test_words_are_checked_against_the_run(there, typed, word, told):
     status, _, error = typed("train", "resume=r", word)
     assert status == 2 and told in error and error.count("\n") == 1, error
@@ -128,7 +167,14 @@ def test_a_relative_path_holds_in_another_directory(there, typed, monkeypatch):
     assert typed("evaluate", "run=../r", *CHEAP)[0] == 0
     assert typed("train", "resume=../r", "trainer.max_steps=4")[0] == 0
     monkeypatch.chdir(there)
-    words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "hydra.run.dir=r", "trainer.max_steps=5")
+    words = (
+        "data=folder",
+        "data.path=pics",
+        "conditioner=label",
+        *Q,
+        "hydra.run.dir=r",
+        "trainer.max_steps=5",
+    )
     status, _, error = typed("train", *words)
     assert status == 0, error
 
@@ -141,9 +187,14 @@ def test_other_data_is_refused_or_said(there, typed):
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=renamed")
     assert status == 2 and "classes a, c, and were a, b" in error, error
     images(there / "changed", shift=1)
-    for verb, words in (("evaluate", ("run=r", *CHEAP)), ("train", ("resume=r", "trainer.max_steps=4"))):
+    for verb, words in (
+        ("evaluate", ("run=r", *CHEAP)),
+        ("train", ("resume=r", "trainer.max_steps=4")),
+    ):
         status, out, error = typed(verb, *words, "data.path=changed")
-        assert status == 0 and "warning: data.path=changed" in out and "other images" in out, out + error
+        assert status == 0 and "warning: data.path=changed" in out and "other images" in out, (
+            out + error
+        )
 
 
 def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
@@ -158,17 +209,27 @@ def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
     source = Source()
     streamed = Streamed(source, torch.arange(data.train.size), data.train.shape, data.train.labels)
     assert datasets._digest(streamed, 0) == known["train"]["sha256"]
-    for changed in (Images(data.train.pixels.flip(0), data.train.labels), Images(data.train.pixels, None)):
+    for changed in (
+        Images(data.train.pixels.flip(0), data.train.labels),
+        Images(data.train.pixels, None),
+    ):
         assert datasets._digest(changed, 0) != known["train"]["sha256"]
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (("resume=s",), "resume=s holds weights without the state of the optimizer"),
-    (("hydra.run.dir=s", *Q), "init=s to start from its weights"),
-    (("trainer.default_root_dir=s", *Q), "init=s to start from its weights"),
-    (("hydra.run.dir=pics", *Q), "is not the folder of a training run and holds a, b; try a new folder"),
-    (("hydra.run.dir=drawn", *Q), "is not the folder of a training run and holds"),
-    (("resume=drawn",), "resume=drawn is no run")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("resume=s",), "resume=s holds weights without the state of the optimizer"),
+        (("hydra.run.dir=s", *Q), "init=s to start from its weights"),
+        (("trainer.default_root_dir=s", *Q), "init=s to start from its weights"),
+        (
+            ("hydra.run.dir=pics", *Q),
+            "is not the folder of a training run and holds a, b; try a new folder",
+        ),
+        (("hydra.run.dir=drawn", *Q), "is not the folder of a training run and holds"),
+        (("resume=drawn",), "resume=drawn is no run"),
+    ],
+)
 def test_training_goes_on_in_runs_only(there, typed, words, told):
     before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
     status, _, error = typed("train", *words)
@@ -194,10 +255,20 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
         )
         assert status == 0 and "starting from the raw weights of step 3" in out, out + error
         first = torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["state_dict"]
-        last = torch.load(f"from-{source}/checkpoints/step-000003.ckpt", weights_only=True)["state_dict"]
-        assert all(torch.allclose(last[name], first[name], atol=1e-6) for name in first if "denoiser" in name)
-    average = torch.load("from-r/checkpoints/step-000003.ckpt", weights_only=True)["callbacks"]["EMA"]["average"]
-    assert all(torch.allclose(average[name], first[f"denoiser.{name}"], atol=1e-6) for name in average)
+        last = torch.load(f"from-{source}/checkpoints/step-000003.ckpt", weights_only=True)[
+            "state_dict"
+        ]
+        assert all(
+            torch.allclose(last[name], first[name], atol=1e-6)
+            for name in first
+            if "denoiser" in name
+        )
+    average = torch.load("from-r/checkpoints/step-000003.ckpt", weights_only=True)["callbacks"][
+        "EMA"
+    ]["average"]
+    assert all(
+        torch.allclose(average[name], first[f"denoiser.{name}"], atol=1e-6) for name in average
+    )
     assert records.read("from-r").id != records.read("r").id
     shutil.rmtree("r")  # is not needed any more
     assert typed("train", "resume=from-r", "trainer.max_steps=4")[0] == 0
@@ -216,8 +287,17 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
 
 @pytest.mark.parametrize("failing", [2, 3])
 def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, failing):
-    words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "trainer.max_steps=6", "hydra.run.dir=full",
-             "callbacks=classifier", "callbacks.checkpoints.every=2", "~callbacks.progress")  # fmt: skip
+    words = (
+        "data=folder",
+        "data.path=pics",
+        "conditioner=label",
+        *Q,
+        "trainer.max_steps=6",
+        "hydra.run.dir=full",
+        "callbacks=classifier",
+        "callbacks.checkpoints.every=2",
+        "~callbacks.progress",
+    )
     calls, save = [], torch.save
 
     def full(content, file):
@@ -232,20 +312,30 @@ def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, f
     kept = f"step-{2 * (failing - 1):06d}.ckpt"
     assert (
         status == 3
-        and f"error: step 6: no checkpoint could be saved (No space left on device); the last is {kept}" in error
+        and f"error: step 6: no checkpoint could be saved (No space left on device); the last is {kept}"
+        in error
     )
     assert "saved in" not in out + error and not Path("full/metrics.json").exists()
-    assert [file.name for file in Path("full/checkpoints").iterdir()][-1:] and ordered(Path("full/checkpoints"))[
-        0
-    ].name == kept
+    assert [file.name for file in Path("full/checkpoints").iterdir()][-1:] and ordered(
+        Path("full/checkpoints")
+    )[0].name == kept
     monkeypatch.undo()
     os.chdir(there)
     assert typed("train", *words)[0] == 0 and Path("full/metrics.json").exists()
 
 
 def test_a_signal_whose_save_fails_claims_nothing(there, typed, monkeypatch):
-    words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "trainer.max_steps=6", "hydra.run.dir=full",
-             "callbacks=classifier", "callbacks.checkpoints.every=2", "~callbacks.progress")  # fmt: skip
+    words = (
+        "data=folder",
+        "data.path=pics",
+        "conditioner=label",
+        *Q,
+        "trainer.max_steps=6",
+        "hydra.run.dir=full",
+        "callbacks=classifier",
+        "callbacks.checkpoints.every=2",
+        "~callbacks.progress",
+    )
     save = torch.save
 
     def full(content, file):
@@ -277,19 +367,29 @@ def test_losses_of_any_shape_are_taken_up_between_reports(weighted):
     batches = []
     for i in range(11):
         losses = torch.rand(4)
-        parts = {"l1": torch.rand(4), "penalty": torch.rand(())} | ({"hinge": torch.rand(())} if i > 4 else {})
+        parts = {"l1": torch.rand(4), "penalty": torch.rand(())} | (
+            {"hinge": torch.rand(())} if i > 4 else {}
+        )
         if i == 3:
             losses[1] = parts["l1"][1] = float("nan")
-        batches.append({"loss": losses.mean(), "losses": losses, "parts": parts}
-                       | ({"weight": torch.rand(4)} if weighted else {}))  # fmt: skip
+        batches.append(
+            {"loss": losses.mean(), "losses": losses, "parts": parts}
+            | ({"weight": torch.rand(4)} if weighted else {})
+        )
 
     def reports(stop):
         seen = Steps()
         trainer = SimpleNamespace(
-            global_rank=0, world_size=1, global_step=0, loggers=[seen],
+            global_rank=0,
+            world_size=1,
+            global_step=0,
+            loggers=[seen],
             strategy=SimpleNamespace(reduce=lambda x, **_: x),
-            optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1, "initial_lr": 0.1}])])  # fmt: skip
-        system = SimpleNamespace(device=torch.device("cpu"), skips=Skips(torch.device("cpu")), zero_loss=None)
+            optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1, "initial_lr": 0.1}])],
+        )
+        system = SimpleNamespace(
+            device=torch.device("cpu"), skips=Skips(torch.device("cpu")), zero_loss=None
+        )
         callback = Losses(every=4)
         callback.on_train_start(trainer, system)
         for i, batch in enumerate(batches):
@@ -320,7 +420,9 @@ def test_keys_of_the_trainer_that_work_against_ours_are_refused(key):
 def test_every_choice_of_the_trainer_has_keys_that_work():
     for choice in ("cpu", "gpu", "ddp", "debug", "slurm"):
         check_keys(composed(f"trainer={choice}").trainer)
-    with pytest.raises(UserError, match=r"trainer.max_step=3 is not supported \(did you mean max_steps\?\)"):
+    with pytest.raises(
+        UserError, match=r"trainer.max_step=3 is not supported \(did you mean max_steps\?\)"
+    ):
         check_keys(OmegaConf.create({"max_step": 3}))
 
 
@@ -328,10 +430,18 @@ def test_what_the_data_decides_is_that_of_the_run():
     model = {"channels": 8, "multipliers": [1, 2], "attention": None, "dropout": 0.1}
     rest = {"optimizer": {"lr": 1e-3}, "trainer": {"max_steps": 70}, "compile": "default"}
     saved = OmegaConf.create({"model": model, **rest})
-    config = OmegaConf.create({"model": dict.fromkeys(model) | {"dropout": 0.2}, "optimizer": {"lr": None},
-                               "trainer": {"max_steps": None}, "compile": None})  # fmt: skip
+    config = OmegaConf.create(
+        {
+            "model": dict.fromkeys(model) | {"dropout": 0.2},
+            "optimizer": {"lr": None},
+            "trainer": {"max_steps": None},
+            "compile": None,
+        }
+    )
     resume.adopt(config, saved)
-    assert config == OmegaConf.create({**saved, "model": {**saved.model, "dropout": 0.2}, "compile": None})
+    assert config == OmegaConf.create(
+        {**saved, "model": {**saved.model, "dropout": 0.2}, "compile": None}
+    )
     with pytest.raises(UserError, match=r"model.dropout=0.2 was 0.1"):
         resume.compare(saved, config, Path("r"))
 
@@ -342,4 +452,6 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(writing.fcntl, "lockf", none)
     with writing.alone(tmp_path, "training"):
-        assert "cannot be locked (No locks available)" in caplog.text and not writing.taken(tmp_path)
+        assert "cannot be locked (No locks available)" in caplog.text and not writing.taken(
+            tmp_path
+        )

@@ -53,10 +53,20 @@ def trained(typed, tmp_path_factory):
     where = tmp_path_factory.mktemp("safety")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_TEST_SECRET", SECRET)
-        words = [word for word in FAST if not word.startswith(("callbacks.quality", "callbacks.pictures"))]
-        words += ["trainer.max_steps=2", "callbacks.checkpoints.every=1", "trainer.val_check_interval=2",
-                  "~callbacks.quality", "~callbacks.pictures",
-                  "+token=${oc.env:DDPM_TEST_SECRET}", "+notes.of=${token}"]  # fmt: skip
+        words = [
+            word
+            for word in FAST
+            if not word.startswith(("callbacks.quality", "callbacks.pictures"))
+        ]
+        words += [
+            "trainer.max_steps=2",
+            "callbacks.checkpoints.every=1",
+            "trainer.val_check_interval=2",
+            "~callbacks.quality",
+            "~callbacks.pictures",
+            "+token=${oc.env:DDPM_TEST_SECRET}",
+            "+notes.of=${token}",
+        ]
         status, out, error = typed("train", *words, f"hydra.run.dir={where}/r")
     assert status == 0, error
     (where / "r" / "said").write_text(out + error)
@@ -75,7 +85,9 @@ def evil(tmp_path, monkeypatch):
     """The file that exists once the package `evil_package` was imported."""
     (tmp_path / "evil").mkdir()
     mark = tmp_path / "imported"
-    (tmp_path / "evil" / "evil_package.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Net: ...\n")
+    (tmp_path / "evil" / "evil_package.py").write_text(
+        f"open({str(mark)!r}, 'w').close()\nclass Net: ...\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path / "evil"))
     yield mark
     sys.modules.pop("evil_package", None)
@@ -149,24 +161,42 @@ def test_weights_are_finite(run, typed):
         trust.checkpoint(last(run))
 
 
-@pytest.mark.parametrize("wrong", [
-    {"_instantiator": "builtins.open"}, {"shape": [1, 8.0, 8]}, {"shape": []}, {"shape": {"_target_": "os.system"}},
-    {"classes": True}, {"bin_width": float("nan")}, {"captions": [["a"]]}, {"captions": [[]] * 10},
-    {"captions": "words"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"_instantiator": "builtins.open"},
+        {"shape": [1, 8.0, 8]},
+        {"shape": []},
+        {"shape": {"_target_": "os.system"}},
+        {"classes": True},
+        {"bin_width": float("nan")},
+        {"captions": [["a"]]},
+        {"captions": [[]] * 10},
+        {"captions": "words"},
+    ],
+)
 def test_a_checkpoint_says_of_its_data_what_data_may_be(wrong, run):
     assert {*trust.SPEC} == {*Spec._fields}
     said = changed(run)["hyper_parameters"]
     changed(run, hyper_parameters=said | wrong)
-    with pytest.raises(Unsafe, match="hyper_parameters must be shape, classes, bin_width, captions"):
+    with pytest.raises(
+        Unsafe, match="hyper_parameters must be shape, classes, bin_width, captions"
+    ):
         trust.checkpoint(last(run))
 
 
-@pytest.mark.parametrize("honest", [
-    {"classes": None, "captions": None}, {"classes": None, "captions": []}, {"shape": [3, 8192, 8192]},
-    {"classes": 2, "captions": [["long " * 1000, "b"], ["${x}", "???"]]}, {"classes": 10**7, "captions": None},
-    {"shape": [2], "bin_width": None, "classes": None, "captions": None},
-], ids=lambda honest: str(honest)[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    "honest",
+    [
+        {"classes": None, "captions": None},
+        {"classes": None, "captions": []},
+        {"shape": [3, 8192, 8192]},
+        {"classes": 2, "captions": [["long " * 1000, "b"], ["${x}", "???"]]},
+        {"classes": 10**7, "captions": None},
+        {"shape": [2], "bin_width": None, "classes": None, "captions": None},
+    ],
+    ids=lambda honest: str(honest)[:40],
+)
 def test_honest_data_of_any_kind_is_accepted(honest, run):
     said = changed(run)["hyper_parameters"]
     changed(run, hyper_parameters=said | honest)
@@ -192,12 +222,18 @@ def test_damage_is_noticed_or_changes_no_number(kind, trained, tmp_path):
         assert faults._noticed(bench, shared, faults.DAMAGE[kind], trust.checkpoint) == ""
 
 
-def test_the_newest_whole_checkpoint_is_taken_in_a_folder_that_cannot_be_written(run, typed, tmp_path):
+def test_the_newest_whole_checkpoint_is_taken_in_a_folder_that_cannot_be_written(
+    run, typed, tmp_path
+):
     newest, older = ordered(run / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:-1000])
     before = sorted(map(str, run.rglob("*")))
-    status, out, error = typed("sample", f"run={run}", "count=1", "sampler.steps=1", f"hydra.run.dir={tmp_path}/s")
-    assert status == 0 and f"{older.name} is taken instead" in out and out.count(newest.name) == 1, error
+    status, out, error = typed(
+        "sample", f"run={run}", "count=1", "sampler.steps=1", f"hydra.run.dir={tmp_path}/s"
+    )
+    assert (
+        status == 0 and f"{older.name} is taken instead" in out and out.count(newest.name) == 1
+    ), error
     share(str(run), tmp_path / "shared")
     assert sorted(map(str, run.rglob("*"))) == before
     older.write_bytes(b"")
@@ -207,7 +243,9 @@ def test_the_newest_whole_checkpoint_is_taken_in_a_folder_that_cannot_be_written
 
 def test_lack_of_memory_is_not_damage(run, monkeypatch):
     def full(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
 
     monkeypatch.setattr(torch, "load", full)
     with pytest.raises(RuntimeError, match="allocate"):
@@ -259,12 +297,17 @@ def test_the_state_of_the_optimizer_is_like_its_weights(run, typed, tmp_path):
     ends = []
     for place, order in ((run, torch.clone), (tmp_path / "other", torch.Tensor.contiguous)):
         (state,) = changed(place)["optimizer_states"]
-        kept = {i: {name: order(value) for name, value in of.items()} for i, of in state["state"].items()}
+        kept = {
+            i: {name: order(value) for name, value in of.items()}
+            for i, of in state["state"].items()
+        }
         ordered = [value.stride() for of in kept.values() for value in of.values()]
         changed(place, optimizer_states=[state | {"state": kept}])
         status, _, error = typed("train", f"resume={place}", "trainer.max_steps=4")
         assert status == 0, error
-        ends.append((ordered, trust.checkpoint(place / "checkpoints" / "step-000004.ckpt")["state_dict"]))
+        ends.append(
+            (ordered, trust.checkpoint(place / "checkpoints" / "step-000004.ckpt")["state_dict"])
+        )
     (one, weights), (other, alike) = ends
     assert one != other and all(torch.equal(value, alike[name]) for name, value in weights.items())
     file = run / "checkpoints" / "step-000004.ckpt"
@@ -275,18 +318,38 @@ def test_the_state_of_the_optimizer_is_like_its_weights(run, typed, tmp_path):
     assert status == 2 and "exp_avg of shape (3,) for a weight of shape" in error, error
 
 
-@pytest.mark.parametrize("wrong", [{"optimizer_states": [7]}, {"optimizer_states": []}, {"loops": {"fit_loop": {}}},
-                                   {"lr_schedulers": "x"}, {"callbacks": {"Losses": 3}},
-                                   {"optimizer_states": [{"state": {0: {"exp_avg": 7}}}]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"optimizer_states": [7]},
+        {"optimizer_states": []},
+        {"loops": {"fit_loop": {}}},
+        {"lr_schedulers": "x"},
+        {"callbacks": {"Losses": 3}},
+        {"optimizer_states": [{"state": {0: {"exp_avg": 7}}}]},
+    ],
+)
 def test_a_state_that_is_none_is_named(wrong, run, typed):
     spoil(run, without_secret)
     changed(run, **wrong)
     status, _, error = typed("train", f"resume={run}", "trainer.max_steps=4")
-    assert status == 2 and f"{last(run)} holds no state" in error and "Traceback" not in error, error
+    assert status == 2 and f"{last(run)} holds no state" in error and "Traceback" not in error, (
+        error
+    )
 
 
-@pytest.mark.parametrize("name", [".lock", "hparams.yaml", "metrics.csv", "pictures", "pictures/losses.png",
-                                  "checkpoints/step-000001.ckpt", "wandb/id.txt"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".lock",
+        "hparams.yaml",
+        "metrics.csv",
+        "pictures",
+        "pictures/losses.png",
+        "checkpoints/step-000001.ckpt",
+        "wandb/id.txt",
+    ],
+)
 def test_a_run_that_goes_on_writes_through_no_link(name, run, typed, tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir() if name == "pictures" else victim.write_text("mine")
@@ -301,11 +364,20 @@ def test_a_run_that_goes_on_writes_through_no_link(name, run, typed, tmp_path):
 
 def test_a_run_that_goes_on_stays_in_its_folder(run, typed, tmp_path):
     spoil(run, without_secret)
-    spoil(run, lambda config: config["trainer"].update(default_root_dir=str(tmp_path / "elsewhere")))
+    spoil(
+        run, lambda config: config["trainer"].update(default_root_dir=str(tmp_path / "elsewhere"))
+    )
     assert typed("train", f"resume={run}", "trainer.max_steps=4")[0] == 0
-    assert (run / "checkpoints" / "step-000004.ckpt").is_file() and not (tmp_path / "elsewhere").exists()
+    assert (run / "checkpoints" / "step-000004.ckpt").is_file() and not (
+        tmp_path / "elsewhere"
+    ).exists()
     for key, value in {"name": "../../elsewhere", "save_dir": str(tmp_path / "elsewhere")}.items():
-        spoil(run, lambda config, key=key, value=value: config["logger"]["csv"].update({"name": "", key: value}))
+        spoil(
+            run,
+            lambda config, key=key, value=value: config["logger"]["csv"].update(
+                {"name": "", key: value}
+            ),
+        )
         status, _, error = typed("train", f"resume={run}", "trainer.max_steps=6")
         assert status == 5 and f"logger.csv.{key}=" in error and error.count("\n") == 1, error
 
@@ -319,7 +391,11 @@ def test_what_a_longer_run_has_not_come_to_yet_is_not_said(run):
 def test_a_pretrained_encoder_brings_no_code(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()\n")
-    own = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}
+    own = {
+        "AutoConfig": "evil.Config",
+        "AutoModel": "evil.Model",
+        "AutoTokenizer": ["evil.Tokenizer", None],
+    }
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": own}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": own}))
     monkeypatch.setattr("builtins.input", lambda *asked: "y")
@@ -341,12 +417,32 @@ def test_a_file_may_be_too_large(run, typed):
 
 # Configurations
 
-NAMES = ["evil_package.Net", "torch.hub.load", "numpy.load", "builtins.open", "omegaconf.OmegaConf.load", "os.system",
-         "torch.utils.collect_env.run", "joblib.load", "subprocess.run", "ddpm_lab.commands.runs.os.system",
-         "ddpm_lab.loggers.wandb", "lightning.Trainer", "ddpm_lab.networks.unet.UNet ", " ddpm_lab.networks.unet.UNet",
-         "ddpm_lab.networks.unet.UN\u0435t", "ddpm\uff3flab.networks.unet.UNet", "ddpm_lab.networks.unet.UNet\n",
-         "${conditioner._target_}", "${data.path}", "hydra.utils.get_method", "ddpm_lab.networks.unet.torch.hub.load",
-         "torch.nn.Linear", "torch.load", ""]  # fmt: skip
+NAMES = [
+    "evil_package.Net",
+    "torch.hub.load",
+    "numpy.load",
+    "builtins.open",
+    "omegaconf.OmegaConf.load",
+    "os.system",
+    "torch.utils.collect_env.run",
+    "joblib.load",
+    "subprocess.run",
+    "ddpm_lab.commands.runs.os.system",
+    "ddpm_lab.loggers.wandb",
+    "lightning.Trainer",
+    "ddpm_lab.networks.unet.UNet ",
+    " ddpm_lab.networks.unet.UNet",
+    "ddpm_lab.networks.unet.UN\u0435t",
+    "ddpm\uff3flab.networks.unet.UNet",
+    "ddpm_lab.networks.unet.UNet\n",
+    "${conditioner._target_}",
+    "${data.path}",
+    "hydra.utils.get_method",
+    "ddpm_lab.networks.unet.torch.hub.load",
+    "torch.nn.Linear",
+    "torch.load",
+    "",
+]
 
 
 def spoil(run, change):
@@ -364,21 +460,29 @@ def test_a_configuration_builds_only_what_is_known(name, run, evil):
 
 
 PLACES = {
-    "nested": lambda config: config["model"].update(inner={"deep": {"_target_": "evil_package.Net"}}),
-    "list": lambda config: config["model"].update(attention=[1, [{"_target_": "evil_package.Net"}]]),
+    "nested": lambda config: config["model"].update(
+        inner={"deep": {"_target_": "evil_package.Net"}}
+    ),
+    "list": lambda config: config["model"].update(
+        attention=[1, [{"_target_": "evil_package.Net"}]]
+    ),
     "partial": lambda config: config["sampler"].update(_target_="evil_package.Net", _partial_=True),
     "no text": lambda config: config["sampler"].update(_target_=["evil_package", "Net"]),
     "unused group": lambda config: config.update(notes={"_target_": "evil_package.Net"}),
     "arguments": lambda config: config["sampler"].update(_args_=[1]),
     "conversion": lambda config: config["sampler"].update(_convert_="all"),
     "no truth value": lambda config: config["sampler"].update(_partial_="${oc.env:HOME}"),
-    "logging": lambda config: config.update(hydra={"job_logging": {"handlers": {"x": {"class": "evil_package.Net"}}}}),
+    "logging": lambda config: config.update(
+        hydra={"job_logging": {"handlers": {"x": {"class": "evil_package.Net"}}}}
+    ),
     "defaults": lambda config: config["sampler"].update(defaults=["/hydra/launcher: slurm"]),
     "odd key": lambda config: config["sampler"].update({"a\x1b[31m": 1}),
     "another group": lambda config: config["system"].update(network="${logger.csv}"),
     "environment": lambda config: config["sampler"].update(spacing="${oc.env:HOME}"),
     "nested reference": lambda config: config["sampler"].update(spacing="${a.${b}}"),
-    "creation": lambda config: config["sampler"].update(spacing="${oc.create:{_target_:evil_package.Net}}"),
+    "creation": lambda config: config["sampler"].update(
+        spacing="${oc.create:{_target_:evil_package.Net}}"
+    ),
     "hydra": lambda config: config["sampler"].update(spacing="${hydra:job.env_set}"),
 }
 
@@ -392,7 +496,13 @@ def test_a_configuration_is_data_everywhere(place, run, evil):
 
 
 def test_what_a_run_kept_of_a_secret_is_not_resolved(run, typed):
-    spoil(run, lambda config: (config.update(notes="${logger.csv}"), config["system"].update(network="${notes}")))
+    spoil(
+        run,
+        lambda config: (
+            config.update(notes="${logger.csv}"),
+            config["system"].update(network="${notes}"),
+        ),
+    )
     refused(typed, run, 2)
     spoil(run, lambda config: config["system"].update(network="${token}"))
     refused(typed, run, 2)
@@ -405,10 +515,17 @@ def test_references_name_no_secret(run):
             runs.config(str(run))
 
 
-@pytest.mark.parametrize("words", [
-    {"trainer": {"max_steps": 2 * 10**7}}, {"patience": 10**9}, {"model": {"multipliers": [1] * 2000}},
-    {"data": {"name": "${seed}-${data.batch_size}"}}, {"trainer": {"limit_val_batches": float("inf")}},
-], ids=lambda words: str(words)[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"trainer": {"max_steps": 2 * 10**7}},
+        {"patience": 10**9},
+        {"model": {"multipliers": [1] * 2000}},
+        {"data": {"name": "${seed}-${data.batch_size}"}},
+        {"trainer": {"limit_val_batches": float("inf")}},
+    ],
+    ids=lambda words: str(words)[:40],
+)
 def test_honest_configurations_are_accepted(words, run):
     config = OmegaConf.merge(OmegaConf.load(run / "config.yaml"), words)
     OmegaConf.save(config, run / "config.yaml")
@@ -418,13 +535,26 @@ def test_honest_configurations_are_accepted(words, run):
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
 
 
-@pytest.mark.parametrize(("text", "status"), [
-    ("x: !!python/object/apply:os.system [touch imported]\n", 5), ("x: !evil 1\n", 5), (BOMB, 5),
-    ("x: &a\n  _target_: evil_package.Net\nmodel: *a\n", 5), ("model:\n  <<: *a\n", 5), ("x: !!binary aGk=\n", 5),
-    ("a: 1\na: 2\n", 2), ("[" * 500 + "]" * 500 + "\n", 2),
-    ("- 1\n", 2), ("%", 2), ("", 2), ("a: 1\n---\nb: 1\n", 2), ("\xff", 2),
-    ("7: 1\n", 2), ("system: 1\n", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("x: !!python/object/apply:os.system [touch imported]\n", 5),
+        ("x: !evil 1\n", 5),
+        (BOMB, 5),
+        ("x: &a\n  _target_: evil_package.Net\nmodel: *a\n", 5),
+        ("model:\n  <<: *a\n", 5),
+        ("x: !!binary aGk=\n", 5),
+        ("a: 1\na: 2\n", 2),
+        ("[" * 500 + "]" * 500 + "\n", 2),
+        ("- 1\n", 2),
+        ("%", 2),
+        ("", 2),
+        ("a: 1\n---\nb: 1\n", 2),
+        ("\xff", 2),
+        ("7: 1\n", 2),
+        ("system: 1\n", 2),
+    ],
+)
 def test_yaml_without_tags_and_aliases(text, status, run, evil):
     (run / "config.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.yaml") as told:
@@ -464,12 +594,21 @@ def test_packages_that_are_named_are_trusted(run, typed, evil):
     refused(typed, run)
 
 
-@pytest.mark.parametrize("words", [
-    *([f"experiment={name}"] for name in options("experiment")), ["trainer=slurm", "logger=tensorboard"],
-    ["trainer=ddp", "logger=wandb"], ["guidance=classifier", "variance=analytic", "timesteps=importance"],
-    ["guidance=autoguidance", "conditioner=pretrained_text", "model=unet_cross"], ["data=hub"], ["data=toy"],
-    *([f"sampler={name}"] for name in options("sampler")), *([f"schedule={name}"] for name in options("schedule")),
-], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([f"experiment={name}"] for name in options("experiment")),
+        ["trainer=slurm", "logger=tensorboard"],
+        ["trainer=ddp", "logger=wandb"],
+        ["guidance=classifier", "variance=analytic", "timesteps=importance"],
+        ["guidance=autoguidance", "conditioner=pretrained_text", "model=unet_cross"],
+        ["data=hub"],
+        ["data=toy"],
+        *([f"sampler={name}"] for name in options("sampler")),
+        *([f"schedule={name}"] for name in options("schedule")),
+    ],
+    ids=" ".join,
+)
 def test_what_train_keeps_is_known(words, tmp_path):
     OmegaConf.save(composed(*words), tmp_path / "config.yaml")
     assert saved.configuration(tmp_path / "config.yaml") == OmegaConf.load(tmp_path / "config.yaml")
@@ -480,7 +619,10 @@ def test_own_configurations_are_all_known(trained):
     assert config.system.network._target_ == "ddpm_lab.networks.unet.UNet"
     for group, (targets, _) in saved._own().items():
         assert all(not name.startswith(("builtins", "os.")) for name in targets), group
-    assert "torch.optim.AdamW" in saved._own()["optimizer"][0] and "torch.optim.AdamW" not in saved._own()["model"][0]
+    assert (
+        "torch.optim.AdamW" in saved._own()["optimizer"][0]
+        and "torch.optim.AdamW" not in saved._own()["model"][0]
+    )
 
 
 # What is shared
@@ -492,7 +634,9 @@ def test_what_was_shared_is_read_as_the_run_is(trained, typed, tmp_path):
         drawn = []
         for which in (trained, tmp_path / weights):
             out = f"{tmp_path}/{weights}-{which.name}"
-            status, _, error = typed("sample", f"run={which}", f"weights={weights}", "count=4", f"hydra.run.dir={out}")
+            status, _, error = typed(
+                "sample", f"run={which}", f"weights={weights}", "count=4", f"hydra.run.dir={out}"
+            )
             assert status == 0, error
             with np.load(f"{out}/samples.npz") as made:
                 drawn.append(made["images"])
@@ -521,8 +665,17 @@ def test_safetensors_that_lie(trained, tmp_path):
         text = json.dumps(header | {name: header[name] | parts}).encode()
         return struct.pack("<Q", len(text)) + text + good[8 + size :]
 
-    for spoilt in (good[:-1], good + b"x", b"", b"x" * 100, struct.pack("<Q", 2**60) + good[8:], lying(shape=[10**12]),
-                   lying(data_offsets=[0, 2**50]), lying(dtype="I8"), lying(shape=[2**62, 4])):  # fmt: skip
+    for spoilt in (
+        good[:-1],
+        good + b"x",
+        b"",
+        b"x" * 100,
+        struct.pack("<Q", 2**60) + good[8:],
+        lying(shape=[10**12]),
+        lying(data_offsets=[0, 2**50]),
+        lying(dtype="I8"),
+        lying(shape=[2**62, 4]),
+    ):
         file.write_bytes(spoilt)
         with pytest.raises(Damaged):
             trust.checkpoint(file)
@@ -545,14 +698,19 @@ def test_safetensors_that_lie(trained, tmp_path):
 
 def npy(shape, kind="<f4", content=b""):
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": kind, "fortran_order": False, "shape": shape}
+    )
     return stream.getvalue() + content
 
 
 def test_arrays_are_numbers_and_as_large_as_they_say(tmp_path):
     mark = tmp_path / "ran"
     np.savez(tmp_path / "objects.npz", x_T=np.array([Payload(mark)], dtype=object))
-    for name, content in {"lying": npy((10**12,)), "negative": npy((-1, -1), content=bytes(4))}.items():
+    for name, content in {
+        "lying": npy((10**12,)),
+        "negative": npy((-1, -1), content=bytes(4)),
+    }.items():
         with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
             archive.writestr("x_T.npy", content)
     np.savez(tmp_path / "whole.npz", x_T=np.zeros((2**10, 1), np.float32))
@@ -638,8 +796,17 @@ def test_files_of_a_sweep_are_files_of_their_kind(typed, tmp_path):
 def flat(typed, tmp_path_factory):
     """A run of a flat folder of images, which have no classes."""
     where = tmp_path_factory.mktemp("flat")
-    words = ("data=folder", f"data.path={noise(where / 'images')}", "data.batch_size=2", "data.held_out=0.4",
-             "extractor=none", "callbacks=none", "logger=csv", "model.channels=8", "trainer.max_steps=2")  # fmt: skip
+    words = (
+        "data=folder",
+        f"data.path={noise(where / 'images')}",
+        "data.batch_size=2",
+        "data.held_out=0.4",
+        "extractor=none",
+        "callbacks=none",
+        "logger=csv",
+        "model.channels=8",
+        "trainer.max_steps=2",
+    )
     status, _, error = typed("train", *words, f"hydra.run.dir={where}/r")
     assert status == 0, error
     return where / "r"
@@ -648,11 +815,23 @@ def flat(typed, tmp_path_factory):
 def test_a_run_of_a_flat_folder_is_sampled_measured_shared_and_resumed(flat, typed, tmp_path):
     small = ("weights=raw", "count=2", "sampler.steps=2")
     assert typed("sample", f"run={flat}", *small, f"hydra.run.dir={tmp_path}/a")[0] == 0
-    assert typed("evaluate", f"run={flat}", "weights=raw", "metrics=[nll]", "nll.steps=2", f"out={tmp_path}/b")[0] == 0
+    assert (
+        typed(
+            "evaluate",
+            f"run={flat}",
+            "weights=raw",
+            "metrics=[nll]",
+            "nll.steps=2",
+            f"out={tmp_path}/b",
+        )[0]
+        == 0
+    )
     share(str(flat), tmp_path / "s")
     assert typed("sample", f"run={tmp_path}/s", *small, f"hydra.run.dir={tmp_path}/c")[0] == 0
     for name in ("grid.png", "samples.npz"):
-        assert (tmp_path / "a" / name).read_bytes()[-999:] == (tmp_path / "c" / name).read_bytes()[-999:]
+        assert (tmp_path / "a" / name).read_bytes()[-999:] == (tmp_path / "c" / name).read_bytes()[
+            -999:
+        ]
     content = torch.load(last(flat), weights_only=True)
     assert content["hyper_parameters"]["captions"] is None
     torch.save(
@@ -672,28 +851,67 @@ def test_data_without_classes_have_no_captions():
 def test_names_of_classes_are_only_names(typed, tmp_path):
     for name in ("???", "${x}", "a,b: [c]", "it's"):
         noise(tmp_path / "images" / name)
-    words = ("data=folder", f"data.path={tmp_path}/images", "data.batch_size=2", "conditioner=label", "extractor=none",
-             "callbacks=none", "logger=csv", "model.channels=8", "trainer.max_steps=1")  # fmt: skip
+    words = (
+        "data=folder",
+        f"data.path={tmp_path}/images",
+        "data.batch_size=2",
+        "conditioner=label",
+        "extractor=none",
+        "callbacks=none",
+        "logger=csv",
+        "model.channels=8",
+        "trainer.max_steps=1",
+    )
     status, _, error = typed("train", *words, f"hydra.run.dir={tmp_path}/r")
     assert status == 0, error
-    words = (f"run={tmp_path}/r", "weights=raw", "count=2", "sampler.steps=1", f"hydra.run.dir={tmp_path}/s")
+    words = (
+        f"run={tmp_path}/r",
+        "weights=raw",
+        "count=2",
+        "sampler.steps=1",
+        f"hydra.run.dir={tmp_path}/s",
+    )
     status, _, error = typed("sample", *words)
     assert status == 0, error
 
 
-@pytest.mark.parametrize(("data", "key"), [
-    ({"_target_": "ddpm_lab.data.vision.cifar10", "path": "there", "download": True, "resolution": 32, "flip": False,
-      "batch_size": 4, "seed": 0}, "data.path"),
-    ({"_target_": "ddpm_lab.data.hub.hub", "name": "someone/else", "batch_size": 4}, "data.name"),
-    ({"_target_": "ddpm_lab.data.folder.folder", "path": "/proc", "batch_size": 4}, "data.path"),
-])  # fmt: skip
-def test_data_of_a_foreign_run_are_read_only_once_the_user_named_them(data, key, run, typed, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (
+            {
+                "_target_": "ddpm_lab.data.vision.cifar10",
+                "path": "there",
+                "download": True,
+                "resolution": 32,
+                "flip": False,
+                "batch_size": 4,
+                "seed": 0,
+            },
+            "data.path",
+        ),
+        (
+            {"_target_": "ddpm_lab.data.hub.hub", "name": "someone/else", "batch_size": 4},
+            "data.name",
+        ),
+        (
+            {"_target_": "ddpm_lab.data.folder.folder", "path": "/proc", "batch_size": 4},
+            "data.path",
+        ),
+    ],
+)
+def test_data_of_a_foreign_run_are_read_only_once_the_user_named_them(
+    data, key, run, typed, tmp_path, monkeypatch
+):
     spoil(run, lambda config: (without_secret(config), config.update(data=data)))
     monkeypatch.chdir(tmp_path)
     before = sorted(map(str, tmp_path.rglob("*")))
     value = data[key.partition(".")[2]]
-    for verb, *words in (("evaluate", f"run={run}", "metrics=[nll]"), ("train", f"resume={run}", "trainer.max_steps=9"),
-                         ("sample", f"run={run}", "mode=encode", "count=1")):  # fmt: skip
+    for verb, *words in (
+        ("evaluate", f"run={run}", "metrics=[nll]"),
+        ("train", f"resume={run}", "trainer.max_steps=9"),
+        ("sample", f"run={run}", "mode=encode", "count=1"),
+    ):
         status, _, error = typed(verb, *words)
         assert status == 5 and f"reads {key}={value}" in error and f"add {key}=" in error, error
         assert error.count("\n") == 1 and sorted(map(str, tmp_path.rglob("*"))) == before
@@ -715,14 +933,18 @@ def test_data_of_a_foreign_run_are_read_only_once_the_user_named_them(data, key,
 
 def test_settings_of_wandb_in_a_folder_are_not_read(tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\nmode = offline\n")
+    (tmp_path / "wandb" / "settings").write_text(
+        "[default]\nbase_url = http://127.0.0.1:9\nmode = offline\n"
+    )
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     seen = []
 
     def init(**options):
-        seen.append((loggers.wb.setup().settings.base_url, options["settings"].git_root, options["mode"]))
+        seen.append(
+            (loggers.wb.setup().settings.base_url, options["settings"].git_root, options["mode"])
+        )
 
     loggers.wb.teardown()
     monkeypatch.setattr(loggers.wb, "init", init)
@@ -749,7 +971,11 @@ def test_a_run_goes_on_without_a_logger_that_fails(monkeypatch, tmp_path, caplog
     board = loggers.made_optional(board)
     for _ in range(3):
         board.log_metrics({"a": 1.0}, step=1)
-    assert loggers.failed(board) and len(caplog.messages) == 1 and caplog.messages[0].startswith("TensorBoard: ")
+    assert (
+        loggers.failed(board)
+        and len(caplog.messages) == 1
+        and caplog.messages[0].startswith("TensorBoard: ")
+    )
     monkeypatch.setattr(loggers.wb, "run", object())
     monkeypatch.setattr(loggers.wb, "finish", fail)
     loggers.finish()
@@ -780,16 +1006,34 @@ def test_a_secret_stays_where_it_was(trained):
 def test_what_is_public_names_secrets_and_resolves_the_rest(monkeypatch):
     monkeypatch.setenv("DDPM_TEST_SECRET", SECRET)
     monkeypatch.setenv("SLURM_N", "2")
-    config = OmegaConf.create({
-        "a": 1, "b": "${a}", "key": "${oc.env:DDPM_TEST_SECRET}", "of": "${key}", "in": {"text": "x ${of} ${a}"},
-        "all": "${in}", "list": ["${a}", "${key}"], "n": "${oc.decode:${oc.env:SLURM_N,1}}", "m": "???",
-        "other": "${oc.env:DDPM_TEST_ABSENT}", "ref": {"x": "${list}"},
-    })  # fmt: skip
+    config = OmegaConf.create(
+        {
+            "a": 1,
+            "b": "${a}",
+            "key": "${oc.env:DDPM_TEST_SECRET}",
+            "of": "${key}",
+            "in": {"text": "x ${of} ${a}"},
+            "all": "${in}",
+            "list": ["${a}", "${key}"],
+            "n": "${oc.decode:${oc.env:SLURM_N,1}}",
+            "m": "???",
+            "other": "${oc.env:DDPM_TEST_ABSENT}",
+            "ref": {"x": "${list}"},
+        }
+    )
     assert saved.public(config) == {
-        "a": 1, "b": 1, "key": "${oc.env:DDPM_TEST_SECRET}", "of": "${key}", "in": {"text": "x ${of} ${a}"},
-        "all": {"text": "x ${of} ${a}"}, "list": [1, "${key}"], "n": "${oc.decode:${oc.env:SLURM_N,1}}", "m": "???",
-        "other": "${oc.env:DDPM_TEST_ABSENT}", "ref": {"x": [1, "${key}"]},
-    }  # fmt: skip
+        "a": 1,
+        "b": 1,
+        "key": "${oc.env:DDPM_TEST_SECRET}",
+        "of": "${key}",
+        "in": {"text": "x ${of} ${a}"},
+        "all": {"text": "x ${of} ${a}"},
+        "list": [1, "${key}"],
+        "n": "${oc.decode:${oc.env:SLURM_N,1}}",
+        "m": "???",
+        "other": "${oc.env:DDPM_TEST_ABSENT}",
+        "ref": {"x": [1, "${key}"]},
+    }
     assert config.key == SECRET and config.n == 2
     assert SECRET not in str(as_typed(config, "of"))
 
@@ -806,12 +1050,27 @@ def test_a_complaint_does_not_tell_a_secret(typed, monkeypatch, tmp_path):
 # Names
 
 
-@pytest.mark.parametrize("word", [
-    "experiment=../../x", "schedule=/etc/x", "model=~/x", "experiment=a/../../b", "schedule=" + "x" * 301,
-    "schedule=a\0b", "schedule=a\nb", "schedule=linear,../x", "schedule=[/etc/x]", "schedule='/etc/x'",
-    "+experiment@schedule=../x", "hydra/launcher=../../x", "--experimental-rerun=x",
-    "hydra.run.dir=a\nb", "hydra.run.dir=a\0b", "out=a\0b",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "word",
+    [
+        "experiment=../../x",
+        "schedule=/etc/x",
+        "model=~/x",
+        "experiment=a/../../b",
+        "schedule=" + "x" * 301,
+        "schedule=a\0b",
+        "schedule=a\nb",
+        "schedule=linear,../x",
+        "schedule=[/etc/x]",
+        "schedule='/etc/x'",
+        "+experiment@schedule=../x",
+        "hydra/launcher=../../x",
+        "--experimental-rerun=x",
+        "hydra.run.dir=a\nb",
+        "hydra.run.dir=a\0b",
+        "out=a\0b",
+    ],
+)
 def test_names_lead_nowhere_else(word, typed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, error = typed("train", word)
@@ -864,24 +1123,50 @@ def odd_ones(where, kind):
 @pytest.mark.parametrize("kind", ["link out", "fifo", "socket", "escapes"])
 def test_a_folder_holds_pictures_of_its_own(kind, typed, tmp_path):
     odd_ones(noise(tmp_path / "data"), kind)
-    linked = kind in ("link out", "escapes")  # links are followed, and what they lead to must be an image
-    for look in (lambda: folder(str(tmp_path / "data")), lambda: pictures(tmp_path / "data", (3, 8, 8))):
-        with pytest.raises(ValueError if linked else Unsafe, match="cannot be read as an image" if linked else ""):
+    linked = kind in (
+        "link out",
+        "escapes",
+    )  # links are followed, and what they lead to must be an image
+    for look in (
+        lambda: folder(str(tmp_path / "data")),
+        lambda: pictures(tmp_path / "data", (3, 8, 8)),
+    ):
+        with pytest.raises(
+            ValueError if linked else Unsafe, match="cannot be read as an image" if linked else ""
+        ):
             look()
     where = f"hydra.run.dir={tmp_path}/r"
-    status, _, error = typed("train", *FAST, "data=folder", f"data.path={tmp_path}/data", "data.batch_size=2", where)
+    status, _, error = typed(
+        "train", *FAST, "data=folder", f"data.path={tmp_path}/data", "data.batch_size=2", where
+    )
     assert status == (2 if linked else 5) and error.count("\n") == 1 and "\x1b" not in error
     assert not (tmp_path / "r").exists()
 
 
 def test_pictures_that_are_bombs(tmp_path):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zipfile.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zipfile.crc32(kind + content))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    tags = [(256, 4, 100_000), (257, 4, 100_000), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
-            (278, 4, 100_000), (279, 4, 10)]  # fmt: skip
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    )
+    tags = [
+        (256, 4, 100_000),
+        (257, 4, 100_000),
+        (258, 3, 8),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 4, 100_000),
+        (279, 4, 10),
+    ]
     body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     (tmp_path / "a.tiff").write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4))
     for name in ("a.png", "a.tiff"):
@@ -896,25 +1181,41 @@ def packed(kind, source, archive, name, odd):
             for file in sorted(source.iterdir()):
                 made.write(file, f"top/{file.name}")
             info = zipfile.ZipInfo(name)
-            info.external_attr = {"link": stat.S_IFLNK, "device": stat.S_IFCHR, "file": stat.S_IFREG}[odd] << 16
+            info.external_attr = {
+                "link": stat.S_IFLNK,
+                "device": stat.S_IFCHR,
+                "file": stat.S_IFREG,
+            }[odd] << 16
             made.writestr(info, b"/etc/passwd")
         return
     with tarfile.open(archive, "w") as made:
         for file in sorted(source.iterdir()):
             made.add(file, f"top/{file.name}")
         info = tarfile.TarInfo(name)
-        info.type = {"link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE, "file": tarfile.REGTYPE}[odd]
+        info.type = {"link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE, "file": tarfile.REGTYPE}[
+            odd
+        ]
         info.linkname = "/etc/passwd" if odd == "link" else ""
         made.addfile(info)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-@pytest.mark.parametrize(("name", "odd"), [("../evil.png", "file"), ("/tmp/evil.png", "file"), ("top/evil.png", "link"),
-                                           ("top/evil.png", "device"), ("../\x1b[2J.png", "file")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("../evil.png", "file"),
+        ("/tmp/evil.png", "file"),
+        ("top/evil.png", "link"),
+        ("top/evil.png", "device"),
+        ("../\x1b[2J.png", "file"),
+    ],
+)
 def test_an_archive_is_unpacked_where_it_should_be(kind, name, odd, tmp_path, monkeypatch, capsys):
     packed(kind, noise(tmp_path / "source"), tmp_path / "a.archive", name, odd)
     script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
-    monkeypatch.setattr(sys, "argv", ["prepare_data.py", f"{tmp_path}/a.archive", f"{tmp_path}/target"])
+    monkeypatch.setattr(
+        sys, "argv", ["prepare_data.py", f"{tmp_path}/a.archive", f"{tmp_path}/target"]
+    )
     with pytest.raises(SystemExit) as ended:
         script["main"]()
     error = capsys.readouterr().err.splitlines()[-1]
@@ -942,8 +1243,13 @@ def test_an_archive_whose_headers_are_a_bomb(tmp_path):
         script["prepare"](tmp_path / "a.tar.gz", tmp_path / "target")
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    ({"shards": []}, "its shards hold 0"), ({"classes": ["a"]}, "labels of other than its 1 classes")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"shards": []}, "its shards hold 0"),
+        ({"classes": ["a"]}, "labels of other than its 1 classes"),
+    ],
+)
 def test_a_store_holds_what_its_index_says(change, told, tmp_path):
     from ddpm_lab.data import store as stores
 

@@ -25,7 +25,10 @@ LINEAR = ForwardProcess(linear())
 
 def GaussianDenoiser(process, variance, mean=0.0, std=0.5):  # noqa: N802
     """Exact, for one number x_0 ~ N(mean, std^2)."""
-    numbers = torch.tensor([mean], dtype=torch.float64), torch.tensor([[std**2]], dtype=torch.float64)
+    numbers = (
+        torch.tensor([mean], dtype=torch.float64),
+        torch.tensor([[std**2]], dtype=torch.float64),
+    )
     return exact.GaussianDenoiser(process, variance, *numbers)
 
 
@@ -67,7 +70,9 @@ COARSE = {"constant": 0.2, "warmup10": 0.12}
 @pytest.mark.parametrize("schedule", options("schedule"))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_every_sampler_finds_the_data_on_every_schedule(sampler, schedule):
-    config = composed(f"sampler={sampler}", f"schedule={schedule}", "sampler.steps=200", "sampler.clip=null")
+    config = composed(
+        f"sampler={sampler}", f"schedule={schedule}", "sampler.steps=200", "sampler.clip=null"
+    )
     denoiser = GaussianDenoiser(ForwardProcess(instantiate(config.schedule)), BetaTilde(), mean=0.3)
     mean, std = law(instantiate(config.sampler), denoiser)
     assert mean == pytest.approx(0.3, abs=0.01)  # what remains of x_T's mean
@@ -77,7 +82,9 @@ def test_every_sampler_finds_the_data_on_every_schedule(sampler, schedule):
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "jsd", "geometric"])
 @pytest.mark.parametrize("sampler", [Heun, DPMSolver])
 def test_solvers_do_not_blow_up_where_noise_falls_by_orders_of_magnitude_at_once(sampler, schedule):
-    denoiser = GaussianDenoiser(ForwardProcess(instantiate(composed(f"schedule={schedule}").schedule)), BetaTilde())
+    denoiser = GaussianDenoiser(
+        ForwardProcess(instantiate(composed(f"schedule={schedule}").schedule)), BetaTilde()
+    )
     made = sampler(steps=25, spacing="uniform", clip=None)
     assert law(made, denoiser)[1] == pytest.approx(0.5, abs=0.1)
     start = made.prior(denoiser.process, torch.ones(1, 1, dtype=torch.float64))
@@ -90,7 +97,10 @@ def test_solvers_do_not_blow_up_where_noise_falls_by_orders_of_magnitude_at_once
 def test_solvers_converge_at_their_order(sampler, order, schedule):
     # Even chains, below the last steps of cosine, which are cut at beta = 0.999 and so cannot be refined.
     # Differences of successive refinements are free of what the last step, which is always the same, leaves.
-    denoiser, top = GaussianDenoiser(ForwardProcess(schedule(4000)), BetaTilde()), 4000 if schedule is linear else 3600
+    denoiser, top = (
+        GaussianDenoiser(ForwardProcess(schedule(4000)), BetaTilde()),
+        4000 if schedule is linear else 3600,
+    )
     stds = []
     for steps in (80, 160, 320, 640):
         times = [round(1 + (top - 1) * (steps - i) / steps) for i in range(steps + 1)]
@@ -101,9 +111,14 @@ def test_solvers_converge_at_their_order(sampler, order, schedule):
 
 @pytest.mark.parametrize(
     "sampler",
-    [Heun(steps=12, clip=None), DPMSolver(steps=12, clip=None), Langevin(steps=12, clip=None, corrections=2),
-     PredictorCorrector(steps=12, clip=None), DDIM(steps=12, clip=None, eta=1.0, hat=True)],
-)  # fmt: skip
+    [
+        Heun(steps=12, clip=None),
+        DPMSolver(steps=12, clip=None),
+        Langevin(steps=12, clip=None, corrections=2),
+        PredictorCorrector(steps=12, clip=None),
+        DDIM(steps=12, clip=None, eta=1.0, hat=True),
+    ],
+)
 @pytest.mark.parametrize("schedule", [linear, geometric])
 def test_correlated_samples_have_the_propagated_law(sampler, schedule):
     process, mean = ForwardProcess(schedule()), torch.tensor([0.3, -0.2], dtype=torch.float64)
@@ -118,20 +133,30 @@ def test_correlated_samples_have_the_propagated_law(sampler, schedule):
 
 def test_sigma_hat_is_ddpm_with_beta():
     denoiser, x = GaussianDenoiser(LINEAR, Beta()), torch.randn(5, 1, dtype=torch.float64)
-    made = [sampler(denoiser, x, noise=SampleNoise(0, range(5))) for sampler in
-            (DDPM(steps=40), DDIM(steps=40, eta=1.0, hat=True))]  # fmt: skip
+    made = [
+        sampler(denoiser, x, noise=SampleNoise(0, range(5)))
+        for sampler in (DDPM(steps=40), DDIM(steps=40, eta=1.0, hat=True))
+    ]
     torch.testing.assert_close(*made)
 
 
 def test_encoding_and_decoding_meet_as_steps_grow():
-    denoiser, x = GaussianDenoiser(LINEAR, BetaTilde()), torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None]
+    denoiser, x = (
+        GaussianDenoiser(LINEAR, BetaTilde()),
+        torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None],
+    )
     errors = []
     for steps in (50, 100, 200):
         sampler = DDIM(steps=steps, clip=None)
         x_T = list(sampler.encode(denoiser, x))[-1][1]
         errors.append((sampler(denoiser, x_T) - x).abs().max().item())
-    assert errors[0] / errors[1] == pytest.approx(2, abs=0.3) == errors[1] / errors[2] and errors[2] < 0.03
-    assert x_T.std() == pytest.approx(2 * x.std().item(), rel=0.05), "N(0, 0.5^2) is carried to N(0, 1)"
+    assert (
+        errors[0] / errors[1] == pytest.approx(2, abs=0.3) == errors[1] / errors[2]
+        and errors[2] < 0.03
+    )
+    assert x_T.std() == pytest.approx(2 * x.std().item(), rel=0.05), (
+        "N(0, 0.5^2) is carried to N(0, 1)"
+    )
 
 
 @pytest.mark.parametrize("sampler", [DDPM(), DDIM(eta=0.5), Heun()])
@@ -149,7 +174,9 @@ def test_a_dynamic_threshold_scales_the_quantile_to_the_bound():
     found = DDIM(clip=1.0, dynamic_threshold=0.9).guess(denoiser, x, t, Condition()).x0
     torch.testing.assert_close(found, loose.clamp(-bound, bound) / bound)
     wide = loose.abs().max().item() + 1
-    assert torch.equal(DDIM(clip=wide, dynamic_threshold=0.9).guess(denoiser, x, t, Condition()).x0, loose)
+    assert torch.equal(
+        DDIM(clip=wide, dynamic_threshold=0.9).guess(denoiser, x, t, Condition()).x0, loose
+    )
 
 
 def test_slerp_keeps_the_length_between_its_ends():
@@ -173,9 +200,15 @@ def test_every_spacing_visits_as_many_times_as_it_is_asked(spacing, last):
 def test_spacings_are_those_of_the_papers():
     assert stops(1000, 4, "leading") == [751, 501, 251, 1, 0]
     assert stops(1000, 4, "trailing") == [1000, 750, 500, 250, 0]
-    assert stops(1000, 10, "quadratic")[:-1] == [int(r**2) + 1 for r in np.linspace(0, 800**0.5, 10)][::-1]
+    assert (
+        stops(1000, 10, "quadratic")[:-1]
+        == [int(r**2) + 1 for r in np.linspace(0, 800**0.5, 10)][::-1]
+    )
     assert stops(100, None, "3,2") == [100, 51, 50, 25, 1, 0]
-    assert stops(1000, 250, "90,60,60,20,20")[0] == 1000 and len(stops(1000, 250, "90,60,60,20,20")) == 251
+    assert (
+        stops(1000, 250, "90,60,60,20,20")[0] == 1000
+        and len(stops(1000, 250, "90,60,60,20,20")) == 251
+    )
 
 
 def space_timesteps(last, text):
@@ -208,10 +241,15 @@ def test_sections_are_those_of_improved_diffusion(last):
         if 1 <= count <= last
     ]
     for parts in (2, 3, 5):
-        texts += [",".join(f"{generator.randint(1, last // parts)}" for _ in range(parts))
-                  for _ in range(40 if last >= parts else 0)]  # fmt: skip
+        texts += [
+            ",".join(f"{generator.randint(1, last // parts)}" for _ in range(parts))
+            for _ in range(40 if last >= parts else 0)
+        ]
     for text in [*texts, *(["10,15,20"] if last == 300 else [])]:
-        assert stops(last, None, text) == [*sorted((t + 1 for t in space_timesteps(last, text)), reverse=True), 0], text
+        assert stops(last, None, text) == [
+            *sorted((t + 1 for t in space_timesteps(last, text)), reverse=True),
+            0,
+        ], text
 
 
 @pytest.mark.parametrize("last", [2, 7, 100, 1000])
@@ -229,9 +267,13 @@ def test_ddim_n_is_that_of_improved_diffusion(last):
 @pytest.mark.parametrize("last", [15, 100, 128, 1000, 4000])
 def test_spacings_are_those_of_the_code_that_they_name(last):
     for steps in range(1, last + 1, max(1, last // 150)):
-        assert stops(last, steps, "leading")[-2::-1] == [1 + t for t in np.arange(steps) * (last // steps)]
+        assert stops(last, steps, "leading")[-2::-1] == [
+            1 + t for t in np.arange(steps) * (last // steps)
+        ]
         trailing = np.round(np.arange(last, 0, -last / steps))
-        if len(trailing) == steps:  # rounding errors make diffusers take a step more for some numbers
+        if (
+            len(trailing) == steps
+        ):  # rounding errors make diffusers take a step more for some numbers
             assert stops(last, steps, "trailing")[:-1] == [*trailing]
         squares = [int(r**2) + 1 for r in np.linspace(0, (0.8 * last) ** 0.5, steps)][::-1]
         if steps > 1 and len({*squares}) == steps:  # DDIM's code visits repeated times repeatedly
@@ -240,10 +282,15 @@ def test_spacings_are_those_of_the_code_that_they_name(last):
 
 @pytest.mark.parametrize(
     ("steps", "spacing", "told"),
-    [(251, "90,60,60,20,20", "makes 250 steps"), (None, "300,10,10,10,10", "300 times in a section"),
-     (None, "x", "spacing=x"),
-     (None, [10, 20, 0], "must descend"), (None, [10, 5], "must descend"), (None, [1001, 0], "must descend")],
-)  # fmt: skip
+    [
+        (251, "90,60,60,20,20", "makes 250 steps"),
+        (None, "300,10,10,10,10", "300 times in a section"),
+        (None, "x", "spacing=x"),
+        (None, [10, 20, 0], "must descend"),
+        (None, [10, 5], "must descend"),
+        (None, [1001, 0], "must descend"),
+    ],
+)
 def test_spacings_that_cannot_be_are_refused(steps, spacing, told):
     with pytest.raises(ValueError, match=told):
         stops(1000, steps, spacing)
@@ -261,13 +308,17 @@ def test_ddim_is_song_et_als_recursion(eta, steps):
         eps = (1 - np.sqrt(ab[t]) * gain) / np.sqrt(1 - ab[t])
         slope = np.sqrt(ab[s]) * gain + np.sqrt(max(1 - ab[s] - sigma2, 0)) * eps
         variance = slope**2 * variance + sigma2
-    assert law(sampler, GaussianDenoiser(process, BetaTilde()))[1] == pytest.approx(variance**0.5, rel=1e-9)
+    assert law(sampler, GaussianDenoiser(process, BetaTilde()))[1] == pytest.approx(
+        variance**0.5, rel=1e-9
+    )
 
 
 def test_ddim_with_eta_1_is_ddpm_with_beta_tilde():
     denoiser, x = GaussianDenoiser(LINEAR, BetaTilde()), torch.randn(5, 1, dtype=torch.float64)
-    made = [sampler(steps=40)(denoiser, x, noise=SampleNoise(0, range(5))) for sampler in
-            (DDPM, lambda **kwargs: DDIM(eta=1.0, **kwargs))]  # fmt: skip
+    made = [
+        sampler(steps=40)(denoiser, x, noise=SampleNoise(0, range(5)))
+        for sampler in (DDPM, lambda **kwargs: DDIM(eta=1.0, **kwargs))
+    ]
     torch.testing.assert_close(*made)
 
 
@@ -325,10 +376,19 @@ TWO = [600, 300, 0]
 
 @pytest.mark.parametrize(
     "sampler",
-    [DDPM(spacing=TWO), DDIM(spacing=TWO), DDIM(spacing=TWO, eta=1.0), Heun(spacing=TWO), DPMSolver(spacing=TWO)],
+    [
+        DDPM(spacing=TWO),
+        DDIM(spacing=TWO),
+        DDIM(spacing=TWO, eta=1.0),
+        Heun(spacing=TWO),
+        DPMSolver(spacing=TWO),
+    ],
 )
 def test_what_follows_from_a_clipped_x0_is_as_if_it_had_been_guessed(sampler):
-    far, x = GaussianDenoiser(LINEAR, BetaTilde(), mean=30.0, std=0.1), torch.randn(3, 1, dtype=torch.float64)
+    far, x = (
+        GaussianDenoiser(LINEAR, BetaTilde(), mean=30.0, std=0.1),
+        torch.randn(3, 1, dtype=torch.float64),
+    )
     at_bound = GaussianDenoiser(LINEAR, BetaTilde(), mean=1.0, std=0.0)
     walks = [list(sampler.walk(denoiser, x, noise=torch.ones_like)) for denoiser in (far, at_bound)]
     for (_, clipped), (_, wanted) in zip(*walks, strict=True):

@@ -21,7 +21,9 @@ from ddpm_lab.diffusion.schedules import (
     warmup,
 )
 
-SCHEDULES = {name: instantiate(composed(f"schedule={name}").schedule) for name in options("schedule")}
+SCHEDULES = {
+    name: instantiate(composed(f"schedule={name}").schedule) for name in options("schedule")
+}
 PRESERVING = [name for name in SCHEDULES if name != "geometric"]
 BETAS = (linear, quadratic, sigmoid, constant, warmup)
 
@@ -83,8 +85,12 @@ def test_alpha_bar_is_the_product_of_the_alphas_of_the_papers(name, steps, resca
     alpha_bar = np.concatenate([[1], np.cumprod(1 - betas)])
     assert np.abs(signal**2 - alpha_bar).max() < 1e-10
     assert np.abs(noise**2 - (1 - alpha_bar)).max() < 1e-10
-    assert np.abs(1 - (signal[1:] / signal[:-1]) ** 2 - betas).max() < 1e-10, "each step, also where little is left"
-    assert noise[1] ** 2 == pytest.approx(betas[0], rel=1e-12), "1 - alpha_bar_1 is beta_1, without cancellation"
+    assert np.abs(1 - (signal[1:] / signal[:-1]) ** 2 - betas).max() < 1e-10, (
+        "each step, also where little is left"
+    )
+    assert noise[1] ** 2 == pytest.approx(betas[0], rel=1e-12), (
+        "1 - alpha_bar_1 is beta_1, without cancellation"
+    )
 
 
 @pytest.mark.parametrize("steps", [50, 1000, 4000])
@@ -100,7 +106,9 @@ def test_cosine_is_nichol_and_dhariwals(steps):
 def test_jsd_loses_an_equal_share_of_the_signal_at_every_step(steps):
     alpha_bar = jsd(steps).signal.numpy() ** 2
     assert np.abs(alpha_bar[:-1] - (1 - np.arange(steps) / steps)).max() < 1e-10
-    assert alpha_bar[-1] == pytest.approx(1e-3 / steps), "the last beta would be 1, and is cut at 0.999"
+    assert alpha_bar[-1] == pytest.approx(1e-3 / steps), (
+        "the last beta would be 1, and is cut at 0.999"
+    )
 
 
 @pytest.mark.parametrize("steps", [2, 1000, 4000])
@@ -115,13 +123,23 @@ def test_rescaling_keeps_the_last_picture_and_is_a_choice():
     at_1000 = linear(1000).signal[-1] ** 2
     for steps in (100, 4000):
         assert 0.5 < linear(steps).signal[-1] ** 2 / at_1000 < 1.1
-    assert linear(100, rescale=False).signal[-1] ** 2 == pytest.approx(np.prod(1 - np.linspace(1e-4, 0.02, 100)))
+    assert linear(100, rescale=False).signal[-1] ** 2 == pytest.approx(
+        np.prod(1 - np.linspace(1e-4, 0.02, 100))
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_one_step_is_a_chain(steps):
-    for schedule in (*(f(steps, rescale=False) for f in BETAS), cosine(steps), jsd(steps), geometric(steps)):
-        assert torch.isfinite(torch.stack(schedule)).all() and len(schedule.signal) == len(schedule.noise) == steps + 1
+    for schedule in (
+        *(f(steps, rescale=False) for f in BETAS),
+        cosine(steps),
+        jsd(steps),
+        geometric(steps),
+    ):
+        assert (
+            torch.isfinite(torch.stack(schedule)).all()
+            and len(schedule.signal) == len(schedule.noise) == steps + 1
+        )
         assert (schedule.noise[1:] > 0).all() and (schedule.signal > 0).all()
     assert geometric(1).noise[1] == 50 and jsd(1).signal[1] ** 2 == pytest.approx(1e-3)
 
@@ -153,9 +171,18 @@ def test_a_beta_outside_0_1_is_refused(beta):
 @pytest.mark.parametrize(
     ("function", "kwargs", "told"),
     [
-        *[(function, {"steps": 0}, r"steps.*got 0") for function in (*BETAS, cosine, jsd, geometric)],
-        *[(function, {"start": 0.0}, r"^start.*got 0\b") for function in (linear, quadratic, sigmoid, warmup)],
-        *[(function, {"end": 1.0}, r"^end.*got 1\b") for function in (linear, quadratic, sigmoid, warmup)],
+        *[
+            (function, {"steps": 0}, r"steps.*got 0")
+            for function in (*BETAS, cosine, jsd, geometric)
+        ],
+        *[
+            (function, {"start": 0.0}, r"^start.*got 0\b")
+            for function in (linear, quadratic, sigmoid, warmup)
+        ],
+        *[
+            (function, {"end": 1.0}, r"^end.*got 1\b")
+            for function in (linear, quadratic, sigmoid, warmup)
+        ],
         *[(function, {"steps": 10}, r"steps=21") for function in BETAS],
         (linear, {"steps": 20}, r"^end=0\.02 rescaled to 20 steps"),
         (constant, {"beta": -0.1}, r"^beta.*got -0\.1"),

@@ -16,8 +16,12 @@ from conftest import ROOT
 from ddpm_lab import shell
 from ddpm_lab.data.folder import folder
 
-SCRIPT = "import sys\nimport scripts._venv\nprint(sys.prefix, *sys.argv[1:], sep='|')\nsys.exit(7)\n"
-SCRIPTS = [str(file.relative_to(ROOT)) for file in [*ROOT.glob("*.py"), *ROOT.glob("scripts/[a-z]*.py")]]
+SCRIPT = (
+    "import sys\nimport scripts._venv\nprint(sys.prefix, *sys.argv[1:], sep='|')\nsys.exit(7)\n"
+)
+SCRIPTS = [
+    str(file.relative_to(ROOT)) for file in [*ROOT.glob("*.py"), *ROOT.glob("scripts/[a-z]*.py")]
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +52,12 @@ def environment(root, packages=True):
 
 
 def typed(python, script, *words, cwd):
-    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return subprocess.run([python, script, *words], cwd=cwd, capture_output=True, text=True, env=clean, timeout=60)
+    clean = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
+    return subprocess.run(
+        [python, script, *words], cwd=cwd, capture_output=True, text=True, env=clean, timeout=60
+    )
 
 
 def refused(done, *parts):
@@ -60,13 +68,24 @@ def refused(done, *parts):
 def test_python_without_packages_restarts_with_the_checkouts_environment(bare, checkout, tmp_path):
     environment(checkout)
     (tmp_path / "link").symlink_to(checkout)
-    for script, cwd in (("train.py", checkout), (checkout / "train.py", tmp_path), ("link/train.py", tmp_path)):
+    for script, cwd in (
+        ("train.py", checkout),
+        (checkout / "train.py", tmp_path),
+        ("link/train.py", tmp_path),
+    ):
         done = typed(bare, script, "a b=c", "--d", cwd=cwd)
-        assert done.returncode == 7 and done.stdout == f"{checkout / '.venv'}|a b=c|--d\n", done.stderr
+        assert done.returncode == 7 and done.stdout == f"{checkout / '.venv'}|a b=c|--d\n", (
+            done.stderr
+        )
 
 
 def test_without_an_environment_one_line_says_how_to_install(bare, checkout, tmp_path):
-    refused(typed(bare, "train.py", cwd=checkout), "lacks hydra", "try `make install`", "pip install -e .")
+    refused(
+        typed(bare, "train.py", cwd=checkout),
+        "lacks hydra",
+        "try `make install`",
+        "pip install -e .",
+    )
     refused(typed(bare, checkout / "train.py", cwd=tmp_path), f"try `make -C '{checkout}' install`")
 
 
@@ -77,7 +96,11 @@ def test_an_unusable_environment_is_one_line_and_no_loop(bare, checkout):
     refused(typed(bare, "train.py", cwd=checkout), "try `make clean install`")
     (checkout / ".venv" / "bin" / "python").unlink()
     (checkout / ".venv" / "bin" / "python").symlink_to("/nowhere/python3")
-    refused(typed(bare, "train.py", cwd=checkout), "cannot be used (No such file", "try `make clean install`")
+    refused(
+        typed(bare, "train.py", cwd=checkout),
+        "cannot be used (No such file",
+        "try `make clean install`",
+    )
     shutil.rmtree(checkout / ".venv")
     (checkout / ".venv").mkdir()
     refused(typed(bare, "train.py", cwd=checkout), "try `make clean install`")
@@ -87,7 +110,9 @@ def test_an_interrupted_installation_is_noticed(bare, checkout):
     environment(checkout)
     (checkout / ".venv" / ".partial").touch()
     for python in (bare, checkout / ".venv" / "bin" / "python"):
-        refused(typed(python, "train.py", cwd=checkout), "is incomplete", "try `make clean install`")
+        refused(
+            typed(python, "train.py", cwd=checkout), "is incomplete", "try `make clean install`"
+        )
 
 
 def test_python_with_packages_runs_the_script_itself(checkout):
@@ -101,14 +126,19 @@ def test_all_requirements_are_looked_for():
     required = {requirement.partition(">")[0].lower() for requirement in project["dependencies"]}
     found = packages_distributions()
     source = (ROOT / "scripts" / "_venv.py").read_text()
-    names = next(ast.literal_eval(node.value) for node in ast.parse(source).body
-                 if isinstance(node, ast.Assign) and node.targets[0].id == "REQUIRED")  # fmt: skip
+    names = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "REQUIRED"
+    )
     assert required == {found[name][0].lower().replace("_", "-") for name in names}
 
 
 @pytest.mark.parametrize("file", SCRIPTS)
 def test_every_script_looks_for_its_environment_first(file):
-    tree = ast.parse((ROOT / file).read_text(), feature_version=(3, 8))  # or an old Python could not say what is wrong
+    tree = ast.parse(
+        (ROOT / file).read_text(), feature_version=(3, 8)
+    )  # or an old Python could not say what is wrong
     first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
     assert first.names[0].name == ("_venv" if file.startswith("scripts") else "scripts._venv")
 
@@ -137,5 +167,7 @@ def test_commands_are_printed_as_this_one_was_typed(monkeypatch, started, name, 
 def test_an_archive_in_place_of_a_folder_names_the_whole_command(tmp_path):
     file = tmp_path / "my images.zip"
     file.touch()
-    with pytest.raises(ValueError, match=r"prepare_data.py '.*/my images.zip' '.*/my images-store'$"):
+    with pytest.raises(
+        ValueError, match=r"prepare_data.py '.*/my images.zip' '.*/my images-store'$"
+    ):
         folder(str(file))

@@ -19,7 +19,12 @@ from ddpm_lab.commands.execution import _seconds, carry_out
 from ddpm_lab.commands.pools import Pool, Processes
 from ddpm_lab.errors import CellsFailed, UserError
 
-QUICK = (*FAST, "callbacks.pictures.every=100", "trainer.max_steps=2", "trainer.val_check_interval=2")
+QUICK = (
+    *FAST,
+    "callbacks.pictures.every=100",
+    "trainer.max_steps=2",
+    "trainer.val_check_interval=2",
+)
 
 
 class Notebook(Pool):
@@ -31,7 +36,9 @@ class Notebook(Pool):
     def __call__(self, verb, words, log):
         name = words[0]
         self.ran.append(name)
-        log.write_text("some words\nerror: it is broken\nmore words\n" if name in self.broken else "fine\n")
+        log.write_text(
+            "some words\nerror: it is broken\nmore words\n" if name in self.broken else "fine\n"
+        )
         (log.parent / "metrics.json").write_text('{"fid": 1.5}')
         return 2 if name in self.broken else 0
 
@@ -42,8 +49,15 @@ class Notebook(Pool):
 def cells(root, needs=()):
     made = {}
     for name in "abcd":
-        made[name] = Cell(name, "train", (name,), root / name, f"config of {name}", 1.0,
-                          tuple(made[other] for one, other in needs if one == name))  # fmt: skip
+        made[name] = Cell(
+            name,
+            "train",
+            (name,),
+            root / name,
+            f"config of {name}",
+            1.0,
+            tuple(made[other] for one, other in needs if one == name),
+        )
     return list(made.values())
 
 
@@ -102,26 +116,48 @@ def test_a_plan_runs_nothing_and_estimates_from_what_ran(tmp_path, caplog):
 
 def test_the_time_of_a_cell_follows_its_work_once_there_are_enough(tmp_path):
     def seconds(done, work, command="evaluate"):
-        return _seconds(done, Cell("x", command, ("model=exact",) if command == "exact" else (), tmp_path, "x", work))
+        return _seconds(
+            done,
+            Cell("x", command, ("model=exact",) if command == "exact" else (), tmp_path, "x", work),
+        )
 
     starts = [(10.0, 21.0), (20.0, 22.0), (100.0, 30.0)]  # 20 s to start, and 0.1 s for each
     assert seconds(starts[:2], 10.0) is None and seconds(starts, 1000.0) is None
     assert seconds(starts, 50.0) == pytest.approx(25.0)
     assert seconds(starts, 1000.0, "exact") == pytest.approx(73 / 3)
-    assert seconds([(10.0, 5.0), (20.0, 4.0), (30.0, 3.0)], 20.0) == pytest.approx(4.0), "never less for more"
+    assert seconds([(10.0, 5.0), (20.0, 4.0), (30.0, 3.0)], 20.0) == pytest.approx(4.0), (
+        "never less for more"
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
-def test_an_ablation_that_is_stopped_ends_with_a_line_and_keeps_what_is_finished(tmp_path, number, times):
-    command = [sys.executable, str(ROOT / "train.py"), "ablation=ddim_table1", "tier=analytic", "jobs=2",
-               f"cells={tmp_path}/cells"]  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+)
+def test_an_ablation_that_is_stopped_ends_with_a_line_and_keeps_what_is_finished(
+    tmp_path, number, times
+):
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "ablation=ddim_table1",
+        "tier=analytic",
+        "jobs=2",
+        f"cells={tmp_path}/cells",
+    ]
 
     def heeding():  # a shell that runs the tests in the background has SIGINT ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                          cwd=tmp_path, preexec_fn=heeding) as process:  # fmt: skip
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
+        preexec_fn=heeding,
+    ) as process:
         assert next(line for line in process.stdout if line.startswith("[1/25]"))
         for _ in range(times):  # a terminal signals the whole group
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
@@ -139,8 +175,13 @@ def test_two_sweeps_do_not_fill_one_folder(tmp_path):
             other = os.fork()  # of one process both would hold the same lock
             if not other:
                 try:
-                    carry_out([Cell("e", "train", ("e",), tmp_path / "e", "e", 1.0)], Notebook(), tmp_path, jobs=1,
-                              dry=False)  # fmt: skip
+                    carry_out(
+                        [Cell("e", "train", ("e",), tmp_path / "e", "e", 1.0)],
+                        Notebook(),
+                        tmp_path,
+                        jobs=1,
+                        dry=False,
+                    )
                 except UserError as error:
                     os._exit(17 if "another process is running a sweep in it" in str(error) else 1)
                 os._exit(0)
@@ -159,7 +200,14 @@ def test_names_of_folders_can_be_read_and_differ():
 
 @pytest.mark.slow
 def test_a_sweep_isolates_a_failing_cell_and_goes_on_where_it_stopped(typed, tmp_path):
-    words = ("-m", "schedule=linear,cosine", "seed=0,1", *QUICK, f"hydra.sweep.dir={tmp_path}", "jobs=2")
+    words = (
+        "-m",
+        "schedule=linear,cosine",
+        "seed=0,1",
+        *QUICK,
+        f"hydra.sweep.dir={tmp_path}",
+        "jobs=2",
+    )
     # The type is right, so that only the run itself can find out.
     status, out, err = typed("train", *words, "optimizer.lr=1e-3,-1")
     assert status == 1 and "4 of 8 cells failed" in err
@@ -174,7 +222,9 @@ def test_a_sweep_is_a_group_of_wandb_and_its_report_a_table(typed, tmp_path, mon
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     words = [word for word in QUICK if word != "logger=csv"]
-    status, out, err = typed("train", "-m", "seed=0,1", *words, "logger=wandb", "hydra.sweep.dir=a sweep")
+    status, out, err = typed(
+        "train", "-m", "seed=0,1", *words, "logger=wandb", "hydra.sweep.dir=a sweep"
+    )
     assert status == 0, out + err
     for cell in tmp_path.glob("a sweep/*/wandb/offline-run-*/*.wandb"):
         assert b"a sweep" in cell.read_bytes()
@@ -183,7 +233,9 @@ def test_a_sweep_is_a_group_of_wandb_and_its_report_a_table(typed, tmp_path, mon
     assert status == 0, err
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
     found = json.loads(table.read_text())
-    fids = sorted(json.loads(file.read_text())["fid"] for file in tmp_path.glob("a sweep/*/metrics.json"))
+    fids = sorted(
+        json.loads(file.read_text())["fid"] for file in tmp_path.glob("a sweep/*/metrics.json")
+    )
     assert sorted(row[found["columns"].index("FID")] for row in found["data"]) == fids
 
 
@@ -232,13 +284,20 @@ def test_a_folder_that_cannot_be_filled_costs_no_other_cell(tmp_path):
 
 def test_what_a_cell_computes_tells_it_from_others_and_where_it_lies_does_not(tmp_path):
     def digits(root, **content):
-        return fingerprint(OmegaConf.create({"logger": {"csv": 1}, "trainer": {"default_root_dir": "x", "max_steps": 3}}
-                                            | content), root)  # fmt: skip
+        return fingerprint(
+            OmegaConf.create(
+                {"logger": {"csv": 1}, "trainer": {"default_root_dir": "x", "max_steps": 3}}
+                | content
+            ),
+            root,
+        )
 
     here, there = tmp_path / "here", tmp_path / "there"
     assert digits(here, run=f"{here}/train-1") == digits(there, run=f"{there}/train-1")
     assert digits(here, run=f"{here}/train-1") != digits(here, run=f"{here}/train-2")
-    assert digits(here, trainer={"default_root_dir": "y", "max_steps": 3}, logger={}) == digits(here)
+    assert digits(here, trainer={"default_root_dir": "y", "max_steps": 3}, logger={}) == digits(
+        here
+    )
     assert digits(here, trainer={"default_root_dir": "x", "max_steps": 4}) != digits(here)
     other = tmp_path / "run"
     other.mkdir()
@@ -261,7 +320,9 @@ def test_a_killed_sweep_ends_in_the_report_of_one_that_was_not(tmp_path):
     environment = {**os.environ, "WANDB_MODE": "offline"}
 
     def run(*arguments, **options):
-        return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, **options)
+        return subprocess.Popen(
+            [sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, **options
+        )
 
     where = {}
     for name in ("calm", "killed"):
@@ -277,18 +338,29 @@ def test_a_killed_sweep_ends_in_the_report_of_one_that_was_not(tmp_path):
             first.wait()
             assert len([*where[name].glob("*/cell.json")]) < 4
         assert run(*command, cwd=tmp_path / name).wait() == 0
-        assert run(str(ROOT / "report.py"), "dir=sweep", "out=report", cwd=tmp_path / name).wait() == 0
+        assert (
+            run(str(ROOT / "report.py"), "dir=sweep", "out=report", cwd=tmp_path / name).wait() == 0
+        )
     files = sorted(file.name for file in (tmp_path / "calm" / "report").iterdir())
     assert "report.html" in files and len(files) >= 5
     for name in files:
-        assert (tmp_path / "calm/report" / name).read_bytes() == (tmp_path / "killed/report" / name).read_bytes(), name
+        assert (tmp_path / "calm/report" / name).read_bytes() == (
+            tmp_path / "killed/report" / name
+        ).read_bytes(), name
 
 
 @pytest.mark.slow
 def test_a_slurm_sweep_runs_under_submitits_local_executor(typed, tmp_path):
     pytest.importorskip("submitit", reason="is the extra of hydra/launcher=slurm")
-    words = ("-m", "seed=0,1", *QUICK, f"hydra.sweep.dir={tmp_path}", "hydra/launcher=slurm",
-             "hydra.launcher.cluster=local", "jobs=2")  # fmt: skip
+    words = (
+        "-m",
+        "seed=0,1",
+        *QUICK,
+        f"hydra.sweep.dir={tmp_path}",
+        "hydra/launcher=slurm",
+        "hydra.launcher.cluster=local",
+        "jobs=2",
+    )
     status, out, err = typed("train", *words)
     assert status == 0, out + err
     assert len([*tmp_path.glob("*/metrics.json")]) == 2 and [*(tmp_path / "submitit").glob("*.pkl")]
@@ -300,13 +372,22 @@ def test_a_slurm_sweep_runs_under_submitits_local_executor(typed, tmp_path):
 def test_a_search_finds_its_way_and_is_the_same_again(typed, tmp_path):
     pytest.importorskip("optuna", reason="is the extra of search=optuna")
     quick = [word for word in QUICK if not word.startswith("model.channels")]
-    words = ("search=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "model.channels=choice(8,16)", *quick,
-             f"hydra.sweep.dir={tmp_path}", "hydra.sweeper.trials=3",
-             "hydra.sweeper.metric=training.val_loss")  # fmt: skip
+    words = (
+        "search=optuna",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))",
+        "model.channels=choice(8,16)",
+        *quick,
+        f"hydra.sweep.dir={tmp_path}",
+        "hydra.sweeper.trials=3",
+        "hydra.sweeper.metric=training.val_loss",
+    )
     status, out, err = typed("train", *words)
     assert status == 0, err
     folders = sorted(file.parent.name for file in tmp_path.glob("*/metrics.json"))
-    losses = [json.loads(file.read_text())["training"]["val_loss"] for file in tmp_path.glob("*/metrics.json")]
+    losses = [
+        json.loads(file.read_text())["training"]["val_loss"]
+        for file in tmp_path.glob("*/metrics.json")
+    ]
     assert len(folders) == 3 and f"training.val_loss={min(losses):.4g}" in out
     status, out, err = typed("train", *words)
     assert status == 0 and out.count("nothing is left to do") == 3
@@ -321,10 +402,19 @@ def test_a_search_finds_its_way_and_is_the_same_again(typed, tmp_path):
         (["-m", "seed=0,1", "dry=maybe"], "dry=maybe is not one of true, false"),
         (["-m", "seed=0,1", "jobs=-1"], "jobs=-1 must be a whole number of at least 1"),
         (["-m", "seed=0,1", "jobs=1.5"], "jobs=1.5 must be a whole number of at least 1"),
-        (["-m", "seed=0,1", "hydra.launcher.limit=0"], "hydra.launcher.limit=0 must be a whole number"),
+        (
+            ["-m", "seed=0,1", "hydra.launcher.limit=0"],
+            "hydra.launcher.limit=0 must be a whole number",
+        ),
         (["-m", "seed=0,1", "hydra.sweeper.foo=3"], "hydra.sweeper has no key foo"),
-        (["ablation=ddim_table1", "tier=analytic", "jobs=0"], "jobs=0 must be a whole number of at least 1"),
-        (["search=optuna", "seed=choice(0,1)", "hydra.sweeper.foo=3"], "hydra.sweeper has no key foo"),
+        (
+            ["ablation=ddim_table1", "tier=analytic", "jobs=0"],
+            "jobs=0 must be a whole number of at least 1",
+        ),
+        (
+            ["search=optuna", "seed=choice(0,1)", "hydra.sweeper.foo=3"],
+            "hydra.sweeper has no key foo",
+        ),
         (["jobs=2"], "jobs=2 is for many runs"),
         (["-m", "ablation=ddim_table1"], "leave out -m"),
         (["-m", "seed=0,1", "trainer.max_stepz=1"], "has no key max_stepz"),
@@ -338,27 +428,49 @@ def test_a_search_finds_its_way_and_is_the_same_again(typed, tmp_path):
         (["ablation=ddpm_table2", "evaluate.count=5"], "is for evaluations, and this has none"),
         (["ablation=ddpm_table2", "seed=3"], "seed= is said by ddpm_table2 itself"),
         (["search=optuna"], "has nothing to search for"),
-        (["search=optuna", "seed=choice(0,1)", "hydra.sweeper.trials=0"], "hydra.sweeper.trials=0 must be"),
-        (["search=optuna", "seed=choice(0,1)", "hydra.sweeper.direction=up"], "is not one of minimize, maximize"),
+        (
+            ["search=optuna", "seed=choice(0,1)", "hydra.sweeper.trials=0"],
+            "hydra.sweeper.trials=0 must be",
+        ),
+        (
+            ["search=optuna", "seed=choice(0,1)", "hydra.sweeper.direction=up"],
+            "is not one of minimize, maximize",
+        ),
         (["ablation=ddim_tabel1"], "is not a choice (did you mean ddim_table1?)"),
         (["ablation=ddim_table1", "tier=tny"], "tier=tny is not one of analytic, tiny, paper"),
         (["ablation=ddim_table1", "trainer.max_stepz=1"], "has no key max_stepz"),
-        (["ablation=ddim_table1", "evaluate.count=5", "evaluate.nll.stepz=1"], "nll has no key stepz"),
+        (
+            ["ablation=ddim_table1", "evaluate.count=5", "evaluate.nll.stepz=1"],
+            "nll has no key stepz",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told_before_anything_runs(typed, tmp_path, words, told):
-    where = [f"hydra.sweep.dir={tmp_path}/sweep"] if not words[0].startswith("ablation") else [f"cells={tmp_path}/x"]
+    where = (
+        [f"hydra.sweep.dir={tmp_path}/sweep"]
+        if not words[0].startswith("ablation")
+        else [f"cells={tmp_path}/x"]
+    )
     status, _, err = typed("train", *words, *where)
     assert status == 2 and told in err and err.count("\n") <= 2, err
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("words", [("ablation=ddim_table1", "tier=analytic", "cells={}"), ("-m", "hydra.sweep.dir={}"),
-                                   ("hydra.run.dir={}",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ablation=ddim_table1", "tier=analytic", "cells={}"),
+        ("-m", "hydra.sweep.dir={}"),
+        ("hydra.run.dir={}",),
+    ],
+)
 def test_a_place_that_is_a_file_is_refused(typed, tmp_path, words):
     (tmp_path / "taken").write_text("")
     status, _, err = typed("train", *(word.format(tmp_path / "taken") for word in words))
-    assert (status, err) == (3, f"error: {tmp_path / 'taken'} cannot be made a folder (File exists)\n")
+    assert (status, err) == (
+        3,
+        f"error: {tmp_path / 'taken'} cannot be made a folder (File exists)\n",
+    )
 
 
 @pytest.mark.slow

@@ -34,10 +34,19 @@ def parts(*overrides):
 def fitted(tmp_path, *overrides, steps=8, callbacks=(), **kwargs):
     data, system = parts(*overrides)
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=list(callbacks), logger=kwargs.pop("logger", False),
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        default_root_dir=tmp_path, check_val_every_n_epoch=None, val_check_interval=kwargs.pop("val", 1000), **kwargs,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=list(callbacks),
+        logger=kwargs.pop("logger", False),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        check_val_every_n_epoch=None,
+        val_check_interval=kwargs.pop("val", 1000),
+        **kwargs,
+    )
     trainer.fit(system, data)
     return trainer, system
 
@@ -58,7 +67,9 @@ def test_a_draw_is_uniform_in_time_and_drops_its_share():
     draws = [system.draw(some, system.timesteps(1000, system.device)[0]) for _ in range(10)]
     counts = torch.bincount(torch.cat([draw.t for draw in draws]), minlength=11)
     assert counts[0] == 0 and (counts[1:] - 1000).abs().max() < 150
-    assert torch.cat([d.cond.dropped for d in draws]).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.cat([d.cond.dropped for d in draws]).float().mean().item() == pytest.approx(
+        0.25, abs=0.02
+    )
     draw = draws[0]
     torch.testing.assert_close(system.denoiser.process.diffuse(draw.x0, draw.eps, draw.t), draw.x_t)
 
@@ -82,7 +93,9 @@ class Held(L.Callback):
 
     def on_fit_start(self, trainer, pl_module):
         self.seen, weight = [], next(pl_module.parameters())
-        pl_module.denoiser.network.register_forward_hook(lambda *args: self.seen.append(weight.grad is not None))
+        pl_module.denoiser.network.register_forward_hook(
+            lambda *args: self.seen.append(weight.grad is not None)
+        )
 
 
 def test_the_memory_of_gradients_is_free_in_the_forward_pass_unless_they_accumulate(tmp_path):
@@ -145,7 +158,9 @@ def test_losses_by_quarter_average_to_the_loss(tmp_path):
 
 def test_the_rate_warms_up_and_falls_to_its_floor():
     assert [Constant(warmup=4)(step, 100) for step in (0, 1, 4, 99)] == [0.2, 0.4, 1, 1]
-    assert Cosine()(50, 100) == pytest.approx(0.505) and Cosine(floor=0.1)(100, 100) == pytest.approx(0.1)
+    assert Cosine()(50, 100) == pytest.approx(0.505) and Cosine(floor=0.1)(
+        100, 100
+    ) == pytest.approx(0.1)
 
 
 def test_one_seed_one_picture_whatever_the_batch_size():
@@ -157,14 +172,18 @@ def test_one_seed_one_picture_whatever_the_batch_size():
         batches = system.sample(system.denoiser, 7, asked=system.ask(7), seed=4, batch_size=size)
         made[size] = torch.cat([batch.pixels for batch in batches])
     # Another batch size adds in another order, which may tip the rounding of a pixel, no more.
-    assert (made[1].int() - made[7].int()).abs().max() <= 1 and (made[3].int() - made[7].int()).abs().max() <= 1
+    assert (made[1].int() - made[7].int()).abs().max() <= 1 and (
+        made[3].int() - made[7].int()
+    ).abs().max() <= 1
     assert len({tuple(picture.flatten().tolist()) for picture in made[7]}) == 7
 
 
 def test_what_is_asked_of_a_sample_is_never_dropped():
     _, system = parts("conditioner.dropout=0.9")
     cond = system.condition(system.denoiser, system.ask(20))
-    assert cond.label.tolist() == [i % 10 for i in range(20)] and (cond.dropped is None or not cond.dropped.any())
+    assert cond.label.tolist() == [i % 10 for i in range(20)] and (
+        cond.dropped is None or not cond.dropped.any()
+    )
 
 
 def test_sampling_leaves_the_mode_of_the_denoiser_and_uses_no_dropout():
@@ -173,8 +192,13 @@ def test_sampling_leaves_the_mode_of_the_denoiser_and_uses_no_dropout():
         torch.nn.init.normal_(parameter, std=0.1)
     system.train()
     with torch.inference_mode():
-        once, again = ([x for _, x in system.walk(system.denoiser, [0, 1], system.ask(2), 0)] for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True)) and system.denoiser.training
+        once, again = (
+            [x for _, x in system.walk(system.denoiser, [0, 1], system.ask(2), 0)] for _ in range(2)
+        )
+    assert (
+        all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
+        and system.denoiser.training
+    )
 
 
 def test_labels_are_in_turn_and_in_range():
@@ -190,27 +214,60 @@ def test_labels_are_in_turn_and_in_range():
     assert system.ask(3) == {}
 
 
-NAMES = [["golden retriever"], ["\u00e9t\u00e9"], ["crane"], ["it's, quoted"], ["crane"], ["7"], ["true"], ["all"]]
+NAMES = [
+    ["golden retriever"],
+    ["\u00e9t\u00e9"],
+    ["crane"],
+    ["it's, quoted"],
+    ["crane"],
+    ["7"],
+    ["true"],
+    ["all"],
+]
 
 
 @pytest.mark.parametrize(
     ("typed", "label"),
-    [("golden retriever", 0), ("Golden_Retriever", 0), ("e\u0301te\u0301", 1), (2, 2), ("2", 2), (4, 4),
-     ("it's, quoted", 3), (7, 5), ("7", 5), (True, 6), (["all"], 7), (0, 0)],
-)  # fmt: skip
+    [
+        ("golden retriever", 0),
+        ("Golden_Retriever", 0),
+        ("e\u0301te\u0301", 1),
+        (2, 2),
+        ("2", 2),
+        (4, 4),
+        ("it's, quoted", 3),
+        (7, 5),
+        ("7", 5),
+        (True, 6),
+        (["all"], 7),
+        (0, 0),
+    ],
+)
 def test_classes_are_called_by_name_or_number(typed, label):
     assert labels(1, typed, len(NAMES), NAMES).tolist() == [label]
 
 
 @pytest.mark.parametrize(
     ("typed", "names", "told"),
-    [("crane", NAMES, r"label=crane is the name of 2 classes; try label=2, or one of 4"),
-     ("golden rtriever", NAMES, r"0 golden retriever, 1 \u00e9t\u00e9, 2 crane, .*did you mean golden retriever\?"),
-     (8, NAMES, "label=8 is not among"), (-7, NAMES, "label=-7 is not among"), (1.0, NAMES, "label=1.0 is not among"),
-     (False, NAMES, "label=False is not"), (None, NAMES, None), ([None], NAMES, "label=None is not"),
-     ([["7"]], NAMES, "is not among"), (0, [["1"], ["2"]], "label=0 is not among the labels of this model, 0 1, 1 2"),
-     (3, [[str(i)] for i in range(3)], r"0\.\.2"), ("x", [[f"c{i}"] for i in range(1000)], "c39 and 960 more")],
-)  # fmt: skip
+    [
+        ("crane", NAMES, r"label=crane is the name of 2 classes; try label=2, or one of 4"),
+        (
+            "golden rtriever",
+            NAMES,
+            r"0 golden retriever, 1 \u00e9t\u00e9, 2 crane, .*did you mean golden retriever\?",
+        ),
+        (8, NAMES, "label=8 is not among"),
+        (-7, NAMES, "label=-7 is not among"),
+        (1.0, NAMES, "label=1.0 is not among"),
+        (False, NAMES, "label=False is not"),
+        (None, NAMES, None),
+        ([None], NAMES, "label=None is not"),
+        ([["7"]], NAMES, "is not among"),
+        (0, [["1"], ["2"]], "label=0 is not among the labels of this model, 0 1, 1 2"),
+        (3, [[str(i)] for i in range(3)], r"0\.\.2"),
+        ("x", [[f"c{i}"] for i in range(1000)], "c39 and 960 more"),
+    ],
+)
 def test_a_name_of_no_class_or_of_several_is_refused(typed, names, told):
     if told is None:
         assert len(labels(9, typed, len(names), names)) == 9
@@ -255,9 +312,16 @@ def test_training_learns_the_digits(tmp_path, prediction):
 
     before = loss()
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=200, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path, limit_val_batches=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=200,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        limit_val_batches=0,
+    )
     trainer.fit(system, data)
     # 0.53, 0.42 and 0.45 of the start were measured after 200 steps; a network that learns nothing stays at 1.
     assert loss() < 0.7 * before
@@ -265,11 +329,25 @@ def test_training_learns_the_digits(tmp_path, prediction):
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training_and_goes_on_bit_for_bit(typed, tmp_path):
-    words = ("trainer=debug", "logger=csv", "model.channels=8", "model.multipliers=[1]", "sampler.steps=3",
-             "data.batch_size=16", "callbacks.quality.count=20", "callbacks.pictures.every=3", "lr_schedule=constant",
-             "lr_schedule.warmup=2", "callbacks.checkpoints.every=3")  # fmt: skip
+    words = (
+        "trainer=debug",
+        "logger=csv",
+        "model.channels=8",
+        "model.multipliers=[1]",
+        "sampler.steps=3",
+        "data.batch_size=16",
+        "callbacks.quality.count=20",
+        "callbacks.pictures.every=3",
+        "lr_schedule=constant",
+        "lr_schedule.warmup=2",
+        "callbacks.checkpoints.every=3",
+    )
     found = {}
-    for name, own in {"eager": (), "compiled": ("compile=default",), "again": ("compile=default",)}.items():
+    for name, own in {
+        "eager": (),
+        "compiled": ("compile=default",),
+        "again": ("compile=default",),
+    }.items():
         place = f"hydra.run.dir={tmp_path}/{name}"
         if name == "again":
             assert typed("train", *words, *own, place, "trainer.max_steps=5", "resume=null")[0] == 0

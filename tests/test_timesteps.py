@@ -12,7 +12,9 @@ from hydra.utils import instantiate
 from ddpm_lab.diffusion.timesteps import Importance, Stratified, Uniform
 
 CPU = torch.device("cpu")
-SAMPLERS = {name: instantiate(composed(f"timesteps={name}").timesteps) for name in options("timesteps")}
+SAMPLERS = {
+    name: instantiate(composed(f"timesteps={name}").timesteps) for name in options("timesteps")
+}
 
 
 class Remembers:
@@ -60,12 +62,18 @@ def test_stratified_times_fill_equal_strata_evenly(size):
         seen += counts
         # So many places at equal strides fall into a stratum; none has one more than it must.
         assert set(counts[1:].tolist()) <= {size // 10, -(-size // 10)}
-    assert (seen[1:] / (200 * size)).tolist() == pytest.approx([1] * 10, abs=0.3 if size == 1 else 0.15)
+    assert (seen[1:] / (200 * size)).tolist() == pytest.approx(
+        [1] * 10, abs=0.3 if size == 1 else 0.15
+    )
 
 
 def test_stratified_batches_vary_less():
     def spread(sampler):
-        return torch.stack([sampler(64, CPU)[0].double().square().mean() for _ in range(300)]).std().item()
+        return (
+            torch.stack([sampler(64, CPU)[0].double().square().mean() for _ in range(300)])
+            .std()
+            .item()
+        )
 
     # Of t^2: sqrt(4 / 45) T^2 / 8 from 64 independent times; of one offset, T^2 / (64 sqrt(12)).
     assert spread(Uniform(1000)) == pytest.approx(37_268, rel=0.15)
@@ -129,8 +137,13 @@ def _rank(rank, batches, folder):
 
 def test_two_ranks_learn_from_each_other_and_agree(tmp_path):
     stream = torch.Generator().manual_seed(0)
-    batches = [[(torch.randint(1, 6, (8,), generator=stream), torch.rand(8, generator=stream)) for _ in range(6)]
-               for _ in range(2)]  # fmt: skip
+    batches = [
+        [
+            (torch.randint(1, 6, (8,), generator=stream), torch.rand(8, generator=stream))
+            for _ in range(6)
+        ]
+        for _ in range(2)
+    ]
     multiprocessing.spawn(_rank, (batches, tmp_path), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(one["losses"], two["losses"]) and torch.equal(one["heard"], two["heard"])
@@ -141,7 +154,8 @@ def test_two_ranks_learn_from_each_other_and_agree(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "told"), [({"history": 0}, "history must"), ({"uniform": 0.0}, "share"), ({"uniform": 1.5}, "share")]
+    ("kwargs", "told"),
+    [({"history": 0}, "history must"), ({"uniform": 0.0}, "share"), ({"uniform": 1.5}, "share")],
 )
 def test_what_cannot_be_is_refused_by_name(kwargs, told):
     with pytest.raises(ValueError, match=told):

@@ -29,10 +29,22 @@ from ddpm_lab.commands.suggestions import completed
 from ddpm_lab.systems.training import Learner
 
 TABLE = ROOT / "docs" / "user-paths.md"
-TINY = ["trainer.max_steps=4", "trainer.val_check_interval=2", "logger=csv", "model.channels=8", "data.batch_size=8",
-        "callbacks.checkpoints.every=2", "callbacks.losses.every=3"]  # fmt: skip
-DRAWS = ["sampler.steps=2", "callbacks.pictures.every=4", "callbacks.pictures.rows=1", "callbacks.pictures.columns=2",
-         "callbacks.quality.count=20"]  # fmt: skip
+TINY = [
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+    "logger=csv",
+    "model.channels=8",
+    "data.batch_size=8",
+    "callbacks.checkpoints.every=2",
+    "callbacks.losses.every=3",
+]
+DRAWS = [
+    "sampler.steps=2",
+    "callbacks.pictures.every=4",
+    "callbacks.pictures.rows=1",
+    "callbacks.pictures.columns=2",
+    "callbacks.quality.count=20",
+]
 UNET = [*TINY, *DRAWS, "model=unet_small", "model.multipliers=[1]"]
 OWN = [*UNET, "extractor=none"]
 DATA = {
@@ -42,11 +54,24 @@ DATA = {
     "train/ and val/": ["data=folder", "data.path=../pictures/splits", *OWN],
     "grey folder": ["data=folder", "data.path=../pictures/grey", *OWN],
     "prepared store": ["data=store", "data.path=../pictures/store", "conditioner=label", *OWN],
-    "hub, labels": ["data=hub", "data.name=../pictures/hub", "data.cache=../cache", "conditioner=label", *OWN],
+    "hub, labels": [
+        "data=hub",
+        "data.name=../pictures/hub",
+        "data.cache=../cache",
+        "conditioner=label",
+        *OWN,
+    ],
     "hub, no labels": ["data=hub", "data.name=../pictures/plain", "data.cache=../cache", *OWN],
-    "points": ["data=gaussian_mixture", "data.count=200", *TINY, "schedule.steps=20", "sampler.steps=2",
-               "callbacks.scatter.count=20", "callbacks.density.count=4"],
-}  # fmt: skip
+    "points": [
+        "data=gaussian_mixture",
+        "data.count=200",
+        *TINY,
+        "schedule.steps=20",
+        "sampler.steps=2",
+        "callbacks.scatter.count=20",
+        "callbacks.density.count=4",
+    ],
+}
 """Words of train.py by kind of data"""
 SYSTEMS = {
     "autoencoder": ["system=autoencoder", *TINY],
@@ -57,7 +82,13 @@ SYSTEMS = {
 }
 """Words of train.py by kind of system, on digits"""
 SHORT = {
-    "train": ["trainer.max_steps=2", "logger=csv", "model.channels=8", "data.batch_size=8", "callbacks.losses.every=2"],
+    "train": [
+        "trainer.max_steps=2",
+        "logger=csv",
+        "model.channels=8",
+        "data.batch_size=8",
+        "callbacks.losses.every=2",
+    ],
     "sample": ["count=2", "sampler.steps=2"],
     "evaluate": ["count=20", "sampler.steps=2", "nll.steps=2", "nll.count=2", "density.count=4"],
 }
@@ -85,8 +116,12 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("paths")
     colours, greys = sets.noise(24, 8, 8), sets.noise(24, 8, 8, channels=1)
     for i, (colour, grey) in enumerate(zip(colours, greys, strict=True)):
-        for folder, pixels in {"flat": colour, f"classes/{'cats' if i % 2 else 'dogs'}": colour, "grey": grey,
-                               f"splits/{'val' if i % 4 == 0 else 'train'}": colour}.items():  # fmt: skip
+        for folder, pixels in {
+            "flat": colour,
+            f"classes/{'cats' if i % 2 else 'dogs'}": colour,
+            "grey": grey,
+            f"splits/{'val' if i % 4 == 0 else 'train'}": colour,
+        }.items():
             (root / "pictures" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / "pictures" / folder / f"{i}.png")
     for name in ("hub", "plain"):
@@ -94,10 +129,14 @@ def root(tmp_path_factory):
         sets.parquet(root / "pictures" / name, train=16, test=4)
     datasets = pytest.importorskip("datasets", reason="is the extra of data=hub")
     for file in (root / "pictures" / "plain").glob("*.parquet"):
-        datasets.Dataset.from_parquet(str(file), cache_dir=str(root / "cache")).remove_columns("label").to_parquet(file)
+        datasets.Dataset.from_parquet(str(file), cache_dir=str(root / "cache")).remove_columns(
+            "label"
+        ).to_parquet(file)
     with chdir(root):
         status, said, _ = script("scripts/prepare_data.py", "pictures/classes", "pictures/store")
-    assert status == 0 and following(said)[0].endswith("train.py data=store data.path=pictures/store conditioner=label")
+    assert status == 0 and following(said)[0].endswith(
+        "train.py data=store data.path=pictures/store conditioner=label"
+    )
     return root
 
 
@@ -156,7 +195,9 @@ def weights(run):
 
 def same(one, other):
     assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one if isinstance(one[name], torch.Tensor))
+    assert all(
+        torch.equal(one[name], other[name]) for name in one if isinstance(one[name], torch.Tensor)
+    )
 
 
 def killed(words, work, nth, by):
@@ -175,7 +216,9 @@ def killed(words, work, nth, by):
 
         Learner.on_train_batch_start = struck
         os.chdir(work)
-        sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2))  # not those of pytest
+        sys.stdout, sys.stderr = (
+            os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2)
+        )  # not those of pytest
         status = pools.perform("train", words, work / "log.txt")
     finally:
         os._exit(status)
@@ -184,7 +227,9 @@ def killed(words, work, nth, by):
 @contextmanager
 def moved(trained):
     """The data of a run under another name; yields the word that names it, relative to the folder above."""
-    key, value = next(word.split("=") for word in trained.words if re.match(r"data\.(path|name)=", word))
+    key, value = next(
+        word.split("=") for word in trained.words if re.match(r"data\.(path|name)=", word)
+    )
     place = (trained.work / value).resolve()
     place.rename(place.with_name(f"moved {place.name}"))
     try:
@@ -198,10 +243,19 @@ def moved(trained):
 
 def train(trained, typed, folder):
     """`train.py`: a run with weights, metrics, history and what to type next"""
-    held_out = {"train/ and val/": 6, "digits": 360, "hub, labels": 4, "hub, no labels": 4, "prepared store": 2}
+    held_out = {
+        "train/ and val/": 6,
+        "digits": 360,
+        "hub, labels": 4,
+        "hub, no labels": 4,
+        "prepared store": 2,
+    }
     if trained.kind in held_out:
         assert f", {held_out[trained.kind]} held out" in trained.said
-    assert [file.name for file in ordered(trained.run / "checkpoints")] == ["step-000004.ckpt", "step-000002.ckpt"]
+    assert [file.name for file in ordered(trained.run / "checkpoints")] == [
+        "step-000004.ckpt",
+        "step-000002.ckpt",
+    ]
     assert (trained.run / "metrics.json").is_file() and (trained.run / "metrics.csv").is_file()
 
 
@@ -215,9 +269,15 @@ def follow(trained, typed, folder):
 
 def sample(trained, typed, folder):
     """`sample.py`: as many as were asked for"""
-    chosen = ["label=1"] if trained.kind in ("digits", "class folders", "prepared store", "hub, labels") else []
+    chosen = (
+        ["label=1"]
+        if trained.kind in ("digits", "class folders", "prepared store", "hub, labels")
+        else []
+    )
     chosen = ["text='a seven'"] if trained.kind == "text" else chosen
-    status, _, error = typed("sample", f"run={trained.run}", "count=2", *chosen, f"hydra.run.dir={folder}/s")
+    status, _, error = typed(
+        "sample", f"run={trained.run}", "count=2", *chosen, f"hydra.run.dir={folder}/s"
+    )
     assert status == 0, error
     saved = np.load(folder / "s" / "samples.npz")
     assert len(saved["points" if trained.kind == "points" else "images"]) == 2
@@ -269,7 +329,9 @@ def longer(trained, typed, folder):
     """`train.py resume=DIR trainer.max_steps=6`"""
     shutil.copytree(trained.run, folder / "r")
     status, _, error = typed("train", f"resume={folder}/r", "trainer.max_steps=6")
-    assert status == 0 and ordered(folder / "r" / "checkpoints")[0].name == "step-000006.ckpt", error
+    assert status == 0 and ordered(folder / "r" / "checkpoints")[0].name == "step-000006.ckpt", (
+        error
+    )
 
 
 def move(trained, typed, folder):
@@ -304,10 +366,18 @@ def use(trained, typed, folder):
     if trained.kind not in ("autoencoder", "classifier"):
         return sample(trained, typed, folder)
     with chdir(folder):
-        own = ["codec=autoencoder", f"codec.run={trained.run}"] if trained.kind == "autoencoder" else []
+        own = (
+            ["codec=autoencoder", f"codec.run={trained.run}"]
+            if trained.kind == "autoencoder"
+            else []
+        )
         status, _, error = typed("train", *own, *UNET, "hydra.run.dir=r")
         assert status == 0, error
-        guided = ["guidance=classifier", f"guidance.classifier.run={trained.run}", "guidance.scale=1"]
+        guided = [
+            "guidance=classifier",
+            f"guidance.classifier.run={trained.run}",
+            "guidance.scale=1",
+        ]
         words = [*SHORT["sample"], *([] if own else [*guided, "label=3"])]
         status, _, error = typed("sample", "run=r", *words)
         assert status == 0, error
@@ -315,9 +385,18 @@ def use(trained, typed, folder):
 
 
 PATHS = {
-    "train": train, "next": follow, "sample": sample, "evaluate": evaluate, "share": share, "kill": kill, "stop": stop,
-    "longer": longer, "data moved": move, "elsewhere": elsewhere, "use": use,
-}  # fmt: skip
+    "train": train,
+    "next": follow,
+    "sample": sample,
+    "evaluate": evaluate,
+    "share": share,
+    "kill": kill,
+    "stop": stop,
+    "longer": longer,
+    "data moved": move,
+    "elsewhere": elsewhere,
+    "use": use,
+}
 OF_DATA = [path for path in PATHS if path not in ("stop", "use")]
 OF_SYSTEMS = ["train", "next", "share", "kill", "stop", "longer", "use"]
 REFUSED = {("digits", "data moved"): "no key", ("points", "data moved"): "no key"}
@@ -333,7 +412,12 @@ def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
     monkeypatch.chdir(trained(kind).work)
     if words := REFUSED.get((kind, path)):
         status, _, error = nowhere(trained(kind), typed, tmp_path)
-        assert status == 2 and words in error and error.count("\n") == 1 and error.startswith("error: "), error
+        assert (
+            status == 2
+            and words in error
+            and error.count("\n") == 1
+            and error.startswith("error: ")
+        ), error
     else:
         PATHS[path](trained(kind), typed, tmp_path)
 
@@ -351,10 +435,19 @@ def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_pat
     monkeypatch.chdir(tmp_path)
     config, words = runs.config(str(trained("classifier").run)), "run=DIR guidance=classifier"
     assert completed("sample", words, config, ["data=digits"]) == (
-        "python train.py data=digits\n           then add to sample.py: guidance=classifier")  # fmt: skip
-    for kind, place in (("digits", "1/1"), ("text", "1/2"), ("points", "2/1"), ("classifier", "2/2")):
+        "python train.py data=digits\n           then add to sample.py: guidance=classifier"
+    )
+    for kind, place in (
+        ("digits", "1/1"),
+        ("text", "1/2"),
+        ("points", "2/1"),
+        ("classifier", "2/2"),
+    ):
         shutil.copytree(trained(kind).run, tmp_path / "runs" / place)
-    assert completed("sample", words, config, []) == "python sample.py run=runs/1/2 guidance=classifier"
+    assert (
+        completed("sample", words, config, [])
+        == "python sample.py run=runs/1/2 guidance=classifier"
+    )
 
 
 def table():
@@ -370,7 +463,10 @@ def table():
     for kinds, paths in ((DATA, OF_DATA), (SYSTEMS, OF_SYSTEMS)):
         lines += ["", f"| | {' | '.join(paths)} |", "|---" * (len(paths) + 1) + "|"]
         for kind in kinds:
-            cells = [f"refused: {REFUSED[kind, path]}" if (kind, path) in REFUSED else "works" for path in paths]
+            cells = [
+                f"refused: {REFUSED[kind, path]}" if (kind, path) in REFUSED else "works"
+                for path in paths
+            ]
             lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

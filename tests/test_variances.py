@@ -53,7 +53,10 @@ def test_a_network_is_asked_for_the_spread_only_where_it_is_learned():
 def test_beta_and_beta_tilde_are_the_upper_and_the_lower_bound(schedule):
     process = ForwardProcess(schedule(30))
     t, s = pairs(30)
-    upper, lower = (variance.log_var(process, None, process.table[t], t, s)[:, 0] for variance in (Beta(), BetaTilde()))
+    upper, lower = (
+        variance.log_var(process, None, process.table[t], t, s)[:, 0]
+        for variance in (Beta(), BetaTilde())
+    )
     inside = s > 0
     torch.testing.assert_close(upper[inside].exp(), process.beta(t, s)[inside])
     torch.testing.assert_close(lower[inside].exp(), process.beta_tilde(t, s)[inside])
@@ -66,7 +69,10 @@ def test_beta_is_that_of_the_papers_on_the_full_chain():
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alpha_bar = (1 - betas).cumprod(0)
     like = torch.zeros(999, 1, dtype=torch.float64)
-    upper, lower = (variance.log_var(process, None, like, t, t - 1)[:, 0].exp() for variance in (Beta(), BetaTilde()))
+    upper, lower = (
+        variance.log_var(process, None, like, t, t - 1)[:, 0].exp()
+        for variance in (Beta(), BetaTilde())
+    )
     torch.testing.assert_close(upper, betas[1:], rtol=1e-9, atol=0)
     torch.testing.assert_close(
         lower, betas[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:]), rtol=1e-8, atol=0
@@ -78,7 +84,13 @@ def test_a_learned_range_has_the_bounds_at_its_ends_and_goes_on_beyond(schedule)
     process, (t, s) = ForwardProcess(schedule(30)), pairs(30)
     x_t = torch.randn(len(t), 3, dtype=torch.float64)
     high, low = process.beta(t, s).log()[:, None], process.log_beta_tilde(t, s)[:, None]
-    for spread, expected in ((1, high), (-1, low), (0, (high + low) / 2), (3, 2 * high - low), (-3, 2 * low - high)):
+    for spread, expected in (
+        (1, high),
+        (-1, low),
+        (0, (high + low) / 2),
+        (3, 2 * high - low),
+        (-3, 2 * low - high),
+    ):
         found = LearnedRange().log_var(process, torch.full_like(x_t, spread), x_t, t, s)
         torch.testing.assert_close(found, expected.expand_as(x_t))
 
@@ -95,7 +107,11 @@ def test_a_learned_diagonal_scales_the_upper_bound_in_each_dimension(schedule):
 @pytest.mark.parametrize("std", [0.05, 0.5, 1.0, 2.0])
 def test_analytic_is_the_variance_of_a_gaussians_reverse_step(schedule, std):
     process, (t, s) = ForwardProcess(schedule(30)), pairs(30)
-    found = Analytic(gaussian_mse(process, std**2)).log_var(process, None, process.table[t], t, s)[:, 0].exp()
+    found = (
+        Analytic(gaussian_mse(process, std**2))
+        .log_var(process, None, process.table[t], t, s)[:, 0]
+        .exp()
+    )
     (signal_t, noise_t), (signal_s, noise_s) = process.table[t, :2].T, process.table[s, :2].T
     # Kalman: x_s has variance p, and x_t = gain x_s + what the chain adds.
     p, gain = signal_s**2 * std**2 + noise_s**2, signal_t / signal_s
@@ -107,7 +123,9 @@ def test_analytic_is_the_variance_of_a_gaussians_reverse_step(schedule, std):
 def test_analytic_is_beta_for_unit_data_and_beta_tilde_for_a_single_point():
     process, (t, s) = ForwardProcess(cosine(30)), pairs(30)
     like = torch.zeros(len(t), 1, dtype=torch.float64)
-    unit, point = (Analytic(gaussian_mse(process, variance)).log_var(process, None, like, t, s)[:, 0].exp()
-                   for variance in (1.0, 1e-16))  # fmt: skip
+    unit, point = (
+        Analytic(gaussian_mse(process, variance)).log_var(process, None, like, t, s)[:, 0].exp()
+        for variance in (1.0, 1e-16)
+    )
     torch.testing.assert_close(unit, process.beta(t, s), rtol=1e-9, atol=0)
     torch.testing.assert_close(point, process.beta_tilde(t, s), rtol=0, atol=1e-12)

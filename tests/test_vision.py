@@ -25,14 +25,19 @@ from ddpm_lab.data.splits import Flow, Images, Streamed
 def same_batches(one, other, workers=0, count=5):
     """Whether two splits are served alike, to a single process and to the second of two."""
     for rank, world in ((0, 1), (1, 2)):
-        streams = [Batches(split, 4, flip=True, seed=3, workers=workers, rank=rank, world=world)
-                   for split in (one, other)]  # fmt: skip
+        streams = [
+            Batches(split, 4, flip=True, seed=3, workers=workers, rank=rank, world=world)
+            for split in (one, other)
+        ]
         for left, right in islice(zip(*streams, strict=True), count):
-            assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+            assert left.keys() == right.keys() and all(
+                torch.equal(left[key], right[key]) for key in left
+            )
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "classes"), [(vision.cifar10, datasets.CIFAR10, 10), (vision.cifar100, datasets.CIFAR100, 100)]
+    ("make", "kind", "classes"),
+    [(vision.cifar10, datasets.CIFAR10, 10), (vision.cifar100, datasets.CIFAR100, 100)],
 )
 def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
     found = sets.cifar(tmp_path, monkeypatch, kind, classes=classes)
@@ -40,7 +45,9 @@ def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
     assert data.shape == (3, 32, 32) and data.classes == classes and data.bin_width == 2 / 255
     for split, name in ((data.train, "train"), (data.test, "test")):
         assert isinstance(split, Images) and split.pixels.is_contiguous()
-        assert torch.equal(split.pixels, found[name][0]) and torch.equal(split.labels, found[name][1])
+        assert torch.equal(split.pixels, found[name][0]) and torch.equal(
+            split.labels, found[name][1]
+        )
     assert data.captions[:2] == [["sea creature 0"], ["sea creature 1"]]
     half = make(str(tmp_path), resolution=16, batch_size=2).train.pixels
     means = found["train"][0].unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).float().mean((-1, -3))
@@ -48,7 +55,8 @@ def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "kind"), [(vision.mnist, datasets.MNIST), (vision.fashion_mnist, datasets.FashionMNIST)]
+    ("make", "kind"),
+    [(vision.mnist, datasets.MNIST), (vision.fashion_mnist, datasets.FashionMNIST)],
 )
 def test_mnist_has_a_margin_or_is_as_it_is(make, kind, tmp_path):
     found = sets.mnist(tmp_path, kind)
@@ -56,7 +64,9 @@ def test_mnist_has_a_margin_or_is_as_it_is(make, kind, tmp_path):
     assert data.shape == (1, 32, 32) and plain.shape == (1, 28, 28) and data.classes == 10
     for name in ("train", "test"):
         padded, pixels = getattr(data, name), getattr(plain, name)
-        assert torch.equal(pixels.pixels, found[name][0]) and torch.equal(padded.labels, found[name][1])
+        assert torch.equal(pixels.pixels, found[name][0]) and torch.equal(
+            padded.labels, found[name][1]
+        )
         assert torch.equal(padded.pixels[..., 2:-2, 2:-2], pixels.pixels)
         assert padded.pixels.sum() == pixels.pixels.sum(), "the margin is black"
     assert data.captions[3] == (["3", "three"] if kind is datasets.MNIST else ["Dress"])
@@ -67,8 +77,12 @@ def test_celeba_is_the_square_of_ddims_code(tmp_path, monkeypatch):
     data = vision.celeba64(str(tmp_path), resolution=128, batch_size=4)
     assert data.shape == (3, 128, 128) and data.classes is None and data.train.labels is None
     assert torch.equal(data.train.pixels, pixels[:6, :, 57:185, 25:153])
-    assert torch.equal(data.test.pixels, pixels[8:, :, 57:185, 25:153]), "the validation split is not used"
-    small, streamed = (vision.celeba64(str(tmp_path), resident=held, batch_size=4).train for held in (True, False))
+    assert torch.equal(data.test.pixels, pixels[8:, :, 57:185, 25:153]), (
+        "the validation split is not used"
+    )
+    small, streamed = (
+        vision.celeba64(str(tmp_path), resident=held, batch_size=4).train for held in (True, False)
+    )
     face = Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).crop((25, 57, 153, 185))
     wanted = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
     assert np.array_equal(small.pixels[0].permute(1, 2, 0), wanted)
@@ -79,28 +93,49 @@ def test_celeba_is_the_square_of_ddims_code(tmp_path, monkeypatch):
 def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = sets.lsun(tmp_path)
-    data, streamed = (vision.lsun(str(tmp_path), resolution=16, resident=held, batch_size=4) for held in (None, False))
+    data, streamed = (
+        vision.lsun(str(tmp_path), resolution=16, resident=held, batch_size=4)
+        for held in (None, False)
+    )
     assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
     assert torch.equal(data.train.pixels, found["train"][..., 4:20])
     assert torch.equal(data.test.pixels, found["val"][..., 4:20])
     same_batches(data.train, streamed.train, workers=2)
     source = streamed.train.source
     assert (
-        source.digest() == vision.lsun(str(tmp_path), resolution=16, resident=False, batch_size=4).train.source.digest()
+        source.digest()
+        == vision.lsun(
+            str(tmp_path), resolution=16, resident=False, batch_size=4
+        ).train.source.digest()
     )
     assert (
-        source.digest() != vision.lsun(str(tmp_path), resolution=8, resident=False, batch_size=4).train.source.digest()
+        source.digest()
+        != vision.lsun(
+            str(tmp_path), resolution=8, resident=False, batch_size=4
+        ).train.source.digest()
     )
-    assert sorted(part.name for part in tmp_path.iterdir()) == ["church_outdoor_train_lmdb", "church_outdoor_val_lmdb"]
+    assert sorted(part.name for part in tmp_path.iterdir()) == [
+        "church_outdoor_train_lmdb",
+        "church_outdoor_val_lmdb",
+    ]
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_imagenet_is_a_folder_per_class(named, tmp_path):
     found = sets.imagenet(tmp_path, (24, 16), named=named)
-    data, streamed = (vision.imagenet(str(tmp_path), 16, resident=held, batch_size=4) for held in (None, False))
+    data, streamed = (
+        vision.imagenet(str(tmp_path), 16, resident=held, batch_size=4) for held in (None, False)
+    )
     assert data.shape == (3, 16, 16) and data.classes == 2
-    assert data.captions == ([["tench"], ["goldfish"]] if named else [[name] for name in sets.WNIDS])
-    assert data.train.labels.tolist() == 4 * [0] + 4 * [1] and data.test.labels.tolist() == [0, 0, 1, 1]
+    assert data.captions == (
+        [["tench"], ["goldfish"]] if named else [[name] for name in sets.WNIDS]
+    )
+    assert data.train.labels.tolist() == 4 * [0] + 4 * [1] and data.test.labels.tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
     assert torch.equal(data.train.pixels, found["train"][..., 4:20])
     assert torch.equal(data.test.pixels, found["val"][..., 4:20])
     same_batches(data.train, streamed.train)
@@ -147,10 +182,14 @@ def test_no_network_is_asked_unless_it_may(tmp_path, offline):
         assert "no network" in told(make, str(tmp_path))
 
 
-@pytest.mark.parametrize("make", [vision.cifar10, vision.cifar100, vision.mnist, vision.fashion_mnist])
+@pytest.mark.parametrize(
+    "make", [vision.cifar10, vision.cifar100, vision.mnist, vision.fashion_mnist]
+)
 def test_a_set_that_is_not_there_leaves_no_folder(make, tmp_path, offline):
     for download in (True, False):
-        assert "does not hold the set" in told(make, str(tmp_path / "no" / "where"), download=download)
+        assert "does not hold the set" in told(
+            make, str(tmp_path / "no" / "where"), download=download
+        )
     assert [*tmp_path.iterdir()] == []
 
 
@@ -191,7 +230,9 @@ def test_a_damaged_set_is_refused(tmp_path, monkeypatch, offline):
         for cut in (slice(-1), slice(2), slice(0)):
             sets.mnist(tmp_path)
             (raw / broken).write_bytes((raw / broken).read_bytes()[cut])
-            assert told(vision.mnist, str(tmp_path)).startswith(f"path={tmp_path} does not hold the set")
+            assert told(vision.mnist, str(tmp_path)).startswith(
+                f"path={tmp_path} does not hold the set"
+            )
     sets.mnist(tmp_path)
     sets.idx(raw / "train-labels-idx1-ubyte", np.arange(12))
     assert "labels of up to 11" in told(vision.mnist, str(tmp_path))
@@ -208,7 +249,9 @@ def test_a_broken_picture_is_named(held, tmp_path, monkeypatch):
     sets.imagenet(tmp_path)
     first = tmp_path / "train" / sets.WNIDS[0] / f"{sets.WNIDS[0]}_0.JPEG"
     first.write_bytes(first.read_bytes()[:80])
-    assert f"path: {first} cannot be read" in told(vision.imagenet, str(tmp_path), 16, resident=held, batch_size=2)
+    assert f"path: {first} cannot be read" in told(
+        vision.imagenet, str(tmp_path), 16, resident=held, batch_size=2
+    )
     (tmp_path / "val" / "n02").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "val" / "n02" / "a.png")
     (tmp_path / "meta.bin").unlink()
@@ -221,7 +264,9 @@ def test_a_broken_picture_is_named(held, tmp_path, monkeypatch):
 def test_values_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     sets.cifar(tmp_path, monkeypatch)
     assert told(vision.cifar10, str(tmp_path), resolution=24).startswith("resolution must be 32")
-    assert told(vision.cifar10, str(tmp_path), batch_size=99).startswith("batch_size must lie in 1..20")
+    assert told(vision.cifar10, str(tmp_path), batch_size=99).startswith(
+        "batch_size must lie in 1..20"
+    )
     assert told(vision.imagenet, str(tmp_path), 0).startswith("resolution")
 
 
@@ -230,7 +275,9 @@ def cache(tmp_path_factory):
     where = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", where)
-        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.02)  # 5 s at the end of each epoch
+        patch.setattr(
+            "datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.02
+        )  # 5 s at the end of each epoch
         yield where
 
 
@@ -238,13 +285,20 @@ def test_a_set_of_the_hub_is_read_to_the_pixel(tmp_path):
     found = sets.parquet(tmp_path, shards=2)
     data, streamed = (hub(str(tmp_path), resident=held, batch_size=4) for held in (None, False))
     assert data.shape == (3, 8, 8) and data.classes == 2 and data.captions == [["cat"], ["dog"]]
-    assert torch.equal(data.train.pixels, found["train"]) and torch.equal(data.test.pixels, found["test"])
+    assert torch.equal(data.train.pixels, found["train"]) and torch.equal(
+        data.test.pixels, found["test"]
+    )
     assert data.train.labels.tolist() == 6 * [0, 1] and data.test.labels.tolist() == [0, 1, 0, 1]
     same_batches(data.train, streamed.train, workers=2)
-    assert streamed.train.source.digest() == hub(str(tmp_path), resident=False, batch_size=4).train.source.digest()
+    assert (
+        streamed.train.source.digest()
+        == hub(str(tmp_path), resident=False, batch_size=4).train.source.digest()
+    )
     grey = hub(str(tmp_path), resolution=4, channels=1, convert=True, batch_size=4)
     picture = Image.fromarray(found["train"][0].permute(1, 2, 0).numpy())
-    assert grey.shape == (1, 4, 4) and torch.equal(grey.train.pixels[0], Fit(4, 1, convert=True)(picture, ""))
+    assert grey.shape == (1, 4, 4) and torch.equal(
+        grey.train.pixels[0], Fit(4, 1, convert=True)(picture, "")
+    )
     part = hub(str(tmp_path), split_test=None, held_out=0.25, batch_size=4)
     assert (part.train.size, part.test.size) == (9, 3)
     together = torch.cat([part.train.pixels, part.test.pixels])
@@ -267,9 +321,14 @@ def test_a_folder_of_pictures_is_a_set_of_the_hub(tmp_path):
 def test_the_splits_of_a_set_of_the_hub_are_chosen_and_told(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     sets.parquet(tmp_path / "a")
-    (tmp_path / "a" / "test-00000-of-00001.parquet").rename(tmp_path / "a" / "validation-00000-of-00001.parquet")
+    (tmp_path / "a" / "test-00000-of-00001.parquet").rename(
+        tmp_path / "a" / "validation-00000-of-00001.parquet"
+    )
     data = hub(str(tmp_path / "a"), batch_size=4)
-    assert (data.train.size, data.test.size) == (12, 4) and "held out: the split validation" in caplog.text
+    assert (data.train.size, data.test.size) == (
+        12,
+        4,
+    ) and "held out: the split validation" in caplog.text
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     sets.parquet(tmp_path / "b")
     assert hub(str(tmp_path / "b"), batch_size=4).test.size == 4
@@ -289,53 +348,85 @@ def test_a_grey_set_of_the_hub_is_grey_and_sizes_that_differ_are_told(tmp_path, 
     data = hub(str(tmp_path / "grey"), batch_size=2)
     assert data.shape == (1, 8, 8) and data.captions is None
     said = told(hub, str(tmp_path / "photos"), batch_size=2)
-    assert said.endswith("a model needs squares of one size; try data.convert=true data.resolution=32"), said
+    assert said.endswith(
+        "a model needs squares of one size; try data.convert=true data.resolution=32"
+    ), said
     data = hub(str(tmp_path / "photos"), convert=True, resolution=32, batch_size=2)
     assert data.shape == (3, 32, 32) and "converted: 6 scaled and cropped to 32x32" in caplog.text
 
 
 def seen(batches, count):
     """(bytes, label) of each picture of `count` batches, by its first row."""
-    rows = chain.from_iterable(zip(made["x0"], made["label"], strict=True) for made in islice(batches, count))
-    return [(tuple(((x.flatten()[:24] + 1) * 127.5).round().int().tolist()), int(label)) for x, label in rows]
+    rows = chain.from_iterable(
+        zip(made["x0"], made["label"], strict=True) for made in islice(batches, count)
+    )
+    return [
+        (tuple(((x.flatten()[:24] + 1) * 127.5).round().int().tolist()), int(label))
+        for x, label in rows
+    ]
 
 
 @pytest.mark.parametrize(("shards", "workers"), [(1, 0), (1, 2), (4, 2)])
 @pytest.mark.parametrize("own", [True, False])
 def test_a_stream_shows_each_picture_once_an_epoch(own, shards, workers, tmp_path):
     found = sets.parquet(tmp_path, shards=shards)
-    data = hub(str(tmp_path), split_test="test" if own else None, streaming=True, size=12, test_size=4, batch_size=4,
-               shuffle_buffer=6)  # fmt: skip
+    data = hub(
+        str(tmp_path),
+        split_test="test" if own else None,
+        streaming=True,
+        size=12,
+        test_size=4,
+        batch_size=4,
+        shuffle_buffer=6,
+    )
     held = found["test" if own else "train"][:4]
-    assert isinstance(data.train, Flow) and torch.equal(data.test.pixels, held) and data.bin_width == 2 / 255
+    assert (
+        isinstance(data.train, Flow)
+        and torch.equal(data.test.pixels, held)
+        and data.bin_width == 2 / 255
+    )
     training = found["train"] if own else found["train"][4:]
-    assert data.train.size == len(training) and torch.equal(data.train.at(slice(2)).pixels, training[:2])
+    assert data.train.size == len(training) and torch.equal(
+        data.train.at(slice(2)).pixels, training[:2]
+    )
     assert torch.equal(data.train.at(torch.tensor([3, 1])).pixels, training[[3, 1]])
     wanted = [(tuple(p.flatten()[:24].tolist()), i % 2) for i, p in enumerate(training)]
     for world in (1, 2):
-        parts = [Batches(data.train, 4, flip=False, seed=0, workers=workers, rank=rank, world=world)
-                 for rank in range(world)]  # fmt: skip
-        both = [seen(part, 2 * len(training) // 4) for part in parts]  # epochs: workers begin their second in a batch
+        parts = [
+            Batches(data.train, 4, flip=False, seed=0, workers=workers, rank=rank, world=world)
+            for rank in range(world)
+        ]
+        both = [
+            seen(part, 2 * len(training) // 4) for part in parts
+        ]  # epochs: workers begin their second in a batch
         assert sorted(chain.from_iterable(both)) == sorted(2 * wanted)
         assert both == [seen(part, 2 * len(training) // 4) for part in parts], "the same each time"
     two = seen(Batches(data.train, 4, flip=False, seed=0), 2 * len(training) // 4)
     assert two[: len(training)] != two[len(training) :], "another order each epoch"
-    assert two[: len(training)] != seen(Batches(data.train, 4, flip=False, seed=1), len(training) // 4)
+    assert two[: len(training)] != seen(
+        Batches(data.train, 4, flip=False, seed=1), len(training) // 4
+    )
 
 
 def test_a_stream_is_mirrored_by_halves(tmp_path):
     sets.parquet(tmp_path)
     data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
     plain, mirrored = (Batches(data.train, 4, flip=flip, seed=0) for flip in (False, True))
-    turned = [not torch.equal(x, y) for one, other in islice(zip(plain, mirrored, strict=True), 60)
-              for x, y in zip(one["x0"], other["x0"], strict=True)]  # fmt: skip
+    turned = [
+        not torch.equal(x, y)
+        for one, other in islice(zip(plain, mirrored, strict=True), 60)
+        for x, y in zip(one["x0"], other["x0"], strict=True)
+    ]
     assert 90 < sum(turned) < 150
 
 
 @pytest.mark.parametrize(
     ("kwargs", "wanted"),
     [
-        ({"split_test": "validation"}, "split_test=validation is no split of .*; try train, test, or null"),
+        (
+            {"split_test": "validation"},
+            "split_test=validation is no split of .*; try train, test, or null",
+        ),
         ({"split_train": "all"}, "split_train=all is no split"),
         ({"image": "picture"}, "image=picture is no column of kind Image; try img"),
         ({"label": "id"}, "label=id is no column of kind ClassLabel; try label"),
@@ -346,7 +437,10 @@ def test_a_stream_is_mirrored_by_halves(tmp_path):
         ({"channels": 2}, "channels must be 1"),
         ({"streaming": True}, "size is needed"),
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
-        ({"streaming": True, "size": 12, "split_test": None}, "test_size=1000 leaves nothing of 12 pictures"),
+        (
+            {"streaming": True, "size": 12, "split_test": None},
+            "test_size=1000 leaves nothing of 12 pictures",
+        ),
         ({"config": "other"}, "name=.* cannot be loaded .*other"),
     ],
 )

@@ -68,21 +68,29 @@ class Latents(Codec):
     def __init__(self, spec: Spec, autoencoder: Autoencoder, origin: str = "") -> None:
         super().__init__()
         if spec.shape != autoencoder.shape:
-            raise ValueError(f"run={origin} was trained on data of shape {autoencoder.shape}, and this data has "
-                             f"{spec.shape}; they must agree")  # fmt: skip
+            raise ValueError(
+                f"run={origin} was trained on data of shape {autoencoder.shape}, and this data has "
+                f"{spec.shape}; they must agree"
+            )
         self.shape, self.bin_width, self.origin = autoencoder.latent_shape, None, origin
         self.space = _fingerprint(autoencoder)
-        self._frozen = [autoencoder.requires_grad_(False).eval()]  # in a list, so that it is in no checkpoint
+        self._frozen = [
+            autoencoder.requires_grad_(False).eval()
+        ]  # in a list, so that it is in no checkpoint
         self.register_buffer("mean", torch.zeros(self.shape[0]))
         self.register_buffer("std", torch.ones(self.shape[0]))
 
     def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # they are what is learned: not in half the precision
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # they are what is learned: not in half the precision
             z = self._autoencoder(x.device).encode(x.float(), noise).z
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
     def decode(self, z: Tensor) -> Tensor:
-        return self._autoencoder(z.device).decode(z * self.std[:, None, None] + self.mean[:, None, None])
+        return self._autoencoder(z.device).decode(
+            z * self.std[:, None, None] + self.mean[:, None, None]
+        )
 
     @torch.no_grad()
     def measure(self, data: Split) -> None:
@@ -97,8 +105,10 @@ class Latents(Codec):
         std = (square - mean.square()).sqrt()
         if not (std > 0).all():  # nor is it where a latent is not a number
             found = [round(value, 6) for value in std.tolist()]
-            raise ValueError(f"run={self.origin} makes latents whose channels have standard deviations {found}; train "
-                             "it for longer, or anew")  # fmt: skip
+            raise ValueError(
+                f"run={self.origin} makes latents whose channels have standard deviations {found}; train "
+                "it for longer, or anew"
+            )
         self.mean.copy_(mean), self.std.copy_(std)
 
     def _autoencoder(self, device: torch.device) -> Autoencoder:
@@ -110,8 +120,10 @@ class Latents(Codec):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["autoencoder"] != self.space:
-            raise ValueError(f"run={self.origin} has changed since this model was trained in its latents; train again, "
-                             "or bring back what was there")  # fmt: skip
+            raise ValueError(
+                f"run={self.origin} has changed since this model was trained in its latents; train again, "
+                "or bring back what was there"
+            )
 
 
 def _fingerprint(autoencoder: Autoencoder) -> str:

@@ -65,15 +65,27 @@ class Captioned(Conditioner):
         super().__init__()
         _at_least_1(length=length)
         if not spec.captions:
-            raise UserError("conditioner needs captions, which this data has not; try conditioner=none, or data with "
-                            "labels")  # fmt: skip
-        if (longest := max(len(text.encode()) for texts in spec.captions for text in texts)) > length:
-            raise ValueError(f"length={length} is too short for the captions of this data; try length={longest}")
+            raise UserError(
+                "conditioner needs captions, which this data has not; try conditioner=none, or data with "
+                "labels"
+            )
+        if (
+            longest := max(len(text.encode()) for texts in spec.captions for text in texts)
+        ) > length:
+            raise ValueError(
+                f"length={length} is too short for the captions of this data; try length={longest}"
+            )
         self.classes, self.dropout, self.length = spec.classes, share(dropout), length
         most = max(map(len, spec.captions))
-        rows = [spelled([texts[i % len(texts)] for i in range(most)], length) for texts in spec.captions]
-        self.register_buffer("table", torch.stack(rows), persistent=False)  # (classes, most, length)
-        self.register_buffer("counts", torch.tensor([len(texts) for texts in spec.captions]), persistent=False)
+        rows = [
+            spelled([texts[i % len(texts)] for i in range(most)], length) for texts in spec.captions
+        ]
+        self.register_buffer(
+            "table", torch.stack(rows), persistent=False
+        )  # (classes, most, length)
+        self.register_buffer(
+            "counts", torch.tensor([len(texts) for texts in spec.captions]), persistent=False
+        )
 
     def which(self, label: Tensor, noise: Noise) -> Tensor:
         """(B,), of the captions of each label."""
@@ -83,7 +95,11 @@ class Captioned(Conditioner):
 
     def text(self, batch: dict[str, Tensor], noise: Noise) -> Tensor:
         """(B, length)"""
-        return batch["text"] if "text" in batch else self.table[batch["label"], self.which(batch["label"], noise)]
+        return (
+            batch["text"]
+            if "text" in batch
+            else self.table[batch["label"], self.which(batch["label"], noise)]
+        )
 
     def settle(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return super().settle(batch) | {"text": self.text(batch, torch.zeros_like)}
@@ -93,11 +109,19 @@ class Text(Captioned):
     """Captions of up to `length` bytes, through a small transformer that is trained along."""
 
     def __init__(
-        self, spec: Spec, length: int = 24, width: int = 64, blocks: int = 2, heads: int = 4, dropout: float = 0.1
+        self,
+        spec: Spec,
+        length: int = 24,
+        width: int = 64,
+        blocks: int = 2,
+        heads: int = 4,
+        dropout: float = 0.1,
     ) -> None:
         _at_least_1(width=width, blocks=blocks, heads=heads)
         if width % heads:
-            raise ValueError(f"heads={heads} must divide the width {width}; try heads={math.gcd(heads, width)}")
+            raise ValueError(
+                f"heads={heads} must divide the width {width}; try heads={math.gcd(heads, width)}"
+            )
         super().__init__(spec, length, dropout)
         self.doors = {"context": width}
         self.encoder = TextEncoder(length, width, blocks, heads)
@@ -119,12 +143,21 @@ class PretrainedText(Captioned):
         self.model = model
         _pretrained(model)
         try:
-            contexts = torch.cat([self._encoded(row) for row in self.table]).unflatten(0, self.table.shape[:2])
-        except (ValueError, IndexError, RuntimeError) as error:  # too few positions, no token for padding
-            raise ValueError(f"model={model} cannot encode captions of up to length={length} tokens "
-                             f"({' '.join(str(error).split())[:160]}); try a smaller length, or another model"
-                             ) from error  # fmt: skip
-        self.register_buffer("contexts", contexts, persistent=False)  # (classes, most, length, width)
+            contexts = torch.cat([self._encoded(row) for row in self.table]).unflatten(
+                0, self.table.shape[:2]
+            )
+        except (
+            ValueError,
+            IndexError,
+            RuntimeError,
+        ) as error:  # too few positions, no token for padding
+            raise ValueError(
+                f"model={model} cannot encode captions of up to length={length} tokens "
+                f"({' '.join(str(error).split())[:160]}); try a smaller length, or another model"
+            ) from error
+        self.register_buffer(
+            "contexts", contexts, persistent=False
+        )  # (classes, most, length, width)
         self.doors = {"context": contexts.shape[-1]}
 
     def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
@@ -136,8 +169,13 @@ class PretrainedText(Captioned):
     def _encoded(self, text: Tensor) -> Tensor:
         """(B, bytes) -> (B, length, width)"""
         tokenizer, encoder = _pretrained(self.model)
-        tokens = tokenizer(read(text), padding="max_length", truncation=True, max_length=self.length,
-                           return_tensors="pt").to(text.device)  # fmt: skip
+        tokens = tokenizer(
+            read(text),
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        ).to(text.device)
         return encoder.to(text.device)(**tokens).last_hidden_state
 
 
@@ -147,23 +185,29 @@ def _pretrained(model: str) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"model={model} is read by a package that is not installed; try "
-                         f"{install('transformers')}") from error  # fmt: skip
+        raise ValueError(
+            f"model={model} is read by a package that is not installed; try "
+            f"{install('transformers')}"
+        ) from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         kind = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
         name = {"t5": "T5EncoderModel", "clip": "CLIPTextModel"}.get(kind, "AutoModel")
         encoder = getattr(transformers, name).from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model={model} cannot be read by transformers ({' '.join(str(error).split())[:160]}); give a "
-                         "folder that save_pretrained wrote, or a name on the hub") from error  # fmt: skip
+        raise ValueError(
+            f"model={model} cannot be read by transformers ({' '.join(str(error).split())[:160]}); give a "
+            "folder that save_pretrained wrote, or a name on the hub"
+        ) from error
     return tokenizer, encoder.requires_grad_(False).eval()
 
 
 def labelled(spec: Spec) -> int:
     """How many classes there are. Raises UserError if there are none."""
     if spec.classes is None:
-        raise UserError("conditioner needs labels, which this data has not; try conditioner=none, or data with labels")
+        raise UserError(
+            "conditioner needs labels, which this data has not; try conditioner=none, or data with labels"
+        )
     return spec.classes
 
 

@@ -31,8 +31,19 @@ class Hindered(Told):
     status = 3
 
 
-HINDRANCES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR,
-              errno.EEXIST, errno.EISDIR, errno.EMFILE, errno.ENAMETOOLONG}  # fmt: skip
+HINDRANCES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+}
 """Of an OSError the numbers that mean `Hindered`, and no bug"""
 
 
@@ -85,7 +96,11 @@ def qualified(message: str, group: str, names: Iterable[str]) -> str:
     """`message` with the `names` of arguments in its last hint, behind "try", as keys of `group`."""
     head, found, hint = message.rpartition("try ")
     keys = "|".join(names)
-    return head + found + (re.sub(rf"(?<![\w.])({keys})=", rf"{group}.\1=", hint) if found and keys else hint)
+    return (
+        head
+        + found
+        + (re.sub(rf"(?<![\w.])({keys})=", rf"{group}.\1=", hint) if found and keys else hint)
+    )
 
 
 def choice(part: object) -> str:
@@ -101,7 +116,11 @@ def shown(text: object, lines: bool = False) -> str:
     def spelled(found: re.Match[str]) -> str:
         return found[0] if lines and found[0] == "\n" else ascii(found[0])[1:-1]
 
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", spelled, str(text))
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
+        spelled,
+        str(text),
+    )
 
 
 def label(text: object) -> str:

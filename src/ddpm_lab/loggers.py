@@ -59,12 +59,24 @@ def wandb(
     """Lightning's logger of a run that `begin` begins; None, with a line, where W&B fails."""
     mark = Path(save_dir, "wandb", "id.txt")  # a run that goes on is the same run there
     try:
-        known = re.fullmatch(r"[a-z0-9]{4,64}", mark.read_text("ascii", "replace")) if mark.is_file() else None
-        run = begin(dir=save_dir, project=project, name=name or Path(save_dir).name, group=group,
-                    id=known and known[0], resume="allow")  # fmt: skip
+        known = (
+            re.fullmatch(r"[a-z0-9]{4,64}", mark.read_text("ascii", "replace"))
+            if mark.is_file()
+            else None
+        )
+        run = begin(
+            dir=save_dir,
+            project=project,
+            name=name or Path(save_dir).name,
+            group=group,
+            id=known and known[0],
+            resume="allow",
+        )
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        logger = WandbLogger(save_dir=save_dir, project=project, offline=run.offline, experiment=run)
+        logger = WandbLogger(
+            save_dir=save_dir, project=project, offline=run.offline, experiment=run
+        )
     except Told:
         raise
     except Exception as error:
@@ -119,7 +131,9 @@ def failed(logger: object) -> bool:
 
 
 def _name(logger: object) -> str:
-    return "W&B" if isinstance(logger, WandbLogger) else type(logger).__name__.removesuffix("Logger")
+    return (
+        "W&B" if isinstance(logger, WandbLogger) else type(logger).__name__.removesuffix("Logger")
+    )
 
 
 def _in_a_line(error: Exception) -> str:
@@ -144,12 +158,16 @@ class History(CSVLogger):
         try:
             write(Path(self.log_dir, self.experiment.NAME_METRICS_FILE), self.text)
         except OSError as error:
-            LOG.warning("metrics.csv could not be written (%s); its next save has all rows", error.strerror)
+            LOG.warning(
+                "metrics.csv could not be written (%s); its next save has all rows", error.strerror
+            )
 
     def rewind(self, text: str) -> None:
         """Goes back to when it said `text`."""
         rows = csv.DictReader(io.StringIO(text))
-        self.experiment.metrics[:] = [{key: value for key, value in row.items() if value} for row in rows]
+        self.experiment.metrics[:] = [
+            {key: value for key, value in row.items() if value} for row in rows
+        ]
         self.save()
 
 
@@ -159,4 +177,6 @@ def finish() -> None:
         try:
             wb.finish()
         except Exception as error:
-            LOG.warning("W&B: %s; what it has not sent lies in the run's folder wandb", _in_a_line(error))
+            LOG.warning(
+                "W&B: %s; what it has not sent lies in the run's folder wandb", _in_a_line(error)
+            )

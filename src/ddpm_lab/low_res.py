@@ -39,29 +39,39 @@ class LowRes(Conditioner):
     ) -> None:
         super().__init__()
         if len(spec.shape) != 3:
-            raise UserError("conditioner=low_res is for pictures, and this data has none; try conditioner=label")
+            raise UserError(
+                "conditioner=low_res is for pictures, and this data has none; try conditioner=label"
+            )
         channels, *sides = spec.shape
         if factor < 2 or any(side % factor for side in sides):
             fits = [n for n in range(2, 1 + min(sides)) if not any(side % n for side in sides)]
-            raise ValueError(f"factor={factor} must be at least 2 and divide pictures of {sides[0]}x{sides[1]}; "
-                             + (f"try factor={fits[0]}" if fits else "none does"))  # fmt: skip
+            raise ValueError(
+                f"factor={factor} must be at least 2 and divide pictures of {sides[0]}x{sides[1]}; "
+                + (f"try factor={fits[0]}" if fits else "none does")
+            )
         label = spec.classes is not None if label is None else label
         if label and spec.classes is None:
             raise ValueError("label=true needs labels, which this data has not; try label=false")
         if blur is not None and not (len(blur) == 2 and 0 < blur[0] <= blur[1] < math.inf):
-            raise ValueError(f"blur must be [low, high], standard deviations above 0, or null (got {list(blur)}); "
-                             "try [0.4,0.6]")  # fmt: skip
+            raise ValueError(
+                f"blur must be [low, high], standard deviations above 0, or null (got {list(blur)}); "
+                "try [0.4,0.6]"
+            )
         self.small = (channels, *(side // factor for side in sides))
         self.factor, self.highest, self.blur = factor, _level(highest=highest), blur
         self.classes, self.dropout = spec.classes if label else None, share(dropout)
-        self.doors = {"image": channels} | ({} if self.classes is None else {"classes": self.classes})
+        self.doors = {"image": channels} | (
+            {} if self.classes is None else {"classes": self.classes}
+        )
         self.stream = math.prod(self.small)
         self.choose(level, truncated)
 
     def choose(self, level: float, truncated: bool) -> None:
         """These, from now on, at sampling. Raises ValueError for a level above what training saw."""
         if _level(level=level) > self.highest:
-            raise ValueError(f"level must be at most highest={self.highest:g}, that of training (got {level:g})")
+            raise ValueError(
+                f"level must be at most highest={self.highest:g}, that of training (got {level:g})"
+            )
         self.level, self.truncated = level, truncated
 
     @property
@@ -76,7 +86,11 @@ class LowRes(Conditioner):
             level = torch.full((len(z),), self.level, device=z.device)
             if self.training:
                 level = self.highest * uniform(noise, level)
-                z = z if self.blur is None else _blurred(z, self.blur, uniform(noise, level), uniform(noise, level))
+                z = (
+                    z
+                    if self.blur is None
+                    else _blurred(z, self.blur, uniform(noise, level), uniform(noise, level))
+                )
             angle = per_pixel(math.pi / 2 * level, z)
             noisy = angle.cos() * z + angle.sin() * noise(z)
         image = F.interpolate(noisy, scale_factor=float(self.factor), mode="bilinear")
@@ -96,7 +110,9 @@ def _blurred(x: Tensor, stds: Sequence[float], chance: Tensor, share: Tensor) ->
     side = per_pixel((chance < 0.5) * torch.exp(-1 / (2 * std**2)), x)
     for axis in (2, 3):
         near = F.pad(x, (1, 1, 1, 1), mode="replicate").narrow(5 - axis, 1, x.shape[5 - axis])
-        x = (x + side * (near.narrow(axis, 0, x.shape[axis]) + near.narrow(axis, 2, x.shape[axis]))) / (1 + 2 * side)
+        x = (
+            x + side * (near.narrow(axis, 0, x.shape[axis]) + near.narrow(axis, 2, x.shape[axis]))
+        ) / (1 + 2 * side)
     return x
 
 

@@ -60,7 +60,9 @@ def _hear(number: int, frame: FrameType | None) -> None:
         raise Interrupted("stopped by a second SIGINT, at once", number)
     _Heart.asked = number
     more = "; once more: now" if number == signal.SIGINT else ""
-    print(f"\n{signal.Signals(number).name}: saving and ending after this step{more}", file=sys.stderr)
+    print(
+        f"\n{signal.Signals(number).name}: saving and ending after this step{more}", file=sys.stderr
+    )
 
 
 @contextmanager
@@ -79,8 +81,12 @@ def watched(seconds: float | None, file: Path) -> Iterator[None]:
             if time.monotonic() - _Heart.last > seconds:
                 with file.open("w") as stacks:
                     faulthandler.dump_traceback(stacks)
-                print(f"error: nothing has happened for {seconds:g} s (patience={seconds:g}); {file} says where every "
-                      "thread was", file=sys.stderr, flush=True)  # fmt: skip
+                print(
+                    f"error: nothing has happened for {seconds:g} s (patience={seconds:g}); {file} says where every "
+                    "thread was",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(HUNG)
 
     if seconds is not None:

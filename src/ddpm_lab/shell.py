@@ -12,7 +12,9 @@ def program(name: str) -> str:
     folder, own = os.path.split(sys.argv[0])
     if own.startswith("ddpm-") and not name.startswith("scripts/"):
         installed = f"ddpm-{name}"
-        return installed if shutil.which(installed) else shlex.quote(os.path.join(folder, installed))
+        return (
+            installed if shutil.which(installed) else shlex.quote(os.path.join(folder, installed))
+        )
     above = os.path.join(folder, "..")
     roots = [root for root in (folder, above) if os.path.isfile(os.path.join(root, "train.py"))]
     return f"{_python()} {shlex.quote(os.path.normpath(os.path.join(*roots[:1], f'{name}.py')))}"
@@ -25,4 +27,6 @@ def install(package: str) -> str:
 
 @cache
 def _python() -> str:
-    return next((name for name in ("python", "python3") if shutil.which(name)), shlex.quote(sys.executable))
+    return next(
+        (name for name in ("python", "python3") if shutil.which(name)), shlex.quote(sys.executable)
+    )

@@ -26,7 +26,9 @@ SPEC = ("shape", "classes", "bin_width", "captions")
 def unlinked(path: str | Path) -> Path:
     """`path`. Raises Unsafe if it is a link: what that leads to can be changed by whoever made it."""
     if Path(path).is_symlink():
-        raise Unsafe(f"{shown(path)} is a link to {shown(os.readlink(Path(path)))}; name that, if it is what you mean")
+        raise Unsafe(
+            f"{shown(path)} is a link to {shown(os.readlink(Path(path)))}; name that, if it is what you mean"
+        )
     return Path(path)
 
 
@@ -42,7 +44,9 @@ def plain(run: Path) -> Path:
 
 def regular(path: str | Path) -> Path:
     """`path`, a regular file. Raises Unsafe, and OSError where there is none."""
-    if not stat.S_ISREG(unlinked(path).lstat().st_mode):  # such as a FIFO, which would be waited for
+    if not stat.S_ISREG(
+        unlinked(path).lstat().st_mode
+    ):  # such as a FIFO, which would be waited for
         raise Unsafe(f"{shown(path)} is no regular file; remove it")
     return Path(path)
 
@@ -61,7 +65,9 @@ def document(file: Path) -> dict[str, Any]:
 def seal(content: dict[str, Any], file: Path) -> None:
     """Write a JSON file that `sealed` reads: whole or not at all, with a checksum."""
     text = json.dumps(content, sort_keys=True)
-    write(file, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}))
+    write(
+        file, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content})
+    )
 
 
 def sealed(file: Path) -> dict[str, Any]:
@@ -90,11 +96,15 @@ def arrays(file: Path) -> Iterator[Mapping[str, Any]]:
             yield found
     except ValueError as error:
         if "allow_pickle" in str(error):
-            raise Unsafe(f"{shown(file)} holds objects, and only arrays of numbers are loaded") from error
+            raise Unsafe(
+                f"{shown(file)} holds objects, and only arrays of numbers are loaded"
+            ) from error
         raise
 
 
-def save_tensors(tensors: dict[str, Any], file: Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    tensors: dict[str, Any], file: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a .safetensors that `tensors` reads: whole or not at all, with a checksum of everything in it."""
     from safetensors.torch import save_file
 
@@ -115,7 +125,9 @@ def tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise Damaged(f"{shown(file)} is cut short, or not what its header says") from error
     if metadata.pop("sha256", None) != _digest(found, metadata):
-        raise Damaged(f"{shown(file)} is damaged, or was not written by ddpm-lab: its checksum is another")
+        raise Damaged(
+            f"{shown(file)} is damaged, or was not written by ddpm-lab: its checksum is another"
+        )
     _check_finite(found, file)
     return found, metadata
 
@@ -138,10 +150,16 @@ def checkpoint(file: str | Path) -> dict[str, Any]:
     file = Path(file)
     content = _shared(file) if file.suffix == ".safetensors" else _unpickled(regular(file))
     wanted = {"state_dict": dict, "hyper_parameters": dict, "global_step": int, "callbacks": dict}
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in wanted.items()):
-        raise Damaged(f"{shown(file)} is no checkpoint of ddpm-lab, which holds {', '.join(wanted)}")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kind) for key, kind in wanted.items()
+    ):
+        raise Damaged(
+            f"{shown(file)} is no checkpoint of ddpm-lab, which holds {', '.join(wanted)}"
+        )
     if not _is_spec(content["hyper_parameters"]):
-        raise Unsafe(f"{shown(file)}: hyper_parameters must be {', '.join(SPEC)} of some data, and nothing else")
+        raise Unsafe(
+            f"{shown(file)}: hyper_parameters must be {', '.join(SPEC)} of some data, and nothing else"
+        )
     _check_finite(content, file)
     return content
 
@@ -153,9 +171,13 @@ def _unpickled(file: Path) -> Any:
     with file.open("rb") as stream:
         head = stream.read(64)
     if head.startswith(b"version https://git-lfs"):
-        raise Damaged(f"{shown(file)} is a pointer of Git LFS, not the file that it stands for; try: git lfs pull")
+        raise Damaged(
+            f"{shown(file)} is a pointer of Git LFS, not the file that it stands for; try: git lfs pull"
+        )
     if not head.startswith(b"PK\x03\x04"):
-        raise Damaged(f"{shown(file)} is {'not a checkpoint, or is damaged at its start' if head else 'empty'}")
+        raise Damaged(
+            f"{shown(file)} is {'not a checkpoint, or is damaged at its start' if head else 'empty'}"
+        )
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not verify checksums
             if bad := archive.testzip():
@@ -164,11 +186,17 @@ def _unpickled(file: Path) -> Any:
     except (Damaged, MemoryError, PermissionError):
         raise
     except pickle.UnpicklingError as error:
-        raise Unsafe(f"{shown(file)} asks for more than tensors and numbers, and is not loaded") from error
-    except Exception as error:  # broken archives and pickles make their readers raise nearly anything
+        raise Unsafe(
+            f"{shown(file)} asks for more than tensors and numbers, and is not loaded"
+        ) from error
+    except (
+        Exception
+    ) as error:  # broken archives and pickles make their readers raise nearly anything
         if "allocate memory" in str(error):
             raise
-        raise Damaged(f"{shown(file)} cannot be read: it is cut short or damaged ({type(error).__name__})") from error
+        raise Damaged(
+            f"{shown(file)} cannot be read: it is cut short or damaged ({type(error).__name__})"
+        ) from error
 
 
 def _shared(file: Path) -> Any:
@@ -176,10 +204,16 @@ def _shared(file: Path) -> Any:
     state, said = tensors(file)
     try:
         content = json.loads(said["ddpm_lab"])
-        average = {name.removeprefix("denoiser."): value for name, value in state.items()
-                   if name.startswith("denoiser.")}  # fmt: skip
-        return {**content, "state_dict": {**state, **content["extra"]},
-                "callbacks": {"EMA": {"average": average}} if content["weights"] == "ema" else {}}  # fmt: skip
+        average = {
+            name.removeprefix("denoiser."): value
+            for name, value in state.items()
+            if name.startswith("denoiser.")
+        }
+        return {
+            **content,
+            "state_dict": {**state, **content["extra"]},
+            "callbacks": {"EMA": {"average": average}} if content["weights"] == "ema" else {},
+        }
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise Damaged(f"{shown(file)} is not what scripts/share.py writes") from error
 
@@ -203,11 +237,15 @@ def fitting(network: Callable[..., Any], weights: Mapping[str, Any]) -> Callable
         import torch
 
         with torch.device("meta"):
-            parameters = sum(parameter.numel() for parameter in network(*args, **kwargs).parameters())
+            parameters = sum(
+                parameter.numel() for parameter in network(*args, **kwargs).parameters()
+            )
         held = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
         if parameters > held:
-            raise Damaged(f"the weights do not fit the model that config.yaml describes: it has "
-                          f"{parameters} parameters, and the checkpoint holds {held} numbers")  # fmt: skip
+            raise Damaged(
+                f"the weights do not fit the model that config.yaml describes: it has "
+                f"{parameters} parameters, and the checkpoint holds {held} numbers"
+            )
         return network(*args, **kwargs)
 
     return built
@@ -224,10 +262,20 @@ def _is_spec(said: dict[str, Any]) -> bool:
         and all(type(side) is int and side > 0 for side in shape)
         and (classes is None or (type(classes) is int and classes > 0))
         and (width is None or (type(width) is float and isfinite(width) and width > 0))
-        and (not captions or (isinstance(captions, list) and len(captions) == classes
-             and all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
-                     for texts in captions)))
-    )  # fmt: skip
+        and (
+            not captions
+            or (
+                isinstance(captions, list)
+                and len(captions) == classes
+                and all(
+                    isinstance(texts, list)
+                    and texts
+                    and all(isinstance(text, str) for text in texts)
+                    for texts in captions
+                )
+            )
+        )
+    )
 
 
 def _check_finite(content: Any, file: Path) -> None:
@@ -240,7 +288,12 @@ def _check_finite(content: Any, file: Path) -> None:
     while left:
         one = left.pop()
         if isinstance(one, torch.Tensor):
-            if one.dim() and one.is_floating_point() and not one.sum().isfinite() and not one.isfinite().all():
+            if (
+                one.dim()
+                and one.is_floating_point()
+                and not one.sum().isfinite()
+                and not one.isfinite().all()
+            ):
                 raise Damaged(f"{shown(file)} has weights that are not finite numbers")
         elif isinstance(one, dict | list | tuple) and id(one) not in seen:
             seen.add(id(one))

@@ -63,11 +63,21 @@ def alone(folder: Path, what: str) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in HELD:
-                raise UserError(f"{folder}: another process is {what} in it ({holder(folder)}); wait for it, or "
-                                "choose another folder") from error  # fmt: skip
-            LOG.warning("warning: %s cannot be locked (%s); start no second run in it", folder, error.strerror)
+                raise UserError(
+                    f"{folder}: another process is {what} in it ({holder(folder)}); wait for it, or "
+                    "choose another folder"
+                ) from error
+            LOG.warning(
+                "warning: %s cannot be locked (%s); start no second run in it",
+                folder,
+                error.strerror,
+            )
         file.truncate(0)
-        about = {"process": os.getpid(), "on": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        about = {
+            "process": os.getpid(),
+            "on": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         file.write(json.dumps(about))
         file.flush()
         try:

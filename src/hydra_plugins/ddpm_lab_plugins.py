@@ -30,9 +30,17 @@ class Cells(Launcher):
         parameters: dict[str, Any] | None = None,
         limit: int = 1000,
     ) -> None:
-        self.jobs, self.dry, self.cluster, self.parameters, self.limit = jobs, dry, cluster, parameters, limit
+        self.jobs, self.dry, self.cluster, self.parameters, self.limit = (
+            jobs,
+            dry,
+            cluster,
+            parameters,
+            limit,
+        )
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         from ddpm_lab.commands import main
 
         self.context, self.config = hydra_context, config
@@ -45,19 +53,31 @@ class Cells(Launcher):
         """Raises UserError for a grid without cells, or of more than `limit`, before all are composed."""
         from ddpm_lab.errors import UserError
 
-        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides([*words])
+        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
+            [*words]
+        )
         swept = [one for one in parsed if one.is_discrete_sweep()]
-        counts = [sum(1 for _ in islice(one.sweep_string_iterator(), self.limit + 1)) for one in swept]
+        counts = [
+            sum(1 for _ in islice(one.sweep_string_iterator(), self.limit + 1)) for one in swept
+        ]
         for one, count in zip(swept, counts, strict=True):
             if not count:
-                raise UserError(f"{one.input_line} holds no value, so that this sweep has no job; try "
-                                f"{one.get_key_element()}=A,B")  # fmt: skip
+                raise UserError(
+                    f"{one.input_line} holds no value, so that this sweep has no job; try "
+                    f"{one.get_key_element()}=A,B"
+                )
         if prod(counts) > self.limit:
-            said = " x ".join(f"{count}" if count <= self.limit else f"more than {self.limit}" for count in counts)
-            raise UserError(f"this sweep has {said} jobs, and at most hydra.launcher.limit={self.limit} are done; "
-                            "sweep over fewer values, or set hydra.launcher.limit")  # fmt: skip
+            said = " x ".join(
+                f"{count}" if count <= self.limit else f"more than {self.limit}" for count in counts
+            )
+            raise UserError(
+                f"this sweep has {said} jobs, and at most hydra.launcher.limit={self.limit} are done; "
+                "sweep over fewer values, or set hydra.launcher.limit"
+            )
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         self.carry_out(self.plan(job_overrides), Path(self.config.hydra.sweep.dir))
         return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
 
@@ -71,7 +91,9 @@ class Cells(Launcher):
         cells = []
         for overrides in job_overrides:
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            cascade = any(word.startswith("cascade=") for word in overrides)  # says which run is the last
+            cascade = any(
+                word.startswith("cascade=") for word in overrides
+            )  # says which run is the last
             left = ("search=", "run=") if cascade else ("search=",)
             words = [word for word in overrides if not word.startswith(left)]
             own = [word for word in words if word not in typed] or words
@@ -81,7 +103,16 @@ class Cells(Launcher):
             del config.hydra
             digits = fingerprint(config, root)
             folder = root / slug(own, digits[:8])
-            cells.append(Cell(", ".join(own) or "default", verb, tuple(words), folder, digits, work(verb, config)))
+            cells.append(
+                Cell(
+                    ", ".join(own) or "default",
+                    verb,
+                    tuple(words),
+                    folder,
+                    digits,
+                    work(verb, config),
+                )
+            )
         return cells
 
     def check(self) -> None:
@@ -93,7 +124,9 @@ class Cells(Launcher):
         if type(self.dry) is not bool:
             raise UserError(f"dry={self.dry} is not one of true, false")
         if type(self.limit) is not int or self.limit < 1:
-            raise UserError(f"hydra.launcher.limit={self.limit} must be a whole number of at least 1; try 1000")
+            raise UserError(
+                f"hydra.launcher.limit={self.limit} must be a whole number of at least 1; try 1000"
+            )
 
     def carry_out(self, cells: Sequence[Any], root: Path) -> None:
         """Runs `cells`, whose folders lie in `root`. Raises CellsFailed."""
@@ -111,10 +144,14 @@ class Search(Sweeper):
     that a search that is started again goes on where it was.
     """
 
-    def __init__(self, trials: int = 20, metric: str = "fid", direction: str = "minimize", seed: int = 0) -> None:
+    def __init__(
+        self, trials: int = 20, metric: str = "fid", direction: str = "minimize", seed: int = 0
+    ) -> None:
         self.trials, self.metric, self.direction, self.seed = trials, metric, direction, seed
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         self.context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -124,8 +161,12 @@ class Search(Sweeper):
         from ddpm_lab.commands.search import search
         from ddpm_lab.errors import UserError
 
-        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(arguments)
+        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
+            arguments
+        )
         if not isinstance(self.launcher, Cells):
             raise UserError("search=optuna runs cells; try hydra/launcher=processes, or slurm")
         root = Path(self.launcher.config.hydra.sweep.dir)
-        return search(parsed, self.launcher, root, self.trials, self.metric, self.direction, self.seed)
+        return search(
+            parsed, self.launcher, root, self.trials, self.metric, self.direction, self.seed
+        )

@@ -29,7 +29,9 @@ class Files(CheckpointIO):
 
     hindrance: str | None = None
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         self.hindrance = None
         try:
             with replaced(Path(path)) as partial:
@@ -37,11 +39,19 @@ class Files(CheckpointIO):
                 with ZipFile(partial) as written:
                     if damaged := written.testzip():
                         raise OSError(f"{damaged} was not written as it is")
-        except (OSError, RuntimeError, BadZipFile) as error:  # torch has a RuntimeError for a full disk
+        except (
+            OSError,
+            RuntimeError,
+            BadZipFile,
+        ) as error:  # torch has a RuntimeError for a full disk
             early = "unexpected pos" in str(error) and "the file was cut short, as by a full disk"
-            self.hindrance = early or getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            self.hindrance = (
+                early or getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            )
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return trust.checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -102,8 +112,12 @@ class Checkpoints(L.Callback):
         if self._saved != self._step:  # training ended between two saves
             self._save(trainer, last=True)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self._between and trainer.world_size == 1:  # of several processes, the others may be anywhere
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if (
+            self._between and trainer.world_size == 1
+        ):  # of several processes, the others may be anywhere
             self._save(trainer)
 
     def _ending(self, trainer: L.Trainer, due: bool) -> bool:
@@ -125,7 +139,9 @@ class Checkpoints(L.Callback):
             if last or self._failures == FAILURES:
                 self._between = False
                 why = "this was the last step" if last else f"{FAILURES} in a row failed"
-                raise Hindered(f"{told}; {why}; make room and repeat the command, which goes on from there")
+                raise Hindered(
+                    f"{told}; {why}; make room and repeat the command, which goes on from there"
+                )
             LOG.warning("%s; training goes on", told)
             return
         self._failures, self._saved = 0, self._step
@@ -137,9 +153,13 @@ class Checkpoints(L.Callback):
         kept = ordered(self.folder)
         return f"the last is {kept[0].name}" if kept else "there is none before it"
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if strange := next(not_finite(checkpoint), None):
-            raise Diverged(f"step {self._step}: {strange} is not finite, and is not saved; try a smaller optimizer.lr")
+            raise Diverged(
+                f"step {self._step}: {strange} is not finite, and is not saved; try a smaller optimizer.lr"
+            )
         histories = [logger for logger in trainer.loggers if isinstance(logger, History)]
         for history in histories:
             history.save()
@@ -150,7 +170,9 @@ class Checkpoints(L.Callback):
         loops = checkpoint["loops"]["fit_loop"]
         for counts in (loops["epoch_loop.batch_progress"][which] for which in ("total", "current")):
             counts["completed"] = counts["processed"] - 1
-        for counts in (loops["epoch_loop.val_loop.batch_progress"][which] for which in ("total", "current")):
+        for counts in (
+            loops["epoch_loop.val_loop.batch_progress"][which] for which in ("total", "current")
+        ):
             counts.update(dict.fromkeys(counts, 0))
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - 1
 
@@ -162,7 +184,9 @@ class Checkpoints(L.Callback):
 
     _asked_too_much: int | None = None
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         step = checkpoint["global_step"]
         if step >= trainer.max_steps:  # or it would not call on_train_end
             self._asked_too_much = trainer.max_steps

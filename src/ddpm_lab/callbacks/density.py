@@ -24,6 +24,11 @@ class Density(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         weights, denoiser = best(trainer, pl_module)
         self.result = assess_density(
-            pl_module, denoiser, datamodule(trainer), weights=weights, split="test", count=self.count
+            pl_module,
+            denoiser,
+            datamodule(trainer),
+            weights=weights,
+            split="test",
+            count=self.count,
         )
         log(trainer, {"density/nll": self.result["nll"]})

@@ -28,7 +28,9 @@ class Forecast(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         data, device = datamodule(trainer), pl_module.device
         size = data.batch_size // trainer.world_size
-        images = next(iter(read(data.train, [torch.arange(size)], min(1, data.workers))))  # a worker has a timeout
+        images = next(
+            iter(read(data.train, [torch.arange(size)], min(1, data.workers)))
+        )  # a worker has a timeout
         first = moved(batch(images), device)
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -42,14 +44,22 @@ class Forecast(L.Callback):
             return
         batches = steps * trainer.accumulate_grad_batches
         forward = seconds[-1] / 3  # the backward pass takes twice as long
-        checks = batches // trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else 0
+        checks = (
+            batches // trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else 0
+        )
         held_out = min(data.test.size // size, _limit(trainer.limit_val_batches))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-        samples = sum(each.samples() * each.looks(steps) for each in callbacks if isinstance(each, Observer))
+        samples = sum(
+            each.samples() * each.looks(steps) for each in callbacks if isinstance(each, Observer)
+        )
         passes = pl_module.passes * samples / size
-        LOG.info("training: %d steps of %.2g s, about %s; validation, samples and metrics: about %s", steps,
-                 seconds[-1] * trainer.accumulate_grad_batches, _shown(seconds[-1] * batches),
-                 _shown(forward * (checks * held_out + passes)))  # fmt: skip
+        LOG.info(
+            "training: %d steps of %.2g s, about %s; validation, samples and metrics: about %s",
+            steps,
+            seconds[-1] * trainer.accumulate_grad_batches,
+            _shown(seconds[-1] * batches),
+            _shown(forward * (checks * held_out + passes)),
+        )
 
 
 def _seconds(system: Learner, first: dict[str, torch.Tensor]) -> float:

@@ -29,4 +29,6 @@ def log_picture(trainer: L.Trainer, name: str, file: Path) -> None:
             if isinstance(logger, WandbLogger):
                 logger.log_image(name, [str(file)], step=trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, pil_to_tensor(Image.open(file)), trainer.global_step)
+                logger.experiment.add_image(
+                    name, pil_to_tensor(Image.open(file)), trainer.global_step
+                )

@@ -47,7 +47,9 @@ class Losses(L.Callback):
         self._restart()
         if self._kept:
             self.batches = self._before = self._kept["batches"]
-            mine = self._kept["processes"][trainer.global_rank :: trainer.world_size]  # there may be fewer or more now
+            mine = self._kept["processes"][
+                trainer.global_rank :: trainer.world_size
+            ]  # there may be fewer or more now
             for name, value in (pair for kept in mine for step in kept for pair in step.items()):
                 self.found[name].append(value.to(pl_module.device))
 
@@ -56,9 +58,18 @@ class Losses(L.Callback):
             self.since = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Learner, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: Learner,
+        outputs: dict[str, Any],
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        found = {"weight": torch.ones_like(outputs["losses"]), **outputs, **outputs.get("parts", {})}
+        found = {
+            "weight": torch.ones_like(outputs["losses"]),
+            **outputs,
+            **outputs.get("parts", {}),
+        }
         for name, value in found.items():
             if name not in ("loss", "parts"):
                 self.found[name].append(value.detach().reshape(-1))
@@ -68,12 +79,16 @@ class Losses(L.Callback):
             self._restart()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        self.curves["val/loss"].append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+        self.curves["val/loss"].append(
+            (trainer.global_step, float(trainer.callback_metrics["val/loss"]))
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"curves": dict(self.curves), "batches": self.batches}
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         kept = {name: value.cpu() for name, value in self._all().items()}
         checkpoint["callbacks"]["Losses"]["processes"] = everyones([[kept] if kept else []])
 
@@ -84,7 +99,11 @@ class Losses(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         if self.curves and trainer.is_global_zero:
             file = Path(trainer.default_root_dir) / "pictures" / "losses.png"
-            timed = " (q1 to q4: quarters of the times t, q1 nearest the data)" if isinstance(pl_module, System) else ""
+            timed = (
+                " (q1 to q4: quarters of the times t, q1 nearest the data)"
+                if isinstance(pl_module, System)
+                else ""
+            )
             save_curves(self.curves, file, x=f"step{timed}")
 
     _kept: dict[str, Any] | None = None
@@ -106,7 +125,9 @@ class Losses(L.Callback):
         quarter = torch.zeros_like(losses)
         if isinstance(system, System):
             quarter = (parts.pop("t") - 1) * 4 // system.process.steps
-        weighted = torch.stack([weight * losses, weight]).float()  # weights undo importance sampling
+        weighted = torch.stack(
+            [weight * losses, weight]
+        ).float()  # weights undo importance sampling
         sums = torch.stack([(weighted * (quarter == q)).sum(1) for q in range(4)], 1)
         sums, counts = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         seconds = time.perf_counter() - self.since
@@ -115,16 +136,26 @@ class Losses(L.Callback):
         found = {"train/loss": sum(sums) / sum(counts) if sum(counts) else math.nan, **quarters}
         usual = [value for _, value in self.curves["train/loss"][-3:]]
         if usual and found["train/loss"] > SPIKE * max(usual):
-            LOG.warning("step %d: the loss is %.3g, and was %.3g", trainer.global_step, found["train/loss"], usual[-1])
+            LOG.warning(
+                "step %d: the loss is %.3g, and was %.3g",
+                trainer.global_step,
+                found["train/loss"],
+                usual[-1],
+            )
         self._check_learning(found["train/loss"], trainer, system)
         for name, value in found.items():
             if math.isfinite(value):
                 self.curves[name].append((trainer.global_step, value))
         skipped = system.skips.counts[0].item()
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        means = {f"train/{name}": trainer.strategy.reduce(value.float().mean(), reduce_op="mean").item()
-                 for name, value in parts.items()}  # fmt: skip
-        rates = {"lr": rate, "images_per_second": (self.batches - self._before) * batch_size / seconds}
+        means = {
+            f"train/{name}": trainer.strategy.reduce(value.float().mean(), reduce_op="mean").item()
+            for name, value in parts.items()
+        }
+        rates = {
+            "lr": rate,
+            "images_per_second": (self.batches - self._before) * batch_size / seconds,
+        }
         log(trainer, {**found, **means, **rates, **({"train/skipped": skipped} if skipped else {})})
 
     def _check_learning(self, loss: float, trainer: L.Trainer, system: Learner) -> None:
@@ -136,5 +167,12 @@ class Losses(L.Callback):
             self._check_at *= 2
         if not loss < STUCK * zero:
             rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
-            LOG.warning("step %d: the loss is %.3g, and predicting zero has %.3g: the network has not learned anything "
-                        "yet; try optimizer.lr=%.2g (now %.2g)", step, loss, zero, rate / 4, rate)  # fmt: skip
+            LOG.warning(
+                "step %d: the loss is %.3g, and predicting zero has %.3g: the network has not learned anything "
+                "yet; try optimizer.lr=%.2g (now %.2g)",
+                step,
+                loss,
+                zero,
+                rate / 4,
+                rate,
+            )

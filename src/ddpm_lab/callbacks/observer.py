@@ -35,7 +35,9 @@ class Observer(L.Callback, ABC):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look_if_due(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
         self._look_if_due(trainer, pl_module)
 
     def _look_if_due(self, trainer: L.Trainer, system: L.LightningModule) -> None:
@@ -46,8 +48,12 @@ class Observer(L.Callback, ABC):
             except OSError as error:
                 if error.errno not in HINDRANCES:
                     raise
-                LOG.warning("step %d: %s could not be kept (%s); training goes on", step, type(self).__name__.lower(),
-                            error.strerror)  # fmt: skip
+                LOG.warning(
+                    "step %d: %s could not be kept (%s); training goes on",
+                    step,
+                    type(self).__name__.lower(),
+                    error.strerror,
+                )
             self.seen = step
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,12 +24,23 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step",
-                        disable=not (self._enabled and trainer.is_global_zero), dynamic_ncols=True,
-                        mininterval=0.5 if sys.stderr.isatty() else 10)  # fmt: skip
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc="training",
+            unit="step",
+            disable=not (self._enabled and trainer.is_global_zero),
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: dict[str, Tensor], batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: dict[str, Tensor],
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self.bar.update(trainer.global_step - self.bar.n):
             self.bar.set_postfix(loss=f"{outputs['losses'].mean().item():.4f}", refresh=False)

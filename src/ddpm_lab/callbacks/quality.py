@@ -23,12 +23,20 @@ class Quality(Observer):
     """
 
     def __init__(
-        self, extractor: Callable[[], Extractor], count: int = 1000, every: int | None = None, batch_size: int = 250
+        self,
+        extractor: Callable[[], Extractor],
+        count: int = 1000,
+        every: int | None = None,
+        batch_size: int = 250,
     ) -> None:
         if count < 2:
-            raise ValueError(f"count must be at least 2 (got {count}); FID of few samples says little, try 1000")
+            raise ValueError(
+                f"count must be at least 2 (got {count}); FID of few samples says little, try 1000"
+            )
         if batch_size < 1 or (every is not None and every < 1):
-            raise ValueError(f"every={every} and batch_size={batch_size} must be at least 1; try every=null")
+            raise ValueError(
+                f"every={every} and batch_size={batch_size} must be at least 1; try every=null"
+            )
         self.find, self.count, self.every, self.batch_size = extractor, count, every, batch_size
         self.extractor: Extractor | None = None
         self.result: dict[str, Any] = {}
@@ -51,7 +59,21 @@ class Quality(Observer):
         if self.extractor is None:
             return
         weights, denoiser = best(trainer, system)
-        self.result = next(assess(system, denoiser, datamodule(trainer), self.extractor, weights=weights, split="train",
-                                  count=self.count, seed=0, batch_size=self.batch_size))  # fmt: skip
+        self.result = next(
+            assess(
+                system,
+                denoiser,
+                datamodule(trainer),
+                self.extractor,
+                weights=weights,
+                split="train",
+                count=self.count,
+                seed=0,
+                batch_size=self.batch_size,
+            )
+        )
         logged = ("fid", "fid_infinity", "fid_within", "recognised")
-        log(trainer, {f"quality/{name}": self.result[name] for name in logged if name in self.result})
+        log(
+            trainer,
+            {f"quality/{name}": self.result[name] for name in logged if name in self.result},
+        )

@@ -11,7 +11,10 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 from tqdm import tqdm
 
 from ddpm_lab.callbacks.log import datamodule, log, log_picture
@@ -35,7 +38,9 @@ class Reconstructions(Observer):
     they use.
     """
 
-    def __init__(self, extractor: Callable[[], Extractor], every: int = 200, rows: int = 4, columns: int = 20) -> None:
+    def __init__(
+        self, extractor: Callable[[], Extractor], every: int = 200, rows: int = 4, columns: int = 20
+    ) -> None:
         for name, value in {"every": every, "rows": rows, "columns": columns}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")
@@ -63,7 +68,11 @@ class Reconstructions(Observer):
         columns = min(self.columns, len(x))
         x = x[: len(x) // columns * columns]
         pairs = zip(x.split(columns), system.reconstruct(x)[0].split(columns), strict=True)
-        file = Path(trainer.default_root_dir) / "pictures" / f"reconstructions-{trainer.global_step:06d}.png"
+        file = (
+            Path(trainer.default_root_dir)
+            / "pictures"
+            / f"reconstructions-{trainer.global_step:06d}.png"
+        )
         pixels = to_bytes(torch.cat([half for pair in pairs for half in pair]))
         log_picture(trainer, "reconstructions", save_grid(pixels, file, columns))
 
@@ -72,15 +81,24 @@ class Reconstructions(Observer):
         codes: list[Tensor] = []
 
         def remade() -> Iterator[tuple[Tensor, Images]]:
-            batches = tqdm(numbered(data.test, 50), "reconstructions", len(mine(range(0, data.test.size, 50))),
-                           leave=False, disable=None if first() else True)  # fmt: skip
+            batches = tqdm(
+                numbered(data.test, 50),
+                "reconstructions",
+                len(mine(range(0, data.test.size, 50))),
+                leave=False,
+                disable=None if first() else True,
+            )
             for numbers, some in batches:
                 x = some.x0.to(system.device)
                 made, used = system.reconstruct(x)
-                psnr = peak_signal_noise_ratio(made, x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3))
+                psnr = peak_signal_noise_ratio(
+                    made, x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3)
+                )
                 found["psnr"].append(psnr.cpu())
                 if min(x.shape[2:]) > WINDOW:
-                    ssim = structural_similarity_index_measure(made, x, data_range=(-1.0, 1.0), reduction="none")
+                    ssim = structural_similarity_index_measure(
+                        made, x, data_range=(-1.0, 1.0), reduction="none"
+                    )
                     found["ssim"].append(torch.as_tensor(ssim).cpu())
                 if used is not None:
                     codes.append(used.unique().cpu())
@@ -95,13 +113,19 @@ class Reconstructions(Observer):
             judge = Judge(self.extractor, data.test, device=system.device)
             quality = judge(remade(), data.test.size)
             result["rfid"], errors["rfid"] = quality["fid"], quality["standard_error"].get("fid")
-            protocol |= {"data_sha256": judge.data_sha256, "extractor": self.extractor.name,
-                         "extractor_sha256": self.extractor.sha256, "resize": self.extractor.resize}  # fmt: skip
+            protocol |= {
+                "data_sha256": judge.data_sha256,
+                "extractor": self.extractor.name,
+                "extractor_sha256": self.extractor.sha256,
+                "resize": self.extractor.resize,
+            }
         for name, parts in found.items():
             if everything := everyones(parts):  # a process may have none
                 values = torch.cat(everything).double()
                 result[name] = values.mean().item()
                 errors[name] = values.std().item() / math.sqrt(len(values))
         if system.autoencoder.bottleneck.codes is not None:
-            result["codes_used"] = torch.cat(everyones(codes)).unique().numel() / system.autoencoder.bottleneck.codes
+            result["codes_used"] = (
+                torch.cat(everyones(codes)).unique().numel() / system.autoencoder.bottleneck.codes
+            )
         return {**result, "standard_error": errors, "protocol": protocol}

@@ -43,5 +43,7 @@ class Scatter(Observer):
         held_out = datamodule(trainer).test.at(slice(self.count))
         assert isinstance(held_out, Points)  # _fitting refuses pictures
         panels["data"] = (held_out.x0, held_out.labels)
-        file = Path(trainer.default_root_dir) / "pictures" / f"samples-{trainer.global_step:06d}.png"
+        file = (
+            Path(trainer.default_root_dir) / "pictures" / f"samples-{trainer.global_step:06d}.png"
+        )
         log_picture(trainer, "samples", save_scatter(panels, file))

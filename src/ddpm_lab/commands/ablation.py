@@ -74,11 +74,21 @@ class Plan:
     def _place(self, row: str, column: str, seed: int) -> Cell:
         parts = (self.ablation.rows[row], self.ablation.columns[column])
         name = self._named(f"{row}, {column}", seed)
-        train, evaluate, exact = (self.here([word for part in parts for word in getattr(part, verb)])
-                                  for verb in ("train", "evaluate", "exact"))  # fmt: skip
+        train, evaluate, exact = (
+            self.here([word for part in parts for word in getattr(part, verb)])
+            for verb in ("train", "evaluate", "exact")
+        )
         if self.tier == "analytic":
-            common = [word for word in (*train, *evaluate) if re.split("[.=]", word)[0] in EXACT and "{" not in word]
-            return self._cell(name, "evaluate", ["model=exact", *self.stage.evaluate, *common, *exact, *self.asked])
+            common = [
+                word
+                for word in (*train, *evaluate)
+                if re.split("[.=]", word)[0] in EXACT and "{" not in word
+            ]
+            return self._cell(
+                name,
+                "evaluate",
+                ["model=exact", *self.stage.evaluate, *common, *exact, *self.asked],
+            )
         seeds = [f"seed={seed}"] if seed else []
         words = [*self.here(self.stage.train), *train, *seeds, *self.extra]
         trained = self._cell(self._named(f"{row} (training)", seed), "train", words, seed)
@@ -105,7 +115,9 @@ class Plan:
             others[found[1]] = self._cell(self._named(found[1], seed), "train", own, seed)
             return str(others[found[1]].folder)
 
-        words = [word if word in self.extra else re.sub(r"\{(\w+)\}", other, word) for word in words]
+        words = [
+            word if word in self.extra else re.sub(r"\{(\w+)\}", other, word) for word in words
+        ]
         said = (verb, *words)
         if said in self.known:
             return self.known[said]
@@ -119,15 +131,25 @@ class Plan:
                 config = compose("exact", overrides=words)
             else:
                 typed = runs.unfold(words)
-                runs.offer(typed, lambda run: self.configs[run] if run in self.configs else runs.config(run))
+                runs.offer(
+                    typed,
+                    lambda run: self.configs[run] if run in self.configs else runs.config(run),
+                )
                 config = compose("evaluate", overrides=typed)
         except (HydraException, UserError) as error:
-            told = refusals.explain(error, "exact" if exact else verb, CONFIGS, words) if isinstance(
-                error, HydraException) else str(error)  # fmt: skip
-            raise (type(error) if isinstance(error, UserError) else UserError)(f"{name}: {told}") from error
+            told = (
+                refusals.explain(error, "exact" if exact else verb, CONFIGS, words)
+                if isinstance(error, HydraException)
+                else str(error)
+            )
+            raise (type(error) if isinstance(error, UserError) else UserError)(
+                f"{name}: {told}"
+            ) from error
         digits = fingerprint(config, self.root)
         folder = self.root / f"{verb}-{digits}"
-        cell = Cell(name, verb, tuple(words), folder, digits, work(verb, config), (*needs, *others.values()))
+        cell = Cell(
+            name, verb, tuple(words), folder, digits, work(verb, config), (*needs, *others.values())
+        )
         self.configs[str(folder)] = config
         self.known[said] = self.cells.setdefault(folder, cell)
         return self.known[said]
@@ -141,15 +163,19 @@ def ablate(settings: DictConfig) -> None:
     launcher.check()
     found = chosen(settings.ablations, settings.tier)
     if settings.tier == "analytic" and settings.words:
-        raise UserError(f"{settings.words[0]} is for training, and tier=analytic has none; try tier=tiny")
+        raise UserError(
+            f"{settings.words[0]} is for training, and tier=analytic has none; try tier=tiny"
+        )
     cells: dict[Path, Cell] = {}
     for name, ablation in found.items():
         if why := ablation.tiers[settings.tier].absent:
             print(f"  {name} has no tier={settings.tier}: {why}")
         cells |= Plan(name, ablation, settings.tier, settings).cells
     if settings.evaluate and not any(cell.verb == "evaluate" for cell in cells.values()):
-        raise UserError(f"evaluate.{settings.evaluate[0]} is for evaluations, and this has none: its numbers are those "
-                        "that training ends with")  # fmt: skip
+        raise UserError(
+            f"evaluate.{settings.evaluate[0]} is for evaluations, and this has none: its numbers are those "
+            "that training ends with"
+        )
     if cells:
         launcher.carry_out([*cells.values()], Path(settings.cells))
         what = settings.ablations if isinstance(settings.ablations, str) else f"[{','.join(found)}]"

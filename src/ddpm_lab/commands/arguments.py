@@ -22,11 +22,16 @@ def arranged(arguments: list[str]) -> tuple[str, list[str]]:
     if ablation and several:
         raise UserError("ablation= is many runs already; leave out -m")
     of_many = [argument for argument in arguments if re.match("(jobs|dry)=", argument)]
-    if of_many and not (ablation or several or any(argument.startswith("search=") for argument in arguments)):
+    if of_many and not (
+        ablation or several or any(argument.startswith("search=") for argument in arguments)
+    ):
         raise UserError(f"{of_many[0]} is for many runs: -m, search= or ablation=")
     arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
     if any(argument.startswith("search=") for argument in arguments) and not several:
-        arguments = ["-m", *arguments]  # which the choice says as well, but too late for Hydra's messages
+        arguments = [
+            "-m",
+            *arguments,
+        ]  # which the choice says as well, but too late for Hydra's messages
     return ("ablate", gathered(arguments, "ablate")) if ablation else ("train", arguments)
 
 
@@ -43,15 +48,26 @@ def gathered(arguments: list[str], verb: str) -> list[str]:
     train.py has no key for either.
     """
     own = {str(key) for key in OmegaConf.load(CONFIGS / f"{verb}.yaml")}
-    roots = own | {"ablation", "seed"} | {group.name for group in CONFIGS.iterdir() if group.is_dir()}
+    roots = (
+        own | {"ablation", "seed"} | {group.name for group in CONFIGS.iterdir() if group.is_dir()}
+    )
     mine: list[str] = []
     said: dict[str, list[str]] = {"words": [], "evaluate": []}
-    for argument in (re.sub("^ablation=", "ablations=", argument) for argument in arguments):  # no group for Hydra
+    for argument in (
+        re.sub("^ablation=", "ablations=", argument) for argument in arguments
+    ):  # no group for Hydra
         key = argument.partition("=")[0]
         if re.fullmatch(r"\w+", key) and key not in roots:
-            raise UserError(f"{argument}: neither {verb} nor train.py has a key {key}{refusals.near(key, roots)}")
+            raise UserError(
+                f"{argument}: neither {verb} nor train.py has a key {key}{refusals.near(key, roots)}"
+            )
         if key.startswith("evaluate."):
             said["evaluate"].append(argument.removeprefix("evaluate."))
         else:
-            (mine if key in own or key.startswith(("hydra", "-")) else said["words"]).append(argument)
-    return [*mine, *(f"{name}=[{','.join(map(literal, words))}]" for name, words in said.items() if words)]
+            (mine if key in own or key.startswith(("hydra", "-")) else said["words"]).append(
+                argument
+            )
+    return [
+        *mine,
+        *(f"{name}=[{','.join(map(literal, words))}]" for name, words in said.items() if words),
+    ]

@@ -21,10 +21,18 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
     node = config[key]
     _check(node, key, config)
     try:
-        if given:  # beside OmegaConf, which would read names of classes such as ${x} and ??? as its own
+        if (
+            given
+        ):  # beside OmegaConf, which would read names of classes such as ${x} and ??? as its own
             return instantiate(node, _convert_="all", _partial_=True)(**given)
         return instantiate(node, _convert_="all")
-    except (InstantiationException, ValueError, MisconfigurationException, TypeError, ImportError) as error:
+    except (
+        InstantiationException,
+        ValueError,
+        MisconfigurationException,
+        TypeError,
+        ImportError,
+    ) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         path = re.search(r"full_key: (\S+)", str(error))
         where = f"{key}.{path[1].removeprefix(key).removeprefix('.')}".rstrip(".") if path else key
@@ -35,10 +43,16 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
         own = named is not None and named[0] in names
         if isinstance(cause, UserError) and not (own and named and named[0] not in config):
             raise cause from cause.__cause__
-        others = (TypeError, ImportError) if foreign else ()  # which are how libraries of others refuse a value
+        others = (
+            (TypeError, ImportError) if foreign else ()
+        )  # which are how libraries of others refuse a value
         if isinstance(cause, (ValueError, MisconfigurationException, *others)):
             kind = type(cause) if isinstance(cause, UserError) else UserError
-            meant = "" if own else next((f".{key}" for key in names if re.search(rf"\b{key}\b", said)), "")
+            meant = (
+                ""
+                if own
+                else next((f".{key}" for key in names if re.search(rf"\b{key}\b", said)), "")
+            )
             typed = _typed(where, config)
             said = qualified(said, typed, [name for name in names if name not in config])
             raise kind(f"{typed}{'.' if own else f'{meant}: '}{said}") from error
@@ -53,7 +67,9 @@ def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
             OmegaConf.update(config, key, value := int(value))
         if not isinstance(value, int) or isinstance(value, bool) or not bound <= value < 2**63:
             most = " and below 2**63" if isinstance(value, int) and value >= 2**63 else ""
-            raise UserError(f"{key} must be a whole number of at least {bound}{most} (got {as_typed(config, key)})")
+            raise UserError(
+                f"{key} must be a whole number of at least {bound}{most} (got {as_typed(config, key)})"
+            )
 
 
 def switches(config: DictConfig, *keys: str) -> None:
@@ -87,12 +103,18 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
     """
     if not isinstance(node, DictConfig):
         return
-    names = inspect.signature(_target(node, _typed(path, config))).parameters if "_target_" in node else {}
+    names = (
+        inspect.signature(_target(node, _typed(path, config))).parameters
+        if "_target_" in node
+        else {}
+    )
     variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
     for key in [str(key) for key in node if not str(key).startswith("_")]:
         value, where = node[key], _typed(f"{path}.{key}", config)
         if names and key not in names and not variadic:
-            raise UserError(f"{where} is no key of {node._target_}{near(key, names)}; keys: {', '.join(names)}")
+            raise UserError(
+                f"{where} is no key of {node._target_}{near(key, names)}; keys: {', '.join(names)}"
+            )
         elif isinstance(value, DictConfig):
             _check(value, f"{path}.{key}", config)
         elif key in names and names[key].annotation is not inspect.Parameter.empty:
@@ -127,7 +149,11 @@ def _valid(where: str, value: Any, annotation: Any, typed: Any) -> Any:
         meant = adapter.validate_python(list(value) if hasattr(value, "_content") else value)
     except ValidationError as error:
         first = error.errors()[0]
-        told = "has too few entries" if first["type"] == "missing" else first["msg"].removeprefix("Input ")
+        told = (
+            "has too few entries"
+            if first["type"] == "missing"
+            else first["msg"].removeprefix("Input ")
+        )
         raise UserError(f"{where}={typed} is of the wrong kind: it {told}") from error
     if isinstance(value, bool) and not isinstance(meant, bool):  # which pydantic takes for 0 or 1
         raise UserError(f"{where}={typed} is of the wrong kind: it should be a valid number")

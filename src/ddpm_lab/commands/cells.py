@@ -103,15 +103,23 @@ def work(verb: str, config: DictConfig) -> float:
             config.data.batch_size or 64,
             config.trainer.accumulate_grad_batches,
         )
-        numbers = [max(1, factor) if isinstance(factor, int) else 1 for factor in factors]  # slips are told later
+        numbers = [
+            max(1, factor) if isinstance(factor, int) else 1 for factor in factors
+        ]  # slips are told later
         return 3.0 * prod(numbers)
     chain = OmegaConf.select(config, "schedule.steps") or 1000
     steps = OmegaConf.select(config, "sampler.steps") or chain
     count = config.get("count") or 100
-    return float(max(1, count if isinstance(count, int) else 1) * max(1, steps if isinstance(steps, int) else 1))
+    return float(
+        max(1, count if isinstance(count, int) else 1)
+        * max(1, steps if isinstance(steps, int) else 1)
+    )
 
 
 def named(cells: Sequence[Cell]) -> dict[str, Cell]:
     """By their names, to which the folder is added where several have the same."""
     counts = Counter(cell.name for cell in cells)
-    return {cell.name if counts[cell.name] == 1 else f"{cell.name} ({cell.folder.name})": cell for cell in cells}
+    return {
+        cell.name if counts[cell.name] == 1 else f"{cell.name} ({cell.folder.name})": cell
+        for cell in cells
+    }

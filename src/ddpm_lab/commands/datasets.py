@@ -22,8 +22,10 @@ SAMPLED = 2**24
 def fingerprint(data: Data) -> dict[str, Any]:
     """Shape, class names, sizes of the splits, and a SHA-256 of the images, which neither times nor places change."""
     names = None if data.captions is None else [texts[0] for texts in data.captions]
-    splits = {name: {"size": split.size, "sha256": _digest(split, data.workers)}
-              for name, split in (("train", data.train), ("test", data.test))}  # fmt: skip
+    splits = {
+        name: {"size": split.size, "sha256": _digest(split, data.workers)}
+        for name, split in (("train", data.train), ("test", data.test))
+    }
     return {"shape": [*data.shape], "classes": names, **splits}
 
 
@@ -31,16 +33,23 @@ def differences(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Differences in size, shape or classes between two fingerprints, as phrases; [] if the older one is unknown."""
     if not known:
         return []
-    splits = [f"{now[split]['size']} {what} samples, and were {known.get(split, {}).get('size')}"
-              for split, what in (("train", "training"), ("test", "held-out"))
-              if now[split]["size"] != known.get(split, {}).get("size")]  # fmt: skip
-    return splits + [f"{key} {_listed(now[key])}, and were {_listed(known.get(key))}"
-                     for key in ("shape", "classes") if now[key] != known.get(key)]  # fmt: skip
+    splits = [
+        f"{now[split]['size']} {what} samples, and were {known.get(split, {}).get('size')}"
+        for split, what in (("train", "training"), ("test", "held-out"))
+        if now[split]["size"] != known.get(split, {}).get("size")
+    ]
+    return splits + [
+        f"{key} {_listed(now[key])}, and were {_listed(known.get(key))}"
+        for key in ("shape", "classes")
+        if now[key] != known.get(key)
+    ]
 
 
 def changed(known: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether the images of two fingerprints differ where both have them."""
-    pairs = [(known.get(split, {}).get("sha256"), now[split]["sha256"]) for split in ("train", "test")]
+    pairs = [
+        (known.get(split, {}).get("sha256"), now[split]["sha256"]) for split in ("train", "test")
+    ]
     return any(old and new and old != new for old, new in pairs)
 
 
@@ -50,8 +59,10 @@ def verify(run: str | Path, config: DictConfig, now: dict[str, Any]) -> None:
     """
     known, key = records.read(run).data, _source(config)
     if told := differences(known, now):
-        raise UserError(f"{key} is not the data that {run} was trained on: {'; '.join(told)}; try the data that it "
-                        f"had, or init={run}, which starts a new run from its weights")  # fmt: skip
+        raise UserError(
+            f"{key} is not the data that {run} was trained on: {'; '.join(told)}; try the data that it "
+            f"had, or init={run}, which starts a new run from its weights"
+        )
     if changed(known, now):
         LOG.warning("warning: %s has other images than %s was trained on", key, run)
 
@@ -65,14 +76,21 @@ def data(settings: DictConfig) -> Data:
     found: Data = build(saved, "data")
     known, now = records.read(settings.run).data, fingerprint(found)
     if told := differences(known, now) or (["other images"] if changed(known, now) else []):
-        LOG.warning("warning: %s is not the data that run=%s was trained on: %s", _source(saved), settings.run,
-                    "; ".join(told))  # fmt: skip
+        LOG.warning(
+            "warning: %s is not the data that run=%s was trained on: %s",
+            _source(saved),
+            settings.run,
+            "; ".join(told),
+        )
     return found
 
 
 def _source(config: DictConfig) -> str:
     """The key that says where the data is, and its value."""
-    key = next((key for key in ("data.path", "data.name") if OmegaConf.select(config, key) is not None), "data")
+    key = next(
+        (key for key in ("data.path", "data.name") if OmegaConf.select(config, key) is not None),
+        "data",
+    )
     return f"{key}={OmegaConf.select(config, key)}" if key != "data" else "data"
 
 
@@ -88,7 +106,9 @@ def _digest(split: Split, workers: int) -> str | None:
     if not isinstance(split, Images | Streamed):
         return None
     count = min(split.size, max(16, SAMPLED // torch.Size(split.shape).numel()))
-    digest = hashlib.sha256(b"" if split.labels is None else split.labels.cpu().long().numpy().tobytes())
+    digest = hashlib.sha256(
+        b"" if split.labels is None else split.labels.cpu().long().numpy().tobytes()
+    )
     for images in read(split, (torch.arange(count) * split.size // count).split(100), workers):
         assert isinstance(images, Images)
         digest.update(images.pixels.cpu().contiguous().numpy().tobytes())

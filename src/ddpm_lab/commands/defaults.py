@@ -33,7 +33,10 @@ def complete(config: DictConfig, data: Data) -> None:
     They are logged in a line, and saved with the run, so that a run stays what it is when rules or images change.
     """
     many = data.train.size >= MANY and len(data.shape) == 3 and data.shape[0] > 1
-    filled: dict[str, Any] = {"data.batch_size": data.batch_size, "trainer.max_steps": steps(data.shape, many)}
+    filled: dict[str, Any] = {
+        "data.batch_size": data.batch_size,
+        "trainer.max_steps": steps(data.shape, many),
+    }
     if len(data.shape) == 3:
         filled |= {"data.resolution": data.shape[1], "data.channels": data.shape[0]}
         if any(_is_null(config, f"model.{key}") for key in ("channels", "multipliers", "blocks")):
@@ -47,8 +50,13 @@ def complete(config: DictConfig, data: Data) -> None:
         config.optimizer.lr = filled["optimizer.lr"] = learning_rate(config.model)
     if filled:
         kind = "points" if data.bin_width is None else "images"
-        LOG.info("chosen for %d %s of %s: %s", data.train.size, kind, "x".join(map(str, data.shape)),
-                 " ".join(f"{key}={_compact(value)}" for key, value in filled.items()))  # fmt: skip
+        LOG.info(
+            "chosen for %d %s of %s: %s",
+            data.train.size,
+            kind,
+            "x".join(map(str, data.shape)),
+            " ".join(f"{key}={_compact(value)}" for key, value in filled.items()),
+        )
 
 
 def unet(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
@@ -62,7 +70,11 @@ def unet(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
     wide = 2 if many else 1
     channels = channels or wide * (32 if side <= 16 else 16)
     most = max(1, wide * (128 if side > 8 else 64) // channels)
-    return {"channels": channels, "multipliers": [min(2**level, most) for level in range(halvings + 1)], "blocks": 1}
+    return {
+        "channels": channels,
+        "multipliers": [min(2**level, most) for level in range(halvings + 1)],
+        "blocks": 1,
+    }
 
 
 def steps(shape: Sequence[int], many: bool) -> int:

@@ -26,7 +26,10 @@ Finished = dict[str, list[tuple[float, float]]]
 def _remember(root: Path, cells: Sequence[Cell]) -> None:
     """Adds `cells` to the list of a sweep, `sweep.json`, which `report.py dir=` reads."""
     known = load(root / "sweep.json")
-    known |= {cell.folder.name: {"name": cell.name, "config": cell.config, "command": cell.command} for cell in cells}
+    known |= {
+        cell.folder.name: {"name": cell.name, "config": cell.config, "command": cell.command}
+        for cell in cells
+    }
     write(root / "sweep.json", json.dumps(known, indent=2) + "\n")
 
 
@@ -46,13 +49,17 @@ def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: 
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{root} cannot be made a folder ({error.strerror}); choose another") from error
+        raise UserError(
+            f"{root} cannot be made a folder ({error.strerror}); choose another"
+        ) from error
     with alone(root, "running a sweep"):
         _remember(root, cells)
         _run(todo, pool, jobs)
     LOG.info("%s", _table(cells))
     if failed := [cell for cell in cells if not cell.done()]:
-        raise CellsFailed(f"{len(failed)} of {len(cells)} cells failed; the same command tries them again")
+        raise CellsFailed(
+            f"{len(failed)} of {len(cells)} cells failed; the same command tries them again"
+        )
 
 
 def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
@@ -67,7 +74,12 @@ def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
                     if any(need.folder in failed for need in cell.needs):
                         waiting.remove(cell)
                         failed.add(cell.folder)
-                        _keep(cell, 1, 0.0, f"needs {next(n.name for n in cell.needs if n.folder in failed)}")
+                        _keep(
+                            cell,
+                            1,
+                            0.0,
+                            f"needs {next(n.name for n in cell.needs if n.folder in failed)}",
+                        )
                     elif len(running) < jobs and all(need.done() for need in cell.needs):
                         waiting.remove(cell)
                         running[threads.submit(_attempt, cell, pool)] = cell
@@ -78,10 +90,19 @@ def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
                     if status := future.result():
                         failed.add(cell.folder)
                     else:
-                        done.setdefault(_kind(cell.command), []).append((cell.work, cell.state()["seconds"]))
+                        done.setdefault(_kind(cell.command), []).append(
+                            (cell.work, cell.state()["seconds"])
+                        )
                     left = [*waiting, *running.values()]
                     rest = f"  ({_left(left, done, jobs)})" if left else ""
-                    LOG.info("[%d/%d] %s %s%s", ended, len(todo), "failed:" if status else "done:  ", cell.name, rest)
+                    LOG.info(
+                        "[%d/%d] %s %s%s",
+                        ended,
+                        len(todo),
+                        "failed:" if status else "done:  ",
+                        cell.name,
+                        rest,
+                    )
         except BaseException:  # also when interrupted: what runs is stopped, what is done stays
             pool.stop()
             raise
@@ -109,14 +130,29 @@ def _attempt(cell: Cell, pool: Pool) -> int:
 def _keep(cell: Cell, status: int, seconds: float, why: str) -> None:
     """Last of all, and at once, so that a cell is done only when all of it is there."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    write(cell.folder / "cell.json", json.dumps({
-        "status": status, "seconds": round(seconds, 1), "work": cell.work, "why": why, "verb": cell.verb,
-        "config": cell.config, "command": cell.command}))  # fmt: skip
+    write(
+        cell.folder / "cell.json",
+        json.dumps(
+            {
+                "status": status,
+                "seconds": round(seconds, 1),
+                "work": cell.work,
+                "why": why,
+                "verb": cell.verb,
+                "config": cell.config,
+                "command": cell.command,
+            }
+        ),
+    )
 
 
 def _complaint(log: Path) -> str:
     """The line of a log that says what went wrong."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
+    lines = (
+        [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if log.is_file()
+        else []
+    )
     told = [line for line in lines if line.startswith("error: ")]
     return (told or lines or ["it ended without a word"])[-1][:200]
 
@@ -127,7 +163,12 @@ def _table(cells: Sequence[Cell]) -> str:
         state = cell.state()
         status = state.get("status")
         word = "to do" if status is None else "failed" if status else "done"
-        rows[name] = [word, _span(state["seconds"]) if state else "-", *_figures(cell), cell.folder.name]
+        rows[name] = [
+            word,
+            _span(state["seconds"]) if state else "-",
+            *_figures(cell),
+            cell.folder.name,
+        ]
         if status:
             said.append(f"  {cell.name}: {state['why']}\n    its log: {cell.folder / 'log.txt'}")
     title = f"{len(cells)} cells in {cells[0].folder.parent}"

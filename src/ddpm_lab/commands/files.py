@@ -30,7 +30,9 @@ ROWS = {"label": (1, "iu", np.int64), "text": (2, "u", np.uint8), "low_res": (4,
 """Dimensions of these arrays, the kinds of numbers that are read, and the type that a model takes"""
 
 
-def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: int | None = 100) -> Held:
+def read(
+    config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: int | None = 100
+) -> Held:
     """`config.count` samples of `shape`: of the data's split that `config.input` names, where null means `count`, or
     those in a file or folder.
     """
@@ -56,7 +58,11 @@ def read(config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: i
 
 
 def array(
-    file: str | Path, name: str, shape: tuple[int, ...], classes: int | None, kind: type = np.float32
+    file: str | Path,
+    name: str,
+    shape: tuple[int, ...],
+    classes: int | None,
+    kind: type = np.float32,
 ) -> tuple[Tensor, Batch]:
     """The array `name` (N, *shape) of an .npz, and what its rows are said to be. Raises UserError where it is not
     there, or does not fit.
@@ -68,26 +74,55 @@ def array(
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"input={file} is not there; it is an .npz that sample.py wrote, or a folder of images"
-                        ) from error  # fmt: skip
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, BadZipFile, zlib.error) as error:
-        raise UserError(f"input={file} holds no array {name} ({type(error).__name__}); "
-                        "it is an .npz that sample.py wrote, or a folder of images") from error  # fmt: skip
-    if array.shape[1:] != shape or array.ndim != len(shape) + 1 or array.dtype != kind or not len(array):
-        raise UserError(f"input={file}: {name} is {array.shape} {array.dtype}, and this run wants (N, "
-                        f"{', '.join(map(str, shape))}) {np.dtype(kind)}") from None  # fmt: skip
+        raise UserError(
+            f"input={file} is not there; it is an .npz that sample.py wrote, or a folder of images"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        MemoryError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"input={file} holds no array {name} ({type(error).__name__}); "
+            "it is an .npz that sample.py wrote, or a folder of images"
+        ) from error
+    if (
+        array.shape[1:] != shape
+        or array.ndim != len(shape) + 1
+        or array.dtype != kind
+        or not len(array)
+    ):
+        raise UserError(
+            f"input={file}: {name} is {array.shape} {array.dtype}, and this run wants (N, "
+            f"{', '.join(map(str, shape))}) {np.dtype(kind)}"
+        ) from None
     if not np.isfinite(array).all():
         raise UserError(f"input={file}: {name} has numbers that are not finite")
     for key, values in said.items():
         rank, kinds, taken = ROWS[key]
         if values.ndim != rank or values.dtype.kind not in kinds or len(values) != len(array):
-            raise UserError(f"input={file}: {SAID[key]} is {values.shape} {values.dtype}, and {len(array)} {name} want "
-                            f"({len(array)}{',' + ' ...' * (rank > 1)}) {np.dtype(taken)}")  # fmt: skip
+            raise UserError(
+                f"input={file}: {SAID[key]} is {values.shape} {values.dtype}, and {len(array)} {name} want "
+                f"({len(array)}{',' + ' ...' * (rank > 1)}) {np.dtype(taken)}"
+            )
     labels = said.get("label")
-    if labels is not None and classes is not None and not ((labels >= 0) & (labels < classes)).all():
-        raise UserError(f"input={file} has labels in {labels.min()}..{labels.max()}, and this model knows 0.."
-                        f"{classes - 1}")  # fmt: skip
-    return torch.as_tensor(array), {key: torch.as_tensor(value.astype(ROWS[key][2])) for key, value in said.items()}
+    if (
+        labels is not None
+        and classes is not None
+        and not ((labels >= 0) & (labels < classes)).all()
+    ):
+        raise UserError(
+            f"input={file} has labels in {labels.min()}..{labels.max()}, and this model knows 0.."
+            f"{classes - 1}"
+        )
+    return torch.as_tensor(array), {
+        key: torch.as_tensor(value.astype(ROWS[key][2])) for key, value in said.items()
+    }
 
 
 def arrays(name: str, values: Tensor, said: Batch) -> dict[str, Any]:
@@ -95,7 +130,9 @@ def arrays(name: str, values: Tensor, said: Batch) -> dict[str, Any]:
     return {name: values.numpy()} | {SAID[key]: value.cpu().numpy() for key, value in said.items()}
 
 
-def save(system: Diffusion, values: Tensor, labels: Tensor | None, out: Path, columns: int = 10) -> None:
+def save(
+    system: Diffusion, values: Tensor, labels: Tensor | None, out: Path, columns: int = 10
+) -> None:
     """Samples as `show` gives them, uint8 pictures or float points, to `out`."""
     said: Batch = {} if labels is None else {"label": labels}
     if system.bin_width is None:
@@ -113,5 +150,9 @@ def save(system: Diffusion, values: Tensor, labels: Tensor | None, out: Path, co
     np.savez_compressed(out / "samples.npz", **kept)
     what = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in kept.items())
     lines.append(("an array", f"{out / 'samples.npz'}, {what}"))
-    LOG.info("%d samples of %s\n%s", len(values), by(system.shape),
-             "\n".join(f"  {name:<11} {where}" for name, where in lines))  # fmt: skip
+    LOG.info(
+        "%d samples of %s\n%s",
+        len(values),
+        by(system.shape),
+        "\n".join(f"  {name:<11} {where}" for name, where in lines),
+    )

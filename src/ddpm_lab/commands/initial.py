@@ -35,21 +35,36 @@ def start(system: Learner, config: DictConfig) -> str:
     for group in MEANT:
         there, here = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
         if there != here:
-            raise UserError(f"init={run} was trained with {group}={there}, and this run has {here}; they must agree")
+            raise UserError(
+                f"init={run} was trained with {group}={there}, and this run has {here}; they must agree"
+            )
     average = content["callbacks"].get("EMA", {}).get("average")
     averaged = {f"denoiser.{name}": value for name, value in (average or {}).items()}
     found = _learned({**content["state_dict"], **averaged})
     wanted = _learned(system.state_dict())
-    wrong = sorted(name for name in {*found, *wanted} if _shape(found.get(name)) != _shape(wanted.get(name)))
+    wrong = sorted(
+        name for name in {*found, *wanted} if _shape(found.get(name)) != _shape(wanted.get(name))
+    )
     if wrong:
-        other = [f"{key}={value}" for key, value in _model(saved).items() if _model(config).get(key) != value]
-        hint = f"its model has {' '.join(other[:4])}" if other else "its data has another shape or other classes"
-        raise UserError(f"init={run}: {len(wrong)} of {len(wanted)} tensors do not fit, such as {wrong[0]}: "
-                        f"{_shape(found.get(wrong[0]))} there, {_shape(wanted.get(wrong[0]))} here; {hint}"
-                        )  # fmt: skip
+        other = [
+            f"{key}={value}"
+            for key, value in _model(saved).items()
+            if _model(config).get(key) != value
+        ]
+        hint = (
+            f"its model has {' '.join(other[:4])}"
+            if other
+            else "its data has another shape or other classes"
+        )
+        raise UserError(
+            f"init={run}: {len(wrong)} of {len(wanted)} tensors do not fit, such as {wrong[0]}: "
+            f"{_shape(found.get(wrong[0]))} there, {_shape(wanted.get(wrong[0]))} here; {hint}"
+        )
     space = "codec._extra_state"
     if content["state_dict"].get(space) != system.state_dict().get(space):
-        raise UserError(f"init={run} was trained in latents of another autoencoder; try its codec.run")
+        raise UserError(
+            f"init={run} was trained in latents of another autoencoder; try its codec.run"
+        )
     system.load_state_dict(found, strict=False)
     kind = "averaged" if average is not None or content.get("weights") == "ema" else "raw"
     return f"starting from the {kind} weights of step {content['global_step']} in {file}"
@@ -65,7 +80,11 @@ def _naming(run: str) -> Iterator[None]:
 
 
 def _learned(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor) and not name.startswith(OWN)}
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and not name.startswith(OWN)
+    }
 
 
 def _shape(value: Tensor | None) -> str:

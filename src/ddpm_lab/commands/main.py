@@ -40,7 +40,8 @@ def _in_order(verb: Callable[[], None]) -> Callable[[], None]:
     def ended() -> None:
         try:
             if threading.current_thread() is threading.main_thread() and (
-                    signal.getsignal(signal.SIGTERM) == signal.SIG_DFL):  # fmt: skip
+                signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            ):
                 signal.signal(signal.SIGTERM, _terminated)
             sys.argv[1:] = refusals.normalized(sys.argv[1:], CONFIGS)
             verb()
@@ -50,7 +51,9 @@ def _in_order(verb: Callable[[], None]) -> Callable[[], None]:
             number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near
-            sys.exit(_tell(Interrupted(f"stopped by {number.name}; what is finished is kept", number)))
+            sys.exit(
+                _tell(Interrupted(f"stopped by {number.name}; what is finished is kept", number))
+            )
 
     return ended
 
@@ -145,7 +148,10 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             if "out" in config and config.out in (None, "") and verb != "report":
                 raise UserError(f"out={config.out} names no folder")
             task(config)
-        except (Told, OmegaConfBaseException) as error:  # here, so that a sweep goes on with its next cell
+        except (
+            Told,
+            OmegaConfBaseException,
+        ) as error:  # here, so that a sweep goes on with its next cell
             ended.append(_tell(_explained(error, verb)))
             discard(Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
@@ -155,8 +161,12 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
             ended.append(_tell(told))
             discard(Path(HydraConfig.get().runtime.output_dir))
 
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or DDP warns where every parameter was used
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors, which are then told in our words
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # or DDP warns where every parameter was used
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # so that Hydra raises its errors, which are then told in our words
+    )
     try:
         check()
         refusals.check_flags(sys.argv[1:], OmegaConf.load(CONFIGS / f"{verb}.yaml"))
@@ -179,10 +189,14 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
     except OSError as error:  # some of Hydra's are OSErrors as well
         if begun or error.filename is None:
             raise
-        ended.append(_tell(Hindered(f"{error.filename} cannot be made a folder ({error.strerror})")))
+        ended.append(
+            _tell(Hindered(f"{error.filename} cannot be made a folder ({error.strerror})"))
+        )
     finally:
         for folder in SWEEPS:
-            if folder.is_dir() and [file.name for file in folder.iterdir()] == ["multirun.yaml"]:  # no job began
+            if folder.is_dir() and [file.name for file in folder.iterdir()] == [
+                "multirun.yaml"
+            ]:  # no job began
                 (folder / "multirun.yaml").unlink()
                 discard(folder)
     if ended:

@@ -33,23 +33,45 @@ def panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
         shown = [(row, entries[at_column]) for row, entries in table.rows.items()]
         bars = {
             "ours": _points([(row, entry.ours) for row, entry in shown]),
-            "paper": _points([(row, entry.theirs if entry.comparable else None) for row, entry in shown]),
+            "paper": _points(
+                [(row, entry.theirs if entry.comparable else None) for row, entry in shown]
+            ),
         }
-        return panel(plot.title, metric, {name: bar for name, bar in bars.items() if bar[0]} if bars["ours"][0] else {})
+        return panel(
+            plot.title,
+            metric,
+            {name: bar for name, bar in bars.items() if bar[0]} if bars["ours"][0] else {},
+        )
     lines: dict[str, Lines] = {}
     for which in ("ours", "theirs"):
         if plot.kind == "columns":
-            xs = [column.x if which == "ours" else last_number(column.name) for column in table.columns]
-            made = {row: _points([(x, getattr(entry, which)) for x, entry in zip(xs, entries, strict=True)])
-                    for row, entries in table.rows.items()}  # fmt: skip
+            xs = [
+                column.x if which == "ours" else last_number(column.name)
+                for column in table.columns
+            ]
+            made = {
+                row: _points(
+                    [(x, getattr(entry, which)) for x, entry in zip(xs, entries, strict=True)]
+                )
+                for row, entries in table.rows.items()
+            }
         else:
-            made = {name: _points([(last_number(row), getattr(entries[i], which))
-                                   for row, entries in table.rows.items()])
-                    for i, name in enumerate(names) if name.startswith(plot.column or "")}  # fmt: skip
+            made = {
+                name: _points(
+                    [
+                        (last_number(row), getattr(entries[i], which))
+                        for row, entries in table.rows.items()
+                    ]
+                )
+                for i, name in enumerate(names)
+                if name.startswith(plot.column or "")
+            }
         lines[which] = {name: line for name, line in made.items() if line[0]}
     published = METRICS.get(plan.published(names[at_column]), ("", None))[0]
-    return [*panel(f"{plot.title}: the paper", plot.y or published, lines["theirs"]),
-            *panel(f"{plot.title}: ours, {plan.tier}", metric, lines["ours"])]  # fmt: skip
+    return [
+        *panel(f"{plot.title}: the paper", plot.y or published, lines["theirs"]),
+        *panel(f"{plot.title}: ours, {plan.tier}", metric, lines["ours"]),
+    ]
 
 
 def _points(pairs: list[tuple[Any, float | None]]) -> tuple[list[Any], list[float]]:
@@ -64,7 +86,9 @@ def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> Lines:
         cell = plan.places.get(Place(row, column, plan.stage.seeds[0]))
         found = at(load(cell.metrics), plot.path) if cell is not None and cell.done() else None
         both = [(one[plot.x_key], one[plot.y_key]) for one in found or []]
-        if both := [(x, y) for x, y in both if (x > 0 or not plot.log_x) and (y > 0 or not plot.log_y)]:
+        if both := [
+            (x, y) for x, y in both if (x > 0 or not plot.log_x) and (y > 0 or not plot.log_y)
+        ]:
             lines[row] = ([x for x, _ in both], [y for _, y in both])
     return lines
 
@@ -75,7 +99,11 @@ def training(cells: Mapping[str, Cell]) -> list[Panel]:
     for name, cell in cells.items():
         if cell.done() and (curve := losses(cell.folder)) and curve not in lines.values():
             lines[name] = curve
-    return [Panel("loss of training", "step", "loss", lines, log_y=True)] if 0 < len(lines) <= CURVES else []
+    return (
+        [Panel("loss of training", "step", "loss", lines, log_y=True)]
+        if 0 < len(lines) <= CURVES
+        else []
+    )
 
 
 def pictures(cells: Mapping[str, Cell]) -> dict[str, Path]:

@@ -23,7 +23,11 @@ MODELS = ("conditioner.model",)
 
 def listing() -> Path:
     """The list: $XDG_STATE_HOME/ddpm-lab/places, or ~/.local/state/ddpm-lab/places."""
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ddpm-lab" / "places"
+    return (
+        Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+        / "ddpm-lab"
+        / "places"
+    )
 
 
 def remember(config: DictConfig) -> None:
@@ -39,8 +43,10 @@ def confirm(config: DictConfig, run: object, keys: tuple[str, ...]) -> None:
     """Raises Unsafe for a place of `keys` in `config`, that of `run`, which the user neither typed nor trained on."""
     for key, value in zip(*_named(config, keys), strict=True):
         if _line(key, value) not in {*_known(), *(_line(key, typed) for typed in _typed(key))}:
-            raise Unsafe(f"{shown(run)} reads {key}={shown(value)}, which no training run of yours named on this "
-                         f"machine; if you mean it, add {shown(quoted(key, value))}")  # fmt: skip
+            raise Unsafe(
+                f"{shown(run)} reads {key}={shown(value)}, which no training run of yours named on this "
+                f"machine; if you mean it, add {shown(quoted(key, value))}"
+            )
 
 
 def _named(config: DictConfig, keys: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -52,7 +58,14 @@ def _named(config: DictConfig, keys: tuple[str, ...]) -> tuple[list[str], list[s
 def _line(key: str, value: str) -> str:
     place = Path(value).expanduser()
     return (
-        json.dumps([key, os.path.abspath(place) if key in ("data.path", "data.cache") or place.exists() else value])
+        json.dumps(
+            [
+                key,
+                os.path.abspath(place)
+                if key in ("data.path", "data.cache") or place.exists()
+                else value,
+            ]
+        )
         + "\n"
     )
 

@@ -43,7 +43,9 @@ class Processes(Pool):
         self.threads = max(1, (os.cpu_count() or 1) // jobs)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(HEAVY)
-        self.devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+        self.devices = [
+            device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device
+        ]
         self.lock = threading.Lock()
         self.running: dict[BaseProcess, str | None] = {}
 
@@ -51,13 +53,17 @@ class Processes(Pool):
         with self.lock:  # a device that the fewest use
             used = [*self.running.values()]
             device = min(self.devices, key=used.count) if self.devices else None
-            process = self.context.Process(target=_forked, args=(verb, words, log, self.threads, device))
+            process = self.context.Process(
+                target=_forked, args=(verb, words, log, self.threads, device)
+            )
             process.start()  # the first waits for the server
             self.running[process] = device
         if self.stopped:
             process.kill()
         connection.wait([process.sentinel])
-        with self.lock:  # the exit status can be read once, and start() reads that of all that have ended
+        with (
+            self.lock
+        ):  # the exit status can be read once, and start() reads that of all that have ended
             status = process.exitcode
         del self.running[process]
         return 1 if status is None else status
@@ -68,8 +74,9 @@ class Processes(Pool):
         try:
             for process in running:
                 process.terminate()  # what trains saves itself first
-            while (left := [process.sentinel for process in running if process in self.running]) and (
-                    seconds := until - time.monotonic()) > 0:  # fmt: skip
+            while (
+                left := [process.sentinel for process in running if process in self.running]
+            ) and (seconds := until - time.monotonic()) > 0:
                 connection.wait(left, min(seconds, 0.1))
         finally:  # also when interrupted once more
             for process in [*self.running]:
@@ -81,16 +88,27 @@ class Slurm(Pool):
     cpus_per_task, timeout_min, and so on. `cluster=local` runs them as processes of this machine, to try it out.
     """
 
-    def __init__(self, folder: Path, cluster: str, parameters: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, cluster: str, parameters: dict[str, Any] | None = None
+    ) -> None:
         try:
             from submitit import AutoExecutor
         except ImportError as error:
-            raise UserError(f"hydra.launcher.cluster={cluster} needs submitit; try {install('submitit')}") from error
+            raise UserError(
+                f"hydra.launcher.cluster={cluster} needs submitit; try {install('submitit')}"
+            ) from error
         try:
             self.executor = AutoExecutor(str(folder), cluster=cluster)
             self.executor.update_parameters(**(parameters or {}))
-        except (RuntimeError, ValueError, NameError, TypeError) as error:  # no SLURM; no such cluster or parameter
-            raise UserError(f"hydra.launcher.cluster={cluster}: {' '.join(str(error).split())[:200]}") from error
+        except (
+            RuntimeError,
+            ValueError,
+            NameError,
+            TypeError,
+        ) as error:  # no SLURM; no such cluster or parameter
+            raise UserError(
+                f"hydra.launcher.cluster={cluster}: {' '.join(str(error).split())[:200]}"
+            ) from error
         self.running: list[Any] = []
 
     def __call__(self, verb: str, words: list[str], log: Path) -> int:
@@ -120,7 +138,9 @@ def _forked(verb: str, words: list[str], log: Path, threads: int, device: str | 
     from tqdm import tqdm
 
     os.setsid()  # Ctrl-C is for the parent, which ends the others in order
-    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore, which a process that is killed would leave behind
+    tqdm.set_lock(
+        threading.RLock()
+    )  # tqdm's own is a semaphore, which a process that is killed would leave behind
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     torch.set_num_threads(threads)

@@ -12,16 +12,29 @@ from ddpm_lab.reports.table import Source, Status
 from ddpm_lab.trust import regular, unlinked
 
 METRICS: dict[str, tuple[str, Any]] = {
-    "fid": ("FID", "lower"), "fid_within": ("FID within class", "lower"), "inception_score": ("IS", "higher"),
-    "recognised": ("recognised", "higher"), "precision": ("precision", "higher"), "recall": ("recall", "higher"),
-    "nll.bits_per_dim": ("bits/dim", "lower"), "nll.gap": ("bits/dim over entropy", "lower"),
-    "nll.L_T": ("bits/dim", "lower"), "nll.L_T.bits": ("bits/dim", "lower"), "nll.L_0": ("bits/dim", "lower"),
+    "fid": ("FID", "lower"),
+    "fid_within": ("FID within class", "lower"),
+    "inception_score": ("IS", "higher"),
+    "recognised": ("recognised", "higher"),
+    "precision": ("precision", "higher"),
+    "recall": ("recall", "higher"),
+    "nll.bits_per_dim": ("bits/dim", "lower"),
+    "nll.gap": ("bits/dim over entropy", "lower"),
+    "nll.L_T": ("bits/dim", "lower"),
+    "nll.L_T.bits": ("bits/dim", "lower"),
+    "nll.L_0": ("bits/dim", "lower"),
     "nll.L_0.bits": ("bits/dim", "lower"),
-    "wasserstein": ("W2 distance", "lower"), "sliced_wasserstein": ("sliced W2", "lower"),
-    "round_trip.mse": ("mean square error", "lower"), "round_trip": ("mean square error", "lower"),
-    "density.nll": ("NLL, nats", "lower"), "psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"),
-    "rfid": ("rFID", "lower"), "training.val_loss": ("validation loss", "lower"), "accuracy": ("accuracy", "higher"),
-}  # fmt: skip
+    "wasserstein": ("W2 distance", "lower"),
+    "sliced_wasserstein": ("sliced W2", "lower"),
+    "round_trip.mse": ("mean square error", "lower"),
+    "round_trip": ("mean square error", "lower"),
+    "density.nll": ("NLL, nats", "lower"),
+    "psnr": ("PSNR, dB", "higher"),
+    "ssim": ("SSIM", "higher"),
+    "rfid": ("rFID", "lower"),
+    "training.val_loss": ("validation loss", "lower"),
+    "accuracy": ("accuracy", "higher"),
+}
 """What keys of metrics.json are called, and which way is better."""
 
 
@@ -32,7 +45,11 @@ WEIGHTS = "weights_sha256"
 def number(file: Path, key: str) -> float | None:
     """What a metrics.json says under `key`, which may have dots; None where it says no number, or there is none."""
     value = at(load(file), key)
-    return float(value) if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63) else None
+    return (
+        float(value)
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+        else None
+    )
 
 
 def at(found: Any, key: str) -> Any:
@@ -75,7 +92,11 @@ def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return [
         pair
         for name, value in found.items()
-        for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, str(value))])
+        for pair in (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else [(prefix + name, str(value))]
+        )
     ]
 
 
@@ -87,7 +108,9 @@ def losses(folder: Path) -> tuple[list[Any], list[float]] | None:
     try:
         with regular(file).open() as stream:
             found = [
-                (int(row["step"]), float(row["train/loss"])) for row in csv.DictReader(stream) if row.get("train/loss")
+                (int(row["step"]), float(row["train/loss"]))
+                for row in csv.DictReader(stream)
+                if row.get("train/loss")
             ]
     except Unsafe:
         raise

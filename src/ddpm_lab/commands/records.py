@@ -17,11 +17,23 @@ from ddpm_lab.writing import write
 FILE = "run.json"
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
 """Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
-ADJUSTABLE = {"conditioner": ("level", "truncated"), "codec": ("run",),
-              "data": ("path", "name", "cache", "workers", "resident", "download")}  # fmt: skip
+ADJUSTABLE = {
+    "conditioner": ("level", "truncated"),
+    "codec": ("run",),
+    "data": ("path", "name", "cache", "workers", "resident", "download"),
+}
 """Groups that a run's weights belong to, and the keys of them that can be changed all the same."""
-PLACES = ("init", "data.path", "data.name", "data.cache", "codec.run", "guidance.weak.run", "guidance.classifier.run",
-          "conditioner.model", "extractor.weights")  # fmt: skip
+PLACES = (
+    "init",
+    "data.path",
+    "data.name",
+    "data.cache",
+    "codec.run",
+    "guidance.weak.run",
+    "guidance.classifier.run",
+    "conditioner.model",
+    "extractor.weights",
+)
 """Keys that may name a file or a folder"""
 
 
@@ -40,7 +52,10 @@ def read(run: str | Path) -> Record:
     return Record(
         key if isinstance(key, str) and re.fullmatch("[0-9a-f]{16}", key) else None,
         directory if isinstance(directory, str) else None,
-        data if isinstance(data, dict) and all(isinstance(data.get(one), dict) for one in ("train", "test")) else {},
+        data
+        if isinstance(data, dict)
+        and all(isinstance(data.get(one), dict) for one in ("train", "test"))
+        else {},
     )
 
 
@@ -82,7 +97,11 @@ def adjusted(saved: DictConfig, settings: DictConfig, group: str) -> DictConfig:
     keys = [key for key in ADJUSTABLE[group] if key in own]
     if changed := [key for key in {*own, *chosen} - {*keys} if own.get(key) != chosen.get(key)]:
         what = group if "_target_" in changed else f"{group}.{min(changed)}"
-        only = f"of {group}, only {' and '.join(keys)} can be changed" if keys else "it cannot be changed"
+        only = (
+            f"of {group}, only {' and '.join(keys)} can be changed"
+            if keys
+            else "it cannot be changed"
+        )
         raise UserError(f"{what} is part of what run={settings.run} was trained with; {only}")
     saved[group] = chosen
     return saved

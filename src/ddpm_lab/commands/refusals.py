@@ -27,7 +27,9 @@ def normalized(arguments: Sequence[str], configs: Path) -> list[str]:
     before them (`--trainer.max_steps=5`). Raise UserError for an override whose value stands apart.
     """
     known = _options()
-    keys = {key for file in configs.glob("*.yaml") for key in OmegaConf.load(file)} | {*SHORT["train"]}
+    keys = {key for file in configs.glob("*.yaml") for key in OmegaConf.load(file)} | {
+        *SHORT["train"]
+    }
     keys |= {folder.name for folder in configs.iterdir() if folder.is_dir()}
     options: list[str] = []
     overrides: list[str] = []
@@ -42,12 +44,18 @@ def normalized(arguments: Sequence[str], configs: Path) -> list[str]:
             continue
         key = name.lstrip("-")
         following = left[0] if left else ""
-        if re.fullmatch(r"[a-z_][\w.]*", key, re.I) and not value and following and (
-                following[0] == "=" or not re.search(r"=|^[-+~]", following)):  # fmt: skip
+        if (
+            re.fullmatch(r"[a-z_][\w.]*", key, re.I)
+            and not value
+            and following
+            and (following[0] == "=" or not re.search(r"=|^[-+~]", following))
+        ):
             meant = following.lstrip("=") or (left[1] if len(left) > 1 else "")
             typed = " ".join([argument, *left[: 1 + (following == "=")]])
             raise UserError(f"{typed}: a key, = and its value are one word; try {key}={meant}")
-        dashed = key != name and equals and (re.split(r"[./@]", key)[0] in keys or not near(name, known))
+        dashed = (
+            key != name and equals and (re.split(r"[./@]", key)[0] in keys or not near(name, known))
+        )
         if argument.startswith("-") and not dashed:
             options.append(argument)
         else:
@@ -69,17 +77,23 @@ def check(arguments: Iterable[str], configs: Path) -> None:
         if not key:
             raise UserError(f"{argument or 'an empty argument'} names no key; try KEY=VALUE")
         if argument.startswith("--e"):  # which argparse takes for --experimental-rerun
-            raise Unsafe(f"{argument} is not offered, for it would unpickle a file; type the command again")
+            raise Unsafe(
+                f"{argument} is not offered, for it would unpickle a file; type the command again"
+            )
         if "\0" in argument or (key.startswith("hydra.") and re.search(r"[\0-\x1f]", value)):
             raise Unsafe(f"{shown(argument)} has characters that no name may have")
         group = key.partition("@")[0]
         if not re.fullmatch(r"\w+(/\w+)*", group) or not (configs / group).is_dir():
             continue
         if len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value):
-            raise Unsafe(f"{group}={shown(value[:80])} is not the name of a choice, which is a file in configs/{group}")
+            raise Unsafe(
+                f"{group}={shown(value[:80])} is not the name of a choice, which is a file in configs/{group}"
+            )
         if argument.startswith("+"):
             raise UserError(f"{argument}: a choice of a group has no +; try {key}={value}")
-        if argument.startswith("~") or re.fullmatch(r"|null|true|false|\[\s*\]|[+-]?[\d.]+(e[+-]?\d+)?", value, re.I):
+        if argument.startswith("~") or re.fullmatch(
+            r"|null|true|false|\[\s*\]|[+-]?[\d.]+(e[+-]?\d+)?", value, re.I
+        ):
             choices = ", ".join(sorted(file.stem for file in (configs / group).glob("*.yaml")))
             raise UserError(f"{argument} chooses nothing; choices: {choices}")
 
@@ -88,7 +102,9 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     """What was wrong with the command line. Whatever is not recognised is told in Hydra's own first lines."""
     text = f"{error}\n{error.__cause__ or ''}"
     if option := re.search(r"Could not find '(\S+)/([^/\s]+)'", text):
-        choices = [choice for choice in re.findall(r"^\t(\S+)$", text, re.M) if choice != "run"]  # of runs.offer
+        choices = [
+            choice for choice in re.findall(r"^\t(\S+)$", text, re.M) if choice != "run"
+        ]  # of runs.offer
         return f"{option[1]}={option[2]} is not a choice{near(option[2], choices)}; choices: {', '.join(choices)}"
     if also := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", text):
         group, choice, other = also.groups()
@@ -115,9 +131,14 @@ def broken_file(error: Exception, arguments: list[str]) -> str:
     mark = getattr(error, "problem_mark", error)
     if name := getattr(mark, "name", None):
         return f"{name} is not YAML: {said}"
-    folders = [argument.partition("=")[2] or following for argument, following in pairwise([*arguments, ""])
-               if argument.startswith(("--config-dir", "-cd", "--config-path", "-cp"))]  # fmt: skip
-    for file in sorted(file for folder in folders for file in Path(folder).rglob("*.yaml") if file.is_file()):
+    folders = [
+        argument.partition("=")[2] or following
+        for argument, following in pairwise([*arguments, ""])
+        if argument.startswith(("--config-dir", "-cd", "--config-path", "-cp"))
+    ]
+    for file in sorted(
+        file for folder in folders for file in Path(folder).rglob("*.yaml") if file.is_file()
+    ):
         try:
             file.read_text("utf-8")
         except UnicodeDecodeError:
@@ -134,7 +155,11 @@ def _unread(argument: str) -> str:
         return f"{argument} is not a whole list; try '{name}=[1,2]', in quotes or without spaces"
     if value.endswith(","):
         return f"{argument} ends in a comma; try {name}={value.rstrip(',')}"
-    quoted = "quotes inside need a backslash" if "'" in value or '"' in value else f"try \"{name}='{value}'\""
+    quoted = (
+        "quotes inside need a backslash"
+        if "'" in value or '"' in value
+        else f"try \"{name}='{value}'\""
+    )
     return f"{argument} has a character that must stand in quotes; {quoted}"
 
 
@@ -145,7 +170,9 @@ def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
         if flag not in known:
             if (key := flag.lstrip("-")) in keys:
                 raise UserError(f"{flag} is a key and no option; try {key}=...")
-            raise UserError(f"{flag} is no option{near(flag, known)}; options: {', '.join(sorted(known, key=len))}")
+            raise UserError(
+                f"{flag} is no option{near(flag, known)}; options: {', '.join(sorted(known, key=len))}"
+            )
     modes = {
         known[flag].dest: flag
         for flag in (argument.partition("=")[0] for argument in arguments)
@@ -158,7 +185,9 @@ def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
 def _unknown(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) -> str:
     """A key that is neither a group nor a value."""
     typed = _typed(key, arguments)
-    if "/" in key and OmegaConf.select(config, dotted := key.replace("/", "."), default="") != "":  # it may be null
+    if (
+        "/" in key and OmegaConf.select(config, dotted := key.replace("/", "."), default="") != ""
+    ):  # it may be null
         return f"{typed}: only groups have a /; try {typed.replace(key, dotted)}"
     parent, node = "", config
     *parents, name = key.split(".")
@@ -172,15 +201,23 @@ def _unknown(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) 
         groups = [group.split("@")[0] for group in config.hydra.runtime.choices if "/" not in group]
         keys = [*dict.fromkeys([*keys, *groups, *SHORT.get(verb, ())])]
         keys.remove("hydra")
-    leaves = [leaf for leaf in _all(config) if "." not in key and leaf.endswith(f".{name}")
-              and not leaf.startswith("hydra.") and "system." not in leaf]  # fmt: skip
+    leaves = [
+        leaf
+        for leaf in _all(config)
+        if "." not in key
+        and leaf.endswith(f".{name}")
+        and not leaf.startswith("hydra.")
+        and "system." not in leaf
+    ]
     hint = f" (did you mean {' or '.join(leaves)}?)" if leaves else near(name, keys)
     return f"{typed}: {parent or 'the configuration'} has no key {name}{hint}; keys: {', '.join(keys) or 'none'}"
 
 
 def _typed(key: str, arguments: Iterable[str]) -> str:
     """The argument that sets `key`, or `key` where there is none."""
-    return next((argument for argument in arguments if argument.lstrip("+~").startswith(f"{key}=")), key)
+    return next(
+        (argument for argument in arguments if argument.lstrip("+~").startswith(f"{key}=")), key
+    )
 
 
 def near(word: str, words: Iterable[object]) -> str:
@@ -210,15 +247,22 @@ def _slips(a: str, b: str) -> int:
 
 def _all(node: DictConfig, prefix: str = "") -> list[str]:
     names = [prefix + str(key) for key in node if not str(key).startswith("_")]
-    return names + [name for key in node if isinstance(value := node._get_node(key), DictConfig)
-                    for name in _all(value, f"{prefix}{key!s}.")]  # fmt: skip
+    return names + [
+        name
+        for key in node
+        if isinstance(value := node._get_node(key), DictConfig)
+        for name in _all(value, f"{prefix}{key!s}.")
+    ]
 
 
 def _config(verb: str, configs: Path, arguments: Iterable[str]) -> DictConfig:
     """The configuration of the groups that were chosen, without what was set in them."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(configs), version_base="1.3"):
-        groups = {choice.split("@")[0] for choice in compose(verb, return_hydra_config=True).hydra.runtime.choices}
+        groups = {
+            choice.split("@")[0]
+            for choice in compose(verb, return_hydra_config=True).hydra.runtime.choices
+        }
         chosen = [argument for argument in arguments if re.fullmatch(r"[\w/]+=\w+", argument)]
         known = [choice for choice in chosen if choice.partition("=")[0] in groups]
         return compose(verb, overrides=known, return_hydra_config=True)

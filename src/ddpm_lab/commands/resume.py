@@ -20,16 +20,35 @@ from ddpm_lab.ranks import first
 from ddpm_lab.writing import taken, write
 
 LOG = logging.getLogger(__name__)
-FREE = ("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.val_check_interval",
-        "trainer.limit_val_batches",
-        *(f"data.{key}" for key in records.ADJUSTABLE["data"]),
-        "logger", "patience", "extractor",
-        "callbacks.checkpoints", "callbacks.progress", "callbacks.pictures", "callbacks.quality",
-        "callbacks.scatter", "callbacks.density", "callbacks.reconstructions")  # fmt: skip
+FREE = (
+    "trainer.max_steps",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.val_check_interval",
+    "trainer.limit_val_batches",
+    *(f"data.{key}" for key in records.ADJUSTABLE["data"]),
+    "logger",
+    "patience",
+    "extractor",
+    "callbacks.checkpoints",
+    "callbacks.progress",
+    "callbacks.pictures",
+    "callbacks.quality",
+    "callbacks.scatter",
+    "callbacks.density",
+    "callbacks.reconstructions",
+)
 """What may be changed of a run that goes on, or of all that is in it: its weights stay comparable"""
 ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
 """What no run is made of"""
-DERIVED = ("model", "optimizer.lr", "trainer.max_steps", "data.batch_size", "data.resolution", "data.channels")
+DERIVED = (
+    "model",
+    "optimizer.lr",
+    "trainer.max_steps",
+    "data.batch_size",
+    "data.resolution",
+    "data.channels",
+)
 """Keys that may be null until the data is built, which a run then has values of"""
 
 
@@ -39,33 +58,51 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
     It is that of resume=DIR or hydra.run.dir=DIR; else that of the newest run that the same words began, that did not
     come to its end and that no other process trains, unless resume=null. Raises UserError.
     """
-    said = {key: _value(words, key) for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")}
+    said = {
+        key: _value(words, key) for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")
+    }
     if said["resume"] not in (None, "auto", "null"):
         home = Path(said["resume"])
         if not (home / "config.yaml").is_file():
-            meant = next((f"resume={above}" for above in home.parents if (above / "config.yaml").is_file()),
-                         "auto, null, or a folder that train.py named")  # fmt: skip
+            meant = next(
+                (f"resume={above}" for above in home.parents if (above / "config.yaml").is_file()),
+                "auto, null, or a folder that train.py named",
+            )
             raise UserError(f"resume={home} is no run, for it holds no config.yaml; try {meant}")
         folders.resumable(home)
         if said["hydra.run.dir"] not in (None, str(home)):
-            raise UserError(f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one")
-        return [*words, *_chosen(home, words), quoted("hydra.run.dir", home)], trust.plain(home)  # options are first
+            raise UserError(
+                f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one"
+            )
+        return [*words, *_chosen(home, words), quoted("hydra.run.dir", home)], trust.plain(
+            home
+        )  # options are first
     if said["hydra.run.dir"] == "":
-        raise UserError("hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/")
+        raise UserError(
+            "hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/"
+        )
     if folder := said["trainer.default_root_dir"] or said["hydra.run.dir"]:
         if said["resume"] == "null" and any(Path(folder, "checkpoints").glob("step-*.ckpt")):
             raise UserError(
                 f"resume=null begins a new run, and hydra.run.dir={folder} holds one; choose another folder"
             )
-        used = any(os.path.lexists(Path(folder, name)) for name in (".lock", "checkpoints", "command.txt"))
+        used = any(
+            os.path.lexists(Path(folder, name)) for name in (".lock", "checkpoints", "command.txt")
+        )
         folders.vacant(Path(folder))
         return [*words], trust.plain(Path(folder)) if used else Path(folder)
-    options = [word for word in words if word.startswith("-") and not word.startswith(("--config-dir", "-cd"))]
+    options = [
+        word
+        for word in words
+        if word.startswith("-") and not word.startswith(("--config-dir", "-cd"))
+    ]
     several = bool(options) or any(word.startswith("search=") for word in words)
     if several or said["resume"] == "null":
         return [*words], None
     begun = [file.parent for file in Path("runs").glob("*/*/command.txt") if _same(file, words)]
-    unended = [run for run in begun if any((run / "checkpoints").glob("step-*.ckpt")) and not _ended(run)]
+    unended = [
+        run for run in begun if any((run / "checkpoints").glob("step-*.ckpt")) and not _ended(run)
+    ]
     if not unended:
         return [*words], None
     home = trust.plain(trust.unlinked(max(unended)))  # their names are times
@@ -79,7 +116,9 @@ def _chosen(home: Path, words: Sequence[str]) -> list[str]:
 
     saved, typed = runs.config(str(home)), {word.partition("=")[0] for word in words}
     saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"  # whatever it was: `home`
-    groups = [str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed]
+    groups = [
+        str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed
+    ]
     for group in groups:
         ConfigStore.instance().store(group=group, name="run", node=saved._get_node(group))
     return [f"{group}=run" for group in groups]
@@ -96,15 +135,19 @@ def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfi
         if key.endswith("save_dir") and value == "${trainer.default_root_dir}":
             continue
         if key.endswith("save_dir") or "/" in str(value) or ".." in str(value):
-            raise Unsafe(f"{home}: logger.{key}={value} would write elsewhere than in its run; try the command that "
-                         "began it")  # fmt: skip
+            raise Unsafe(
+                f"{home}: logger.{key}={value} would write elsewhere than in its run; try the command that "
+                "began it"
+            )
     for word in (word for word in words if "=" in word or word[0] == "~"):
         key = word.lstrip("+~").partition("=")[0]
         if key.split(".")[0] in ASIDE:
             continue
         if not _free(key):
-            raise UserError(f"{key} is part of what resume={home} was trained with; of a run that goes on can be "
-                            f"changed: {', '.join(FREE)}")  # fmt: skip
+            raise UserError(
+                f"{key} is part of what resume={home} was trained with; of a run that goes on can be "
+                f"changed: {', '.join(FREE)}"
+            )
         if word[0] == "~":
             parent, _, name = key.rpartition(".")
             OmegaConf.select(saved, parent).pop(name)
@@ -124,10 +167,14 @@ def found(home: Path, config: DictConfig) -> Path | None:
     files = ordered(home / "checkpoints")
     if not files:
         if (home / "metrics.json").is_file():
-            raise UserError(f"{home} holds the metrics of a run whose checkpoints are gone; try another folder")
+            raise UserError(
+                f"{home} holds the metrics of a run whose checkpoints are gone; try another folder"
+            )
         return None
     if not os.path.lexists(home / "config.yaml"):
-        raise UserError(f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder")
+        raise UserError(
+            f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder"
+        )
     if trust.regular(home / "config.yaml").read_text(errors="replace") != OmegaConf.to_yaml(config):
         saved = runs.config(str(home))
         adopt(config, saved)
@@ -144,12 +191,23 @@ def found(home: Path, config: DictConfig) -> Path | None:
             continue
         step = content["global_step"]
         if step >= config.trainer.max_steps and (home / "metrics.json").is_file():
-            raise UserError(f"trainer.max_steps={config.trainer.max_steps} is reached: {home} came to its end at step "
-                            f"{step}; try trainer.max_steps={2 * step}, or another folder")  # fmt: skip
-        LOG.info("going on with %s after step %d of %d (resume=null begins a new run)%s", home, step,
-                 config.trainer.max_steps, f"; {aside} checkpoints were set aside" if aside else "")  # fmt: skip
+            raise UserError(
+                f"trainer.max_steps={config.trainer.max_steps} is reached: {home} came to its end at step "
+                f"{step}; try trainer.max_steps={2 * step}, or another folder"
+            )
+        LOG.info(
+            "going on with %s after step %d of %d (resume=null begins a new run)%s",
+            home,
+            step,
+            config.trainer.max_steps,
+            f"; {aside} checkpoints were set aside" if aside else "",
+        )
         return file
-    LOG.warning("no checkpoint in %s is good, and %d were set aside: training begins again", home, len(files))
+    LOG.warning(
+        "no checkpoint in %s is good, and %d were set aside: training begins again",
+        home,
+        len(files),
+    )
     return None
 
 
@@ -164,14 +222,21 @@ def adopt(config: DictConfig, saved: DictConfig, keys: Sequence[str] = DERIVED) 
 def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
     """Raises UserError, with what differs, unless `config` is that of the run in `home` but for `FREE`."""
     here = records.located(config.copy(), Path.cwd())
-    before, now = ({key: value for key, value in _leaves(OmegaConf.to_container(one)) if not _free(key)}
-                   for one in (saved, here))  # fmt: skip
+    before, now = (
+        {key: value for key, value in _leaves(OmegaConf.to_container(one)) if not _free(key)}
+        for one in (saved, here)
+    )
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
-        told = [f"{key}={now.get(key, 'nothing')} was {before.get(key, 'nothing')}" for key in changed[:4]]
+        told = [
+            f"{key}={now.get(key, 'nothing')} was {before.get(key, 'nothing')}"
+            for key in changed[:4]
+        ]
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise UserError(f"{home} holds another run: {', '.join(told)}{more}; try the old values, or a new folder "
-                        "(resume=null)")  # fmt: skip
+        raise UserError(
+            f"{home} holds another run: {', '.join(told)}{more}; try the old values, or a new folder "
+            "(resume=null)"
+        )
 
 
 def remember(config: DictConfig, run: Path, words: Sequence[str]) -> None:

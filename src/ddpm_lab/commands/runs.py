@@ -38,8 +38,14 @@ def config(run: str) -> DictConfig:
     file = trust.unlinked(run) / "config.yaml"
     if not os.path.lexists(file):
         near = [str(above) for above in file.parent.parents if (above / "config.yaml").is_file()]
-        near += difflib.get_close_matches(run, [str(found.parent) for found in Path("runs").glob("*/*/config.yaml")])
-        hint = f"; did you mean {near[0]}?" if near else "; it is the folder that train.py names at its end"
+        near += difflib.get_close_matches(
+            run, [str(found.parent) for found in Path("runs").glob("*/*/config.yaml")]
+        )
+        hint = (
+            f"; did you mean {near[0]}?"
+            if near
+            else "; it is the folder that train.py names at its end"
+        )
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
     saved = configuration(file, TRUSTED)
     trust.plain(Path(run))
@@ -58,14 +64,25 @@ def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> N
     named = [argument for argument in arguments if argument.startswith("run=")]
     saved = [find(run) for run in (_named(named[-1]) if named else [])]
     for group in REPLACEABLE:
-        if len({str(one[group]) for one in saved if f"{group}=" not in {a[: len(group) + 1] for a in arguments}}) > 1:
+        if (
+            len(
+                {
+                    str(one[group])
+                    for one in saved
+                    if f"{group}=" not in {a[: len(group) + 1] for a in arguments}
+                }
+            )
+            > 1
+        ):
             raise UserError(f"{group} differs between these runs; say which, such as {group}=NAME")
         ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if saved else {})
     for group in ADJUSTABLE:
         alike = len({str(one[group]) for one in saved}) == 1
         if saved and not alike and any(argument.startswith(f"{group}.") for argument in arguments):
-            raise UserError(f"{group} differs between these runs, so that nothing of it can be chosen for all of them; "
-                            "give one run at a time")  # fmt: skip
+            raise UserError(
+                f"{group} differs between these runs, so that nothing of it can be chosen for all of them; "
+                "give one run at a time"
+            )
         ConfigStore.instance().store(group=group, name="run", node=saved[0][group] if alike else {})
 
 
@@ -91,9 +108,15 @@ def unfold(arguments: list[str]) -> list[str]:
     except HydraException:
         stages = None
     if not isinstance(stages, list) or not stages:
-        raise UserError(f"{given[-1]} must be a list of runs, from the smallest pictures on; try cascade=[DIR,DIR2]")
+        raise UserError(
+            f"{given[-1]} must be a list of runs, from the smallest pictures on; try cascade=[DIR,DIR2]"
+        )
     # Before all that is typed beside, which so holds, and behind options of Hydra's own, such as --cfg job.
-    first = next(i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
+    first = next(
+        i
+        for i, argument in enumerate(arguments)
+        if "=" in argument and not argument.startswith("-")
+    )
     return [*arguments[:first], *_words(stages[-1]), *arguments[first:]]
 
 
@@ -102,12 +125,16 @@ def _words(stage: Any) -> list[str]:
     try:
         run, *words = shlex.split(str(stage))
     except ValueError as error:
-        raise UserError(f"cascade: a stage must be a run, and behind it its words; {stage!r} is not; "
-                        "try cascade=['DIR sampler.steps=50',DIR2]") from error  # fmt: skip
+        raise UserError(
+            f"cascade: a stage must be a run, and behind it its words; {stage!r} is not; "
+            "try cascade=['DIR sampler.steps=50',DIR2]"
+        ) from error
     groups = (*REPLACEABLE, *ADJUSTABLE)
     if wrong := [word for word in words if re.split("[.=]", word)[0] not in (*groups, "weights")]:
-        raise UserError(f"cascade: {wrong[0]} cannot be said of one stage, of which can be chosen: weights, "
-                        f"{', '.join(groups)}")  # fmt: skip
+        raise UserError(
+            f"cascade: {wrong[0]} cannot be said of one stage, of which can be chosen: weights, "
+            f"{', '.join(groups)}"
+        )
     return [f"run={run}", *words]
 
 
@@ -145,15 +172,21 @@ def load(settings: DictConfig) -> "Diffusion":
     system, content, file = _restored(settings.run, saved, "Diffusion")
     if settings.weights == "ema":
         if "EMA" not in content["callbacks"]:
-            raise UserError(f"weights=ema are not in run={settings.run}, which kept no average; try weights=raw")
+            raise UserError(
+                f"weights=ema are not in run={settings.run}, which kept no average; try weights=raw"
+            )
         try:
             system.denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
         except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-            raise Damaged(f"run={settings.run}: {file.name} holds an average of other weights") from error
+            raise Damaged(
+                f"run={settings.run}: {file.name} holds an average of other weights"
+            ) from error
     elif settings.weights != "raw":
         raise UserError(f"weights={settings.weights} is not one of ema, raw")
     elif content.get("weights") == "ema":
-        raise UserError(f"weights=raw are not in run={settings.run}, which was shared without them; try weights=ema")
+        raise UserError(
+            f"weights=raw are not in run={settings.run}, which was shared without them; try weights=ema"
+        )
     system.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     if "variance" in settings and settings.variance != saved.variance:
         system.denoiser.variance = variance(settings, system, saved, file)
@@ -164,7 +197,10 @@ def without_noise(settings: DictConfig) -> None:
     """Set `sampler.eta` to 0 unless it was typed: x_T decides an image only where the chain is deterministic."""
     eta = settings.sampler.get("eta")
     if eta and not settings.sampler.get("hat") and eta == config(settings.run).sampler.get("eta"):
-        LOG.info("sampler.eta=0 here, not the run's %g: x_T decides an image only without noise on the way", eta)
+        LOG.info(
+            "sampler.eta=0 here, not the run's %g: x_T decides an image only without noise on the way",
+            eta,
+        )
         settings.sampler.eta = 0.0
 
 
@@ -176,8 +212,11 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
     from ddpm_lab.commands.weights import read
 
     if (own := saved.system._target_.rpartition(".")[2]) != kind:
-        names = {"Diffusion": "a diffusion model", "ClassifierSystem": "a classifier",
-                 "AutoencoderSystem": "an autoencoder"}  # fmt: skip
+        names = {
+            "Diffusion": "a diffusion model",
+            "ClassifierSystem": "a classifier",
+            "AutoencoderSystem": "an autoencoder",
+        }
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
     content, file = read(run)
     places.confirm(saved, f"run={run}", places.MODELS)
@@ -187,8 +226,10 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
         with naming("codec"):
             system.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"run={run}: the weights in {file.name} do not fit the model that config.yaml describes; "
-                        "another version of ddpm-lab may have written them") from error  # fmt: skip
+        raise UserError(
+            f"run={run}: the weights in {file.name} do not fit the model that config.yaml describes; "
+            "another version of ddpm-lab may have written them"
+        ) from error
     return system, content, file
 
 

@@ -41,11 +41,18 @@ LOG = logging.getLogger(__name__)
 def sample(config: DictConfig) -> None:
     """What `config.mode` says, of a run, into `config.out`."""
     quiet()
-    at_least(config, {"batch_size": 1, "seed": 0, "frames": 2} | ({} if config.count is None else {"count": 1}))
+    at_least(
+        config,
+        {"batch_size": 1, "seed": 0, "frames": 2} | ({} if config.count is None else {"count": 1}),
+    )
     if config.mode not in MODES:
-        raise UserError(f"mode={config.mode} is not one of {', '.join(MODES)}{near(str(config.mode), MODES)}")
+        raise UserError(
+            f"mode={config.mode} is not one of {', '.join(MODES)}{near(str(config.mode), MODES)}"
+        )
     if config.cascade is not None and config.mode != "draw":
-        raise UserError(f"mode={config.mode} is for one model, and cascade={config.cascade} has several; try run=DIR")
+        raise UserError(
+            f"mode={config.mode} is for one model, and cascade={config.cascade} has several; try run=DIR"
+        )
     join()
     if not first() and config.mode != "draw":
         return  # which alone is shared
@@ -74,7 +81,10 @@ def _draw(config: DictConfig, system: Diffusion) -> None:
     with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=None, leave=False) as bar:
         drawn, asked = cascade.lead(asked, count, **how, bar=bar)
         batches = everyones(
-            [batch[0].cpu() for batch in system.sample(system.denoiser, count, asked=asked, **how, bar=bar)]
+            [
+                batch[0].cpu()
+                for batch in system.sample(system.denoiser, count, asked=asked, **how, bar=bar)
+            ]
         )
     if not first():
         return
@@ -90,7 +100,9 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     chosen = config.label is not None or config.text is not None
     asked = _ask(config, system, given.size, given) if chosen else batch(given)
     if not chosen and system.denoiser.classes is not None and given.labels is None:
-        raise UserError(f"input={config.input} says no labels, and this model needs them; try label=...")
+        raise UserError(
+            f"input={config.input} says no labels, and this model needs them; try label=..."
+        )
     asked = system.settle(asked)
     labels, data = asked.get("label"), given.x0.to(system.device)
     x_T, decoded, error = round_trip(system, system.denoiser, data, asked, config.batch_size)
@@ -102,36 +114,56 @@ def _encode(config: DictConfig, system: Diffusion) -> None:
     else:
         rows_of = [to_bytes(data[:40]), system.show(x_T[:40], None)[0], to_bytes(decoded[:40])]
         threes = torch.stack([part.to(system.device) for part in rows_of], dim=1).flatten(0, 1)
-        file, how = save_grid(threes, out / "grid.png", 30 if len(data) >= 10 else 3), "in threes: given, x_T, decoded"
-    LOG.info("%d encoded and decoded in %d steps each: mean square error %.2g, in units of the data's range\n"
-             "  x_T         %s\n  a picture   %s (%s)\n  next        %s",
-             len(data), len(system.sampler.times(system.denoiser.process.steps)) - 1, error, out / "x_T.npz", file,
-             how, _decoding(out / "x_T.npz"))  # fmt: skip
+        file, how = (
+            save_grid(threes, out / "grid.png", 30 if len(data) >= 10 else 3),
+            "in threes: given, x_T, decoded",
+        )
+    LOG.info(
+        "%d encoded and decoded in %d steps each: mean square error %.2g, in units of the data's range\n"
+        "  x_T         %s\n  a picture   %s (%s)\n  next        %s",
+        len(data),
+        len(system.sampler.times(system.denoiser.process.steps)) - 1,
+        error,
+        out / "x_T.npz",
+        file,
+        how,
+        _decoding(out / "x_T.npz"),
+    )
 
 
 def _decoding(file: Path) -> str:
     """Return the command that decodes `file` in the way in which this one encoded it."""
     aside = ("mode", "input", "count", "label", "text", "out", "hydra")
-    words = [word for word in HydraConfig.get().overrides.task if re.split("[.=]", word)[0] not in aside]
+    words = [
+        word for word in HydraConfig.get().overrides.task if re.split("[.=]", word)[0] not in aside
+    ]
     return f"{program('sample')} {shlex.join([*words, 'mode=decode', quoted('input', file)])}"
 
 
 def _decode(config: DictConfig, system: Diffusion) -> None:
     """x_T from an .npz to samples, deterministically but for the sampler's own noise."""
     if config.input in SPLITS:
-        raise UserError(f"input={config.input} is data, and mode=decode needs the x_T.npz that mode=encode wrote; "
-                        "try input=FILE")  # fmt: skip
+        raise UserError(
+            f"input={config.input} is data, and mode=decode needs the x_T.npz that mode=encode wrote; "
+            "try input=FILE"
+        )
     x_T, known = array(config.input, "x_T", system.codec.shape, system.classes)
     if not known or config.label is not None or config.text is not None:
         asked = _ask(config, system, len(x_T), _held_out(config, system))
     else:
         asked = known
-        for name, value in system.settle(_ask(config, system, 1, _held_out(config, system))).items():
+        for name, value in system.settle(
+            _ask(config, system, 1, _held_out(config, system))
+        ).items():
             kept = asked.get(name)
             # A caption that is not there is chosen for the label.
-            if (kept is None and name != "text") or (kept is not None and kept.shape[1:] != value.shape[1:]):
-                raise UserError(f"input={config.input} is of a model that hears {' and '.join(known)}, and this one "
-                                f"hears {name} {tuple(value.shape[1:])}; try mode=encode with this run")  # fmt: skip
+            if (kept is None and name != "text") or (
+                kept is not None and kept.shape[1:] != value.shape[1:]
+            ):
+                raise UserError(
+                    f"input={config.input} is of a model that hears {' and '.join(known)}, and this one "
+                    f"hears {name} {tuple(value.shape[1:])}; try mode=encode with this run"
+                )
     x_T = x_T.to(system.device)
 
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -146,13 +178,21 @@ def _interpolate(config: DictConfig, system: Diffusion) -> None:
     count, frames = config.count or 100, config.frames
     ends = SampleNoise(config.seed, range(2 * count))(torch.empty(2 * count, *system.codec.shape))
     share = torch.linspace(0, 1, frames)
-    z = torch.cat([slerp(a, b, share) for a, b in zip(ends[::2], ends[1::2], strict=True)]).to(system.device)
+    z = torch.cat([slerp(a, b, share) for a, b in zip(ends[::2], ends[1::2], strict=True)]).to(
+        system.device
+    )
     asked = _ask(config, system, count, _held_out(config, system))
     asked = {name: value.repeat_interleave(frames, dim=0) for name, value in asked.items()}
     x_T = system.sampler.prior(system.denoiser.process, z)
 
     def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return _fall(system, x_T, asked, some, SampleNoise(config.seed, (2 * count + some // frames).tolist()))
+        return _fall(
+            system,
+            x_T,
+            asked,
+            some,
+            SampleNoise(config.seed, (2 * count + some // frames).tolist()),
+        )
 
     made = _shown(_walk(fall, len(x_T), config, system, "interpolating"), config, system)
     save(system, made, asked.get("label"), output(config.out), columns=frames)
@@ -161,19 +201,31 @@ def _interpolate(config: DictConfig, system: Diffusion) -> None:
 def _times(config: DictConfig, system: Diffusion) -> None:
     """The pairs (t, s) that the sampler visits."""
     pairs = list(pairwise(system.sampler.times(system.denoiser.process.steps)))
-    LOG.info("%d steps (t, s) of T = %d:\n%s", len(pairs), system.denoiser.process.steps,
-             " ".join(f"({t},{s})" for t, s in pairs))  # fmt: skip
+    LOG.info(
+        "%d steps (t, s) of T = %d:\n%s",
+        len(pairs),
+        system.denoiser.process.steps,
+        " ".join(f"({t},{s})" for t, s in pairs),
+    )
 
 
-MODES = {"draw": _draw, "encode": _encode, "decode": _decode, "interpolate": _interpolate, "times": _times}
+MODES = {
+    "draw": _draw,
+    "encode": _encode,
+    "decode": _decode,
+    "interpolate": _interpolate,
+    "times": _times,
+}
 
 
 def _ask(config: DictConfig, system: Diffusion, count: int, given: Split | None) -> Batch:
     """What `config.label` and `config.text` ask `count` samples to be; one that enlarges pictures is `given` some."""
     label: Any
     text: Any
-    label, text = (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-                   for value in (config.label, config.text))  # fmt: skip
+    label, text = (
+        OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for value in (config.label, config.text)
+    )
     if label is not None and text is not None:
         raise UserError(f"label={label} and text={text} both say what to draw; give one of them")
     return system.ask(count, label, text, given)
@@ -192,8 +244,10 @@ def _given(config: DictConfig, system: Diffusion) -> Split | None:
     if isinstance(conditioner, LowRes):
         return read(config, conditioner.small, system, None)
     if config.input != "test":
-        raise UserError(f"input={config.input} is for a model that enlarges pictures, and this one draws them from "
-                        "noise; try input=test, or mode=encode")  # fmt: skip
+        raise UserError(
+            f"input={config.input} is for a model that enlarges pictures, and this one draws them from "
+            "noise; try input=test, or mode=encode"
+        )
     return None
 
 
@@ -202,13 +256,19 @@ def _shown(x: Tensor, config: DictConfig, system: Diffusion) -> Tensor:
     return torch.cat([system.show(some, None)[0].cpu() for some in x.split(config.batch_size)])
 
 
-def _fall(system: Diffusion, x_T: Tensor, asked: Batch, some: Tensor, noise: Noise) -> Iterator[tuple[int, Tensor]]:
+def _fall(
+    system: Diffusion, x_T: Tensor, asked: Batch, some: Tensor, noise: Noise
+) -> Iterator[tuple[int, Tensor]]:
     """The steps down from the x_T numbered `some`, without x_T itself."""
     return islice(system.decode(system.denoiser, x_T[some], rows(asked, some), noise), 1, None)
 
 
 def _walk(
-    walk: Callable[[Tensor], Iterator[tuple[int, Tensor]]], count: int, config: DictConfig, system: Diffusion, what: str
+    walk: Callable[[Tensor], Iterator[tuple[int, Tensor]]],
+    count: int,
+    config: DictConfig,
+    system: Diffusion,
+    what: str,
 ) -> Tensor:
     """The ends (count, *shape) of walks that are made for batches of sample numbers."""
     batches = torch.arange(count).split(config.batch_size)

@@ -18,8 +18,10 @@ from ddpm_lab.trust import regular
 
 LARGEST = 2**20
 """Bytes of a config.yaml"""
-FIXED = re.compile(r"\$\{hydra:runtime\.output_dir\}|"
-                   r"\$\{oc\.decode:\$\{oc\.env:SLURM_(JOB_NUM_NODES|NTASKS_PER_NODE),1\}\}")  # fmt: skip
+FIXED = re.compile(
+    r"\$\{hydra:runtime\.output_dir\}|"
+    r"\$\{oc\.decode:\$\{oc\.env:SLURM_(JOB_NUM_NODES|NTASKS_PER_NODE),1\}\}"
+)
 """All that is resolved besides references such as ${model.channels}"""
 TRUSTED: list[str] = []
 """Packages that the user typed behind trust=, from which runs may build as well"""
@@ -44,16 +46,24 @@ def configuration(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
     """
     try:
         if (size := regular(file).stat().st_size) > LARGEST:
-            raise Damaged(f"{shown(file)} has {size} bytes, and a configuration has at most {LARGEST}")
+            raise Damaged(
+                f"{shown(file)} has {size} bytes, and a configuration has at most {LARGEST}"
+            )
         text = file.read_text("utf-8")
         if not text.endswith("\n"):
-            raise Damaged(f"{shown(file)} is {'cut short: its last line has no end' if text else 'empty'}")
+            raise Damaged(
+                f"{shown(file)} is {'cut short: its last line has no end' if text else 'empty'}"
+            )
         for event in yaml.parse(text, yaml.SafeLoader):
             if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise Unsafe(f"{shown(file)} has tags or aliases, which no configuration of ours has")
+                raise Unsafe(
+                    f"{shown(file)} has tags or aliases, which no configuration of ours has"
+                )
         content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         if not isinstance(content, dict):
-            raise Damaged(f"{shown(file)} is not a configuration of ddpm-lab, which is a list of groups")
+            raise Damaged(
+                f"{shown(file)} is not a configuration of ddpm-lab, which is a list of groups"
+            )
         if "hydra" in content:  # whose logging and callbacks may name any class
             raise Unsafe("hydra is no part of what a run was trained with")
         for group in content:
@@ -65,11 +75,15 @@ def configuration(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
     except (Damaged, OSError):
         raise
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise Damaged(f"{shown(file)} is damaged, and no configuration of ddpm-lab any more "
-                      f"({' '.join(str(error).split())[:160]})") from error  # fmt: skip
+        raise Damaged(
+            f"{shown(file)} is damaged, and no configuration of ddpm-lab any more "
+            f"({' '.join(str(error).split())[:160]})"
+        ) from error
 
 
-def _check(parent: Any, key: Any, path: tuple[str, ...], whole: Any, trusted: Collection[str]) -> None:
+def _check(
+    parent: Any, key: Any, path: tuple[str, ...], whole: Any, trusted: Collection[str]
+) -> None:
     """Raises Unsafe unless `parent[key]` is what may stand there."""
     value, where = parent[key], shown(".".join(path))
     targets, groups = _own().get(path[0], (frozenset(), frozenset()))
@@ -80,17 +94,27 @@ def _check(parent: Any, key: Any, path: tuple[str, ...], whole: Any, trusted: Co
         raise Unsafe(f"{where} is no name of a key")
     if str(key).startswith("_") or key == "defaults":
         if key == "_target_":
-            if not isinstance(value, str) or not re.fullmatch(r"\w+(\.\w+)+", value, re.ASCII) or not (
-                    value in targets or value.startswith(tuple(f"{package}." for package in trusted))):  # fmt: skip
-                raise Unsafe(f"{where}={shown(value)} is nothing that configs/ has there, and is not imported; "
-                             "packages that you trust can be named: trust=[PACKAGE]")  # fmt: skip
+            if (
+                not isinstance(value, str)
+                or not re.fullmatch(r"\w+(\.\w+)+", value, re.ASCII)
+                or not (
+                    value in targets
+                    or value.startswith(tuple(f"{package}." for package in trusted))
+                )
+            ):
+                raise Unsafe(
+                    f"{where}={shown(value)} is nothing that configs/ has there, and is not imported; "
+                    "packages that you trust can be named: trust=[PACKAGE]"
+                )
         elif key != "_partial_" or not isinstance(value, bool):
             raise Unsafe(f"{where}={shown(value)} is no key of ours")
     if isinstance(value, str) and "${" in value:
         parts = FIXED.sub(" ", value).split("${")
         for part in parts[1:]:
             to = re.match(r"([a-z_]\w*)(\.\w+)*\}", part, re.ASCII)
-            if to is None or (isinstance(_at(whole, to[0][:-1]), dict | list) and to[1] not in groups):
+            if to is None or (
+                isinstance(_at(whole, to[0][:-1]), dict | list) and to[1] not in groups
+            ):
                 if path[0] in _own() and path[0] != "logger":
                     raise Unsafe(f"{where}={shown(value)} refers to what it must not")
                 parent[key] = "???"  # such as a secret; of a run nothing is built from here
@@ -118,7 +142,9 @@ def _own() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
                 if key == "_target_":
                     targets.setdefault(group, set()).add(value)
                 groups.setdefault(group, set()).update(re.findall(r"\$\{(\w+)", str(value)))
-    return {group: (frozenset(targets.get(group, ())), frozenset(groups[group])) for group in groups}
+    return {
+        group: (frozenset(targets.get(group, ())), frozenset(groups[group])) for group in groups
+    }
 
 
 def foreign(config: DictConfig) -> list[str]:
@@ -126,12 +152,24 @@ def foreign(config: DictConfig) -> list[str]:
     have in the same group.
     """
     content: Any = OmegaConf.to_container(config)
-    return sorted({str(value).partition(".")[0] for group, part in content.items() for key, value in _leaves(part)
-                   if key == "_target_" and value not in _own().get(group, (frozenset(),))[0]})  # fmt: skip
+    return sorted(
+        {
+            str(value).partition(".")[0]
+            for group, part in content.items()
+            for key, value in _leaves(part)
+            if key == "_target_" and value not in _own().get(group, (frozenset(),))[0]
+        }
+    )
 
 
 def _leaves(node: Any) -> Iterator[tuple[Any, Any]]:
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+    for key, value in (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    ):
         yield key, value
         yield from _leaves(value)
 
@@ -168,5 +206,7 @@ def _public(node: Any, asked: list[str]) -> Any:
         if asked or OmegaConf.is_missing(node, key):
             found[key] = raw._value()
         else:
-            found[key] = _public(value, asked) if isinstance(value, DictConfig | ListConfig) else value
+            found[key] = (
+                _public(value, asked) if isinstance(value, DictConfig | ListConfig) else value
+            )
     return found if isinstance(node, DictConfig) else [*found.values()]

@@ -119,7 +119,9 @@ def chosen(ablation: Any, tier: str | None) -> dict[str, Ablation]:
         wanted = known if ablation == "all" else [str(ablation)]
     for name in wanted:
         if name not in known:
-            raise UserError(f"ablation={name} is not a choice{near(name, known)}; choices: {', '.join(known)}, all")
+            raise UserError(
+                f"ablation={name} is not a choice{near(name, known)}; choices: {', '.join(known)}, all"
+            )
     if not wanted:
         raise UserError(f"ablation=[] names nothing; choices: {', '.join(known)}, all")
     if tier not in (None, *TIERS):
@@ -135,4 +137,6 @@ def read(name: str) -> Ablation:
     except ValidationError as error:
         told = error.errors()[0]
         where = ".".join(map(str, told["loc"]))
-        raise UserError(f"configs/ablation/{name}.yaml: {where}: {told['msg']} (got {told['input']})") from error
+        raise UserError(
+            f"configs/ablation/{name}.yaml: {where}: {told['msg']} (got {told['input']})"
+        ) from error

@@ -50,14 +50,24 @@ def data_words(words: Sequence[str]) -> list[str]:
     """
     from ddpm_lab.commands.main import CONFIGS
 
-    folder = [part for word, after in pairwise(words) if word in ("--config-dir", "-cd") for part in (word, after)]
+    folder = [
+        part
+        for word, after in pairwise(words)
+        if word in ("--config-dir", "-cd")
+        for part in (word, after)
+    ]
     folder += [word for word in words if word.startswith("--config-dir=")]
     own = [word for word in words if re.match(r"\+{0,2}data[.=]", word)]
     experiments = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     if experiments and not any(word.startswith("data=") for word in own):
         with suppress(OSError):
-            for entry in OmegaConf.load(CONFIGS / "experiment" / f"{experiments[-1]}.yaml").defaults:
-                own = [*(f"data={choice}" for key, choice in entry.items() if key == "override /data"), *own]
+            for entry in OmegaConf.load(
+                CONFIGS / "experiment" / f"{experiments[-1]}.yaml"
+            ).defaults:
+                own = [
+                    *(f"data={choice}" for key, choice in entry.items() if key == "override /data"),
+                    *own,
+                ]
     return [*folder, *own]
 
 
@@ -66,7 +76,9 @@ def _model(config: DictConfig) -> Path | None:
     for file in sorted(Path("runs").glob("*/*/config.yaml"), reverse=True):
         with suppress(Told):
             saved = runs.config(str(file.parent))
-            alike = _noised(saved) == _noised(config) and saved.system._target_.endswith(".Diffusion")
+            alike = _noised(saved) == _noised(config) and saved.system._target_.endswith(
+                ".Diffusion"
+            )
             if alike and any((file.parent / "checkpoints").glob("step-*.ckpt")):
                 return file.parent
     return None
@@ -75,4 +87,6 @@ def _model(config: DictConfig) -> Path | None:
 def _noised(config: DictConfig) -> dict[str, Any]:
     """Return the data of `config` and the schedule that adds noise to them."""
     content: Any = OmegaConf.to_container(config, resolve=False)
-    return {key: value for key, value in content["data"].items() if key not in SERVING} | {"": content["schedule"]}
+    return {key: value for key, value in content["data"].items() if key not in SERVING} | {
+        "": content["schedule"]
+    }

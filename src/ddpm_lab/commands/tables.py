@@ -33,9 +33,15 @@ def published(value: float | str | None) -> Published | None:
 def from_plan(plan: Plan) -> Table:
     """The table of an ablation in a tier, as far as it has been run."""
     ablation, stage, tier = plan.ablation, plan.stage, plan.tier
-    common: dict[str, Any] = {"name": f"{plan.name}-{tier}", "title": ablation.title, "source": ablation.source,
-                              "tier": tier, "corner": ablation.corner, "paper_protocol": _said(ablation.protocol),
-                              "command": plan.command}  # fmt: skip
+    common: dict[str, Any] = {
+        "name": f"{plan.name}-{tier}",
+        "title": ablation.title,
+        "source": ablation.source,
+        "tier": tier,
+        "corner": ablation.corner,
+        "paper_protocol": _said(ablation.protocol),
+        "command": plan.command,
+    }
     if stage.absent:
         return Table(**common, columns=(), rows={}, absent=stage.absent)
     columns = [_column(plan, name) for name in ablation.columns]
@@ -56,9 +62,16 @@ def from_plan(plan: Plan) -> Table:
     table = _marked(plan, table)
     plots = [panel for plot in ablation.plots for panel in panels.panels(plan, table, plot)]
     claims = tuple(claim(table, order) for order in ablation.claims if tier not in order.omitted)
-    omitted = {order.text: order.omitted[tier] for order in ablation.claims if tier in order.omitted}
-    return replace(table, claims=claims, omitted=omitted, panels=(*plots, *panels.training(plan.trained)),
-                   pictures=panels.pictures(plan.trained))  # fmt: skip
+    omitted = {
+        order.text: order.omitted[tier] for order in ablation.claims if tier in order.omitted
+    }
+    return replace(
+        table,
+        claims=claims,
+        omitted=omitted,
+        panels=(*plots, *panels.training(plan.trained)),
+        pictures=panels.pictures(plan.trained),
+    )
 
 
 def _column(plan: Plan, name: str) -> Column:
@@ -70,7 +83,11 @@ def _column(plan: Plan, name: str) -> Column:
 def _marked(plan: Plan, table: Table) -> Table:
     """With a mark at each number that was measured in another way than the paper's, or than most of its metric."""
     parts: list[spec.Words] = [*plan.ablation.rows.values(), *plan.ablation.columns.values()]
-    varied = {word.partition("=")[0] for part in parts for word in (*part.train, *part.evaluate, *part.exact)}
+    varied = {
+        word.partition("=")[0]
+        for part in parts
+        for word in (*part.train, *part.evaluate, *part.exact)
+    }
     varied |= {name.rpartition(".")[2] for name in varied} | {"seed"}
     varied |= {"T"} if "schedule.steps" in varied else set()
     chosen = tuple(f"{name}." for name in varied)
@@ -80,14 +97,31 @@ def _marked(plan: Plan, table: Table) -> Table:
     marked = {row: [*entries] for row, entries in table.rows.items()}
     for metric in dict.fromkeys(map(plan.metric, plan.ablation.columns)):
         at = [i for i, column in enumerate(plan.ablation.columns) if plan.metric(column) == metric]
-        found = [entries[i] for entries in table.rows.values() for i in at if entries[i].ours is not None]
+        found = [
+            entries[i] for entries in table.rows.values() for i in at if entries[i].ours is not None
+        ]
         theirs = _theirs(plan.ablation.protocol, metric)
-        keys = sorted({key for entry in found for key in entry.protocol
-                       if key not in varied and (not key.startswith(chosen) or key in theirs)})  # fmt: skip
-        usual = {key: Counter(entry.protocol[key] for entry in found if key in entry.protocol).most_common(1)[0][0]
-                 for key in keys}  # fmt: skip
-        other = [f"{key} {usual[key]}, the paper {value}" if key in usual else f"no {key}, the paper {value}"
-                 for key, value in theirs.items() if usual.get(key) != value and key not in varied]  # fmt: skip
+        keys = sorted(
+            {
+                key
+                for entry in found
+                for key in entry.protocol
+                if key not in varied and (not key.startswith(chosen) or key in theirs)
+            }
+        )
+        usual = {
+            key: Counter(
+                entry.protocol[key] for entry in found if key in entry.protocol
+            ).most_common(1)[0][0]
+            for key in keys
+        }
+        other = [
+            f"{key} {usual[key]}, the paper {value}"
+            if key in usual
+            else f"no {key}, the paper {value}"
+            for key, value in theirs.items()
+            if usual.get(key) != value and key not in varied
+        ]
         said = {key: usual[key] for key in keys if key in {*theirs, *ALWAYS}}
         shown[METRICS.get(metric, (metric, None))[0]] = _said(said)
         for row, i in ((row, i) for row in marked for i in at if marked[row][i].ours is not None):
@@ -95,20 +129,33 @@ def _marked(plan: Plan, table: Table) -> Table:
             marks = [OTHERWISE] if other and entry.paper is not None else []
             if marks:
                 notes[OTHERWISE] = [*dict.fromkeys([*notes.get(OTHERWISE, []), *other])]
-            if apart := [f"{key} {entry.protocol[key]}, elsewhere {usual[key]}" for key in keys
-                         if entry.protocol.get(key, usual[key]) != usual[key]]:  # fmt: skip
+            if apart := [
+                f"{key} {entry.protocol[key]}, elsewhere {usual[key]}"
+                for key in keys
+                if entry.protocol.get(key, usual[key]) != usual[key]
+            ]:
                 letter = letters.setdefault("; ".join(apart), ascii_lowercase[len(letters) % 26])
                 notes[letter] = apart
                 marks.append(letter)
             marked[row][i] = replace(entry, marks=tuple(marks))
-    words = {one: here if isinstance(here, str) else " ".join(here) for one, here in plan.stage.instead.items()}
+    words = {
+        one: here if isinstance(here, str) else " ".join(here)
+        for one, here in plan.stage.instead.items()
+    }
     instead = ", ".join(f"{here} for {one}" for one, here in words.items())
     ways = [*dict.fromkeys(filter(None, shown.values()))]
     how = ways if len(ways) < 2 else [f"{label}: {way}" for label, way in shown.items()]
     note = "; ".join(filter(None, [plan.stage.note, instead, *how]))
-    told = {mark: ("not measured as the paper's: " if mark == OTHERWISE else "") + "; ".join(said)
-            for mark, said in notes.items()}  # fmt: skip
-    return replace(table, rows={row: tuple(entries) for row, entries in marked.items()}, notes=told, our_protocol=note)
+    told = {
+        mark: ("not measured as the paper's: " if mark == OTHERWISE else "") + "; ".join(said)
+        for mark, said in notes.items()
+    }
+    return replace(
+        table,
+        rows={row: tuple(entries) for row, entries in marked.items()},
+        notes=told,
+        our_protocol=note,
+    )
 
 
 def _theirs(protocol: Mapping[str, str], metric: str) -> dict[str, str]:
@@ -116,7 +163,9 @@ def _theirs(protocol: Mapping[str, str], metric: str) -> dict[str, str]:
     others only "data".
     """
     group = metric.partition(".")[0] + "."
-    own = {key.removeprefix(group): value for key, value in protocol.items() if key.startswith(group)}
+    own = {
+        key.removeprefix(group): value for key, value in protocol.items() if key.startswith(group)
+    }
     own |= {"data": protocol["data"]} if own and "data" in protocol else {}
     return own or {key: value for key, value in protocol.items() if not key.startswith("nll.")}
 
@@ -144,8 +193,10 @@ def claim(table: Table, order: spec.Order, paper: bool = False) -> Claim:
         passed = passed if held else False
         shown = [f"{name} {value:.4g}" for name, value in zip(order.order, known, strict=True)]
         signs = ["<" if a < b else "≥" for a, b in pairwise(known)]
-        said.append(f"{other}: {shown[0]}" + "".join(f" {sign} {one}" for sign, one in zip(signs, shown[1:],
-                                                                                          strict=True)))  # fmt: skip
+        said.append(
+            f"{other}: {shown[0]}"
+            + "".join(f" {sign} {one}" for sign, one in zip(signs, shown[1:], strict=True))
+        )
     text = order.text + (f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else "")
     return Claim(text, passed, "; ".join(said))
 
@@ -154,16 +205,33 @@ def from_sweep(root: Path) -> Table:
     """A sweep's cells, with all the numbers that they have in common names for. Raises UserError if it is none."""
     entries = load(root / "sweep.json")
     texts = ("name", "config", "command")
-    if not entries or not all(isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in texts)
-                              for entry in entries.values()):  # fmt: skip
-        raise UserError(f"dir={root} is no sweep, for it holds no sweep.json of ours; it is the folder that "
-                        "train.py -m names")  # fmt: skip
-    if odd := [folder for folder in entries if not re.fullmatch(r"[\w.=+-]+", folder) or not folder.strip(".")]:
-        raise Unsafe(f"dir={root}: its sweep.json names a cell {shown(odd[0])}, which is no folder in it")
+    if not entries or not all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in texts)
+        for entry in entries.values()
+    ):
+        raise UserError(
+            f"dir={root} is no sweep, for it holds no sweep.json of ours; it is the folder that "
+            "train.py -m names"
+        )
+    if odd := [
+        folder
+        for folder in entries
+        if not re.fullmatch(r"[\w.=+-]+", folder) or not folder.strip(".")
+    ]:
+        raise Unsafe(
+            f"dir={root}: its sweep.json names a cell {shown(odd[0])}, which is no folder in it"
+        )
     for folder in entries:
         unlinked(root / folder)
-    cells = [Cell(entry["name"], "", (), root / folder, entry["config"], 1.0) for folder, entry in entries.items()]
-    keys = [key for key in METRICS if any(cell.done() and number(cell.metrics, key) is not None for cell in cells)]
+    cells = [
+        Cell(entry["name"], "", (), root / folder, entry["config"], 1.0)
+        for folder, entry in entries.items()
+    ]
+    keys = [
+        key
+        for key in METRICS
+        if any(cell.done() and number(cell.metrics, key) is not None for cell in cells)
+    ]
     rows: dict[str, tuple[Entry, ...]] = {}
     sweep = dict(sorted(named(cells).items()))
     for name, cell in sweep.items():
@@ -171,5 +239,14 @@ def from_sweep(root: Path) -> Table:
         rows[name] = tuple(Entry(None, (source(cell, key, command),)) for key in keys)
     columns = tuple(Column(METRICS[key][0], METRICS[key][0], METRICS[key][1]) for key in keys)
     name = root.resolve().name
-    return Table(name, f"Sweep {name}", "", "sweep", "cell", columns, rows, panels=tuple(panels.training(sweep)),
-                 pictures=panels.pictures(sweep))  # fmt: skip
+    return Table(
+        name,
+        f"Sweep {name}",
+        "",
+        "sweep",
+        "cell",
+        columns,
+        rows,
+        panels=tuple(panels.training(sweep)),
+        pictures=panels.pictures(sweep),
+    )

@@ -28,10 +28,22 @@ from ddpm_lab.commands import datasets, initial, places, records, resume
 from ddpm_lab.commands.build import build
 from ddpm_lab.commands.cells import in_shell
 from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.commands.output import accuracy_rows, density_rows, quality_rows, quiet, reconstruction_rows, table
+from ddpm_lab.commands.output import (
+    accuracy_rows,
+    density_rows,
+    quality_rows,
+    quiet,
+    reconstruction_rows,
+    table,
+)
 from ddpm_lab.commands.saved import foreign, public
 from ddpm_lab.commands.suggestions import completed, typed_words
-from ddpm_lab.commands.validate import validate, validate_length, validate_settings, validate_trainer
+from ddpm_lab.commands.validate import (
+    validate,
+    validate_length,
+    validate_settings,
+    validate_trainer,
+)
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Flow
 from ddpm_lab.errors import Damaged, Diverged, Interrupted, Told, naming
@@ -64,7 +76,9 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
         initial.model_of(config)
     validate_settings(config)
     if not torch.cuda.is_available():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or torch's optimizers look for a GPU anew at each step: 0.05 ms
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # or torch's optimizers look for a GPU anew at each step: 0.05 ms
+        )
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
     system: Learner = build_system(config, data)
@@ -109,36 +123,55 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     what = "points" if data.bin_width is None else "pictures"
     codec = system.codec if isinstance(system, Diffusion) else None
     where = f", in latents of {by(codec.shape)}" if codec and codec.space else ""
-    LOG.info("%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters", data.name,
-             data.train.size, what, shape, where, data.test.size, parameters / 1e6)  # fmt: skip
+    LOG.info(
+        "%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters",
+        data.name,
+        data.train.size,
+        what,
+        shape,
+        where,
+        data.test.size,
+        parameters / 1e6,
+    )
 
     if data.captions and not is_numbered(data.captions):
         LOG.info("classes: %s", legend(data.captions))
     if checkpoint and isinstance(data.train, Flow):
         LOG.info("a stream cannot be entered where it was left: it begins a new shuffle")
-    if checkpoint and trainer.strategy.root_device.type == "cuda" and not config.trainer.get("deterministic"):
-        LOG.info("on a GPU the last bits may become others than without the interruption; trainer.deterministic=true "
-                 "keeps them")  # fmt: skip
+    if (
+        checkpoint
+        and trainer.strategy.root_device.type == "cuda"
+        and not config.trainer.get("deterministic")
+    ):
+        LOG.info(
+            "on a GPU the last bits may become others than without the interruption; trainer.deterministic=true "
+            "keeps them"
+        )
     try:
         with pulse.watched(config.patience, run / "hang.txt"):
             trainer.fit(system, data, ckpt_path=checkpoint)
     except (Interrupted, Diverged) as stop:
         kept = ordered(run / "checkpoints")
         if isinstance(stop, Diverged):
-            raise Diverged(f"{stop}; the last checkpoint is {kept[0] if kept else 'none'}") from stop
+            raise Diverged(
+                f"{stop}; the last checkpoint is {kept[0] if kept else 'none'}"
+            ) from stop
         if (number := stop.status - 128) == signal.SIGUSR1 and first():
             _requeue()
         where = "nothing was saved yet"
         if kept:
-            last = "saved in" if step_of(kept[0]) == trainer.global_step else "the last checkpoint is"
+            last = (
+                "saved in" if step_of(kept[0]) == trainer.global_step else "the last checkpoint is"
+            )
             same = f"{program('train')} resume={in_shell(run)}{_trust(config)}"
             where = f"{last} {kept[0]}; the same command goes on, or {same}"
         raise Interrupted(f"{stop} at step {trainer.global_step}; {where}", number) from stop
     except Exception as error:  # whatever Lightning makes of a state that is none
         if checkpoint and not system.begun and not isinstance(error, Told | OSError | MemoryError):
-            raise Damaged(f"{checkpoint} holds no state to go on from ({type(error).__name__}: {error}); remove it, "
-                          f"and the one before it is taken, or try init={run} for a new run from its weights"
-                          ) from error  # fmt: skip
+            raise Damaged(
+                f"{checkpoint} holds no state to go on from ({type(error).__name__}: {error}); remove it, "
+                f"and the one before it is taken, or try init={run} for a new run from its weights"
+            ) from error
         raise
     finally:
         finish()
@@ -168,15 +201,26 @@ def _train(config: DictConfig, words: Sequence[str], run: Path, checkpoint: Path
     rows += accuracy_rows(watched) if "accuracy" in watched else []
     rows += reconstruction_rows(reconstructed) if reconstructed else []
     skipped = int(system.skips.counts[0])
-    without = f"; {skipped} steps were skipped, for their gradients were not finite" if skipped else ""
-    rows.append(("training", f"{seconds:.0f} s",
-                 f"{trainer.global_step} steps, all pictures and metrics included{without}"))  # fmt: skip
+    without = (
+        f"; {skipped} steps were skipped, for their gradients were not finite" if skipped else ""
+    )
+    rows.append(
+        (
+            "training",
+            f"{seconds:.0f} s",
+            f"{trainer.global_step} steps, all pictures and metrics included{without}",
+        )
+    )
     averaged = any(isinstance(callback, EMA) for callback in callbacks.values())
     LOG.info("%s\n%s", table(rows), _farewell(run, system, bool(quality), averaged, config))
 
 
-def _result(callbacks: dict[str, Callback], kind: type[Quality | Density | Reconstructions]) -> dict[str, Any]:
-    return next((callback.result for callback in callbacks.values() if isinstance(callback, kind)), {})
+def _result(
+    callbacks: dict[str, Callback], kind: type[Quality | Density | Reconstructions]
+) -> dict[str, Any]:
+    return next(
+        (callback.result for callback in callbacks.values() if isinstance(callback, kind)), {}
+    )
 
 
 def _requeue() -> None:
@@ -195,7 +239,9 @@ def _trust(config: DictConfig) -> str:
     return f" 'trust=[{','.join(packages)}]'" if packages else ""
 
 
-def _farewell(run: Path, system: Learner, measured: bool, averaged: bool, config: DictConfig) -> str:
+def _farewell(
+    run: Path, system: Learner, measured: bool, averaged: bool, config: DictConfig
+) -> str:
     """Where things are, and what to type next."""
     shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     raw = "" if averaged or not isinstance(system, Diffusion) else " weights=raw"
@@ -204,8 +250,10 @@ def _farewell(run: Path, system: Learner, measured: bool, averaged: bool, config
         completed(verb, f"{words}{raw}{trust}", config, typed_words(run))
         for verb, words in system.suggestions(in_shell(shown), measured)
     ]
-    return "\n".join([
-        f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir() if entry.name[0] != '.'))}",
-        *([f"  look at  {shown / 'pictures'}"] if (run / "pictures").is_dir() else []),
-        "  next     " + "\n           ".join(suggested),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir() if entry.name[0] != '.'))}",
+            *([f"  look at  {shown / 'pictures'}"] if (run / "pictures").is_dir() else []),
+            "  next     " + "\n           ".join(suggested),
+        ]
+    )

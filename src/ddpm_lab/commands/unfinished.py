@@ -58,10 +58,18 @@ def unfinished(config: DictConfig, stages: Sequence["Diffusion"], data: "Data") 
     from ddpm_lab.data.splits import known
     from ddpm_lab.evaluation.quality import digest
 
-    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("out", "metrics", "values")])
-    said = [fingerprint(settings, Path(config.out)), *(digest(stage.denoiser) for stage in stages),
-            known(data.train).digest(), data.test.digest()]  # fmt: skip
-    found = Unfinished(Path(config.out), hashlib.sha256(" ".join(said).encode()).hexdigest(), sys.argv[1:])
+    settings = OmegaConf.masked_copy(
+        config, [str(key) for key in config if key not in ("out", "metrics", "values")]
+    )
+    said = [
+        fingerprint(settings, Path(config.out)),
+        *(digest(stage.denoiser) for stage in stages),
+        known(data.train).digest(),
+        data.test.digest(),
+    ]
+    found = Unfinished(
+        Path(config.out), hashlib.sha256(" ".join(said).encode()).hexdigest(), sys.argv[1:]
+    )
     if found.parts and first():
         LOG.info("going on in %s, where these are finished: %s", config.out, ", ".join(found.parts))
     return found
@@ -78,6 +86,12 @@ def resumed(words: list[str]) -> list[str]:
     evaluations = Path(runs[-1], "evaluations")
     if evaluations.is_symlink():
         return words
-    folders = [file.parent for file in evaluations.glob(f"*/{FILE}") if not file.parent.is_symlink()]
-    found = [folder for folder in folders if load(folder / FILE).get("command") == words and not taken(folder)]
+    folders = [
+        file.parent for file in evaluations.glob(f"*/{FILE}") if not file.parent.is_symlink()
+    ]
+    found = [
+        folder
+        for folder in folders
+        if load(folder / FILE).get("command") == words and not taken(folder)
+    ]
     return [*words, quoted("hydra.run.dir", trust.plain(max(found)))] if found else words

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
-def variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path) -> "Variance":
+def variance(
+    settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path
+) -> "Variance":
     """Another variance than the run's: a fixed one, or the analytic optimum, kept in the run once estimated."""
     import torch
 
@@ -30,8 +32,10 @@ def variance(settings: DictConfig, system: "Diffusion", saved: DictConfig, check
     if isinstance(chosen, Variance):
         if chosen.outputs > 1:
             own = choice(system.denoiser.variance)
-            raise UserError(f"variance={choice(chosen)} must be learned, and this run was trained with {own}; "
-                            "try variance=beta, beta_tilde or analytic")  # fmt: skip
+            raise UserError(
+                f"variance={choice(chosen)} must be learned, and this run was trained with {own}; "
+                "try variance=beta, beta_tilde or analytic"
+            )
         return chosen
     # All that the estimate depends on: of the weights, of the noise, and of how guesses are bounded.
     with checkpoint.open("rb") as stream:

@@ -18,20 +18,31 @@ PIXELS = 2**26
 """Largest number of pixels of an image, 8192 x 8192"""
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `PIXELS` is the lower bound
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # `PIXELS` is the lower bound
 
 
 @cache
 def formats() -> tuple[str, ...]:
     """Formats that Pillow decodes. Those with a signature come first: the others accept more than their own files."""
     Image.init()
-    return tuple(sorted((name for name in Image.OPEN if name not in UNDECODED), key=lambda name: not _signed(name)))
+    return tuple(
+        sorted(
+            (name for name in Image.OPEN if name not in UNDECODED),
+            key=lambda name: not _signed(name),
+        )
+    )
 
 
 @cache
 def suffixes() -> frozenset[str]:
     """File suffixes of `formats`, in lower case."""
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in (*formats(), "MPO"))
+    return frozenset(
+        suffix
+        for suffix, name in Image.registered_extensions().items()
+        if name in (*formats(), "MPO")
+    )
 
 
 def _signed(name: str) -> bool:
@@ -46,7 +57,9 @@ def is_image(file: Path) -> bool:
     """
     if file.suffix.lower() in suffixes():
         return True
-    signed = tuple(name for name in formats() if _signed(name) and (name != "TIFF" or not file.suffix))
+    signed = tuple(
+        name for name in formats() if _signed(name) and (name != "TIFF" or not file.suffix)
+    )
     try:
         with file.open("rb") as stream, Image.open(stream, formats=signed):
             return True
@@ -83,7 +96,9 @@ def decoded(stream: BinaryIO, name: str) -> Image.Image:
     with _naming(name):
         picture = _identified(stream)
         if picture.mode == "RGB" and _deep_colour(picture) and "transparency" in picture.info:
-            raise ValueError("it has a transparent color of 16 bits; save it with 8")  # Pillow compares 8 of them
+            raise ValueError(
+                "it has a transparent color of 16 bits; save it with 8"
+            )  # Pillow compares 8 of them
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
@@ -95,7 +110,9 @@ def _identified(stream: BinaryIO) -> Image.Image:
     except UnidentifiedImageError:
         stream.seek(0)
         if stream.read(40).startswith(b"version https://git-lfs"):
-            raise ValueError("it is a Git LFS pointer; fetch the images with: git lfs pull") from None
+            raise ValueError(
+                "it is a Git LFS pointer; fetch the images with: git lfs pull"
+            ) from None
         raise ValueError("it is not in an image format that Pillow decodes") from None
     if picture.width * picture.height > PIXELS:
         raise ValueError(f"{picture.width}x{picture.height} are over {PIXELS} pixels")
@@ -133,7 +150,9 @@ def look(stream: BinaryIO, name: str) -> Look:
     with _naming(name):
         picture = _identified(stream)
         size, of_16 = picture.size, _deep_colour(picture)
-        loads = picture.format == "PNG" and "exif" not in picture.info  # to find the tag behind the pixels
+        loads = (
+            picture.format == "PNG" and "exif" not in picture.info
+        )  # to find the tag behind the pixels
         if not loads and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
             size = size[::-1]
         grey = picture.mode in DEEP | {"1", "L", "LA"} or has_grey_palette(picture)

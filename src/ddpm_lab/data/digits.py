@@ -8,10 +8,17 @@ from ddpm_lab.data.module import Data
 from ddpm_lab.data.splits import Images
 
 CAPTIONS = [
-    ["zero", "a zero", "null"], ["one", "a one", "eins"], ["two", "a two", "zwei"], ["three", "a three", "drei"],
-    ["four", "a four", "vier"], ["five", "a five", "fünf"], ["six", "a six", "sechs"], ["seven", "a seven", "sieben"],
-    ["eight", "an eight", "acht"], ["nine", "a nine", "neun"],
-]  # fmt: skip
+    ["zero", "a zero", "null"],
+    ["one", "a one", "eins"],
+    ["two", "a two", "zwei"],
+    ["three", "a three", "drei"],
+    ["four", "a four", "vier"],
+    ["five", "a five", "fünf"],
+    ["six", "a six", "sechs"],
+    ["seven", "a seven", "sieben"],
+    ["eight", "an eight", "acht"],
+    ["nine", "a nine", "neun"],
+]
 
 
 def digits(resolution: int = 8, batch_size: int = 64, seed: int = 0) -> Data:
@@ -19,16 +26,24 @@ def digits(resolution: int = 8, batch_size: int = 64, seed: int = 0) -> Data:
     (1, `resolution`, `resolution`) by the means of pixels. Raises ValueError unless it divides 8.
     """
     if resolution not in (1, 2, 4, 8):
-        raise ValueError(f"resolution must be 8, that of the pictures, or a divisor (got {resolution}); try 4")
+        raise ValueError(
+            f"resolution must be 8, that of the pictures, or a divisor (got {resolution}); try 4"
+        )
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    splits = train_test_split(bunch.images, bunch.target, test_size=360, random_state=0, stratify=bunch.target)
+    splits = train_test_split(
+        bunch.images, bunch.target, test_size=360, random_state=0, stratify=bunch.target
+    )
     train, test, train_labels, test_labels = (torch.as_tensor(part) for part in splits)
-    pictures = [Images(_bytes(grey, resolution), labels.long()) for grey, labels in
-                ((train, train_labels), (test, test_labels))]  # fmt: skip
-    return Data("digits", *pictures, classes=10, batch_size=batch_size, seed=seed, captions=CAPTIONS)
+    pictures = [
+        Images(_bytes(grey, resolution), labels.long())
+        for grey, labels in ((train, train_labels), (test, test_labels))
+    ]
+    return Data(
+        "digits", *pictures, classes=10, batch_size=batch_size, seed=seed, captions=CAPTIONS
+    )
 
 
 def _bytes(grey: Tensor, resolution: int) -> Tensor:

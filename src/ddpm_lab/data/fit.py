@@ -20,7 +20,15 @@ from ddpm_lab.data.decoding import DEEP, PIXELS, Look, has_grey_palette
 LOG = logging.getLogger(__name__)
 MODES = {1: "L", 3: "RGB"}
 KNOWN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"} | DEEP
-SAME = {("L", "L"), ("1", "L"), ("RGB", "RGB"), ("P", "RGB"), ("L", "RGB"), ("1", "RGB"), ("RGBX", "RGB")}
+SAME = {
+    ("L", "L"),
+    ("1", "L"),
+    ("RGB", "RGB"),
+    ("P", "RGB"),
+    ("L", "RGB"),
+    ("1", "RGB"),
+    ("RGBX", "RGB"),
+}
 """Pairs of a Pillow mode and a mode that can hold the same pixels"""
 OnBad = Literal["error", "skip"]
 
@@ -69,13 +77,19 @@ class Fit:
         if self.channels not in MODES:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {self.channels})")
         if not 1 <= self.side <= PIXELS**0.5:
-            raise ValueError(f"resolution must lie in 1..{PIXELS**0.5:.0f} (got {self.side}); try 64")
+            raise ValueError(
+                f"resolution must lie in 1..{PIXELS**0.5:.0f} (got {self.side}); try 64"
+            )
         if not 8 <= self.bits <= 16:
-            raise ValueError(f"bits, those that grey of over 8 bits uses, must lie in 8..16 (got {self.bits}); try 12")
+            raise ValueError(
+                f"bits, those that grey of over 8 bits uses, must lie in 8..16 (got {self.bits}); try 12"
+            )
         with suppress(ValueError):
             if len(ImageColor.getrgb(self.background)) == 3:
                 return
-        raise ValueError(f"background={self.background} is no opaque colour; try a name such as white, or '#808080'")
+        raise ValueError(
+            f"background={self.background} is no opaque colour; try a name such as white, or '#808080'"
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,21 +99,34 @@ class Fit:
     @property
     def settings(self) -> dict[str, Any]:
         """The values that decide the pixels."""
-        return {"side": self.side, "channels": self.channels, "convert": self.convert,
-                "background": self.background, "bits": self.bits}  # fmt: skip
+        return {
+            "side": self.side,
+            "channels": self.channels,
+            "convert": self.convert,
+            "background": self.background,
+            "bits": self.bits,
+        }
 
     def __call__(self, picture: Image.Image, name: str) -> Tensor:
         """Return (C, H, W) uint8. Raises ValueError that begins with `name`."""
         size, mode, found = (self.side, self.side), MODES[self.channels], picture.mode
         picture, clear = _without_alpha(picture)
         if picture.mode not in KNOWN or (clear and picture.mode in DEEP):
-            reach = " with values from {:g} to {:g}".format(*picture.getextrema()) if found == "F" else ""
-            raise ValueError(f"{name} has pixels of mode {found}{reach}{', some transparent' * clear}, which can be "
-                             "read in more than one way; save it with 8 bits per channel")  # fmt: skip
+            reach = (
+                " with values from {:g} to {:g}".format(*picture.getextrema())
+                if found == "F"
+                else ""
+            )
+            raise ValueError(
+                f"{name} has pixels of mode {found}{reach}{', some transparent' * clear}, which can be "
+                "read in more than one way; save it with 8 bits per channel"
+            )
         same = (picture.mode, mode) in SAME or (picture.mode == "P" and has_grey_palette(picture))
         if not self.convert and (picture.size != size or not same or clear):
-            raise ValueError(f"{name} is {picture.width}x{picture.height} {found}{' and transparent' * clear}, and "
-                             f"{self.side}x{self.side} {mode} is wanted; {self._advice(picture, clear)}")  # fmt: skip
+            raise ValueError(
+                f"{name} is {picture.width}x{picture.height} {found}{' and transparent' * clear}, and "
+                f"{self.side}x{self.side} {mode} is wanted; {self._advice(picture, clear)}"
+            )
         changes = [f"from {found} to {mode}"] if found != mode else []
         if picture.mode in DEEP:
             picture = self._shallow(picture, name)
@@ -125,7 +152,11 @@ class Fit:
         advice = f"try {' '.join(dict.fromkeys(words))}"
         if clear:
             return f"{advice}, which lays it over data.background={self.background}"
-        return f"{advice}, or data.convert=true, which makes it grey" if words == ["data.channels=3"] else advice
+        return (
+            f"{advice}, or data.convert=true, which makes it grey"
+            if words == ["data.channels=3"]
+            else advice
+        )
 
     def _shallow(self, picture: Image.Image, name: str) -> Image.Image:
         """Scale to 8 bits; Pillow itself would cut at 255."""
@@ -134,8 +165,10 @@ class Fit:
             wider = int(values.max()).bit_length()
             fits = values.min() >= 0 and wider <= 16
             advice = f"try data.bits={wider}" if fits else "save it with 8 bits per channel"
-            raise ValueError(f"{name} has values from {values.min()} to {values.max()}, and 0 to {most} is {self.bits} "
-                             f"bits; {advice}")  # fmt: skip
+            raise ValueError(
+                f"{name} has values from {values.min()} to {values.max()}, and 0 to {most} is {self.bits} "
+                f"bits; {advice}"
+            )
         return Image.fromarray(((values * 255 + most // 2) // most).astype(np.uint8))
 
 
@@ -172,7 +205,11 @@ def fitted(
     """
     looks = list(looks)
     sizes = Counter(one.size for one in looks)
-    chosen = [name for name, value in (("resolution", resolution), ("channels", channels)) if value is None]
+    chosen = [
+        name
+        for name, value in (("resolution", resolution), ("channels", channels))
+        if value is None
+    ]
     if channels is None:
         channels = 1 if all(one.grey for one in looks) else 3
     problem, words = "", []
@@ -180,29 +217,48 @@ def fitted(
         (usual, _), *others = sizes.most_common()
         resolution = min(map(min, sizes)) if convert else min(usual)
         if not convert and (usual[0] != usual[1] or (others and on_bad == "error")):
-            listed = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes.most_common(4))
+            listed = ", ".join(
+                f"{width}x{height} ({count})" for (width, height), count in sizes.most_common(4)
+            )
             more = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
-            odd = next((f", the first of another size {one.name}" for one in looks if one.size != usual), "")
+            odd = next(
+                (f", the first of another size {one.name}" for one in looks if one.size != usual),
+                "",
+            )
             problem = f"images are {listed}{more}{odd}; a model needs squares of one size"
             words.append(f"data.resolution={_side(sizes)}")
-    fit = Fit(resolution, channels, convert, background, bits or 16)  # mistakes in the values come first
+    fit = Fit(
+        resolution, channels, convert, background, bits or 16
+    )  # mistakes in the values come first
     reach = max((one.deep for one in looks if one.deep is not None), default=None)
     if reach is not None and bits is None and reach < 2**14:
         if any(one.deep is not None and not one.grey for one in looks):
-            raise ValueError(f"color images of 16 bits have values up to {reach} of 65535 and would be nearly black; "
-                             "save them with 8 bits per channel")  # fmt: skip
+            raise ValueError(
+                f"color images of 16 bits have values up to {reach} of 65535 and would be nearly black; "
+                "save them with 8 bits per channel"
+            )
         used = next(bits for bits in (8, 10, 12, 14) if reach < 2**bits)
-        problem = (f"grey images of 16 bits have values up to {reach} of 65535, which are {used} bits and would be "
-                   "nearly black")  # fmt: skip
+        problem = (
+            f"grey images of 16 bits have values up to {reach} of 65535, which are {used} bits and would be "
+            "nearly black"
+        )
         words.append(f"data.bits={used}")
     if problem:
         dark = ", or data.bits=16 if they are meant to be dark" if "bits" in words[-1] else ""
-        raise ValueError(f"{problem}; try {' '.join(words if convert else ['data.convert=true', *words])}{dark}")
+        raise ValueError(
+            f"{problem}; try {' '.join(words if convert else ['data.convert=true', *words])}{dark}"
+        )
     if chosen or reach is not None:
-        LOG.info("images are read as %dx%d %s%s%s", resolution, resolution, "grey" if channels == 1 else "RGB",
-                 f" ({' and '.join(chosen)} of the {len(looks)} that were looked at)" if chosen else "",
-                 f"; values up to {reach} of {2**fit.bits - 1} (bits={fit.bits})" if reach is not None else ""
-                 )  # fmt: skip
+        LOG.info(
+            "images are read as %dx%d %s%s%s",
+            resolution,
+            resolution,
+            "grey" if channels == 1 else "RGB",
+            f" ({' and '.join(chosen)} of the {len(looks)} that were looked at)" if chosen else "",
+            f"; values up to {reach} of {2**fit.bits - 1} (bits={fit.bits})"
+            if reach is not None
+            else "",
+        )
     return fit
 
 

@@ -102,12 +102,23 @@ def folder(
     """
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
-        hint = f"an archive must be unpacked: {_preparing(root)}" if root.is_file() else "try data.path=DIR"
+        hint = (
+            f"an archive must be unpacked: {_preparing(root)}"
+            if root.is_file()
+            else "try data.path=DIR"
+        )
         raise ValueError(f"path must be a folder of images (got {path}); {hint}")
     parts = listings(root, splits)
     try:
-        fit = fitted(looks([file for part in parts.values() for file in part.files], on_bad), resolution, channels,
-                     convert, bits, background, on_bad)  # fmt: skip
+        fit = fitted(
+            looks([file for part in parts.values() for file in part.files], on_bad),
+            resolution,
+            channels,
+            convert,
+            bits,
+            background,
+            on_bad,
+        )
     except ValueError as error:
         raise ValueError(_keyed(error, path)) from error
     sources = [Lenient(Files(root, part.files, fit)) for part in parts.values()]
@@ -118,15 +129,22 @@ def folder(
     held: list[Split] = []
     for source, part, label in zip(sources, numbers, labels, strict=True):
         try:
-            split = hold(source if on_bad == "skip" else source.files, fit.shape,
-                         None if label is None else label[part], part, resident)  # fmt: skip
+            split = hold(
+                source if on_bad == "skip" else source.files,
+                fit.shape,
+                None if label is None else label[part],
+                part,
+                resident,
+            )
             if isinstance(split, Streamed):
                 source.files[int(part[0])]  # or a worker process would report a wrong resolution
         except ValueError as error:
             raise ValueError(_keyed(error, path)) from error
         if isinstance(split, Streamed) and on_bad == "skip":
-            raise ValueError("on_bad=skip is for images that are all read at the start, and these are streamed; "
-                             f"prepare them first: {_preparing(root)}")  # fmt: skip
+            raise ValueError(
+                "on_bad=skip is for images that are all read at the start, and these are streamed; "
+                f"prepare them first: {_preparing(root)}"
+            )
         good = torch.tensor([i not in source.bad for i in part.tolist()])
         held.append(split if good.all() else split.at(good))
     bad = {id(source): [source.bad[i] for i in sorted(source.bad)] for source in sources}
@@ -134,14 +152,24 @@ def folder(
     if fit.changes.counts and all(isinstance(split, Images) for split in held):
         LOG.info("converted: %s", fit.changes)
     classes = next(iter(parts.values())).classes
-    return Data(root.resolve().name, *held, classes=len(classes) or None, batch_size=batch_size, flip=flip,
-                workers=workers, seed=seed, captions=[[name] for name in classes] or None)  # fmt: skip
+    return Data(
+        root.resolve().name,
+        *held,
+        classes=len(classes) or None,
+        batch_size=batch_size,
+        flip=flip,
+        workers=workers,
+        seed=seed,
+        captions=[[name] for name in classes] or None,
+    )
 
 
 def _preparing(source: Path) -> str:
     """Return the command that makes a store of `source`, beside it."""
     target = source.with_name(f"{source.name.partition('.')[0]}-store")
-    return f"{program('scripts/prepare_data')} {shlex.quote(str(source))} {shlex.quote(str(target))}"
+    return (
+        f"{program('scripts/prepare_data')} {shlex.quote(str(source))} {shlex.quote(str(target))}"
+    )
 
 
 def _keyed(error: ValueError, path: str) -> str:
@@ -149,7 +177,9 @@ def _keyed(error: ValueError, path: str) -> str:
     keys = ("resolution", "channels", "background", "bits")
     said = str(error)
     if UNREADABLE in said:
-        said += f"; remove it, or try data.on_bad=skip, which leaves out up to {BAD:.0%} of the images"
+        said += (
+            f"; remove it, or try data.on_bad=skip, which leaves out up to {BAD:.0%} of the images"
+        )
     return said if re.match(rf"({'|'.join(keys)})\b", said) else f"path={path}: {said}"
 
 
@@ -202,7 +232,9 @@ def parted(count: int, held_out: float) -> tuple[Tensor, Tensor]:
 def leave_out(reasons: Sequence[str], count: int) -> None:
     """Log in one line why images are left out. Raises ValueError if they are more than `BAD` of `count`."""
     if len(reasons) > BAD * count:
-        raise ValueError(f"on_bad=skip leaves out at most {BAD:.0%} of {count} images, and {len(reasons)} are bad; "
-                         f"the first: {reasons[0]}")  # fmt: skip
+        raise ValueError(
+            f"on_bad=skip leaves out at most {BAD:.0%} of {count} images, and {len(reasons)} are bad; "
+            f"the first: {reasons[0]}"
+        )
     if reasons:
         LOG.info("left out %d of %d images; the first: %s", len(reasons), count, reasons[0])

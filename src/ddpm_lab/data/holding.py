@@ -29,6 +29,8 @@ def hold(
     pixels = torch.empty(len(chosen), *shape, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:  # decoders let go of the interpreter
         read = pool.map(source.__getitem__, chosen.tolist())
-        for i, picture in enumerate(tqdm(read, "reading pictures", len(chosen), leave=False, disable=None)):
+        for i, picture in enumerate(
+            tqdm(read, "reading pictures", len(chosen), leave=False, disable=None)
+        ):
             pixels[i] = picture
     return Images(pixels, labels)

@@ -59,12 +59,20 @@ def hub(
     what cannot be done. Raises ValueError that names the key.
     """
     if name is None:
-        raise ValueError("name must be that of a set of the Hub, or a folder (got None); try data.name=OWNER/NAME")
+        raise ValueError(
+            "name must be that of a set of the Hub, or a folder (got None); try data.name=OWNER/NAME"
+        )
     splits = _loaded(name, config, cache, streaming)
     if split_test == "auto":
-        split_test = next((split for split in TEST if split in splits and split != split_train), None)
-        LOG.info("held out: %s", f"the split {split_test}" if split_test else "a part of the training split, the set "
-                 "has none for testing")  # fmt: skip
+        split_test = next(
+            (split for split in TEST if split in splits and split != split_train), None
+        )
+        LOG.info(
+            "held out: %s",
+            f"the split {split_test}"
+            if split_test
+            else "a part of the training split, the set has none for testing",
+        )
     if rest := [split for split in splits if split not in (split_train, split_test)]:
         LOG.info("left aside in %s: the splits %s", name, ", ".join(rest))
     for key, value in {"split_train": split_train, "split_test": split_test}.items():
@@ -72,9 +80,14 @@ def hub(
             null = ", or null, which keeps a part of the training split" * (key == "split_test")
             raise ValueError(f"{key}={value} is no split of {name}; try {', '.join(splits)}{null}")
     features = splits[split_train].features or {}
-    image, label = _column("image", image, "Image", features), _column("label", label, "ClassLabel", features)
+    image, label = (
+        _column("image", image, "Image", features),
+        _column("label", label, "ClassLabel", features),
+    )
     if image is None:
-        raise ValueError(f"image: {name} has no column of pictures; its columns are {', '.join(features)}")
+        raise ValueError(
+            f"image: {name} has no column of pictures; its columns are {', '.join(features)}"
+        )
     train = _encoded(splits[split_train], image, label)
     test = None if split_test is None else _encoded(splits[split_test], image, label)
     try:
@@ -86,23 +99,38 @@ def hub(
         raise ValueError(str(error) if named else f"name={name}: {error}") from error
     reading = Reading(image, label, fit)
     if streaming:
-        pair: Sequence[Split] = _flowing(name, train, test, reading, size, test_size, shuffle_buffer)
+        pair: Sequence[Split] = _flowing(
+            name, train, test, reading, size, test_size, shuffle_buffer
+        )
     else:
         pair = _kept(name, train, test, reading, held_out, resident)
     if fit.changes.counts and isinstance(pair[0], Images):
         LOG.info("converted: %s", fit.changes)
     names = features[label].names if label else []
-    return Data(name, *pair, classes=len(names) or None, batch_size=batch_size, flip=flip, seed=seed, workers=workers,
-                captions=[[each] for each in names] or None)  # fmt: skip
+    return Data(
+        name,
+        *pair,
+        classes=len(names) or None,
+        batch_size=batch_size,
+        flip=flip,
+        seed=seed,
+        workers=workers,
+        captions=[[each] for each in names] or None,
+    )
 
 
 def _looks(rows: Any, image: str, streaming: bool) -> list[Look]:
     """Look at the first rows of a stream, or at rows of a table that are evenly spaced."""
     count = 16 if streaming else min(len(rows), LOOKS)
-    chosen = islice(rows, count) if streaming else (rows[i * len(rows) // count] for i in range(count))
+    chosen = (
+        islice(rows, count) if streaming else (rows[i * len(rows) // count] for i in range(count))
+    )
     found = []
     for i, row in enumerate(chosen):
-        with stream_of(row[image], f"row {i if streaming else i * len(rows) // count}") as (stream, where):
+        with stream_of(row[image], f"row {i if streaming else i * len(rows) // count}") as (
+            stream,
+            where,
+        ):
             found.append(look(stream, where))
     if not found:
         raise ValueError("the training split holds no images")
@@ -116,7 +144,10 @@ def _kept(
     parts = parted(len(train), held_out) if test is None else (None, None)
     splits: list[Split] = []
     for table, part in zip((train, train if test is None else test), parts, strict=True):
-        source, labels = Rows(table, reading), listed(table[reading.label][:]) if reading.label else None
+        source, labels = (
+            Rows(table, reading),
+            listed(table[reading.label][:]) if reading.label else None,
+        )
         with _naming(name):
             chosen = labels if labels is None or part is None else labels[part]
             splits.append(hold(source, reading.fit.shape, chosen, part, resident))
@@ -126,7 +157,13 @@ def _kept(
 
 
 def _flowing(
-    name: str, train: Any, test: Any, reading: Reading, size: int | None, test_size: int, buffer: int
+    name: str,
+    train: Any,
+    test: Any,
+    reading: Reading,
+    size: int | None,
+    test_size: int,
+    buffer: int,
 ) -> Sequence[Split]:
     """Training and test split of iterable sets."""
     for key, value in {"test_size": test_size, "shuffle_buffer": buffer}.items():
@@ -135,7 +172,9 @@ def _flowing(
     said = (train.info.splits or {}).get(str(train.split))
     size = said.num_examples if size is None and said else size
     if size is None:
-        raise ValueError(f"size is needed, the number of training pictures, which {name} does not say")
+        raise ValueError(
+            f"size is needed, the number of training pictures, which {name} does not say"
+        )
     skipped = test_size if test is None else 0
     if size <= skipped:
         raise ValueError(
@@ -153,23 +192,31 @@ def _loaded(name: str, config: str | None, cache: str | None, streaming: bool) -
         from datasets import load_dataset
         from huggingface_hub import HfApi, constants
     except ImportError as error:
-        raise ValueError(f"name: the library datasets is not installed; try {install('datasets')}") from error
+        raise ValueError(
+            f"name: the library datasets is not installed; try {install('datasets')}"
+        ) from error
     place = Path(name).expanduser()
     try:
         if not place.exists() and not constants.HF_HUB_OFFLINE:
             HfApi().dataset_info(name, timeout=PATIENCE)  # load_dataset would try six times
-        return load_dataset(str(place) if place.exists() else name, config, cache_dir=cache, streaming=streaming)
+        return load_dataset(
+            str(place) if place.exists() else name, config, cache_dir=cache, streaming=streaming
+        )
     except Exception as error:  # of HTTP, of the Hub, of the library, of a file's format
         said = " ".join(str(error).split())[:200]
-        raise ValueError(f"name={name} cannot be loaded ({said}); try a folder, or OWNER/NAME of the Hub. Without a "
-                         "network, HF_HUB_OFFLINE=1 takes what was loaded before") from error  # fmt: skip
+        raise ValueError(
+            f"name={name} cannot be loaded ({said}); try a folder, or OWNER/NAME of the Hub. Without a "
+            "network, HF_HUB_OFFLINE=1 takes what was loaded before"
+        ) from error
 
 
 def _column(key: str, asked: str | None, kind: str, features: Mapping[str, Any]) -> str | None:
     """The column of a kind: that which was asked for, or else the only one."""
     found = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if asked is not None and asked not in found:
-        raise ValueError(f"{key}={asked} is no column of kind {kind}; try {', '.join(found) or 'null: there is none'}")
+        raise ValueError(
+            f"{key}={asked} is no column of kind {kind}; try {', '.join(found) or 'null: there is none'}"
+        )
     if asked is None and len(found) > 1:
         raise ValueError(f"{key} is one of {', '.join(found)}; try data.{key}={found[0]}")
     return asked or (found[0] if found else None)
@@ -179,7 +226,9 @@ def _encoded(rows: Any, image: str, label: str | None) -> Any:
     """Without other columns, and with pictures as they lie in the files."""
     import datasets
 
-    return rows.select_columns([image] + [label] * (label is not None)).cast_column(image, datasets.Image(decode=False))
+    return rows.select_columns([image] + [label] * (label is not None)).cast_column(
+        image, datasets.Image(decode=False)
+    )
 
 
 @contextmanager

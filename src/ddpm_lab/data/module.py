@@ -47,18 +47,35 @@ class Data(L.LightningDataModule):
         super().__init__()
         batch_size = min(BATCH, train.size) if batch_size is None else batch_size
         if not 1 <= batch_size <= train.size:
-            raise ValueError(f"batch_size must lie in 1..{train.size}, the number of training samples "
-                             f"(got {batch_size}); try batch_size={min(32, train.size)}")  # fmt: skip
+            raise ValueError(
+                f"batch_size must lie in 1..{train.size}, the number of training samples "
+                f"(got {batch_size}); try batch_size={min(32, train.size)}"
+            )
         if not 0 <= workers <= 64:
-            raise ValueError(f"workers are processes that read pictures, 0 to 64 (got {workers}); try 2")
-        self.name, self.train, self.test, self.classes, self.mixture = name, train, test, classes, mixture
+            raise ValueError(
+                f"workers are processes that read pictures, 0 to 64 (got {workers}); try 2"
+            )
+        self.name, self.train, self.test, self.classes, self.mixture = (
+            name,
+            train,
+            test,
+            classes,
+            mixture,
+        )
         self.batch_size, self.flip, self.seed, self.workers = batch_size, flip, seed, workers
-        self.captions = None if classes is None else captions or [[str(label)] for label in range(classes)]
+        self.captions = (
+            None if classes is None else captions or [[str(label)] for label in range(classes)]
+        )
 
     @property
     def spec(self) -> dict[str, Any]:
         """What it dictates to a model, by the names of `Spec`."""
-        return {"shape": self.shape, "classes": self.classes, "bin_width": self.bin_width, "captions": self.captions}
+        return {
+            "shape": self.shape,
+            "classes": self.classes,
+            "bin_width": self.bin_width,
+            "captions": self.captions,
+        }
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,8 +91,16 @@ class Data(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None  # Lightning attaches itself before it asks
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return Batches(self.train.to(trainer.strategy.root_device), self.batch_size, self.flip, self.seed,
-                       workers=self.workers, rank=trainer.global_rank, world=trainer.world_size, done=done)  # fmt: skip
+        return Batches(
+            self.train.to(trainer.strategy.root_device),
+            self.batch_size,
+            self.flip,
+            self.seed,
+            workers=self.workers,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            done=done,
+        )
 
     def val_dataloader(self) -> "HeldOut":
         return HeldOut(self.test, self.batch_size, self.workers)
@@ -85,7 +110,11 @@ class HeldOut:
     """A split in order, each batch whole on every process, which looks at rows of its own."""
 
     def __init__(self, split: Split, batch_size: int, workers: int) -> None:
-        self.split, self.index, self.workers = split, torch.arange(split.size).split(batch_size), workers
+        self.split, self.index, self.workers = (
+            split,
+            torch.arange(split.size).split(batch_size),
+            workers,
+        )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -126,8 +155,11 @@ class Batches:
             pairs = ((_whole(held).to(device), coins) for held, coins in loader)
         else:
             ahead, now = tee(self._chosen())  # what is read is chosen some batches ahead
-            pairs = zip(read(self.split, (index for index, _ in ahead), self.workers), (coins for _, coins in now),
-                        strict=False)  # fmt: skip
+            pairs = zip(
+                read(self.split, (index for index, _ in ahead), self.workers),
+                (coins for _, coins in now),
+                strict=False,
+            )
         return (self._made(held, coins) for held, coins in pairs)
 
     def _chosen(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -138,7 +170,9 @@ class Batches:
             stream = generator(self.seed, epoch)
             order = torch.randperm(size, generator=stream)
             coins = torch.rand(size, generator=stream) < 0.5
-            for start in range(skipped * self.batch_size, size - self.batch_size + 1, self.batch_size):
+            for start in range(
+                skipped * self.batch_size, size - self.batch_size + 1, self.batch_size
+            ):
                 places = slice(start + self.rank * mine, start + (self.rank + 1) * mine)
                 yield order[places], coins[places]
             skipped = 0
@@ -169,7 +203,9 @@ def read(split: Split, chosen: Iterable[Tensor], workers: int) -> Iterator[Held]
     return (split.at(index.to(device)) for index in chosen)
 
 
-def _awaited(loader: DataLoader, split: Streamed, waiting: "deque[Tensor]") -> Iterator[Images | str]:
+def _awaited(
+    loader: DataLoader, split: Streamed, waiting: "deque[Tensor]"
+) -> Iterator[Images | str]:
     """What `loader` reads, of which the batches `waiting` were asked for."""
     try:
         for read in loader:
@@ -178,20 +214,33 @@ def _awaited(loader: DataLoader, split: Streamed, waiting: "deque[Tensor]") -> I
     except RuntimeError as error:
         if "timed out" in str(error):
             files = getattr(split.source, "files", None)
-            late = [str(files[i]) if isinstance(files, list) else f"picture {i}"
-                    for i in split.chosen[waiting[0]].tolist()[:3]]  # fmt: skip
-            raise Hung(f"data: nothing was read for {TIMEOUT} s; awaited are {', '.join(late)} and others") from error
+            late = [
+                str(files[i]) if isinstance(files, list) else f"picture {i}"
+                for i in split.chosen[waiting[0]].tolist()[:3]
+            ]
+            raise Hung(
+                f"data: nothing was read for {TIMEOUT} s; awaited are {', '.join(late)} and others"
+            ) from error
         if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
-            raise Hindered(f"data: a process that reads pictures was killed ({str(error).split(';')[0][:100]}), maybe "
-                           "for lack of memory; try fewer data.workers") from error  # fmt: skip
+            raise Hindered(
+                f"data: a process that reads pictures was killed ({str(error).split(';')[0][:100]}), maybe "
+                "for lack of memory; try fewer data.workers"
+            ) from error
         raise
 
 
 def _loader(source: Any, chosen: Any, workers: int, device: torch.device) -> DataLoader:
     # A loader without a generator draws from the training stream.
-    return DataLoader(source, sampler=chosen, batch_size=None, num_workers=workers, generator=torch.Generator(),
-                      timeout=TIMEOUT * (workers > 0), prefetch_factor=4 if workers else None,
-                      pin_memory=device.type == "cuda")  # fmt: skip
+    return DataLoader(
+        source,
+        sampler=chosen,
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),
+        timeout=TIMEOUT * (workers > 0),
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def _whole(read: Images | str) -> Images:
@@ -209,7 +258,9 @@ class _Reads(Dataset):
     def __getitem__(self, index: Tensor) -> Images | str:
         try:
             return self.split.at(index)
-        except ValueError as error:  # told by the process that asked, without the tracebacks of both
+        except (
+            ValueError
+        ) as error:  # told by the process that asked, without the tracebacks of both
             return str(error)
 
 
@@ -219,13 +270,21 @@ class _Flows(IterableDataset):
     """
 
     def __init__(self, split: Flow, asked: Batches) -> None:
-        self.stream, self.seed, self.rank, self.world = split.stream, asked.seed, asked.rank, asked.world
+        self.stream, self.seed, self.rank, self.world = (
+            split.stream,
+            asked.seed,
+            asked.rank,
+            asked.world,
+        )
         self.rows, self.first = asked.batch_size // asked.world, asked.done
 
     def __iter__(self) -> Iterator[tuple[Images | str, Tensor]]:
         worker = get_worker_info()
         stream = generator(self.seed, self.rank, worker.id if worker else 0, self.first)
-        epochs = (self.stream.epoch(self.seed, epoch, self.rank, self.world) for epoch in count(self.first))
+        epochs = (
+            self.stream.epoch(self.seed, epoch, self.rank, self.world)
+            for epoch in count(self.first)
+        )
         pictures = chain.from_iterable(epochs)
         while True:
             coins = torch.rand(self.rows, generator=stream) < 0.5

@@ -28,10 +28,14 @@ def gaussian_mixture(
     if modes < 1:
         raise ValueError(f"modes must be at least 1 (got {modes})")
     if not 0 < std < math.inf or not 0 <= radius < math.inf:
-        raise ValueError(f"std={std:g} must be above 0, and radius={radius:g} at least 0; try std=0.05 radius=0.7")
+        raise ValueError(
+            f"std={std:g} must be above 0, and radius={radius:g} at least 0; try std=0.05 radius=0.7"
+        )
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     means = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
-    mixture = Mixture(means, torch.full((modes,), 1 / modes, dtype=torch.float64), std, torch.arange(modes))
+    mixture = Mixture(
+        means, torch.full((modes,), 1 / modes, dtype=torch.float64), std, torch.arange(modes)
+    )
     x0, component = mixture.sample(_total(count), generator(0))
     return _data("gaussian_mixture", x0, component, count, modes, batch_size, seed, mixture)
 
@@ -39,7 +43,9 @@ def gaussian_mixture(
 def _moons(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     label = (u[:, 0] < 0.5).long()
     angle = math.pi * u[:, 1]
-    x = torch.stack([angle.cos() + label - 0.5, angle.sin() * (1 - 2 * label) + 0.5 * label - 0.25], dim=1)
+    x = torch.stack(
+        [angle.cos() + label - 0.5, angle.sin() * (1 - 2 * label) + 0.5 * label - 0.25], dim=1
+    )
     return (x / 1.7 + 0.04 * z), label
 
 
@@ -85,7 +91,18 @@ def _total(count: int) -> int:
 
 
 def _data(
-    name: str, x0: Tensor, labels: Tensor, count: int, classes: int, batch_size: int, seed: int, mixture: Mixture | None
+    name: str,
+    x0: Tensor,
+    labels: Tensor,
+    count: int,
+    classes: int,
+    batch_size: int,
+    seed: int,
+    mixture: Mixture | None,
 ) -> Data:
-    train, test = (Points(x0[part].float(), labels[part]) for part in (slice(count), slice(count, None)))
-    return Data(name, train, test, classes=classes, batch_size=batch_size, seed=seed, mixture=mixture)
+    train, test = (
+        Points(x0[part].float(), labels[part]) for part in (slice(count), slice(count, None))
+    )
+    return Data(
+        name, train, test, classes=classes, batch_size=batch_size, seed=seed, mixture=mixture
+    )

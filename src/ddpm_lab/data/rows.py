@@ -78,7 +78,11 @@ class Coming:
         rows = self.rows.skip(self.skipped) if self.skipped else self.rows
         rows = rows.shuffle(seed=number, buffer_size=self.buffer)
         # The library splits a skip among shards, which would train on what was held out.
-        share = islice(rows, rank, None, world) if self.skipped else split_dataset_by_node(rows, rank, world)
+        share = (
+            islice(rows, rank, None, world)
+            if self.skipped
+            else split_dataset_by_node(rows, rank, world)
+        )
         return (self.reading(row, f"a row of {self.origin}") for row in share)
 
     def readers(self, world: int) -> int:
@@ -89,7 +93,9 @@ class Coming:
     def first(self, count: int) -> Images:
         if self.known is None or self.known.size < count:
             rows = islice(self.rows, self.skipped, self.skipped + count)
-            self.known = gathered([self.reading(row, f"row {i} of {self.origin}") for i, row in enumerate(rows)])
+            self.known = gathered(
+                [self.reading(row, f"row {i} of {self.origin}") for i, row in enumerate(rows)]
+            )
         return self.known.at(slice(count))
 
     def digest(self) -> str:
@@ -112,7 +118,9 @@ def stream_of(held: Mapping[str, Any] | None, name: str) -> Iterator[tuple[Binar
         yield BytesIO(held["bytes"]), name
         return
     if odd := {*re.findall(r"(\w+)://", held["path"])} - {*PROTOCOLS}:
-        raise Unsafe(f"{name} is {shown(held['path'])}, and {min(odd)} is none of {', '.join(PROTOCOLS)}")
+        raise Unsafe(
+            f"{name} is {shown(held['path'])}, and {min(odd)} is none of {', '.join(PROTOCOLS)}"
+        )
     with fsspec.open(held["path"], "rb") as file:  # a path, or an address of the Hub
         yield file, f"{name}, {held['path']},"
 
@@ -120,5 +128,7 @@ def stream_of(held: Mapping[str, Any] | None, name: str) -> Iterator[tuple[Binar
 def listed(found: list[int | None]) -> Tensor:
     """Labels (N,) int64. Raises ValueError where some are missing."""
     if missing := sum(label is None or label < 0 for label in found):
-        raise ValueError(f"label: {missing} of {len(found)} rows have none; try another data.label or data.split_test")
+        raise ValueError(
+            f"label: {missing} of {len(found)} rows have none; try another data.label or data.split_test"
+        )
     return torch.tensor(found)

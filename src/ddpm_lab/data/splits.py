@@ -36,7 +36,9 @@ class Images(NamedTuple):
         return Images(self.pixels[index], None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device) -> "Images":
-        return Images(self.pixels.to(device), None if self.labels is None else self.labels.to(device))
+        return Images(
+            self.pixels.to(device), None if self.labels is None else self.labels.to(device)
+        )
 
     def digest(self) -> str:
         """SHA-256 of all that it holds."""
@@ -112,7 +114,9 @@ class Streamed:
 
     def digest(self) -> str:
         """SHA-256 of what the source says of its content, and of what is taken of it."""
-        return hashlib.sha256((self.source.digest() + _digest(self.chosen, self.labels)).encode()).hexdigest()
+        return hashlib.sha256(
+            (self.source.digest() + _digest(self.chosen, self.labels)).encode()
+        ).hexdigest()
 
 
 class Stream(Protocol):
@@ -158,8 +162,10 @@ class Flow:
         asked = index if isinstance(index, Tensor) else torch.arange(*index.indices(self.size))
         last = int(asked.max()) if len(asked) else -1
         if last >= KNOWN:
-            raise ValueError(f"streaming gives the first {KNOWN} pictures by number (asked for number {last}); try "
-                             "data.streaming=false")  # fmt: skip
+            raise ValueError(
+                f"streaming gives the first {KNOWN} pictures by number (asked for number {last}); try "
+                "data.streaming=false"
+            )
         return self.stream.first(last + 1).at(asked).to(self.device)
 
     def to(self, device: torch.device) -> "Flow":
@@ -183,7 +189,9 @@ def known(split: Split) -> Split:
 def gathered(pictures: Sequence[Images]) -> Images:
     """One after another."""
     labels = [some.labels for some in pictures if some.labels is not None]
-    return Images(torch.cat([some.pixels for some in pictures]), torch.cat(labels) if labels else None)
+    return Images(
+        torch.cat([some.pixels for some in pictures]), torch.cat(labels) if labels else None
+    )
 
 
 def to_bytes(x: Tensor) -> Tensor:

@@ -42,10 +42,15 @@ class Shards:
         self.shape: tuple[int, ...] = tuple(self.index["shape"])
         self.classes: list[str] = self.index["classes"]
         shards = self.index["shards"]
-        self.maps = [_mapped(root / shard["name"], (shard["count"], *self.shape), np.uint8) for shard in shards]
+        self.maps = [
+            _mapped(root / shard["name"], (shard["count"], *self.shape), np.uint8)
+            for shard in shards
+        ]
         self.starts = [0, *accumulate(shard["count"] for shard in shards)]
         if self.starts[-1] != len(self):
-            raise ValueError(f"path: {root / INDEX} says count={len(self)}, and its shards hold {self.starts[-1]}")
+            raise ValueError(
+                f"path: {root / INDEX} says count={len(self)}, and its shards hold {self.starts[-1]}"
+            )
         self.labels = None
         if self.index["labels"]:
             file = root / self.index["labels"]["name"]
@@ -71,9 +76,14 @@ class Shards:
 
     def verify(self) -> None:
         """Raises ValueError that names the first file whose bytes are not those that were written."""
-        for entry in [*self.index["shards"], *([self.index["labels"]] if self.index["labels"] else [])]:
+        for entry in [
+            *self.index["shards"],
+            *([self.index["labels"]] if self.index["labels"] else []),
+        ]:
             if _sha256(file := self.root / entry["name"]) != entry["sha256"]:
-                raise ValueError(f"path: {file} is damaged, its SHA-256 is not that of {INDEX}; prepare it again")
+                raise ValueError(
+                    f"path: {file} is damaged, its SHA-256 is not that of {INDEX}; prepare it again"
+                )
 
     def digest(self) -> str:
         """SHA-256 of all that it holds, as its index has it."""
@@ -97,7 +107,9 @@ def store(
     """
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
-        raise ValueError(f"path must be a store that scripts/prepare_data.py wrote (got {path}); try data.path=DIR")
+        raise ValueError(
+            f"path must be a store that scripts/prepare_data.py wrote (got {path}); try data.path=DIR"
+        )
     if (root / "train").is_dir():
         sources = [Shards(root / "train"), Shards(root / "test")]
         parts = [torch.arange(len(source)) for source in sources]
@@ -106,18 +118,34 @@ def store(
         parts = [*parted(len(sources[0]), held_out)]
     train, test = sources
     if (train.shape, train.classes) != (test.shape, test.classes):
-        raise ValueError(f"path={path} has a test set of {test.shape} and classes {test.classes}, and its training set "
-                         f"is of {train.shape} and {train.classes}; prepare it again")  # fmt: skip
+        raise ValueError(
+            f"path={path} has a test set of {test.shape} and classes {test.classes}, and its training set "
+            f"is of {train.shape} and {train.classes}; prepare it again"
+        )
     splits = [_held(source, part, resident) for source, part in zip(sources, parts, strict=True)]
     if isinstance(splits[0], Images):
         for source in {id(source): source for source in sources}.values():
             source.verify()
     for source in sources:
         labels = source.labels
-        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < len(source.classes):
-            raise ValueError(f"path={path} has labels of other than its {len(source.classes)} classes")
-    return Data(root.resolve().name, *splits, classes=len(train.classes) or None, batch_size=batch_size, flip=flip,
-                workers=workers, seed=seed, captions=[[name] for name in train.classes] or None)  # fmt: skip
+        if (
+            labels is not None
+            and len(labels)
+            and not 0 <= labels.min() <= labels.max() < len(source.classes)
+        ):
+            raise ValueError(
+                f"path={path} has labels of other than its {len(source.classes)} classes"
+            )
+    return Data(
+        root.resolve().name,
+        *splits,
+        classes=len(train.classes) or None,
+        batch_size=batch_size,
+        flip=flip,
+        workers=workers,
+        seed=seed,
+        captions=[[name] for name in train.classes] or None,
+    )
 
 
 def write(
@@ -134,7 +162,9 @@ def write(
     def shard() -> None:
         pixels = torch.cat(waiting)
         waiting.clear()
-        shards.append(_saved(root / f"pixels-{len(shards):05d}.npy", pixels) | {"count": len(pixels)})
+        shards.append(
+            _saved(root / f"pixels-{len(shards):05d}.npy", pixels) | {"count": len(pixels)}
+        )
 
     for pixels, numbers in read:
         waiting.append(pixels)
@@ -177,21 +207,28 @@ def _index(file: Path) -> dict[str, Any]:
     except Unsafe:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"path: {file} is no index of a store that scripts/prepare_data.py finished ({error!r}); "
-                         "prepare it again, or try data=folder") from error  # fmt: skip
+        raise ValueError(
+            f"path: {file} is no index of a store that scripts/prepare_data.py finished ({error!r}); "
+            "prepare it again, or try data=folder"
+        ) from error
     return index
 
 
 def _mapped(file: Path, shape: tuple[int, ...], kind: type) -> np.memmap:
     try:
         found = np.load(regular(file.resolve()), mmap_mode="r", allow_pickle=False)
-        if (found.shape, found.dtype) != (shape, kind) or file.stat().st_size != found.offset + found.nbytes:
+        if (found.shape, found.dtype) != (
+            shape,
+            kind,
+        ) or file.stat().st_size != found.offset + found.nbytes:
             raise ValueError(f"it is {found.shape} {found.dtype}, {file.stat().st_size} bytes")
     except Unsafe:
         raise
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"path: {file} is damaged or missing ({error}), and {shape} {np.dtype(kind)} is wanted; "
-                         "prepare it again") from error  # fmt: skip
+        raise ValueError(
+            f"path: {file} is damaged or missing ({error}), and {shape} {np.dtype(kind)} is wanted; "
+            "prepare it again"
+        ) from error
     return found
 
 
@@ -206,4 +243,6 @@ def _sha256(file: Path) -> str:
 
 
 def _content(index: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps({key: index[key] for key in CONTENT}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({key: index[key] for key in CONTENT}, sort_keys=True).encode()
+    ).hexdigest()

@@ -20,7 +20,12 @@ def synthetic(
 
     `count` training pictures and a quarter as many held out (at least 2), (channels, resolution, resolution).
     """
-    for name, value in {"resolution": resolution, "channels": channels, "classes": classes, "count": count}.items():
+    for name, value in {
+        "resolution": resolution,
+        "channels": channels,
+        "classes": classes,
+        "count": count,
+    }.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1 (got {value})")
     if channels not in (1, 3):
@@ -29,11 +34,23 @@ def synthetic(
     total = count + max(count // 4, 2)
     labels = torch.arange(total) % classes
     angle = 2 * math.pi * labels / classes
-    centre = 0.5 + 0.3 * torch.stack([angle.sin(), angle.cos()], 1) + 0.03 * torch.randn(total, 2, generator=generator)
+    centre = (
+        0.5
+        + 0.3 * torch.stack([angle.sin(), angle.cos()], 1)
+        + 0.03 * torch.randn(total, 2, generator=generator)
+    )
     grid = (torch.arange(resolution) + 0.5) / resolution
-    squared = (grid[None, :, None] - centre[:, 0, None, None]) ** 2 + (grid[None, None] - centre[:, 1, None, None]) ** 2
+    squared = (grid[None, :, None] - centre[:, 0, None, None]) ** 2 + (
+        grid[None, None] - centre[:, 1, None, None]
+    ) ** 2
     spot = torch.exp(-squared / (2 * 0.12**2))
     colour = 0.5 + 0.5 * torch.rand(total, channels, 1, 1, generator=generator)
     pixels = (255 * colour * spot[:, None]).round().byte()
-    return Data("synthetic", Images(pixels[:count], labels[:count]), Images(pixels[count:], labels[count:]),
-                     classes=classes, batch_size=batch_size, seed=seed)  # fmt: skip
+    return Data(
+        "synthetic",
+        Images(pixels[:count], labels[:count]),
+        Images(pixels[count:], labels[count:]),
+        classes=classes,
+        batch_size=batch_size,
+        seed=seed,
+    )

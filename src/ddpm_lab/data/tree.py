@@ -95,8 +95,11 @@ def listings(root: Path, splits: bool = True) -> dict[str, Listing]:
             aside.others[f"images in {other.name}/"] = len(other.every)
         if tree.files:
             aside.others[f"images beside {train.name}/"] = len(tree.files)
-        LOG.info("held out: the %d images in %s/ (splits=false makes such folders classes)", len(held_out.files),
-                 shown(test.path.relative_to(root)))  # fmt: skip
+        LOG.info(
+            "held out: the %d images in %s/ (splits=false makes such folders classes)",
+            len(held_out.files),
+            shown(test.path.relative_to(root)),
+        )
     else:
         found = {"": _listing(tree)}
     if str(aside):
@@ -104,7 +107,9 @@ def listings(root: Path, splits: bool = True) -> dict[str, Listing]:
     return found
 
 
-def tree_of(path: Path, aside: Aside, above: frozenset[tuple[int, int]] = frozenset()) -> Folder | None:
+def tree_of(
+    path: Path, aside: Aside, above: frozenset[tuple[int, int]] = frozenset()
+) -> Folder | None:
     """Return what is in `path` and below, or None without images. Raises Unsafe for files that are not regular."""
     about = path.stat()
     if (here := (about.st_dev, about.st_ino)) in above:
@@ -124,7 +129,9 @@ def tree_of(path: Path, aside: Aside, above: frozenset[tuple[int, int]] = frozen
         elif entry.is_dir():
             folders.append(tree_of(file, aside, above | {here}))
         elif not entry.is_file():
-            raise Unsafe(f"{shown(path)} holds {shown(file)}, which is not a regular file; remove it")
+            raise Unsafe(
+                f"{shown(path)} holds {shown(file)}, which is not a regular file; remove it"
+            )
         elif is_image(file):
             files.append(file)
         else:
@@ -151,34 +158,52 @@ def _listing(folder: Folder) -> Listing:
     if not folder.folders:
         return Listing(folder.files, None, [])
     if folder.files:
-        LOG.info("%s/ has images beside sub-folders: all %d are read as one set without classes", shown(folder.name),
-                 len(folder.every))  # fmt: skip
+        LOG.info(
+            "%s/ has images beside sub-folders: all %d are read as one set without classes",
+            shown(folder.name),
+            len(folder.every),
+        )
         return Listing(folder.every, None, [])
     counts = torch.tensor([len(part.every) for part in folder.folders])
     labels = torch.arange(len(folder.folders)).repeat_interleave(counts)
     return Listing(folder.every, labels, [part.name for part in folder.folders])
 
 
-def _fitting(root: Path, train: Folder, training: Listing, tests: Sequence[Folder]) -> tuple[Folder, Listing]:
+def _fitting(
+    root: Path, train: Folder, training: Listing, tests: Sequence[Folder]
+) -> tuple[Folder, Listing]:
     """Return the first of `tests` whose classes are those of `training`, with its images. Raises ValueError."""
     problems = []
     for test in tests:
         listing = _listing(_inside(test, training.classes))
         unknown = [name for name in listing.classes if name not in training.classes]
         if training.classes and not listing.classes:
-            problems.append(f"{test.name}/ has no class folders, and {train.name}/ has {len(training.classes)}")
+            problems.append(
+                f"{test.name}/ has no class folders, and {train.name}/ has {len(training.classes)}"
+            )
         elif unknown:
-            problems.append(f"{test.name}/ has other classes than {train.name}/ ({', '.join(unknown[:4])})")
+            problems.append(
+                f"{test.name}/ has other classes than {train.name}/ ({', '.join(unknown[:4])})"
+            )
         elif len(listing.files) < 2:
-            problems.append(f"{test.name}/ holds {len(listing.files)} image, and at least 2 are needed")
+            problems.append(
+                f"{test.name}/ holds {len(listing.files)} image, and at least 2 are needed"
+            )
         else:
             if missing := [name for name in training.classes if name not in listing.classes]:
-                LOG.info("%s/ has no images of %d classes (%s)", test.name, len(missing), shown(", ".join(missing[:4])))
+                LOG.info(
+                    "%s/ has no images of %d classes (%s)",
+                    test.name,
+                    len(missing),
+                    shown(", ".join(missing[:4])),
+                )
             if listing.labels is not None:
                 places = torch.tensor([training.classes.index(name) for name in listing.classes])
                 listing = listing._replace(labels=places[listing.labels], classes=training.classes)
             return test, listing
-    raise ValueError(f"path={root}: {'; '.join(problems)}; try data.path={train.path}, of which a share is held out")
+    raise ValueError(
+        f"path={root}: {'; '.join(problems)}; try data.path={train.path}, of which a share is held out"
+    )
 
 
 def but(aside: Aside) -> str:

@@ -69,7 +69,12 @@ class ClassifierGuidance(Guidance):
     """
 
     def __init__(
-        self, denoiser: Denoises, classifier: Classifies, scale: float = 1.0, form: str = "score", at: str = "x_t"
+        self,
+        denoiser: Denoises,
+        classifier: Classifies,
+        scale: float = 1.0,
+        form: str = "score",
+        at: str = "x_t",
     ) -> None:
         check_strength(scale=scale)
         if form not in ("score", "mean"):
@@ -80,7 +85,13 @@ class ClassifierGuidance(Guidance):
             raise ValueError("classifier knows no classes")
         check_alike("classifier", classifier, denoiser, hears=False)
         super().__init__(denoiser)
-        self.classifier, self.classes, self.scale, self.form, self.at = classifier, classifier.classes, scale, form, at
+        self.classifier, self.classes, self.scale, self.form, self.at = (
+            classifier,
+            classifier.classes,
+            scale,
+            form,
+            at,
+        )
         self.reversing = form == "mean"
         if isinstance(classifier, nn.Module):
             classifier.to(denoiser.process.table.device).eval()
@@ -94,23 +105,33 @@ class ClassifierGuidance(Guidance):
         push = per_pixel(self.scale * noise**2 / signal, x_t) * self.gradient(x_t, t, cond)
         return guess._replace(x0=guess.x0 + push)
 
-    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()) -> Gaussian:
+    def reverse(
+        self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
+    ) -> Gaussian:
         """p(x_s | x_t, y)"""
         step = self.denoiser.reverse(guess, x_t, t, s, cond)
         if self.form == "score" or self.scale == 0:
             return step
         # The classifier has not seen the data itself: the last step asks it at t = 1.
         where, when = (x_t, t) if self.at == "x_t" else (step.mean, s.clamp(min=1))
-        return step._replace(mean=step.mean + self.scale * step.log_var.exp() * self.gradient(where, when, cond))
+        return step._replace(
+            mean=step.mean + self.scale * step.log_var.exp() * self.gradient(where, when, cond)
+        )
 
     def gradient(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """grad_x log p(y | x), (B, ...); 0 where the label was dropped."""
         if cond.label is None:
-            raise UserError(f"guidance.scale={self.scale:g} needs labels to go to, and there are none")
+            raise UserError(
+                f"guidance.scale={self.scale:g} needs labels to go to, and there are none"
+            )
         t = per_sample(t, x)
         # Clones, because tensors of inference mode cannot take part in a gradient.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.clone().requires_grad_()
             wanted = self.classifier(leaf, t.clone()).gather(1, cond.label.clone()[:, None])
             (gradient,) = torch.autograd.grad(wanted.sum(), leaf)
-        return gradient if cond.dropped is None else torch.where(per_pixel(cond.dropped, x).bool(), 0, gradient)
+        return (
+            gradient
+            if cond.dropped is None
+            else torch.where(per_pixel(cond.dropped, x).bool(), 0, gradient)
+        )

@@ -31,13 +31,17 @@ class Condition:
     @property
     def said(self) -> Tensor | None:
         """One of the things that it says; None: it says nothing."""
-        return next((said for said in (self.label, self.context, self.image) if said is not None), None)
+        return next(
+            (said for said in (self.label, self.context, self.image) if said is not None), None
+        )
 
     def drop(self, p: float, noise: Noise = torch.randn_like) -> "Condition":
         """With each row dropped with probability `p` (Ho & Salimans, 2022, algorithm 1)."""
         if self.said is None or p == 0:
             return self
-        return replace(self, dropped=uniform(noise, torch.empty(len(self.said), device=self.said.device)) < p)
+        return replace(
+            self, dropped=uniform(noise, torch.empty(len(self.said), device=self.said.device)) < p
+        )
 
     def null(self) -> "Condition":
         """With every row dropped."""
@@ -47,9 +51,14 @@ class Condition:
         """The rows of this one, then those of `other`, which says things of the same kinds."""
         if self.said is None:
             return self
-        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        pairs = {
+            field.name: (getattr(self, field.name), getattr(other, field.name))
+            for field in fields(self)
+        }
         pairs["dropped"] = (self._dropped, other._dropped)
-        return Condition(**{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
+        return Condition(
+            **{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None}
+        )
 
     @property
     def _dropped(self) -> Tensor:

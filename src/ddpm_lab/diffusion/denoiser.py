@@ -54,7 +54,9 @@ class Denoises(Protocol):
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = ...) -> Estimate: ...
 
-    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = ...) -> Gaussian: ...
+    def reverse(
+        self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = ...
+    ) -> Gaussian: ...
 
 
 class Reverses(nn.Module, ABC):
@@ -81,7 +83,9 @@ class Reverses(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate: ...
 
-    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()) -> Gaussian:
+    def reverse(
+        self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
+    ) -> Gaussian:
         """p(x_s | x_t): the posterior with the guess in place of the truth."""
         log_var = self.variance.log_var(self.process, guess.spread, x_t, t, s)
         return Gaussian(self.process.posterior_mean(guess.x0, x_t, t, s), log_var)

@@ -18,7 +18,9 @@ from ddpm_lab.diffusion.variances import BetaTilde, LearnedRange, Variance
 class GaussianDenoiser(Reverses):
     """E[x_0 | x_t] for x_0 ~ N(mean, covariance); x is (B, ...) of d numbers, mean (d,), covariance (d, d), float64."""
 
-    def __init__(self, process: ForwardProcess, variance: Variance, mean: Tensor, covariance: Tensor) -> None:
+    def __init__(
+        self, process: ForwardProcess, variance: Variance, mean: Tensor, covariance: Tensor
+    ) -> None:
         super().__init__(process, variance, knows_null=True)
         self.mean = mean
         self.eigenvalues, self.axes = torch.linalg.eigh(covariance)
@@ -82,7 +84,9 @@ class MixtureDenoiser(Reverses):
         self.means, self.std, self.labels = mixture.means, mixture.std, mixture.labels
         self.classes = None if self.labels is None else int(self.labels.max()) + 1
         self.log_weights = mixture.weights.log()
-        self.table = torch.cat([self.means, self.means.square().sum(1, keepdim=True), self.log_weights[:, None]], dim=1)
+        self.table = torch.cat(
+            [self.means, self.means.square().sum(1, keepdim=True), self.log_weights[:, None]], dim=1
+        )
 
     def logits(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Tensor:
         """log w_k q(x_t | k), but for what is the same for all k, of each component that the condition admits (else
@@ -91,7 +95,9 @@ class MixtureDenoiser(Reverses):
         signal, noise = (number[:, None] for number in self.process.scales(t))
         gain = signal / ((signal * self.std) ** 2 + noise**2)
         # |x_t - signal mean_k|^2 multiplied out, as one product of matrices.
-        rows = torch.cat([gain * x_t.double().flatten(1), -0.5 * signal * gain, torch.ones_like(gain)], dim=1)
+        rows = torch.cat(
+            [gain * x_t.double().flatten(1), -0.5 * signal * gain, torch.ones_like(gain)], dim=1
+        )
         logits = rows @ self.table.T
         if cond.label is None or self.labels is None:
             return logits
@@ -110,7 +116,9 @@ class MixtureDenoiser(Reverses):
     def mse(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Tensor:
         """E[|x_0 - E[x_0 | x_t]|^2 | x_t] per dimension, (B,)."""
         signal, noise = self.process.scales(t)
-        shrink = noise**2 / ((signal * self.std) ** 2 + noise**2)  # of the distance between means, given x_t
+        shrink = noise**2 / (
+            (signal * self.std) ** 2 + noise**2
+        )  # of the distance between means, given x_t
         weights = self.logits(x_t, t, cond).softmax(1)
         between = weights @ self.means.square().sum(1) - (weights @ self.means).square().sum(1)
         return self.std**2 * shrink + shrink**2 * between / self.means.shape[1]
@@ -118,11 +126,19 @@ class MixtureDenoiser(Reverses):
     def log_prob(self, x0: Tensor, label: Tensor | None = None) -> Tensor:
         """log p(x_0), or log p(x_0 | label), in nats, (B,), of a mixture with std > 0."""
         at_0 = torch.zeros(len(x0), dtype=torch.int64)
-        exponents = -0.5 * (x0.double() / self.std).square() - 0.5 * math.log(2 * math.pi) - math.log(self.std)
-        log_prob = self.logits(x0, at_0, Condition(label)).logsumexp(1) + exponents.flatten(1).sum(1)
+        exponents = (
+            -0.5 * (x0.double() / self.std).square()
+            - 0.5 * math.log(2 * math.pi)
+            - math.log(self.std)
+        )
+        log_prob = self.logits(x0, at_0, Condition(label)).logsumexp(1) + exponents.flatten(1).sum(
+            1
+        )
         if label is None or self.labels is None:
             return log_prob
-        return log_prob - torch.where(label[:, None] == self.labels, self.log_weights, -math.inf).logsumexp(1)
+        return log_prob - torch.where(
+            label[:, None] == self.labels, self.log_weights, -math.inf
+        ).logsumexp(1)
 
 
 class MixtureClassifier:
@@ -155,8 +171,14 @@ def law(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Tensor]:
     cuts = [0, 1, max(len(times) - 2, 1), len(times) - 1]
     parts = [_affine(sampler, denoiser, times, i, j) for i, j in pairwise(cuts) if i < j]
     mean, before = torch.zeros(2, len(denoiser.mean), dtype=torch.float64)
-    var, cov, var_before = sampler.prior(denoiser.process, torch.ones(1, 1, dtype=torch.float64))[0] ** 2, mean, mean
-    for offset, of_x, of_before, added in zip(*(torch.cat(part) for part in zip(*parts, strict=True)), strict=True):
+    var, cov, var_before = (
+        sampler.prior(denoiser.process, torch.ones(1, 1, dtype=torch.float64))[0] ** 2,
+        mean,
+        mean,
+    )
+    for offset, of_x, of_before, added in zip(
+        *(torch.cat(part) for part in zip(*parts, strict=True)), strict=True
+    ):
         mean, before = offset + of_x * mean + of_before * before, mean
         to = of_x**2 * var + 2 * of_x * of_before * cov + of_before**2 * var_before + added
         var, cov, var_before = to, of_x * var + of_before * cov, var
@@ -170,7 +192,10 @@ def _affine(
     x before, and the variance of its noise, on each principal axis, (K, d) each.
     """
     t, s, u = (torch.tensor(times[max(first + i, 0) :][: end - first]) for i in (0, 1, -1))
-    along, probes = denoiser.axes.sum(1), 3  # 1 on every axis; nothing, x_t, the x before, then every draw of noise
+    along, probes = (
+        denoiser.axes.sum(1),
+        3,
+    )  # 1 on every axis; nothing, x_t, the x before, then every draw of noise
 
     def respond(rows: int) -> tuple[Tensor, int]:
         x, before = torch.zeros(2, rows, len(t), len(along), dtype=torch.float64)
@@ -186,7 +211,9 @@ def _affine(
 
         def step(x: Tensor, t: Tensor, s: Tensor, earlier: Step | None) -> Step:
             x, t, s = x.flatten(0, 1), t.repeat(rows), s.repeat(rows)
-            return Step(x, t, s, sampler.guess(denoiser, x, t, Condition()), end == len(times) - 1, earlier)
+            return Step(
+                x, t, s, sampler.guess(denoiser, x, t, Condition()), end == len(times) - 1, earlier
+            )
 
         told = step(x, t, s, step(before, u, t, None) if first else None)
         return sampler.step(denoiser, told, Condition(), noise).view_as(x) @ denoiser.axes, draws
@@ -228,7 +255,9 @@ def optimal_spread(process: ForwardProcess, optimum: Variance, times: Sequence[i
     like = torch.zeros(len(t), dtype=torch.float64, device=process.table.device)
     low, high = (LearnedRange().log_var(process, like + end, like, t, s) for end in (-1, 1))
     wanted = optimum.log_var(process, None, like, t, s)
-    return (2 * (wanted - low) / (high - low) - 1).nan_to_num(0).clamp(-1, 1)  # one leap from T to 0 has no range
+    return (
+        (2 * (wanted - low) / (high - low) - 1).nan_to_num(0).clamp(-1, 1)
+    )  # one leap from T to 0 has no range
 
 
 class OptimalRange(Variance):
@@ -237,6 +266,8 @@ class OptimalRange(Variance):
     def __init__(self, optimum: Variance) -> None:
         self.optimum = optimum
 
-    def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def log_var(
+        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         low, high = process.log_beta_tilde(t, s), process.beta(t, s).log()
         return per_pixel(self.optimum.log_var(process, None, low, t, s).clamp(low, high), like)

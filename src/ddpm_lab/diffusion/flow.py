@@ -54,7 +54,9 @@ def log_prob(
         if s == t:
             continue
         at_s, at_t = (torch.full((len(x),), time, device=x.device) for time in (s, t))
-        log_volume = log_volume + torch.linalg.slogdet(jacobian(x, at_s, at_t, labels).double()).logabsdet
+        log_volume = (
+            log_volume + torch.linalg.slogdet(jacobian(x, at_s, at_t, labels).double()).logabsdet
+        )
         x = rise(x, at_s, at_t, cond)
     scale = process.scale(torch.full((len(x),), up[-1], device=x.device))[:, None]
     log_prior = -0.5 * (x.double() / scale).square() - 0.5 * math.log(2 * math.pi) - scale.log()

@@ -27,7 +27,9 @@ class Gaussian(NamedTuple):
 
     def log_density(self, x: Tensor) -> Tensor:
         """log N(x) in each dimension, in nats, (B, ...)."""
-        return -0.5 * (math.log(2 * math.pi) + self.log_var + (x - self.mean).square() * (-self.log_var).exp())
+        return -0.5 * (
+            math.log(2 * math.pi) + self.log_var + (x - self.mean).square() * (-self.log_var).exp()
+        )
 
     def log_mass(self, x: Tensor, width: float) -> Tensor:
         """log of the probability of the bin of `width` around `x` in [-1, 1], in nats, (B, ...); the two outermost bins
@@ -46,7 +48,10 @@ class Gaussian(NamedTuple):
         gap = (torch.special.log_ndtr(z - half) - high).clamp(max=-torch.finfo(x.dtype).tiny)
         # log(1 - exp(gap)) in the form that is exact on each side, with gradients that are finite on both.
         split = -math.log(2)
-        near, far = (-torch.expm1(gap.clamp(min=split))).log(), torch.log1p(-gap.clamp(max=split).exp())
+        near, far = (
+            (-torch.expm1(gap.clamp(min=split))).log(),
+            torch.log1p(-gap.clamp(max=split).exp()),
+        )
         mass = high + torch.where(gap > split, near, far)
         above_low_edge = torch.special.log_ndtr(half - z)
         return torch.where(open_far, high, torch.where(open_near, above_low_edge, mass))

@@ -27,13 +27,19 @@ class Guidance:
     def __init__(self, denoiser: Denoises) -> None:
         self.denoiser, self.process = denoiser, denoiser.process
         self.shape, self.space = denoiser.shape, denoiser.space
-        self.classes, self.knows_null, self.recalls = denoiser.classes, denoiser.knows_null, denoiser.recalls
+        self.classes, self.knows_null, self.recalls = (
+            denoiser.classes,
+            denoiser.knows_null,
+            denoiser.recalls,
+        )
         self.doors = denoiser.doors
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.denoiser(x_t, t, cond)
 
-    def reverse(self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()) -> Gaussian:
+    def reverse(
+        self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
+    ) -> Gaussian:
         return self.denoiser.reverse(guess, x_t, t, s, cond)
 
 
@@ -45,8 +51,10 @@ def check_strength(**said: float) -> None:
     """Raises ValueError unless each is in 0..`STRONGEST`."""
     for name, value in said.items():
         if not 0 <= value <= STRONGEST:
-            raise ValueError(f"{name} must be a number of at least 0, and at most {STRONGEST} (got {value}); "
-                             f"try {name}=2")  # fmt: skip
+            raise ValueError(
+                f"{name} must be a number of at least 0, and at most {STRONGEST} (got {value}); "
+                f"try {name}=2"
+            )
 
 
 class ClassifierFree(Guidance):
@@ -72,15 +80,21 @@ class ClassifierFree(Guidance):
         if scale is not None:
             check_strength(scale=scale)
         if w and scale is not None:
-            raise ValueError(f"w={w:g} and scale={scale:g} both say how strong it is: scale = 1 + w; give one of them")
+            raise ValueError(
+                f"w={w:g} and scale={scale:g} both say how strong it is: scale = 1 + w; give one of them"
+            )
         if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
+            raise ValueError(
+                f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7"
+            )
         said = f"w={w:g}" if scale is None else f"scale={scale:g}"
         super().__init__(denoiser)
         self.w = w if scale is None else scale - 1
         if self.w and not denoiser.knows_null:
-            raise ValueError(f"{said} needs a model that hears a condition, of which training dropped some; try w=0, "
-                             "or train with conditioner=label or conditioner.dropout=0.1")  # fmt: skip
+            raise ValueError(
+                f"{said} needs a model that hears a condition, of which training dropped some; try w=0, "
+                "or train with conditioner=label or conditioner.dropout=0.1"
+            )
         self.said, self.rescale = said, rescale
         self.interval = _interval(interval, denoiser.process)
 
@@ -88,7 +102,9 @@ class ClassifierFree(Guidance):
         if self.w == 0:
             return self.denoiser(x_t, t, cond)
         if cond.said is None:
-            raise UserError(f"guidance.{self.said} needs a condition to strengthen, and there is none")
+            raise UserError(
+                f"guidance.{self.said} needs a condition to strengthen, and there is none"
+            )
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.beside(cond.null()))
         given, absent = both.x0.chunk(2)
         spread = None if both.spread is None else both.spread.chunk(2)[0]
@@ -113,11 +129,15 @@ class Autoguidance(Guidance):
     ) -> None:
         check_strength(w=w)
         if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
+            raise ValueError(
+                f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7"
+            )
         check_alike("weak", weak, denoiser)
         if "context" in weak.doors or weak.doors != denoiser.doors:
-            raise ValueError("weak must hear the same condition as this model, of label, none or low_res; tokens come "
-                             "from an encoder of its own")  # fmt: skip
+            raise ValueError(
+                "weak must hear the same condition as this model, of label, none or low_res; tokens come "
+                "from an encoder of its own"
+            )
         super().__init__(denoiser)
         self.recalls = denoiser.recalls or weak.recalls
         self.w, self.rescale, self.interval = w, rescale, _interval(interval, denoiser.process)
@@ -143,27 +163,40 @@ def check_alike(name: str, other: _Trained, denoiser: Denoises, hears: bool = Tr
     for what in ("shape", "classes"):
         own, its = getattr(denoiser, what), getattr(other, what)
         if own != its and (hears or own is not None):
-            raise ValueError(f"{name} was trained on data of {what} {its}, and this model on {own}; they must agree")
+            raise ValueError(
+                f"{name} was trained on data of {what} {its}, and this model on {own}; they must agree"
+            )
     if denoiser.space != other.space:
-        own, its = (f"latents {part.space[:8]}" if part.space else "pixels" for part in (denoiser, other))
+        own, its = (
+            f"latents {part.space[:8]}" if part.space else "pixels" for part in (denoiser, other)
+        )
         raise ValueError(f"{name} was trained in {its}, and this model in {own}; they must agree")
     table, its_table = (part.process.table.cpu() for part in (denoiser, other))
     if table.shape != its_table.shape or not torch.equal(table, its_table):
-        raise ValueError(f"{name} was trained with another schedule (T = {other.process.steps}) than this model "
-                         f"(T = {denoiser.process.steps}); they must agree")  # fmt: skip
+        raise ValueError(
+            f"{name} was trained with another schedule (T = {other.process.steps}) than this model "
+            f"(T = {denoiser.process.steps}); they must agree"
+        )
 
 
 def _interval(interval: Sequence[int] | None, process: ForwardProcess) -> tuple[int, int] | None:
     if interval is None:
         return None
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= process.steps:
-        raise ValueError(f"interval={list(interval)} must be two times, low < high, in 0..{process.steps}; "
-                         f"try interval=[{process.steps // 5},{process.steps * 4 // 5}]")  # fmt: skip
+        raise ValueError(
+            f"interval={list(interval)} must be two times, low < high, in 0..{process.steps}; "
+            f"try interval=[{process.steps // 5},{process.steps * 4 // 5}]"
+        )
     return interval[0], interval[1]
 
 
 def _away(
-    given: Tensor, absent: Tensor, w: float, t: Tensor, interval: tuple[int, int] | None, rescale: float
+    given: Tensor,
+    absent: Tensor,
+    w: float,
+    t: Tensor,
+    interval: tuple[int, int] | None,
+    rescale: float,
 ) -> Tensor:
     """`given` moved away from `absent` by `w` of their difference, (B, ...)."""
     guided = given + w * (given - absent)

@@ -24,10 +24,18 @@ class _Corrected(Sampler):
         if self.corrections < 1:
             raise ValueError(f"corrections must be at least 1 (got {self.corrections})")
         if not 0 < self.step_size < 2:
-            raise ValueError(f"step_size must lie between 0 and 2, where it diverges (got {self.step_size:g}); try 0.1")
+            raise ValueError(
+                f"step_size must lie between 0 and 2, where it diverges (got {self.step_size:g}); try 0.1"
+            )
 
     def correct(
-        self, denoiser: Denoises, x: Tensor, t: Tensor, cond: Condition, noise: Noise, guess: Estimate | None = None
+        self,
+        denoiser: Denoises,
+        x: Tensor,
+        t: Tensor,
+        cond: Condition,
+        noise: Noise,
+        guess: Estimate | None = None,
     ) -> Tensor:
         """`x` (B, ...) after the corrections at level `t`; `guess` is that of x, where it is known."""
         step = self.step_size * denoiser.process.scales(t)[1] ** 2
@@ -48,7 +56,10 @@ class Langevin(_Corrected):
         x = self.correct(denoiser, step.x_t, step.t, cond, noise, step.guess)
         if step.last:
             return self.guess(denoiser, x, step.t, cond).x0
-        (signal_t, _), (signal_s, _) = denoiser.process.scales(step.t), denoiser.process.scales(step.s)
+        (signal_t, _), (signal_s, _) = (
+            denoiser.process.scales(step.t),
+            denoiser.process.scales(step.s),
+        )
         return per_pixel(signal_s / signal_t, x) * x
 
 
@@ -60,4 +71,8 @@ class PredictorCorrector(_Corrected):
 
     def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
         reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s, cond)
-        return reverse.mean if step.last else self.correct(denoiser, reverse.at(noise(step.x_t)), step.s, cond, noise)
+        return (
+            reverse.mean
+            if step.last
+            else self.correct(denoiser, reverse.at(noise(step.x_t)), step.s, cond, noise)
+        )

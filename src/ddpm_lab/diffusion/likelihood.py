@@ -25,7 +25,13 @@ def bits(nats: Tensor) -> Tensor:
 
 
 def bound_term(
-    denoiser: Denoises, guess: Estimate, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, bin_width: float | None
+    denoiser: Denoises,
+    guess: Estimate,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    bin_width: float | None,
 ) -> Tensor:
     """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in bits/dim, (B,); where s = 0, -log p(x_0 | x_t).
 
@@ -42,7 +48,9 @@ def prior_term(process: ForwardProcess, x0: Tensor, t: Tensor) -> Tensor:
     """L_T = KL(q(x_t | x_0) || prior), in bits/dim, (B,), for a chain that begins at `t`."""
     signal, noise = process.scales(t)
     reached = Gaussian(per_pixel(signal, x0) * x0, per_pixel(2 * noise.log(), x0))
-    return bits(reached.kl(Gaussian(torch.zeros_like(x0), per_pixel(2 * process.scale(t).log(), x0))))
+    return bits(
+        reached.kl(Gaussian(torch.zeros_like(x0), per_pixel(2 * process.scale(t).log(), x0)))
+    )
 
 
 class Term(NamedTuple):
@@ -76,7 +84,9 @@ def bound_terms(
         at_t, at_s = (torch.full((len(x0),), time, device=x0.device) for time in (t, s))
         x_t = denoiser.process.diffuse(x0, noise(x0), at_t)
         x0_guess, spread = denoiser(x_t, at_t, cond)
-        guess = Estimate(x0_guess.double() if clip is None else x0_guess.double().clamp(-clip, clip),
-                         None if spread is None else spread.double())  # fmt: skip
+        guess = Estimate(
+            x0_guess.double() if clip is None else x0_guess.double().clamp(-clip, clip),
+            None if spread is None else spread.double(),
+        )
         term = bound_term(denoiser, guess, exact, x_t.double(), at_t, at_s, bin_width)
         yield Term(t, s, term, (exact - guess.x0).square().flatten(1).mean(1))

@@ -30,11 +30,15 @@ class SampleNoise:
     def __init__(self, seed: int, samples: Iterable[int], stream: int = 0) -> None:
         if seed < 0:
             raise ValueError(f"seed must be at least 0 (got {seed})")
-        self.generators = [generator(seed, i, stream) if stream else generator(seed, i) for i in samples]
+        self.generators = [
+            generator(seed, i, stream) if stream else generator(seed, i) for i in samples
+        ]
 
     def __call__(self, like: Tensor) -> Tensor:
         """(B, ...) in the shape, type and place of `like`, whose rows are the samples."""
-        drawn = torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in self.generators])
+        drawn = torch.stack(
+            [torch.randn(like.shape[1:], generator=generator) for generator in self.generators]
+        )
         return drawn.to(like, non_blocking=True)
 
 
@@ -57,7 +61,9 @@ class BatchNoise:
 
     def _rows(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
         size = self.before + len(like) + self.after
-        drawn = draw(size, *like.shape[1:], dtype=like.dtype, device=like.device, generator=self.stream)
+        drawn = draw(
+            size, *like.shape[1:], dtype=like.dtype, device=like.device, generator=self.stream
+        )
         return drawn.narrow(0, self.before, len(like))
 
 

@@ -60,7 +60,9 @@ class Weighted(Objective):
 
     def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
         error = own_error(denoiser, draw, denoiser.answer(draw.x_t, draw.t, draw.cond))
-        weight = denoiser.prediction.gain(denoiser.process, draw.t) ** 2 * self.weight(denoiser.process, draw.t)
+        weight = denoiser.prediction.gain(denoiser.process, draw.t) ** 2 * self.weight(
+            denoiser.process, draw.t
+        )
         return weight.to(error.dtype) * error
 
 
@@ -113,7 +115,9 @@ class Hybrid(Objective):
 
     def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
         answer = denoiser.answer(draw.x_t, draw.t, draw.cond)
-        return own_error(denoiser, draw, answer) + self.weight * _bound(denoiser, draw, answer, frozen=True)
+        return own_error(denoiser, draw, answer) + self.weight * _bound(
+            denoiser, draw, answer, frozen=True
+        )
 
 
 def _bound(denoiser: Denoiser, draw: Draw, answer: Answer, frozen: bool) -> Tensor:

@@ -12,7 +12,9 @@ class Prediction(ABC):
     """The maps between x_0 and the network's terms; images are (B, ...), `t` is (B,)."""
 
     @abstractmethod
-    def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def target(
+        self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
         """What a perfect network would answer."""
 
     @abstractmethod
@@ -32,7 +34,9 @@ class Prediction(ABC):
 class Eps(Prediction):
     """The noise (Ho et al., 2020, eq. 12)."""
 
-    def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def target(
+        self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
         return eps
 
     def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +47,9 @@ class Eps(Prediction):
 class X0(Prediction):
     """The data."""
 
-    def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def target(
+        self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
         return x0
 
     def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +62,9 @@ class V(Prediction):
     VP.
     """
 
-    def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def target(
+        self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
         (signal, noise), scale = process.scales(t), process.scale(t)
         return per_pixel(signal / scale, x0) * eps - per_pixel(noise / scale, x0) * x0
 
@@ -68,7 +76,9 @@ class V(Prediction):
 class Mean(Prediction):
     """The mean of q(x_{t-1} | x_t, x_0) (Ho et al., 2020, eq. 8; the baseline of their table 2)."""
 
-    def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def target(
+        self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
         return process.posterior_mean(x0, x_t, t, t - 1)
 
     def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +89,9 @@ class Mean(Prediction):
 class Score(Prediction):
     """The score, -eps / noise (Song & Ermon, 2019, eq. 4)."""
 
-    def target(self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def target(
+        self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
         return -eps / per_pixel(process.scales(t)[1], eps)
 
     def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,12 @@ class ForwardProcess(nn.Module):
         """Warns where x_t still holds a share of signal above 1e-3 of its variance, for sampling begins with noise."""
         signal, _, _, scale = self.table[t].tolist()
         if (share := (signal / scale) ** 2) > 1e-3:
-            LOG.warning("warning: %s at t = %d, where alpha_bar = %.2g is above 1e-3, and sampling starts from noise",
-                        what, t, share)  # fmt: skip
+            LOG.warning(
+                "warning: %s at t = %d, where alpha_bar = %.2g is above 1e-3, and sampling starts from noise",
+                what,
+                t,
+                share,
+            )
 
     def _at(self, t: Tensor) -> Tensor:
         return (self.table if t.ndim else self._on_cpu)[t]
@@ -86,7 +90,9 @@ class ForwardProcess(nn.Module):
         signal, noise = self.scales(t)
         return per_pixel(1 / noise, x_t) * x_t - per_pixel(signal / noise, x_t) * x0
 
-    def move(self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, level: Tensor | None = None) -> Tensor:
+    def move(
+        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, level: Tensor | None = None
+    ) -> Tensor:
         """signal_s x_0 + level eps with the `eps` that leads from `x0` to `x_t`; `level` (B,) is noise_s where it is
         not given, so that it is x_s of the probability-flow ODE's Euler step (Song et al., 2021, eq. 13).
         """
@@ -140,4 +146,6 @@ class ForwardProcess(nn.Module):
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """q(x_s | x_t, x_0), for s > 0."""
-        return Gaussian(self.posterior_mean(x0, x_t, t, s), per_pixel(self.log_beta_tilde(t, s), x_t))
+        return Gaussian(
+            self.posterior_mean(x0, x_t, t, s), per_pixel(self.log_beta_tilde(t, s), x_t)
+        )

@@ -54,14 +54,20 @@ class Sampler(ABC):
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be above 0, or null (got {self.clip:g}); 1 is right for pictures in [-1, 1]")
+            raise ValueError(
+                f"clip must be above 0, or null (got {self.clip:g}); 1 is right for pictures in [-1, 1]"
+            )
         if self.dynamic_threshold is not None:
             if not 0 < self.dynamic_threshold <= 1:
-                raise ValueError(f"dynamic_threshold is a quantile and must lie in (0, 1] (got "
-                                 f"{self.dynamic_threshold:g}); try 0.995")  # fmt: skip
+                raise ValueError(
+                    f"dynamic_threshold is a quantile and must lie in (0, 1] (got "
+                    f"{self.dynamic_threshold:g}); try 0.995"
+                )
             if self.clip is None:
-                raise ValueError(f"dynamic_threshold={self.dynamic_threshold:g} scales to the bound clip, which is "
-                                 "null; try clip=1")  # fmt: skip
+                raise ValueError(
+                    f"dynamic_threshold={self.dynamic_threshold:g} scales to the bound clip, which is "
+                    "null; try clip=1"
+                )
 
     def times(self, last: int, until: int = 0) -> list[int]:
         """The stops from T = `last` to `until`. Raises ValueError where `steps` and `spacing` do not fit."""
@@ -109,15 +115,21 @@ class Sampler(ABC):
         sizes = guess.x0.abs().flatten(1)
         rank = max(1, round(self.dynamic_threshold * sizes.shape[1]))
         bound = per_pixel(sizes.kthvalue(rank, dim=1).values.clamp(min=self.clip), x_t)
-        return guess._replace(x0=torch.maximum(torch.minimum(guess.x0, bound), -bound) * (self.clip / bound))
+        return guess._replace(
+            x0=torch.maximum(torch.minimum(guess.x0, bound), -bound) * (self.clip / bound)
+        )
 
     @abstractmethod
     def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
         """x_s, (B, ...)."""
 
-    def encode(self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()) -> Iterator[tuple[int, Tensor]]:
+    def encode(
+        self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()
+    ) -> Iterator[tuple[int, Tensor]]:
         """The walk upwards, from data `x`, (B, ...): each stop t with its x_t. Only a sampler without noise has one."""
-        raise ValueError(f"_target_={type(self).__name__} cannot be run backwards; try sampler=ddim sampler.eta=0")
+        raise ValueError(
+            f"_target_={type(self).__name__} cannot be run backwards; try sampler=ddim sampler.eta=0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +158,10 @@ class DDIM(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise exceeds what x_s holds; "
-                             "for larger variances try eta=1 hat=true")  # fmt: skip
+            raise ValueError(
+                f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise exceeds what x_s holds; "
+                "for larger variances try eta=1 hat=true"
+            )
         if self.hat and self.eta != 1:
             raise ValueError(f"hat=true keeps the mean of eta=1 (got eta={self.eta:g}); try eta=1")
 
@@ -158,14 +172,20 @@ class DDIM(Sampler):
         variance = self.eta**2 * process.beta_tilde(t, s)
         kept = (process.scales(s)[1] ** 2 - variance).clamp(min=0).sqrt()
         x_s = process.move(x_t, step.guess.x0, t, s, kept)
-        return x_s + per_pixel((process.beta(t, s) if self.hat else variance).sqrt(), x_t) * noise(x_t)
+        return x_s + per_pixel((process.beta(t, s) if self.hat else variance).sqrt(), x_t) * noise(
+            x_t
+        )
 
-    def encode(self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()) -> Iterator[tuple[int, Tensor]]:
+    def encode(
+        self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()
+    ) -> Iterator[tuple[int, Tensor]]:
         """The same Euler steps of the probability-flow ODE upwards (Song et al., 2021, section 5.4); the first takes
         the data for x_1, where the network was trained. Raises ValueError unless eta is 0.
         """
         if self.eta:
-            raise ValueError(f"eta={self.eta:g} adds noise, and so cannot be run backwards; try eta=0")
+            raise ValueError(
+                f"eta={self.eta:g} adds noise, and so cannot be run backwards; try eta=0"
+            )
         for s, t in pairwise(torch.tensor(self.times(denoiser.process.steps)).flip(0).unbind()):
             s = s.clamp(min=1)
             x0 = self.guess(denoiser, x, s, cond).x0

@@ -29,7 +29,9 @@ def from_betas(betas: Tensor) -> Schedule:
     return Schedule((0.5 * log_alpha_bar).exp(), (-torch.expm1(log_alpha_bar)).sqrt())
 
 
-def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: bool = True) -> Schedule:
+def linear(
+    steps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: bool = True
+) -> Schedule:
     """beta_t on a straight line from `start` to `end` (Ho et al., 2020, section 4).
 
     The ends belong to T = 1000. With `rescale` they are multiplied by 1000 / T (Nichol & Dhariwal, 2021), so that
@@ -38,14 +40,20 @@ def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: b
     return from_betas(_line(steps, *_ends(steps, rescale, start=start, end=end)))
 
 
-def quadratic(steps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: bool = True) -> Schedule:
+def quadratic(
+    steps: int = 1000, start: float = 1e-4, end: float = 0.02, rescale: bool = True
+) -> Schedule:
     """sqrt(beta_t) on a straight line: the "quad" of Ho et al.'s code, the "linear" of latent diffusion's."""
     low, high = _ends(steps, rescale, start=start, end=end)
     return from_betas(_line(steps, low**0.5, high**0.5) ** 2)
 
 
 def sigmoid(
-    steps: int = 1000, start: float = 1e-4, end: float = 0.02, width: float = 6.0, rescale: bool = True
+    steps: int = 1000,
+    start: float = 1e-4,
+    end: float = 0.02,
+    width: float = 6.0,
+    rescale: bool = True,
 ) -> Schedule:
     """beta_t on a logistic curve from -`width` to `width`, which nears `start` and `end` (the code of Song et al.'s
     DDIM, with width 6).
@@ -63,14 +71,20 @@ def constant(steps: int = 1000, beta: float = 0.02, rescale: bool = True) -> Sch
 
 
 def warmup(
-    steps: int = 1000, start: float = 1e-4, end: float = 0.02, share: float = 0.1, rescale: bool = True
+    steps: int = 1000,
+    start: float = 1e-4,
+    end: float = 0.02,
+    share: float = 0.1,
+    rescale: bool = True,
 ) -> Schedule:
     """beta_t on a straight line from `start` to `end` over the first `share` of the steps, then constant (the
     "warmup10" and "warmup50" of Ho et al.'s code).
     """
     low, high = _ends(steps, rescale, start=start, end=end)
     if not 0 <= share <= 1:
-        raise ValueError(f"share is a part of the steps and must lie in [0, 1] (got {share:g}); try 0.1")
+        raise ValueError(
+            f"share is a part of the steps and must lie in [0, 1] (got {share:g}); try 0.1"
+        )
     rising = int(steps * share)
     return from_betas(torch.cat([_line(rising, low, high), _line(steps - rising, high, high)]))
 
@@ -101,11 +115,15 @@ def geometric(steps: int = 1000, low: float = 0.01, high: float = 50.0) -> Sched
     """
     _check_steps(steps)
     if not 0 < low < high < math.inf:
-        raise ValueError(f"low must lie between 0 and high={high:g} (got {low:g}); try low=0.01 high=50")
+        raise ValueError(
+            f"low must lie between 0 and high={high:g} (got {low:g}); try low=0.01 high=50"
+        )
     noise = _line(steps, math.log(low), math.log(high)).exp()
     if steps == 1:
         noise[0] = high
-    return Schedule(torch.ones(steps + 1, dtype=torch.float64), torch.cat([noise.new_zeros(1), noise]))
+    return Schedule(
+        torch.ones(steps + 1, dtype=torch.float64), torch.cat([noise.new_zeros(1), noise])
+    )
 
 
 def _line(steps: int, start: float, end: float) -> Tensor:
@@ -119,14 +137,20 @@ def _ends(steps: int, rescale: bool, **betas: float) -> list[float]:
     for name, beta in betas.items():
         if not 0 < beta < 1:
             fitting = "start=1e-4 end=0.02" if "end" in betas else f"{name}=0.02"
-            raise ValueError(f"{name} is a beta and must lie between 0 and 1 (got {beta:g}); try {fitting}")
+            raise ValueError(
+                f"{name} is a beta and must lie between 0 and 1 (got {beta:g}); try {fitting}"
+            )
         if name == "end" and beta < betas["start"]:
-            raise ValueError(f"start={betas['start']:g} is above end={beta:g}, and beta_t must not fall; "
-                             "try start=1e-4 end=0.02")  # fmt: skip
+            raise ValueError(
+                f"start={betas['start']:g} is above end={beta:g}, and beta_t must not fall; "
+                "try start=1e-4 end=0.02"
+            )
         if beta * scale >= 1:
             least = math.floor(1000 * beta) + 1
-            raise ValueError(f"{name}={beta:g} rescaled to {steps} steps is beta = {beta * scale:g}, not below 1; "
-                             f"try steps={least} or more, or rescale=false")  # fmt: skip
+            raise ValueError(
+                f"{name}={beta:g} rescaled to {steps} steps is beta = {beta * scale:g}, not below 1; "
+                f"try steps={least} or more, or rescale=false"
+            )
     return [beta * scale for beta in betas.values()]
 
 
@@ -138,4 +162,6 @@ def _cut(max_beta: float) -> float:
 
 def _check_steps(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"steps, the T of the chain, must be at least 1 (got {steps}); try steps=1000")
+        raise ValueError(
+            f"steps, the T of the chain, must be at least 1 (got {steps}); try steps=1000"
+        )

@@ -29,7 +29,10 @@ def quadratic_full(last: int, steps: int) -> list[int]:
 def _squares(last: int, start: float, end: float, steps: int, shift: float) -> list[int]:
     """floor(square + shift); where two fall on the same time, the later moves up."""
     stride = (end - start) / max(steps - 1, 1)
-    roots = [*(start + i * stride for i in range(steps - 1)), end if steps > 1 else last**0.5]  # as numpy.linspace
+    roots = [
+        *(start + i * stride for i in range(steps - 1)),
+        end if steps > 1 else last**0.5,
+    ]  # as numpy.linspace
     times: list[int] = []
     for root in roots:
         times.append(min(max(int(root**2 + shift), times[-1] + 1 if times else 1), last))
@@ -57,8 +60,10 @@ def sections(last: int, counts: Sequence[int]) -> list[int]:
     for i, count in enumerate(counts):
         length = size + (i < extra)
         if not 1 <= count <= length:
-            raise ValueError(f"spacing={_text(counts)} asks for {count} times in a section that has {length}; "
-                             f"each number must lie in 1..{size}")  # fmt: skip
+            raise ValueError(
+                f"spacing={_text(counts)} asks for {count} times in a section that has {length}; "
+                f"each number must lie in 1..{size}"
+            )
         stride = (length - 1) / max(count - 1, 1)
         times += [start + round(offset) for offset in accumulate([0.0, *[stride] * (count - 1)])]
         start += length
@@ -71,10 +76,13 @@ def strided(last: int, count: int) -> list[int]:
     """
     strides = [stride for stride in range(1, last) if -(-last // stride) == count]
     if not strides:
-        possible = sorted({-(-last // stride) for stride in range(1, last)}, key=lambda other: abs(other - count))
-        raise ValueError(f"spacing=ddim{count} needs an integer stride that makes {count} steps of T = {last}, and "
-                         f"there is none; try spacing=ddim{possible[0] if possible else 1}, or spacing=uniform"
-                         )  # fmt: skip
+        possible = sorted(
+            {-(-last // stride) for stride in range(1, last)}, key=lambda other: abs(other - count)
+        )
+        raise ValueError(
+            f"spacing=ddim{count} needs an integer stride that makes {count} steps of T = {last}, and "
+            f"there is none; try spacing=ddim{possible[0] if possible else 1}, or spacing=uniform"
+        )
     return [*range(1, last + 1, strides[0])]
 
 
@@ -92,7 +100,9 @@ def stops(last: int, steps: int | None, spacing: Spacing) -> list[int]:
     """
     if steps is not None and not (isinstance(steps, int) and 1 <= steps <= last):
         raise ValueError(f"steps must lie in 1..{last}, the T of the schedule (got {steps})")
-    spacing = spacing if isinstance(spacing, Sequence) else str(spacing)  # what was typed may be a number
+    spacing = (
+        spacing if isinstance(spacing, Sequence) else str(spacing)
+    )  # what was typed may be a number
     if isinstance(spacing, str) and spacing in SPACINGS:
         return [*reversed(SPACINGS[spacing](last, last if steps is None else steps)), 0]
     if isinstance(spacing, str) and (fixed := re.fullmatch(r"ddim(\d{1,7})", spacing)):
@@ -100,8 +110,10 @@ def stops(last: int, steps: int | None, spacing: Spacing) -> list[int]:
     elif isinstance(spacing, str):
         counts = spacing.replace(" ", "").split(",")
         if not all(count.isdecimal() for count in counts):
-            raise ValueError(f"spacing={spacing} is not one of {', '.join(SPACINGS)}, ddimN such as "
-                             "ddim25, a text of sections such as \"90,60,60,20,20\", or a list of times")  # fmt: skip
+            raise ValueError(
+                f"spacing={spacing} is not one of {', '.join(SPACINGS)}, ddimN such as "
+                'ddim25, a text of sections such as "90,60,60,20,20", or a list of times'
+            )
         times = [*reversed(sections(last, [int(count) for count in counts])), 0]
     else:
         times = list(spacing)
@@ -112,11 +124,15 @@ def stops(last: int, steps: int | None, spacing: Spacing) -> list[int]:
             or times[0] > last
             or any(s >= t for t, s in pairwise(times))
         ):
-            raise ValueError(f"spacing={_text(times)} must descend from at most {last}, the T of the schedule, to 0; "
-                             f"try [{last},{last // 2},0]")  # fmt: skip
+            raise ValueError(
+                f"spacing={_text(times)} must descend from at most {last}, the T of the schedule, to 0; "
+                f"try [{last},{last // 2},0]"
+            )
     if steps not in (None, len(times) - 1):
-        raise ValueError(f"spacing={_text(spacing)} makes {len(times) - 1} steps, and steps={steps} were asked for; "
-                         f"try steps={len(times) - 1}, or steps=null")  # fmt: skip
+        raise ValueError(
+            f"spacing={_text(spacing)} makes {len(times) - 1} steps, and steps={steps} were asked for; "
+            f"try steps={len(times) - 1}, or steps=null"
+        )
     return times
 
 

@@ -14,7 +14,9 @@ class TimeSampler(nn.Module, ABC):
         self.steps = steps
 
     @abstractmethod
-    def forward(self, size: int, device: torch.device, stream: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, size: int, device: torch.device, stream: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Times (size,) int64 in 1..T and their weights (size,), from `stream` (None: torch's own)."""
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
@@ -24,10 +26,12 @@ class TimeSampler(nn.Module, ABC):
 class Uniform(TimeSampler):
     """Each time alike, independently."""
 
-    def forward(self, size: int, device: torch.device, stream: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        return torch.randint(1, self.steps + 1, (size,), device=device, generator=stream), torch.ones(
-            size, device=device
-        )
+    def forward(
+        self, size: int, device: torch.device, stream: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return torch.randint(
+            1, self.steps + 1, (size,), device=device, generator=stream
+        ), torch.ones(size, device=device)
 
 
 class Stratified(TimeSampler):
@@ -35,7 +39,9 @@ class Stratified(TimeSampler):
     Kingma et al., 2021, appendix I.1). The batch's loss varies less.
     """
 
-    def forward(self, size: int, device: torch.device, stream: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, size: int, device: torch.device, stream: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         offset = torch.rand(1, dtype=torch.float64, device=device, generator=stream)
         places = (offset + torch.arange(size, device=device) / size) % 1
         return 1 + (places * self.steps).long(), torch.ones(size, device=device)
@@ -73,7 +79,9 @@ class Importance(TimeSampler):
         ready = (self.heard[1:].min() >= self.history) & (size.sum() > 0)
         return torch.where(ready, learned, 1 / self.steps)
 
-    def forward(self, size: int, device: torch.device, stream: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, size: int, device: torch.device, stream: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         law = self.law()
         t = torch.multinomial(law, size, replacement=True, generator=stream)
         return t + 1, (1 / (self.steps * law[t])).float()
@@ -81,8 +89,10 @@ class Importance(TimeSampler):
     @torch.no_grad()
     def learn(self, t: Tensor, losses: Tensor) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            everyone = [torch.zeros(2, len(t), dtype=torch.float64, device=t.device)
-                        for _ in range(torch.distributed.get_world_size())]  # fmt: skip
+            everyone = [
+                torch.zeros(2, len(t), dtype=torch.float64, device=t.device)
+                for _ in range(torch.distributed.get_world_size())
+            ]
             torch.distributed.all_gather(everyone, torch.stack([t.double(), losses.double()]))
             t, losses = torch.cat(everyone, dim=1)
             t = t.long()
@@ -92,6 +102,8 @@ class Importance(TimeSampler):
         t, losses = t[order], losses[order].double()
         place = torch.arange(len(t), device=t.device) - torch.searchsorted(t, t)
         count = torch.searchsorted(t, t, right=True) - torch.searchsorted(t, t)
-        row = torch.where(place >= count - self.history, t, 0)  # of more than the ring holds, only the newest
+        row = torch.where(
+            place >= count - self.history, t, 0
+        )  # of more than the ring holds, only the newest
         self.losses[row, (self.heard[t] + place) % self.history] = losses
         self.heard.index_add_(0, t, torch.ones_like(t))

@@ -15,7 +15,9 @@ class Variance(ABC):
     """Pictures that the network must answer with: 2 where it says the spread beside its prediction."""
 
     @abstractmethod
-    def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def log_var(
+        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         """log sigma^2 of the step from t to s, finite, in the type of `like` (B, ...) and broadcasting against it.
 
         `spread` is what the network said of it, (B, ...); None where it was not asked.
@@ -25,7 +27,9 @@ class Variance(ABC):
 class BetaTilde(Variance):
     """The posterior's variance, the lower bound, optimal for a single known x_0 ("fixed small")."""
 
-    def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def log_var(
+        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         return per_pixel(process.log_beta_tilde(t, s), like)
 
 
@@ -34,7 +38,9 @@ class Beta(Variance):
     Ho et al.'s code, for a better decoder.
     """
 
-    def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def log_var(
+        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         log_beta = torch.where(s == 0, process.log_beta_tilde(t, s), process.beta(t, s).log())
         return per_pixel(log_beta, like)
 
@@ -46,7 +52,9 @@ class LearnedRange(Variance):
 
     outputs = 2
 
-    def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def log_var(
+        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         assert spread is not None
         high, low = process.beta(t, s).log(), process.log_beta_tilde(t, s)
         return per_pixel((high + low) / 2, like) + per_pixel((high - low) / 2, like) * spread
@@ -59,7 +67,9 @@ class LearnedDiagonal(Variance):
 
     outputs = 2
 
-    def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def log_var(
+        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         assert spread is not None
         return per_pixel(process.beta(t, s).log(), like) + spread
 
@@ -75,6 +85,8 @@ class Analytic(Variance):
     def __init__(self, mse: Tensor) -> None:
         self.mse = mse
 
-    def log_var(self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def log_var(
+        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         mse = self.mse.to(t.device)[t]
         return per_pixel((process.beta_tilde(t, s) + process.from_x0(t, s) ** 2 * mse).log(), like)

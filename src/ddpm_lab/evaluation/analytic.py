@@ -14,7 +14,9 @@ from ddpm_lab.systems.training import evaluating
 
 
 @torch.no_grad()
-def estimate(system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int = 16, seed: int = 0) -> Analytic:
+def estimate(
+    system: Diffusion, denoiser: Denoiser, data: Data, *, samples: int = 16, seed: int = 0
+) -> Analytic:
     """`Analytic` from `samples` noised training pictures at every time; guesses are bounded as the sampler bounds
     them.
     """

@@ -19,7 +19,9 @@ from ddpm_lab.evaluation.exact import Law, sliced_wasserstein, wasserstein
 from ddpm_lab.evaluation.inception_score import inception_score
 
 OPTIMA: dict[type[Variance], Callable[[Analytic], Variance]] = {
-    LearnedRange: OptimalRange, LearnedDiagonal: lambda optimum: optimum}  # fmt: skip
+    LearnedRange: OptimalRange,
+    LearnedDiagonal: lambda optimum: optimum,
+}
 """What variances that a network learns are at their optimum."""
 
 
@@ -39,7 +41,9 @@ def assess_case(
     A `variance` that is learned is at its optimum, and None is `Analytic`.
     """
     optimum = Analytic(data.mse)
-    chosen = optimum if variance is None else OPTIMA.get(type(variance), lambda _: variance)(optimum)
+    chosen = (
+        optimum if variance is None else OPTIMA.get(type(variance), lambda _: variance)(optimum)
+    )
     denoiser = data.denoiser(chosen)
     guided = guidance(denoiser)
     invertible = isinstance(sampler, DDIM) and sampler.eta == 0
@@ -51,16 +55,25 @@ def assess_case(
         terms = bound(denoiser.process, chosen, times, data.mse, data.second_moment)
         bits = (terms["L_T"] + terms["terms"].sum()).item()
         found["nll"] = {
-            "bits_per_dim": bits, "entropy": data.entropy, "gap": bits - data.entropy,
-            "L_T": terms["L_T"].item(), "L_0": terms["terms"][-1].item(),
-            "terms": [{"t": t, "s": s, "bits": term}
-                      for (t, s), term in zip(pairwise(times), terms["terms"].tolist(), strict=True)],
-        }  # fmt: skip
+            "bits_per_dim": bits,
+            "entropy": data.entropy,
+            "gap": bits - data.entropy,
+            "L_T": terms["L_T"].item(),
+            "L_0": terms["terms"][-1].item(),
+            "terms": [
+                {"t": t, "s": s, "bits": term}
+                for (t, s), term in zip(pairwise(times), terms["terms"].tolist(), strict=True)
+            ],
+        }
     return {**found, "schedule_curve": schedule_curve(denoiser.process)}
 
 
-def _exactly(denoiser: GaussianDenoiser, guided: Denoises, sampler: Sampler, invertible: bool) -> dict[str, Any]:
-    guided(denoiser.mean[None], torch.ones(1, dtype=torch.int64))  # raises UserError where it needs labels
+def _exactly(
+    denoiser: GaussianDenoiser, guided: Denoises, sampler: Sampler, invertible: bool
+) -> dict[str, Any]:
+    guided(
+        denoiser.mean[None], torch.ones(1, dtype=torch.int64)
+    )  # raises UserError where it needs labels
     mean, covariance = law(sampler, denoiser)
     found = {
         "wasserstein": wasserstein(denoiser, mean, covariance),
@@ -77,9 +90,13 @@ def _exactly(denoiser: GaussianDenoiser, guided: Denoises, sampler: Sampler, inv
     return found
 
 
-def _sampled(data: Law, guided: Denoises, sampler: Sampler, invertible: bool, count: int, seed: int) -> dict[str, Any]:
+def _sampled(
+    data: Law, guided: Denoises, sampler: Sampler, invertible: bool, count: int, seed: int
+) -> dict[str, Any]:
     assert data.mixture is not None
-    (wanted, label), (others, _) = (data.mixture.labelled(count, generator(seed, 2 + i)) for i in range(2))
+    (wanted, label), (others, _) = (
+        data.mixture.labelled(count, generator(seed, 2 + i)) for i in range(2)
+    )
     asked = None
     if guided.classes is not None and data.mixture.labels is not None:
         known = data.mixture.labels.unique()
@@ -90,8 +107,10 @@ def _sampled(data: Law, guided: Denoises, sampler: Sampler, invertible: bool, co
         return torch.randn(like.shape, dtype=torch.float64, generator=stream)
 
     x = sampler(guided, sampler.prior(guided.process, noise(wanted)), Condition(asked), noise)
-    found = {"sliced_wasserstein": sliced_wasserstein(x, wanted),
-             "sliced_wasserstein_of_data": sliced_wasserstein(others, wanted)}  # fmt: skip
+    found = {
+        "sliced_wasserstein": sliced_wasserstein(x, wanted),
+        "sliced_wasserstein_of_data": sliced_wasserstein(others, wanted),
+    }
     if data.mixture.labels is not None:
         # A finite set has no p(y | x_0) but at its points, so there it is p(y | x_1).
         time = torch.full((count,), 0 if data.mixture.std else 1)
@@ -101,11 +120,15 @@ def _sampled(data: Law, guided: Denoises, sampler: Sampler, invertible: bool, co
             found["recognised"] = posterior.gather(1, asked[:, None]).mean().item()
     if invertible:
         told = Condition(None if asked is None else label)
-        found["round_trip"] = ((_round_trip(sampler, guided, wanted, told) - wanted) / 2).square().mean().item()
+        found["round_trip"] = (
+            ((_round_trip(sampler, guided, wanted, told) - wanted) / 2).square().mean().item()
+        )
     return found
 
 
-def _round_trip(sampler: Sampler, denoiser: Denoises, x: Tensor, cond: Condition = Condition()) -> Tensor:
+def _round_trip(
+    sampler: Sampler, denoiser: Denoises, x: Tensor, cond: Condition = Condition()
+) -> Tensor:
     """`x` (B, d) encoded and decoded (Song et al., 2021, section 5.4)."""
     (_, x_T) = deque(sampler.encode(denoiser, x, cond), maxlen=1)[0]
     return sampler(denoiser, x_T, cond)
@@ -119,7 +142,14 @@ def schedule_curve(process: ForwardProcess) -> list[dict[str, float | None]]:
     s = (t - 1).clamp(min=0)
     alpha_bar = (process.scales(t)[0] / process.scale(t)) ** 2
     beta, ratio = process.beta(t, s), process.beta_tilde(t, s) / process.beta(t, s)
-    return [{"t": time / process.steps, "alpha_bar": a, "beta": b if time else None,
-             "beta_tilde_over_beta": r if time else None}
-            for time, a, b, r in zip(t.tolist(), alpha_bar.tolist(), beta.tolist(), ratio.tolist(), strict=True)
-            ]  # fmt: skip
+    return [
+        {
+            "t": time / process.steps,
+            "alpha_bar": a,
+            "beta": b if time else None,
+            "beta_tilde_over_beta": r if time else None,
+        }
+        for time, a, b, r in zip(
+            t.tolist(), alpha_bar.tolist(), beta.tolist(), ratio.tolist(), strict=True
+        )
+    ]

@@ -25,14 +25,18 @@ def assess_density(
     of the same points.
     """
     if data.bin_width is not None:
-        raise UserError("metrics=[density] is of points; pictures have far too many dimensions for its determinants; "
-                        "try metrics=[nll]")  # fmt: skip
+        raise UserError(
+            "metrics=[density] is of points; pictures have far too many dimensions for its determinants; "
+            "try metrics=[nll]"
+        )
     points = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
     assert isinstance(points, Points)
     times = stops(denoiser.process.steps, min(STEPS, denoiser.process.steps), "quadratic_full")
     with (
         evaluating(denoiser),
-        tqdm(total=len(times) - 1, desc="likelihood", unit="step", disable=None, leave=False) as bar,
+        tqdm(
+            total=len(times) - 1, desc="likelihood", unit="step", disable=None, leave=False
+        ) as bar,
     ):
         nll = -log_prob(denoiser, points.x0, times, system.condition(denoiser, batch(points)), bar)
     found = {"nll": nll.mean().item(), "standard_error": nll.std().item() / len(nll) ** 0.5}
@@ -40,6 +44,13 @@ def assess_density(
         exact = MixtureDenoiser(denoiser.process.cpu(), denoiser.variance, data.mixture)
         told = None if points.labels is None or denoiser.classes is None else points.labels.cpu()
         found["data"] = -exact.log_prob(points.x0.cpu(), told).mean().item()
-    protocol = {"weights": weights, "split": split, "count": len(nll), "steps": len(times) - 1, "solver": "Heun",
-                "spacing": "quadratic_full", "labels": "the points'" if denoiser.classes else "none"}  # fmt: skip
+    protocol = {
+        "weights": weights,
+        "split": split,
+        "count": len(nll),
+        "steps": len(times) - 1,
+        "solver": "Heun",
+        "spacing": "quadratic_full",
+        "labels": "the points'" if denoiser.classes else "none",
+    }
     return {**found, "protocol": protocol}

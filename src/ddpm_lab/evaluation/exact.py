@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.exact import GaussianDenoiser, Mixture, MixtureDenoiser, bound, law, optimal_spread
+from ddpm_lab.diffusion.exact import (
+    GaussianDenoiser,
+    Mixture,
+    MixtureDenoiser,
+    bound,
+    law,
+    optimal_spread,
+)
 from ddpm_lab.diffusion.noise import generator
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM, DDPM, Sampler
@@ -41,24 +48,38 @@ class Law(NamedTuple):
     """The law itself, where it is one, with its labels"""
 
 
-def gaussian(process: ForwardProcess, mean: Sequence[float], covariance: Sequence[Sequence[float]]) -> Law:
+def gaussian(
+    process: ForwardProcess, mean: Sequence[float], covariance: Sequence[Sequence[float]]
+) -> Law:
     """N(mean, covariance). Raises ValueError unless the covariance is symmetric, positive definite and of its size."""
     try:
         m, c = (torch.tensor(part, dtype=torch.float64) for part in (mean, covariance))
     except (TypeError, ValueError):  # what is no number, or rows of several lengths
-        raise ValueError(f"mean={[*mean]} and covariance={[*covariance]} must be a list of numbers and a square "
-                         "matrix; try covariance=[[0.25]] mean=[0]") from None  # fmt: skip
-    if c.shape != (len(m), len(m)) or not torch.equal(c, c.T) or torch.linalg.eigvalsh(c).min() <= 0:
-        raise ValueError(f"covariance={[*map(list, covariance)]} must be a symmetric, positive definite matrix of the "
-                         f"size of mean={[*mean]}; try covariance=[[0.25]] mean=[0]")  # fmt: skip
+        raise ValueError(
+            f"mean={[*mean]} and covariance={[*covariance]} must be a list of numbers and a square "
+            "matrix; try covariance=[[0.25]] mean=[0]"
+        ) from None
+    if (
+        c.shape != (len(m), len(m))
+        or not torch.equal(c, c.T)
+        or torch.linalg.eigvalsh(c).min() <= 0
+    ):
+        raise ValueError(
+            f"covariance={[*map(list, covariance)]} must be a symmetric, positive definite matrix of the "
+            f"size of mean={[*mean]}; try covariance=[[0.25]] mean=[0]"
+        )
     one = GaussianDenoiser(process, BetaTilde(), m, c)
     factor = torch.linalg.cholesky(c)
     return Law(
         f"N(mean, covariance) in {len(m)} dimension{'s' if len(m) > 1 else ''}",
         lambda variance: GaussianDenoiser(process, variance, m, c),
-        one.mse(), one.second_moment(), one.entropy(),
-        lambda count, stream: m + torch.randn(count, len(m), dtype=torch.float64, generator=stream) @ factor.T,
-    )  # fmt: skip
+        one.mse(),
+        one.second_moment(),
+        one.entropy(),
+        lambda count, stream: (
+            m + torch.randn(count, len(m), dtype=torch.float64, generator=stream) @ factor.T
+        ),
+    )
 
 
 def mixture(
@@ -81,19 +102,37 @@ def mixture(
     denoiser = MixtureDenoiser(process, BetaTilde(), heard)
     wanted = range(1, process.steps + 1) if times is None else sorted({*times} - {0})
     bar = tqdm(wanted, desc="errors of the exact denoiser", leave=False, disable=None)
-    mse, entropy = _integrated(denoiser, known, bar) if known.std else (_drawn(denoiser, known, bar, count, seed), None)
-    name = f"the law of {data.name}" if known.std else f"{len(x0)} points of {data.name}, as a finite set"
-    return Law(name, lambda variance: MixtureDenoiser(process, variance, heard), mse,
-               known.second_moment(), entropy,
-               lambda count, stream: known.sample(count, stream)[0], known)  # fmt: skip
+    mse, entropy = (
+        _integrated(denoiser, known, bar)
+        if known.std
+        else (_drawn(denoiser, known, bar, count, seed), None)
+    )
+    name = (
+        f"the law of {data.name}"
+        if known.std
+        else f"{len(x0)} points of {data.name}, as a finite set"
+    )
+    return Law(
+        name,
+        lambda variance: MixtureDenoiser(process, variance, heard),
+        mse,
+        known.second_moment(),
+        entropy,
+        lambda count, stream: known.sample(count, stream)[0],
+        known,
+    )
 
 
-def _integrated(denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int]) -> tuple[Tensor, float]:
+def _integrated(
+    denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int]
+) -> tuple[Tensor, float]:
     """The error at `times`, (T + 1,), and the entropy of a mixture in bits/dim, given the label if the denoiser hears
     it: by Gauss-Hermite quadrature around every mean.
     """
     count, dims = known.means.shape
-    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(_nodes(dims)))
+    nodes, weights = (
+        torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(_nodes(dims))
+    )
     z = torch.cartesian_prod(*[nodes] * dims).view(-1, dims)
     share = torch.cartesian_prod(*[weights / weights.sum()] * dims).view(-1, dims).prod(1)
     label = None if known.labels is None else known.labels.repeat_interleave(len(z))
@@ -111,7 +150,11 @@ def _integrated(denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int])
     for t in times:
         mse[t] = mean(denoiser.mse(*around(t)))
     # H(x) = H(x | k) + H(k) - H(k | x) of the component k, all given the label where that is heard.
-    alike = torch.ones(count, count) if denoiser.labels is None else denoiser.labels[:, None] == denoiser.labels
+    alike = (
+        torch.ones(count, count)
+        if denoiser.labels is None
+        else denoiser.labels[:, None] == denoiser.labels
+    )
     before = known.weights @ (alike.double() @ known.weights / known.weights).log()
     after = mean(torch.special.entr(denoiser.logits(*around(0)).softmax(1)).sum(1))
     within = 0.5 * math.log(2 * math.pi * math.e * known.std**2)
@@ -123,7 +166,9 @@ def _nodes(dims: int) -> int:
     return min(32, max(2, int(600 ** (1 / dims))))
 
 
-def _drawn(denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int], count: int, seed: int) -> Tensor:
+def _drawn(
+    denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int], count: int, seed: int
+) -> Tensor:
     """The error at `times`, (T + 1,)."""
     stream = generator(seed, 1)
     points, label = known.labelled(min(count, 512), stream)
@@ -148,7 +193,10 @@ def _samplers(optimum: Variance) -> dict[str, tuple[Callable[..., Sampler], Vari
         "DDIM sigma-hat (beta)": (ddim(eta=1.0, hat=True), BetaTilde()),
         "DDPM analytic variance": (DDPM, optimum),
         "DDIM eta=0, quadratic": (ddim(eta=0.0, spacing="quadratic"), BetaTilde()),
-        "Heun, quadratic": (lambda steps, clip: Heun(steps=steps, clip=clip, spacing="quadratic"), BetaTilde()),
+        "Heun, quadratic": (
+            lambda steps, clip: Heun(steps=steps, clip=clip, spacing="quadratic"),
+            BetaTilde(),
+        ),
         "DPM-Solver++, quadratic": (
             lambda steps, clip: DPMSolver(steps=steps, clip=clip, spacing="quadratic"),
             BetaTilde(),
@@ -196,7 +244,9 @@ def samplers_measured(data: Law, steps: Sequence[int], count: int, seed: int) ->
                 return torch.randn(like.shape, dtype=torch.float64, generator=stream)
 
             x = made.prior(process, noise(wanted))
-            found[name].append(sliced_wasserstein(made(data.denoiser(variance), x, noise=noise), wanted))
+            found[name].append(
+                sliced_wasserstein(made(data.denoiser(variance), x, noise=noise), wanted)
+            )
     return found
 
 

@@ -48,17 +48,30 @@ class DigitsFeatures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, 64), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(256, 64),
+            nn.ReLU(),
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 1, 8, 8) uint8 -> (N, 64)"""
         if pixels.shape[1:] != (1, 8, 8):
-            raise UserError(f"extractor=digits judges pictures of 1x8x8 (got {'x'.join(map(str, pixels.shape[1:]))}); "
-                             "try extractor=inception")  # fmt: skip
+            raise UserError(
+                f"extractor=digits judges pictures of 1x8x8 (got {'x'.join(map(str, pixels.shape[1:]))}); "
+                "try extractor=inception"
+            )
         return self.body(pixels.float() / 127.5 - 1)
 
 
@@ -69,7 +82,9 @@ def digits() -> Extractor:
     network.load_state_dict(load(content))
     network.requires_grad_(False).eval()
     classifier = network["classifier"]
-    return Extractor("digits", hashlib.sha256(content).hexdigest(), network["features"], classifier, classifier)
+    return Extractor(
+        "digits", hashlib.sha256(content).hexdigest(), network["features"], classifier, classifier
+    )
 
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -110,18 +125,30 @@ def inception(weights: str | None = None) -> Extractor:
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix="6726825d")
         except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(f"weights=null: Inception's could not be downloaded ({error}); put {INCEPTION}, whose "
-                             f"SHA-256 begins with 6726825d, at {file}, or name it in extractor.weights=FILE"
-                             ) from error  # fmt: skip
+            raise ValueError(
+                f"weights=null: Inception's could not be downloaded ({error}); put {INCEPTION}, whose "
+                f"SHA-256 begins with 6726825d, at {file}, or name it in extractor.weights=FILE"
+            ) from error
     if not file.is_file():
         raise ValueError(f"weights={weights} is no file; Inception's is called {INCEPTION}")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not digest.startswith("6726825d"):  # torch-fidelity unpickles it, so nothing else may pass
-        raise ValueError(f"weights={file} is not {INCEPTION}: its SHA-256 begins with {digest[:8]}, not 6726825d")
+        raise ValueError(
+            f"weights={file} is not {INCEPTION}: its SHA-256 begins with {digest[:8]}, not 6726825d"
+        )
     features = InceptionFeatures(file).requires_grad_(False).eval()
-    return Extractor("inception", digest, features, None, features.logits(), "bilinear to 299x299, as TensorFlow 1 did")
+    return Extractor(
+        "inception",
+        digest,
+        features,
+        None,
+        features.logits(),
+        "bilinear to 299x299, as TensorFlow 1 did",
+    )
 
 
 def none() -> Extractor:
     """For data that no extractor fits."""
-    raise UserError("extractor=none measures nothing; try extractor=inception, or extractor=digits for 1x8x8 digits")
+    raise UserError(
+        "extractor=none measures nothing; try extractor=inception, or extractor=digits for 1x8x8 digits"
+    )

@@ -29,4 +29,7 @@ def score(total: Tensor, count: Tensor) -> float:
 def inception_score(p: Tensor, splits: int = 1) -> float:
     """That of `p` (N, classes), over consecutive `splits`."""
     parts = said(p).tensor_split(splits)
-    return score(torch.stack([part.sum(0) for part in parts]), p.new_tensor([len(part) for part in parts]).double())
+    return score(
+        torch.stack([part.sum(0) for part in parts]),
+        p.new_tensor([len(part) for part in parts]).double(),
+    )

@@ -10,7 +10,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_kid import (
+    KEY_METRIC_KID_MEAN,
+    KEY_METRIC_KID_STD,
+    kid_features_to_metric,
+)
 from torch_fidelity.metric_prc import calculate_precision_recall_part
 from tqdm import tqdm
 
@@ -79,8 +83,12 @@ class Judge:
         known = {name: value.to(device) for name, value in known.items()}
         self.features = known.pop("features", None)
         names = sorted({name.partition(".")[0] for name in known}, key=int)
-        each = {int(name): Gaussian(known[f"{name}.mean"], known[f"{name}.covariance"], int(known[f"{name}.size"]))
-                for name in names}  # fmt: skip
+        each = {
+            int(name): Gaussian(
+                known[f"{name}.mean"], known[f"{name}.covariance"], int(known[f"{name}.size"])
+            )
+            for name in names
+        }
         self.reference = {label: (gaussian, gaussian.root()) for label, gaussian in each.items()}
         """By label; -1: all of them"""
 
@@ -108,7 +116,9 @@ class Judge:
             if self.extractor.logits is not None and scores is not None:
                 scores.add(said(self.extractor.logits(features).softmax(1)), block)
             if batch.labels is not None and self.extractor.classifier is not None:
-                answers = self.extractor.classifier(features).argmax(1) == batch.labels.to(self.device)
+                answers = self.extractor.classifier(features).argmax(1) == batch.labels.to(
+                    self.device
+                )
                 right += torch.stack([answers.sum(), answers.new_ones(len(answers)).sum()])
             if self.thorough:
                 kept.append(features.cpu())
@@ -116,14 +126,21 @@ class Judge:
         return self._found(sums, scores, right, gathered, count)
 
     def _found(
-        self, sums: dict[int, Sums], scores: Sums | None, right: Tensor, kept: Tensor | None, count: int
+        self,
+        sums: dict[int, Sums],
+        scores: Sums | None,
+        right: Tensor,
+        kept: Tensor | None,
+        count: int,
     ) -> dict[str, Any]:
         everything = Sums(2, 1, self.device, squares=False)
         everything.add(right[None], torch.zeros(1, dtype=torch.long))
         for part in (*sums.values(), *([scores] if scores else []), everything):
             part.reduce()
         named, asked = everything.total[0].tolist()
-        fid = jackknife(lambda without: frechet(sums[-1].gaussian(without), *self.reference[-1]), count)
+        fid = jackknife(
+            lambda without: frechet(sums[-1].gaussian(without), *self.reference[-1]), count
+        )
         found: dict[str, Any] = {"fid": fid.value}
         errors = {"fid": fid.standard_error}
         if fid.infinite is not None and count >= ENOUGH * self.dims:
@@ -139,16 +156,27 @@ class Judge:
             errors["recognised"] = math.sqrt(share * (1 - share) / asked)
         if self.features is not None and kept is not None:
             self._thoroughly(kept, self.features, found, errors)
-        return {**found, "standard_error": {name: error for name, error in errors.items() if error is not None}}
+        return {
+            **found,
+            "standard_error": {name: error for name, error in errors.items() if error is not None},
+        }
 
     def _thoroughly(
-        self, kept: Tensor, reference: Tensor, found: dict[str, Any], errors: dict[str, float | None]
+        self,
+        kept: Tensor,
+        reference: Tensor,
+        found: dict[str, Any],
+        errors: dict[str, float | None],
     ) -> None:
         fewest = min(len(kept), len(reference))
         if "prc" in self.thorough and fewest > 3:
-            found["precision"], found["recall"] = calculate_precision_recall_part(kept.to(self.device), reference)
+            found["precision"], found["recall"] = calculate_precision_recall_part(
+                kept.to(self.device), reference
+            )
         if "kid" in self.thorough and fewest > 3:
-            kid = kid_features_to_metric(kept, reference, kid_subset_size=min(SUBSETS, fewest), verbose=False)
+            kid = kid_features_to_metric(
+                kept, reference, kid_subset_size=min(SUBSETS, fewest), verbose=False
+            )
             found["kid"], errors["kid"] = kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD]
 
     @torch.inference_mode()
@@ -160,8 +188,12 @@ class Judge:
                 sums |= {label: self._sums(1) for label in labels.tolist()}
         stride, kept = math.ceil(reference.size / KEPT), []
         batches = math.ceil(reference.size / 500)
-        hidden = None if first() and batches > 20 else True  # shown on a terminal, where it takes long
-        for some, batch in tqdm(numbered(reference), "features of the data", batches, leave=False, disable=hidden):
+        hidden = (
+            None if first() and batches > 20 else True
+        )  # shown on a terminal, where it takes long
+        for some, batch in tqdm(
+            numbered(reference), "features of the data", batches, leave=False, disable=hidden
+        ):
             assert isinstance(batch, Images)
             features = self.extractor.features(batch.pixels.to(self.device))
             self._add(sums, features, batch.labels, torch.zeros_like(some))
@@ -171,7 +203,11 @@ class Judge:
         for label, part in sums.items():
             part.reduce()
             mean, covariance, size = part.gaussian()
-            known |= {f"{label}.mean": mean, f"{label}.covariance": covariance, f"{label}.size": torch.tensor(size)}
+            known |= {
+                f"{label}.mean": mean,
+                f"{label}.covariance": covariance,
+                f"{label}.size": torch.tensor(size),
+            }
         if self.thorough:
             known["features"] = torch.cat(everyones(kept)).to(self.device)
         return known
@@ -186,7 +222,9 @@ class Judge:
     def _sums(self, blocks: int) -> Sums:
         return Sums(self.dims, blocks, self.device, squares=True)
 
-    def _add(self, sums: dict[int, Sums], features: Tensor, labels: Tensor | None, block: Tensor) -> None:
+    def _add(
+        self, sums: dict[int, Sums], features: Tensor, labels: Tensor | None, block: Tensor
+    ) -> None:
         sums[-1].add(features, block)
         if labels is not None:
             labels = labels.to(self.device)
@@ -206,7 +244,9 @@ def _inception_score(scores: Sums, count: int) -> tuple[float, float | None]:
 
     def without(block: int | None) -> float:
         chosen = torch.tensor([i for i in range(BLOCKS) if i != block], device=scores.total.device)
-        return score(scores.total[chosen].sum(0, keepdim=True), scores.count[chosen].sum(0, keepdim=True))
+        return score(
+            scores.total[chosen].sum(0, keepdim=True), scores.count[chosen].sum(0, keepdim=True)
+        )
 
     return jackknife(without, count)[:2]
 
@@ -215,13 +255,18 @@ def floors(judge: Judge, other: Split) -> dict[str, Any]:
     """What `judge` says of real pictures, "real", and of uniform "noise", as many if they are not over `NOISE`, without
     which an FID says nothing; kept as statistics are.
     """
-    digest = hashlib.sha256(f"{other.digest()} {NOISE} {sorted(judge.thorough)}".encode()).hexdigest()
+    digest = hashlib.sha256(
+        f"{other.digest()} {NOISE} {sorted(judge.thorough)}".encode()
+    ).hexdigest()
     file = cache() / f"{judge.digest[:32]}-{digest[:32]}.json"
     found: dict[str, Any] | None = _kept(lambda: sealed(file))
     if found is None:
         shape = (min(other.size, NOISE), *other.shape)
         noise = Images(torch.randint(256, shape, generator=generator(0), dtype=torch.uint8), None)
-        found = {name: judge(numbered(split), split.size) for name, split in (("real", other), ("noise", noise))}
+        found = {
+            name: judge(numbered(split), split.size)
+            for name, split in (("real", other), ("noise", noise))
+        }
         if first():
             _keep(file, lambda: seal(found, file))
     return found

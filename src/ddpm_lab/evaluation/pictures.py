@@ -21,7 +21,9 @@ def save_grid(pixels: Tensor, file: Path, columns: int, least: int = 64) -> Path
     scale = -(-least // pixels.shape[-1])
     enlarged = pixels.cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture: Image.Image = to_pil_image(make_grid(enlarged, nrow=columns, padding=max(2, scale // 2), pad_value=40))
+    picture: Image.Image = to_pil_image(
+        make_grid(enlarged, nrow=columns, padding=max(2, scale // 2), pad_value=40)
+    )
     picture.save(file)
     return file
 
@@ -35,10 +37,21 @@ def save_scatter(panels: Mapping[str, tuple[Tensor, Tensor | None]], file: Path)
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         colours = None if labels is None else labels[: len(points)].cpu() % 10
-        axes.scatter(*points.cpu().T, color=None if colours is None else colormaps["tab10"](colours.numpy()), s=1.5,
-                     linewidths=0)  # fmt: skip
+        axes.scatter(
+            *points.cpu().T,
+            color=None if colours is None else colormaps["tab10"](colours.numpy()),
+            s=1.5,
+            linewidths=0,
+        )
         reach = 1.1 if points.abs().quantile(0.99) < 1.1 else 3.3
-        axes.set(title=label(name), xlim=(-reach, reach), ylim=(-reach, reach), xticks=(), yticks=(), aspect="equal")
+        axes.set(
+            title=label(name),
+            xlim=(-reach, reach),
+            ylim=(-reach, reach),
+            xticks=(),
+            yticks=(),
+            aspect="equal",
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     return file
@@ -51,11 +64,19 @@ def save_bound(terms: Sequence[Mapping[str, float]], file: Path) -> Path:
     left, right = figure.subplots(1, 2)
     few = "o" if len(terms) < 60 else None
     left.plot(t, bits, marker=few, markersize=3)
-    left.set(xlabel="t (the step from t towards the data)", ylabel="bits/dim of the term", xscale="log", yscale="log",
-             title="terms of the bound")  # fmt: skip
+    left.set(
+        xlabel="t (the step from t towards the data)",
+        ylabel="bits/dim of the term",
+        xscale="log",
+        yscale="log",
+        title="terms of the bound",
+    )
     right.plot(rate, rmse, marker=few, markersize=3)
-    right.set(xlabel="rate: bits/dim spent when x_t is known", ylabel="distortion: RMSE of x_0, of 255",
-              title="rate and distortion")  # fmt: skip
+    right.set(
+        xlabel="rate: bits/dim spent when x_t is known",
+        ylabel="distortion: RMSE of x_0, of 255",
+        title="rate and distortion",
+    )
     for axes in (left, right):
         axes.grid(which="both", alpha=0.2)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +98,9 @@ def save_lines(
     """
     figure = Figure(figsize=(5.2 * len(panels), 4.6), layout="constrained", dpi=120)
     shared = len({tuple(lines) for lines in panels.values()}) == 1
-    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (title, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
         for name, (xs, ys) in lines.items():
             axes.plot(
                 [label(x) if isinstance(x, str) else x for x in xs],
@@ -88,10 +111,19 @@ def save_lines(
                 linewidth=1.4,
             )
         axes.set(title=label(title), xlabel=label(x), ylabel=label(y[title]))
-        axes.set(xscale="log" if title in log_x else "linear", yscale="log" if title in log_y else "linear")
+        axes.set(
+            xscale="log" if title in log_x else "linear",
+            yscale="log" if title in log_y else "linear",
+        )
         axes.grid(which="both", alpha=0.2)
         if not shared:
-            axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+            axes.legend(
+                frameon=False,
+                fontsize="small",
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.16),
+                ncols=2,
+            )
     if shared:
         figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right upper")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,14 +131,21 @@ def save_lines(
     return file
 
 
-def save_curves(curves: Mapping[str, Sequence[tuple[float, float]]], file: Path, x: str = "step") -> Path:
+def save_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], file: Path, x: str = "step"
+) -> Path:
     """Named curves of (x, y > 0) points as a PNG, y on a logarithmic scale."""
     figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=120)
     axes = figure.subplots()
     for name, points in sorted(curves.items()):
         bold = not name[-1:].isdigit()
-        axes.plot(*zip(*points, strict=True), label=label(name), linewidth=2 if bold else 1, alpha=1 if bold else 0.7,
-                  marker="o" if len(points) < 8 else None)  # fmt: skip
+        axes.plot(
+            *zip(*points, strict=True),
+            label=label(name),
+            linewidth=2 if bold else 1,
+            alpha=1 if bold else 0.7,
+            marker="o" if len(points) < 8 else None,
+        )
     axes.set(xlabel=label(x), ylabel="loss", yscale="log")
     axes.grid(which="both", alpha=0.2)
     axes.legend(frameon=False)

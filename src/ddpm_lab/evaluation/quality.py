@@ -53,32 +53,62 @@ def assess(
     asked = cascade.stages[0].ask(count, given=data.test)
     weights_sha256 = digest(denoiser)
     labels = "all, in turn" if "label" in asked else "none"
-    said = {"labels": "those of the pictures given", "given": "test"} if "low_res" in asked else {"labels": labels}
+    said = (
+        {"labels": "those of the pictures given", "given": "test"}
+        if "low_res" in asked
+        else {"labels": labels}
+    )
     for name, way in ways.items():
         way()
         named = f"{name}: " if name else ""
-        total, batches = cascade.steps(count, batch_size), len(mine(range(math.ceil(count / batch_size))))
+        total, batches = (
+            cascade.steps(count, batch_size),
+            len(mine(range(math.ceil(count / batch_size)))),
+        )
         if first():
             seconds = batches * _seconds(cascade, denoiser, extractor, data, min(count, batch_size))
-            tqdm.write(f"{named}FID of {count} samples, {total // batches} steps for each batch of {batch_size}: about "
-                       f"{_spelled(seconds)}")  # fmt: skip
-        with tqdm(total=total, desc=f"{named}sampling {count}", unit="step", disable=None if first() else True,
-                  leave=False) as bar:  # fmt: skip
+            tqdm.write(
+                f"{named}FID of {count} samples, {total // batches} steps for each batch of {batch_size}: about "
+                f"{_spelled(seconds)}"
+            )
+        with tqdm(
+            total=total,
+            desc=f"{named}sampling {count}",
+            unit="step",
+            disable=None if first() else True,
+            leave=False,
+        ) as bar:
             _, last = cascade.lead(asked, count, seed=seed, batch_size=batch_size, bar=bar)
-            samples = system.sample(denoiser, count, asked=last, seed=seed, batch_size=batch_size, bar=bar)
+            samples = system.sample(
+                denoiser, count, asked=last, seed=seed, batch_size=batch_size, bar=bar
+            )
             numbers = mine(torch.arange(count).split(batch_size))
             found = judge(zip(numbers, samples, strict=True), count)
         yield {
             **found,
             **others,
             "protocol": {
-                **cascade.protocol(), "weights": weights, "weights_sha256": weights_sha256, "count": count,
-                "seed": seed, "split": split, "data": data.name, "data_count": reference.size,
-                "data_sha256": judge.data_sha256, **said, "extractor": extractor.name,
-                "extractor_sha256": extractor.sha256, "features": judge.dims, "resize": extractor.resize,
-                **({"inception_score_splits": split_count(count)} if extractor.logits is not None else {}),
+                **cascade.protocol(),
+                "weights": weights,
+                "weights_sha256": weights_sha256,
+                "count": count,
+                "seed": seed,
+                "split": split,
+                "data": data.name,
+                "data_count": reference.size,
+                "data_sha256": judge.data_sha256,
+                **said,
+                "extractor": extractor.name,
+                "extractor_sha256": extractor.sha256,
+                "features": judge.dims,
+                "resize": extractor.resize,
+                **(
+                    {"inception_score_splits": split_count(count)}
+                    if extractor.logits is not None
+                    else {}
+                ),
             },
-        }  # fmt: skip
+        }
 
 
 def digest(denoiser: Denoiser) -> str:
@@ -91,13 +121,17 @@ def digest(denoiser: Denoiser) -> str:
 
 
 @torch.inference_mode()
-def _seconds(cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: Data, size: int) -> float:
+def _seconds(
+    cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: Data, size: int
+) -> float:
     """How long a batch of `size` samples takes, about: one step of each stage and the features are timed."""
     total = 0.0
     for stage in cascade.stages:
         own = denoiser if stage is cascade.stages[-1] else stage.denoiser
         walk = stage.walk(own, range(size), stage.ask(size, given=data.test), seed=0)
-        times = [(x.sum().item(), time.perf_counter())[1] for _, x in islice(walk, 3)]  # the first is where it begins
+        times = [
+            (x.sum().item(), time.perf_counter())[1] for _, x in islice(walk, 3)
+        ]  # the first is where it begins
         walk.close()
         total += (times[-1] - times[-2]) * (len(stage.sampler.times(stage.process.steps)) - 1)
     pixels = torch.zeros(size, *data.shape, dtype=torch.uint8, device=cascade.stages[-1].device)
@@ -107,5 +141,8 @@ def _seconds(cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: D
 
 
 def _spelled(seconds: float) -> str:
-    return next(f"{seconds / unit:.0f} {name}" for unit, name in ((3600, "h"), (60, "min"), (1, "s"))
-                if seconds >= 2 * unit or unit == 1)  # fmt: skip
+    return next(
+        f"{seconds / unit:.0f} {name}"
+        for unit, name in ((3600, "h"), (60, "min"), (1, "s"))
+        if seconds >= 2 * unit or unit == 1
+    )

@@ -27,8 +27,13 @@ def round_trip(
     index = torch.arange(len(data), device=data.device).split(batch_size)
     steps = len(system.sampler.times(denoiser.process.steps)) - 1
     ends = []
-    with tqdm(total=2 * steps * len(index), desc="encoding and decoding", unit="step", leave=False,
-              disable=None) as bar:  # fmt: skip
+    with tqdm(
+        total=2 * steps * len(index),
+        desc="encoding and decoding",
+        unit="step",
+        leave=False,
+        disable=None,
+    ) as bar:
 
         def end(walk: Iterator[tuple[int, Tensor]]) -> Tensor:
             x = torch.empty(0)
@@ -38,15 +43,26 @@ def round_trip(
 
         for some in index:
             told = rows(asked, some)
-            top = end(system.encode(denoiser, system.codec.encode(data[some], torch.zeros_like), told))
+            top = end(
+                system.encode(denoiser, system.codec.encode(data[some], torch.zeros_like), told)
+            )
             down = system.decode(denoiser, top, told, torch.zeros_like)
-            ends.append((top, system.codec.decode(end(islice(down, 1, None)))))  # the first is `top` itself
+            ends.append(
+                (top, system.codec.decode(end(islice(down, 1, None))))
+            )  # the first is `top` itself
     x_T, decoded = (torch.cat(parts) for parts in zip(*ends, strict=True))
     return x_T, decoded, ((decoded - data) / 2).square().mean().item()
 
 
 def assess_round_trip(
-    system: Diffusion, denoiser: Denoiser, data: Data, *, weights: str, split: str, count: int | None, batch_size: int
+    system: Diffusion,
+    denoiser: Denoiser,
+    data: Data,
+    *,
+    weights: str,
+    split: str,
+    count: int | None,
+    batch_size: int,
 ) -> dict[str, Any]:
     """The error of a round trip of the first `count` samples of a split (None: all), given their labels where the model
     or its guidance hears any (Song et al., 2021, table 2, without guidance).
@@ -54,5 +70,11 @@ def assess_round_trip(
     given = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
     _, _, mse = round_trip(system, denoiser, given.x0, system.settle(batch(given)), batch_size)
     labels = "none" if system.classes is None else "the samples'"
-    protocol = {**system.protocol(), "weights": weights, "split": split, "count": given.size, "labels": labels}
+    protocol = {
+        **system.protocol(),
+        "weights": weights,
+        "split": split,
+        "count": given.size,
+        "labels": labels,
+    }
     return {"mse": mse, "protocol": protocol}

@@ -45,8 +45,10 @@ class Sums:
     def gaussian(self, without: int | None = None) -> "Gaussian":
         """Mean and covariance of all blocks, or all but one."""
         assert self.outer is not None
-        count, total, outer = (part.sum(0) - (0 if without is None else part[without])
-                               for part in (self.count, self.total, self.outer))  # fmt: skip
+        count, total, outer = (
+            part.sum(0) - (0 if without is None else part[without])
+            for part in (self.count, self.total, self.outer)
+        )
         mean = total / count
         return Gaussian(mean, (outer - count * mean[:, None] * mean) / (count - 1), int(count))
 

@@ -70,23 +70,35 @@ class VQ(Bottleneck):
 
     codes: int
 
-    def __init__(self, latent: int = 4, codes: int = 256, commitment: float = 0.25, weight: float = 1.0) -> None:
+    def __init__(
+        self, latent: int = 4, codes: int = 256, commitment: float = 0.25, weight: float = 1.0
+    ) -> None:
         super().__init__()
         _positive(latent=latent, codes=codes)
         for name, value in {"commitment": commitment, "weight": weight}.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0 (got {value:g})")
         self.latent, self.inputs, self.codes = latent, latent, codes
-        self.commitment, self.weight, self.book = commitment, weight, nn.Parameter(torch.randn(codes, latent))
+        self.commitment, self.weight, self.book = (
+            commitment,
+            weight,
+            nn.Parameter(torch.randn(codes, latent)),
+        )
 
     def forward(self, h: Tensor, noise: Noise = torch.randn_like) -> Passed:
         codes, nearest = self.quantise(h)
-        penalty = (nearest - h.detach()).square() + self.commitment * (h - nearest.detach()).square()
+        penalty = (nearest - h.detach()).square() + self.commitment * (
+            h - nearest.detach()
+        ).square()
         return Passed(h, self.weight * penalty.flatten(1).sum(1), codes)
 
     def quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, h, w), and the vectors themselves, (B, latent, h, w)."""
-        codes = torch.cdist(z.movedim(1, -1).flatten(0, 2), self.book).argmin(1).view(len(z), *z.shape[2:])
+        codes = (
+            torch.cdist(z.movedim(1, -1).flatten(0, 2), self.book)
+            .argmin(1)
+            .view(len(z), *z.shape[2:])
+        )
         return codes, F.embedding(codes, self.book).movedim(-1, 1)
 
     def restore(self, z: Tensor) -> Tensor:
@@ -116,17 +128,28 @@ class Autoencoder(nn.Module):
         if len(shape) != 3:
             raise ValueError(f"shape of the data must be that of pictures, (C, H, W) (got {shape})")
         if not multipliers or min(multipliers) <= 0:
-            raise ValueError(f"multipliers must hold one or more numbers above 0 (got {list(multipliers)})")
+            raise ValueError(
+                f"multipliers must hold one or more numbers above 0 (got {list(multipliers)})"
+            )
         factor = 2 ** (len(multipliers) - 1)
         if any(size % factor for size in shape[1:]):
-            raise ValueError(f"multipliers={list(multipliers)} makes latents {factor} times smaller, and "
-                             f"{shape[1]}x{shape[2]} cannot be; try fewer multipliers")  # fmt: skip
+            raise ValueError(
+                f"multipliers={list(multipliers)} makes latents {factor} times smaller, and "
+                f"{shape[1]}x{shape[2]} cannot be; try fewer multipliers"
+            )
         widths = [int(channels * multiplier) for multiplier in multipliers]
         if min(widths) < 1:
-            raise ValueError(f"multipliers={list(multipliers)} of {channels} channels leave a level without any")
+            raise ValueError(
+                f"multipliers={list(multipliers)} of {channels} channels leave a level without any"
+            )
         if widths[-1] % heads:
-            raise ValueError(f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; try heads=1")
-        self.shape, self.latent_shape = shape, (bottleneck.latent, shape[1] // factor, shape[2] // factor)
+            raise ValueError(
+                f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; try heads=1"
+            )
+        self.shape, self.latent_shape = (
+            shape,
+            (bottleneck.latent, shape[1] // factor, shape[2] // factor),
+        )
 
         def middle() -> list[nn.Module]:
             width = widths[-1]
@@ -150,7 +173,9 @@ class Autoencoder(nn.Module):
                 layers.append(Up(width))
         self.decoder = Stack(layers)
         self.first = _conv(shape[0], widths[0])
-        self.narrow = nn.Sequential(norm(widths[-1]), nn.SiLU(), _conv(widths[-1], bottleneck.inputs))
+        self.narrow = nn.Sequential(
+            norm(widths[-1]), nn.SiLU(), _conv(widths[-1], bottleneck.inputs)
+        )
         self.bottleneck, self.widen = bottleneck, _conv(bottleneck.latent, widths[-1])
         self.end, self.last = nn.Sequential(norm(widths[0]), nn.SiLU()), _conv(widths[0], shape[0])
 

@@ -53,10 +53,17 @@ class EncoderClassifier(nn.Module):
     ) -> None:
         super().__init__()
         layout = Layout(
-            channels=channels, multipliers=multipliers, blocks=blocks, attention=attention, heads=heads,
-            head_channels=head_channels, scale_shift=scale_shift, biggan=biggan, dropout=dropout,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention=attention,
+            heads=heads,
+            head_channels=head_channels,
+            scale_shift=scale_shift,
+            biggan=biggan,
+            dropout=dropout,
             checkpointing=checkpointing,
-        )  # fmt: skip
+        )
         self.encoder = Encoder(shape, layout)
         width = layout.widths[-1]
         self.norm, self.pool = norm(width), AttentionPool(width, layout.count_heads(width), classes)

@@ -18,7 +18,9 @@ def positions(height: int, width: int, channels: int) -> Tensor:
     frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [place.flatten()[:, None] * frequencies for place in (x, y)]
-    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
+    return torch.cat(
+        [wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1
+    ).float()
 
 
 class DiTBlock(nn.Module):
@@ -30,14 +32,19 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        self.first, self.second = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.first, self.second = (
+            nn.Linear(channels, 4 * channels),
+            nn.Linear(4 * channels, channels),
+        )
         self.emb = nn.Linear(channels, 6 * channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, N, channels), (B, channels) -> (B, N, channels)"""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.emb(emb)[:, None].chunk(6, dim=2)
         h = _modulated(x, shift1, scale1)
-        q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, channels/heads)
+        q, k, v = (
+            self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, N, channels/heads)
         x = x + gate1 * self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         h = self.first(_modulated(x, shift2, scale2))
         return x + gate2 * self.second(F.gelu(h, approximate="tanh"))
@@ -71,16 +78,24 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 3:
-            raise ValueError(f"shape of the data must be that of pictures, (C, H, W) (got {shape}); try model=mlp")
+            raise ValueError(
+                f"shape of the data must be that of pictures, (C, H, W) (got {shape}); try model=mlp"
+            )
         if patch < 1 or any(size % patch for size in shape[1:]):
-            raise ValueError(f"patch={patch} must be at least 1 and divide pictures of {shape[1]}x{shape[2]}; "
-                             f"try patch={math.gcd(shape[1], shape[2], 2)}")  # fmt: skip
+            raise ValueError(
+                f"patch={patch} must be at least 1 and divide pictures of {shape[1]}x{shape[2]}; "
+                f"try patch={math.gcd(shape[1], shape[2], 2)}"
+            )
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1 (got {blocks})")
         if channels < 4 or channels % 4:
-            raise ValueError(f"channels must be a multiple of 4, for the waves of the places (got {channels})")
+            raise ValueError(
+                f"channels must be a multiple of 4, for the waves of the places (got {channels})"
+            )
         if heads < 1 or channels % heads:
-            raise ValueError(f"heads={heads} must divide the {channels} channels; try heads={math.gcd(channels, 6)}")
+            raise ValueError(
+                f"heads={heads} must divide the {channels} channels; try heads={math.gcd(channels, 6)}"
+            )
         grid = (shape[1] // patch, shape[2] // patch)
         self.time = time_embedding(WAVES, channels)
         self.label = None if classes is None else LabelEmbedding(classes, channels)

@@ -52,20 +52,32 @@ class Layout:
     context: int | None = None
 
     def __post_init__(self) -> None:
-        numbers = {"channels": self.channels, "blocks": self.blocks, "heads": self.heads,
-                   "head_channels": self.head_channels}  # fmt: skip
+        numbers = {
+            "channels": self.channels,
+            "blocks": self.blocks,
+            "heads": self.heads,
+            "head_channels": self.head_channels,
+        }
         for name, count in numbers.items():
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1 (got {count})")
         if self.channels % 2:
-            raise ValueError(f"channels must be even, for the waves of the time embedding (got {self.channels})")
+            raise ValueError(
+                f"channels must be even, for the waves of the time embedding (got {self.channels})"
+            )
         if (self.heads is None) == (self.head_channels is None):
-            raise ValueError(f"heads={self.heads} and head_channels={self.head_channels}: one must be given, and the "
-                             "other null; try heads=4 head_channels=null")  # fmt: skip
+            raise ValueError(
+                f"heads={self.heads} and head_channels={self.head_channels}: one must be given, and the "
+                "other null; try heads=4 head_channels=null"
+            )
         if not self.multipliers or min(self.multipliers) <= 0:
-            raise ValueError(f"multipliers must hold one or more numbers above 0 (got {list(self.multipliers)})")
+            raise ValueError(
+                f"multipliers must hold one or more numbers above 0 (got {list(self.multipliers)})"
+            )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability and must lie in [0, 1) (got {self.dropout:g})")
+            raise ValueError(
+                f"dropout is a probability and must lie in [0, 1) (got {self.dropout:g})"
+            )
 
     @property
     def emb(self) -> int:
@@ -80,21 +92,30 @@ class Layout:
     def resolutions(self, shape: tuple[int, ...]) -> list[int]:
         """The H of each level. Raises ValueError where pictures of `shape` cannot be halved so often."""
         if len(shape) != 3:
-            raise ValueError(f"shape of the data must be that of pictures, (C, H, W) (got {shape}); try model=mlp")
+            raise ValueError(
+                f"shape of the data must be that of pictures, (C, H, W) (got {shape}); try model=mlp"
+            )
         halvings = len(self.multipliers) - 1
         factor = 2**halvings
         for size in shape[1:]:
             if size % factor:
                 low = size // factor * factor
                 fits = " or ".join(str(n) for n in (low, low + factor) if n)
-                raise ValueError(f"multipliers={list(self.multipliers)} halves pictures {halvings} times, and "
-                                 f"{shape[1]}x{shape[2]} cannot be; try a resolution of {fits}, or fewer multipliers"
-                                 )  # fmt: skip
+                raise ValueError(
+                    f"multipliers={list(self.multipliers)} halves pictures {halvings} times, and "
+                    f"{shape[1]}x{shape[2]} cannot be; try a resolution of {fits}, or fewer multipliers"
+                )
         found = [shape[1] // 2**i for i in range(len(self.multipliers))]
-        asked = [] if self.attention is None or self.attention == "all" else [int(n) for n in self.attention]
+        asked = (
+            []
+            if self.attention is None or self.attention == "all"
+            else [int(n) for n in self.attention]
+        )
         if absent := {n for n in asked if n <= shape[1]} - {*found}:
-            raise ValueError(f"attention={asked}: resolution {min(absent)} does not occur; "
-                             f"pictures of {shape[1]}x{shape[2]} reach {found}; try attention=null")  # fmt: skip
+            raise ValueError(
+                f"attention={asked}: resolution {min(absent)} does not occur; "
+                f"pictures of {shape[1]}x{shape[2]} reach {found}; try attention=null"
+            )
         return found
 
     def res(self, inside: int, out: int) -> ResBlock:
@@ -111,8 +132,10 @@ class Layout:
         name, count = ("heads", self.heads) if self.heads else ("head_channels", self.head_channels)
         assert count is not None
         if width % count:
-            raise ValueError(f"{name}={count} must divide the {width} channels of every level with attention; "
-                             f"try {name}={2 ** ((width & -width).bit_length() - 1)}")  # fmt: skip
+            raise ValueError(
+                f"{name}={count} must divide the {width} channels of every level with attention; "
+                f"try {name}={2 ** ((width & -width).bit_length() - 1)}"
+            )
         return count if self.heads else width // count
 
     def level(self, inside: int, out: int, resolution: int, resolutions: list[int]) -> Stack:
@@ -174,14 +197,18 @@ class Encoder(nn.Module):
             if i < len(widths) - 1:
                 self.down.append(layout.down(width))
                 self.kept.append(width)
-        self.middle = Stack([layout.res(width, width), *layout.attend(width), layout.res(width, width)])
+        self.middle = Stack(
+            [layout.res(width, width), *layout.attend(width), layout.res(width, width)]
+        )
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, list[Tensor], Told]:
         emb = self.time(t)
         if self.label is not None:
             emb = emb + self.label(cond, len(t))
         if self.recalls:
-            x = torch.cat([x, torch.zeros_like(x) if cond.previous is None else cond.previous], dim=1)
+            x = torch.cat(
+                [x, torch.zeros_like(x) if cond.previous is None else cond.previous], dim=1
+            )
         if self.image is not None:
             x, level = self.image(cond, x)
             emb = emb + level

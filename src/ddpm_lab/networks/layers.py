@@ -63,7 +63,9 @@ class LabelEmbedding(nn.Module):
         if cond.label is None:
             return self.null.expand(size, -1)
         given = self.table(cond.label)
-        return given if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, given)
+        return (
+            given if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, given)
+        )
 
 
 class ContextDoor(nn.Module):
@@ -77,8 +79,11 @@ class ContextDoor(nn.Module):
         """(size, M, width)"""
         if cond.context is None:
             return self.null.expand(size, 1, -1)
-        return cond.context if cond.dropped is None else torch.where(cond.dropped[:, None, None], self.null,
-                                                                     cond.context)  # fmt: skip
+        return (
+            cond.context
+            if cond.dropped is None
+            else torch.where(cond.dropped[:, None, None], self.null, cond.context)
+        )
 
 
 class ImageDoor(nn.Module):
@@ -94,7 +99,9 @@ class ImageDoor(nn.Module):
     def forward(self, cond: Condition, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C + channels, H, W), and (B, emb)"""
         if cond.image is None:
-            return torch.cat([x, self.null.expand(len(x), -1, *x.shape[2:])], dim=1), torch.zeros(1, device=x.device)
+            return torch.cat([x, self.null.expand(len(x), -1, *x.shape[2:])], dim=1), torch.zeros(
+                1, device=x.device
+            )
         assert cond.level is not None
         image, level = cond.image, self.level(cond.level)
         if cond.dropped is not None:
@@ -137,7 +144,11 @@ class ResBlock(nn.Module):
         self.scale_shift, self.resample = scale_shift, resample
         self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
         self.emb = None if emb is None else nn.Linear(emb, 2 * out if scale_shift else out)
-        self.norm2, self.dropout, self.conv2 = norm(out), nn.Dropout(dropout), zeroed(nn.Conv2d(out, out, 3, padding=1))
+        self.norm2, self.dropout, self.conv2 = (
+            norm(out),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(out, out, 3, padding=1)),
+        )
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
@@ -162,13 +173,19 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm, self.qkv, self.out = norm(channels), nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.norm, self.qkv, self.out = (
+            norm(channels),
+            nn.Linear(channels, 3 * channels),
+            nn.Linear(channels, channels),
+        )
         zeroed(self.out)
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
         places = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        q, k, v = self.qkv(places).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, HW, C/heads)
+        q, k, v = (
+            self.qkv(places).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, HW, C/heads)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -181,14 +198,19 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, heads: int, width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm, self.q, self.kv = norm(channels), nn.Linear(channels, channels), nn.Linear(width, 2 * channels)
+        self.norm, self.q, self.kv = (
+            norm(channels),
+            nn.Linear(channels, channels),
+            nn.Linear(width, 2 * channels),
+        )
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
         places = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         q = self.q(places).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, C/heads)
-        k, v = self.kv(told.context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, C/heads)
+        # (B, heads, M, C/heads)
+        k, v = self.kv(told.context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
 

@@ -15,8 +15,14 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm, self.emb = nn.LayerNorm(channels, elementwise_affine=False), nn.Linear(channels, 2 * channels)
-        self.first, self.second = nn.Linear(channels, channels), zeroed(nn.Linear(channels, channels))
+        self.norm, self.emb = (
+            nn.LayerNorm(channels, elementwise_affine=False),
+            nn.Linear(channels, 2 * channels),
+        )
+        self.first, self.second = (
+            nn.Linear(channels, channels),
+            zeroed(nn.Linear(channels, channels)),
+        )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, channels) -> (B, channels)"""
@@ -45,7 +51,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
-            raise ValueError(f"channels must be even, for the waves of the time embedding (got {channels})")
+            raise ValueError(
+                f"channels must be even, for the waves of the time embedding (got {channels})"
+            )
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1 (got {blocks})")
         if octaves < 0:
@@ -57,7 +65,9 @@ class MLP(nn.Module):
         self.register_buffer("octaves", math.pi * 2.0 ** torch.arange(octaves), persistent=False)
         self.first = nn.Linear(size * (1 + 2 * octaves), channels)
         self.blocks = nn.ModuleList([Block(channels) for _ in range(blocks)])
-        self.last = nn.Sequential(nn.LayerNorm(channels), zeroed(nn.Linear(channels, outputs * size)))
+        self.last = nn.Sequential(
+            nn.LayerNorm(channels), zeroed(nn.Linear(channels, outputs * size))
+        )
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         emb = self.time(t)

@@ -17,8 +17,10 @@ def spelled(texts: Sequence[str], length: int) -> Tensor:
         if not said:
             raise ValueError("text is empty; say something, such as text='a seven'")
         if len(said) > length:
-            raise ValueError(f"text={text} has {len(said)} bytes, and the model hears {length}; try a shorter one, or "
-                             f"train with conditioner.length={len(said)}")  # fmt: skip
+            raise ValueError(
+                f"text={text} has {len(said)} bytes, and the model hears {length}; try a shorter one, or "
+                f"train with conditioner.length={len(said)}"
+            )
         row[: len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
     return rows
 
@@ -38,7 +40,13 @@ class TextEncoder(nn.Module):
         self.bytes, self.places = nn.Embedding(256, width), nn.Parameter(torch.randn(length, width))
         layers = [
             nn.TransformerEncoderLayer(
-                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                width,
+                heads,
+                4 * width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
             )
             for _ in range(blocks)
         ]

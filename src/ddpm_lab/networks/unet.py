@@ -44,22 +44,34 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = layout = Layout(
-            channels=channels, multipliers=multipliers, blocks=blocks, attention=attention, heads=heads,
-            head_channels=head_channels, scale_shift=scale_shift, biggan=biggan, dropout=dropout,
-            checkpointing=checkpointing, context=context,
-        )  # fmt: skip
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention=attention,
+            heads=heads,
+            head_channels=head_channels,
+            scale_shift=scale_shift,
+            biggan=biggan,
+            dropout=dropout,
+            checkpointing=checkpointing,
+            context=context,
+        )
         self.recalls = self_conditioning
         self.encoder = Encoder(shape, layout, classes, image, self_conditioning)
         resolutions, widths = layout.resolutions(shape), layout.widths
         self.up, kept, width = nn.ModuleList(), list(self.encoder.kept), widths[-1]
-        for i, (out, resolution) in reversed(list(enumerate(zip(widths, resolutions, strict=True)))):
+        for i, (out, resolution) in reversed(
+            list(enumerate(zip(widths, resolutions, strict=True)))
+        ):
             for j in range(blocks + 1):
                 stack = layout.level(width + kept.pop(), out, resolution, resolutions)
                 width = out
                 if i and j == blocks:
                     stack.append(layout.up(width))
                 self.up.append(stack)
-        self.last = nn.Sequential(norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, outputs * shape[0], 3, padding=1)))
+        self.last = nn.Sequential(
+            norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, outputs * shape[0], 3, padding=1))
+        )
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -13,8 +13,24 @@ from ddpm_lab.errors import shown
 from ddpm_lab.reports import numbers
 from ddpm_lab.reports.table import Table
 
-FIELDS = ("table", "tier", "row", "column", "metric", "paper", "recalled", "ours", "spread", "seeds", "difference",
-          "status", "marks", "configs", "files", "commands")  # fmt: skip
+FIELDS = (
+    "table",
+    "tier",
+    "row",
+    "column",
+    "metric",
+    "paper",
+    "recalled",
+    "ours",
+    "spread",
+    "seeds",
+    "difference",
+    "status",
+    "marks",
+    "configs",
+    "files",
+    "commands",
+)
 
 
 def relative(file: Path, root: Path) -> str:
@@ -29,7 +45,9 @@ def tier(table: Table) -> str:
 def _grid(table: Table) -> list[list[str]]:
     """The head, then the rows; beside ours a column of the paper's numbers, where it has any."""
     shared = numbers.common(table.columns) is not None
-    with_paper = [any(row[i].paper for row in table.rows.values()) for i in range(len(table.columns))]
+    with_paper = [
+        any(row[i].paper for row in table.rows.values()) for i in range(len(table.columns))
+    ]
     lines = [[table.corner]] + [[name] for name in table.rows]
     for i, column in enumerate(table.columns):
         lines[0] += [numbers.head(column, shared)] + ["paper"] * with_paper[i]
@@ -64,21 +82,28 @@ def terminal(table: Table) -> str:
     lines = _grid(table)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     drawn = [
-        f"  {line[0]:<{widths[0]}}" + "".join(f"  {x:>{n}}" for x, n in zip(line[1:], widths[1:], strict=True))
+        f"  {line[0]:<{widths[0]}}"
+        + "".join(f"  {x:>{n}}" for x, n in zip(line[1:], widths[1:], strict=True))
         for line in lines
     ]
     rule = "  " + "─" * (len(drawn[0]) - 2)
-    claims = [f"{numbers.TICKS[claim.passed]} {claim.text} ({claim.detail})" for claim in table.claims]
+    claims = [
+        f"{numbers.TICKS[claim.passed]} {claim.text} ({claim.detail})" for claim in table.claims
+    ]
     claims += [f"not claimed: {text} ({why})" for text, why in table.omitted.items()]
     rest = [part for line in (*_below(table), *claims) for part in _wrapped(line)]
     above = [part for line in (*titles, *_above(table)) for part in _wrapped(line)]
-    return "\n".join(line.rstrip() for line in [*above, rule, drawn[0], rule, *drawn[1:], rule, *rest])
+    return "\n".join(
+        line.rstrip() for line in [*above, rule, drawn[0], rule, *drawn[1:], rule, *rest]
+    )
 
 
 def _md(words: str) -> str:
     escaped = re.sub(r"([\\`*_{}\[\]<>|$~&#])", r"\\\1", " ".join(words.split()))
     return re.sub(
-        r"^([-+=]|\d+(?=[.)] ))", lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0], escaped
+        r"^([-+=]|\d+(?=[.)] ))",
+        lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0],
+        escaped,
     )
 
 
@@ -90,24 +115,36 @@ def png(table: Table, panel: int) -> str:
 def markdown(tables: Sequence[Table]) -> str:
     """A heading for each tier, its table, notes, claims and plots, which `write` puts beside it, and its command."""
     counts = "; ".join(f"{count} {words}" for count, words in numbers.summary(tables))
-    parts = [f"## {_md(tables[0].title)}", _md(". ".join(x for x in (tables[0].source, counts) if x)) + "."]
+    parts = [
+        f"## {_md(tables[0].title)}",
+        _md(". ".join(x for x in (tables[0].source, counts) if x)) + ".",
+    ]
     for table in tables:
         own = [table.title, table.source] if table.title != tables[0].title else []
-        parts.append(f"### {_md(': '.join(filter(None, [*own[:1], tier(table).capitalize()])) or table.title)}")
+        parts.append(
+            f"### {_md(': '.join(filter(None, [*own[:1], tier(table).capitalize()])) or table.title)}"
+        )
         parts += map(_md, filter(None, own[1:]))
         if table.absent:
             parts.append(f"No such table: {_md(table.absent)}")
             continue
         first, *rest = [f"| {' | '.join(map(_md, line))} |" for line in _grid(table)]
         rule = "|---|" + "---:|" * (len(_grid(table)[0]) - 1)
-        claims = [f"- {numbers.TICKS[claim.passed]} {_md(f'{claim.text} ({claim.detail})')}" for claim in table.claims]
-        claims += [f"- not claimed: {_md(f'{text} ({why})')}" for text, why in table.omitted.items()]
+        claims = [
+            f"- {numbers.TICKS[claim.passed]} {_md(f'{claim.text} ({claim.detail})')}"
+            for claim in table.claims
+        ]
+        claims += [
+            f"- not claimed: {_md(f'{text} ({why})')}" for text, why in table.omitted.items()
+        ]
         parts += [
             *map(_md, _above(table)),
             "\n".join([first, rule, *rest]),
             *map(_md, _below(table)),
             "\n".join(claims),
-            "\n".join(f"![{_md(panel.title)}]({png(table, i)})" for i, panel in enumerate(table.panels)),
+            "\n".join(
+                f"![{_md(panel.title)}]({png(table, i)})" for i, panel in enumerate(table.panels)
+            ),
             f"    {shown(table.command)}" if table.command else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -130,40 +167,148 @@ def csv(tables: Sequence[Table], root: Path = Path()) -> str:
             for column, entry in zip(table.columns, row, strict=True):
                 paper = entry.paper
                 fields = [
-                    table.name, table.tier, name, column.name, column.metric, paper.value if paper else "",
-                    ("yes" if paper.recalled else "no") if paper else "", entry.ours, entry.spread, len(entry.sources),
-                    entry.difference, entry.status, " ".join(entry.marks),
+                    table.name,
+                    table.tier,
+                    name,
+                    column.name,
+                    column.metric,
+                    paper.value if paper else "",
+                    ("yes" if paper.recalled else "no") if paper else "",
+                    entry.ours,
+                    entry.spread,
+                    len(entry.sources),
+                    entry.difference,
+                    entry.status,
+                    " ".join(entry.marks),
                     "; ".join(source.config for source in entry.sources),
                     "; ".join(relative(source.file, root) for source in entry.sources),
                     "; ".join(source.command for source in entry.sources),
-                ]  # fmt: skip
-                writer.writerow([text(field) if isinstance(field, str) else field for field in fields])
+                ]
+                writer.writerow(
+                    [text(field) if isinstance(field, str) else field for field in fields]
+                )
     return stream.getvalue()
 
 
-GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ", (
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
-    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi",
-    "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"), strict=True))  # fmt: skip
+GREEK = dict(
+    zip(
+        "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ",
+        (
+            "alpha",
+            "beta",
+            "gamma",
+            "delta",
+            "epsilon",
+            "zeta",
+            "eta",
+            "theta",
+            "iota",
+            "kappa",
+            "lambda",
+            "mu",
+            "nu",
+            "xi",
+            "pi",
+            "rho",
+            "sigma",
+            "tau",
+            "upsilon",
+            "phi",
+            "chi",
+            "psi",
+            "omega",
+            "Gamma",
+            "Delta",
+            "Theta",
+            "Lambda",
+            "Xi",
+            "Pi",
+            "Sigma",
+            "Upsilon",
+            "Phi",
+            "Psi",
+            "Omega",
+        ),
+        strict=True,
+    )
+)
 TEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}", "*": "{*}",
-    "-": "{-}", "`": r"\textasciigrave{}", "'": "{'}", "±": r"$\pm$", "−": "$-$", "–": "--", "—": "---",
-    "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$", "∞": r"$\infty$", "→": r"$\to$",
-    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "·": r"$\cdot$", "√": r"$\surd$", "†": r"$\dagger$",
-    "‡": r"$\ddagger$", "§": r"\S{}", "¶": r"\P{}", "✓": r"$\surd$", "✗": r"$\times$", "…": r"\ldots{}",
-    "‖": r"$\Vert$", "∈": r"$\in$", "≠": r"$\neq$", "∑": r"$\sum$", "′": r"$\prime$", "‘": "`{}", "’": "'{}",
-    "“": "``{}", "”": "''{}", "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "ł": r"\l{}",
-    "µ": r"$\mu$", "ℓ": r"$\ell$",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "-": "{-}",
+    "`": r"\textasciigrave{}",
+    "'": "{'}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "—": "---",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "·": r"$\cdot$",
+    "√": r"$\surd$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "§": r"\S{}",
+    "¶": r"\P{}",
+    "✓": r"$\surd$",
+    "✗": r"$\times$",
+    "…": r"\ldots{}",
+    "‖": r"$\Vert$",
+    "∈": r"$\in$",
+    "≠": r"$\neq$",
+    "∑": r"$\sum$",
+    "′": r"$\prime$",
+    "‘": "`{}",
+    "’": "'{}",
+    "“": "``{}",
+    "”": "''{}",
+    "ß": r"\ss{}",
+    "ø": r"\o{}",
+    "Ø": r"\O{}",
+    "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+    "ł": r"\l{}",
+    "µ": r"$\mu$",
+    "ℓ": r"$\ell$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{sign: f"$\\{name}$" for sign, name in GREEK.items()},
-    **{sign: f"$^{{{plain}}}$" for sign, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True)},
-    **{sign: f"$_{{{plain}}}$" for sign, plain in zip("₀₁₂₃₄₅₆₇₈₉₋₊ₜₙ", "0123456789-+tn", strict=True)},
-}  # fmt: skip
+    **{
+        sign: f"$^{{{plain}}}$"
+        for sign, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True)
+    },
+    **{
+        sign: f"$_{{{plain}}}$"
+        for sign, plain in zip("₀₁₂₃₄₅₆₇₈₉₋₊ₜₙ", "0123456789-+tn", strict=True)
+    },
+}
 """What LaTeX would take for a command, drop, join to a ligature, or has no glyph for"""
-ACCENTS = {"\u0300": (r"\grave", "`"), "\u0301": (r"\acute", "'"), "\u0302": (r"\hat", "^"), "\u0303": (r"\tilde", "~"),
-           "\u0304": (r"\bar", "="), "\u0306": (r"\breve", "u"), "\u0307": (r"\dot", "."), "\u0308": (r"\ddot", '"'),
-           "\u030a": (r"\mathring", "r"), "\u030c": (r"\check", "v"), "\u0327": ("", "c")}  # fmt: skip
+ACCENTS = {
+    "\u0300": (r"\grave", "`"),
+    "\u0301": (r"\acute", "'"),
+    "\u0302": (r"\hat", "^"),
+    "\u0303": (r"\tilde", "~"),
+    "\u0304": (r"\bar", "="),
+    "\u0306": (r"\breve", "u"),
+    "\u0307": (r"\dot", "."),
+    "\u0308": (r"\ddot", '"'),
+    "\u030a": (r"\mathring", "r"),
+    "\u030c": (r"\check", "v"),
+    "\u0327": ("", "c"),
+}
 """Of a Greek letter, in mathematics, and of another one"""
 ROWS = 25
 """In one `tabular`, so that it fits a page"""
@@ -177,7 +322,9 @@ def _tex(words: str) -> str:
             mathematical, accent = ACCENTS[sign]
             letter = found.pop()
             greek = letter.startswith("$") and mathematical
-            found.append(f"${mathematical}{{{letter.strip('$')}}}$" if greek else f"\\{accent}{{{letter}}}")
+            found.append(
+                f"${mathematical}{{{letter.strip('$')}}}$" if greek else f"\\{accent}{{{letter}}}"
+            )
         elif sign in TEX or (sign.isascii() and sign.isprintable()):
             found.append(TEX.get(sign, sign))
         elif not combining(sign):
@@ -197,8 +344,19 @@ def _tabulars(table: Table) -> Iterator[list[str]]:
         yield [
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
-            *(r"\toprule", first, r"\midrule", *rest[start : start + ROWS], r"\bottomrule", r"\end{tabular}}"),
-            *(rf"\par\smallskip{{\footnotesize\raggedright {_tex(line)}\par}}" for line in _below(table) if last),
+            *(
+                r"\toprule",
+                first,
+                r"\midrule",
+                *rest[start : start + ROWS],
+                r"\bottomrule",
+                r"\end{tabular}}",
+            ),
+            *(
+                rf"\par\smallskip{{\footnotesize\raggedright {_tex(line)}\par}}"
+                for line in _below(table)
+                if last
+            ),
         ]
 
 
@@ -206,7 +364,9 @@ def latex(tables: Sequence[Table]) -> str:
     """A `table` with a booktabs `tabular` for each tier, in ASCII; long ones in several parts."""
     lines = [r"% \usepackage{booktabs}, \usepackage{graphicx}, \usepackage[T1]{fontenc}"]
     for table in tables:
-        caption = ". ".join([*(x for x in (table.title, table.source, tier(table)) if x), *_above(table)])
+        caption = ". ".join(
+            [*(x for x in (table.title, table.source, tier(table)) if x), *_above(table)]
+        )
         for i, part in enumerate(_tabulars(table)):
             lines += [
                 "",

@@ -19,7 +19,11 @@ def exponent(value: float, digits: int) -> int:
 
 def decimals(value: float, like: float | str | None = None) -> int:
     """As many as `like` shows if it shows some, but at least three significant digits."""
-    shown = -int(Decimal(repr(like)).as_tuple().exponent) if isinstance(like, float) and isfinite(like) else 0
+    shown = (
+        -int(Decimal(repr(like)).as_tuple().exponent)
+        if isinstance(like, float) and isfinite(like)
+        else 0
+    )
     if shown > 0:
         return max(shown, 2 - exponent(value, 3)) if value else shown
     return max(0, 2 - exponent(value, 3))
@@ -71,7 +75,9 @@ def difference(entry: Entry) -> str:
     if not isfinite(entry.difference):
         return text(entry.difference, sign="+")
     places = decimals(entry.ours, like(entry))
-    return text(entry.difference, places if places <= 6 else decimals(entry.difference, like(entry)), "+")
+    return text(
+        entry.difference, places if places <= 6 else decimals(entry.difference, like(entry)), "+"
+    )
 
 
 def cell(entry: Entry) -> str:
@@ -124,13 +130,26 @@ def legend(table: Table) -> list[str]:
 def summary(tables: Iterable[Table]) -> list[tuple[str, str]]:
     """How many of the numbers and of the claims there are, and why not more: (count, words)."""
     tables, lines = list(tables), []
-    measured = ["done" if entry.ours is not None else ours(entry) for table in tables for entry in entries(table)]
+    measured = [
+        "done" if entry.ours is not None else ours(entry)
+        for table in tables
+        for entry in entries(table)
+    ]
     claimed = [VERDICTS[claim.passed] for table in tables for claim in table.claims]
     omitted = sum(len(table.omitted) for table in tables)
-    for what, wanted, found in (("numbers measured", "done", measured), ("claims passed", "passed", claimed)):
-        rest = ", ".join(f"{found.count(word)} {word}" for word in ("failed", "not run", "no value") if word in found)
+    for what, wanted, found in (
+        ("numbers measured", "done", measured),
+        ("claims passed", "passed", claimed),
+    ):
+        rest = ", ".join(
+            f"{found.count(word)} {word}"
+            for word in ("failed", "not run", "no value")
+            if word in found
+        )
         if what == "claims passed" and omitted:
             rest = ", ".join(filter(None, [rest, f"{omitted} not claimed"]))
         if found or rest:
-            lines.append((f"{found.count(wanted)} of {len(found)}", f"{what} ({rest})" if rest else what))
+            lines.append(
+                (f"{found.count(wanted)} of {len(found)}", f"{what} ({rest})" if rest else what)
+            )
     return lines

@@ -18,12 +18,18 @@ def _data(png: bytes) -> str:
 def _shared(table: Table) -> dict[str, Any]:
     """What the protocols of all of a table's numbers agree on, which is then said once."""
     first, *rest = [entry.protocol for entry in numbers.entries(table)] or [{}]
-    return {key: value for key, value in first.items() if all(key in x and x[key] == value for x in rest)}
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in x and x[key] == value for x in rest)
+    }
 
 
 def page(tables: Sequence[Table], root: Path, pngs: Sequence[Sequence[bytes]]) -> str:
     """One HTML file that needs no other; `pngs` has those of each table's panels, and files are relative to `root`."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["data"] = _data
     here = Path(__file__)
     template = environment.from_string(here.with_name("page.html.j2").read_text("utf-8"))
@@ -57,6 +63,10 @@ def write(tables: Sequence[Table], out: Path, root: Path) -> list[Path]:
         "table.tex": formats.latex(tables),
         "report.html": page(tables, root, pngs),
     }
-    named = {formats.png(table, i): png for table, made in zip(tables, pngs, strict=True) for i, png in enumerate(made)}
+    named = {
+        formats.png(table, i): png
+        for table, made in zip(tables, pngs, strict=True)
+        for i, png in enumerate(made)
+    }
     contents = named | {name: content.encode() for name, content in texts.items()}
     return [_put(out / name, content) for name, content in contents.items()]

@@ -49,9 +49,18 @@ def _lines(axes: Axes, panel: Panel) -> None:
     for name, (colour, marker) in _styles(list(panel.lines)).items():
         xs, ys = panel.lines[name]
         paper = _published(name)
-        axes.plot(xs, ys, label=label(name), color=_greyed(colour) if paper else colour, linewidth=1.5,
-                  linestyle="--" if paper else "-", marker=marker if len(xs) < 20 else None, markersize=5,
-                  markerfacecolor="white" if paper else colour, zorder=2 if paper else 3)  # fmt: skip
+        axes.plot(
+            xs,
+            ys,
+            label=label(name),
+            color=_greyed(colour) if paper else colour,
+            linewidth=1.5,
+            linestyle="--" if paper else "-",
+            marker=marker if len(xs) < 20 else None,
+            markersize=5,
+            markerfacecolor="white" if paper else colour,
+            zorder=2 if paper else 3,
+        )
     axes.set(xscale="log" if panel.log_x else "linear", yscale="log" if panel.log_y else "linear")
     places = sorted({x for xs, _ in panel.lines.values() for x in xs})
     if panel.log_x and 0 < len(places) < 9:
@@ -68,11 +77,23 @@ def _bars(axes: Axes, panel: Panel) -> None:
         xs, ys = panel.lines[name]
         middles = [words.index(x) + (i - (len(panel.lines) - 1) / 2) * width for x in xs]
         paper = _published(name)
-        axes.bar(middles, ys, width * 0.92, label=label(name), color="#d9d9d9" if paper else colour,
-                 edgecolor=_greyed(colour) if paper else colour, hatch="///" if paper else None, zorder=3)  # fmt: skip
+        axes.bar(
+            middles,
+            ys,
+            width * 0.92,
+            label=label(name),
+            color="#d9d9d9" if paper else colour,
+            edgecolor=_greyed(colour) if paper else colour,
+            hatch="///" if paper else None,
+            zorder=3,
+        )
     long = max(map(len, words), default=0) * len(words) > 60
-    axes.set_xticks(range(len(words)), [label(word) for word in words], rotation=30 if long else 0,
-                    ha="right" if long else "center")  # fmt: skip
+    axes.set_xticks(
+        range(len(words)),
+        [label(word) for word in words],
+        rotation=30 if long else 0,
+        ha="right" if long else "center",
+    )
     axes.set_yscale("log" if panel.log_y else "linear")
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
 
@@ -90,8 +111,13 @@ def draw(panel: Panel) -> Figure:
         axes.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.5, 0.5)))
     axes.spines[["top", "right"]].set_visible(False)
     if len(panel.lines) > 1:
-        figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize="small", loc="outside lower center",
-                      ncols=min(4, len(panel.lines)))  # fmt: skip
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            frameon=False,
+            fontsize="small",
+            loc="outside lower center",
+            ncols=min(4, len(panel.lines)),
+        )
     return figure
 
 

@@ -70,7 +70,11 @@ class Entry:
     @property
     def difference(self) -> float | None:
         """Ours less the paper's."""
-        return None if self.ours is None or self.theirs is None or not self.comparable else self.ours - self.theirs
+        return (
+            None
+            if self.ours is None or self.theirs is None or not self.comparable
+            else self.ours - self.theirs
+        )
 
     @property
     def status(self) -> Status:

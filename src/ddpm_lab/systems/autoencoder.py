@@ -43,30 +43,51 @@ class AutoencoderSystem(Learner):
         start: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(Spec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)})
+        self.save_hyperparameters(
+            Spec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)}
+        )
         if bin_width is None:
-            raise UserError("system=autoencoder is for pictures; points have nothing to be left out")
-        for name, value in {"perceptual": perceptual, "adversarial": adversarial, "start": start}.items():
+            raise UserError(
+                "system=autoencoder is for pictures; points have nothing to be left out"
+            )
+        for name, value in {
+            "perceptual": perceptual,
+            "adversarial": adversarial,
+            "start": start,
+        }.items():
             if not 0 <= value < math.inf:
-                raise UserError(f"system.{name} must be a number of at least 0 (got {value:g}); try 0")
+                raise UserError(
+                    f"system.{name} must be a number of at least 0 (got {value:g}); try 0"
+                )
         for name, value, least in (("perceptual", perceptual, 16), ("adversarial", adversarial, 4)):
             if value and min(shape[1:]) < least:
-                raise UserError(f"system.{name}={value:g} looks at pictures of at least {least}x{least}, and these are "
-                                f"{by(shape)}; try 0")  # fmt: skip
+                raise UserError(
+                    f"system.{name}={value:g} looks at pictures of at least {least}x{least}, and these are "
+                    f"{by(shape)}; try 0"
+                )
         if "bottleneck" not in inspect.signature(network).parameters:
-            raise UserError("model is not an autoencoder; try model=autoencoder_kl or autoencoder_vq")
+            raise UserError(
+                "model is not an autoencoder; try model=autoencoder_kl or autoencoder_vq"
+            )
         with naming("model"):
             self.autoencoder = network(tuple(shape))
         self.perceptual, self.adversarial, self.start = perceptual, adversarial, start
         self.discriminator = PatchDiscriminator(shape[0], 32, 2) if adversarial else None
-        self._lpips = [_lpips(perceptual)] if perceptual else []  # in a list, so that it is in no checkpoint
+        self._lpips = (
+            [_lpips(perceptual)] if perceptual else []
+        )  # in a list, so that it is in no checkpoint
         self.learn_by(optimizer, lr_schedule)
 
-    def losses(self, x: Tensor, noise: Noise = torch.randn_like) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(
+        self, x: Tensor, noise: Noise = torch.randn_like
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """The parts that add up to the loss, each (B,) or the same for all, and reconstructions, (B, C, H, W)."""
         passed = self.autoencoder.encode(x, noise)
         found = self.autoencoder.decode(passed.z)
-        parts = {"l1": (found - x).abs().flatten(1).mean(1), "penalty": passed.penalty / x[0].numel()}
+        parts = {
+            "l1": (found - x).abs().flatten(1).mean(1),
+            "penalty": passed.penalty / x[0].numel(),
+        }
         for lpips in self._lpips:
             colour = (x.expand(-1, 3, -1, -1), found.clamp(-1, 1).expand(-1, 3, -1, -1))
             parts["lpips"] = self.perceptual * lpips.to(x.device)(*colour)
@@ -83,7 +104,9 @@ class AutoencoderSystem(Learner):
         losses = total(parts)
         loss = losses.mean()
         if self.discriminator is not None and self.trainer.global_step >= self.start:
-            parts["hinge"], parts["fooled"] = self._adversary(self.discriminator, batch["x0"], found, loss)
+            parts["hinge"], parts["fooled"] = self._adversary(
+                self.discriminator, batch["x0"], found, loss
+            )
             loss = loss + parts["hinge"] + parts["fooled"]
         return {"loss": loss, "losses": losses.detach(), "parts": parts}
 
@@ -91,12 +114,18 @@ class AutoencoderSystem(Learner):
         self, discriminator: PatchDiscriminator, x: Tensor, found: Tensor, loss: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Its own loss and the autoencoder's: each is blind to the other's weights, so one optimizer does."""
-        hinge = (F.relu(1 - discriminator(x)) + F.relu(1 + discriminator(found.detach()))).mean() / 2
+        hinge = (
+            F.relu(1 - discriminator(x)) + F.relu(1 + discriminator(found.detach()))
+        ).mean() / 2
         held = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         fooled = -functional_call(discriminator, held, (found,)).mean()
         last = self.autoencoder.last.weight
-        sizes = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, fooled)]
-        weight = (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()  # both numbers are those of their code
+        sizes = [
+            torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, fooled)
+        ]
+        weight = (
+            (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()
+        )  # both numbers are those of their code
         return hinge, self.adversarial * weight * fooled
 
     def clipped(self) -> list[nn.Module]:
@@ -113,7 +142,9 @@ class AutoencoderSystem(Learner):
     def validation_step(self, batch: Batch, index: int) -> None:
         x = batch["x0"][self.share(len(batch["x0"]))]
         parts, found = self.losses(x, torch.zeros_like)
-        psnr = peak_signal_noise_ratio(found.clamp(-1, 1), x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3))
+        psnr = peak_signal_noise_ratio(
+            found.clamp(-1, 1), x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3)
+        )
         self.watch("val/loss", total(parts))
         self.watch("val/psnr", psnr)
 
@@ -133,5 +164,7 @@ def _lpips(weight: float) -> Any:
     try:
         return LearnedPerceptualImagePatchSimilarity("vgg").requires_grad_(False)
     except OSError as error:  # URLError is one
-        raise UserError(f"system.perceptual={weight:g} needs the weights of VGG, which torchvision could not download "
-                        f"({error}); try system.perceptual=0") from error  # fmt: skip
+        raise UserError(
+            f"system.perceptual={weight:g} needs the weights of VGG, which torchvision could not download "
+            f"({error}); try system.perceptual=0"
+        ) from error

@@ -31,37 +31,57 @@ class Cascade:
         for number, (stage, following) in enumerate(pairwise(stages), 1):
             told = following.denoiser.conditioner
             if not isinstance(told, LowRes):
-                raise UserError(f"cascade: stage {number + 1} enlarges nothing; it must be trained with "
-                                "conditioner=low_res")  # fmt: skip
+                raise UserError(
+                    f"cascade: stage {number + 1} enlarges nothing; it must be trained with "
+                    "conditioner=low_res"
+                )
             if stage.shape != told.small:
-                raise UserError(f"cascade: stage {number} draws pictures of {by(stage.shape)}, and stage {number + 1} "
-                                f"enlarges those of {by(told.small)} to {by(following.shape)}; they must agree"
-                                )  # fmt: skip
+                raise UserError(
+                    f"cascade: stage {number} draws pictures of {by(stage.shape)}, and stage {number + 1} "
+                    f"enlarges those of {by(told.small)} to {by(following.shape)}; they must agree"
+                )
             if told.truncated and stage.codec.space:
-                raise UserError(f"conditioner.truncated=true hands over noisy pictures, and stage {number} of this "
-                                "cascade draws latents; try false")  # fmt: skip
+                raise UserError(
+                    f"conditioner.truncated=true hands over noisy pictures, and stage {number} of this "
+                    "cascade draws latents; try false"
+                )
             if following.classes not in (None, known):
                 knows = "no labels are known" if known is None else f"{known} labels are known"
-                raise UserError(f"cascade: {knows} before stage {number + 1}, which must hear one of "
-                                f"{following.classes}; train that with conditioner.label=false")  # fmt: skip
+                raise UserError(
+                    f"cascade: {knows} before stage {number + 1}, which must hear one of "
+                    f"{following.classes}; train that with conditioner.label=false"
+                )
             if following.classes is not None and disagree(stages[0].captions, following.captions):
-                raise UserError(f"cascade: stages 1 and {number + 1} have the same classes under other labels; train "
-                                "them on the same data")  # fmt: skip
+                raise UserError(
+                    f"cascade: stages 1 and {number + 1} have the same classes under other labels; train "
+                    "them on the same data"
+                )
 
     def check(self, asked: Batch) -> None:
         """Raises UserError where what the first stage is asked leaves open what a later one must hear."""
         for number, stage in enumerate(self.stages[1:], 2):
             if "label" not in asked and stage.classes is not None:
-                raise UserError(f"text= says no class, which stage {number} of the cascade must hear; try label=, or "
-                                "train that stage with conditioner.label=false")  # fmt: skip
+                raise UserError(
+                    f"text= says no class, which stage {number} of the cascade must hear; try label=, or "
+                    "train that stage with conditioner.label=false"
+                )
 
     def steps(self, count: int, batch_size: int) -> int:
         """How many this process takes in drawing `count` samples in batches."""
-        each = [len(stage.sampler.times(stage.process.steps, until)) - 1 for stage, until in self._ends()]
+        each = [
+            len(stage.sampler.times(stage.process.steps, until)) - 1
+            for stage, until in self._ends()
+        ]
         return sum(each) * len(mine(range(math.ceil(count / batch_size))))
 
     def lead(
-        self, asked: Batch, count: int, *, seed: int, batch_size: int, bar: "tqdm[NoReturn] | None" = None
+        self,
+        asked: Batch,
+        count: int,
+        *,
+        seed: int,
+        batch_size: int,
+        bar: "tqdm[NoReturn] | None" = None,
     ) -> tuple[list[Held], Batch]:
         """What `count` samples of the stages before the last are, and what the last is then asked; `asked` is for the
         first.
@@ -71,8 +91,15 @@ class Cascade:
         """
         drawn: list[Held] = []
         for (stage, until), following in zip(self._ends(), self.stages[1:], strict=False):
-            walks = stage.ends(stage.denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar,
-                               until=until)  # fmt: skip
+            walks = stage.ends(
+                stage.denoiser,
+                count,
+                asked=asked,
+                seed=seed,
+                batch_size=batch_size,
+                bar=bar,
+                until=until,
+            )
             ends = everyones([x.cpu() for x, _ in walks])
             x = torch.cat(ends).to(stage.device)
             shown = torch.cat([stage.show(some.to(stage.device), None)[0] for some in ends])
@@ -82,7 +109,10 @@ class Cascade:
             told = following.denoiser.conditioner
             if isinstance(told, LowRes) and told.truncated:
                 time = torch.full((count,), until, device=x.device)
-                asked |= {"low_res": x / per_pixel(stage.process.scale(time), x), "level": _levels(stage)[time]}
+                asked |= {
+                    "low_res": x / per_pixel(stage.process.scale(time), x),
+                    "level": _levels(stage)[time],
+                }
         return drawn, asked
 
     def protocol(self) -> dict[str, Any]:

@@ -22,18 +22,26 @@ def label_of(typed: object, captions: Captions) -> int:
     for spelling in spellings:
         found = [i for i, names in enumerate(captions) if spelling(text) in map(spelling, names)]
         if len(found) > 1:
-            raise UserError(f"label={typed} is the name of {len(found)} classes; try label={found[0]}, or one of "
-                            f"{', '.join(map(str, found[1:5]))}")  # fmt: skip
+            raise UserError(
+                f"label={typed} is the name of {len(found)} classes; try label={found[0]}, or one of "
+                f"{', '.join(map(str, found[1:5]))}"
+            )
         if found:
             return found[0]
-    number = _number(text) if isinstance(typed, int | float | str) and not isinstance(typed, bool) else None
+    number = (
+        _number(text)
+        if isinstance(typed, int | float | str) and not isinstance(typed, bool)
+        else None
+    )
     numbers = [_number(names[0]) for names in captions]
     if number is not None and None not in numbers:
         if numbers.count(number) == 1:
             return numbers.index(number)
     elif re.fullmatch(r"\d+", text) and int(text) < len(captions):
         return int(text)
-    raise UserError(f"label={typed} is not among the labels of this model, {legend(captions)}{_near(text, captions)}")
+    raise UserError(
+        f"label={typed} is not among the labels of this model, {legend(captions)}{_near(text, captions)}"
+    )
 
 
 def legend(captions: Captions, most: int = 40) -> str:

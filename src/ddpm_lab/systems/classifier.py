@@ -38,8 +38,12 @@ class ClassifierSystem(System):
     ) -> None:
         super().__init__()
         if classes is None:
-            raise UserError("system=classifier needs labels, which this data has not; try data with a folder per class")
-        self.save_hyperparameters(Spec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)})
+            raise UserError(
+                "system=classifier needs labels, which this data has not; try data with a folder per class"
+            )
+        self.save_hyperparameters(
+            Spec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)}
+        )
         offered = inspect.signature(network).parameters
         if "classes" not in offered or "outputs" in offered:
             raise UserError("model does not name classes; try model=classifier")
@@ -71,4 +75,9 @@ class ClassifierSystem(System):
             self.watch(f"val/accuracy_q{q + 1}", right[(t - 1) * 4 // self.process.steps == q])
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
-        return [("sample", f"run=DIR guidance=classifier guidance.classifier.run={run} guidance.scale=1")]
+        return [
+            (
+                "sample",
+                f"run=DIR guidance=classifier guidance.classifier.run={run} guidance.scale=1",
+            )
+        ]

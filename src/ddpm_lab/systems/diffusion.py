@@ -59,8 +59,10 @@ class Diffusion(System):
     ) -> None:
         super().__init__()
         if not isinstance(variance, Variance):
-            raise UserError("variance=analytic is estimated from a trained network; train with another, such as "
-                            "beta_tilde, and evaluate the run with variance=analytic")  # fmt: skip
+            raise UserError(
+                "variance=analytic is estimated from a trained network; train with another, such as "
+                "beta_tilde, and evaluate the run with variance=analytic"
+            )
         spec = Spec(tuple(shape), classes, bin_width, captions)
         self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})
         self.shape, self.bin_width, self.captions = spec.shape, bin_width, captions
@@ -71,12 +73,16 @@ class Diffusion(System):
         check_hearing(network, told, self.codec, self.shape)
         with naming("model"):
             body = network(self.codec.shape, outputs=variance.outputs, **told.doors)
-        self.denoiser = Denoiser(body, process, prediction, variance, told, self.codec.shape, self.codec.space)
+        self.denoiser = Denoiser(
+            body, process, prediction, variance, told, self.codec.shape, self.codec.space
+        )
         self.process = process
         self.objective = objective
         if variance.outputs > 1 and not objective.trains_spread:
-            raise UserError(f"variance={choice(variance)} learns from the bound, which objective={choice(objective)} "
-                            "has no part of; try objective=hybrid or objective=vlb")  # fmt: skip
+            raise UserError(
+                f"variance={choice(variance)} learns from the bound, which objective={choice(objective)} "
+                "has no part of; try objective=hybrid or objective=vlb"
+            )
         self.look_at(timesteps)
         self.learn_by(optimizer, lr_schedule)
         self.draw_with(sampler, guidance)
@@ -92,22 +98,29 @@ class Diffusion(System):
     def draw_with(self, sampler: Sampler, guidance: partial[Denoises]) -> None:
         """How samples are drawn from now on. Raises UserError where these do not fit the model, or one another."""
         with naming("sampler"):
-            self.process.warn_of_signal("sampler.spacing begins", sampler.times(self.process.steps)[0])
+            self.process.warn_of_signal(
+                "sampler.spacing begins", sampler.times(self.process.steps)[0]
+            )
             if sampler.dynamic_threshold is not None and self.codec.bin_width is None:
                 what = "latents have" if self.codec.space else "this data has"
-                raise ValueError(f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels, which lie in "
-                                 f"[-1, 1]; {what} no such range; try dynamic_threshold=null")  # fmt: skip
+                raise ValueError(
+                    f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels, which lie in "
+                    f"[-1, 1]; {what} no such range; try dynamic_threshold=null"
+                )
             if sampler.clip is not None and self.codec.space:
-                raise ValueError(f"clip={sampler.clip:g} bounds pixels, and codec={choice(self.codec)} has latents, "
-                                 "which have no bounds; try clip=null")  # fmt: skip
+                raise ValueError(
+                    f"clip={sampler.clip:g} bounds pixels, and codec={choice(self.codec)} has latents, "
+                    "which have no bounds; try clip=null"
+                )
         with naming("guidance"):
             guided = guidance(self.denoiser)
             self.classes = guided.classes
             self.captions = asking.agreed(self.captions, getattr(guided, "classifier", None))
             if getattr(guided, "reversing", False) and not sampler.reverses:
-                raise ValueError("form=mean moves the means of steps that are drawn with the model's own variance, "
-                                 f"which sampler={choice(sampler)} does not; try sampler=ddpm or guidance.form=score"
-                                 )  # fmt: skip
+                raise ValueError(
+                    "form=mean moves the means of steps that are drawn with the model's own variance, "
+                    f"which sampler={choice(sampler)} does not; try sampler=ddpm or guidance.form=score"
+                )
         self.guidance, self.sampler = guidance, sampler
 
     def draw(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Draw:
@@ -140,15 +153,19 @@ class Diffusion(System):
         conditioner, known = self.denoiser.conditioner, (self.classes, self.captions)
         if text is not None:
             if not isinstance(conditioner, Captioned):
-                raise UserError(f"text={text} asks for what this model was not trained with; try text=null, or train "
-                                "with conditioner=text")  # fmt: skip
+                raise UserError(
+                    f"text={text} asks for what this model was not trained with; try text=null, or train "
+                    "with conditioner=text"
+                )
             return {"text": asking.texts(count, text, conditioner.length)}
         if isinstance(conditioner, LowRes):
             return asking.enlargements(count, label, given, conditioner.small, self.shape, *known)
         labels = asking.labels(count, label, *known)
         return {} if labels is None else {"label": labels}
 
-    def condition(self, denoiser: Denoiser, asked: Batch, noise: Noise = torch.randn_like) -> Condition:
+    def condition(
+        self, denoiser: Denoiser, asked: Batch, noise: Noise = torch.randn_like
+    ) -> Condition:
         """What `asked` (see `ask`), or a batch of data, says to `denoiser`."""
         asked = moved(asked, self.device)
         cond = denoiser.conditioner(asked, noise)
@@ -168,10 +185,17 @@ class Diffusion(System):
         """
         noise = SampleNoise(seed, samples, denoiser.conditioner.stream)
         start = noise(torch.empty(len(samples), *self.codec.shape, device=self.device))
-        yield from self.decode(denoiser, self.sampler.prior(denoiser.process, start), asked, noise, until)
+        yield from self.decode(
+            denoiser, self.sampler.prior(denoiser.process, start), asked, noise, until
+        )
 
     def decode(
-        self, denoiser: Denoiser, x: Tensor, asked: Batch, noise: Noise = torch.randn_like, until: int = 0
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        asked: Batch,
+        noise: Noise = torch.randn_like,
+        until: int = 0,
     ) -> Iterator[tuple[int, Tensor]]:
         """The walk from `x`, (B, *codec.shape): its first time with `x` itself, then each stop with its x_t."""
         with evaluating(denoiser):
@@ -205,7 +229,9 @@ class Diffusion(System):
         bar: "tqdm[NoReturn] | None" = None,
     ) -> Iterator[Held]:
         """Yield `count` samples of what is `asked` in batches; several processes take turns. `bar` counts steps."""
-        for x, some in self.ends(denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar):
+        for x, some in self.ends(
+            denoiser, count, asked=asked, seed=seed, batch_size=batch_size, bar=bar
+        ):
             yield self.show(x, some.get("label"))
 
     @torch.inference_mode()
@@ -230,16 +256,26 @@ class Diffusion(System):
             yield x, some
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
-        guided = " guidance.w=1" if self.denoiser.knows_null and "w" in self.guidance.keywords else ""
+        guided = (
+            " guidance.w=1" if self.denoiser.knows_null and "w" in self.guidance.keywords else ""
+        )
         sample = ("sample", f"run={run} count=100{guided}")
         if self.codec.space and not measured:  # latents have no likelihood
             return [sample]
         images = "sampler.steps=50" if measured else "'metrics=[nll]' nll.steps=50"
-        return [sample, ("evaluate", f"run={run} {'density.split=train' if self.bin_width is None else images}")]
+        return [
+            sample,
+            (
+                "evaluate",
+                f"run={run} {'density.split=train' if self.bin_width is None else images}",
+            ),
+        ]
 
     def protocol(self) -> dict[str, Any]:
         """What samples depend on beside weights and seed."""
-        options = {key: getattr(value, "origin", value) for key, value in self.guidance.keywords.items()}
+        options = {
+            key: getattr(value, "origin", value) for key, value in self.guidance.keywords.items()
+        }
         return {
             "sampler": {"name": type(self.sampler).__name__, **asdict(self.sampler)},
             "guidance": {"name": self.guidance.func.__name__, **options},

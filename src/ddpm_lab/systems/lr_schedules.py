@@ -30,7 +30,9 @@ class Cosine:
     def __post_init__(self) -> None:
         Constant(self.warmup)
         if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor is a share of the rate and must lie in [0, 1] (got {self.floor:g})")
+            raise ValueError(
+                f"floor is a share of the rate and must lie in [0, 1] (got {self.floor:g})"
+            )
 
     def __call__(self, step: int, steps: int) -> float:
         falling = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))

@@ -35,8 +35,10 @@ class Skips:
             optimizer.zero_grad()
         self.known.copy_(self.counts, non_blocking=True)
         if self.known[1] >= LIMIT:
-            raise Diverged(f"step {step}: {LIMIT} steps in a row had gradients that are not finite; try a smaller "
-                           "optimizer.lr")  # fmt: skip
+            raise Diverged(
+                f"step {step}: {LIMIT} steps in a row had gradients that are not finite; try a smaller "
+                "optimizer.lr"
+            )
 
     def state(self) -> list[float]:
         return self.counts.tolist()

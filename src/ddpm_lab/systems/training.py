@@ -64,7 +64,9 @@ class Learner(L.LightningModule, ABC):
         """What to type next, (verb, arguments); `measured`: FID can be had."""
 
     def learn_by(
-        self, optimizer: Callable[..., torch.optim.Optimizer], lr_schedule: Callable[[int, int], float]
+        self,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        lr_schedule: Callable[[int, int], float],
     ) -> None:
         """Takes these once all parameters are there. Raises UserError."""
         with naming("optimizer"):
@@ -80,11 +82,17 @@ class Learner(L.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         pulse.listen(alone=place()[1] == 1)
-        for weight, kept in (of for optimizer in self.trainer.optimizers for of in optimizer.state.items()):
+        for weight, kept in (
+            of for optimizer in self.trainer.optimizers for of in optimizer.state.items()
+        ):
             for name in kept.keys() & MOMENTS:
-                if kept[name].shape != weight.shape:  # or a fused optimizer would write where there is no memory
-                    raise Damaged(f"the checkpoint has {name} of shape {tuple(kept[name].shape)} for a weight of shape "
-                                  f"{tuple(weight.shape)}")  # fmt: skip
+                if (
+                    kept[name].shape != weight.shape
+                ):  # or a fused optimizer would write where there is no memory
+                    raise Damaged(
+                        f"the checkpoint has {name} of shape {tuple(kept[name].shape)} for a weight of shape "
+                        f"{tuple(weight.shape)}"
+                    )
                 if kept[name].stride() != weight.stride():  # which one on a CPU takes for granted
                     kept[name] = torch.empty_like(weight).copy_(kept[name])
         self.begun = True
@@ -103,7 +111,11 @@ class Learner(L.LightningModule, ABC):
         self.stream.manual_seed(seed_of(self.seed, batch_idx, 1))
         # What the networks themselves draw, for dropout. torch.manual_seed would take a millisecond.
         cuda = self.device.type == "cuda"
-        own = torch.cuda.default_generators[self.device.index or 0] if cuda else torch.default_generator
+        own = (
+            torch.cuda.default_generators[self.device.index or 0]
+            if cuda
+            else torch.default_generator
+        )
         own.manual_seed(seed_of(self.seed, batch_idx, 2 + rank))
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             for optimizer in self.trainer.optimizers:
@@ -120,11 +132,18 @@ class Learner(L.LightningModule, ABC):
 
     def on_validation_end(self) -> None:
         self._validated = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        self.watched = {name: value.item() for name, value in self.trainer.callback_metrics.items()
-                        if name.startswith("val/")}  # fmt: skip
+        self.watched = {
+            name: value.item()
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["learner"] = {"skips": self.skips.state(), "watched": self.watched, "validated": self._validated}
+        checkpoint["learner"] = {
+            "skips": self.skips.state(),
+            "watched": self.watched,
+            "validated": self._validated,
+        }
 
     _kept: dict[str, Any] | None = None
 
@@ -146,11 +165,15 @@ class Learner(L.LightningModule, ABC):
     def watch(self, name: str, values: Tensor) -> None:
         """Logs the mean of `values` (B,) over all batches and processes; some may have none."""
         if len(values) or place()[1] > 1:  # all processes must name the same means
-            self.log(name, values.sum() / max(len(values), 1), batch_size=len(values), sync_dist=True)
+            self.log(
+                name, values.sum() / max(len(values), 1), batch_size=len(values), sync_dist=True
+            )
 
     def configure_optimizers(self) -> Any:
         optimizer, steps = self.optimizer(self.parameters()), self.trainer.max_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.lr_schedule(step, steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -162,14 +185,18 @@ class Learner(L.LightningModule, ABC):
         # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
         norms = []
         for parameters in self._clipped:
-            norms.append(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            norms.append(
+                nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            )
             if gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norms[-1])
         self.skips.judge(optimizer, norms, self.trainer.global_step + 1)
 
     @cached_property
     def _clipped(self) -> list[list[nn.Parameter]]:
-        return [[*part.parameters()] for part in self.clipped()]  # to find them takes as long as to clip them
+        return [
+            [*part.parameters()] for part in self.clipped()
+        ]  # to find them takes as long as to clip them
 
     def clipped(self) -> list[nn.Module]:
         """Parts of which each has a norm of its own where gradients are clipped."""
@@ -192,7 +219,9 @@ class System(Learner):
     @torch.no_grad()
     def loss_of_zero(self, batch: Batch) -> float:
         assert self.compiles is not None
-        hook = self.compiles.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+        hook = self.compiles.register_forward_hook(
+            lambda module, inputs, output: torch.zeros_like(output)
+        )
         try:
             return self.batch_losses(batch).mean().item()
         finally:
@@ -210,7 +239,12 @@ class System(Learner):
         t, weight = (part.narrow(0, noise.before, size) for part in everyones)
         losses = self.losses(batch, t, noise)
         self.timesteps.learn(t, losses.detach())
-        return {"loss": (weight * losses).mean(), "losses": losses.detach(), "weight": weight, "t": t}
+        return {
+            "loss": (weight * losses).mean(),
+            "losses": losses.detach(),
+            "weight": weight,
+            "t": t,
+        }
 
     @contextmanager
     def held_out(self, batch: Batch, index: int) -> Iterator[tuple[Batch, Tensor, Noise]]:
