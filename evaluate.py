@@ -2,7 +2,7 @@
 
 import scripts._venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
 
-from ddpm_lab.commands.main import evaluate
+from ddpm_lab.cli.main import evaluate
 
 if __name__ == "__main__":
     evaluate()

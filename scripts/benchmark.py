@@ -41,19 +41,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.commands.main import CONFIGS
-from ddpm_lab.commands.output import quiet
+from ddpm_lab.callbacks.loggers import finish
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.data.module import Batches, Data
-from ddpm_lab.diffusion import langevin, samplers, solvers
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion import langevin, ode_solvers, samplers
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.guidance import ClassifierFree
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.variances import BetaTilde
-from ddpm_lab.loggers import finish
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.utils.shell import quiet
 
 ROUNDS, VISIT = 7, 0.6
 """Visits to each candidate, and about how many seconds each lasts"""
@@ -359,7 +359,7 @@ def step(words: list[str]) -> dict[str, Any]:
         config.trainer.max_steps = (ROUNDS + 1) * calls
         callbacks = [*build(config, "callbacks").values(), timer]
         if config.compile:
-            from ddpm_lab.callbacks.compiled import Compiled
+            from ddpm_lab.callbacks.torch_compile import Compiled
 
             callbacks.append(Compiled(config.compile))
         trainer = build(
@@ -454,8 +454,8 @@ def sampling(words: list[str]) -> dict[str, Any]:
         "ddim": samplers.DDIM(steps=steps),
         "ddim, eta=1": samplers.DDIM(steps=steps, eta=1.0),
         "ddpm": samplers.DDPM(steps=steps),
-        "heun": solvers.Heun(steps=steps),
-        "dpm_solver": solvers.DPMSolver(steps=steps),
+        "heun": ode_solvers.Heun(steps=steps),
+        "dpm_solver": ode_solvers.DPMSolver(steps=steps),
         "langevin": langevin.Langevin(steps=steps, corrections=1),
     }
     calls: dict[str, Call] = {name: lambda s=s: s(denoiser, x) for name, s in told.items()}
@@ -602,7 +602,7 @@ def start(words: list[str]) -> dict[str, Any]:
 @torch.inference_mode()
 def evaluation(words: list[str]) -> dict[str, Any]:
     """FID of 1,000 samples: per second, and the share of what only the network's calls would take."""
-    from ddpm_lab.evaluation.quality import assess
+    from ddpm_lab.evaluation.sample_quality import assess
 
     data, system, config = made([*words, "sampler.steps=25"])
     system.eval().to(DEVICE)

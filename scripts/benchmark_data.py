@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.commands.main import CONFIGS
-from ddpm_lab.commands.output import quiet
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.config.overrides import CONFIGS
+from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.module import Batches
-from ddpm_lab.data.splits import Images
 from ddpm_lab.evaluation.extractors import digits
-from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.evaluation.sample_quality import assess
+from ddpm_lab.utils.shell import quiet
 
 ROUNDS = 9
 SETS = {

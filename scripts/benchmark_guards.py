@@ -17,14 +17,14 @@ from typing import Any
 import lightning as L
 from hydra import compose, initialize_config_dir
 
-from ddpm_lab import pulse
 from ddpm_lab.callbacks.checkpoints import Checkpoints
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.commands.main import CONFIGS
-from ddpm_lab.commands.output import quiet
-from ddpm_lab.systems.skips import Skips
-from ddpm_lab.systems.training import Learner
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.config.overrides import CONFIGS
+from ddpm_lab.systems.base import Learner
+from ddpm_lab.systems.nonfinite_steps import Skips
+from ddpm_lab.utils import watchdog
+from ddpm_lab.utils.shell import quiet
 
 ROUNDS, STEPS = 42, 10
 GUARDS = [
@@ -32,7 +32,7 @@ GUARDS = [
     (Skips, "judge"),
     (Checkpoints, "on_train_batch_start"),
     (Checkpoints, "on_train_batch_end"),
-    (pulse, "beat"),
+    (watchdog, "beat"),
 ]
 
 

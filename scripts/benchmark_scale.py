@@ -24,9 +24,9 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from ddpm_lab.commands.main import CONFIGS
-from ddpm_lab.commands.output import quiet
+from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.diffusion.samplers import DDIM
+from ddpm_lab.utils.shell import quiet
 
 AXES = {
     "batch size": ("data.batch_size", (8, 16, 32, 64, 128)),

@@ -16,8 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ddpm_lab.commands.output import grid
-from ddpm_lab.evaluation.pictures import save_lines
+from ddpm_lab.reports.figures import save_lines
+from ddpm_lab.reports.terminal import grid
 
 ROOT = Path(__file__).parents[1]
 AUTOENCODERS = {

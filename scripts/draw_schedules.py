@@ -13,12 +13,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.main import CONFIGS
-from ddpm_lab.commands.refusals import check, explain
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.config.messages import check, explain
+from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.errors import UserError
-from ddpm_lab.evaluation.pictures import save_lines
+from ddpm_lab.reports.figures import save_lines
+from ddpm_lab.utils.errors import UserError
 
 PANELS = {
     "signal left": "alpha_bar_t, or signal^2 / (signal^2 + noise^2)",

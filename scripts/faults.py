@@ -35,15 +35,16 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ddpm_lab import trust
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import pools, records, resume, runs, weights
-from ddpm_lab.commands import train as imported  # noqa: F401 (not in each trial)
-from ddpm_lab.data import store
-from ddpm_lab.data.fit import Fit
-from ddpm_lab.errors import Damaged, UserError
+from ddpm_lab.cli import main as commands
+from ddpm_lab.cli import train as imported  # noqa: F401 (not in each trial)
+from ddpm_lab.data import shards
+from ddpm_lab.data.image_transform import Fit
+from ddpm_lab.runs import load, record, resume, weights
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.utils import safe_load
+from ddpm_lab.utils.errors import Damaged, UserError
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -166,7 +167,7 @@ def begin(folder: Path, words: Sequence[str], fault: Fault | None = None) -> int
         )  # not those of pytest
         if fault:
             fault()
-        status = pools.perform("train", [*words], folder / "log.txt")
+        status = commands.run_job("train", [*words], folder / "log.txt")
     finally:
         os._exit(status)
 
@@ -190,7 +191,7 @@ def ended(number: int) -> int:
 
 def result(run: Path) -> dict[str, Any]:
     """What must be the same in the end."""
-    content = trust.checkpoint(ordered(run / "checkpoints")[0])
+    content = safe_load.checkpoint(ordered(run / "checkpoints")[0])
     content["callbacks"]["Checkpoints"]["seconds"] = 0
     for key in ("history", "learner", "run_id"):
         content.pop(key)
@@ -201,7 +202,7 @@ def result(run: Path) -> dict[str, Any]:
     ]
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["training"]["seconds"] = 0
-    assert metrics.pop("run_id") == records.read(run).id
+    assert metrics.pop("run_id") == record.read(run).id
     pictures = {file.name: file.read_bytes() for file in (run / "pictures").glob("*.png")}
     return {"checkpoint": content, "history": history, "metrics": metrics, "pictures": pictures}
 
@@ -294,7 +295,7 @@ class Bench:
         images = [Image.effect_noise((8, 8), 20 + i) for i in range(120)]
         if name == "STORE":
             pixels = torch.stack([pil_to_tensor(image) for image in images])
-            store.write(
+            shards.write(
                 folder, [(pixels, torch.arange(120) % 3)], ["a", "b", "c"], Fit(8, 1), "noise"
             )
         elif name in ("LABELS", "PLAIN"):
@@ -422,7 +423,7 @@ def torn(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 def good(file: Path) -> bool:
     try:
-        return bool(trust.checkpoint(file))
+        return bool(safe_load.checkpoint(file))
     except UserError:
         return False
 
@@ -486,7 +487,7 @@ def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 
 def finite(file: Path) -> bool:
-    return not next(checkpoints.not_finite(trust.checkpoint(file)), "")
+    return not next(checkpoints.not_finite(safe_load.checkpoint(file)), "")
 
 
 def disk(bench: Bench, trials: int) -> dict[str, list[str]]:
@@ -572,10 +573,10 @@ def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
     shared = bench.room() / "share"
     share(str(run), shared)
     kept = bench.room() / "cache.safetensors"
-    trust.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, kept)
+    safe_load.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, kept)
     seal = bench.room() / "cache.json"
-    trust.seal({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
-    config, logging_was = runs.config(str(run)), logging.root.manager.disable
+    safe_load.seal({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
+    config, logging_was = load.config(str(run)), logging.root.manager.disable
     logging.disable(logging.WARNING)
     wrong: dict[str, list[str]] = {}
     for kind, hurt in DAMAGE.items():
@@ -585,9 +586,9 @@ def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
             _recovers(bench, newest, older, hurt, config) for _ in range(many)
         ]
         for what, file, read in (
-            (shared.name, shared / "weights.safetensors", trust.checkpoint),
-            ("statistics", kept, trust.tensors),
-            ("sealed JSON", seal, trust.sealed),
+            (shared.name, shared / "weights.safetensors", safe_load.checkpoint),
+            ("statistics", kept, safe_load.tensors),
+            ("sealed JSON", seal, safe_load.sealed),
         ):
             wrong[f"{what}: {kind}"] = [_noticed(bench, file, hurt, read) for _ in range(many)]
     logging.disable(logging_was)
@@ -638,7 +639,7 @@ def _recovers(bench: Bench, newest: Path, older: Path, hurt: Any, config: Any) -
     file.write_bytes(_damaged(newest, hurt, bench.random))
     try:
         content, taken = weights.read(folder)
-        wrong = differs(trust.checkpoint(newest if taken == file else older), content)
+        wrong = differs(safe_load.checkpoint(newest if taken == file else older), content)
         if resume.found(folder, config) != taken or file.exists() != (taken == file):
             wrong.append("train.py takes another file")
         if taken != file and not file.with_name(f"{file.name}.damaged").is_file():

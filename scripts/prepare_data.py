@@ -32,13 +32,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ddpm_lab.commands.cells import in_shell
-from ddpm_lab.data.fit import fitted
-from ddpm_lab.data.folder import BAD, Files, Lenient, leave_out, looks
-from ddpm_lab.data.store import Shards, write
-from ddpm_lab.data.tree import LITTER, listings
-from ddpm_lab.errors import Unsafe, shown
-from ddpm_lab.shell import program
+from ddpm_lab.config.overrides import in_shell
+from ddpm_lab.data.image_folder import BAD, Files, Lenient, leave_out, looks
+from ddpm_lab.data.image_transform import fitted
+from ddpm_lab.data.image_tree import LITTER, listings
+from ddpm_lab.data.shards import Shards, write
+from ddpm_lab.utils.errors import Unsafe, shown
+from ddpm_lab.utils.shell import program
 
 CHUNK = 2**20
 """Bytes of pixels that a process decodes at a time"""

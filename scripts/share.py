@@ -17,13 +17,14 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ddpm_lab import trust
-from ddpm_lab.commands import records, runs
-from ddpm_lab.commands.cells import in_shell
-from ddpm_lab.commands.saved import TRUSTED, configuration
-from ddpm_lab.commands.suggestions import completed, typed_words
-from ddpm_lab.commands.weights import read
-from ddpm_lab.errors import Hindered, Told, UserError, shown
+from ddpm_lab.cli.next_commands import completed, typed_words
+from ddpm_lab.config.overrides import in_shell
+from ddpm_lab.runs import load
+from ddpm_lab.runs import record as records
+from ddpm_lab.runs.saved_config import TRUSTED, configuration
+from ddpm_lab.runs.weights import read
+from ddpm_lab.utils import safe_load
+from ddpm_lab.utils.errors import Hindered, Told, UserError, shown
 
 NEXT = {
     "Diffusion": ("sample", "run={}"),
@@ -38,7 +39,7 @@ NEXT = {
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
     """Raises UserError."""
-    runs.config(run)
+    load.config(run)
     config, (content, _) = (
         configuration(Path(run, "config.yaml"), TRUSTED),
         read(run),
@@ -71,10 +72,10 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
         raise Hindered(
             f"TARGET={target} cannot be made a folder ({error.strerror}); choose another"
         ) from error
-    trust.save_tensors(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
+    safe_load.save_tensors(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
     OmegaConf.save(config, target / "config.yaml")
     about = record._asdict() | {"directory": None}  # which concerns nobody else
-    (target / records.FILE).write_text(json.dumps(about, indent=1) + "\n")
+    (target / record.FILE).write_text(json.dumps(about, indent=1) + "\n")
     size = (target / "weights.safetensors").stat().st_size
     verb, following = NEXT[config.system._target_.rpartition(".")[2]]
     following = following.format(shown(in_shell(target))) + " weights=raw" * (

@@ -14,7 +14,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from ddpm_lab.commands import main
+from ddpm_lab.cli import main
 
 # The tests' tensors are small: on a machine that does other things as well, threads would wait for one another.
 torch.set_num_threads(1)

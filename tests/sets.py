@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from ddpm_lab.data.fit import Fit
-from ddpm_lab.data.store import write
+from ddpm_lab.data.image_transform import Fit
+from ddpm_lab.data.shards import write
 
 FILES = (
     "celeba64",

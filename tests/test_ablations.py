@@ -11,11 +11,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm_lab.commands import tables
-from ddpm_lab.commands.ablation import Place, Plan
-from ddpm_lab.commands.readings import at
-from ddpm_lab.commands.spec import Order, names, read
+from ddpm_lab.ablations import tables
+from ddpm_lab.ablations.plan import Place, Plan
+from ddpm_lab.ablations.spec import Order, names, read
 from ddpm_lab.reports.table import Column, Entry, Source, Table
+from ddpm_lab.sweeps.job import at
 
 
 @pytest.fixture

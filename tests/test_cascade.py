@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import composed
 
-from ddpm_lab.codecs import Latents
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.data.splits import Images
-from ddpm_lab.diffusion.exact import GaussianDenoiser
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import Images
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
 from ddpm_lab.diffusion.samplers import DDPM
 from ddpm_lab.networks.autoencoder import KL, Autoencoder
-from ddpm_lab.systems.cascade import Cascade
+from ddpm_lab.sampling.cascade import Cascade
+from ddpm_lab.sampling.codecs import Latents
 
 TINY = ("model.channels=8", "model.multipliers=[1]", "sampler.steps=4")
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from ddpm_lab.diffusion.classifier import ClassifierGuidance
-from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.exact import Mixture, MixtureClassifier, MixtureDenoiser
+from ddpm_lab.diffusion.analytic_denoisers import Mixture, MixtureClassifier, MixtureDenoiser
+from ddpm_lab.diffusion.classifier_guidance import ClassifierGuidance
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM, DDPM
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear

@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import main, runs, weights
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.cli import main
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.evaluation.sample_quality import assess
+from ddpm_lab.runs import load, weights
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +211,10 @@ def test_weights_are_those_that_were_asked_for(run):
     content = torch.load(weights.files(run)[0], weights_only=True)
     raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
     kept = {"ema": content["callbacks"]["EMA"]["average"], "raw": raw}
-    saved = runs.config(str(run))
+    saved = load.config(str(run))
     for which, expected in kept.items():
         settings = OmegaConf.create({"run": str(run), "weights": which, "sampler": saved.sampler})
-        loaded = runs.load(settings).denoiser.state_dict()
+        loaded = load.load(settings).denoiser.state_dict()
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[name], expected[name]) for name in loaded)
     assert any(not torch.equal(kept["ema"][name], kept["raw"][name]) for name in kept["ema"])
@@ -367,7 +368,7 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(
                 raise error
             yield result
 
-    monkeypatch.setattr("ddpm_lab.commands.sweep.assess", choked)
+    monkeypatch.setattr("ddpm_lab.cli.evaluate_sweep.assess", choked)
     ended, said, complaint = typed("evaluate", *words)
     assert ended == status and "Traceback" not in complaint and complaint.count("\n") == 1, (
         complaint
@@ -392,7 +393,7 @@ def test_other_weights_begin_an_evaluation_again(run, typed, tmp_path, monkeypat
     shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
     words = [f"run={tmp_path}/r", "metrics=[nll,fid]", "nll.count=4", "nll.steps=2", "count=20"]
     with monkeypatch.context() as patch:
-        patch.setattr("ddpm_lab.commands.evaluate.assess", lambda *arguments, **options: 1 / 0)
+        patch.setattr("ddpm_lab.cli.evaluate.assess", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             typed("evaluate", *words)
     (folder,) = (tmp_path / "r" / "evaluations").iterdir()
@@ -485,7 +486,7 @@ def test_a_model_enlarges_held_out_pictures(tiny, typed, tmp_path):
     trained = f"run={tiny('conditioner=low_res')}"
     status, _, error = typed("sample", trained, "count=4", f"hydra.run.dir={tmp_path}/s")
     assert status == 0, error
-    labels = build(runs.config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
+    labels = build(load.config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
     assert np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels.tolist()
     status, _, error = typed("sample", trained, "label=3")
     assert status == 2 and "label=3 cannot be chosen for pictures that bring their own" in error

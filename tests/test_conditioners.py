@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from conftest import composed
 
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.conditioners import PretrainedText, Spec, Text, Tokens
-from ddpm_lab.data.splits import Images, batch
-from ddpm_lab.low_res import LowRes
-from ddpm_lab.networks.text import read, spelled
+from ddpm_lab.conditioners.base import PretrainedText, Spec, Text, Tokens
+from ddpm_lab.conditioners.low_res import LowRes
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import Images, batch
+from ddpm_lab.networks.text_encoder import read, spelled
 
 CAPTIONS = [["one", "eins"], ["two", "a two", "zwei"]]
 SPEC = Spec((1, 8, 8), 2, 2 / 255, CAPTIONS)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm_lab.data.datasets import Images, Streamed, batch
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.module import Batches, HeldOut
-from ddpm_lab.data.points import SHAPES, gaussian_mixture, toy
-from ddpm_lab.data.splits import Images, Streamed, batch
 from ddpm_lab.data.synthetic import synthetic
-from ddpm_lab.errors import UserError
+from ddpm_lab.data.toy import SHAPES, gaussian_mixture, toy
+from ddpm_lab.utils.errors import UserError
 
 
 def numbered(count=10, size=2):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.predictions import X0, Eps
 from ddpm_lab.diffusion.process import ForwardProcess

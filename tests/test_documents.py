@@ -12,8 +12,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ddpm_lab.commands import arguments, refusals, runs
-from ddpm_lab.commands.spec import names
+from ddpm_lab.ablations.spec import names
+from ddpm_lab.config import arguments, messages
+from ddpm_lab.runs import load
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
@@ -123,11 +124,11 @@ def composes(verb, words, places):
         words = arguments.gathered(words, "report")
     elif verb == "evaluate" and "model=exact" in words:
         verb = "exact"
-    refusals.check_flags(words, OmegaConf.load(CONFIGS / f"{verb}.yaml"))
-    refusals.check(words, CONFIGS)
+    messages.check_flags(words, OmegaConf.load(CONFIGS / f"{verb}.yaml"))
+    messages.check(words, CONFIGS)
     if verb in ("sample", "evaluate"):
-        words = runs.unfold(words)
-        runs.offer(words)
+        words = load.unfold(words)
+        load.offer(words)
     if "--config-dir" in words:
         at = words.index("--config-dir")
         words[at : at + 2] = [f"hydra.searchpath=[{words[at + 1]}]"]

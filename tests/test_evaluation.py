@@ -11,33 +11,33 @@ from conftest import FAST, composed
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.points import gaussian_mixture
-from ddpm_lab.data.splits import Images
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.data.toy import gaussian_mixture
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, MixtureDenoiser
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Estimate
-from ddpm_lab.diffusion.exact import GaussianDenoiser, MixtureDenoiser
-from ddpm_lab.diffusion.flow import log_prob
 from ddpm_lab.diffusion.likelihood import bound_terms, prior_term
-from ddpm_lab.diffusion.noise import SampleNoise
+from ddpm_lab.diffusion.ode_likelihood import log_prob
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.rng import SampleNoise
 from ddpm_lab.diffusion.samplers import DDIM
 from ddpm_lab.diffusion.schedules import cosine, linear
-from ddpm_lab.diffusion.spacings import stops
+from ddpm_lab.diffusion.timestep_spacing import stops
 from ddpm_lab.diffusion.variances import BetaTilde
-from ddpm_lab.evaluation import analytic
-from ddpm_lab.evaluation.exact import mixture, sliced_wasserstein
-from ddpm_lab.evaluation.likelihood import assess_likelihood
-from ddpm_lab.evaluation.round_trip import assess_round_trip
+from ddpm_lab.evaluation import analytic_variance
+from ddpm_lab.evaluation.analytic_tables import mixture, sliced_wasserstein
+from ddpm_lab.evaluation.nll import assess_likelihood
+from ddpm_lab.evaluation.reconstruction import assess_round_trip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of ten steps with a learned variance."""
-    from ddpm_lab.commands import main as verbs
+    from ddpm_lab.cli import main as verbs
 
     where = tmp_path_factory.mktemp("evaluation") / "r"
     with pytest.MonkeyPatch.context() as patch:
@@ -216,7 +216,7 @@ def test_the_estimated_variance_is_the_error_of_the_denoiser():
         x0.var() * torch.eye(64, dtype=torch.float64),
     )
     # Clipped pixels are not quite Gaussian, so the error is a little below that of a Gaussian.
-    estimated = analytic.estimate(made, exact, data, samples=400).mse
+    estimated = analytic_variance.estimate(made, exact, data, samples=400).mse
     torch.testing.assert_close(estimated, exact.mse(), rtol=0.03, atol=1e-4)
 
 

@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lab.diffusion import exact
-from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.diffusion.exact import GaussianDenoiser, Mixture, MixtureDenoiser, OptimalRange
+from ddpm_lab.diffusion import analytic_denoisers
+from ddpm_lab.diffusion.analytic_denoisers import (
+    GaussianDenoiser,
+    Mixture,
+    MixtureDenoiser,
+    OptimalRange,
+)
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
+from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM, DDPM
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
-from ddpm_lab.diffusion.solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedRange
 
 PROCESSES = {
@@ -182,7 +187,7 @@ def test_the_law_of_a_walk_is_that_of_its_matrices(sampler, process):
             of_x0, of_x_t = a_s - of_eps * a_t / b_t, of_eps / b_t
         step = of_x0 * gain + of_x_t * np.eye(3)
         m, P = step @ m + of_x0 * offset, step @ P @ step.T + variance * np.eye(3)
-    found_mean, found = exact.law(sampler, denoiser)
+    found_mean, found = analytic_denoisers.law(sampler, denoiser)
     np.testing.assert_allclose(found_mean, m, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(found, P, rtol=1e-7, atol=1e-9)
 
@@ -227,7 +232,7 @@ def test_the_law_of_every_walk_is_that_of_its_responses(sampler, steps, process)
     denoiser = GaussianDenoiser(process, Beta(), torch.randn(3, dtype=torch.float64), covariance())
     sampler = replace(sampler, steps=steps, clip=None, spacing="quadratic_full")
     for found, expected in zip(
-        exact.law(sampler, denoiser), probed(sampler, denoiser), strict=True
+        analytic_denoisers.law(sampler, denoiser), probed(sampler, denoiser), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
@@ -242,7 +247,7 @@ def test_with_the_optimal_variance_ancestral_sampling_of_a_gaussian_is_exact(pro
     )
     plain = GaussianDenoiser(process, BetaTilde(), zero, cov)
     denoiser = GaussianDenoiser(process, Analytic(plain.mse()), zero, cov)
-    _, found = exact.law(DDPM(steps=25, clip=None), denoiser)
+    _, found = analytic_denoisers.law(DDPM(steps=25, clip=None), denoiser)
     mse = plain.mse()[
         1
     ].item()  # the last step shows the mean, which lacks the variance that is left at t = 1
@@ -255,7 +260,7 @@ def test_the_optimal_spread_lands_on_the_optimum_where_the_range_holds_it():
     denoiser = GaussianDenoiser(process, BetaTilde(), numbers(0.0), numbers([0.25]))
     optimum = Analytic(denoiser.mse())
     t, s = torch.tensor(times[:-2]), torch.tensor(times[1:-1])
-    spread = exact.optimal_spread(process, optimum, times)[:-1]
+    spread = analytic_denoisers.optimal_spread(process, optimum, times)[:-1]
     like = torch.zeros(len(t), dtype=torch.float64)
     assert spread.abs().max() < 1
     torch.testing.assert_close(
@@ -273,6 +278,6 @@ def test_the_optimal_range_is_a_learned_range_that_is_told_the_optimal_spread(ti
     t, s = torch.tensor(times[:-1]), torch.tensor(times[1:])
     like = torch.zeros(len(t), dtype=torch.float64)
     told = LearnedRange().log_var(
-        process, exact.optimal_spread(process, optimum, times), like, t, s
+        process, analytic_denoisers.optimal_spread(process, optimum, times), like, t, s
     )
     torch.testing.assert_close(OptimalRange(optimum).log_var(process, None, like, t, s), told)

@@ -9,8 +9,8 @@ from conftest import composed, options
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ddpm_lab.commands import weights
-from ddpm_lab.conditioners import Spec
+from ddpm_lab.conditioners.base import Spec
+from ddpm_lab.runs import weights
 
 EXPERIMENTS = options("experiment")
 CLASSIFIER = "adm_imagenet64_classifier"

@@ -22,14 +22,14 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ddpm_lab.data import store as stores
-from ddpm_lab.data.decoding import opened
-from ddpm_lab.data.fit import Fit
-from ddpm_lab.data.folder import Files, folder
-from ddpm_lab.data.folder import pictures as folder_pictures
+from ddpm_lab.data import shards as stores
+from ddpm_lab.data.datasets import Images, Streamed
+from ddpm_lab.data.image_folder import Files, folder
+from ddpm_lab.data.image_folder import pictures as folder_pictures
+from ddpm_lab.data.image_io import opened
+from ddpm_lab.data.image_transform import Fit
 from ddpm_lab.data.module import Batches
-from ddpm_lab.data.splits import Images, Streamed
-from ddpm_lab.data.store import Shards, store
+from ddpm_lab.data.shards import Shards, store
 
 
 def png(width, height, depth, colour, pixels=b"", *chunks):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ddpm_lab.conditioners import Label, Spec
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.conditioners.base import Label, Spec
+from ddpm_lab.diffusion.analytic_denoisers import Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Estimate
-from ddpm_lab.diffusion.exact import Mixture, MixtureDenoiser
 from ddpm_lab.diffusion.guidance import Autoguidance, ClassifierFree, Guidance
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.process import ForwardProcess

@@ -10,16 +10,15 @@ from conftest import composed
 from hydra.utils import instantiate
 from torch.distributions import Normal, kl_divergence
 
-from ddpm_lab.codecs import Latents, Pixels
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.conditioners import Spec
-from ddpm_lab.data.splits import Images, batch
+from ddpm_lab.conditioners.base import Spec
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import Images, batch
 from ddpm_lab.diffusion.guidance import Autoguidance
-from ddpm_lab.evaluation.analytic import estimate
-from ddpm_lab.networks.autoencoder import KL, VQ, Autoencoder
-from ddpm_lab.networks.discriminator import PatchDiscriminator
-from ddpm_lab.systems.autoencoder import total
+from ddpm_lab.evaluation.analytic_variance import estimate
+from ddpm_lab.networks.autoencoder import KL, VQ, Autoencoder, PatchDiscriminator
+from ddpm_lab.sampling.codecs import Latents, Pixels
+from ddpm_lab.systems.autoencoder_system import total
 
 SPEC = Spec((1, 8, 8), 10, 2 / 255, None)
 
@@ -241,7 +240,9 @@ def test_lpips_is_added_in_three_channels_and_is_in_no_checkpoint(monkeypatch):
             assert x.shape == found.shape == (4, 3, 16, 16) and found.abs().max() <= 1
             return (x - found).square().mean()
 
-    monkeypatch.setattr("ddpm_lab.systems.autoencoder._lpips", lambda weight: Distance(1, 1, 1))
+    monkeypatch.setattr(
+        "ddpm_lab.systems.autoencoder_system._lpips", lambda weight: Distance(1, 1, 1)
+    )
     data, model = system("system.perceptual=2", "data=synthetic", "data.channels=1")
     x = data.test.x0[:4]
     parts, found = model.losses(x)

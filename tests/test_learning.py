@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import composed, options
 
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system, learning_rate, steps, unet
+from ddpm_lab.config.derived_defaults import build_system, learning_rate, steps, unet
+from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.module import Batches
 
 OTHERS = {"classifier", "autoencoder_kl", "autoencoder_vq", "exact"}

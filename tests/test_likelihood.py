@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lab.diffusion import exact
+from ddpm_lab.diffusion import analytic_denoisers
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
 from ddpm_lab.diffusion.denoiser import Estimate, Reverses
-from ddpm_lab.diffusion.exact import GaussianDenoiser
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.likelihood import bound_term, bound_terms, prior_term
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
-from ddpm_lab.diffusion.spacings import stops
+from ddpm_lab.diffusion.timestep_spacing import stops
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedDiagonal, LearnedRange
 
 WIDTH = 2 / 255
@@ -243,7 +243,9 @@ def test_terms_of_samples_average_to_the_exact_bound(variance, steps, process):
         denoiser.mean
         + torch.randn(count, 2, dtype=torch.float64) * denoiser.eigenvalues.sqrt() @ denoiser.axes.T
     )
-    expected = exact.bound(process, variance, times, denoiser.mse(), denoiser.second_moment())
+    expected = analytic_denoisers.bound(
+        process, variance, times, denoiser.mse(), denoiser.second_moment()
+    )
     for term, one in zip(
         bound_terms(denoiser, x0, times, clip=None, bin_width=None),
         expected["terms"].tolist(),
@@ -268,7 +270,7 @@ def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy(std, s
     numbers = torch.zeros(1, dtype=torch.float64), torch.tensor([[std**2]], dtype=torch.float64)
     denoiser = GaussianDenoiser(process, BetaTilde(), *numbers)
     variance = Analytic(denoiser.mse())
-    found = exact.bound(
+    found = analytic_denoisers.bound(
         process, variance, stops(1000, steps, "uniform"), denoiser.mse(), denoiser.second_moment()
     )
     signal, noise, _, scale = process.table[1000].tolist()
@@ -287,10 +289,10 @@ def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy(std, s
 def test_the_optimal_variance_beats_the_learned_range_beats_its_ends(process):
     denoiser, times = gaussian(process, BetaTilde()), stops(1000, 20, "uniform")
     optimum = Analytic(denoiser.mse())
-    spread = exact.optimal_spread(process, optimum, times)
+    spread = analytic_denoisers.optimal_spread(process, optimum, times)
 
     def total(variance, spread=None):
-        found = exact.bound(
+        found = analytic_denoisers.bound(
             process, variance, times, denoiser.mse(), denoiser.second_moment(), spread
         )
         return (found["L_T"] + found["terms"].sum()).item()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import composed
 from hydra.utils import instantiate
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.classifier import EncoderClassifier
 from ddpm_lab.networks.dit import DiT, DiTBlock, positions
 from ddpm_lab.networks.layers import (

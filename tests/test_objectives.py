@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Estimate
 from ddpm_lab.diffusion.likelihood import bound_term
 from ddpm_lab.diffusion.objectives import Draw, Hybrid, MeanMatching, MinSnr, Simple, Snr, Vlb

@@ -15,12 +15,11 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.commands.output import quality_rows
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.digits import digits as digits_data
-from ddpm_lab.data.folder import pictures as folder_pictures
-from ddpm_lab.data.splits import Images
+from ddpm_lab.data.image_folder import pictures as folder_pictures
 from ddpm_lab.evaluation.extractors import (
     INCEPTION,
     Extractor,
@@ -29,9 +28,10 @@ from ddpm_lab.evaluation.extractors import (
     inception,
     none,
 )
-from ddpm_lab.evaluation.inception_score import inception_score
-from ddpm_lab.evaluation.judge import Judge
-from ddpm_lab.evaluation.quality import assess
+from ddpm_lab.evaluation.fid import Judge
+from ddpm_lab.evaluation.sample_quality import assess
+from ddpm_lab.evaluation.statistics import inception_score
+from ddpm_lab.reports.terminal import quality_rows
 
 
 def frechet(a, b):

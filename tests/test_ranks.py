@@ -11,10 +11,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from ddpm_lab.commands import weights
+from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.module import Batches
-from ddpm_lab.data.splits import Images
-from ddpm_lab.diffusion.noise import BatchNoise, coin, uniform
+from ddpm_lab.diffusion.rng import BatchNoise, coin, uniform
+from ddpm_lab.runs import weights
 
 WORDS = (
     "trainer.max_steps=6",

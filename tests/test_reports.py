@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from ddpm_lab.commands.spec import TIERS, names, read
-from ddpm_lab.evaluation.pictures import save_curves, save_lines
-from ddpm_lab.reports import formats, numbers, plots
+from ddpm_lab.ablations.spec import TIERS, names, read
+from ddpm_lab.reports import formats, number_format, plots
+from ddpm_lab.reports.figures import save_curves, save_lines
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
 
@@ -150,13 +150,15 @@ def grid(cells):
     ],
 )
 def test_a_number_has_the_papers_decimals_or_three_digits(value, like, written):
-    assert numbers.text(value, numbers.decimals(value, like)) == written
+    assert number_format.text(value, number_format.decimals(value, like)) == written
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_said(value, tmp_path):
     broken = Entry(Published(3.17), (source(value, tmp_path), source(value, tmp_path)))
-    assert numbers.cell(broken) == str(value) and str(value) in numbers.difference(broken)
+    assert number_format.cell(broken) == str(value) and str(value) in number_format.difference(
+        broken
+    )
 
 
 def test_csv_has_a_line_for_each_number_unrounded(tables, tmp_path):

@@ -16,24 +16,25 @@ import wandb
 from conftest import ROOT, composed
 from PIL import Image
 
-from ddpm_lab import loggers, pulse, writing
+from ddpm_lab.callbacks import loggers
 from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
 from ddpm_lab.callbacks.losses import Losses
-from ddpm_lab.callbacks.observer import Observer
-from ddpm_lab.callbacks.pictures import Pictures
-from ddpm_lab.callbacks.quality import Quality
-from ddpm_lab.commands import resume
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import complete
+from ddpm_lab.callbacks.metrics import Quality
+from ddpm_lab.callbacks.periodic import Observer
+from ddpm_lab.callbacks.sample_grid import Pictures
+from ddpm_lab.config.derived_defaults import complete
+from ddpm_lab.config.instantiate import build
 from ddpm_lab.data import module
-from ddpm_lab.data.folder import Files
+from ddpm_lab.data.datasets import Images
+from ddpm_lab.data.image_folder import Files
 from ddpm_lab.data.module import Batches
-from ddpm_lab.data.splits import Images
 from ddpm_lab.diffusion.objectives import Simple
-from ddpm_lab.errors import Diverged
-from ddpm_lab.evaluation.judge import Judge
+from ddpm_lab.evaluation.fid import Judge
+from ddpm_lab.runs import resume
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.systems.skips import LIMIT, Skips
+from ddpm_lab.systems.nonfinite_steps import LIMIT, Skips
+from ddpm_lab.utils import atomic_io, watchdog
+from ddpm_lab.utils.errors import Diverged
 
 spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
 assert spec is not None and spec.loader is not None
@@ -275,7 +276,7 @@ def test_one_directory_holds_one_run(bench, typed, tmp_path):
     ready, done = os.pipe()
     child = os.fork()
     if not child:
-        with writing.alone(tmp_path, "training"):
+        with atomic_io.alone(tmp_path, "training"):
             os.write(done, b"x")
             time.sleep(60)
         os._exit(0)
@@ -285,11 +286,11 @@ def test_one_directory_holds_one_run(bench, typed, tmp_path):
         assert (
             status == 2 and f"another process is training in it (process {child}, on " in error
         ), error
-        assert writing.taken(tmp_path)
+        assert atomic_io.taken(tmp_path)
     finally:
         faults.stopped(child, signal.SIGKILL)
-    assert not writing.taken(tmp_path)
-    with writing.alone(tmp_path, "training"):
+    assert not atomic_io.taken(tmp_path)
+    with atomic_io.alone(tmp_path, "training"):
         pass
     assert not [*tmp_path.iterdir()]
 
@@ -341,8 +342,8 @@ def test_a_step_that_is_left_out_leaves_everything_as_it_was(fused):
 
 def test_partial_files_take_no_place(tmp_path):
     file = tmp_path / "a.txt"
-    writing.write(file, "old")
-    with pytest.raises(OSError, match="full"), writing.replaced(file) as partial:
+    atomic_io.write(file, "old")
+    with pytest.raises(OSError, match="full"), atomic_io.replaced(file) as partial:
         partial.write_text("ne")
         raise OSError("full")
     assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
@@ -376,7 +377,7 @@ def test_a_full_disk_costs_no_row_of_the_history(tmp_path, monkeypatch, caplog):
     history.save()
     with monkeypatch.context() as full:
         full.setattr(
-            writing,
+            atomic_io,
             "_settle",
             lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")),
         )
@@ -414,10 +415,10 @@ def test_pictures_that_find_no_room_do_not_end_training(caplog):
 
 def test_what_beats_is_left_alone(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pulse.watched(0.3, tmp_path / "hang.txt"):
+    with watchdog.watched(0.3, tmp_path / "hang.txt"):
         for _ in range(8):
             time.sleep(0.1)
-            pulse.beat()
+            watchdog.beat()
     assert not (tmp_path / "hang.txt").exists() and signal.getsignal(signal.SIGTERM) is before
 
 

@@ -15,16 +15,16 @@ from conftest import ROOT, composed
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm_lab import writing
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.checkpoints import ordered
 from ddpm_lab.callbacks.losses import Losses
-from ddpm_lab.commands import datasets, folders, places, records, resume
-from ddpm_lab.commands.trainer_keys import FIXED, check_keys
+from ddpm_lab.config.validation import FIXED, check_keys
+from ddpm_lab.data.datasets import Images, Streamed
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.splits import Images, Streamed
-from ddpm_lab.errors import UserError
-from ddpm_lab.systems.skips import Skips
+from ddpm_lab.runs import data_check, record, resume, trusted_paths
+from ddpm_lab.systems.nonfinite_steps import Skips
+from ddpm_lab.utils import atomic_io
+from ddpm_lab.utils.errors import UserError
 
 share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
 Q = (
@@ -78,22 +78,22 @@ def there(room, tmp_path, monkeypatch):
     """A copy of `room`, in which the test is, as if it had been made there."""
     shutil.copytree(room, tmp_path / "room")
     monkeypatch.chdir(tmp_path / "room")
-    records.keep(Path("r"), records.read("r").data)
-    places.remember(OmegaConf.load("r/config.yaml"))
+    record.keep(Path("r"), record.read("r").data)
+    trusted_paths.remember(OmegaConf.load("r/config.yaml"))
     return tmp_path / "room"
 
 
 def test_checkpoints_metrics_and_shares_carry_the_id_of_their_run(there, typed):
-    key = records.read("r").id
+    key = record.read("r").id
     assert len(key) == 16
     assert torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["run_id"] == key
     assert json.loads(Path("r/metrics.json").read_text())["run_id"] == key
-    share = records.read("s")
-    assert share.id == key and share.directory is None and share.data == records.read("r").data
+    share = record.read("s")
+    assert share.id == key and share.directory is None and share.data == record.read("r").data
     assert typed("evaluate", "run=s", *CHEAP, "hydra.run.dir=e")[0] == 0
     assert json.loads(Path("e/metrics.json").read_text())["run_id"] == key
     assert typed("train", "resume=r", "trainer.max_steps=4")[0] == 0
-    assert records.read("r").id == key
+    assert record.read("r").id == key
 
 
 def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
@@ -199,7 +199,7 @@ def test_other_data_is_refused_or_said(there, typed):
 
 def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
     data = digits()
-    known = datasets.fingerprint(data)
+    known = data_check.fingerprint(data)
     source = SimpleNamespace(__getitem__=None)
 
     class Source:
@@ -208,12 +208,12 @@ def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
 
     source = Source()
     streamed = Streamed(source, torch.arange(data.train.size), data.train.shape, data.train.labels)
-    assert datasets._digest(streamed, 0) == known["train"]["sha256"]
+    assert data_check._digest(streamed, 0) == known["train"]["sha256"]
     for changed in (
         Images(data.train.pixels.flip(0), data.train.labels),
         Images(data.train.pixels, None),
     ):
-        assert datasets._digest(changed, 0) != known["train"]["sha256"]
+        assert data_check._digest(changed, 0) != known["train"]["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,10 @@ def test_training_goes_on_in_runs_only(there, typed, words, told):
 def test_a_folder_of_logs_is_as_good_as_empty(tmp_path):
     (tmp_path / "slurm-17.out").write_text("")
     (tmp_path / ".hidden").mkdir()
-    folders.vacant(tmp_path)
+    resume.vacant(tmp_path)
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(UserError, match=r"holds notes\.md; try a new folder"):
-        folders.vacant(tmp_path)
+        resume.vacant(tmp_path)
 
 
 def test_a_run_starts_from_the_weights_of_another(there, typed):
@@ -269,7 +269,7 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
     assert all(
         torch.allclose(average[name], first[f"denoiser.{name}"], atol=1e-6) for name in average
     )
-    assert records.read("from-r").id != records.read("r").id
+    assert record.read("from-r").id != record.read("r").id
     shutil.rmtree("r")  # is not needed any more
     assert typed("train", "resume=from-r", "trainer.max_steps=4")[0] == 0
     refused = {
@@ -450,8 +450,8 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(writing.fcntl, "lockf", none)
-    with writing.alone(tmp_path, "training"):
-        assert "cannot be locked (No locks available)" in caplog.text and not writing.taken(
+    monkeypatch.setattr(atomic_io.fcntl, "lockf", none)
+    with atomic_io.alone(tmp_path, "training"):
+        assert "cannot be locked (No locks available)" in caplog.text and not atomic_io.taken(
             tmp_path
         )

@@ -25,19 +25,21 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from ddpm_lab import conditioners, loggers, trust
+from ddpm_lab.callbacks import loggers
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import places, resume, runs, saved
-from ddpm_lab.commands.build import as_typed
-from ddpm_lab.commands.files import array
-from ddpm_lab.conditioners import Spec
-from ddpm_lab.data import rows
-from ddpm_lab.data.decoding import opened
-from ddpm_lab.data.folder import folder, pictures
+from ddpm_lab.cli.sample_io import array
+from ddpm_lab.conditioners import base
+from ddpm_lab.conditioners.base import Spec
+from ddpm_lab.config.instantiate import as_typed
+from ddpm_lab.data import huggingface_rows
+from ddpm_lab.data.datasets import Images
+from ddpm_lab.data.image_folder import folder, pictures
+from ddpm_lab.data.image_io import opened
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.splits import Images
-from ddpm_lab.data.store import store
-from ddpm_lab.errors import Damaged, Interrupted, Plain, Unsafe, UserError, shown
+from ddpm_lab.data.shards import store
+from ddpm_lab.runs import load, resume, saved_config, trusted_paths
+from ddpm_lab.utils import safe_load
+from ddpm_lab.utils.errors import Damaged, Interrupted, Plain, Unsafe, UserError, shown
 
 SECRET = "hunter2-hunter2"
 spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
@@ -141,10 +143,10 @@ def test_a_pickle_runs_nothing(legacy, suffix, run, tmp_path, monkeypatch):
     file = tmp_path / f"a.{suffix}"
     torch.save(content, file, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(Damaged if legacy else Unsafe):
-        trust.checkpoint(file)
+        safe_load.checkpoint(file)
     file.write_bytes(pickle.dumps(Payload(tmp_path / "ran"), protocol=0))
     with pytest.raises(Damaged, match="not a checkpoint"):
-        trust.checkpoint(file)
+        safe_load.checkpoint(file)
     assert not (tmp_path / "ran").exists()
 
 
@@ -158,7 +160,7 @@ def test_weights_are_finite(run, typed):
     name, value = next(iter(changed(run)["state_dict"].items()))
     changed(run, state_dict={name: torch.full_like(value, float("nan"))})
     with pytest.raises(Damaged, match="not finite"):
-        trust.checkpoint(last(run))
+        safe_load.checkpoint(last(run))
 
 
 @pytest.mark.parametrize(
@@ -176,13 +178,13 @@ def test_weights_are_finite(run, typed):
     ],
 )
 def test_a_checkpoint_says_of_its_data_what_data_may_be(wrong, run):
-    assert {*trust.SPEC} == {*Spec._fields}
+    assert {*safe_load.SPEC} == {*Spec._fields}
     said = changed(run)["hyper_parameters"]
     changed(run, hyper_parameters=said | wrong)
     with pytest.raises(
         Unsafe, match="hyper_parameters must be shape, classes, bin_width, captions"
     ):
-        trust.checkpoint(last(run))
+        safe_load.checkpoint(last(run))
 
 
 @pytest.mark.parametrize(
@@ -200,26 +202,26 @@ def test_a_checkpoint_says_of_its_data_what_data_may_be(wrong, run):
 def test_honest_data_of_any_kind_is_accepted(honest, run):
     said = changed(run)["hyper_parameters"]
     changed(run, hyper_parameters=said | honest)
-    assert trust.checkpoint(last(run))["hyper_parameters"] == said | honest
+    assert safe_load.checkpoint(last(run))["hyper_parameters"] == said | honest
 
 
 def test_a_checkpoint_of_another_program_is_none(run):
     for foreign in ({"model": torch.ones(3)}, [1], nn.Linear(2, 2).state_dict(), torch.ones(2)):
         torch.save(foreign, last(run))
         with pytest.raises(Damaged, match="no checkpoint of ddpm-lab"):
-            trust.checkpoint(last(run))
+            safe_load.checkpoint(last(run))
 
 
 @pytest.mark.parametrize("kind", faults.DAMAGE)
 def test_damage_is_noticed_or_changes_no_number(kind, trained, tmp_path):
     bench = faults.Bench(tmp_path / "bench")
     newest, older = ordered(trained / "checkpoints")
-    config = runs.config(str(trained))
+    config = load.config(str(trained))
     share(str(trained), tmp_path / "s")
     for _ in range(4):
         assert faults._recovers(bench, newest, older, faults.DAMAGE[kind], config) == ""
         shared = tmp_path / "s" / "weights.safetensors"
-        assert faults._noticed(bench, shared, faults.DAMAGE[kind], trust.checkpoint) == ""
+        assert faults._noticed(bench, shared, faults.DAMAGE[kind], safe_load.checkpoint) == ""
 
 
 def test_the_newest_whole_checkpoint_is_taken_in_a_folder_that_cannot_be_written(
@@ -249,16 +251,16 @@ def test_lack_of_memory_is_not_damage(run, monkeypatch):
 
     monkeypatch.setattr(torch, "load", full)
     with pytest.raises(RuntimeError, match="allocate"):
-        trust.checkpoint(last(run))
+        safe_load.checkpoint(last(run))
 
 
 def test_numbers_that_a_cache_keeps_have_a_checksum(tmp_path):
     file = tmp_path / "a.json"
-    trust.seal({"fid": 1.5}, file)
-    assert trust.sealed(file) == {"fid": 1.5}
+    safe_load.seal({"fid": 1.5}, file)
+    assert safe_load.sealed(file) == {"fid": 1.5}
     file.write_text(file.read_text().replace("1.5", "1.7"))
     with pytest.raises(Damaged, match="checksum"):
-        trust.sealed(file)
+        safe_load.sealed(file)
 
 
 def test_a_checkpoint_is_a_regular_file(run, typed, tmp_path):
@@ -306,7 +308,10 @@ def test_the_state_of_the_optimizer_is_like_its_weights(run, typed, tmp_path):
         status, _, error = typed("train", f"resume={place}", "trainer.max_steps=4")
         assert status == 0, error
         ends.append(
-            (ordered, trust.checkpoint(place / "checkpoints" / "step-000004.ckpt")["state_dict"])
+            (
+                ordered,
+                safe_load.checkpoint(place / "checkpoints" / "step-000004.ckpt")["state_dict"],
+            )
         )
     (one, weights), (other, alike) = ends
     assert one != other and all(torch.equal(value, alike[name]) for name, value in weights.items())
@@ -384,7 +389,7 @@ def test_a_run_that_goes_on_stays_in_its_folder(run, typed, tmp_path):
 
 def test_what_a_longer_run_has_not_come_to_yet_is_not_said(run):
     (run / "metrics.json").write_text("{}")
-    resume.remember(runs.config(str(run)), run, [])
+    resume.remember(load.config(str(run)), run, [])
     assert not (run / "metrics.json").exists()
 
 
@@ -400,18 +405,20 @@ def test_a_pretrained_encoder_brings_no_code(tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": own}))
     monkeypatch.setattr("builtins.input", lambda *asked: "y")
     with pytest.raises(ValueError, match="cannot be read by transformers"):
-        conditioners._pretrained.__wrapped__(str(tmp_path))
+        base._pretrained.__wrapped__(str(tmp_path))
     assert not (tmp_path / "mark").exists()
 
 
 def test_a_row_says_where_its_picture_is_and_not_more():
     with pytest.raises(Unsafe, match="reference is none of hf, zip, tar, gzip"):
-        rows.opened({"bytes": None, "path": "zip://x::reference://k::/etc/passwd"}, "row 1")
+        huggingface_rows.opened(
+            {"bytes": None, "path": "zip://x::reference://k::/etc/passwd"}, "row 1"
+        )
 
 
 def test_a_file_may_be_too_large(run, typed):
     with (run / "config.yaml").open("a") as file:
-        file.write("#" * saved.LARGEST)
+        file.write("#" * saved_config.LARGEST)
     assert "a configuration has at most" in refused(typed, run, 2)
 
 
@@ -427,8 +434,8 @@ NAMES = [
     "torch.utils.collect_env.run",
     "joblib.load",
     "subprocess.run",
-    "ddpm_lab.commands.runs.os.system",
-    "ddpm_lab.loggers.wandb",
+    "ddpm_lab.runs.load.os.system",
+    "ddpm_lab.callbacks.loggers.wandb",
     "lightning.Trainer",
     "ddpm_lab.networks.unet.UNet ",
     " ddpm_lab.networks.unet.UNet",
@@ -455,7 +462,7 @@ def spoil(run, change):
 def test_a_configuration_builds_only_what_is_known(name, run, evil):
     spoil(run, lambda config: config["model"].update(_target_=name))
     with pytest.raises(Unsafe, match=r"config\.yaml: model\._target_="):
-        runs.config(str(run))
+        load.config(str(run))
     assert not evil.exists() and "evil_package" not in sys.modules
 
 
@@ -491,7 +498,7 @@ PLACES = {
 def test_a_configuration_is_data_everywhere(place, run, evil):
     spoil(run, PLACES[place])
     with pytest.raises(Unsafe):
-        runs.config(str(run))
+        load.config(str(run))
     assert not evil.exists()
 
 
@@ -512,7 +519,7 @@ def test_references_name_no_secret(run):
     for value in ("${oc.decode:${oc.env:SLURM_JWT,1}}", "${seed}${oc.env:HOME}"):
         spoil(run, lambda config, value=value: config["sampler"].update(spacing=value))
         with pytest.raises(Unsafe, match="refers to what it must not"):
-            runs.config(str(run))
+            load.config(str(run))
 
 
 @pytest.mark.parametrize(
@@ -529,7 +536,7 @@ def test_references_name_no_secret(run):
 def test_honest_configurations_are_accepted(words, run):
     config = OmegaConf.merge(OmegaConf.load(run / "config.yaml"), words)
     OmegaConf.save(config, run / "config.yaml")
-    assert saved.configuration(run / "config.yaml").trainer.max_steps
+    assert saved_config.configuration(run / "config.yaml").trainer.max_steps
 
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
@@ -558,7 +565,7 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
 def test_yaml_without_tags_and_aliases(text, status, run, evil):
     (run / "config.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.yaml") as told:
-        runs.config(str(run))
+        load.config(str(run))
     assert told.value.status == status and not evil.exists()
 
 
@@ -611,17 +618,19 @@ def test_packages_that_are_named_are_trusted(run, typed, evil):
 )
 def test_what_train_keeps_is_known(words, tmp_path):
     OmegaConf.save(composed(*words), tmp_path / "config.yaml")
-    assert saved.configuration(tmp_path / "config.yaml") == OmegaConf.load(tmp_path / "config.yaml")
+    assert saved_config.configuration(tmp_path / "config.yaml") == OmegaConf.load(
+        tmp_path / "config.yaml"
+    )
 
 
 def test_own_configurations_are_all_known(trained):
-    config = runs.config(str(trained))
+    config = load.config(str(trained))
     assert config.system.network._target_ == "ddpm_lab.networks.unet.UNet"
-    for group, (targets, _) in saved._own().items():
+    for group, (targets, _) in saved_config._own().items():
         assert all(not name.startswith(("builtins", "os.")) for name in targets), group
     assert (
-        "torch.optim.AdamW" in saved._own()["optimizer"][0]
-        and "torch.optim.AdamW" not in saved._own()["model"][0]
+        "torch.optim.AdamW" in saved_config._own()["optimizer"][0]
+        and "torch.optim.AdamW" not in saved_config._own()["model"][0]
     )
 
 
@@ -678,19 +687,19 @@ def test_safetensors_that_lie(trained, tmp_path):
     ):
         file.write_bytes(spoilt)
         with pytest.raises(Damaged):
-            trust.checkpoint(file)
+            safe_load.checkpoint(file)
     for metadata in (None, {"ddpm_lab": "["}, {"ddpm_lab": "{}"}, {"ddpm_lab": "[" * 10**5}):
         save_file({"denoiser.x": torch.ones(1)}, file, metadata)
         with pytest.raises(Damaged):
-            trust.checkpoint(file)
+            safe_load.checkpoint(file)
     said = json.loads(header["__metadata__"]["ddpm_lab"])
     said["hyper_parameters"]["_instantiator"] = "builtins.open"
-    trust.save_tensors({"denoiser.x": torch.ones(1)}, file, {"ddpm_lab": json.dumps(said)})
+    safe_load.save_tensors({"denoiser.x": torch.ones(1)}, file, {"ddpm_lab": json.dumps(said)})
     with pytest.raises(Unsafe, match="hyper_parameters"):
-        trust.checkpoint(file)
-    trust.save_tensors({"denoiser.x": torch.full((2,), torch.inf)}, file, {"ddpm_lab": "{}"})
+        safe_load.checkpoint(file)
+    safe_load.save_tensors({"denoiser.x": torch.full((2,), torch.inf)}, file, {"ddpm_lab": "{}"})
     with pytest.raises(Damaged, match="not finite"):
-        trust.checkpoint(file)
+        safe_load.checkpoint(file)
 
 
 # Arrays, metrics, sweeps
@@ -880,7 +889,7 @@ def test_names_of_classes_are_only_names(typed, tmp_path):
     [
         (
             {
-                "_target_": "ddpm_lab.data.vision.cifar10",
+                "_target_": "ddpm_lab.data.torchvision_datasets.cifar10",
                 "path": "there",
                 "download": True,
                 "resolution": 32,
@@ -891,11 +900,11 @@ def test_names_of_classes_are_only_names(typed, tmp_path):
             "data.path",
         ),
         (
-            {"_target_": "ddpm_lab.data.hub.hub", "name": "someone/else", "batch_size": 4},
+            {"_target_": "ddpm_lab.data.huggingface.hub", "name": "someone/else", "batch_size": 4},
             "data.name",
         ),
         (
-            {"_target_": "ddpm_lab.data.folder.folder", "path": "/proc", "batch_size": 4},
+            {"_target_": "ddpm_lab.data.image_folder.folder", "path": "/proc", "batch_size": 4},
             "data.path",
         ),
     ],
@@ -917,15 +926,15 @@ def test_data_of_a_foreign_run_are_read_only_once_the_user_named_them(
         assert error.count("\n") == 1 and sorted(map(str, tmp_path.rglob("*"))) == before
     config = OmegaConf.create({"data": data})
     monkeypatch.setattr(sys, "argv", ["evaluate.py", f"{key}={value}"])
-    places.confirm(config, "a run", places.DATA)
+    trusted_paths.confirm(config, "a run", trusted_paths.DATA)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", f"{key}=/elsewhere"])
     with pytest.raises(Unsafe):
-        places.confirm(config, "a run", places.DATA)
+        trusted_paths.confirm(config, "a run", trusted_paths.DATA)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    places.remember(config)
-    places.confirm(config, "a run", places.DATA)
+    trusted_paths.remember(config)
+    trusted_paths.confirm(config, "a run", trusted_paths.DATA)
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")  # cannot be written
-    places.remember(config)
+    trusted_paths.remember(config)
 
 
 # Loggers, and what libraries read where they are started
@@ -989,7 +998,7 @@ def test_a_matplotlibrc_of_the_current_folder_is_undone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "matplotlibrc").write_text("backend: module://evil_package\ntext.usetex: True\n")
     with matplotlib.rc_context(fname="matplotlibrc"):
-        trust.plain_style()
+        safe_load.plain_style()
         assert not matplotlib.rcParams["text.usetex"] and matplotlib.get_backend() == "agg"
 
 
@@ -1021,7 +1030,7 @@ def test_what_is_public_names_secrets_and_resolves_the_rest(monkeypatch):
             "ref": {"x": "${list}"},
         }
     )
-    assert saved.public(config) == {
+    assert saved_config.public(config) == {
         "a": 1,
         "b": 1,
         "key": "${oc.env:DDPM_TEST_SECRET}",
@@ -1251,7 +1260,7 @@ def test_an_archive_whose_headers_are_a_bomb(tmp_path):
     ],
 )
 def test_a_store_holds_what_its_index_says(change, told, tmp_path):
-    from ddpm_lab.data import store as stores
+    from ddpm_lab.data import shards as stores
 
     script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
     for name in "ab":
@@ -1267,7 +1276,7 @@ def test_a_store_holds_what_its_index_says(change, told, tmp_path):
 
 @pytest.mark.parametrize("name", ["../outside.npy", "/etc/passwd", "a\x1b.npy"])
 def test_a_store_holds_files_of_its_own(name, tmp_path):
-    from ddpm_lab.data import store as stores
+    from ddpm_lab.data import shards as stores
 
     script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
     script["prepare"](noise(tmp_path / "source"), tmp_path / "store")

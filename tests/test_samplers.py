@@ -9,15 +9,15 @@ import torch
 from conftest import composed, options
 from hydra.utils import instantiate
 
-from ddpm_lab.diffusion import exact
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion import analytic_denoisers
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
-from ddpm_lab.diffusion.noise import SampleNoise
+from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.rng import SampleNoise
 from ddpm_lab.diffusion.samplers import DDIM, DDPM, slerp
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
-from ddpm_lab.diffusion.solvers import DPMSolver, Heun
-from ddpm_lab.diffusion.spacings import SPACINGS, stops
+from ddpm_lab.diffusion.timestep_spacing import SPACINGS, stops
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde
 
 LINEAR = ForwardProcess(linear())
@@ -29,12 +29,12 @@ def GaussianDenoiser(process, variance, mean=0.0, std=0.5):  # noqa: N802
         torch.tensor([mean], dtype=torch.float64),
         torch.tensor([[std**2]], dtype=torch.float64),
     )
-    return exact.GaussianDenoiser(process, variance, *numbers)
+    return analytic_denoisers.GaussianDenoiser(process, variance, *numbers)
 
 
 def law(sampler, denoiser):
     """Mean and standard deviation of the one number that comes out."""
-    mean, covariance = exact.law(sampler, denoiser)
+    mean, covariance = analytic_denoisers.law(sampler, denoiser)
     return mean.item(), covariance.item() ** 0.5
 
 
@@ -123,8 +123,8 @@ def test_solvers_converge_at_their_order(sampler, order, schedule):
 def test_correlated_samples_have_the_propagated_law(sampler, schedule):
     process, mean = ForwardProcess(schedule()), torch.tensor([0.3, -0.2], dtype=torch.float64)
     covariance = torch.tensor([[0.25, 0.1], [0.1, 0.09]], dtype=torch.float64)
-    denoiser = exact.GaussianDenoiser(process, BetaTilde(), mean, covariance)
-    expected_mean, expected = exact.law(sampler, denoiser)
+    denoiser = analytic_denoisers.GaussianDenoiser(process, BetaTilde(), mean, covariance)
+    expected_mean, expected = analytic_denoisers.law(sampler, denoiser)
     x = sampler(denoiser, sampler.prior(process, torch.randn(40_000, 2, dtype=torch.float64)))
     size = expected.diagonal().max().item()
     torch.testing.assert_close(x.mean(0), expected_mean, rtol=0, atol=5 * (size / 40_000) ** 0.5)
@@ -167,7 +167,10 @@ def test_a_sampler_with_noise_has_no_way_back(sampler):
 
 def test_a_dynamic_threshold_scales_the_quantile_to_the_bound():
     numbers = torch.full((10,), 3.0, dtype=torch.float64), 0.25 * torch.eye(10, dtype=torch.float64)
-    denoiser, x = exact.GaussianDenoiser(LINEAR, BetaTilde(), *numbers), torch.randn(2, 10)
+    denoiser, x = (
+        analytic_denoisers.GaussianDenoiser(LINEAR, BetaTilde(), *numbers),
+        torch.randn(2, 10),
+    )
     t = torch.tensor([400, 400])
     loose = DDIM(clip=None).guess(denoiser, x, t, Condition()).x0
     bound = loose.abs().sort(1).values[:, 8:9].clamp(min=1)
@@ -413,7 +416,7 @@ def test_sample_noise_is_standard_normal():
 def test_encoding_remembers_the_guess_before():
     told = []
 
-    class Recalling(exact.GaussianDenoiser):
+    class Recalling(analytic_denoisers.GaussianDenoiser):
         recalls = True
 
         def forward(self, x_t, t, cond=Condition()):

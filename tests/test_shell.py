@@ -13,8 +13,8 @@ from importlib.metadata import packages_distributions
 import pytest
 from conftest import ROOT
 
-from ddpm_lab import shell
-from ddpm_lab.data.folder import folder
+from ddpm_lab.data.image_folder import folder
+from ddpm_lab.utils import shell
 
 SCRIPT = (
     "import sys\nimport scripts._venv\nprint(sys.prefix, *sys.argv[1:], sep='|')\nsys.exit(7)\n"

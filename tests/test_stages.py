@@ -10,12 +10,12 @@ import torch
 from conftest import FAST, options, there_and_back
 from PIL import Image
 
-from ddpm_lab.codecs import Latents
-from ddpm_lab.commands import runs, weights
-from ddpm_lab.commands.build import build
-from ddpm_lab.data.splits import Images, to_bytes
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import Images, to_bytes
 from ddpm_lab.evaluation.extractors import digits
-from ddpm_lab.evaluation.judge import Judge, numbered
+from ddpm_lab.evaluation.fid import Judge, numbered
+from ddpm_lab.runs import load, weights
+from ddpm_lab.sampling.codecs import Latents
 
 SMALL = (
     "trainer=debug",
@@ -69,7 +69,7 @@ def test_an_autoencoder_shows_and_measures_what_it_restores(made):
         assert "quality/psnr" in (made / name / "metrics.csv").read_text()
         picture = Image.open(made / name / "pictures" / "reconstructions-000010.png")
         pixels = np.asarray(picture)[4:, 4:, 0]
-        given = build(runs.config(str(made / name)), "data").test.pixels[20]
+        given = build(load.config(str(made / name)), "data").test.pixels[20]
         assert np.array_equal(pixels[2 * 68 :][:64:8, :64:8], given[0]), (
             "each row above its reconstruction"
         )
@@ -77,9 +77,9 @@ def test_an_autoencoder_shows_and_measures_what_it_restores(made):
 
 
 def test_what_it_measures_is_what_it_says(made):
-    saved = runs.config(str(made / "kl"))
+    saved = load.config(str(made / "kl"))
     data = build(saved, "data")
-    system, _, _ = runs._restored(str(made / "kl"), saved, "AutoencoderSystem")
+    system, _, _ = load._restored(str(made / "kl"), saved, "AutoencoderSystem")
     found, _ = system.reconstruct(data.test.x0)
     mse = (found - data.test.x0).square().mean((1, 2, 3))
     metrics = json.loads((made / "kl" / "metrics.json").read_text())
@@ -145,7 +145,7 @@ def test_a_latent_model_draws_pictures_and_keeps_only_the_scale_of_its_latents(
     there_and_back(typed, trained, tmp_path)
     assert np.load(tmp_path / "x" / "x_T.npz")["x_T"].shape == (2, 4, 4, 4)
     shown = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0][:64:8, :64:8]
-    assert np.array_equal(shown, build(runs.config(f"{made}/latent"), "data").test.pixels[0, 0]), (
+    assert np.array_equal(shown, build(load.config(f"{made}/latent"), "data").test.pixels[0, 0]), (
         "as it was given"
     )
     assert (

@@ -13,11 +13,12 @@ import pytest
 from conftest import FAST, ROOT
 from omegaconf import OmegaConf
 
-from ddpm_lab.commands.arguments import slug
-from ddpm_lab.commands.cells import Cell, fingerprint
-from ddpm_lab.commands.execution import _seconds, carry_out
-from ddpm_lab.commands.pools import Pool, Processes
-from ddpm_lab.errors import CellsFailed, UserError
+from ddpm_lab.cli import main
+from ddpm_lab.config.overrides import fingerprint, slug
+from ddpm_lab.sweeps.executors import Pool, Processes
+from ddpm_lab.sweeps.job import Cell
+from ddpm_lab.sweeps.scheduler import _seconds, carry_out
+from ddpm_lab.utils.errors import CellsFailed, UserError
 
 QUICK = (
     *FAST,
@@ -475,7 +476,7 @@ def test_a_place_that_is_a_file_is_refused(typed, tmp_path, words):
 
 @pytest.mark.slow
 def test_the_exit_status_of_a_process_is_its_own_however_many_end_at_once(tmp_path):
-    pool = Processes(4)
+    pool = Processes(4, main.run_job)
     words = {i: ["--help"] if i % 3 else ["schedule=none"] for i in range(24)}
     with ThreadPoolExecutor(4) as threads:
         found = [*threads.map(lambda i: pool("train", words[i], tmp_path / f"{i}.txt"), words)]

@@ -8,18 +8,18 @@ import pytest
 import torch
 from conftest import composed
 
-from ddpm_lab import trust
 from ddpm_lab.callbacks.ema import EMA, best
 from ddpm_lab.callbacks.losses import Losses
-from ddpm_lab.callbacks.pictures import Pictures
-from ddpm_lab.commands import weights
-from ddpm_lab.commands.build import build
-from ddpm_lab.commands.defaults import build_system
-from ddpm_lab.data.splits import Images, batch
-from ddpm_lab.diffusion.timesteps import Stratified
-from ddpm_lab.systems.asking import enlargements, labels
-from ddpm_lab.systems.class_names import disagree
+from ddpm_lab.callbacks.sample_grid import Pictures
+from ddpm_lab.config.derived_defaults import build_system
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import Images, batch
+from ddpm_lab.diffusion.timestep_samplers import Stratified
+from ddpm_lab.runs import weights
+from ddpm_lab.sampling.class_names import disagree
+from ddpm_lab.sampling.conditions import enlargements, labels
 from ddpm_lab.systems.lr_schedules import Constant, Cosine
+from ddpm_lab.utils import safe_load
 
 TINY = ("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", "sampler.steps=3")
 
@@ -354,7 +354,7 @@ def test_compiled_training_is_the_same_training_and_goes_on_bit_for_bit(typed, t
         status, said, error = typed("train", *words, *own, place)
         assert status == 0, error
         assert ("the first step took" in said) == (name != "eager")
-        found[name] = trust.checkpoint(weights.files(tmp_path / name)[0])
+        found[name] = safe_load.checkpoint(weights.files(tmp_path / name)[0])
     eager, compiled, again = (found[name]["state_dict"] for name in ("eager", "compiled", "again"))
     for key, weight in eager.items():
         torch.testing.assert_close(compiled[key], weight, atol=1e-4, rtol=1e-3)

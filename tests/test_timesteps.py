@@ -9,7 +9,7 @@ import torch.multiprocessing as multiprocessing
 from conftest import composed, options
 from hydra.utils import instantiate
 
-from ddpm_lab.diffusion.timesteps import Importance, Stratified, Uniform
+from ddpm_lab.diffusion.timestep_samplers import Importance, Stratified, Uniform
 
 CPU = torch.device("cpu")
 SAMPLERS = {

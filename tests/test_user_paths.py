@@ -24,9 +24,10 @@ from conftest import ROOT
 from PIL import Image
 
 from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.commands import pools, runs
-from ddpm_lab.commands.suggestions import completed
-from ddpm_lab.systems.training import Learner
+from ddpm_lab.cli import main
+from ddpm_lab.cli.next_commands import completed
+from ddpm_lab.runs import load
+from ddpm_lab.systems.base import Learner
 
 TABLE = ROOT / "docs" / "user-paths.md"
 TINY = [
@@ -219,7 +220,7 @@ def killed(words, work, nth, by):
         sys.stdout, sys.stderr = (
             os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2)
         )  # not those of pytest
-        status = pools.perform("train", words, work / "log.txt")
+        status = main.run_job("train", words, work / "log.txt")
     finally:
         os._exit(status)
 
@@ -433,7 +434,7 @@ def test_encoding_prints_the_command_that_decodes(trained, typed, tmp_path):
 
 def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config, words = runs.config(str(trained("classifier").run)), "run=DIR guidance=classifier"
+    config, words = load.config(str(trained("classifier").run)), "run=DIR guidance=classifier"
     assert completed("sample", words, config, ["data=digits"]) == (
         "python train.py data=digits\n           then add to sample.py: guidance=classifier"
     )

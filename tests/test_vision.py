@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from ddpm_lab.data import vision
-from ddpm_lab.data.fit import Fit
-from ddpm_lab.data.hub import hub
+from ddpm_lab.data import torchvision_datasets
+from ddpm_lab.data.datasets import Flow, Images, Streamed
+from ddpm_lab.data.huggingface import hub
+from ddpm_lab.data.image_transform import Fit
 from ddpm_lab.data.module import Batches
-from ddpm_lab.data.splits import Flow, Images, Streamed
 
 
 def same_batches(one, other, workers=0, count=5):
@@ -37,7 +37,10 @@ def same_batches(one, other, workers=0, count=5):
 
 @pytest.mark.parametrize(
     ("make", "kind", "classes"),
-    [(vision.cifar10, datasets.CIFAR10, 10), (vision.cifar100, datasets.CIFAR100, 100)],
+    [
+        (torchvision_datasets.cifar10, datasets.CIFAR10, 10),
+        (torchvision_datasets.cifar100, datasets.CIFAR100, 100),
+    ],
 )
 def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
     found = sets.cifar(tmp_path, monkeypatch, kind, classes=classes)
@@ -56,7 +59,10 @@ def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("make", "kind"),
-    [(vision.mnist, datasets.MNIST), (vision.fashion_mnist, datasets.FashionMNIST)],
+    [
+        (torchvision_datasets.mnist, datasets.MNIST),
+        (torchvision_datasets.fashion_mnist, datasets.FashionMNIST),
+    ],
 )
 def test_mnist_has_a_margin_or_is_as_it_is(make, kind, tmp_path):
     found = sets.mnist(tmp_path, kind)
@@ -74,14 +80,15 @@ def test_mnist_has_a_margin_or_is_as_it_is(make, kind, tmp_path):
 
 def test_celeba_is_the_square_of_ddims_code(tmp_path, monkeypatch):
     pixels = sets.celeba(tmp_path, monkeypatch)
-    data = vision.celeba64(str(tmp_path), resolution=128, batch_size=4)
+    data = torchvision_datasets.celeba64(str(tmp_path), resolution=128, batch_size=4)
     assert data.shape == (3, 128, 128) and data.classes is None and data.train.labels is None
     assert torch.equal(data.train.pixels, pixels[:6, :, 57:185, 25:153])
     assert torch.equal(data.test.pixels, pixels[8:, :, 57:185, 25:153]), (
         "the validation split is not used"
     )
     small, streamed = (
-        vision.celeba64(str(tmp_path), resident=held, batch_size=4).train for held in (True, False)
+        torchvision_datasets.celeba64(str(tmp_path), resident=held, batch_size=4).train
+        for held in (True, False)
     )
     face = Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).crop((25, 57, 153, 185))
     wanted = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
@@ -94,7 +101,7 @@ def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = sets.lsun(tmp_path)
     data, streamed = (
-        vision.lsun(str(tmp_path), resolution=16, resident=held, batch_size=4)
+        torchvision_datasets.lsun(str(tmp_path), resolution=16, resident=held, batch_size=4)
         for held in (None, False)
     )
     assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
@@ -104,13 +111,13 @@ def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
     source = streamed.train.source
     assert (
         source.digest()
-        == vision.lsun(
+        == torchvision_datasets.lsun(
             str(tmp_path), resolution=16, resident=False, batch_size=4
         ).train.source.digest()
     )
     assert (
         source.digest()
-        != vision.lsun(
+        != torchvision_datasets.lsun(
             str(tmp_path), resolution=8, resident=False, batch_size=4
         ).train.source.digest()
     )
@@ -124,7 +131,8 @@ def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
 def test_imagenet_is_a_folder_per_class(named, tmp_path):
     found = sets.imagenet(tmp_path, (24, 16), named=named)
     data, streamed = (
-        vision.imagenet(str(tmp_path), 16, resident=held, batch_size=4) for held in (None, False)
+        torchvision_datasets.imagenet(str(tmp_path), 16, resident=held, batch_size=4)
+        for held in (None, False)
     )
     assert data.shape == (3, 16, 16) and data.classes == 2
     assert data.captions == (
@@ -160,13 +168,13 @@ def offline(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "wanted"),
     [
-        (vision.cifar10, ["cifar-10-batches-py", "cifar-10-python.tar.gz"]),
-        (vision.cifar100, ["cifar-100-python.tar.gz"]),
-        (vision.mnist, ["train-images-idx3-ubyte.gz", "MNIST/raw"]),
-        (vision.fashion_mnist, ["FashionMNIST/raw"]),
-        (vision.celeba64, ["img_align_celeba", "list_eval_partition.txt"]),
-        (vision.lsun, ["church_outdoor_train_lmdb"]),
-        (lambda path: vision.imagenet(path, 64), ["train and val", "image-net.org"]),
+        (torchvision_datasets.cifar10, ["cifar-10-batches-py", "cifar-10-python.tar.gz"]),
+        (torchvision_datasets.cifar100, ["cifar-100-python.tar.gz"]),
+        (torchvision_datasets.mnist, ["train-images-idx3-ubyte.gz", "MNIST/raw"]),
+        (torchvision_datasets.fashion_mnist, ["FashionMNIST/raw"]),
+        (torchvision_datasets.celeba64, ["img_align_celeba", "list_eval_partition.txt"]),
+        (torchvision_datasets.lsun, ["church_outdoor_train_lmdb"]),
+        (lambda path: torchvision_datasets.imagenet(path, 64), ["train and val", "image-net.org"]),
     ],
 )
 def test_what_is_not_there_is_asked_for_by_name(make, wanted, tmp_path, offline):
@@ -176,14 +184,20 @@ def test_what_is_not_there_is_asked_for_by_name(make, wanted, tmp_path, offline)
 
 
 def test_no_network_is_asked_unless_it_may(tmp_path, offline):
-    for make in (vision.cifar10, vision.mnist):
+    for make in (torchvision_datasets.cifar10, torchvision_datasets.mnist):
         said = told(make, str(tmp_path), download=False)
         assert "try data.download=true" in said and "no network" not in said
         assert "no network" in told(make, str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "make", [vision.cifar10, vision.cifar100, vision.mnist, vision.fashion_mnist]
+    "make",
+    [
+        torchvision_datasets.cifar10,
+        torchvision_datasets.cifar100,
+        torchvision_datasets.mnist,
+        torchvision_datasets.fashion_mnist,
+    ],
 )
 def test_a_set_that_is_not_there_leaves_no_folder(make, tmp_path, offline):
     for download in (True, False):
@@ -209,39 +223,43 @@ def test_a_download_is_moved_into_place_when_it_is_whole(tmp_path, monkeypatch):
     for stop in (OSError("the connection was reset"), KeyboardInterrupt()):
         monkeypatch.setattr(datasets.CIFAR10, "download", partialmethod(download, 2, stop))
         with pytest.raises((ValueError, KeyboardInterrupt)):
-            vision.cifar10(str(home), batch_size=2)
+            torchvision_datasets.cifar10(str(home), batch_size=2)
         assert not home.exists() and [part.name for part in tmp_path.iterdir()] == ["server"]
     monkeypatch.setattr(datasets.CIFAR10, "download", download)
     (home / datasets.CIFAR10.base_folder).mkdir(parents=True)
     (home / datasets.CIFAR10.base_folder / "test_batch").write_text("cut short")
-    assert torch.equal(vision.cifar10(str(home), batch_size=2).train.pixels, made["train"][0])
+    assert torch.equal(
+        torchvision_datasets.cifar10(str(home), batch_size=2).train.pixels, made["train"][0]
+    )
     assert sorted(part.name for part in tmp_path.iterdir()) == ["home", "server"]
     monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("it was there"))
-    vision.cifar10(str(home), batch_size=2)
+    torchvision_datasets.cifar10(str(home), batch_size=2)
 
 
 def test_a_damaged_set_is_refused(tmp_path, monkeypatch, offline):
     sets.cifar(tmp_path, monkeypatch)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-1] + b"x")
-    assert "corrupted" in told(vision.cifar10, str(tmp_path), download=False), "it is not unpickled"
+    assert "corrupted" in told(torchvision_datasets.cifar10, str(tmp_path), download=False), (
+        "it is not unpickled"
+    )
     raw = tmp_path / "MNIST" / "raw"
     for broken in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         for cut in (slice(-1), slice(2), slice(0)):
             sets.mnist(tmp_path)
             (raw / broken).write_bytes((raw / broken).read_bytes()[cut])
-            assert told(vision.mnist, str(tmp_path)).startswith(
+            assert told(torchvision_datasets.mnist, str(tmp_path)).startswith(
                 f"path={tmp_path} does not hold the set"
             )
     sets.mnist(tmp_path)
     sets.idx(raw / "train-labels-idx1-ubyte", np.arange(12))
-    assert "labels of up to 11" in told(vision.mnist, str(tmp_path))
+    assert "labels of up to 11" in told(torchvision_datasets.mnist, str(tmp_path))
     sets.lsun(tmp_path)
     (tmp_path / "church_outdoor_val_lmdb" / "data.mdb").write_bytes(b"broken" * 999)
-    assert "church_outdoor_val_lmdb" in told(vision.lsun, str(tmp_path))
+    assert "church_outdoor_val_lmdb" in told(torchvision_datasets.lsun, str(tmp_path))
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\n")
-    assert "corrupted" in told(vision.celeba64, str(tmp_path))
+    assert "corrupted" in told(torchvision_datasets.celeba64, str(tmp_path))
 
 
 @pytest.mark.parametrize("held", [None, False])
@@ -250,24 +268,26 @@ def test_a_broken_picture_is_named(held, tmp_path, monkeypatch):
     first = tmp_path / "train" / sets.WNIDS[0] / f"{sets.WNIDS[0]}_0.JPEG"
     first.write_bytes(first.read_bytes()[:80])
     assert f"path: {first} cannot be read" in told(
-        vision.imagenet, str(tmp_path), 16, resident=held, batch_size=2
+        torchvision_datasets.imagenet, str(tmp_path), 16, resident=held, batch_size=2
     )
     (tmp_path / "val" / "n02").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "val" / "n02" / "a.png")
     (tmp_path / "meta.bin").unlink()
-    assert "other classes" in told(vision.imagenet, str(tmp_path), 16)
+    assert "other classes" in told(torchvision_datasets.imagenet, str(tmp_path), 16)
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "img_align_celeba" / "000001.jpg").unlink()
-    assert "000001.jpg" in told(vision.celeba64, str(tmp_path), resident=held)
+    assert "000001.jpg" in told(torchvision_datasets.celeba64, str(tmp_path), resident=held)
 
 
 def test_values_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     sets.cifar(tmp_path, monkeypatch)
-    assert told(vision.cifar10, str(tmp_path), resolution=24).startswith("resolution must be 32")
-    assert told(vision.cifar10, str(tmp_path), batch_size=99).startswith(
+    assert told(torchvision_datasets.cifar10, str(tmp_path), resolution=24).startswith(
+        "resolution must be 32"
+    )
+    assert told(torchvision_datasets.cifar10, str(tmp_path), batch_size=99).startswith(
         "batch_size must lie in 1..20"
     )
-    assert told(vision.imagenet, str(tmp_path), 0).startswith("resolution")
+    assert told(torchvision_datasets.imagenet, str(tmp_path), 0).startswith("resolution")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -462,7 +482,7 @@ def test_the_hub_that_cannot_be_reached_is_told_at_once(tmp_path, offline, monke
 
 def test_a_stream_says_what_it_cannot_do(tmp_path, monkeypatch):
     sets.parquet(tmp_path)
-    monkeypatch.setattr("ddpm_lab.data.splits.KNOWN", 5)
+    monkeypatch.setattr("ddpm_lab.data.datasets.KNOWN", 5)
     data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
     assert data.train.at(slice(5)).size == 5
     assert told(data.train.at, slice(6)).startswith("streaming gives the first 5")

@@ -41,7 +41,7 @@ class Cells(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        from ddpm_lab.commands import main
+        from ddpm_lab.cli import main
 
         self.context, self.config = hydra_context, config
         self.check()
@@ -51,7 +51,7 @@ class Cells(Launcher):
 
     def count(self, words: Sequence[str]) -> None:
         """Raises UserError for a grid without cells, or of more than `limit`, before all are composed."""
-        from ddpm_lab.errors import UserError
+        from ddpm_lab.utils.errors import UserError
 
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
             [*words]
@@ -83,8 +83,8 @@ class Cells(Launcher):
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
         """The cell of each job. Composes them, so that a slip is told before anything runs."""
-        from ddpm_lab.commands.arguments import slug
-        from ddpm_lab.commands.cells import Cell, fingerprint, quoted, work
+        from ddpm_lab.config.overrides import fingerprint, quoted, slug
+        from ddpm_lab.sweeps.job import Cell, work
 
         root, verb = Path(self.config.hydra.sweep.dir), self.config.hydra.job.name
         typed = {*self.config.hydra.overrides.task}
@@ -117,7 +117,7 @@ class Cells(Launcher):
 
     def check(self) -> None:
         """Raises UserError."""
-        from ddpm_lab.errors import UserError
+        from ddpm_lab.utils.errors import UserError
 
         if type(self.jobs) is not int or self.jobs < 1:
             raise UserError(f"jobs={self.jobs} must be a whole number of at least 1; try jobs=2")
@@ -130,12 +130,14 @@ class Cells(Launcher):
 
     def carry_out(self, cells: Sequence[Any], root: Path) -> None:
         """Runs `cells`, whose folders lie in `root`. Raises CellsFailed."""
-        from ddpm_lab.commands.execution import carry_out
-        from ddpm_lab.commands.pools import Pool, Processes, Slurm
+        from ddpm_lab.cli.main import run_job
+        from ddpm_lab.sweeps.executors import Pool, Processes, Slurm
+        from ddpm_lab.sweeps.scheduler import carry_out
 
-        pool: Pool = Processes(self.jobs)
+        preload = [f"ddpm_lab.cli.{verb}" for verb in ("train", "sample", "evaluate", "analytic")]
+        pool: Pool = Processes(self.jobs, run_job, preload)
         if self.cluster is not None and not self.dry:
-            pool = Slurm(root / "submitit", self.cluster, self.parameters)
+            pool = Slurm(root / "submitit", self.cluster, run_job, self.parameters)
         carry_out(cells, pool, root, jobs=self.jobs, dry=self.dry)
 
 
@@ -158,8 +160,8 @@ class Search(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from ddpm_lab.commands.search import search
-        from ddpm_lab.errors import UserError
+        from ddpm_lab.sweeps.search import search
+        from ddpm_lab.utils.errors import UserError
 
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
             arguments

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from ddpm_lab import pulse, trust
-from ddpm_lab.errors import Diverged, Hindered
-from ddpm_lab.loggers import History
-from ddpm_lab.writing import PARTIAL, replaced
+from ddpm_lab.callbacks.loggers import History
+from ddpm_lab.utils import safe_load, watchdog
+from ddpm_lab.utils.atomic_io import PARTIAL, replaced
+from ddpm_lab.utils.errors import Diverged, Hindered
 
 LOG = logging.getLogger(__name__)
 FAILURES = 3
@@ -52,7 +52,7 @@ class Files(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return trust.checkpoint(path)
+        return safe_load.checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -106,7 +106,7 @@ class Checkpoints(L.Callback):
         if due or ending:
             self._save(trainer, last=step >= trainer.max_steps)
         if ending:
-            raise pulse.interrupted()
+            raise watchdog.interrupted()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved != self._step:  # training ended between two saves
@@ -122,9 +122,9 @@ class Checkpoints(L.Callback):
 
     def _ending(self, trainer: L.Trainer, due: bool) -> bool:
         if trainer.world_size == 1:
-            return pulse.asked()
+            return watchdog.asked()
         return (due or self._step % AGREEMENT == 0) and trainer.strategy.reduce_boolean_decision(
-            pulse.asked(), all=False
+            watchdog.asked(), all=False
         )
 
     def _save(self, trainer: L.Trainer, last: bool = False) -> None:

@@ -6,11 +6,10 @@ import time
 import lightning as L
 import torch
 
-from ddpm_lab.callbacks.log import datamodule
-from ddpm_lab.callbacks.observer import Observer
+from ddpm_lab.callbacks.periodic import Observer, datamodule
+from ddpm_lab.data.datasets import batch, moved
 from ddpm_lab.data.module import read
-from ddpm_lab.data.splits import batch, moved
-from ddpm_lab.systems.training import Learner
+from ddpm_lab.systems.base import Learner
 
 LOG = logging.getLogger(__name__)
 

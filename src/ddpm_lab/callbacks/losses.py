@@ -11,10 +11,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_lab.callbacks.log import log
-from ddpm_lab.evaluation.pictures import save_curves
-from ddpm_lab.ranks import everyones
-from ddpm_lab.systems.training import Learner, System
+from ddpm_lab.callbacks.periodic import log
+from ddpm_lab.reports.figures import save_curves
+from ddpm_lab.systems.base import Learner, System
+from ddpm_lab.utils.distributed import everyones
 
 LOG = logging.getLogger(__name__)
 STUCK = 0.9

@@ -17,15 +17,14 @@ from torchmetrics.functional.image import (
 )
 from tqdm import tqdm
 
-from ddpm_lab.callbacks.log import datamodule, log, log_picture
-from ddpm_lab.callbacks.observer import Observer
+from ddpm_lab.callbacks.periodic import Observer, datamodule, log, log_picture
+from ddpm_lab.data.datasets import Images, to_bytes
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.splits import Images, to_bytes
 from ddpm_lab.evaluation.extractors import Extractor
-from ddpm_lab.evaluation.judge import Judge, numbered
-from ddpm_lab.evaluation.pictures import save_grid
-from ddpm_lab.ranks import everyones, first, mine
-from ddpm_lab.systems.autoencoder import AutoencoderSystem
+from ddpm_lab.evaluation.fid import Judge, numbered
+from ddpm_lab.reports.figures import save_grid
+from ddpm_lab.systems.autoencoder_system import AutoencoderSystem
+from ddpm_lab.utils.distributed import everyones, first, mine
 
 LOG = logging.getLogger(__name__)
 WINDOW = 5

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.splits import Images
 
 CAPTIONS = [
     ["zero", "a zero", "null"],

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm_lab.data.decoding import decoded
-from ddpm_lab.data.fit import Fit
-from ddpm_lab.shell import install
+from ddpm_lab.data.image_io import decoded
+from ddpm_lab.data.image_transform import Fit
+from ddpm_lab.utils.shell import install
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ddpm_lab.data.splits import Flow, Held, Images, Split, Streamed, batch, gathered
-from ddpm_lab.diffusion.exact import Mixture
-from ddpm_lab.diffusion.noise import generator
-from ddpm_lab.errors import Hindered, Hung, UserError
+from ddpm_lab.data.datasets import Flow, Held, Images, Split, Streamed, batch, gathered
+from ddpm_lab.diffusion.analytic_denoisers import Mixture
+from ddpm_lab.diffusion.rng import generator
+from ddpm_lab.utils.errors import Hindered, Hung, UserError
 
 BATCH = 64
 """Samples in a batch unless `batch_size` is given, or there are fewer"""

@@ -4,8 +4,8 @@ import math
 
 import torch
 
+from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.module import Data
-from ddpm_lab.data.splits import Images
 
 
 def synthetic(

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.condition import Condition, Conditioner, Unconditional
+from ddpm_lab.diffusion.conditioning import Condition, Conditioner, Unconditional
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess

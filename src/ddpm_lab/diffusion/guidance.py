@@ -6,11 +6,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate, Reverses
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
-from ddpm_lab.errors import UserError
+from ddpm_lab.utils.errors import UserError
 
 
 def none(denoiser: Denoises) -> Denoises:

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
-from ddpm_lab.diffusion.noise import Noise
 from ddpm_lab.diffusion.process import per_pixel
+from ddpm_lab.diffusion.rng import Noise
 from ddpm_lab.diffusion.samplers import Sampler, Step
 
 

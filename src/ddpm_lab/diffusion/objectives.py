@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Answer, Denoiser
 from ddpm_lab.diffusion.likelihood import bound_term
 from ddpm_lab.diffusion.process import ForwardProcess

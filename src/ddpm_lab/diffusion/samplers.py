@@ -13,11 +13,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoises, Estimate
-from ddpm_lab.diffusion.noise import Noise
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
-from ddpm_lab.diffusion.spacings import stops
+from ddpm_lab.diffusion.rng import Noise
+from ddpm_lab.diffusion.timestep_spacing import stops
 
 
 class Step(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ddpm_lab.errors import UserError
+from ddpm_lab.utils.errors import UserError
 
 
 class Extractor(NamedTuple):

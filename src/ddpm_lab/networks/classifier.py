@@ -6,9 +6,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.condition import Condition
-from ddpm_lab.networks.encoder import Encoder, Layout
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.layers import norm
+from ddpm_lab.networks.unet import Encoder, Layout
 
 
 class AttentionPool(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.layers import ImageDoor, LabelEmbedding, time_embedding, zeroed
 
 WAVES = 256

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.condition import Condition
+from ddpm_lab.diffusion.conditioning import Condition
 
 
 class Told(NamedTuple):

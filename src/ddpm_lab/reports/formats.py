@@ -9,9 +9,9 @@ from pathlib import Path
 from textwrap import wrap
 from unicodedata import combining, normalize
 
-from ddpm_lab.errors import shown
-from ddpm_lab.reports import numbers
+from ddpm_lab.reports import number_format
 from ddpm_lab.reports.table import Table
+from ddpm_lab.utils.errors import shown
 
 FIELDS = (
     "table",
@@ -44,21 +44,23 @@ def tier(table: Table) -> str:
 
 def _grid(table: Table) -> list[list[str]]:
     """The head, then the rows; beside ours a column of the paper's numbers, where it has any."""
-    shared = numbers.common(table.columns) is not None
+    shared = number_format.common(table.columns) is not None
     with_paper = [
         any(row[i].paper for row in table.rows.values()) for i in range(len(table.columns))
     ]
     lines = [[table.corner]] + [[name] for name in table.rows]
     for i, column in enumerate(table.columns):
-        lines[0] += [numbers.head(column, shared)] + ["paper"] * with_paper[i]
+        lines[0] += [number_format.head(column, shared)] + ["paper"] * with_paper[i]
         for line, row in zip(lines[1:], table.rows.values(), strict=True):
-            line += [numbers.cell(row[i])] + [numbers.paper(row[i].paper)] * with_paper[i]
+            line += [number_format.cell(row[i])] + [number_format.paper(row[i].paper)] * with_paper[
+                i
+            ]
     return lines
 
 
 def _above(table: Table) -> Iterator[str]:
-    if column := numbers.common(table.columns):
-        yield numbers.metric(column)
+    if column := number_format.common(table.columns):
+        yield number_format.metric(column)
     if table.paper_protocol:
         yield f"paper: {table.paper_protocol}"
     if table.our_protocol:
@@ -67,7 +69,7 @@ def _above(table: Table) -> Iterator[str]:
 
 def _below(table: Table) -> Iterator[str]:
     yield from (f"{mark} {note}" for mark, note in table.notes.items())
-    yield from numbers.legend(table)
+    yield from number_format.legend(table)
 
 
 def _wrapped(line: str) -> list[str]:
@@ -88,7 +90,8 @@ def terminal(table: Table) -> str:
     ]
     rule = "  " + "─" * (len(drawn[0]) - 2)
     claims = [
-        f"{numbers.TICKS[claim.passed]} {claim.text} ({claim.detail})" for claim in table.claims
+        f"{number_format.TICKS[claim.passed]} {claim.text} ({claim.detail})"
+        for claim in table.claims
     ]
     claims += [f"not claimed: {text} ({why})" for text, why in table.omitted.items()]
     rest = [part for line in (*_below(table), *claims) for part in _wrapped(line)]
@@ -114,7 +117,7 @@ def png(table: Table, panel: int) -> str:
 
 def markdown(tables: Sequence[Table]) -> str:
     """A heading for each tier, its table, notes, claims and plots, which `write` puts beside it, and its command."""
-    counts = "; ".join(f"{count} {words}" for count, words in numbers.summary(tables))
+    counts = "; ".join(f"{count} {words}" for count, words in number_format.summary(tables))
     parts = [
         f"## {_md(tables[0].title)}",
         _md(". ".join(x for x in (tables[0].source, counts) if x)) + ".",
@@ -131,7 +134,7 @@ def markdown(tables: Sequence[Table]) -> str:
         first, *rest = [f"| {' | '.join(map(_md, line))} |" for line in _grid(table)]
         rule = "|---|" + "---:|" * (len(_grid(table)[0]) - 1)
         claims = [
-            f"- {numbers.TICKS[claim.passed]} {_md(f'{claim.text} ({claim.detail})')}"
+            f"- {number_format.TICKS[claim.passed]} {_md(f'{claim.text} ({claim.detail})')}"
             for claim in table.claims
         ]
         claims += [

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ddpm_lab.reports import formats, numbers, plots
+from ddpm_lab.reports import formats, number_format, plots
 from ddpm_lab.reports.table import Table
 
 
@@ -17,7 +17,7 @@ def _data(png: bytes) -> str:
 
 def _shared(table: Table) -> dict[str, Any]:
     """What the protocols of all of a table's numbers agree on, which is then said once."""
-    first, *rest = [entry.protocol for entry in numbers.entries(table)] or [{}]
+    first, *rest = [entry.protocol for entry in number_format.entries(table)] or [{}]
     return {
         key: value
         for key, value in first.items()
@@ -35,9 +35,9 @@ def page(tables: Sequence[Table], root: Path, pngs: Sequence[Sequence[bytes]]) -
     template = environment.from_string(here.with_name("page.html.j2").read_text("utf-8"))
     return template.render(
         tables=list(zip(tables, pngs, strict=True)),
-        summary=numbers.summary,
+        summary=number_format.summary,
         css=here.with_name("page.css").read_text("utf-8"),
-        numbers=numbers,
+        numbers=number_format,
         shared=_shared,
         tier=formats.tier,
         relative=lambda file: formats.relative(file, root),

@@ -10,9 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 
-from ddpm_lab.errors import label
 from ddpm_lab.reports.table import Panel
-from ddpm_lab.trust import plain_style
+from ddpm_lab.utils.errors import label
+from ddpm_lab.utils.safe_load import plain_style
 
 plain_style()
 

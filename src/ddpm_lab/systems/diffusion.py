@@ -1,5 +1,6 @@
 """The one Lightning module of all diffusion models."""
 
+import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -9,25 +10,51 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lab import pulse
-from ddpm_lab.codecs import Codec
-from ddpm_lab.conditioners import Captioned, Spec
-from ddpm_lab.data.splits import Held, Images, Points, Split, moved, rows, to_bytes
-from ddpm_lab.diffusion.condition import Condition, Conditioner
+from ddpm_lab.conditioners.base import Captioned, Spec
+from ddpm_lab.conditioners.low_res import LowRes
+from ddpm_lab.data.datasets import Batch, Held, Images, Points, Split, moved, rows, to_bytes
+from ddpm_lab.diffusion.conditioning import Condition, Conditioner
 from ddpm_lab.diffusion.denoiser import Denoiser, Denoises
-from ddpm_lab.diffusion.noise import Noise, SampleNoise, coin
 from ddpm_lab.diffusion.objectives import Draw, Objective
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.rng import Noise, SampleNoise, coin
 from ddpm_lab.diffusion.samplers import Sampler
-from ddpm_lab.diffusion.timesteps import TimeSampler
+from ddpm_lab.diffusion.timestep_samplers import TimeSampler
 from ddpm_lab.diffusion.variances import Variance
-from ddpm_lab.errors import UserError, choice, naming
-from ddpm_lab.low_res import LowRes
-from ddpm_lab.ranks import mine
-from ddpm_lab.systems import asking
-from ddpm_lab.systems.hearing import check_hearing
-from ddpm_lab.systems.training import Batch, System, evaluating
+from ddpm_lab.sampling import conditions
+from ddpm_lab.sampling.codecs import Codec
+from ddpm_lab.sampling.conditions import by
+from ddpm_lab.systems.base import System, evaluating
+from ddpm_lab.utils import watchdog
+from ddpm_lab.utils.distributed import mine
+from ddpm_lab.utils.errors import UserError, choice, naming
+
+HEARS = {"classes": "unet", "context": "unet_cross", "image": "unet"}
+"""A model that has the door"""
+
+
+def check_hearing(
+    network: Callable[..., nn.Module], told: Conditioner, codec: Codec, shape: tuple[int, ...]
+) -> None:
+    """Raises UserError unless a `network` can be built with the doors by which `told` speaks, for data of `shape`."""
+    offered = inspect.signature(network).parameters
+    if "outputs" not in offered:
+        raise UserError(
+            "model is one that cannot draw; classifier is for system=classifier, autoencoder_kl and "
+            "autoencoder_vq are for system=autoencoder"
+        )
+    if deaf := told.doors.keys() - offered.keys():
+        instead = f"model={HEARS[min(deaf)]}" if len(shape) == 3 else "conditioner=label"
+        raise UserError(
+            f"conditioner={choice(told)} speaks by {' and '.join(deaf)}, which this model cannot hear; "
+            f"try {instead}"
+        )
+    if "image" in told.doors and codec.space:
+        raise UserError(
+            f"conditioner={choice(told)} lays a picture beside what is drawn, which codec={choice(codec)} "
+            f"makes {by(codec.shape)}; try codec=pixels"
+        )
 
 
 class Diffusion(System):
@@ -115,7 +142,7 @@ class Diffusion(System):
         with naming("guidance"):
             guided = guidance(self.denoiser)
             self.classes = guided.classes
-            self.captions = asking.agreed(self.captions, getattr(guided, "classifier", None))
+            self.captions = conditions.agreed(self.captions, getattr(guided, "classifier", None))
             if getattr(guided, "reversing", False) and not sampler.reverses:
                 raise ValueError(
                     "form=mean moves the means of steps that are drawn with the model's own variance, "
@@ -145,7 +172,7 @@ class Diffusion(System):
     def ask(
         self,
         count: int,
-        label: asking.Label = None,
+        label: conditions.Label = None,
         text: str | list[str] | None = None,
         given: Split | None = None,
     ) -> Batch:
@@ -157,10 +184,12 @@ class Diffusion(System):
                     f"text={text} asks for what this model was not trained with; try text=null, or train "
                     "with conditioner=text"
                 )
-            return {"text": asking.texts(count, text, conditioner.length)}
+            return {"text": conditions.texts(count, text, conditioner.length)}
         if isinstance(conditioner, LowRes):
-            return asking.enlargements(count, label, given, conditioner.small, self.shape, *known)
-        labels = asking.labels(count, label, *known)
+            return conditions.enlargements(
+                count, label, given, conditioner.small, self.shape, *known
+            )
+        labels = conditions.labels(count, label, *known)
         return {} if labels is None else {"label": labels}
 
     def condition(
@@ -202,7 +231,7 @@ class Diffusion(System):
             yield self.sampler.times(denoiser.process.steps, until)[0], x
             cond = self.condition(denoiser, asked, noise)
             for stop in self.sampler.walk(self.guidance(denoiser), x, cond, noise, until):
-                pulse.beat()
+                watchdog.beat()
                 yield stop
 
     def encode(self, denoiser: Denoiser, x0: Tensor, asked: Batch) -> Iterator[tuple[int, Tensor]]:

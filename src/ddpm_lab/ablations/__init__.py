@@ -1,0 +1,1 @@
+"""Ablations: a paper's table as a set of jobs."""

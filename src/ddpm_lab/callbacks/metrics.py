@@ -1,0 +1,104 @@
+"""FID and accuracy of samples, at the end of training and, if wished, while it runs."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+from ddpm_lab.callbacks.ema import best
+from ddpm_lab.callbacks.periodic import Observer, datamodule, log
+from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.evaluation.ode_nll import assess_density
+from ddpm_lab.evaluation.sample_quality import assess
+from ddpm_lab.systems.diffusion import Diffusion
+
+
+class Density(L.Callback):
+    """Logs what `assess_density` says of `count` held-out points."""
+
+    def __init__(self, count: int = 1000) -> None:
+        if count < 2:
+            raise ValueError(f"count must be at least 2 (got {count})")
+        self.count = count
+        self.result: dict[str, Any] = {}
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        weights, denoiser = best(trainer, pl_module)
+        self.result = assess_density(
+            pl_module,
+            denoiser,
+            datamodule(trainer),
+            weights=weights,
+            split="test",
+            count=self.count,
+        )
+        log(trainer, {"density/nll": self.result["nll"]})
+
+
+LOG = logging.getLogger(__name__)
+
+
+class Quality(Observer):
+    """Samples `count` pictures every `every` steps (None: at the end only) and logs what `assess` says of them.
+
+    Where the extractor's weights cannot be had, one line says so before training starts, and training goes on.
+    """
+
+    def __init__(
+        self,
+        extractor: Callable[[], Extractor],
+        count: int = 1000,
+        every: int | None = None,
+        batch_size: int = 250,
+    ) -> None:
+        if count < 2:
+            raise ValueError(
+                f"count must be at least 2 (got {count}); FID of few samples says little, try 1000"
+            )
+        if batch_size < 1 or (every is not None and every < 1):
+            raise ValueError(
+                f"every={every} and batch_size={batch_size} must be at least 1; try every=null"
+            )
+        self.find, self.count, self.every, self.batch_size = extractor, count, every, batch_size
+        self.extractor: Extractor | None = None
+        self.result: dict[str, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:
+        try:
+            extractor = self.find()
+            extractor.check(pl_module.shape)
+            self.extractor = extractor
+        except ValueError as error:
+            LOG.info("FID will not be measured: %s", error)
+
+    def samples(self) -> int:
+        return 0 if self.extractor is None else self.count
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+        self.look(trainer, pl_module)
+
+    def look(self, trainer: L.Trainer, system: Diffusion) -> None:
+        if self.extractor is None:
+            return
+        weights, denoiser = best(trainer, system)
+        self.result = next(
+            assess(
+                system,
+                denoiser,
+                datamodule(trainer),
+                self.extractor,
+                weights=weights,
+                split="train",
+                count=self.count,
+                seed=0,
+                batch_size=self.batch_size,
+            )
+        )
+        logged = ("fid", "fid_infinity", "fid_within", "recognised")
+        log(
+            trainer,
+            {f"quality/{name}": self.result[name] for name in logged if name in self.result},
+        )

@@ -1,0 +1,1 @@
+"""The commands train, sample, evaluate and report."""

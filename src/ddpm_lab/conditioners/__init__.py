@@ -1,0 +1,1 @@
+"""Conditioners: from a batch to a `Condition`."""

@@ -1,0 +1,1 @@
+"""Hydra: composing, instantiating and validating configurations."""

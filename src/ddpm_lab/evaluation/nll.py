@@ -1,0 +1,137 @@
+"""The bound on -log p(x_0) of pictures, term by term, and what it says of rate and distortion."""
+
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ddpm_lab.data.datasets import Held, batch
+from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.diffusion.likelihood import bound_terms, prior_term
+from ddpm_lab.diffusion.rng import SampleNoise
+from ddpm_lab.diffusion.timestep_spacing import stops
+from ddpm_lab.systems.base import evaluating
+from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.utils.errors import UserError, choice
+
+
+def assess_likelihood(
+    system: Diffusion,
+    denoiser: Denoiser,
+    data: Data,
+    *,
+    weights: str,
+    split: str,
+    count: int | None,
+    steps: int | None,
+    spacing: str | list[int],
+    clip: float | None,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Bits/dim of the first `count` pictures of a split (None: all), each term at one draw of x_t per picture, without
+    guidance and given their labels where the model hears any. Standard errors are over pictures.
+
+    Raises UserError for data that was not rounded to 8 bits.
+    """
+    if system.codec.bin_width is None:
+        what, instead = ("points", "density") if system.bin_width is None else ("latents", "fid")
+        raise UserError(
+            "metrics=[nll] counts the bits of 8-bit pixels: its last term is the probability of a bin, "
+            f"and {what} have no bins; try metrics=[{instead}]"
+        )
+    times = stops(denoiser.process.steps, steps, spacing)
+    pictures = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
+    index = torch.arange(pictures.size).split(batch_size)
+    with tqdm(
+        total=len(index) * (len(times) - 1), desc="bits/dim", unit="step", disable=None, leave=False
+    ) as bar:
+        parts = [
+            _terms(
+                system,
+                denoiser,
+                pictures.at(some),
+                times,
+                clip,
+                SampleNoise(seed, some.tolist()),
+                bar,
+            )
+            for some in index
+        ]
+    prior, terms, errors = (torch.cat(part, dim=-1).cpu() for part in zip(*parts, strict=True))
+    total = prior + terms.sum(0)
+    left = terms.mean(1)
+    known = prior.mean() + left.cumsum(0) - left  # bits spent when x_t is known
+    rmse = 127.5 * errors.mean(1).sqrt()
+    return {
+        "bits_per_dim": total.mean().item(),
+        "standard_error": _standard_error(total),
+        "L_T": {"bits": prior.mean().item(), "standard_error": _standard_error(prior)},
+        "L_0": {"bits": left[-1].item(), "standard_error": _standard_error(terms[-1])},
+        "terms": [
+            {
+                "t": t,
+                "s": s,
+                "bits": bits.mean().item(),
+                "standard_error": _standard_error(bits),
+                "rate": rate.item(),
+                "rmse": distortion.item(),
+            }
+            for t, s, bits, rate, distortion in zip(
+                times, times[1:], terms, known, rmse, strict=False
+            )
+        ],
+        "protocol": {
+            "weights": weights,
+            "split": split,
+            "count": total.numel(),
+            "seed": seed,
+            "clip": clip,
+            "steps": len(times) - 1,
+            "spacing": spacing,
+            "T": denoiser.process.steps,
+            "variance": type(denoiser.variance).__name__,
+            "guidance": "none",
+            "given": choice(denoiser.conditioner),
+            "labels": "none" if system.denoiser.classes is None else "the pictures'",
+            "bins": 256,
+        },
+    }
+
+
+def _terms(
+    system: Diffusion,
+    denoiser: Denoiser,
+    pictures: Held,
+    times: list[int],
+    clip: float | None,
+    noise: SampleNoise,
+    bar: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """L_T (B,), the terms (K, B) and the mean square errors (K, B)."""
+    terms = []
+    with evaluating(denoiser):
+        cond = system.condition(denoiser, batch(pictures), noise)
+        for term in bound_terms(
+            denoiser,
+            pictures.x0,
+            times,
+            bin_width=system.bin_width,
+            cond=cond,
+            noise=noise,
+            clip=clip,
+        ):
+            terms.append(term)
+            bar.update()
+    first = torch.full((len(pictures.x0),), times[0], device=system.device)
+    prior = prior_term(denoiser.process, pictures.x0.double(), first)
+    return (
+        prior,
+        torch.stack([term.bits for term in terms]),
+        torch.stack([term.square_error for term in terms]),
+    )
+
+
+def _standard_error(values: torch.Tensor) -> float:
+    return values.std().item() / len(values) ** 0.5

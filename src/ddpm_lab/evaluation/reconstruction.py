@@ -1,0 +1,79 @@
+"""How well DDIM's encoding of data can be undone (Song et al., 2021, section 5.4)."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_lab.data.datasets import Batch, batch, rows
+from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.systems.diffusion import Diffusion
+
+
+@torch.inference_mode()
+def round_trip(
+    system: Diffusion, denoiser: Denoiser, data: Tensor, asked: Batch, batch_size: int
+) -> tuple[Tensor, Tensor, float]:
+    """x_T (N, *codec.shape) of `data` (N, *shape) in [-1, 1], what is decoded from it, (N, *shape), and the mean square
+    error per dimension, of data in [0, 1]. Every sample is told what is `asked` (see `Diffusion.settle`).
+
+    Raises ValueError, which begins with an option of the sampler, where that cannot be run backwards.
+    """
+    index = torch.arange(len(data), device=data.device).split(batch_size)
+    steps = len(system.sampler.times(denoiser.process.steps)) - 1
+    ends = []
+    with tqdm(
+        total=2 * steps * len(index),
+        desc="encoding and decoding",
+        unit="step",
+        leave=False,
+        disable=None,
+    ) as bar:
+
+        def end(walk: Iterator[tuple[int, Tensor]]) -> Tensor:
+            x = torch.empty(0)
+            for _, x in walk:  # noqa: B007 (the last is the end)
+                bar.update()
+            return x
+
+        for some in index:
+            told = rows(asked, some)
+            top = end(
+                system.encode(denoiser, system.codec.encode(data[some], torch.zeros_like), told)
+            )
+            down = system.decode(denoiser, top, told, torch.zeros_like)
+            ends.append(
+                (top, system.codec.decode(end(islice(down, 1, None))))
+            )  # the first is `top` itself
+    x_T, decoded = (torch.cat(parts) for parts in zip(*ends, strict=True))
+    return x_T, decoded, ((decoded - data) / 2).square().mean().item()
+
+
+def assess_round_trip(
+    system: Diffusion,
+    denoiser: Denoiser,
+    data: Data,
+    *,
+    weights: str,
+    split: str,
+    count: int | None,
+    batch_size: int,
+) -> dict[str, Any]:
+    """The error of a round trip of the first `count` samples of a split (None: all), given their labels where the model
+    or its guidance hears any (Song et al., 2021, table 2, without guidance).
+    """
+    given = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
+    _, _, mse = round_trip(system, denoiser, given.x0, system.settle(batch(given)), batch_size)
+    labels = "none" if system.classes is None else "the samples'"
+    protocol = {
+        **system.protocol(),
+        "weights": weights,
+        "split": split,
+        "count": given.size,
+        "labels": labels,
+    }
+    return {"mse": mse, "protocol": protocol}

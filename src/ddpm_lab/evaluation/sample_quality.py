@@ -1,0 +1,148 @@
+"""How good the samples of a model are, and all that the figures depend on."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ddpm_lab.data.datasets import known
+from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.evaluation.fid import Judge, floors
+from ddpm_lab.evaluation.statistics import split_count
+from ddpm_lab.sampling.cascade import Cascade
+from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.utils.distributed import first, mine
+
+
+def assess(
+    system: Diffusion,
+    denoiser: Denoiser,
+    data: Data,
+    extractor: Extractor,
+    *,
+    before: Sequence[Diffusion] = (),
+    ways: Mapping[str, Callable[[], None]] = MappingProxyType({"": lambda: None}),
+    thorough: Collection[str] = (),
+    weights: str,
+    split: str,
+    count: int,
+    seed: int,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
+    """The quality of `count` samples of `denoiser`, measured against a split of the data, after each of `ways` was
+    called, which makes the system draw in that way; their names stand before each line of progress. Before it may stand
+    other stages of a cascade; `thorough` is as in `Judge`. What it will cost is estimated and said before it begins.
+
+    Beside it stand what the same measurement says of the other split's real pictures (the floor) and of uniform noise,
+    without which an FID says nothing, and the protocol: all that the figures depend on.
+    """
+    splits = {"train": known(data.train), "test": data.test}
+    reference = splits.pop(split)
+    (other,) = splits.values()
+    judge = Judge(extractor, reference, thorough, system.device)
+    others = floors(judge, other)
+    cascade = Cascade([*before, system])
+    asked = cascade.stages[0].ask(count, given=data.test)
+    weights_sha256 = digest(denoiser)
+    labels = "all, in turn" if "label" in asked else "none"
+    said = (
+        {"labels": "those of the pictures given", "given": "test"}
+        if "low_res" in asked
+        else {"labels": labels}
+    )
+    for name, way in ways.items():
+        way()
+        named = f"{name}: " if name else ""
+        total, batches = (
+            cascade.steps(count, batch_size),
+            len(mine(range(math.ceil(count / batch_size)))),
+        )
+        if first():
+            seconds = batches * _seconds(cascade, denoiser, extractor, data, min(count, batch_size))
+            tqdm.write(
+                f"{named}FID of {count} samples, {total // batches} steps for each batch of {batch_size}: about "
+                f"{_spelled(seconds)}"
+            )
+        with tqdm(
+            total=total,
+            desc=f"{named}sampling {count}",
+            unit="step",
+            disable=None if first() else True,
+            leave=False,
+        ) as bar:
+            _, last = cascade.lead(asked, count, seed=seed, batch_size=batch_size, bar=bar)
+            samples = system.sample(
+                denoiser, count, asked=last, seed=seed, batch_size=batch_size, bar=bar
+            )
+            numbers = mine(torch.arange(count).split(batch_size))
+            found = judge(zip(numbers, samples, strict=True), count)
+        yield {
+            **found,
+            **others,
+            "protocol": {
+                **cascade.protocol(),
+                "weights": weights,
+                "weights_sha256": weights_sha256,
+                "count": count,
+                "seed": seed,
+                "split": split,
+                "data": data.name,
+                "data_count": reference.size,
+                "data_sha256": judge.data_sha256,
+                **said,
+                "extractor": extractor.name,
+                "extractor_sha256": extractor.sha256,
+                "features": judge.dims,
+                "resize": extractor.resize,
+                **(
+                    {"inception_score_splits": split_count(count)}
+                    if extractor.logits is not None
+                    else {}
+                ),
+            },
+        }
+
+
+def digest(denoiser: Denoiser) -> str:
+    """SHA-256 of its weights."""
+    found = hashlib.sha256()
+    for name, value in denoiser.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@torch.inference_mode()
+def _seconds(
+    cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: Data, size: int
+) -> float:
+    """How long a batch of `size` samples takes, about: one step of each stage and the features are timed."""
+    total = 0.0
+    for stage in cascade.stages:
+        own = denoiser if stage is cascade.stages[-1] else stage.denoiser
+        walk = stage.walk(own, range(size), stage.ask(size, given=data.test), seed=0)
+        times = [
+            (x.sum().item(), time.perf_counter())[1] for _, x in islice(walk, 3)
+        ]  # the first is where it begins
+        walk.close()
+        total += (times[-1] - times[-2]) * (len(stage.sampler.times(stage.process.steps)) - 1)
+    pixels = torch.zeros(size, *data.shape, dtype=torch.uint8, device=cascade.stages[-1].device)
+    started = time.perf_counter()
+    extractor.features(pixels).sum().item()
+    return total + time.perf_counter() - started
+
+
+def _spelled(seconds: float) -> str:
+    return next(
+        f"{seconds / unit:.0f} {name}"
+        for unit, name in ((3600, "h"), (60, "min"), (1, "s"))
+        if seconds >= 2 * unit or unit == 1
+    )

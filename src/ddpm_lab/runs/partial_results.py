@@ -1,0 +1,98 @@
+"""Finished parts of an evaluation, kept until all of it is done."""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lab.utils import safe_load
+from ddpm_lab.config.overrides import fingerprint, quoted
+from ddpm_lab.utils.safe_load import document
+from ddpm_lab.utils.distributed import everyones, first
+from ddpm_lab.utils.atomic_io import taken, write
+
+if TYPE_CHECKING:
+    from ddpm_lab.data.module import Data
+    from ddpm_lab.systems.diffusion import Diffusion
+
+LOG = logging.getLogger(__name__)
+FILE = "unfinished.json"
+
+
+class Unfinished:
+    """Results by name of the part, in `unfinished.json` of a folder. Those of another `key`, which is all that results
+    depend on, are dropped. Of several processes the first reads and writes.
+    """
+
+    def __init__(self, folder: Path, key: str, command: Sequence[str]) -> None:
+        words = [word for word in command if not word.startswith("hydra.run.dir=")]
+        self.file, self.about = folder / FILE, {"key": key, "command": words}
+        saved = document(self.file) if first() else {}
+        (self.parts,) = everyones([saved.get("parts", {}) if saved.get("key") == key else {}])[:1]
+        self._save()
+
+    def keep(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Return `result`, which is on the disk from now on."""
+        self.parts[name] = result
+        self._save()
+        return result
+
+    def end(self, kept: bool = False) -> None:
+        """Remove the file, for everything is in metrics.json; one that is `kept` only if nothing is finished."""
+        if first() and not (kept and self.parts):
+            self.file.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        if first():
+            write(self.file, json.dumps({**self.about, "parts": self.parts}, indent=2) + "\n")
+
+
+def unfinished(config: DictConfig, stages: Sequence["Diffusion"], data: "Data") -> Unfinished:
+    """Of an evaluation of `stages` on `data`, in `config.out`. It depends on the configuration, on the weights and on
+    the data, but not on which metrics or values are asked for.
+    """
+    from ddpm_lab.data.datasets import known
+    from ddpm_lab.evaluation.sample_quality import digest
+
+    settings = OmegaConf.masked_copy(
+        config, [str(key) for key in config if key not in ("out", "metrics", "values")]
+    )
+    said = [
+        fingerprint(settings, Path(config.out)),
+        *(digest(stage.denoiser) for stage in stages),
+        known(data.train).digest(),
+        data.test.digest(),
+    ]
+    found = Unfinished(
+        Path(config.out), hashlib.sha256(" ".join(said).encode()).hexdigest(), sys.argv[1:]
+    )
+    if found.parts and first():
+        LOG.info("going on in %s, where these are finished: %s", config.out, ", ".join(found.parts))
+    return found
+
+
+def resumed(words: list[str]) -> list[str]:
+    """Return the arguments of evaluate.py, completed by the newest folder of the run where the same command did not
+    come to its end.
+    """
+    runs = [word.removeprefix("run=").strip("'\"") for word in words if word.startswith("run=")]
+    placed = any(word.startswith(("hydra.run.dir=", "out=")) for word in words)
+    if not runs or placed or {"-m", "--multirun"} & {*words}:
+        return words
+    evaluations = Path(runs[-1], "evaluations")
+    if evaluations.is_symlink():
+        return words
+    folders = [
+        file.parent for file in evaluations.glob(f"*/{FILE}") if not file.parent.is_symlink()
+    ]
+    found = [
+        folder
+        for folder in folders
+        if document(folder / FILE).get("command") == words and not taken(folder)
+    ]
+    return [*words, quoted("hydra.run.dir", safe_load.plain(max(found)))] if found else words

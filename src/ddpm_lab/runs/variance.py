@@ -1,0 +1,57 @@
+"""Variances for sampling and evaluation in place of the one that a run was trained with."""
+
+import hashlib
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from ddpm_lab.utils import safe_load
+from ddpm_lab.runs import trusted_paths
+from ddpm_lab.utils.errors import Damaged, UserError, choice, naming
+
+if TYPE_CHECKING:
+    from ddpm_lab.diffusion.variances import Variance
+    from ddpm_lab.systems.diffusion import Diffusion
+
+LOG = logging.getLogger(__name__)
+
+
+def variance(
+    settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path
+) -> "Variance":
+    """Another variance than the run's: a fixed one, or the analytic optimum, kept in the run once estimated."""
+    import torch
+
+    from ddpm_lab.config.instantiate import build
+    from ddpm_lab.diffusion.variances import Analytic, Variance
+
+    chosen = build(settings, "variance")
+    if isinstance(chosen, Variance):
+        if chosen.outputs > 1:
+            own = choice(system.denoiser.variance)
+            raise UserError(
+                f"variance={choice(chosen)} must be learned, and this run was trained with {own}; "
+                "try variance=beta, beta_tilde or analytic"
+            )
+        return chosen
+    # All that the estimate depends on: of the weights, of the noise, and of how guesses are bounded.
+    with checkpoint.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    bounds = f"clip-{system.sampler.clip}-{system.sampler.dynamic_threshold}"
+    name = f"analytic-{settings.weights}-{digest}-{settings.variance.samples}-{bounds}"
+    file = Path(settings.run, "variances", f"{name}.safetensors")
+    if file.exists():
+        try:
+            return Analytic(safe_load.tensors(file)[0]["mse"])
+        except Damaged as error:
+            LOG.warning("%s; the variance is estimated anew", error)
+    trusted_paths.confirm(saved, f"run={settings.run}", trusted_paths.DATA)
+    with naming("variance"):
+        found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
+    with suppress(OSError):  # it need not be kept
+        safe_load.unlinked(file.parent).mkdir(exist_ok=True)
+        safe_load.save_tensors({"mse": found.mse.to("cpu", torch.float64)}, file)
+    return found

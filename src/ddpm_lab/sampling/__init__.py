@@ -1,0 +1,1 @@
+"""From conditions to samples: codecs, cascades, class names."""

@@ -1,0 +1,1 @@
+"""Jobs of sweeps: planning, scheduling, executing."""

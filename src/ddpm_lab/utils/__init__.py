@@ -1,0 +1,1 @@
+"""Errors, distributed helpers, atomic files, safe loading: no torch model is known here."""
