@@ -45,15 +45,15 @@ from ddpm_lab.callbacks.loggers import finish
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import CONFIGS
-from ddpm_lab.data.module import Batches, Data
+from ddpm_lab.data.module import DataModule, TrainBatches
 from ddpm_lab.diffusion import langevin, ode_solvers, samplers
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser
-from ddpm_lab.diffusion.guidance import ClassifierFree
+from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.utils.shell import quiet
+from ddpm_lab.utils.shell import quiet_libraries
 
 ROUNDS, VISIT = 7, 0.6
 """Visits to each candidate, and about how many seconds each lasts"""
@@ -150,15 +150,15 @@ def cast(precision: Any) -> AbstractContextManager[Any]:
     return torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def made(words: list[str]) -> tuple[Data, Diffusion, DictConfig]:
-    config = compose("train", words)
+def made(overrides: list[str]) -> tuple[DataModule, Diffusion, DictConfig]:
+    config = compose("train", overrides)
     data = build(config, "data")
     return data, build_system(config, data), config
 
 
 def bare(
     system: Diffusion,
-    data: Data,
+    data: DataModule,
     precision: Any,
     compiled: str | None = None,
     *,
@@ -172,7 +172,9 @@ def bare(
         system.denoiser.network.compile(mode=compiled)
     weights = [parameter.data for parameter in system.denoiser.parameters()]
     averages = [weight.clone() for weight in weights]
-    served = batches or iter(Batches(data.train.to(DEVICE), data.batch_size, flip=False, seed=0))
+    served = batches or iter(
+        TrainBatches(data.train.to(DEVICE), data.batch_size, flip=False, seed=0)
+    )
 
     def average() -> None:
         if together:
@@ -190,10 +192,10 @@ def bare(
     )
 
 
-def pictures(data: Data) -> Iterator[list[Tensor]]:
+def image_batches(data: DataModule) -> Iterator[list[Tensor]]:
     """As peers' scripts serve them."""
     x0, labels = (
-        Batches(data.train, data.train.size, flip=False, seed=0).__iter__().__next__()[k]
+        TrainBatches(data.train, data.train.size, flip=False, seed=0).__iter__().__next__()[k]
         for k in ("x0", "label")
     )
     while True:
@@ -202,7 +204,7 @@ def pictures(data: Data) -> Iterator[list[Tensor]]:
         )
 
 
-def twin(config: DictConfig, data: Data) -> nn.Module:
+def twin(config: DictConfig, data: DataModule) -> nn.Module:
     """diffusers' U-Net of the architecture of `config.model`."""
     from diffusers import UNet2DModel
 
@@ -227,13 +229,13 @@ def twin(config: DictConfig, data: Data) -> nn.Module:
     ).to(DEVICE)
 
 
-def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
+def diffusers(config: DictConfig, data: DataModule, precision: Any) -> Call:
     """The loop of its examples/unconditional_image_generation, with EMA."""
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    network, scheduler, batches = twin(config, data), DDPMScheduler(1000), pictures(data)
+    network, scheduler, batches = twin(config, data), DDPMScheduler(1000), image_batches(data)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
     )
@@ -258,7 +260,7 @@ def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
     return training(loss, network, optimizer, average, cast(precision))
 
 
-def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
+def lucidrains(config: DictConfig, data: DataModule, precision: Any) -> Call:
     """The loop of denoising_diffusion_pytorch.Trainer; its network has another kind of attention, and fewer FLOPs."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
@@ -267,7 +269,7 @@ def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
         config.model.channels, dim_mults=tuple(config.model.multipliers), channels=data.shape[0]
     )
     module = GaussianDiffusion(network, image_size=data.shape[1], timesteps=1000).to(DEVICE)
-    ema, batches = EMA(module, beta=0.995, update_every=10).to(DEVICE), pictures(data)
+    ema, batches = EMA(module, beta=0.995, update_every=10).to(DEVICE), image_batches(data)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.9, 0.99))
     return training(
         lambda: module(next(batches)[0].to(DEVICE) / 2 + 0.5),
@@ -319,16 +321,17 @@ class Interleave(L.Callback):
             self.since = clock()
 
 
-def step(words: list[str]) -> dict[str, Any]:
+def step(overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        looks = (
+        run_count = (
             "trainer.val_check_interval",
-            "callbacks.pictures.every",
+            "callbacks.sample_grid.every",
             "callbacks.checkpoints.every",
         )
-        never = [f"{key}=1000000000" for key in looks]
+        never = [f"{key}=1000000000" for key in run_count]
         config = compose(
-            "train", [f"trainer.default_root_dir={folder}", *never, "~callbacks.quality", *words]
+            "train",
+            [f"trainer.default_root_dir={folder}", *never, "~callbacks.fid", *overrides],
         )
         data = build(config, "data")
         system, precision = build_system(config, data), config.trainer.precision
@@ -337,7 +340,9 @@ def step(words: list[str]) -> dict[str, Any]:
             narrow["bare loop, eager"] = bare(system, data, precision)
         if "channels_last" in config.model:
             other = str(not config.model.channels_last).lower()
-            turned = build_system(compose("train", [*words, f"model.channels_last={other}"]), data)
+            turned = build_system(
+                compose("train", [*overrides, f"model.channels_last={other}"]), data
+            )
             narrow[f"bare loop, eager, channels_last={other}"] = bare(turned, data, precision)
         for name, peer in {
             "diffusers": diffusers,
@@ -359,9 +364,9 @@ def step(words: list[str]) -> dict[str, Any]:
         config.trainer.max_steps = (ROUNDS + 1) * calls
         callbacks = [*build(config, "callbacks").values(), timer]
         if config.compile:
-            from ddpm_lab.callbacks.torch_compile import Compiled
+            from ddpm_lab.callbacks.torch_compile import TorchCompile
 
-            callbacks.append(Compiled(config.compile))
+            callbacks.append(TorchCompile(config.compile))
         trainer = build(
             config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()]
         )
@@ -384,16 +389,16 @@ def step(words: list[str]) -> dict[str, Any]:
     return {"rows": rows, "TFLOP/s": rates, "Trainer adds, ms": overhead}
 
 
-def options(words: list[str]) -> dict[str, Any]:
+def options(overrides: list[str]) -> dict[str, Any]:
     """A bare step, and the same without what makes it fast; with `compile=`, also what that gains and takes."""
-    data, system, config = made(words)
+    data, system, config = made(overrides)
     precision, candidates = config.trainer.precision, {}
     candidates["as it is"] = bare(system, data, precision)
     order = ["model.channels_last=false"] if "channels_last" in config.model else []
     for word in (*order, "optimizer.fused=false"):
-        candidates[word] = bare(made([*words, word])[1], data, precision)
+        candidates[word] = bare(made([*overrides, word])[1], data, precision)
     candidates["EMA of one weight after the other"] = bare(system, data, precision, together=False)
-    served = ({"x0": x0.to(DEVICE), "label": label.to(DEVICE)} for x0, label in pictures(data))
+    served = ({"x0": x0.to(DEVICE), "label": label.to(DEVICE)} for x0, label in image_batches(data))
     candidates["batches from a DataLoader"] = bare(system, data, precision, batches=served)
     first = {}
     if config.compile:
@@ -403,9 +408,9 @@ def options(words: list[str]) -> dict[str, Any]:
     return {"rows": compared(candidates), **first}
 
 
-def profile(words: list[str]) -> dict[str, Any]:
+def profile(overrides: list[str]) -> dict[str, Any]:
     """Milliseconds of a bare step, operation by operation (on a GPU: kernel by kernel), down to 1 % of their sum."""
-    data, system, config = made(words)
+    data, system, config = made(overrides)
     call, count = bare(system, data, config.trainer.precision, config.compile), 5
     for _ in range(3):
         call()
@@ -443,9 +448,9 @@ class Nothing(nn.Module):
 
 
 @torch.inference_mode()
-def sampling(words: list[str]) -> dict[str, Any]:
-    """Microseconds a step beyond the network for 16 small pictures; and images per second of a network, DDIM."""
-    data, system, config = made(words)
+def sampling(overrides: list[str]) -> dict[str, Any]:
+    """Microseconds a step beyond the network for 16 small images; and images per second of a network, DDIM."""
+    data, system, config = made(overrides)
     system.eval().to(DEVICE)
     nothing = Nothing()
     denoiser = Denoiser(nothing, system.process, Eps(), BetaTilde(), shape=data.shape).to(DEVICE)
@@ -475,7 +480,7 @@ def sampling(words: list[str]) -> dict[str, Any]:
 def peers_walks(network: nn.Module, x: Tensor, steps: int) -> dict[str, Call]:
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-    def walk(scheduler: Any) -> None:
+    def trajectory(scheduler: Any) -> None:
         y = x
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
@@ -487,7 +492,7 @@ def peers_walks(network: nn.Module, x: Tensor, steps: int) -> dict[str, Call]:
         "dpm_solver": DPMSolverMultistepScheduler(),
     }
     return {
-        f"diffusers {name}": lambda scheduler=scheduler: walk(scheduler)
+        f"diffusers {name}": lambda scheduler=scheduler: trajectory(scheduler)
         for name, scheduler in kinds.items()
     }
 
@@ -504,7 +509,7 @@ class Borrowed(nn.Module):
 
 
 def images(
-    config: DictConfig, data: Data, system: Diffusion, x: Tensor, steps: int
+    config: DictConfig, data: DataModule, system: Diffusion, x: Tensor, steps: int
 ) -> dict[str, Row]:
     """The same network of diffusers under its pipeline and under our sampler; and our own network."""
     from diffusers import DDIMPipeline, DDIMScheduler
@@ -520,7 +525,7 @@ def images(
     denoiser = Denoiser(Borrowed(network), system.process, Eps(), BetaTilde(), shape=data.shape).to(
         DEVICE
     )
-    borrowed.draw_with(
+    borrowed.set_sampler(
         samplers.DDIM(steps=steps), build(compose("train", ["guidance=none"]), "guidance")
     )
     own = copy.copy(borrowed)
@@ -530,23 +535,25 @@ def images(
                 batch_size=len(x), num_inference_steps=steps, output_type="np"
             ),
             "ours, diffusers' network": lambda: [
-                *borrowed.sample(denoiser, len(x), asked=system.ask(len(x)))
+                *borrowed.sample(denoiser, len(x), conditions=system.make_conditions(len(x)))
             ],
-            "ours": lambda: [*own.sample(system.denoiser, len(x), asked=system.ask(len(x)))],
+            "ours": lambda: [
+                *own.sample(system.denoiser, len(x), conditions=system.make_conditions(len(x)))
+            ],
         }
     )
     return {name: row | {"images/s": 1e3 * len(x) / row["ms"]} for name, row in found.items()}
 
 
 @torch.inference_mode()
-def guidance(words: list[str]) -> dict[str, Any]:
-    data, system, config = made(["guidance=classifier_free", *words])
+def guidance(overrides: list[str]) -> dict[str, Any]:
+    data, system, config = made(["guidance=classifier_free", *overrides])
     system.eval().to(DEVICE)
     size = config.data.batch_size
     x, t = torch.randn(size, *data.shape, device=DEVICE), torch.full((size,), 500, device=DEVICE)
-    cond = system.condition(system.denoiser, system.ask(size))
-    twice = torch.cat([x, x]), torch.cat([t, t]), cond.beside(cond.null())
-    guided = ClassifierFree(system.denoiser, **system.guidance.keywords | {"w": 1.0})
+    cond = system.condition(system.denoiser, system.make_conditions(size))
+    twice = torch.cat([x, x]), torch.cat([t, t]), cond.cat(cond.null())
+    guided = ClassifierFreeGuidance(system.denoiser, **system.guidance.keywords | {"w": 1.0})
     return {
         "rows": compared(
             {
@@ -561,7 +568,7 @@ def guidance(words: list[str]) -> dict[str, Any]:
     }
 
 
-def start(words: list[str]) -> dict[str, Any]:
+def start(overrides: list[str]) -> dict[str, Any]:
     """Seconds, the median of three."""
     with tempfile.TemporaryDirectory() as folder:
         train = [sys.executable, "train.py"]
@@ -600,21 +607,21 @@ def start(words: list[str]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def evaluation(words: list[str]) -> dict[str, Any]:
+def evaluation(overrides: list[str]) -> dict[str, Any]:
     """FID of 1,000 samples: per second, and the share of what only the network's calls would take."""
-    from ddpm_lab.evaluation.sample_quality import assess
+    from ddpm_lab.evaluation.sample_quality import evaluate_samples
 
-    data, system, config = made([*words, "sampler.steps=25"])
+    data, system, config = made([*overrides, "sampler.steps=25"])
     system.eval().to(DEVICE)
     extractor = build(config, "extractor")().to(DEVICE)
     count, size = 1000, 250
-    asked = system.ask(size)
+    conditions = system.make_conditions(size)
     x, t = torch.randn(size, *data.shape, device=DEVICE), torch.full((size,), 500, device=DEVICE)
-    cond = system.condition(system.denoiser, asked)
+    cond = system.condition(system.denoiser, conditions)
     how = {"weights": "raw", "split": "train", "seed": 0, "count": count, "batch_size": size}
 
     def measure() -> None:
-        next(assess(system, system.denoiser, data, extractor, **how))
+        next(evaluate_samples(system, system.denoiser, data, extractor, **how))
 
     def calls() -> None:
         for _ in range(25 * count // size):
@@ -669,16 +676,16 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    quiet()
-    words = [word for word in sys.argv[1:] if "=" in word]
+    quiet_libraries()
+    overrides = [word for word in sys.argv[1:] if "=" in word]
     chosen = [word for word in sys.argv[1:] if "=" not in word] or [*SECTIONS]
     if strange := [name for name in chosen if name not in SECTIONS]:
         sys.exit(f"error: section {strange[0]} is none of {', '.join(SECTIONS)}")
-    found: dict[str, Any] = {"machine": machine(), "words": words}
+    found: dict[str, Any] = {"machine": machine(), "words": overrides}
     print(json.dumps(found["machine"]))
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for name in chosen:
-            found[name] = SECTIONS[name](words)
+            found[name] = SECTIONS[name](overrides)
             print(f"\n{name}\n{table(found[name]['rows'])}")
             for key, value in found[name].items():
                 if isinstance(value, dict) and "rows" in value:

@@ -1,6 +1,6 @@
 """What data and measuring cost beside the network: python scripts/benchmark_data.py
 
-Training on resident pictures of three sets' sizes against training on one fixed batch, in turn, for several rounds:
+Training on resident images of three sets' sizes against training on one fixed batch, in turn, for several rounds:
 the median over rounds of the ratio of their step rates. And of `evaluate.py`'s FID the share of time that is spent
 outside the network and the extractor, with the memory that a sample more takes.
 """
@@ -20,10 +20,10 @@ from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.data.datasets import Images
-from ddpm_lab.data.module import Batches
+from ddpm_lab.data.module import TrainBatches
 from ddpm_lab.evaluation.extractors import digits
-from ddpm_lab.evaluation.sample_quality import assess
-from ddpm_lab.utils.shell import quiet
+from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.utils.shell import quiet_libraries
 
 ROUNDS = 9
 SETS = {
@@ -31,28 +31,30 @@ SETS = {
     "MNIST": (60_000, 1, 32, 16, 10),
     "CIFAR-10": (50_000, 3, 32, 16, 10),
 }
-"""Pictures, channels, side, batch size, steps in a round"""
+"""Images, channels, side, batch size, steps in a round"""
 
 
 def main() -> None:
-    quiet()
+    quiet_libraries()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for name, (count, channels, side, size, steps) in SETS.items():
-            words = [
+            overrides = [
                 f"data.resolution={side}",
                 f"data.channels={channels}",
                 "data.count=64",
                 "data=synthetic",
             ]
-            config = compose("train", words + (["model.channels=16"] if side > 8 else []))
+            config = compose("train", overrides + (["model.channels=16"] if side > 8 else []))
             system = build(config, "system", **build(config, "data").spec)
             pixels = torch.randint(256, (count, channels, side, side), dtype=torch.uint8)
-            held = Batches(Images(pixels, torch.randint(10, (count,))), size, flip=True, seed=0)
+            held = TrainBatches(
+                Images(pixels, torch.randint(10, (count,))), size, flip=True, seed=0
+            )
             ratios = [
                 of[1] / of[0] for of in rounds(system, iter(held), repeat(next(iter(held))), steps)
             ]
             print(
-                f"{name:<9} {count} pictures of {channels}x{side}x{side}, batch {size}: step rate of resident data, "
+                f"{name:<9} {count} images of {channels}x{side}x{side}, batch {size}: step rate of resident data, "
                 f"one fixed batch = 1: {statistics.median(ratios):.3f}"
             )
         for count in (500, 2000):
@@ -104,12 +106,12 @@ def measured(count: int) -> tuple[float, float]:
 
     measure = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 250}
     next(
-        assess(system, system.denoiser, data, extractor, count=250, **measure)
+        evaluate_samples(system, system.denoiser, data, extractor, count=250, **measure)
     )  # the reference, and a warm start
     timed(system.denoiser.network)
     timed(extractor.features)
     start = time.perf_counter()
-    next(assess(system, system.denoiser, data, extractor, count=count, **measure))
+    next(evaluate_samples(system, system.denoiser, data, extractor, count=count, **measure))
     total = time.perf_counter() - start
     return 1 - inside / total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

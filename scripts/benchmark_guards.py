@@ -1,6 +1,6 @@
 """What the guards of training cost: seeds for each batch, gradients looked at, checkpoints waited for, signs of life.
 
-    python scripts/benchmark_guards.py                       # 32x32 colour pictures
+    python scripts/benchmark_guards.py                       # 32x32 colour images
     python scripts/benchmark_guards.py data=digits model.channels=32
 
 One training, in which rounds with the guards and rounds without take turns.
@@ -21,15 +21,15 @@ from ddpm_lab.callbacks.checkpoints import Checkpoints
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import CONFIGS
-from ddpm_lab.systems.base import Learner
-from ddpm_lab.systems.nonfinite_steps import Skips
+from ddpm_lab.systems.base import BaseSystem
+from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
 from ddpm_lab.utils import watchdog
-from ddpm_lab.utils.shell import quiet
+from ddpm_lab.utils.shell import quiet_libraries
 
 ROUNDS, STEPS = 42, 10
 GUARDS = [
-    (Learner, "on_train_batch_start"),
-    (Skips, "judge"),
+    (BaseSystem, "on_train_batch_start"),
+    (NonFiniteGuard, "judge"),
     (Checkpoints, "on_train_batch_start"),
     (Checkpoints, "on_train_batch_end"),
     (watchdog, "beat"),
@@ -57,16 +57,15 @@ class Turns(L.Callback):
 
 
 def main() -> None:
-    quiet()
-    words = sys.argv[1:] or [
+    quiet_libraries()
+    overrides = sys.argv[1:] or [
         "data=synthetic",
         "data.resolution=32",
         "data.batch_size=8",
         "model.channels=64",
     ]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        initialize_config_dir(str(CONFIGS), version_base="1.3"),
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(
+        str(CONFIGS), version_base="1.3"
     ):
         config = compose(
             "train",
@@ -75,10 +74,10 @@ def main() -> None:
                 f"trainer.max_steps={ROUNDS * STEPS}",
                 "trainer.val_check_interval=100000",
                 "logger=csv",
-                "callbacks.pictures.every=100000",
+                "callbacks.sample_grid.every=100000",
                 "callbacks.checkpoints.every=100000",
-                "~callbacks.quality",
-                *words,
+                "~callbacks.fid",
+                *overrides,
             ],
         )
         data = build(config, "data")
@@ -95,7 +94,7 @@ def main() -> None:
     cost = 1e6 * statistics.median(g - b for g, b in zip(guarded, bare, strict=True)) / STEPS
     ratio = statistics.median(g / b for g, b in zip(guarded, bare, strict=True)) - 1
     print(
-        f"{' '.join(words)}: a step takes {1e3 * statistics.median(bare) / STEPS:.1f} ms, and with guards {cost:.0f} "
+        f"{' '.join(overrides)}: a step takes {1e3 * statistics.median(bare) / STEPS:.1f} ms, and with guards {cost:.0f} "
         f"us more; median ratio of {len(bare)} pairs of rounds {ratio:+.2%}"
     )
 

@@ -1,7 +1,7 @@
 """What cost grows with: python scripts/benchmark_scale.py [KEY=VALUE ...]
 
 Milliseconds of a step of training against batch size, resolution and width, and of sampling against its steps;
-pictures per second against the number of processes; each beside the law that it should follow, drawn through the
+images per second against the number of processes; each beside the law that it should follow, drawn through the
 largest, or through one process. And what memory a step takes against batch size, with and without gradient
 checkpointing. Keys are those of `train.py`. Tables are printed and written to benchmark_scale.json, and drawn in
 benchmark_scale.png.
@@ -26,7 +26,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.diffusion.samplers import DDIM
-from ddpm_lab.utils.shell import quiet
+from ddpm_lab.utils.shell import quiet_libraries
 
 AXES = {
     "batch size": ("data.batch_size", (8, 16, 32, 64, 128)),
@@ -35,44 +35,46 @@ AXES = {
 }
 
 
-def measured(words: list[str]) -> dict[str, Any]:
+def measured(overrides: list[str]) -> dict[str, Any]:
     """Of 3x16x16 where `words` do not say otherwise: milliseconds of a step and MiB at its peak."""
-    words = [
+    overrides = [
         "data=synthetic",
         "data.resolution=16",
         "data.channels=3",
         "data.count=512",
         "data.batch_size=32",
-        *words,
+        *overrides,
     ]
     found: dict[str, Any] = {}
     for axis, (key, values) in AXES.items():
-        steps = {str(value): bare_of([*words, f"{key}={value}"]) for value in values}
+        steps = {str(value): bare_of([*overrides, f"{key}={value}"]) for value in values}
         rows = compared(steps, rounds=3)
         found[axis] = {
             "rows": {
                 value: {"ms": rows[value]["ms"], "GFLOP": gflop(steps[value])} for value in steps
             }
         }
-    data, system, _ = made(words)
+    data, system, _ = made(overrides)
     x, counts = torch.randn(16, *data.shape, device=DEVICE), (4, 8, 16, 32)
     system = system.eval().to(DEVICE)
 
-    def walk(count: int) -> None:
+    def trajectory(count: int) -> None:
         with torch.inference_mode():
             DDIM(steps=count)(system.denoiser, x)
 
-    rows = compared({str(count): lambda count=count: walk(count) for count in counts}, rounds=3)
+    rows = compared(
+        {str(count): lambda count=count: trajectory(count) for count in counts}, rounds=3
+    )
     found["sampling steps"] = {
         "rows": {count: {"ms": row["ms"], "calls": int(count)} for count, row in rows.items()}
     }
-    found["processes"] = {"rows": processes(words)}
+    found["processes"] = {"rows": processes(overrides)}
     _, batches = AXES["batch size"]
     found["memory"] = {
         "rows": {
             str(size): {
                 name: peak(
-                    bare_of([*words, f"data.batch_size={size}", f"model.checkpointing={on}"])
+                    bare_of([*overrides, f"data.batch_size={size}", f"model.checkpointing={on}"])
                 )
                 for name, on in {"MiB": "false", "checkpointing": "true"}.items()
             }
@@ -82,8 +84,8 @@ def measured(words: list[str]) -> dict[str, Any]:
     return found
 
 
-def bare_of(words: list[str]) -> Call:
-    data, system, config = made(words)
+def bare_of(overrides: list[str]) -> Call:
+    data, system, config = made(overrides)
     return bare(system, data, config.trainer.precision, config.compile)
 
 
@@ -108,24 +110,24 @@ def peak(step: Call) -> float:
     ) / 2**20
 
 
-def processes(words: list[str]) -> dict[str, Row]:
-    """Images per second of `trainer=ddp`, with so many pictures for each process; on a CPU, each has one thread."""
+def processes(overrides: list[str]) -> dict[str, Row]:
+    """Images per second of `trainer=ddp`, with so many images for each process; on a CPU, each has one thread."""
     small = DEVICE.type == "cpu"
     most = (os.cpu_count() or 1) if small else torch.cuda.device_count()
     on = ["trainer.accelerator=cpu", "trainer.precision=32-true"] if small else []
-    each = compose("train", words).data.batch_size
+    each = compose("train", overrides).data.batch_size
 
     def run(ranks: int, steps: int) -> float:
         """Seconds of training"""
         here = tempfile.mkdtemp(dir=folder)
-        looks = ["callbacks=none", "logger=csv", "resume=null", f"hydra.run.dir={here}"]
+        run_count = ["callbacks=none", "logger=csv", "resume=null", f"hydra.run.dir={here}"]
         command = [
             sys.executable,
             "train.py",
-            *words,
+            *overrides,
             "trainer=ddp",
             *on,
-            *looks,
+            *run_count,
             f"trainer.devices={ranks}",
             f"data.batch_size={each * ranks}",
             f"trainer.max_steps={steps}",
@@ -186,7 +188,7 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    quiet()
+    quiet_libraries()
     print(json.dumps(about := machine()))
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         found = measured(sys.argv[1:])

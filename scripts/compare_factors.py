@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from ddpm_lab.reports.figures import save_lines
-from ddpm_lab.reports.terminal import grid
+from ddpm_lab.reports.terminal import format_grid
 
 ROOT = Path(__file__).parents[1]
 AUTOENCODERS = {
@@ -30,7 +30,7 @@ EVERY = 100
 """Steps from one FID to the next"""
 
 
-def train(run: Path, *words: str) -> dict[str, float]:
+def train(run: Path, *overrides: str) -> dict[str, float]:
     """The metrics of `run`, which is trained unless it is there."""
     if not (run / "metrics.json").is_file():
         command = [
@@ -38,7 +38,7 @@ def train(run: Path, *words: str) -> dict[str, float]:
             str(ROOT / "train.py"),
             "logger=csv",
             f"hydra.run.dir={run}",
-            *words,
+            *overrides,
         ]
         print("$", *command[1:], flush=True)
         subprocess.run(command, check=True)
@@ -54,16 +54,16 @@ def curve(run: Path) -> tuple[list[float], list[float], float]:
             if row["images_per_second"]:
                 spent += (int(row["step"]) - steps) * 64 / float(row["images_per_second"])
                 steps = int(row["step"])
-            if row.get("quality/fid"):
+            if row.get("eval/fid"):
                 seconds.append(spent)
-                fids.append(float(row["quality/fid"]))
+                fids.append(float(row["eval/fid"]))
     return seconds, fids, steps / spent
 
 
 def main() -> None:
-    out, words = (
+    out, overrides = (
         Path(sys.argv[1]).resolve(),
-        [f"callbacks.quality.every={EVERY}", "data.batch_size=64", *sys.argv[2:]],
+        [f"callbacks.fid.every={EVERY}", "data.batch_size=64", *sys.argv[2:]],
     )
     lines: dict[str, tuple[list[float], list[float]]] = {}
     rows, found = {}, {}
@@ -74,7 +74,7 @@ def main() -> None:
             first = train(out / f"autoencoder-{name}", "system=autoencoder", *AUTOENCODERS[name])
             codec = ["codec=autoencoder", f"codec.run={out}/autoencoder-{name}"]
             cells = [f"{first['psnr']:.1f}", f"{first['rfid']:.2g}"]
-        metrics = train(out / f"diffusion-{name}", *codec, *words)
+        metrics = train(out / f"diffusion-{name}", *codec, *overrides)
         seconds, fids, rate = curve(out / f"diffusion-{name}")
         lines[name] = (seconds, fids)
         found[name] = {
@@ -90,7 +90,7 @@ def main() -> None:
             f"{fids[min(range(len(seconds)), key=lambda i: abs(seconds[i] - soon))]:.3g}"
         )
     (out / "factors.json").write_text(json.dumps(found, indent=2) + "\n")
-    picture = save_lines(
+    image = save_lines(
         {"FID against training time": lines},
         out / "factors.png",
         x="seconds of training",
@@ -99,8 +99,8 @@ def main() -> None:
     )
     heads = ["latents", "PSNR, dB", "rFID", "steps/s", "FID, end", "seconds", f"FID, {soon:.0f} s"]
     print(
-        grid("digits; seconds are those of training alone", "", heads, rows),
-        f"  saved in {picture}",
+        format_grid("digits; seconds are those of training alone", "", heads, rows),
+        f"  saved in {image}",
         sep="\n",
     )
 

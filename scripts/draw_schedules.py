@@ -1,6 +1,6 @@
 """Draws schedules side by side: python scripts/draw_schedules.py linear cosine "linear steps=4000 rescale=false"
 
-Each argument is a choice of the group schedule, with its own keys after it if they differ. The picture shows the signal
+Each argument is a choice of the group schedule, with its own keys after it if they differ. The image shows the signal
 that is left (alpha_bar), the log SNR and beta_tilde / beta, each against t / T. --out FILE says where it goes.
 """
 
@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.config.messages import check, explain
+from ddpm_lab.config.messages import check_overrides, explain_error
 from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.reports.figures import save_lines
@@ -38,18 +38,18 @@ def main() -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for text in options.schedules:
             name, *keys = text.split() or [""]
-            words = [f"schedule={name}", *(f"schedule.{key}" for key in keys)]
+            overrides = [f"schedule={name}", *(f"schedule.{key}" for key in keys)]
             try:
-                check(words, CONFIGS)
-                process = ForwardProcess(build(compose("train", words), "schedule"))
+                check_overrides(overrides, CONFIGS)
+                process = ForwardProcess(build(compose("train", overrides), "schedule"))
             except UserError as error:
                 parser.error(str(error))
             except HydraException as error:
-                parser.error(explain(error, "train", CONFIGS, words))
+                parser.error(explain_error(error, "train", CONFIGS, overrides))
             t = torch.arange(1, process.steps + 1)
-            signal, noise, log_snr, _ = process.table[1:].unbind(1)
+            alpha, noise, log_snr, _ = process.table[1:].unbind(1)
             ratio = process.beta_tilde(t, t - 1) / process.beta(t, t - 1)
-            lines = (signal**2 / (signal**2 + noise**2), log_snr, ratio)
+            lines = (alpha**2 / (alpha**2 + noise**2), log_snr, ratio)
             for panel, line in zip(panels.values(), lines, strict=True):
                 panel[text] = ((t / process.steps).tolist(), line.tolist())
     print(

@@ -36,15 +36,15 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab.callbacks import checkpoints
-from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main as commands
 from ddpm_lab.cli import train as imported  # noqa: F401 (not in each trial)
 from ddpm_lab.data import shards
-from ddpm_lab.data.image_transform import Fit
-from ddpm_lab.runs import load, record, resume, weights
+from ddpm_lab.data.image_transform import ImageTransform
+from ddpm_lab.runs import load, resume, run_record, weights
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import safe_load
-from ddpm_lab.utils.errors import Damaged, UserError
+from ddpm_lab.utils.errors import CorruptFileError, UserError
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -63,10 +63,10 @@ SMALL = (
     "~callbacks.progress",
 )
 LOOKS = (
-    "callbacks.pictures.every=10",
-    "callbacks.pictures.rows=1",
-    "callbacks.quality.count=20",
-    "callbacks.quality.every=20",
+    "callbacks.sample_grid.every=10",
+    "callbacks.sample_grid.rows=1",
+    "callbacks.fid.count=20",
+    "callbacks.fid.every=20",
 )
 TINY = (
     *SMALL,
@@ -78,14 +78,14 @@ CLASSES = (
     *TINY,
     "extractor=none",
     "conditioner=label",
-    "callbacks.pictures.every=10",
-    "callbacks.pictures.rows=1",
+    "callbacks.sample_grid.every=10",
+    "callbacks.sample_grid.rows=1",
 )
 BARE = (*CLASSES, "conditioner=none")
 DEEP = tuple(word for word in TINY if not word.startswith("model.multipliers="))
 CODEC = (*DEEP, "system=autoencoder", "callbacks.reconstructions.every=10")
 KINDS: dict[str, tuple[str, ...]] = {
-    "pixels, with averages, validation, pictures and FID": (*SMALL, *LOOKS),
+    "pixels, with averages, validation, images and FID": (*SMALL, *LOOKS),
     "latents": (*SMALL, *LOOKS, "codec=autoencoder", "codec.run=AUTOENCODER", "sampler.clip=null"),
     "accumulated gradients": (
         *SMALL,
@@ -101,11 +101,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "data.path=CLASSES",
         "data.channels=1",
         "data.flip=true",
-        "data.resident=false",
+        "data.in_memory=false",
         "extractor=none",
         "conditioner=label",
     ),
-    "classifier": (*TINY, "system=classifier", "timesteps=importance", "schedule.steps=20"),
+    "classifier": (*TINY, "system=classifier", "timestep_sampler=importance", "schedule.steps=20"),
     "autoencoder": (*CODEC, "model=autoencoder_kl"),
     "autoencoder whose adversary begins at step 13": (
         *CODEC,
@@ -120,7 +120,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         *TINY,
         "objective=vlb",
         "variance=learned_range",
-        "timesteps=importance",
+        "timestep_sampler=importance",
         "schedule.steps=20",
         "extractor=none",
     ),
@@ -129,14 +129,14 @@ KINDS: dict[str, tuple[str, ...]] = {
         "data=toy",
         "data.count=200",
         "sampler.clip=2",
-        "callbacks.scatter.every=10",
-        "callbacks.scatter.count=20",
-        "callbacks.density.count=20",
+        "callbacks.scatter_plot.every=10",
+        "callbacks.scatter_plot.count=20",
+        "callbacks.ode_nll.count=20",
     ),
     "flat folder": (*BARE, "data=folder", "data.path=FLAT"),
     "class folders": (*CLASSES, "data=folder", "data.path=CLASSES", "data.channels=1"),
     "folders train and val, grey": (*BARE, "data=folder", "data.path=SPLITS", "data.channels=1"),
-    "store": (*CLASSES, "data=store", "data.path=STORE", "data.resident=false"),
+    "store": (*CLASSES, "data=store", "data.path=STORE", "data.in_memory=false"),
     "hub, with labels": (*CLASSES, "data=hub", "data.name=LABELS"),
     "hub, without labels": (*BARE, "data=hub", "data.name=PLAIN", "data.split_test=null"),
 }
@@ -152,7 +152,7 @@ DATA = {
 Fault = Callable[[], Any]
 
 
-def begin(folder: Path, words: Sequence[str], fault: Fault | None = None) -> int:
+def begin(folder: Path, overrides: Sequence[str], fault: Fault | None = None) -> int:
     """Trains in a process of its own, to which `fault` happens first; its number."""
     number = os.fork()
     if number:
@@ -167,7 +167,7 @@ def begin(folder: Path, words: Sequence[str], fault: Fault | None = None) -> int
         )  # not those of pytest
         if fault:
             fault()
-        status = commands.run_job("train", [*words], folder / "log.txt")
+        status = commands.run_job("train", [*overrides], folder / "log.txt")
     finally:
         os._exit(status)
 
@@ -191,7 +191,7 @@ def ended(number: int) -> int:
 
 def result(run: Path) -> dict[str, Any]:
     """What must be the same in the end."""
-    content = safe_load.checkpoint(ordered(run / "checkpoints")[0])
+    content = safe_load.load_checkpoint(list_checkpoints(run / "checkpoints")[0])
     content["callbacks"]["Checkpoints"]["seconds"] = 0
     for key in ("history", "learner", "run_id"):
         content.pop(key)
@@ -202,9 +202,9 @@ def result(run: Path) -> dict[str, Any]:
     ]
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["training"]["seconds"] = 0
-    assert metrics.pop("run_id") == record.read(run).id
-    pictures = {file.name: file.read_bytes() for file in (run / "pictures").glob("*.png")}
-    return {"checkpoint": content, "history": history, "metrics": metrics, "pictures": pictures}
+    assert metrics.pop("run_id") == run_record.read_record(run).id
+    images = {file.name: file.read_bytes() for file in (run / "images").glob("*.png")}
+    return {"checkpoint": content, "history": history, "metrics": metrics, "images": images}
 
 
 def differs(a: Any, b: Any, path: str = "") -> list[str]:
@@ -239,7 +239,7 @@ class Bench:
         folder.mkdir(parents=True)
         return folder
 
-    def words(self, kind: str) -> tuple[str, ...]:
+    def overrides(self, kind: str) -> tuple[str, ...]:
         places = {"AUTOENCODER": self._autoencoder} | dict.fromkeys(DATA, self._data)
         parts = [word.partition("=") for word in KINDS[kind]]
         return tuple(
@@ -247,26 +247,29 @@ class Bench:
             for key, equals, value in parts
         )
 
-    def reference(self, words: tuple[str, ...]) -> tuple[Path, float]:
+    def reference(self, overrides: tuple[str, ...]) -> tuple[Path, float]:
         """The run that nothing happened to, and how many seconds it took."""
-        if words not in self.calm:
+        if overrides not in self.calm:
             folder, started = self.room(), time.monotonic()
-            status = ended(begin(folder, words))
+            status = ended(begin(folder, overrides))
             assert status == 0, log(folder)
-            self.calm[words] = (run_in(folder), time.monotonic() - started)
-        return self.calm[words]
+            self.calm[overrides] = (run_in(folder), time.monotonic() - started)
+        return self.calm[overrides]
 
     def verdict(
-        self, folder: Path, words: tuple[str, ...], again: Callable[[], Sequence[str]] | None = None
+        self,
+        folder: Path,
+        overrides: tuple[str, ...],
+        again: Callable[[], Sequence[str]] | None = None,
     ) -> str:
         """Gives the command again. "" if it comes to the end of the calm run, or how it does not."""
         if not (
             folder / "run" / "metrics.json"
         ).is_file():  # or it came to its end before it could be killed
-            status = ended(begin(folder, again() if again else words))
+            status = ended(begin(folder, again() if again else overrides))
             if status:
                 return f"exit {status}: {log(folder)[-300:]}"
-        wrong = "; ".join(differs(result(self.reference(words)[0]), result(run_in(folder)))[:3])
+        wrong = "; ".join(differs(result(self.reference(overrides)[0]), result(run_in(folder)))[:3])
         if not wrong:
             shutil.rmtree(folder)
         return wrong
@@ -275,7 +278,7 @@ class Bench:
         folder = self.root / "autoencoder"
         if not folder.is_dir():
             folder.mkdir()
-            words = (
+            overrides = (
                 "system=autoencoder",
                 "model=autoencoder_kl",
                 "callbacks=autoencoder",
@@ -284,7 +287,7 @@ class Bench:
                 "logger=csv",
                 "hydra.run.dir=run",
             )
-            assert ended(begin(folder, words)) == 0, log(folder)
+            assert ended(begin(folder, overrides)) == 0, log(folder)
         return folder / "run"
 
     def _data(self, name: str) -> Path:
@@ -295,8 +298,12 @@ class Bench:
         images = [Image.effect_noise((8, 8), 20 + i) for i in range(120)]
         if name == "STORE":
             pixels = torch.stack([pil_to_tensor(image) for image in images])
-            shards.write(
-                folder, [(pixels, torch.arange(120) % 3)], ["a", "b", "c"], Fit(8, 1), "noise"
+            shards.write_store(
+                folder,
+                [(pixels, torch.arange(120) % 3)],
+                ["a", "b", "c"],
+                ImageTransform(8, 1),
+                "noise",
             )
         elif name in ("LABELS", "PLAIN"):
             self._tables(folder, images, labelled=name == "LABELS")
@@ -338,7 +345,7 @@ def kept(folder: Path) -> list[Path]:
     return [
         file
         for run in [*folder.glob("runs/*/*"), folder / "run"]
-        for file in ordered(run / "checkpoints")
+        for file in list_checkpoints(run / "checkpoints")
     ]
 
 
@@ -346,19 +353,21 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
     """kill -9 at any moment, once or twice, then the same command again."""
     wrong: dict[str, list[str]] = {}
     for kind in KINDS:
-        words = bench.words(kind)
+        overrides = bench.overrides(kind)
         moved = ("data.workers", "hydra.run.dir=run") if "workers" in kind else ()
 
-        def again(words: tuple[str, ...] = words, moved: tuple[str, ...] = moved) -> list[str]:
+        def again(
+            overrides: tuple[str, ...] = overrides, moved: tuple[str, ...] = moved
+        ) -> list[str]:
             return [
-                *words,
+                *overrides,
                 *(
                     f"{word}={bench.random.randrange(4)}" if word == "data.workers" else word
                     for word in moved
                 ),
             ]
 
-        _, seconds = bench.reference(words)
+        _, seconds = bench.reference(overrides)
         wrong[kind] = []
         for _ in range(-(-trials // len(KINDS))):
             folder = bench.room()
@@ -367,7 +376,7 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
                 time.sleep(bench.random.uniform(0.1, 0.95) * seconds)
                 stopped(number, signal.SIGKILL)
             torn = [str(file) for file in kept(folder) if not good(file)]
-            wrong[kind].append(f"torn {torn}" if torn else bench.verdict(folder, words, again))
+            wrong[kind].append(f"torn {torn}" if torn else bench.verdict(folder, overrides, again))
         print(
             f"  {kind}: {len(wrong[kind]) - sum(map(bool, wrong[kind]))} of {len(wrong[kind])}",
             flush=True,
@@ -377,7 +386,7 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 def torn(bench: Bench, trials: int) -> dict[str, list[str]]:
     """kill -9 within a save: while it is written, before it is looked at, before and after it gets its name."""
-    words = bench.words(next(iter(KINDS)))
+    overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
         folder, nth, where = (
@@ -409,34 +418,34 @@ def torn(bench: Bench, trials: int) -> dict[str, list[str]]:
             checkpoints.torch.save = save  # type: ignore[attr-defined]
             Path.replace = replace  # type: ignore[method-assign, assignment]
 
-        status = ended(begin(folder, words, fault))
+        status = ended(begin(folder, overrides, fault))
         bad = [str(file) for file in kept(folder) if not good(file)]
         wrong.append(
             f"exit {status}"
             if status != 137
             else f"torn {bad}"
             if bad
-            else bench.verdict(folder, words)
+            else bench.verdict(folder, overrides)
         )
     return {"kill -9 within a save": wrong}
 
 
 def good(file: Path) -> bool:
     try:
-        return bool(safe_load.checkpoint(file))
+        return bool(safe_load.load_checkpoint(file))
     except UserError:
         return False
 
 
 def term(bench: Bench, trials: int) -> dict[str, list[str]]:
     """SIGTERM or SIGINT at any moment: saved at the step that was reached, whatever it was doing, exit 143 or 130."""
-    words = bench.words(next(iter(KINDS)))
-    _, seconds = bench.reference(words)
+    overrides = bench.overrides(next(iter(KINDS)))
+    _, seconds = bench.reference(overrides)
     wrong: dict[str, list[str]] = {"SIGTERM": [], "SIGINT": []}
     for i in range(trials):
         name = ("SIGTERM", "SIGTERM", "SIGINT")[i % 3]
         folder = bench.room()
-        number = begin(folder, words)
+        number = begin(folder, overrides)
         time.sleep(bench.random.uniform(0.3, 0.9) * seconds)
         status = stopped(number, signal.Signals[name])
         told, saved = log(folder), kept(folder)
@@ -448,13 +457,13 @@ def term(bench: Bench, trials: int) -> dict[str, list[str]]:
         ):
             wrong[name].append(f"something was lost: {saved} {told[-200:]}")
         else:
-            wrong[name].append(bench.verdict(folder, words))
+            wrong[name].append(bench.verdict(folder, overrides))
     return wrong
 
 
 def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
     """Losses that are not finite, now and then or from some step on: nothing of it is ever saved."""
-    words = bench.words(next(iter(KINDS)))
+    overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for i in range(trials):
         folder, lasting = bench.room(), i % 2
@@ -472,7 +481,7 @@ def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
 
             Diffusion.training_step = step  # type: ignore[method-assign]
 
-        status = ended(begin(folder, words, fault))
+        status = ended(begin(folder, overrides, fault))
         bad = [str(file) for file in kept(folder) if not finite(file)]
         due = 4 if lasting and min(steps) < 55 else 0
         wrong.append(
@@ -487,12 +496,12 @@ def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 
 def finite(file: Path) -> bool:
-    return not next(checkpoints.not_finite(safe_load.checkpoint(file)), "")
+    return not next(checkpoints.find_non_finite(safe_load.load_checkpoint(file)), "")
 
 
 def disk(bench: Bench, trials: int) -> dict[str, list[str]]:
     """A disk that takes no large file any more, for some saves or for good, then has room again."""
-    words = bench.words(next(iter(KINDS)))
+    overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
         folder, first = bench.room(), bench.random.randrange(2, 5)
@@ -512,23 +521,25 @@ def disk(bench: Bench, trials: int) -> dict[str, list[str]]:
 
             checkpoints.torch.save = save  # type: ignore[attr-defined]
 
-        status = ended(begin(folder, words, fault))
+        status = ended(begin(folder, overrides, fault))
         bad = [str(file) for file in kept(folder) if not good(file)]
         due = 3 if fails > 2 else 0
         if status != due or bad or (due and len(kept(folder)) != min(first - 1, 2)):
             wrong.append(f"exit {status}, kept {kept(folder)}, {bad}: {log(folder)[-200:]}")
         elif due:
-            wrong.append(bench.verdict(folder, words))
+            wrong.append(bench.verdict(folder, overrides))
         else:
             wrong.append(
-                "; ".join(differs(result(bench.reference(words)[0]), result(run_in(folder)))[:3])
+                "; ".join(
+                    differs(result(bench.reference(overrides)[0]), result(run_in(folder)))[:3]
+                )
             )
     return {"full disk": wrong}
 
 
 def damage(bench: Bench, trials: int) -> dict[str, list[str]]:
     """The newest checkpoint is cut, overwritten or has a bit flipped: the one before it is taken."""
-    words = bench.words(next(iter(KINDS)))
+    overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
         folder, at = bench.room(), bench.random.randrange(20, 60)
@@ -543,9 +554,9 @@ def damage(bench: Bench, trials: int) -> dict[str, list[str]]:
 
             Diffusion.training_step = step  # type: ignore[method-assign]
 
-        ended(begin(folder, words, fault))
+        ended(begin(folder, overrides, fault))
         spoil(kept(folder)[0], bench.random)
-        wrong.append(bench.verdict(folder, words))
+        wrong.append(bench.verdict(folder, overrides))
     return {"damaged newest checkpoint": wrong}
 
 
@@ -569,26 +580,26 @@ def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
     """One bit of a file is flipped, or it is cut, anywhere, or damaged in other ways: either every number is the same,
     or it is noticed, and the newest whole file is taken.
     """
-    run, _ = bench.reference(bench.words(next(iter(KINDS))))
+    run, _ = bench.reference(bench.overrides(next(iter(KINDS))))
     shared = bench.room() / "share"
     share(str(run), shared)
     kept = bench.room() / "cache.safetensors"
     safe_load.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, kept)
     seal = bench.room() / "cache.json"
-    safe_load.seal({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
-    config, logging_was = load.config(str(run)), logging.root.manager.disable
+    safe_load.write_sealed_json({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
+    config, logging_was = load.load_config(str(run)), logging.root.manager.disable
     logging.disable(logging.WARNING)
     wrong: dict[str, list[str]] = {}
     for kind, hurt in DAMAGE.items():
         many = trials * (3 if kind == FLIP else 1)
-        newest, older = ordered(run / "checkpoints")
+        newest, older = list_checkpoints(run / "checkpoints")
         wrong[f"checkpoint: {kind}"] = [
             _recovers(bench, newest, older, hurt, config) for _ in range(many)
         ]
         for what, file, read in (
-            (shared.name, shared / "weights.safetensors", safe_load.checkpoint),
-            ("statistics", kept, safe_load.tensors),
-            ("sealed JSON", seal, safe_load.sealed),
+            (shared.name, shared / "weights.safetensors", safe_load.load_checkpoint),
+            ("statistics", kept, safe_load.load_tensors),
+            ("sealed JSON", seal, safe_load.read_sealed_json),
         ):
             wrong[f"{what}: {kind}"] = [_noticed(bench, file, hurt, read) for _ in range(many)]
     logging.disable(logging_was)
@@ -638,9 +649,9 @@ def _recovers(bench: Bench, newest: Path, older: Path, hurt: Any, config: Any) -
     file = folder / "checkpoints" / newest.name
     file.write_bytes(_damaged(newest, hurt, bench.random))
     try:
-        content, taken = weights.read(folder)
-        wrong = differs(safe_load.checkpoint(newest if taken == file else older), content)
-        if resume.found(folder, config) != taken or file.exists() != (taken == file):
+        content, taken = weights.read_weights(folder)
+        wrong = differs(safe_load.load_checkpoint(newest if taken == file else older), content)
+        if resume.newest_checkpoint(folder, config) != taken or file.exists() != (taken == file):
             wrong.append("train.py takes another file")
         if taken != file and not file.with_name(f"{file.name}.damaged").is_file():
             wrong.append("it is not set aside")
@@ -657,7 +668,7 @@ def _noticed(bench: Bench, file: Path, hurt: Any, read: Callable[[Path], Any]) -
     copy.write_bytes(_damaged(file, hurt, bench.random))
     try:
         wrong = differs(read(file), read(copy))
-    except Damaged:
+    except CorruptFileError:
         wrong = []
     except Exception as error:
         wrong = [f"{type(error).__name__}: {error}"]
@@ -668,15 +679,15 @@ def _noticed(bench: Bench, file: Path, hurt: Any, read: Callable[[Path], Any]) -
 
 def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
     """kill -9 of two processes that train together (gloo), then the same command again."""
-    words = [
-        *bench.words(next(iter(KINDS))),
+    overrides = [
+        *bench.overrides(next(iter(KINDS))),
         "trainer=ddp",
         "trainer.accelerator=cpu",
         "trainer.precision=32-true",
         "trainer.devices=2",
         "trainer.max_steps=60",
     ]
-    command = [sys.executable, str(ROOT / "train.py"), *words]
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
 
     def launched(folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -712,7 +723,7 @@ def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]]:
     """One long run that is killed, starved of disk and robbed of its newest checkpoint, over and over."""
-    words = (
+    overrides = (
         *LOOKS,
         "trainer.val_check_interval=50",
         "logger=csv",
@@ -722,15 +733,15 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
         "callbacks.checkpoints.every=25",
         "~callbacks.progress",
     )
-    _, seconds = bench.reference(words)
+    _, seconds = bench.reference(overrides)
     steps = int(200 * 60 * minutes / 3 / seconds)
-    words = (
+    overrides = (
         *(
             f"trainer.max_steps={steps}" if word.startswith("trainer.max") else word
-            for word in words
+            for word in overrides
         ),
     )
-    _, seconds = bench.reference(words)
+    _, seconds = bench.reference(overrides)
     folder, until, happened = (
         bench.room(),
         time.monotonic() + 60 * minutes,
@@ -744,7 +755,7 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
 
-        number = begin(folder, words, fault if full else None)
+        number = begin(folder, overrides, fault if full else None)
         time.sleep(bench.random.uniform(5, 40))
         status = stopped(
             number, bench.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
@@ -759,9 +770,11 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
         print(f"  {happened}, {[file.stem for file in kept(folder)][:1]} of {steps}", flush=True)
     return {
         f"chaos, {steps} steps, {happened}": [
-            bench.verdict(folder, words)
+            bench.verdict(folder, overrides)
             if status
-            else "; ".join(differs(result(bench.reference(words)[0]), result(run_in(folder)))[:3])
+            else "; ".join(
+                differs(result(bench.reference(overrides)[0]), result(run_in(folder)))[:3]
+            )
         ]
     }
 
@@ -787,17 +800,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="trials of each kind")
     parser.add_argument("--minutes", type=float, default=60, help="of chaos")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    if unknown := {*asked.kinds} - {*TRIALS}:
+    conditions = parser.parse_args()
+    if unknown := {*conditions.kinds} - {*TRIALS}:
         parser.error(f"{', '.join(unknown)}: there is {', '.join(TRIALS)}")
     for variable in ("DDPM_LAB_CACHE", "XDG_STATE_HOME"):
         os.environ.setdefault(variable, tempfile.mkdtemp())
     failed = False
-    for name in asked.kinds or TRIALS:
+    for name in conditions.kinds or TRIALS:
         trial, usual = TRIALS[name]
-        options = {"minutes": asked.minutes} if name == "chaos" else {}
+        options = {"minutes": conditions.minutes} if name == "chaos" else {}
         root, started = Path(tempfile.mkdtemp(prefix=f"faults-{name}-")), time.monotonic()
-        for what, wrong in trial(Bench(root, asked.seed), asked.count or usual, **options).items():
+        for what, wrong in trial(
+            Bench(root, conditions.seed), conditions.count or usual, **options
+        ).items():
             bad = [word for word in wrong if word]
             failed |= bool(bad)
             print(

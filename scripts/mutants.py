@@ -48,8 +48,8 @@ MUTANTS = [
     Mutant(
         "alpha_bar x_0, not its root",
         "diffusion/process.py",
-        "return per_pixel(signal, x0) * x0",
-        "return per_pixel(signal**2, x0) * x0",
+        "return per_pixel(alpha, x0) * x0",
+        "return per_pixel(alpha**2, x0) * x0",
         "process",
     ),
     Mutant(
@@ -104,7 +104,7 @@ MUTANTS = [
     Mutant(
         "beta for beta tilde",
         "diffusion/process.py",
-        "return self.beta(t, s) * (noise_s / noise_t) ** 2",
+        "return self.beta(t, s) * (sigma_s / sigma_t) ** 2",
         "return self.beta(t, s)",
         "process variances",
     ),
@@ -125,15 +125,15 @@ MUTANTS = [
     Mutant(
         "posterior: signal of t for that of s",
         "diffusion/process.py",
-        "return self.scales(s)[0] * self.renewed(t, s)",
-        "return self.scales(t)[0] * self.renewed(t, s)",
+        "return self.alpha_sigma(s)[0] * self.tau(t, s)",
+        "return self.alpha_sigma(t)[0] * self.tau(t, s)",
         "process",
     ),
     Mutant(
         "posterior: root of the ratio of variances",
         "diffusion/process.py",
-        "signal_t / signal_s * (noise_s / noise_t) ** 2",
-        "signal_t / signal_s * (noise_s / noise_t)",
+        "alpha_t / alpha_s * (sigma_s / sigma_t) ** 2",
+        "alpha_t / alpha_s * (sigma_s / sigma_t)",
         "process",
     ),
     Mutant(
@@ -146,8 +146,8 @@ MUTANTS = [
     Mutant(
         "score divided by the variance, not eps by its root",
         "diffusion/process.py",
-        "per_pixel(signal / noise**2, x_t) * x0 - per_pixel(noise**-2, x_t) * x_t",
-        "per_pixel(signal / noise, x_t) * x0 - per_pixel(noise**-1, x_t) * x_t",
+        "per_pixel(alpha / sigma**2, x_t) * x0 - per_pixel(sigma**-2, x_t) * x_t",
+        "per_pixel(alpha / sigma, x_t) * x0 - per_pixel(sigma**-1, x_t) * x_t",
         "process",
     ),
     Mutant(
@@ -161,21 +161,21 @@ MUTANTS = [
     Mutant(
         "v with the wrong sign",
         "diffusion/predictions.py",
-        "per_pixel(signal / scale, x0) * eps - per_pixel(noise / scale, x0) * x0",
-        "per_pixel(noise / scale, x0) * x0 - per_pixel(signal / scale, x0) * eps",
+        "per_pixel(alpha / scale, x0) * eps - per_pixel(sigma / scale, x0) * x0",
+        "per_pixel(sigma / scale, x0) * x0 - per_pixel(alpha / scale, x0) * eps",
         "predictions",
     ),
     Mutant(
         "mean: x_t's share not taken off",
         "diffusion/predictions.py",
-        "return -process.from_x_t(t, t - 1) / from_x0, 1",
-        "return 0 * from_x0, 1",
+        "return -process.posterior_coef_xt(t, t - 1) / posterior_coef_x0, 1",
+        "return 0 * posterior_coef_x0, 1",
         "predictions",
     ),
     Mutant(
         "score: not divided by the noise",
         "diffusion/predictions.py",
-        "return -eps / per_pixel(process.scales(t)[1], eps)",
+        "return -eps / per_pixel(process.alpha_sigma(t)[1], eps)",
         "return -eps",
         "predictions",
     ),
@@ -203,23 +203,23 @@ MUTANTS = [
     Mutant(
         "halves of the network's answer swapped",
         "diffusion/denoiser.py",
-        "own, spread = said.chunk",
-        "spread, own = said.chunk",
+        "prediction, variance_output = said.chunk",
+        "variance_output, prediction = said.chunk",
         "denoiser",
     ),
     # Variances
     Mutant(
         "learned v read from [0, 1]",
         "diffusion/variances.py",
-        "per_pixel((high + low) / 2, like) + per_pixel((high - low) / 2, like) * spread",
-        "per_pixel(low, like) + per_pixel(high - low, like) * spread",
+        "per_pixel((high + low) / 2, like) + per_pixel((high - low) / 2, like) * variance_output",
+        "per_pixel(low, like) + per_pixel(high - low, like) * variance_output",
         "variances",
     ),
     Mutant(
         "learned v clamped",
         "diffusion/variances.py",
-        "per_pixel((high - low) / 2, like) * spread",
-        "per_pixel((high - low) / 2, like) * spread.clamp(-1, 1)",
+        "per_pixel((high - low) / 2, like) * variance_output",
+        "per_pixel((high - low) / 2, like) * variance_output.clamp(-1, 1)",
         "variances",
     ),
     Mutant(
@@ -239,8 +239,8 @@ MUTANTS = [
     Mutant(
         "analytic variance: coefficient not squared",
         "diffusion/variances.py",
-        "process.from_x0(t, s) ** 2 * mse",
-        "process.from_x0(t, s) * mse",
+        "process.posterior_coef_x0(t, s) ** 2 * mse",
+        "process.posterior_coef_x0(t, s) * mse",
         "variances",
     ),
     # Objectives and times
@@ -254,15 +254,15 @@ MUTANTS = [
     Mutant(
         "the bound's gradient reaches the mean",
         "diffusion/objectives.py",
-        "answer._replace(own=answer.own.detach()) if frozen else answer",
-        "answer",
+        "output._replace(prediction=output.prediction.detach()) if frozen else output",
+        "output",
         "objectives",
     ),
     Mutant(
         "sum over pixels for mean",
         "diffusion/objectives.py",
-        "(answer.own - target).square().flatten(1).mean(1)",
-        "(answer.own - target).square().flatten(1).sum(1)",
+        "(output.prediction - target).square().flatten(1).mean(1)",
+        "(output.prediction - target).square().flatten(1).sum(1)",
         "objectives",
     ),
     Mutant(
@@ -275,7 +275,7 @@ MUTANTS = [
     Mutant(
         "weights of x_0 on errors of eps",
         "diffusion/objectives.py",
-        "denoiser.prediction.gain(denoiser.process, draw.t) ** 2 * self.weight",
+        "denoiser.prediction.x0_error_scale(denoiser.process, batch.t) ** 2 * self.weight",
         "self.weight",
         "objectives",
     ),
@@ -289,8 +289,8 @@ MUTANTS = [
     Mutant(
         "mean matching: coefficient not squared",
         "diffusion/objectives.py",
-        "return process.from_x0(t, t - 1) ** 2",
-        "return process.from_x0(t, t - 1)",
+        "return process.posterior_coef_x0(t, t - 1) ** 2",
+        "return process.posterior_coef_x0(t, t - 1)",
         "objectives",
     ),
     Mutant(
@@ -337,7 +337,7 @@ MUTANTS = [
         "likelihood",
     ),
     Mutant(
-        "bits of a picture for bits of a dimension",
+        "bits of a image for bits of a dimension",
         "diffusion/likelihood.py",
         "nats.flatten(1).mean(1)",
         "nats.flatten(1).sum(1)",
@@ -390,16 +390,16 @@ MUTANTS = [
     Mutant(
         "flips in NLL",
         "evaluation/nll.py",
-        "denoiser, pictures.x0, times,",
-        "denoiser, pictures.x0.flip(-1), times,",
+        "denoiser, images.x0, times,",
+        "denoiser, images.x0.flip(-1), times,",
         "evaluation",
     ),
     # Samplers
     Mutant(
         "noise in the last step",
         "diffusion/samplers.py",
-        "return reverse.mean if step.last else reverse.at(noise(step.x_t))",
-        "return reverse.at(noise(step.x_t))",
+        "return reverse.mean if step.last else reverse.rsample(noise(step.x_t))",
+        "return reverse.rsample(noise(step.x_t))",
         "samplers",
     ),
     Mutant(
@@ -419,22 +419,22 @@ MUTANTS = [
     Mutant(
         "s = t - T / K whatever the spacing",
         "diffusion/samplers.py",
-        "pairwise(torch.tensor(self.times(denoiser.process.steps, until)).unbind())",
-        "pairwise(torch.linspace((c := self.times(denoiser.process.steps))[0], until, len(c)).long().unbind())",
+        "pairwise(torch.tensor(self.timesteps(denoiser.process.steps, t_end)).unbind())",
+        "pairwise(torch.linspace((c := self.timesteps(denoiser.process.steps))[0], t_end, len(c)).long().unbind())",
         "samplers",
     ),
     Mutant(
         "x_0 clipped, eps kept",
         "diffusion/samplers.py",
-        "return process.move(x_t, step.guess.x0, t, s)",
-        "return process.diffuse(step.guess.x0, process.eps(x_t, denoiser(x_t, t, cond).x0, t), s)",
+        "return process.ddim_update(x_t, step.estimate.x0, t, s)",
+        "return process.diffuse(step.estimate.x0, process.eps(x_t, denoiser(x_t, t, cond).x0, t), s)",
         "samplers",
     ),
     Mutant(
         "an Euler step forgets what x_0 is in x_t",
         "diffusion/process.py",
-        "signal_s - kept * signal_t",
-        "signal_s",
+        "alpha_s - kept * alpha_t",
+        "alpha_s",
         "samplers",
     ),
     Mutant(
@@ -448,7 +448,7 @@ MUTANTS = [
         "sigma hat in the mean",
         "diffusion/samplers.py",
         "** 2 - variance)",
-        "** 2 - (process.beta(t, s) if self.hat else variance))",
+        "** 2 - (process.beta(t, s) if self.sigma_hat else variance))",
         "samplers",
     ),
     Mutant(
@@ -503,7 +503,7 @@ MUTANTS = [
     Mutant(
         "a mixture: nearness of x_t / signal, not of x_t",
         "diffusion/analytic_denoisers.py",
-        "-0.5 * signal * gain",
+        "-0.5 * alpha * gain",
         "-0.5 * gain",
         "exact",
     ),
@@ -532,15 +532,15 @@ MUTANTS = [
     Mutant(
         "classifier: gradient with the wrong sign",
         "diffusion/classifier_guidance.py",
-        "return guess._replace(x0=guess.x0 + push)",
-        "return guess._replace(x0=guess.x0 - push)",
+        "return estimate._replace(x0=estimate.x0 + push)",
+        "return estimate._replace(x0=estimate.x0 - push)",
         "classifier",
     ),
     Mutant(
         "classifier: without the root of 1 - alpha_bar",
         "diffusion/classifier_guidance.py",
-        "self.scale * noise**2 / signal, x_t)",
-        "self.scale * noise / signal, x_t)",
+        "self.scale * noise**2 / alpha, x_t)",
+        "self.scale * noise / alpha, x_t)",
         "classifier",
     ),
     Mutant(
@@ -567,22 +567,22 @@ MUTANTS = [
     Mutant(
         "the null's variance under guidance",
         "diffusion/guidance.py",
-        "both.spread.chunk(2)[0]",
-        "both.spread.chunk(2)[1]",
+        "both.variance_output.chunk(2)[0]",
+        "both.variance_output.chunk(2)[1]",
         "guidance",
     ),
     Mutant(
         "noise of a sample from its place in the batch",
         "diffusion/rng.py",
-        "else generator(seed, i) for i in samples]",
-        "else generator(seed, i) for i, _ in enumerate(samples)]",
+        "else make_generator(seed, i) for i in samples]",
+        "else make_generator(seed, i) for i, _ in enumerate(samples)]",
         "samplers",
     ),
     Mutant(
         "labels dropped at sampling",
         "systems/diffusion.py",
-        "cond = denoiser.conditioner(asked, noise)",
-        "cond = denoiser.conditioner(asked, noise).drop(denoiser.conditioner.dropout)",
+        "cond = denoiser.conditioner(conditions, noise)",
+        "cond = denoiser.conditioner(conditions, noise).drop(denoiser.conditioner.dropout)",
         "system",
     ),
     Mutant(
@@ -622,24 +622,24 @@ MUTANTS = [
         "conditioners",
     ),
     Mutant(
-        "the small picture is noisy at sampling as in training",
+        "the small image is noisy at sampling as in training",
         "conditioners/low_res.py",
         "if self.training:",
-        "if self.highest:",
+        "if self.max_noise_level:",
         "conditioners",
     ),
     Mutant(
-        "the small picture gains variance with its noise",
+        "the small image gains variance with its noise",
         "conditioners/low_res.py",
         "noisy = angle.cos() * z",
         "noisy = z",
         "conditioners",
     ),
     Mutant(
-        "the small picture's noise is not told",
+        "the small image's noise is not told",
         "conditioners/low_res.py",
-        "level=1000 * level)",
-        "level=0 * level)",
+        "noise_level=1000 * noise_level)",
+        "noise_level=0 * noise_level)",
         "conditioners",
     ),
     Mutant(
@@ -652,14 +652,14 @@ MUTANTS = [
     Mutant(
         "keys for values",
         "networks/layers.py",
-        "k, v = self.kv(told.context)",
-        "v, k = self.kv(told.context)",
+        "        k, v = (\n            self.kv(conditioning",
+        "        v, k = (\n            self.kv(conditioning",
         "networks",
     ),
     Mutant(
         "the guess before is always told in training",
         "systems/diffusion.py",
-        "and coin(noise)",
+        "and bernoulli(noise)",
         "",
         "system",
     ),
@@ -673,7 +673,7 @@ MUTANTS = [
     Mutant(
         "the guess before is forgotten at sampling",
         "diffusion/samplers.py",
-        "previous=step.guess.x0)",
+        "previous=step.estimate.x0)",
         "previous=None)",
         "guidance",
     ),
@@ -758,7 +758,7 @@ MUTANTS = [
         "latents",
     ),
     Mutant(
-        "the penalty per picture beside a loss per pixel",
+        "the penalty per image beside a loss per pixel",
         "systems/autoencoder_system.py",
         "passed.penalty / x[0].numel()",
         "passed.penalty",
@@ -807,7 +807,7 @@ MUTANTS = [
         "latents",
     ),
     Mutant(
-        "the noisy picture of a truncated stage is not scaled",
+        "the noisy image of a truncated stage is not scaled",
         "sampling/cascade.py",
         "x / per_pixel(stage.process.scale(time), x)",
         "x",
@@ -816,9 +816,8 @@ MUTANTS = [
     Mutant(
         "a truncated chain ends at a stop, not at its time",
         "diffusion/samplers.py",
-        "if t > until), until]",
-        "if t > until), until and max(t for t in stops(last, self.steps, self.spacing) if "
-        "t <= until)]",
+        "if t > t_end), t_end]",
+        "if t > t_end), t_end and max(t for t in timesteps(last, self.steps, self.spacing) if t <= t_end)]",
         "cascade",
     ),
     Mutant(
@@ -831,33 +830,33 @@ MUTANTS = [
     Mutant(
         "truncated: noise is added once more",
         "conditioners/low_res.py",
-        'if "level" in batch:',
+        'if "noise_level" in batch:',
         "if False:",
         "conditioners",
     ),
     Mutant(
         "levels by the variance of the noise, not its angle",
         "sampling/cascade.py",
-        "torch.atan2(noise, signal)",
-        "torch.atan2(noise**2, signal**2)",
+        "torch.atan2(noise, alpha)",
+        "torch.atan2(noise**2, alpha**2)",
         "cascade",
     ),
     Mutant(
         "stages of a cascade share their noise",
         "systems/diffusion.py",
-        "SampleNoise(seed, samples, denoiser.conditioner.stream)",
-        "SampleNoise(seed, samples)",
+        "PerSampleGenerator(seed, samples, denoiser.conditioner.stream)",
+        "PerSampleGenerator(seed, samples)",
         "cascade",
     ),
     Mutant(
         "a stage is asked for other classes than the one before",
         "sampling/cascade.py",
-        'label = asked.get("label")',
-        'label = asked["label"].flip(0)',
+        'label = conditions.get("label")',
+        'label = conditions["label"].flip(0)',
         "cascade",
     ),
     Mutant(
-        "every small picture is blurred",
+        "every small image is blurred",
         "conditioners/low_res.py",
         "(chance < 0.5) * torch.exp",
         "(chance < 2) * torch.exp",
@@ -1008,14 +1007,14 @@ MUTANTS = [
     Mutant(
         "transparent pixels show what is under them",
         "data/image_transform.py",
-        'picture = Image.alpha_composite(ground, picture.convert("RGBA"))',
+        'image = Image.alpha_composite(ground, image.convert("RGBA"))',
         "pass",
         "folder",
     ),
     Mutant(
         "EXIF is not heard",
         "data/image_io.py",
-        "ImageOps.exif_transpose(picture, in_place=True)",
+        "ImageOps.exif_transpose(image, in_place=True)",
         "pass",
         "folder",
     ),
@@ -1037,7 +1036,7 @@ MUTANTS = [
     Mutant(
         "noise of a batch depends on what was before",
         "systems/base.py",
-        "self.stream.manual_seed(seed_of(self.seed, batch_idx, 1))",
+        "self.generator.manual_seed(derive_seed(self.seed, batch_idx, 1))",
         "pass",
         "resume",
     ),
@@ -1051,8 +1050,7 @@ MUTANTS = [
     Mutant(
         "what was still to be looked at is forgotten",
         "callbacks/periodic.py",
-        "    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:\n"
-        "        self._look_if_due(trainer, pl_module)\n",
+        "    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:\n        self._run_if_due(trainer, pl_module)\n",
         "",
         "resume",
     ),
@@ -1122,14 +1120,14 @@ MUTANTS = [
     Mutant(
         "numbers that are not finite are saved",
         "callbacks/checkpoints.py",
-        "if strange := next(not_finite(checkpoint), None):",
+        "if strange := next(find_non_finite(checkpoint), None):",
         "if strange := None:",
         "resume",
     ),
     Mutant(
         "a signal waits for what takes long",
         "utils/watchdog.py",
-        "if _Heart.asked and _Heart.alone:",
+        "if _State.asked and _State.alone:",
         "if False:",
         "resume",
     ),
@@ -1211,8 +1209,8 @@ MUTANTS = [
     Mutant(
         "FIFOs are waited for",
         "utils/safe_load.py",
-        "if not stat.S_ISREG(unlinked(path).lstat().st_mode):",
-        "if stat.S_ISDIR(unlinked(path).lstat().st_mode):",
+        "if not stat.S_ISREG(reject_links(path).lstat().st_mode):",
+        "if stat.S_ISDIR(reject_links(path).lstat().st_mode):",
         "safety",
     ),
     Mutant("secrets are logged", "runs/saved_config.py", "asked.append(name)", "pass", "safety"),
@@ -1300,15 +1298,15 @@ def check(mutant: Mutant | None, tests: str) -> Verdict:
 
 
 def main() -> None:
-    words = sys.argv[1:]
+    overrides = sys.argv[1:]
     chosen = [
-        mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)
+        mutant
+        for mutant in MUTANTS
+        if not overrides or any(word in mutant.name for word in overrides)
     ]
     tests = " ".join(sorted({name for mutant in chosen for name in mutant.tests.split()}))
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(chosen) + 1, unit="slip") as bar,
-    ):
+    bar = tqdm(total=len(chosen) + 1, unit="mutation")
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         jobs = [pool.submit(check, None, tests)]
         jobs += [pool.submit(check, mutant, mutant.tests) for mutant in chosen]
         for job in jobs:
@@ -1320,7 +1318,7 @@ def main() -> None:
         print(f"{verdict.outcome:8}  {mutant.name}  {verdict.by}")
     caught = sum(verdict.outcome == "caught" for verdict in verdicts)
     print(f"{caught} of {len(chosen)} caught")
-    if not words:
+    if not overrides:
         rows = [
             f"| {mutant.name} | `{mutant.file}` | {verdict.outcome} | `{verdict.by}` |"
             for mutant, verdict in zip(chosen, verdicts, strict=True)

@@ -32,13 +32,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ddpm_lab.config.overrides import in_shell
-from ddpm_lab.data.image_folder import BAD, Files, Lenient, leave_out, looks
-from ddpm_lab.data.image_transform import fitted
-from ddpm_lab.data.image_tree import LITTER, listings
-from ddpm_lab.data.shards import Shards, write
-from ddpm_lab.utils.errors import Unsafe, shown
-from ddpm_lab.utils.shell import program
+from ddpm_lab.config.overrides import shell_value
+from ddpm_lab.data.image_folder import BAD, ImageFiles, SkipUnreadable, report_skipped, run_count
+from ddpm_lab.data.image_transform import infer_transform
+from ddpm_lab.data.image_tree import LITTER, list_splits
+from ddpm_lab.data.shards import Shards, write_store
+from ddpm_lab.utils.errors import UnsafeFileError, escape_control
+from ddpm_lab.utils.shell import script_command
 
 CHUNK = 2**20
 """Bytes of pixels that a process decodes at a time"""
@@ -75,7 +75,7 @@ def main() -> None:
         "--background", default="white", help="colour that shows through transparency (white)"
     )
     parser.add_argument(
-        "--on-bad",
+        "--on-error",
         choices=["error", "skip"],
         default="error",
         help=f"skip leaves out what cannot be used, at most {BAD:.0%}".replace("%", "%%"),
@@ -104,7 +104,7 @@ def main() -> None:
         )
         told = re.sub(r"\bdata\.path=", "SOURCE=", told)
         status = getattr(error, "status", 3 if isinstance(error, OSError) else 2)
-        parser.exit(status, f"error: {shown(told, lines=True)}\n")
+        parser.exit(status, f"error: {escape_control(told, lines=True)}\n")
     except KeyboardInterrupt:
         parser.exit(130, "interrupted; nothing was written\n")
 
@@ -126,7 +126,7 @@ def prepare(
     background: str = "white",
     bits: int | None = None,
     splits: bool = True,
-    on_bad: Any = "error",
+    on_error: Any = "error",
     workers: int = 0,
 ) -> None:
     """Writes the store `target`. Raises ValueError that names the file or the option."""
@@ -150,21 +150,29 @@ def prepare(
         unpacked = Path(scratch, "unpacked")
         try:
             root = source if source.is_dir() else unpack(source, unpacked)
-            parts = listings(root, splits)
+            parts = list_splits(root, splits)
             files = [file for part in parts.values() for file in part.files]
-            fit = fitted(
-                looks(files, on_bad), resolution, channels, convert, bits, background, on_bad
+            fit = infer_transform(
+                run_count(files, on_error),
+                resolution,
+                channels,
+                convert,
+                bits,
+                background,
+                on_error,
             )
             indices, changes = [], Counter[str]()
             for name, part in parts.items():
                 chunks = read(
-                    Files(root, part.files, fit), part.labels, on_bad, workers, name, changes
+                    ImageFiles(root, part.files, fit), part.labels, on_error, workers, name, changes
                 )
                 indices.append(
-                    write(Path(scratch, "store", name), chunks, part.classes, fit, source.name)
+                    write_store(
+                        Path(scratch, "store", name), chunks, part.classes, fit, source.name
+                    )
                 )
         except ValueError as error:
-            kind = Unsafe if isinstance(error, Unsafe) else ValueError
+            kind = UnsafeFileError if isinstance(error, UnsafeFileError) else ValueError
             raise kind(
                 str(error)
                 .replace(f"path={unpacked}", f"SOURCE={source}")
@@ -184,14 +192,19 @@ def prepare(
         + f", {' + '.join(str(index['count']) for index in indices)} in train/ and test/"
         * (len(indices) > 1)
         + f", {len(classes) or 'no'} classes, {size / 2**30:.2f} GiB, in {seconds:.0f} s: "
-        f"{count / seconds:.0f} images/s\n  next     {program('train')} data=store data.path={in_shell(target)}"
+        f"{count / seconds:.0f} images/s\n  next     {script_command('train')} data=store data.path={shell_value(target)}"
         + " conditioner=label"
         * bool(classes)
     )
 
 
 def read(
-    files: Files, labels: Tensor | None, on_bad: str, workers: int, name: str, changes: Counter[str]
+    files: ImageFiles,
+    labels: Tensor | None,
+    on_error: str,
+    workers: int,
+    name: str,
+    changes: Counter[str],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images (n, C, H, W) uint8 and their labels (n,), in order, and count in `changes` what `Fit` did to them.
     Raises ValueError.
@@ -207,13 +220,13 @@ def read(
         for pixels, index, bad, changed in loader:
             changes.update(changed)
             reasons += bad
-            if bad and on_bad == "error":
+            if bad and on_error == "error":
                 raise ValueError(bad[0])
             if len(reasons) > BAD * len(files):
                 break
             yield pixels, labels[index]
             bar.update(len(index) + len(bad))
-    leave_out(reasons, len(files))
+    report_skipped(reasons, len(files))
 
 
 class Chunks(Dataset):
@@ -221,7 +234,7 @@ class Chunks(Dataset):
     left out, and the changes to the others.
     """
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: ImageFiles) -> None:
         self.files = files
         self.index = torch.arange(len(files)).split(
             max(1, CHUNK // torch.Size(files.fit.shape).numel())
@@ -232,7 +245,7 @@ class Chunks(Dataset):
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
         source, index, counts = (
-            Lenient(self.files),
+            SkipUnreadable(self.files),
             self.index[place],
             self.files.fit.changes.counts,
         )
@@ -247,7 +260,7 @@ def unpack(archive: Path, into: Path) -> Path:
     try:
         (unzip if zipfile.is_zipfile(archive) else untar)(archive, into)
     except (
-        Unsafe,
+        UnsafeFileError,
         RuntimeError,
         EOFError,
         KeyError,
@@ -257,7 +270,11 @@ def unpack(archive: Path, into: Path) -> Path:
         zlib.error,
         lzma.LZMAError,
     ) as error:
-        kind = Unsafe if isinstance(error, Unsafe | tarfile.FilterError) else ValueError
+        kind = (
+            UnsafeFileError
+            if isinstance(error, UnsafeFileError | tarfile.FilterError)
+            else ValueError
+        )
         raise kind(
             f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})"
         ) from error
@@ -271,7 +288,7 @@ class Member(tarfile.TarInfo):
 
     def _proc_member(self, tar: Any) -> Any:
         if self.size > CHUNK and self.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE):
-            raise Unsafe(f"it has a header of {self.size} bytes")
+            raise UnsafeFileError(f"it has a header of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
@@ -283,12 +300,12 @@ def untar(archive: Path, into: Path) -> None:
     with bar as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
         for member in tar:
             if (size := size + member.size) > limit:
-                raise Unsafe(TOO_LARGE)
+                raise UnsafeFileError(TOO_LARGE)
             if wanted(member.name) and not member.isdir():
                 if member.name.startswith(
                     "/"
                 ):  # which the filter would take for a name in the folder
-                    raise Unsafe(f"{member.name} leads out of it")
+                    raise UnsafeFileError(f"{member.name} leads out of it")
                 tar.extract(
                     member, into, filter="data"
                 )  # which refuses what would leave the folder
@@ -302,12 +319,12 @@ def unzip(archive: Path, into: Path) -> None:
         if sum(member.file_size for member in members) > most(
             archive, into
         ):  # no more than this is read of each
-            raise Unsafe(TOO_LARGE)
+            raise UnsafeFileError(TOO_LARGE)
         for member in members:
             path = PurePosixPath(member.filename)
             odd = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG)
             if path.is_absolute() or ".." in path.parts or odd:
-                raise Unsafe(f"{path} is a link or a device, or leads out of it")
+                raise UnsafeFileError(f"{path} is a link or a device, or leads out of it")
         for member in tqdm(members, "unpacking", disable=None):
             file.extract(member, into)
 

@@ -17,14 +17,13 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ddpm_lab.cli.next_commands import completed, typed_words
-from ddpm_lab.config.overrides import in_shell
-from ddpm_lab.runs import load
-from ddpm_lab.runs import record as records
-from ddpm_lab.runs.saved_config import TRUSTED, configuration
-from ddpm_lab.runs.weights import read
+from ddpm_lab.cli.next_commands import complete_command, typed_overrides
+from ddpm_lab.config.overrides import shell_value
+from ddpm_lab.runs import load, run_record
+from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
+from ddpm_lab.runs.weights import read_weights
 from ddpm_lab.utils import safe_load
-from ddpm_lab.utils.errors import Hindered, Told, UserError, shown
+from ddpm_lab.utils.errors import CLIError, ResourceError, UserError, escape_control
 
 NEXT = {
     "Diffusion": ("sample", "run={}"),
@@ -39,10 +38,10 @@ NEXT = {
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
     """Raises UserError."""
-    load.config(run)
+    load.load_config(run)
     config, (content, _) = (
-        configuration(Path(run, "config.yaml"), TRUSTED),
-        read(run),
+        load_saved_config(Path(run, "config.yaml"), TRUSTED),
+        read_weights(run),
     )  # with paths as they were typed
     average = content["callbacks"].get("EMA", {}).get("average")
     weights = weights or ("raw" if average is None else "ema")
@@ -58,7 +57,7 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
         for name, value in state.items()
         if isinstance(value, Tensor)
     }
-    record = records.read(run)
+    record = run_record.read_record(run)
     said = {
         "run_id": record.id,
         "hyper_parameters": content["hyper_parameters"],
@@ -69,29 +68,35 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     try:
         target.mkdir(parents=True)
     except OSError as error:
-        raise Hindered(
+        raise ResourceError(
             f"TARGET={target} cannot be made a folder ({error.strerror}); choose another"
         ) from error
     safe_load.save_tensors(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
     OmegaConf.save(config, target / "config.yaml")
     about = record._asdict() | {"directory": None}  # which concerns nobody else
-    (target / record.FILE).write_text(json.dumps(about, indent=1) + "\n")
+    (target / run_record.FILE).write_text(json.dumps(about, indent=1) + "\n")
     size = (target / "weights.safetensors").stat().st_size
     verb, following = NEXT[config.system._target_.rpartition(".")[2]]
-    following = following.format(shown(in_shell(target))) + " weights=raw" * (
+    following = following.format(escape_control(shell_value(target))) + " weights=raw" * (
         verb == "sample" and weights == "raw"
     )
-    print(f"{shown(target)}: {size / 2**20:.1f} MiB")
-    print(f"  next     {completed(verb, following, config, typed_words(Path(run)))}")
+    print(f"{escape_control(target)}: {size / 2**20:.1f} MiB")
+    print(f"  next     {complete_command(verb, following, config, typed_overrides(Path(run)))}")
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    if len(words) not in (2, 3) or (len(words) == 3 and not words[2].startswith("weights=")):
+    overrides = sys.argv[1:]
+    if len(overrides) not in (2, 3) or (
+        len(overrides) == 3 and not overrides[2].startswith("weights=")
+    ):
         print(__doc__, file=sys.stderr)
         sys.exit(UserError.status)
     try:
-        share(words[0], Path(words[1]), *(word.removeprefix("weights=") for word in words[2:]))
-    except Told as error:
-        print(f"error: {shown(error, lines=True)}", file=sys.stderr)
+        share(
+            overrides[0],
+            Path(overrides[1]),
+            *(word.removeprefix("weights=") for word in overrides[2:]),
+        )
+    except CLIError as error:
+        print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
         sys.exit(error.status)

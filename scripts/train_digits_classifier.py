@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _shifted(pixels: torch.Tensor) -> torch.Tensor:
-    """Each picture moved by up to one pixel, three times in ten."""
+    """Each image moved by up to one pixel, three times in ten."""
     padded = F.pad(pixels, (1, 1, 1, 1))
     moved = [
         padded[i, :, y : y + 8, x : x + 8] if p < 0.3 else pixels[i]

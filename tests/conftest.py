@@ -27,8 +27,8 @@ FAST = (
     "model.channels=8",
     "model.multipliers=[1]",
     "sampler.steps=3",
-    "callbacks.quality.count=20",
-    "callbacks.pictures.every=5",
+    "callbacks.fid.count=20",
+    "callbacks.sample_grid.every=5",
     "callbacks.losses.every=5",
     "data.batch_size=16",
 )
@@ -80,7 +80,7 @@ def pretrained(tmp_path_factory):
         "transformers", reason="is the extra of conditioner=pretrained_text"
     )
     where = tmp_path_factory.mktemp("pretrained")
-    words = [
+    overrides = [
         "[PAD]",
         "[UNK]",
         "[CLS]",
@@ -89,10 +89,10 @@ def pretrained(tmp_path_factory):
         *"abcdefghijklmnopqrstuvwxyz0123456789",
         *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
     ]
-    (where / "vocab.txt").write_text("\n".join(words))
+    (where / "vocab.txt").write_text("\n".join(overrides))
     torch.manual_seed(0)
     shape = transformers.BertConfig(
-        vocab_size=len(words),
+        vocab_size=len(overrides),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -139,13 +139,13 @@ def tiny(typed, tmp_path_factory):
     """Return the run of ten steps that words of train.py make, trained at their first use. It is only read."""
     made = {}
 
-    def run(*words):
-        if words not in made:
+    def run(*overrides):
+        if overrides not in made:
             where = tmp_path_factory.mktemp("tiny") / "r"
-            status, _, error = typed("train", *FAST, *words, f"hydra.run.dir={where}")
+            status, _, error = typed("train", *FAST, *overrides, f"hydra.run.dir={where}")
             assert status == 0, error
-            made[words] = where
-        return made[words]
+            made[overrides] = where
+        return made[overrides]
 
     return run
 
@@ -157,8 +157,8 @@ def there_and_back(typed, trained, tmp_path):
     status, _, error = typed("sample", trained, "mode=decode", given, f"hydra.run.dir={tmp_path}/y")
     assert status == 0, error
     pixels = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0]
-    for i, picture in enumerate(
+    for i, image in enumerate(
         np.load(tmp_path / "y" / "samples.npz")["images"]
     ):  # the grid's rows are threes
         shown = pixels[68 * i :][:64:8, 2 * 68 :][:, :64:8]
-        assert np.abs(shown.astype(int) - picture[..., 0]).max() <= 1
+        assert np.abs(shown.astype(int) - image[..., 0]).max() <= 1

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from ddpm_lab.data.image_transform import Fit
-from ddpm_lab.data.shards import write
+from ddpm_lab.data.image_transform import ImageTransform
+from ddpm_lab.data.shards import write_store
 
 FILES = (
     "celeba64",
@@ -45,7 +45,7 @@ def dump(file, content):
 
 
 def cifar(root, patch, kind=datasets.CIFAR10, each=4, test=3, classes=10):
-    """`each` pictures in each of the training files. Their MD5s take the place of those of the real ones."""
+    """`each` images in each of the training files. Their MD5s take the place of those of the real ones."""
     label = "labels" if kind is datasets.CIFAR10 else "fine_labels"
     found = {"train": ([], []), "test": ([], [])}
 
@@ -91,12 +91,12 @@ def mnist(root, kind=datasets.MNIST, train=12, test=4):
 
 
 def celeba(root, patch, splits="0000001122"):
-    """Pictures of the split that each digit says, as PNG under their real names, since JPEG would lose the pixels."""
+    """Images of the split that each digit says, as PNG under their real names, since JPEG would lose the pixels."""
     base, names = root / "celeba", [f"{i + 1:06}.jpg" for i in range(len(splits))]
     (base / "img_align_celeba").mkdir(parents=True)
     pixels = noise(len(splits), 218, 178)
-    for name, picture in zip(names, pixels, strict=True):
-        Image.fromarray(picture).save(base / "img_align_celeba" / name, format="PNG")
+    for name, image in zip(names, pixels, strict=True):
+        Image.fromarray(image).save(base / "img_align_celeba" / name, format="PNG")
 
     def rows(file, value, header=""):
         (base / file).write_text(
@@ -119,7 +119,7 @@ def celeba(root, patch, splits="0000001122"):
 
 
 def lsun(root, category="church_outdoor", size=(24, 16), train=9, test=4):
-    """lmdbs of WebP pictures, as LSUN's are, but without loss."""
+    """lmdbs of WebP images, as LSUN's are, but without loss."""
     import lmdb
 
     found = {}
@@ -129,31 +129,31 @@ def lsun(root, category="church_outdoor", size=(24, 16), train=9, test=4):
             lmdb.open(str(root / f"{category}_{split}_lmdb"), map_size=2**28) as base,
             base.begin(write=True) as txn,
         ):
-            for picture in pixels:
+            for image in pixels:
                 txn.put(
-                    hashlib.sha1(picture.tobytes()).hexdigest().encode(),
-                    encoded(picture, "WEBP", lossless=True),
+                    hashlib.sha1(image.tobytes()).hexdigest().encode(),
+                    encoded(image, "WEBP", lossless=True),
                 )
         order = sorted(range(count), key=lambda i: hashlib.sha1(pixels[i].tobytes()).hexdigest())
         found[split] = torch.tensor(pixels[order]).permute(0, 3, 1, 2)
     return found
 
 
-def encoded(picture, kind="PNG", **kwargs):
+def encoded(image, kind="PNG", **kwargs):
     held = io.BytesIO()
-    Image.fromarray(picture).save(held, format=kind, **kwargs)
+    Image.fromarray(image).save(held, format=kind, **kwargs)
     return held.getvalue()
 
 
 def imagenet(root, size=(16, 16), train=4, test=2, named=True):
-    """`train` and `test` pictures of each of two classes."""
+    """`train` and `test` images of each of two classes."""
     found = {}
     for split, count in (("train", train), ("val", test)):
         pixels = noise(count * len(WNIDS), size[1], size[0], seed=count)
-        for i, picture in enumerate(pixels):
+        for i, image in enumerate(pixels):
             where = root / split / WNIDS[i // count]
             where.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(where / f"{WNIDS[i // count]}_{i}.JPEG", format="PNG")
+            Image.fromarray(image).save(where / f"{WNIDS[i // count]}_{i}.JPEG", format="PNG")
         found[split] = torch.tensor(pixels).permute(0, 3, 1, 2)
     if named:
         torch.save((NAMES, []), root / "meta.bin")
@@ -176,8 +176,8 @@ def parquet(root, train=12, test=4, size=8, shards=1):
     for split, count in (("train", train), ("test", test)):
         pixels = noise(count, size, size, seed=count)
         rows = [
-            {"img": {"bytes": encoded(picture), "path": None}, "label": i % 2, "id": i}
-            for i, picture in enumerate(pixels)
+            {"img": {"bytes": encoded(image), "path": None}, "label": i % 2, "id": i}
+            for i, image in enumerate(pixels)
         ]
         for shard in range(shards):
             part = rows[shard * count // shards : (shard + 1) * count // shards]
@@ -188,8 +188,8 @@ def parquet(root, train=12, test=4, size=8, shards=1):
     return found
 
 
-def words(option, root, patch, side=8):
-    """Writes what data=`option` reads, a few pictures of `side`, and returns the words that find it."""
+def overrides(option, root, patch, side=8):
+    """Writes what data=`option` reads, a few images of `side`, and returns the words that find it."""
     found = [f"data.path={root}", f"data.resolution={side}"]
     if option.startswith("cifar"):
         cifar(root, patch, getattr(datasets, option.upper()))
@@ -206,11 +206,13 @@ def words(option, root, patch, side=8):
         found = [f"data.name={root}", f"data.cache={root}/cache"]
     elif option == "store":
         pixels = torch.tensor(noise(8, side, side)).permute(0, 3, 1, 2)
-        write(root / "store", [(pixels, torch.zeros(8))], [], Fit(side, 3), "noise")
+        write_store(
+            root / "store", [(pixels, torch.zeros(8))], [], ImageTransform(side, 3), "noise"
+        )
         found = [f"data.path={root}/store"]
     else:
-        (root / "pictures").mkdir()
-        for i, picture in enumerate(noise(8, side, side)):
-            Image.fromarray(picture).save(root / "pictures" / f"{i}.png")
-        found[0] += "/pictures"
+        (root / "images").mkdir()
+        for i, image in enumerate(noise(8, side, side)):
+            Image.fromarray(image).save(root / "images" / f"{i}.png")
+        found[0] += "/images"
     return found

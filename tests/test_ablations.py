@@ -12,17 +12,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.ablations import tables
-from ddpm_lab.ablations.plan import Place, Plan
-from ddpm_lab.ablations.spec import Order, names, read
+from ddpm_lab.ablations.plan import JobKey, Plan
+from ddpm_lab.ablations.spec import OrderClaim, load_ablation, names
 from ddpm_lab.reports.table import Column, Entry, Source, Table
-from ddpm_lab.sweeps.job import at
+from ddpm_lab.sweeps.job import get_nested
 
 
 @pytest.fixture
 def settings(tmp_path):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        yield OmegaConf.create({"cells": str(tmp_path / "cells"), "words": [], "evaluate": []})
+        yield OmegaConf.create(
+            {"jobs_dir": str(tmp_path / "cells"), "overrides": [], "evaluate": []}
+        )
 
 
 def own_numbers(ablation):
@@ -40,7 +42,7 @@ def own_numbers(ablation):
 
 @pytest.mark.parametrize("name", names())
 def test_claims_hold_of_the_papers_own_numbers(name):
-    ablation = read(name)
+    ablation = load_ablation(name)
     table = own_numbers(ablation)
     for order in ablation.claims:
         assert {*order.order, *(order.rows or []), *(order.columns or [])} <= {
@@ -54,7 +56,7 @@ def test_claims_hold_of_the_papers_own_numbers(name):
 
 @pytest.mark.parametrize("name", names())
 def test_nothing_is_claimed_of_numbers_from_memory(name):
-    ablation = read(name)
+    ablation = load_ablation(name)
     table = own_numbers(ablation)
     columns = [column.name for column in table.columns]
     for order in ablation.claims:
@@ -80,12 +82,12 @@ def test_nothing_is_claimed_of_numbers_from_memory(name):
 )
 def test_cells_of_the_other_tiers_compose(typed, tier, some, tmp_path):
     status, out, err = typed(
-        "train", f"ablation=[{','.join(some)}]", f"tier={tier}", "dry=true", f"cells={tmp_path}"
+        "train", f"ablation=[{','.join(some)}]", f"tier={tier}", "dry=true", f"jobs_dir={tmp_path}"
     )
     assert status == 0, err
     for name in some:
-        absent = read(name).tiers[tier].absent
-        assert (f"{name} has no tier={tier}: {absent}" in out) == bool(absent)
+        skip_reason = load_ablation(name).tiers[tier].skip_reason
+        assert (f"{name} has no tier={tier}: {skip_reason}" in out) == bool(skip_reason)
 
 
 SHORT = "[adm_table4,cfg_imagenet64,ddim_table2,iddpm_figure2,iddpm_figure5,iddpm_table2]"
@@ -96,10 +98,10 @@ SHORT = "[adm_table4,cfg_imagenet64,ddim_table2,iddpm_figure2,iddpm_figure5,iddp
 def analytic(request, typed, tmp_path_factory):
     """The cells of analytic tables, the report, and whether they are all."""
     where = tmp_path_factory.mktemp("analytic")
-    words = (f"ablation={request.param}", "tier=analytic", f"cells={where}/cells")
-    status, out, err = typed("train", *words, "jobs=2")
+    overrides = (f"ablation={request.param}", "tier=analytic", f"jobs_dir={where}/cells")
+    status, out, err = typed("train", *overrides, "jobs=2")
     assert status == 0, out + err
-    status, out, err = typed("report", *words, f"out={where}/report")
+    status, out, err = typed("report", *overrides, f"out={where}/report")
     assert status == 0, err
     return where, out, request.param == "all"
 
@@ -115,11 +117,13 @@ def test_every_number_of_a_report_is_in_the_file_that_it_names(analytic):
     where, _, everything = analytic
     found = 0
     for line in csv.DictReader((where / "report" / "table.csv").open()):
-        ablation = read(line["table"].removesuffix("-analytic"))
+        ablation = load_ablation(line["table"].removesuffix("-analytic"))
         key = ablation.columns[line["column"]].metric or ablation.metric
         key = ablation.tiers["analytic"].metrics.get(key, key)
         if line["ours"]:
-            assert float(line["ours"]) == at(json.loads(Path(line["files"]).read_text()), key)
+            assert float(line["ours"]) == get_nested(
+                json.loads(Path(line["files"]).read_text()), key
+            )
             assert (line["difference"] == "") == (
                 key != (ablation.columns[line["column"]].metric or ablation.metric)
                 or not line["paper"]
@@ -133,7 +137,7 @@ def test_every_number_of_a_report_is_in_the_file_that_it_names(analytic):
 def test_what_tables_share_is_trained_once(typed, tmp_path):
     def folders(*ablations):
         _, out, _ = typed(
-            "train", f"ablation=[{','.join(ablations)}]", "dry=true", f"cells={tmp_path}"
+            "train", f"ablation=[{','.join(ablations)}]", "dry=true", f"jobs_dir={tmp_path}"
         )
         return {line.split()[-1] for line in out.splitlines() if " train-" in line}
 
@@ -143,23 +147,27 @@ def test_what_tables_share_is_trained_once(typed, tmp_path):
 
 
 def test_a_tier_says_the_papers_words_in_its_own(settings):
-    plan = Plan("iddpm_table2", read("iddpm_table2"), "tiny", settings)
-    cell = plan.places[Place("4000, cosine, L_vlb", "NLL", 1)]
+    plan = Plan("iddpm_table2", load_ablation("iddpm_table2"), "tiny", settings)
+    cell = plan.places[JobKey("4000, cosine, L_vlb", "NLL", 1)]
     (trained,) = cell.needs
     config = plan.configs[str(trained.folder)]
-    assert (config.schedule.steps, config.seed, config.timesteps._target_.split(".")[-1]) == (
+    assert (
+        config.schedule.steps,
+        config.seed,
+        config.timestep_sampler._target_.split(".")[-1],
+    ) == (
         400,
         1,
         "Importance",
     )
-    assert f"run={trained.folder}" in cell.words
+    assert f"run={trained.folder}" in cell.overrides
 
 
 def test_words_of_the_user_reach_every_run(typed, tmp_path):
-    words = ("dry=true", f"cells={tmp_path}")
-    _, plain, _ = typed("train", "ablation=ddpm_table2", *words)
+    overrides = ("dry=true", f"jobs_dir={tmp_path}")
+    _, plain, _ = typed("train", "ablation=ddpm_table2", *overrides)
     _, changed, _ = typed(
-        "train", "ablation=ddpm_table2", "trainer.max_steps=7", "~callbacks.losses", *words
+        "train", "ablation=ddpm_table2", "trainer.max_steps=7", "~callbacks.losses", *overrides
     )
     assert plain.count("train-") == changed.count("train-") == 12
     assert not {line.split()[-1] for line in plain.splitlines()} & {
@@ -169,16 +177,16 @@ def test_words_of_the_user_reach_every_run(typed, tmp_path):
 
 @pytest.mark.nightly
 def test_the_papers_settings_take_a_step(typed, tmp_path):
-    """tier=paper on a folder of pictures, with a network that a test can hold."""
-    (tmp_path / "pictures").mkdir()
+    """tier=paper on a folder of images, with a network that a test can hold."""
+    (tmp_path / "images").mkdir()
     for i in range(4):
-        Image.effect_noise((32, 32), 50 + i).convert("RGB").save(tmp_path / "pictures" / f"{i}.png")
-    words = (
+        Image.effect_noise((32, 32), 50 + i).convert("RGB").save(tmp_path / "images" / f"{i}.png")
+    overrides = (
         "ablation=ddpm_table2",
         "tier=paper",
-        f"cells={tmp_path}/cells",
+        f"jobs_dir={tmp_path}/cells",
         "data=folder",
-        f"data.path={tmp_path}/pictures",
+        f"data.path={tmp_path}/images",
         "model.channels=8",
         "model.blocks=1",
         "trainer=cpu",
@@ -188,32 +196,32 @@ def test_the_papers_settings_take_a_step(typed, tmp_path):
         "logger=csv",
         "trainer.val_check_interval=1",
         "trainer.limit_val_batches=1",
-        "~callbacks.pictures",
+        "~callbacks.sample_grid",
         "sampler.steps=2",
-        "callbacks.quality.count=4",
+        "callbacks.fid.count=4",
         "extractor.weights=nowhere",
     )
-    status, out, err = typed("train", *words, "jobs=2")
+    status, out, err = typed("train", *overrides, "jobs=2")
     assert status == 0, out + err
     status, out, err = typed(
-        "report", *words, f"out={tmp_path}/report"
+        "report", *overrides, f"out={tmp_path}/report"
     )  # no Inception here, so no FID
     assert status == 0 and out.count("no value") == 12, out + err
 
 
 @pytest.mark.slow
 def test_a_tiny_table_from_one_command_to_its_report(typed, tmp_path):
-    words = (
+    overrides = (
         "ablation=cascade_augmentation",
-        f"cells={tmp_path}/cells",
+        f"jobs_dir={tmp_path}/cells",
         *FAST[:5],
         "trainer.max_steps=2",
         "evaluate.count=20",
         "data.batch_size=16",
     )
-    status, out, err = typed("train", *words, "jobs=2")
+    status, out, err = typed("train", *overrides, "jobs=2")
     assert status == 0, out + err
-    status, out, err = typed("report", *words, f"out={tmp_path}/report")
+    status, out, err = typed("report", *overrides, f"out={tmp_path}/report")
     assert status == 0, err
     lines = [*csv.DictReader((tmp_path / "report" / "table.csv").open())]
     assert len(lines) == 5 and all(line["ours"] and line["status"] == "done" for line in lines)
@@ -227,7 +235,7 @@ def test_a_tiny_table_from_one_command_to_its_report(typed, tmp_path):
 
 
 def test_numbers_that_were_measured_otherwise_are_marked(settings, tmp_path):
-    ablation = read("ddpm_table2")
+    ablation = load_ablation("ddpm_table2")
     plan = Plan("ddpm_table2", ablation, "tiny", settings)
     for i, (place, cell) in enumerate(plan.places.items()):
         cell.folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +254,7 @@ def test_numbers_that_were_measured_otherwise_are_marked(settings, tmp_path):
                 }
             )
         )
-        (cell.folder / "cell.json").write_text(
+        (cell.folder / "job.json").write_text(
             json.dumps({"status": 0, "seconds": 1, "config": cell.config})
         )
     table = tables.from_plan(plan)
@@ -278,9 +286,13 @@ def test_a_claim_holds_in_all_its_columns_or_not_at_all(values, ratio, passed):
 
     rows = {name: tuple(map(entry, row)) for name, row in zip("ab", values, strict=True)}
     table = Table("", "", "", "", "", (Column("x", "", None), Column("y", "", None)), rows)
-    assert tables.claim(table, Order(text="", order=["a", "b"], ratio=ratio)).passed is passed
+    assert tables.claim(table, OrderClaim(text="", order=["a", "b"], ratio=ratio)).passed is passed
 
 
 def test_keys_lead_through_dicts_and_lists():
     found = {"a": {"b": [{"c": 1}, {"c": 2}]}}
-    assert at(found, "a.b.1.c") == 2 and at(found, "a.x") is None and at(found, "a.b.7.c") is None
+    assert (
+        get_nested(found, "a.b.1.c") == 2
+        and get_nested(found, "a.x") is None
+        and get_nested(found, "a.b.7.c") is None
+    )

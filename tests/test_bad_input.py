@@ -154,7 +154,7 @@ TABLE = [
         12,
         "train model.attention=[5]",
         2,
-        "resolution 5 does not occur; pictures of 8x8 reach [8, 4]",
+        "resolution 5 does not occur; images of 8x8 reach [8, 4]",
     ),
     (13, "train model.heads=5", 2, "model.heads=5 must divide the 64 channels"),
     (
@@ -314,9 +314,9 @@ TABLE = [
     (29, f"{FOLDER} data.path=BROKEN", 2, "BROKEN/03.png cannot be read as an image"),
     (
         29,
-        f"{FOLDER} data.path=BROKEN data.on_bad=skip",
+        f"{FOLDER} data.path=BROKEN data.on_error=skip",
         2,
-        "data.on_bad=skip leaves out at most 1% of 20 images",
+        "data.on_error=skip leaves out at most 1% of 20 images",
     ),
     (
         30,
@@ -329,13 +329,13 @@ TABLE = [
         31,
         f"{FOLDER} data.path=PLAIN data.workers=-1",
         2,
-        "data.workers are processes that read pictures, 0 to 64",
+        "data.workers are processes that read images, 0 to 64",
     ),
     (
         31,
         f"{FOLDER} data.path=PLAIN data.workers=500",
         2,
-        "data.workers are processes that read pictures, 0 to 64",
+        "data.workers are processes that read images, 0 to 64",
     ),
     (32, "train optimizer.lr=0", 2, "optimizer.lr must be a number above 0 (got 0)"),
     (32, "train optimizer.lr=inf", 2, "optimizer.lr must be a number above 0 (got inf)"),
@@ -359,9 +359,9 @@ TABLE = [
     ),
     (
         33,
-        "train callbacks.quality.count=1",
+        "train callbacks.fid.count=1",
         2,
-        "callbacks.quality.count must be at least 2 (got 1)",
+        "callbacks.fid.count must be at least 2 (got 1)",
     ),
     (33, "evaluate run=RUN count=1", 2, "count must be a whole number of at least 2 (got 1)"),
     (
@@ -433,7 +433,7 @@ TABLE = [
         44,
         "sample cascade=[RUN,LARGER]",
         2,
-        "cascade: stage 1 draws pictures of 1x8x8, and stage 2 enlarges",
+        "cascade: stage 1 draws images of 1x8x8, and stage 2 enlarges",
     ),
     (44, "sample cascade=[]", 2, "cascade=[] must be a list of runs"),
     (
@@ -496,8 +496,8 @@ def trained(typed, tmp_path_factory):
         "NAMED": named,
         "CODER": coder,
     }
-    for name, words in made.items():
-        status, _, error = typed("train", *words, f"hydra.run.dir={where}/{name}")
+    for name, overrides in made.items():
+        status, _, error = typed("train", *overrides, f"hydra.run.dir={where}/{name}")
         assert status == 0, error
     return {name: str(where / name) for name in made}
 
@@ -546,16 +546,16 @@ def test_a_mistake_is_told_before_anything_is_made(
 ):
     if "no GPU" in told and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    verb, *words = re.sub("|".join(trained), lambda found: trained[found[0]], line).split()
+    verb, *overrides = re.sub("|".join(trained), lambda found: trained[found[0]], line).split()
     before, started = files(here, *trained.values()), time.perf_counter()
-    refused(typed(verb, *words, *["logger=csv"] * (verb == "train")), status, told)
+    refused(typed(verb, *overrides, *["logger=csv"] * (verb == "train")), status, told)
     assert time.perf_counter() - started < 10
     assert files(here, *trained.values()) == before, "nothing is left behind"
 
 
 def test_6_a_chain_of_one_step_is_trained_and_drawn_without_nan(typed, tmp_path):
-    words = ("schedule.steps=1", "sampler.steps=1", f"hydra.run.dir={tmp_path}/r")
-    assert typed("train", *FAST, *words)[0] == 0
+    overrides = ("schedule.steps=1", "sampler.steps=1", f"hydra.run.dir={tmp_path}/r")
+    assert typed("train", *FAST, *overrides)[0] == 0
     losses = (tmp_path / "r" / "metrics.csv").read_text() + (
         tmp_path / "r" / "metrics.json"
     ).read_text()
@@ -563,8 +563,8 @@ def test_6_a_chain_of_one_step_is_trained_and_drawn_without_nan(typed, tmp_path)
 
 
 def test_10_a_chain_that_does_not_end_in_noise_is_warned_of(typed, tmp_path):
-    words = ("schedule=linear", "schedule.steps=50", "schedule.rescale=false")
-    status, said, error = typed("train", *words, *BRIEF, f"hydra.run.dir={tmp_path}/r")
+    overrides = ("schedule=linear", "schedule.steps=50", "schedule.rescale=false")
+    status, said, error = typed("train", *overrides, *BRIEF, f"hydra.run.dir={tmp_path}/r")
     assert (
         status == 0
         and "warning: schedule ends at t = 50, where alpha_bar = 0.6 is above 1e-3" in said
@@ -576,9 +576,9 @@ def test_27_and_29_what_is_converted_and_left_out_is_said(typed, here, monkeypat
     monkeypatch.chdir(here)
     for i in range(20, 150):
         Image.new("RGB", (8, 8), (i, i, i)).save(f"MODES/{i}.png")
-    Path("MODES/20.png").write_bytes(b"no picture")
-    words = ("data.path=MODES", "data.convert=true", "data.on_bad=skip", "hydra.run.dir=out")
-    status, said, _ = typed("train", *FOLDER.split()[1:], *words, *BRIEF)
+    Path("MODES/20.png").write_bytes(b"no image")
+    overrides = ("data.path=MODES", "data.convert=true", "data.on_error=skip", "hydra.run.dir=out")
+    status, said, _ = typed("train", *FOLDER.split()[1:], *overrides, *BRIEF)
     assert (
         status == 0
         and "left out 1 of 153 images; the first: MODES/20.png cannot be read as an image" in said
@@ -620,7 +620,7 @@ def test_35_the_place_and_the_hash_of_weights_that_cannot_be_had_are_told(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "told"),
     [
         (
             "trainer=gpu trainer.devices=4",
@@ -633,10 +633,10 @@ def test_35_the_place_and_the_hash_of_weights_that_cannot_be_had_are_told(
         ),
     ],
 )
-def test_36_what_gpus_cannot_is_told(words, told, typed, here, monkeypatch):
+def test_36_what_gpus_cannot_is_told(overrides, told, typed, here, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    refused(typed("train", *words.split(), "logger=csv"), 3, told)
+    refused(typed("train", *overrides.split(), "logger=csv"), 3, told)
 
 
 def test_36_bf16_on_a_cpu_is_warned_of(typed, tmp_path):
@@ -655,8 +655,13 @@ def test_39_without_a_key_a_run_is_kept_offline_and_nothing_is_asked(typed, tmp_
     for name in ("HOME", "WANDB_CONFIG_DIR", "NETRC"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
-    words = ("logger=wandb", "callbacks=none", "trainer.max_steps=1", f"hydra.run.dir={tmp_path}/r")
-    status, said, error = typed("train", *words)
+    overrides = (
+        "logger=wandb",
+        "callbacks=none",
+        "trainer.max_steps=1",
+        f"hydra.run.dir={tmp_path}/r",
+    )
+    status, said, error = typed("train", *overrides)
     assert (
         status == 0
         and "W&B: no key found, so this run is kept offline; to log in: wandb login" in said
@@ -752,7 +757,7 @@ TEXTS = {
     "logger.tensorboard.version",
     "logger.tensorboard.save_dir",
     "trainer.default_root_dir",
-    "callbacks.quality.extractor",
+    "callbacks.fid.extractor",
     "callbacks.reconstructions.extractor",
     "data.seed",
 }
@@ -770,7 +775,7 @@ TYPED = [
     for option in options(group)
     if option not in ("wandb", "pretrained_text")
 ]
-ALSO = ("schedule=geometric", "sampler=heun", "conditioner=low_res", "timesteps=importance")
+ALSO = ("schedule=geometric", "sampler=heun", "conditioner=low_res", "timestep_sampler=importance")
 
 
 @pytest.mark.slow
@@ -854,9 +859,9 @@ def misspelled(count):
         ("train", f"ablation={name}", part) for name in options("ablation") for part in (0, 1)
     ]
     cases += [("train", f"{flag}", 0) for flag in ("--multirun", "--resolve", "--config-name")]
-    cases += [("report", f"{key}=x", 0) for key in ("ablation", "dir", "tier", "cells", "wandb")]
+    cases += [("report", f"{key}=x", 0) for key in ("ablation", "dir", "tier", "jobs_dir", "wandb")]
     stream, found = random.Random(0), []
-    words = {
+    overrides = {
         part
         for key in (*keys["train"], *keys["exact"], *own["sample"], *own["evaluate"], *groups)
         for part in key.split(".")
@@ -868,7 +873,7 @@ def misspelled(count):
         if len(parts[part]) < 3:
             continue  # such as eps of v: what is left could be anything
         wrong = slipped(parts[part], how, stream)
-        if wrong == parts[part] or wrong in words:
+        if wrong == parts[part] or wrong in overrides:
             continue  # another real word is no slip that could be seen
         line = (
             text.replace(parts[part], wrong, 1)
@@ -891,12 +896,12 @@ def misspelled(count):
 def test_a_slip_is_answered_with_what_was_meant(count, trained, typed, here):
     slips, wrong = misspelled(count), []
     for verb, line, meant in slips:
-        words = {
+        overrides = {
             "sample": [f"run={trained['RUN']}"],
             "evaluate": [f"run={trained['RUN']}"],
             "exact": ["model=exact", "sampler=ddim"],
         }.get(verb, [])
-        status, _, error = typed("evaluate" if verb == "exact" else verb, *words, line)
+        status, _, error = typed("evaluate" if verb == "exact" else verb, *overrides, line)
         if status != 2 or f"did you mean {meant}?" not in error.replace("mean --", "mean "):
             wrong.append((verb, line, meant, error[:160]))
     right = 1 - len(wrong) / len(slips)

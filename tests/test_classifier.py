@@ -33,14 +33,14 @@ class Deaf:
 
     def __init__(self, denoiser):
         self.denoiser, self.process, self.reverse = denoiser, denoiser.process, denoiser.reverse
-        self.knows_null, self.recalls, self.shape, self.classes, self.space = (
+        self.supports_cfg, self.self_conditioning, self.shape, self.classes, self.space = (
             False,
             False,
             None,
             None,
             "",
         )
-        self.doors = {}
+        self.cond_dims = {}
 
     def __call__(self, x_t, t, cond=None):
         return self.denoiser(x_t, t)
@@ -55,13 +55,13 @@ def parts(process, variance=BetaTilde(), **kwargs):  # noqa: B008
 def test_the_exact_classifier_is_bayes_rule(process):
     x_t = torch.randn(6, 2, dtype=torch.float64)
     found = MixtureClassifier(process, MIXTURE)(x_t, T).exp()
-    (signal, noise), normal = (process.table[T, i] for i in (0, 1)), torch.distributions.Normal
+    (alpha, noise), normal = (process.table[T, i] for i in (0, 1)), torch.distributions.Normal
     joint = torch.zeros(6, 3, dtype=torch.float64)
     for mean, weight, label in zip(
         MIXTURE.means, MIXTURE.weights, MIXTURE.labels.tolist(), strict=True
     ):
-        std = ((0.2 * signal) ** 2 + noise**2).sqrt()[:, None]
-        joint[:, label] += weight * normal(signal[:, None] * mean, std).log_prob(x_t).sum(1).exp()
+        std = ((0.2 * alpha) ** 2 + noise**2).sqrt()[:, None]
+        joint[:, label] += weight * normal(alpha[:, None] * mean, std).log_prob(x_t).sum(1).exp()
     torch.testing.assert_close(found, joint / joint.sum(1, keepdim=True))
 
 
@@ -120,8 +120,8 @@ def test_scale_multiplies_the_gradient_and_0_is_off():
     x_t, cond = torch.randn(6, 2, dtype=torch.float64), Condition(torch.tensor([0, 1, 2, 0, 1, 2]))
     eps = []
     for scale in (0.0, 1.0, 3.0):
-        guess = parts(process, scale=scale)[1](x_t, t, cond)
-        eps.append(process.eps(x_t, guess.x0, t))
+        estimate = parts(process, scale=scale)[1](x_t, t, cond)
+        eps.append(process.eps(x_t, estimate.x0, t))
     torch.testing.assert_close(eps[2] - eps[0], 3 * (eps[1] - eps[0]))
     leaf = x_t.clone().requires_grad_()
     MixtureClassifier(process, MIXTURE)(leaf, t).gather(1, cond.label[:, None]).sum().backward()

@@ -16,11 +16,11 @@ from conftest import CONFIGS, FAST, ROOT, composed, options, there_and_back
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.evaluation.sample_quality import assess
+from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.runs import load, weights
 
 
@@ -37,19 +37,19 @@ def run(tmp_path_factory):
 
 def test_a_run_leaves_what_it_says(run):
     said = (run / "stdout").read_text()
-    assert {file.name for file in (run / "pictures").iterdir()} == {
+    assert {file.name for file in (run / "images").iterdir()} == {
         "samples-000005.png",
         "samples-000010.png",
         "denoising.png",
         "losses.png",
     }
-    assert [file.name for file in ordered(run / "checkpoints")] == ["step-000010.ckpt"]
+    assert [file.name for file in list_checkpoints(run / "checkpoints")] == ["step-000010.ckpt"]
     assert (run / "metrics.csv").is_file() and not (run / ".lock").exists()
     metrics = json.loads((run / "metrics.json").read_text())
     assert (
         metrics["training"]["steps"] == 10
         and metrics["fid"] > 0
-        and 0 <= metrics["recognised"] <= 1
+        and 0 <= metrics["class_accuracy"] <= 1
     )
     assert 1 <= metrics["inception_score"] < metrics["real"]["inception_score"] < 10
     assert metrics["protocol"]["inception_score_splits"] == 1 and "inception score" in said
@@ -60,14 +60,14 @@ def test_a_run_leaves_what_it_says(run):
         "clip": 1.0,
         "dynamic_threshold": None,
         "eta": 1.0,
-        "hat": False,
+        "sigma_hat": False,
     }
     assert f"python {ROOT}/sample.py run=r count" in said and "FID" in said
-    grid = Image.open(run / "pictures" / "samples-000010.png")
+    grid = Image.open(run / "images" / "samples-000010.png")
     assert grid.width > 10 * 64 and grid.height > 8 * 64 and len(set(grid.getdata())) > 5
 
 
-def test_sample_writes_a_grid_an_array_and_pictures(run, typed, tmp_path):
+def test_sample_writes_a_grid_an_array_and_images(run, typed, tmp_path):
     status, said, _ = typed(
         "sample",
         f"run={run}",
@@ -81,9 +81,9 @@ def test_sample_writes_a_grid_an_array_and_pictures(run, typed, tmp_path):
     saved = np.load(tmp_path / "s" / "samples.npz")
     assert saved["images"].shape == (7, 8, 8, 1) and saved["images"].dtype == np.uint8
     assert saved["labels"].tolist() == [3, 4, 3, 4, 3, 4, 3]
-    for i, picture in enumerate(saved["images"]):
+    for i, image in enumerate(saved["images"]):
         assert np.array_equal(
-            np.asarray(Image.open(tmp_path / "s" / "images" / f"{i:06d}.png")), picture[..., 0]
+            np.asarray(Image.open(tmp_path / "s" / "images" / f"{i:06d}.png")), image[..., 0]
         )
     assert (tmp_path / "s" / "grid.png").is_file()
 
@@ -99,8 +99,8 @@ def test_sample_writes_a_grid_an_array_and_pictures(run, typed, tmp_path):
 )
 def test_classes_are_drawn_by_name(typed_label, labels, run, typed, tmp_path):
     assert "classes: 0 zero, 1 one, 2 two, " in (run / "stdout").read_text()
-    words = [f"run={run}", f"count={len(labels)}", "sampler.steps=1", typed_label]
-    status, _, error = typed("sample", *words, f"hydra.run.dir={tmp_path}/s")
+    overrides = [f"run={run}", f"count={len(labels)}", "sampler.steps=1", typed_label]
+    status, _, error = typed("sample", *overrides, f"hydra.run.dir={tmp_path}/s")
     assert status == 0 and np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels, (
         error
     )
@@ -184,7 +184,7 @@ def test_labels_of_another_byte_order_are_labels(run, typed, tmp_path):
     )
 
 
-def test_the_same_seed_gives_the_same_pictures_whatever_the_batch(run, typed, tmp_path):
+def test_the_same_seed_gives_the_same_images_whatever_the_batch(run, typed, tmp_path):
     made = {}
     for name, size, seed in (("a", 256, 0), ("b", 3, 0), ("c", 256, 1)):
         typed(
@@ -208,13 +208,13 @@ def test_the_runs_own_choices_stand_until_changed(run, typed):
 
 
 def test_weights_are_those_that_were_asked_for(run):
-    content = torch.load(weights.files(run)[0], weights_only=True)
+    content = torch.load(weights.checkpoint_files(run)[0], weights_only=True)
     raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
     kept = {"ema": content["callbacks"]["EMA"]["average"], "raw": raw}
-    saved = load.config(str(run))
+    saved = load.load_config(str(run))
     for which, expected in kept.items():
         settings = OmegaConf.create({"run": str(run), "weights": which, "sampler": saved.sampler})
-        loaded = load.load(settings).denoiser.state_dict()
+        loaded = load.load_system(settings).denoiser.state_dict()
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[name], expected[name]) for name in loaded)
     assert any(not torch.equal(kept["ema"][name], kept["raw"][name]) for name in kept["ema"])
@@ -238,7 +238,7 @@ def test_evaluate_says_what_it_measured_with(run, typed, tmp_path):
         protocol = found["protocol"]
         assert (
             found["fid"] > 0
-            and found["real"]["recognised"] > 0.99
+            and found["real"]["class_accuracy"] > 0.99
             and found["noise"]["fid"] > found["real"]["fid"]
         )
         assert protocol["sampler"]["steps"] == steps and protocol["guidance"]["w"] == 1
@@ -257,26 +257,26 @@ def test_precision_and_recall_stand_beside_fid_where_they_are_asked_for(run, typ
         "evaluate", f"run={run}", "metrics=[prc]", "count=40", f"hydra.run.dir={tmp_path}"
     )
     found = json.loads((tmp_path / "metrics.json").read_text())
-    assert status == 0 and "precision, recall" in said and "FID within class" in said
+    assert status == 0 and "precision, recall" in said and "intra FID" in said
     assert (
         found["real"]["precision"] > 0.8 and found["real"]["recall"] > 0.8 > found["precision"] >= 0
     )
 
 
 def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, typed, tmp_path):
-    words = [f"run={run}", "count=40"]
+    overrides = [f"run={run}", "count=40"]
     status, said, _ = typed(
-        "evaluate", *words, "against=guidance.w", "values=[0,30]", f"hydra.run.dir={tmp_path}/r"
+        "evaluate", *overrides, "sweep=guidance.w", "values=[0,30]", f"hydra.run.dir={tmp_path}/r"
     )
-    assert status == 0 and "FID within class" in said and "held-out" in said
+    assert status == 0 and "intra FID" in said and "held-out" in said
     report = json.loads((tmp_path / "r" / "metrics.json").read_text())
-    assert (tmp_path / "r" / "sweep.png").is_file() and report["against"] == "guidance.w"
+    assert (tmp_path / "r" / "sweep.png").is_file() and report["sweep"] == "guidance.w"
     rows = np.asarray(Image.open(tmp_path / "r" / "rows.png"))
     for i, value in enumerate((0, 30)):
         found = report["values"][i]
         typed(
             "evaluate",
-            *words,
+            *overrides,
             f"guidance.w={value}",
             "metrics=[prc]",
             f"hydra.run.dir={tmp_path}/{i}",
@@ -286,7 +286,14 @@ def test_a_report_is_of_what_evaluate_and_sample_would_find_one_by_one(run, type
         assert [found[name] for name in ("real", "noise")] == [
             alone[name] for name in ("real", "noise")
         ]
-        for name in ("fid", "fid_within", "inception_score", "recognised", "precision", "recall"):
+        for name in (
+            "fid",
+            "intra_fid",
+            "inception_score",
+            "class_accuracy",
+            "precision",
+            "recall",
+        ):
             assert found[name] == pytest.approx(alone[name], rel=1e-3), name
         typed(
             "sample",
@@ -320,7 +327,7 @@ def test_the_printed_commands_of_a_run_of_ones_own_package_work_as_typed(
     Path("CONF/schedule/plateau.yaml").write_text(
         "_target_: mylab.plateau\nsteps: 1000\nbeta: 0.01\n"
     )
-    words = [
+    overrides = [
         "--config-dir",
         "CONF",
         "schedule=plateau",
@@ -329,7 +336,7 @@ def test_the_printed_commands_of_a_run_of_ones_own_package_work_as_typed(
         *FAST[:4],
         "sampler.steps=2",
     ]
-    status, said, error = typed("train", *words, "trainer.max_steps=2", "hydra.run.dir=r")
+    status, said, error = typed("train", *overrides, "trainer.max_steps=2", "hydra.run.dir=r")
     assert status == 0 and "Epoch" not in error and "training:" in error, error
     printed = [shlex.split(line) for line in said.splitlines() if "run=r" in line]
     assert [line[-1] for line in printed] == ["trust=[mylab]"] * 2
@@ -357,19 +364,23 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(
     run, typed, tmp_path, monkeypatch, stop
 ):
     shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
-    words = [f"run={tmp_path}/r", "against=guidance.w", "values=[0,1,2]", "count=20"]
-    assert typed("evaluate", *words, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    overrides = [f"run={tmp_path}/r", "sweep=guidance.w", "values=[0,1,2]", "count=20"]
+    assert typed("evaluate", *overrides, f"hydra.run.dir={tmp_path}/whole")[0] == 0
     begun, error, status = [], *STOPS[stop]
 
-    def choked(*arguments, ways, **options):
-        for name, result in zip(ways, assess(*arguments, ways=ways, **options), strict=True):
+    def choked(*arguments, configurations, **options):
+        for name, result in zip(
+            configurations,
+            evaluate_samples(*arguments, configurations=configurations, **options),
+            strict=True,
+        ):
             begun.append(name)
             if len(begun) == 2:
                 raise error
             yield result
 
-    monkeypatch.setattr("ddpm_lab.cli.evaluate_sweep.assess", choked)
-    ended, said, complaint = typed("evaluate", *words)
+    monkeypatch.setattr("ddpm_lab.cli.evaluate_sweep.evaluate_samples", choked)
+    ended, said, complaint = typed("evaluate", *overrides)
     assert ended == status and "Traceback" not in complaint and complaint.count("\n") == 1, (
         complaint
     )
@@ -378,7 +389,7 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(
     partial = json.loads((folder / "metrics.json").read_text())
     assert [one["value"] for one in partial["values"]] == [0] and partial["unfinished"] == [1, 2]
     assert (folder / "rows.png").is_file() and (folder / "sweep.png").is_file()
-    ended, said, complaint = typed("evaluate", *words)
+    ended, said, complaint = typed("evaluate", *overrides)
     assert ended == 0, complaint
     assert begun == [f"guidance.w={value} ({value + 1} of 3)" for value in (0, 1, 1, 2)]
     assert [*(tmp_path / "r" / "evaluations").iterdir()] == [folder] and not (
@@ -391,19 +402,19 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_next_value(
 
 def test_other_weights_begin_an_evaluation_again(run, typed, tmp_path, monkeypatch):
     shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
-    words = [f"run={tmp_path}/r", "metrics=[nll,fid]", "nll.count=4", "nll.steps=2", "count=20"]
+    overrides = [f"run={tmp_path}/r", "metrics=[nll,fid]", "nll.count=4", "nll.steps=2", "count=20"]
     with monkeypatch.context() as patch:
-        patch.setattr("ddpm_lab.cli.evaluate.assess", lambda *arguments, **options: 1 / 0)
+        patch.setattr("ddpm_lab.cli.evaluate.evaluate_samples", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            typed("evaluate", *words)
+            typed("evaluate", *overrides)
     (folder,) = (tmp_path / "r" / "evaluations").iterdir()
     kept = json.loads((folder / "metrics.json").read_text())
     assert "nll" in kept and "fid" not in kept
-    status, said, _ = typed("evaluate", *words)
+    status, said, _ = typed("evaluate", *overrides)
     assert status == 0 and "these are finished: nll" in said
-    unfinished = {"key": "of others", "command": words, "parts": {"nll": {}, "fid": {}}}
+    unfinished = {"key": "of others", "command": overrides, "parts": {"nll": {}, "fid": {}}}
     (folder / "unfinished.json").write_text(json.dumps(unfinished))
-    status, said, _ = typed("evaluate", *words)
+    status, said, _ = typed("evaluate", *overrides)
     found = json.loads((folder / "metrics.json").read_text())
     assert (
         status == 0 and "finished:" not in said and found["nll"] == kept["nll"] and found["fid"] > 0
@@ -411,16 +422,16 @@ def test_other_weights_begin_an_evaluation_again(run, typed, tmp_path, monkeypat
 
 
 def test_a_report_may_be_against_what_is_no_number(run, typed, tmp_path):
-    words = [
-        "against=sampler.spacing",
+    overrides = [
+        "sweep=sampler.spacing",
         "values=[uniform,quadratic]",
         "count=20",
         f"hydra.run.dir={tmp_path}/r",
     ]
-    status, said, error = typed("evaluate", f"run={run}", *words)
+    status, said, error = typed("evaluate", f"run={run}", *overrides)
     assert status == 0 and "quadratic" in said, error
-    words[:2] = ["against=guidance.scale", "values=[null,2]"]
-    assert typed("evaluate", f"run={run}", *words)[0] == 0
+    overrides[:2] = ["sweep=guidance.scale", "values=[null,2]"]
+    assert typed("evaluate", f"run={run}", *overrides)[0] == 0
 
 
 def test_a_model_draws_what_a_text_says(tiny, typed, tmp_path):
@@ -429,14 +440,14 @@ def test_a_model_draws_what_a_text_says(tiny, typed, tmp_path):
         {},
         ["count=3", "weights=raw", "guidance.w=10000"],
     )  # after ten steps it hardly listens
-    for name, asked in {
+    for name, conditions in {
         "a": "text='fünf'",
         "b": "text=a seven",
         "c": "label=5",
         "d": "text=['fünf',vier]",
     }.items():
         status, said, error = typed(
-            "sample", trained, asked, *loud, f"hydra.run.dir={tmp_path}/{name}"
+            "sample", trained, conditions, *loud, f"hydra.run.dir={tmp_path}/{name}"
         )
         assert status == 0 and str(tmp_path) in said, error
         made[name] = np.load(tmp_path / name / "samples.npz")["images"].astype(int)
@@ -477,19 +488,19 @@ def test_what_another_kind_of_model_encoded_is_refused(run, tiny, typed, tmp_pat
         assert status == (2 if told else 0) and (told or "") in error, error
     with np.load(tmp_path / "x" / "x_T.npz") as saved:
         np.savez(tmp_path / "short.npz", **saved, text=np.ones((2, 9), dtype=np.uint8))
-    words = ["mode=decode", f"input={tmp_path}/short.npz", "weights=raw"]
-    status, _, error = typed("sample", f"run={tiny('conditioner=text')}", *words)
+    overrides = ["mode=decode", f"input={tmp_path}/short.npz", "weights=raw"]
+    status, _, error = typed("sample", f"run={tiny('conditioner=text')}", *overrides)
     assert status == 2 and "hears text (24,)" in error, error
 
 
-def test_a_model_enlarges_held_out_pictures(tiny, typed, tmp_path):
+def test_a_model_enlarges_held_out_images(tiny, typed, tmp_path):
     trained = f"run={tiny('conditioner=low_res')}"
     status, _, error = typed("sample", trained, "count=4", f"hydra.run.dir={tmp_path}/s")
     assert status == 0, error
-    labels = build(load.config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
+    labels = build(load.load_config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
     assert np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels.tolist()
     status, _, error = typed("sample", trained, "label=3")
-    assert status == 2 and "label=3 cannot be chosen for pictures that bring their own" in error
+    assert status == 2 and "label=3 cannot be chosen for images that bring their own" in error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]["given"] == "test"
     there_and_back(typed, trained, tmp_path)
@@ -549,11 +560,11 @@ TRAIN_MISTAKES = {
     "lr_schedule.warmup=-1": "lr_schedule.warmup must be at least 0",
     "trainer.precision=bf16-true": "trainer.precision=bf16-true",
     "trainer.devices=2": "trainer.devices=2",
-    "callbacks.quality.every=0": "callbacks.quality.every=0",
+    "callbacks.fid.every=0": "callbacks.fid.every=0",
     "data=synthetic data.channels=5": "data.channels must be 1",
     "schedule=linear schedule.end=2": "schedule.end is a beta and must lie between 0 and 1 (got 2)",
     "schedule=linear schedule.start=-1": "schedule.start",
-    "model.multipliers=[1,2,2,2,2]": "model.multipliers=[1, 2, 2, 2, 2] halves pictures 4 times",
+    "model.multipliers=[1,2,2,2,2]": "model.multipliers=[1, 2, 2, 2, 2] halves images 4 times",
     "model.attention=[5]": "model.attention=[5]: resolution 5 does not occur",
     "data.batch_size=5000": "data.batch_size must lie in 1..1437",
     "data.batch_size=0": "data.batch_size",
@@ -573,31 +584,31 @@ TRAIN_MISTAKES = {
     "sampler.spacing=even": "sampler.spacing=even is not one of uniform, quadratic",
     "sampler.spacing=[1000,500] sampler.steps=null": "sampler.spacing=[1000,500] must descend from at most 1000",
     "sampler.spacing=[500,1000,0] sampler.steps=null": "sampler.spacing=[500,1000,0] must descend",
-    "sampler=ddim sampler.hat=true": "sampler.hat=true keeps the mean of eta=1 (got eta=0)",
+    "sampler=ddim sampler.sigma_hat=true": "sampler.sigma_hat=true keeps the mean of eta=1 (got eta=0)",
     "sampler.dynamic_threshold=2": "sampler.dynamic_threshold is a quantile and must lie in (0, 1] (got 2)",
     "sampler.dynamic_threshold=0.9 sampler.clip=null": "sampler.dynamic_threshold=0.9 scales to the bound clip",
     "data=toy sampler.dynamic_threshold=0.9": "sampler.dynamic_threshold=0.9 saturates pixels",
     "sampler=langevin sampler.step_size=2": "sampler.step_size must lie between 0 and 2",
-    "data=toy model=unet": "model.shape of the data must be that of pictures, (C, H, W) (got (2,))",
+    "data=toy model=unet": "model.shape of the data must be that of images, (C, H, W) (got (2,))",
     "data=toy data.shape=moon": "data.shape=moon is not one of moons",
     "variance=learned_range": "variance=learned_range learns from the bound, which objective=simple has no part of",
     "variance=analytic": "variance=analytic is estimated from a trained network",
     "model=exact": "model=exact is known in closed form and has nothing to train",
     "objective=hybrid objective.weight=-1": "objective.weight must be at least 0",
     "objective=min_snr objective.gamma=0": "objective.gamma must be above 0",
-    "timesteps=importance timesteps.history=0": "timesteps.history must be at least 1",
+    "timestep_sampler=importance timestep_sampler.history=0": "timestep_sampler.history must be at least 1",
     "schedule=geometric schedule.low=60": "schedule.low must lie between 0 and high=50",
-    "callbacks=points": "callbacks: Scatter is not for pictures; try callbacks=default",
-    "data=toy callbacks=default": "callbacks: Pictures is not for points; try callbacks=points",
+    "callbacks=points": "callbacks: ScatterPlot is not for images; try callbacks=default",
+    "data=toy callbacks=default": "callbacks: SampleGrid is not for points; try callbacks=points",
     "trainer.max_steps=0": "trainer.max_steps must be a whole number of at least 1 (got 0)",
     "seed=-1": "seed must be a whole number of at least 0 (got -1)",
     "optimizer.lr=fast": "optimizer.lr=fast is of the wrong kind",
     "callbacks.ema.decay=1": "callbacks.ema.decay must lie in [0, 1)",
-    "callbacks.pictures.every=0": "callbacks.pictures.every",
+    "callbacks.sample_grid.every=0": "callbacks.sample_grid.every",
     "model.channels=foo": "model.channels=foo is of the wrong kind",
     "conditioner=pretrained_text conditioner.model=null": "conditioner.model=None is of the wrong kind",
     "data=toy conditioner=tokens": "which this model cannot hear; try conditioner=label",
-    "data=toy conditioner=low_res": "conditioner=low_res is for pictures",
+    "data=toy conditioner=low_res": "conditioner=low_res is for images",
 }
 
 
@@ -662,46 +673,46 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(
         (
             "evaluate",
             ["run=RUN", "metrics=[bits]"],
-            "metrics=['bits'] must be a list of fid, kid, prc, nll, density",
+            "metrics=['bits'] must be a list of fid, kid, prc, nll, ode_nll",
         ),
         (
             "evaluate",
-            ["run=RUN", "against=sampler.stepz", "values=[1]"],
-            "against=sampler.stepz is not among what can be chosen of this run's samples: sampler.steps,",
+            ["run=RUN", "sweep=sampler.stepz", "values=[1]"],
+            "sweep=sampler.stepz is not among what can be chosen of this run's samples: sampler.steps,",
         ),
         (
             "evaluate",
-            ["run=RUN", "against=guidance.w"],
+            ["run=RUN", "sweep=guidance.w"],
             "values=null must be a list of what guidance.w is to be",
         ),
         (
             "evaluate",
-            ["run=RUN", "against=guidance.w", "values=[0,-1]"],
+            ["run=RUN", "sweep=guidance.w", "values=[0,-1]"],
             "guidance.w must be a number of at least 0",
         ),
         (
             "evaluate",
-            ["run=RUN", "against=guidance.w", "values=[0,a]"],
+            ["run=RUN", "sweep=guidance.w", "values=[0,a]"],
             "guidance.w=a is of the wrong kind",
         ),
         (
             "evaluate",
-            ["run=RUN", "against=sampler.steps", "values=[2,2000]"],
+            ["run=RUN", "sweep=sampler.steps", "values=[2,2000]"],
             "sampler.steps must lie in 1..1000",
         ),
         (
             "evaluate",
-            ["run=RUN", "against=guidance.w", "values=[0]", "metrics=[nll]"],
+            ["run=RUN", "sweep=guidance.w", "values=[0]", "metrics=[nll]"],
             "metrics=['nll'] cannot be cho",
         ),
         (
             "evaluate",
-            ["run=RUN", "against=guidance.w", "values=[1,1]"],
+            ["run=RUN", "sweep=guidance.w", "values=[1,1]"],
             "values=[1, 1] must differ",
         ),
         (
             "evaluate",
-            ["run=RUN", "against=guidance.w", "values=[0,{a:1}]"],
+            ["run=RUN", "sweep=guidance.w", "values=[0,{a:1}]"],
             "values=[0, {'a': 1}] must differ, and be",
         ),
         (
@@ -712,7 +723,7 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(
         (
             "evaluate",
             ["run=RUN", "values=[0]"],
-            "values=[0] are values of nothing; try against=guidance.w",
+            "values=[0] are values of nothing; try sweep=guidance.w",
         ),
         (
             "sample",
@@ -724,7 +735,7 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(
             ["run=RUN", "text=seven", "label=7"],
             "label=7 and text=seven both say what to draw",
         ),
-        ("evaluate", ["run=RUN", "metrics=[density]"], "metrics=[density] is of points"),
+        ("evaluate", ["run=RUN", "metrics=[ode_nll]"], "metrics=[ode_nll] is of points"),
         (
             "evaluate",
             ["run=RUN", "metrics=[nll]", "nll.steps=1001"],
@@ -798,24 +809,28 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(
         ),
         (
             "evaluate",
-            ["run=RUN", "metrics=[round_trip]", "sampler.eta=0.5"],
+            ["run=RUN", "metrics=[reconstruction]", "sampler.eta=0.5"],
             "sampler.eta=0.5 adds noise",
         ),
         (
             "evaluate",
-            ["run=RUN", "metrics=[round_trip]", "sampler=heun"],
+            ["run=RUN", "metrics=[reconstruction]", "sampler=heun"],
             "sampler._target_=Heun cannot be run backw",
         ),
         (
             "evaluate",
-            ["run=RUN", "round_trip.split=val"],
-            "round_trip.split=val is not one of train, test",
+            ["run=RUN", "reconstruction.split=val"],
+            "reconstruction.split=val is not one of train, test",
         ),
-        ("evaluate", ["run=RUN", "round_trip.count=0"], "round_trip.count must be a whole number"),
+        (
+            "evaluate",
+            ["run=RUN", "reconstruction.count=0"],
+            "reconstruction.count must be a whole number",
+        ),
         (
             "sample",
             ["run=RUN", "mode=foo"],
-            "mode=foo is not one of draw, encode, decode, interpolate, times",
+            "mode=foo is not one of sample, encode, decode, interpolate, times",
         ),
         ("sample", ["run=RUN", "mode=encode", "sampler.eta=0.5"], "sampler.eta=0.5 adds noise"),
         (
@@ -851,8 +866,8 @@ def test_the_end_of_a_run_is_read_however_it_was_copied(run, tmp_path):
         "step-x.ckpt",
     ):  # the newest file is not the last
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
-        shutil.copyfile(weights.files(run)[0], tmp_path / "checkpoints" / name)
-    assert weights.files(tmp_path)[0].name == "step-1000000.ckpt"
+        shutil.copyfile(weights.checkpoint_files(run)[0], tmp_path / "checkpoints" / name)
+    assert weights.checkpoint_files(tmp_path)[0].name == "step-1000000.ckpt"
 
 
 def test_weights_of_another_model_are_named(run, typed, tmp_path):
@@ -910,14 +925,14 @@ def test_another_run_guides(run, typed, tmp_path):
 def named(tmp_path_factory, typed):
     """A classifier of ten steps."""
     where = tmp_path_factory.mktemp("classifier")
-    words = [
+    overrides = [
         "system=classifier",
         "trainer=debug",
         "logger=csv",
         "model.channels=8",
         "callbacks.losses.every=5",
     ]
-    status, said, error = typed("train", *words, f"hydra.run.dir={where}/r")
+    status, said, error = typed("train", *overrides, f"hydra.run.dir={where}/r")
     assert status == 0, error
     (where / "r" / "stdout").write_text(said)
     return where / "r"
@@ -937,7 +952,7 @@ def test_a_classifier_says_how_often_it_is_right(named):
 
 
 def test_a_classifier_guides_a_model_that_hears_no_labels(named, tiny, typed, tmp_path):
-    words = [
+    overrides = [
         f"run={tiny('conditioner=none')}",
         "guidance=classifier",
         f"guidance.classifier.run={named}",
@@ -947,20 +962,20 @@ def test_a_classifier_guides_a_model_that_hears_no_labels(named, tiny, typed, tm
     made = []
     for scale in (0, 30):
         out = f"hydra.run.dir={tmp_path}/{scale}"
-        status, _, error = typed("sample", *words, f"guidance.scale={scale}", out)
+        status, _, error = typed("sample", *overrides, f"guidance.scale={scale}", out)
         assert status == 0, error
         saved = np.load(tmp_path / str(scale) / "samples.npz")
         made.append(saved["images"].astype(int))
         assert saved["labels"].tolist() == [3] * 4
     assert np.abs(made[0] - made[1]).max() > 1
     ddpm = ["sampler=ddpm", "sampler.steps=3", "guidance.form=mean", "guidance.at=mean"]
-    assert typed("sample", *words, *ddpm, f"hydra.run.dir={tmp_path}/mean")[0] == 0
-    status, _, error = typed("sample", *words, "guidance.form=mean")
+    assert typed("sample", *overrides, *ddpm, f"hydra.run.dir={tmp_path}/mean")[0] == 0
+    status, _, error = typed("sample", *overrides, "guidance.form=mean")
     assert status == 2 and "guidance.form=mean" in error and "sampler=ddim" in error
 
 
 @pytest.mark.parametrize(
-    ("verb", "words", "told"),
+    ("verb", "overrides", "told"),
     [
         ("sample", ["run=NAMED"], "is not a diffusion model but a classifier"),
         (
@@ -994,18 +1009,18 @@ def test_a_classifier_guides_a_model_that_hears_no_labels(named, tiny, typed, tm
         (
             "train",
             ["system=classifier", "data=toy", "model=classifier"],
-            "must be that of pictures",
+            "must be that of images",
         ),
         ("train", ["system=classifier", "data=folder", "data.path=FOLDER"], "needs labels"),
     ],
 )
-def test_what_a_classifier_cannot_do_is_refused(verb, words, told, run, named, typed, tmp_path):
+def test_what_a_classifier_cannot_do_is_refused(verb, overrides, told, run, named, typed, tmp_path):
     for i in range(20):
         Image.effect_noise((16, 16), 50 + i).convert("RGB").save(tmp_path / f"{i}.png")
     here = {"RUN": str(run), "NAMED": str(named), "FOLDER": f"{tmp_path} data.batch_size=4"}
     for name, path in here.items():
-        words = [word.replace(name, path) for word in words]
-    status, _, error = typed(verb, *" ".join(words).split(" "))
+        overrides = [word.replace(name, path) for word in overrides]
+    status, _, error = typed(verb, *" ".join(overrides).split(" "))
     assert status == 2 and error.startswith("error: ") and told in error
 
 
@@ -1031,7 +1046,7 @@ def one_step(tmp_path, *overrides):
     assert any(moved) and all(torch.isfinite(p).all() for p in system.parameters())
 
 
-def pictures(tmp_path):
+def images(tmp_path):
     for i in range(6):
         Image.effect_noise((16, 16), 50 + i).convert("RGB").save(tmp_path / f"{i}.png")
     return f"data.path={tmp_path}"
@@ -1048,7 +1063,7 @@ SMALL = ("model.channels=8", "data.batch_size=4", "logger=csv", "callbacks=none"
 def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
     if data in ("gaussian_mixture", "toy") and not model.startswith("mlp"):
         pytest.skip("points have no places that could be convolved; the mistake is tested above")
-    extra = [pictures(tmp_path)] if data == "folder" else []
+    extra = [images(tmp_path)] if data == "folder" else []
     extra += (
         ["model.channels=64", "model.blocks=1"] if model in ("adm", "iddpm") else []
     )  # a tenth of their size
@@ -1089,15 +1104,15 @@ def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monke
     monkeypatch.setenv("WANDB_MODE", "offline")
     extra = {
         ("system", "diffusion"): ["callbacks=none"],
-        ("callbacks", "default"): ["callbacks.quality.count=4", "sampler.steps=2"],
-        ("callbacks", "points"): ["data=toy", "callbacks.density.count=4", "sampler.steps=2"],
+        ("callbacks", "default"): ["callbacks.fid.count=4", "sampler.steps=2"],
+        ("callbacks", "points"): ["data=toy", "callbacks.ode_nll.count=4", "sampler.steps=2"],
         ("variance", "learned_range"): ["objective=hybrid"],
         ("variance", "learned_diagonal"): ["objective=vlb"],
         ("data", "gaussian_mixture"): ["data.batch_size=4"],
         ("data", "toy"): ["data.batch_size=4", "objective=hybrid", "variance=learned_range"],
     }.get((group, option), [])
     if group == "data" and option in sets.FILES:
-        extra = sets.words(option, tmp_path, monkeypatch)
+        extra = sets.overrides(option, tmp_path, monkeypatch)
     if option == "pretrained_text":
         extra = [f"conditioner.model={request.getfixturevalue('pretrained')}"]
     small = [
@@ -1159,8 +1174,8 @@ def test_weights_and_biases_offline(tmp_path):
         "lr",
         "images_per_second",
         "val/loss",
-        "quality/fid",
-        "quality/recognised",
+        "eval/fid",
+        "quality/class_accuracy",
         "samples",
         "denoising",
     }
@@ -1195,18 +1210,17 @@ def test_a_refused_cell_does_not_end_a_sweep(typed, tmp_path):
     assert file.parent.name.startswith("schedule.steps-10-")
 
 
-def test_pictures_that_the_extractor_does_not_judge_are_trained_on_all_the_same(typed, tmp_path):
+def test_images_that_the_extractor_does_not_judge_are_trained_on_all_the_same(typed, tmp_path):
     small = ["data=synthetic", "extractor=digits", "data.resolution=8"]
     status, said, _ = typed("train", *FAST, *small, f"hydra.run.dir={tmp_path}/r")
     assert (
-        status == 0
-        and "FID will not be measured: extractor=digits judges pictures of 1x8x8" in said
+        status == 0 and "FID will not be measured: extractor=digits judges images of 1x8x8" in said
     )
     assert "fid" not in json.loads((tmp_path / "r" / "metrics.json").read_text())
     status, _, error = typed("evaluate", f"run={tmp_path}/r", "count=20")
-    assert status == 2 and "extractor=digits judges pictures of 1x8x8 (got 3x8x8)" in error
+    assert status == 2 and "extractor=digits judges images of 1x8x8 (got 3x8x8)" in error
 
 
 def test_words_for_a_truth_value_are_understood():
     config = composed("schedule=linear", "schedule.rescale=no", "schedule.steps=500")
-    assert build(config, "schedule").signal[-1] == pytest.approx(0.0797, rel=0.01)
+    assert build(config, "schedule").alpha[-1] == pytest.approx(0.0797, rel=0.01)

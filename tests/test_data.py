@@ -1,4 +1,4 @@
-"""Data: what the pictures are, and in which order they come."""
+"""Data: what the images are, and in which order they come."""
 
 from dataclasses import replace
 
@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lab.data.datasets import Images, Streamed, batch
+from ddpm_lab.data.datasets import Images, MapSplit, to_batch
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.module import Batches, HeldOut
+from ddpm_lab.data.module import TrainBatches, ValidationBatches
 from ddpm_lab.data.synthetic import synthetic
 from ddpm_lab.data.toy import SHAPES, gaussian_mixture, toy
 from ddpm_lab.utils.errors import UserError
 
 
 def numbered(count=10, size=2):
-    """Pictures that carry their number, with a bright left column."""
+    """Images that carry their number, with a bright left column."""
     pixels = (
         torch.arange(count, dtype=torch.uint8)[:, None, None, None]
         .expand(-1, 1, size, size)
@@ -37,8 +37,8 @@ def test_digits_are_all_there_once_and_split():
 
 
 def test_a_batch_is_in_minus_1_to_1():
-    made = batch(
-        Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None).at(
+    made = to_batch(
+        Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None).select(
             torch.tensor([1, 0])
         )
     )
@@ -51,27 +51,30 @@ def test_the_width_of_a_bin_is_the_distance_of_neighbouring_bytes():
     torch.testing.assert_close(x0.diff(), torch.full((255,), data.bin_width))
 
 
-def test_an_epoch_shows_each_picture_once_in_another_order_each_time():
-    stream = iter(Batches(numbered(), batch_size=5, flip=False, seed=0))
+def test_an_epoch_shows_each_image_once_in_another_order_each_time():
+    stream = iter(TrainBatches(numbered(), batch_size=5, flip=False, seed=0))
     epochs = [torch.cat([next(stream)["label"], next(stream)["label"]]).tolist() for _ in range(3)]
     assert (
         all(sorted(epoch) == list(range(10)) for epoch in epochs)
         and epochs[0] != epochs[1] != epochs[2]
     )
-    again = iter(Batches(numbered(), batch_size=5, flip=False, seed=0))
+    again = iter(TrainBatches(numbered(), batch_size=5, flip=False, seed=0))
     assert next(again)["label"].tolist() == epochs[0][:5]
-    assert next(iter(Batches(numbered(), 5, flip=False, seed=1)))["label"].tolist() != epochs[0][:5]
+    assert (
+        next(iter(TrainBatches(numbered(), 5, flip=False, seed=1)))["label"].tolist()
+        != epochs[0][:5]
+    )
 
 
-def test_half_of_the_pictures_are_mirrored():
-    stream = iter(Batches(numbered(), 10, flip=True, seed=0))
+def test_half_of_the_images_are_mirrored():
+    stream = iter(TrainBatches(numbered(), 10, flip=True, seed=0))
     left = torch.stack([next(stream)["x0"][:, 0, 0] for _ in range(100)])
     mirrored = (left[..., 1] > left[..., 0]).float().mean().item()
     assert mirrored == pytest.approx(0.5, abs=0.05)
 
 
 class Broken:
-    """Pictures of which the fourth cannot be read."""
+    """Images of which the fourth cannot be read."""
 
     def __len__(self):
         return 8
@@ -86,16 +89,16 @@ class Broken:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_breaks_while_it_is_streamed_is_told_in_a_line(workers):
-    split = Streamed(Broken(), torch.arange(8), (1, 2, 2), None)
+def test_a_image_that_breaks_while_it_is_streamed_is_told_in_a_line(workers):
+    split = MapSplit(Broken(), torch.arange(8), (1, 2, 2), None)
     for batches in (
-        Batches(split, 4, flip=False, seed=0, workers=workers),
-        HeldOut(split, 4, workers),
+        TrainBatches(split, 4, flip=False, seed=0, workers=workers),
+        ValidationBatches(split, 4, workers),
     ):
         with pytest.raises(UserError, match=r"^data: 3\.png cannot be read$"):
             for _ in zip(batches, range(2), strict=False):
                 pass
-    first = next(iter(HeldOut(replace(split, chosen=torch.arange(3)), 3, workers)))["x0"]
+    first = next(iter(ValidationBatches(replace(split, indices=torch.arange(3)), 3, workers)))["x0"]
     assert ((first[:, 0, 0, 0] + 1) * 127.5).tolist() == pytest.approx([0, 1, 2], abs=1e-5)
 
 

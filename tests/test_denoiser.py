@@ -39,7 +39,7 @@ def test_time_is_heard_on_a_scale_of_1000_whatever_the_chain(steps):
     assert network.t.tolist() == [250, 1000]
 
 
-def test_the_last_picture_is_heard_at_the_first_time():
+def test_the_last_image_is_heard_at_the_first_time():
     network, _ = heard(cosine(1000), torch.tensor([1, 2]), torch.randn(2, 2, 4, 4))
     assert network.t.tolist() == [1, 2], "neither shifted nor as indices of a table"
 
@@ -55,23 +55,25 @@ def test_x_is_heard_at_unit_variance_where_it_explodes():
 
 def test_the_first_half_of_an_answer_is_the_prediction_and_the_second_the_spread():
     x_t, t = torch.randn(2, 2, 4, 4), torch.tensor([10, 20])
-    _, guess = heard(cosine(), t, x_t, channels=4, variance=LearnedRange(), prediction=X0())
-    assert guess.x0[0, :, 0, 0].tolist() == [0, 1] and guess.spread[0, :, 0, 0].tolist() == [2, 3]
-    _, guess = heard(cosine(), t, x_t, prediction=X0())
-    assert guess.x0[0, :, 0, 0].tolist() == [0, 1] and guess.spread is None
+    _, estimate = heard(cosine(), t, x_t, channels=4, variance=LearnedRange(), prediction=X0())
+    assert estimate.x0[0, :, 0, 0].tolist() == [0, 1] and estimate.variance_output[
+        0, :, 0, 0
+    ].tolist() == [2, 3]
+    _, estimate = heard(cosine(), t, x_t, prediction=X0())
+    assert estimate.x0[0, :, 0, 0].tolist() == [0, 1] and estimate.variance_output is None
 
 
 def test_x0_is_that_from_which_the_noise_that_was_answered_leads_to_x_t():
     x_t, t, process = torch.randn(2, 2, 4, 4), torch.tensor([10, 500]), ForwardProcess(cosine())
-    network, guess = heard(cosine(), t, x_t)
-    torch.testing.assert_close(process.diffuse(guess.x0, network(x_t, t, None), t), x_t)
+    network, estimate = heard(cosine(), t, x_t)
+    torch.testing.assert_close(process.diffuse(estimate.x0, network(x_t, t, None), t), x_t)
 
 
 def test_a_step_is_the_posterior_with_the_guess_for_the_truth():
     process, t, s = ForwardProcess(cosine()), torch.tensor([10, 500]), torch.tensor([9, 100])
     x_t = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     denoiser = Denoiser(Listens(2), process, X0(), BetaTilde())
-    guess = denoiser(x_t, t)
-    step, wanted = denoiser.reverse(guess, x_t, t, s), process.posterior(guess.x0, x_t, t, s)
+    estimate = denoiser(x_t, t)
+    step, wanted = denoiser.reverse(estimate, x_t, t, s), process.posterior(estimate.x0, x_t, t, s)
     torch.testing.assert_close(step.mean, wanted.mean)
     torch.testing.assert_close(step.log_var, wanted.log_var)

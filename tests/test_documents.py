@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ddpm_lab.ablations.spec import names
-from ddpm_lab.config import arguments, messages
+from ddpm_lab.config import messages
+from ddpm_lab.config import overrides as config_overrides
 from ddpm_lab.runs import load
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,15 +44,17 @@ def commands():
         lines, spans = code(file)
         for text in [*lines, *spans]:
             match = COMMAND.match(f"{text} ")
-            if match and (words := shlex.split(text[match.end() :])):
-                name = match[1] if match[1] in ("make", "torchrun") else words.pop(0)
+            if match and (overrides := shlex.split(text[match.end() :])):
+                name = match[1] if match[1] in ("make", "torchrun") else overrides.pop(0)
                 if name == "torchrun":
-                    name, words = next(
-                        (word, words[i + 1 :])
-                        for i, word in enumerate(words)
+                    name, overrides = next(
+                        (word, overrides[i + 1 :])
+                        for i, word in enumerate(overrides)
                         if word.endswith(".py")
                     )
-                found.setdefault((name.removesuffix(".py"), *words), str(file.relative_to(ROOT)))
+                found.setdefault(
+                    (name.removesuffix(".py"), *overrides), str(file.relative_to(ROOT))
+                )
     return found
 
 
@@ -68,16 +71,16 @@ def of(*programs):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """What stands for placeholders: `DIR` a run of a folder, `DIR2` one that enlarges pictures, `CONF` a folder of
+    """What stands for placeholders: `DIR` a run of a folder, `DIR2` one that enlarges images, `CONF` a folder of
     choices, `NAME` an ablation.
     """
     root = tmp_path_factory.mktemp("places")
-    for name, words in {
+    for name, overrides in {
         "DIR": ["data=folder", "data.path=IMAGES"],
         "DIR2": ["conditioner=low_res"],
     }.items():
         (root / name).mkdir()
-        OmegaConf.save(composed(*words), root / name / "config.yaml")
+        OmegaConf.save(composed(*overrides), root / name / "config.yaml")
     (root / "CONF" / "schedule").mkdir(parents=True)
     (root / "CONF" / "schedule" / "plateau.yaml").write_text("_target_: mylab.plateau\n")
     paths = {
@@ -96,13 +99,15 @@ def places(tmp_path_factory):
         del store.repo[group][f"{name}.yaml"]
 
 
-def filled(words, places):
+def filled(overrides, places):
     pattern = re.compile(
         "|".join(
             rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(places, key=len, reverse=True)
         )
     )
-    return [pattern.sub(lambda match: places[match[0]], word) for word in words if word != "..."]
+    return [
+        pattern.sub(lambda match: places[match[0]], word) for word in overrides if word != "..."
+    ]
 
 
 def first(text):
@@ -116,46 +121,47 @@ def first(text):
     return f"{override.key_or_group}={next(override.sweep_string_iterator())}"
 
 
-def composes(verb, words, places):
-    words = filled(words, places)
+def composes(verb, overrides, places):
+    overrides = filled(overrides, places)
     if verb == "train":
-        verb, words = arguments.arranged(words)
+        verb, overrides = config_overrides.split_command(overrides)
     elif verb == "report":
-        words = arguments.gathered(words, "report")
-    elif verb == "evaluate" and "model=exact" in words:
+        overrides = config_overrides.move_positional(overrides, "report")
+    elif verb == "evaluate" and "model=exact" in overrides:
         verb = "exact"
-    messages.check_flags(words, OmegaConf.load(CONFIGS / f"{verb}.yaml"))
-    messages.check(words, CONFIGS)
+    messages.check_flags(overrides, OmegaConf.load(CONFIGS / f"{verb}.yaml"))
+    messages.check_overrides(overrides, CONFIGS)
     if verb in ("sample", "evaluate"):
-        words = load.unfold(words)
-        load.offer(words)
-    if "--config-dir" in words:
-        at = words.index("--config-dir")
-        words[at : at + 2] = [f"hydra.searchpath=[{words[at + 1]}]"]
-    config = composed(*[first(word) for word in words if word != "-m"], verb=verb)
+        overrides = load.expand_cascade(overrides)
+        load.register_run_choices(overrides)
+    if "--config-dir" in overrides:
+        at = overrides.index("--config-dir")
+        overrides[at : at + 2] = [f"hydra.searchpath=[{overrides[at + 1]}]"]
+    config = composed(*[first(word) for word in overrides if word != "-m"], verb=verb)
     if "ablations" in config and config.ablations is not None:
         assert config.ablations == "all" or config.ablations in names()
 
 
-@pytest.mark.parametrize(("verb", "words"), of("train", "sample", "evaluate", "report"))
-def test_commands_of_documents_compose(verb, words, places):
-    if " ".join(words) not in NOTHING_TO_COMPOSE:
-        composes(verb, words, places)
+@pytest.mark.parametrize(("verb", "overrides"), of("train", "sample", "evaluate", "report"))
+def test_commands_of_documents_compose(verb, overrides, places):
+    if " ".join(overrides) not in NOTHING_TO_COMPOSE:
+        composes(verb, overrides, places)
 
 
 @pytest.mark.parametrize(
-    ("script", "words"), of(*(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")))
+    ("script", "overrides"),
+    of(*(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py"))),
 )
-def test_commands_of_scripts_parse(script, words, places, tmp_path, monkeypatch, capsys):
+def test_commands_of_scripts_parse(script, overrides, places, tmp_path, monkeypatch, capsys):
     file = ROOT / f"{script}.py"
-    words = filled(words, places | {"TARGET": str(tmp_path / "TARGET")})
+    overrides = filled(overrides, places | {"TARGET": str(tmp_path / "TARGET")})
     if script.endswith("draw_schedules"):
-        for choice, *schedule in map(str.split, words):
+        for choice, *schedule in map(str.split, overrides):
             composed(f"schedule={choice}", *(f"schedule.{word}" for word in schedule))
     elif script.endswith(
         "prepare_data"
     ):  # a path that is not there is the last thing that it looks at
-        monkeypatch.setattr(sys, "argv", [file.name, *words])
+        monkeypatch.setattr(sys, "argv", [file.name, *overrides])
         with pytest.raises(SystemExit):
             runpy.run_path(str(file), run_name="__main__")
         assert re.search(r"SOURCE=\S+ is not there|no index", error := capsys.readouterr().err), (
@@ -163,13 +169,13 @@ def test_commands_of_scripts_parse(script, words, places, tmp_path, monkeypatch,
         )
     else:
         known = file.read_text()
-        for word in words:
+        for word in overrides:
             assert (
                 "=" in word
                 or word.startswith("/")
                 or re.search(rf"\b{re.escape(word.lstrip('-'))}\b", known)
             ), word
-        composed(*[word for word in words if "=" in word])
+        composed(*[word for word in overrides if "=" in word])
 
 
 def test_no_command_of_documents_needs_an_activated_environment():
@@ -197,10 +203,10 @@ def test_no_command_of_documents_is_overlooked():
     }
 
 
-@pytest.mark.parametrize(("make", "words"), of("make"))
-def test_targets_of_documents_are_in_the_makefile(make, words):
+@pytest.mark.parametrize(("make", "overrides"), of("make"))
+def test_targets_of_documents_are_in_the_makefile(make, overrides):
     targets = re.findall(r"^(\w+):.*##", (ROOT / "Makefile").read_text(), re.M)
-    assert {word for word in words if "=" not in word} <= {*targets}
+    assert {word for word in overrides if "=" not in word} <= {*targets}
 
 
 @pytest.fixture(scope="module")
@@ -232,11 +238,11 @@ def named():
     found = set()
     for file in FILES:
         for span in code(file)[1]:
-            words = re.sub(r"^(train|sample|evaluate|report)\.py ", "", span).split()
-            if all(re.match(r"'?[a-z_]+([./][a-z_]+)*=", word) for word in words):
+            overrides = re.sub(r"^(train|sample|evaluate|report)\.py ", "", span).split()
+            if all(re.match(r"'?[a-z_]+([./][a-z_]+)*=", word) for word in overrides):
                 found |= {
                     (str(file.relative_to(ROOT)), *word.strip("'").partition("=")[::2])
-                    for word in words
+                    for word in overrides
                 }
             elif (
                 re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", span)

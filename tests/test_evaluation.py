@@ -15,23 +15,23 @@ from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.data.toy import gaussian_mixture
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, MixtureDenoiser
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Estimate
-from ddpm_lab.diffusion.likelihood import bound_terms, prior_term
+from ddpm_lab.diffusion.likelihood import prior_term, vlb_terms
 from ddpm_lab.diffusion.ode_likelihood import log_prob
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.rng import SampleNoise
+from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import DDIM
 from ddpm_lab.diffusion.schedules import cosine, linear
-from ddpm_lab.diffusion.timestep_spacing import stops
+from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.evaluation import analytic_variance
-from ddpm_lab.evaluation.analytic_tables import mixture, sliced_wasserstein
-from ddpm_lab.evaluation.nll import assess_likelihood
-from ddpm_lab.evaluation.reconstruction import assess_round_trip
+from ddpm_lab.evaluation.analytic_tables import mixture_data, sliced_wasserstein
+from ddpm_lab.evaluation.nll import evaluate_nll
+from ddpm_lab.evaluation.reconstruction import evaluate_reconstruction
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
             [
                 "train.py",
                 *FAST,
-                "callbacks.quality.count=4",
+                "callbacks.fid.count=4",
                 "objective=hybrid",
                 "variance=learned_range",
                 f"hydra.run.dir={where}",
@@ -81,16 +81,16 @@ def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
         "clip": 1.0,
         "seed": 3,
     }
-    result = assess_likelihood(made, made.denoiser, data, steps=8, batch_size=4, **options)
+    result = evaluate_nll(made, made.denoiser, data, steps=8, batch_size=4, **options)
     x0, cond = data.test.x0[:6], made.condition(made.denoiser, {"label": data.test.labels[:6]})
     terms = list(
-        bound_terms(
+        vlb_terms(
             made.denoiser.eval(),
             x0,
-            stops(40, 8, "uniform"),
+            timesteps(40, 8, "uniform"),
             bin_width=2 / 255,
             cond=cond,
-            noise=SampleNoise(3, range(6)),
+            noise=PerSampleGenerator(3, range(6)),
         )
     )
     bits = torch.stack([term.bits for term in terms])
@@ -108,13 +108,13 @@ def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
         assert said["rmse"] == pytest.approx(
             127.5 * term.square_error.mean().item() ** 0.5, rel=1e-5
         )
-    other = assess_likelihood(made, made.denoiser, data, steps=8, batch_size=6, **options)
+    other = evaluate_nll(made, made.denoiser, data, steps=8, batch_size=6, **options)
     assert other["bits_per_dim"] == pytest.approx(result["bits_per_dim"], rel=1e-6), (
         "whatever the batch"
     )
 
 
-def test_the_network_hears_the_labels_of_the_pictures_it_is_measured_on():
+def test_the_network_hears_the_labels_of_the_images_it_is_measured_on():
     made, data = system("schedule.steps=10", "sampler.steps=5")
     heard = []
 
@@ -126,7 +126,7 @@ def test_the_network_hears_the_labels_of_the_pictures_it_is_measured_on():
             heard.append(cond)
             return Estimate(torch.zeros_like(x_t))
 
-    assess_likelihood(
+    evaluate_nll(
         made,
         Spy(),
         data,
@@ -176,7 +176,7 @@ def test_nll_of_a_run_says_what_it_measured_with(run, typed, tmp_path):
 
 
 def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):
-    words = (
+    overrides = (
         "evaluate",
         f"run={run}",
         "metrics=[nll]",
@@ -185,21 +185,21 @@ def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):
         "variance=analytic",
         "variance.samples=1",
     )
-    assert typed(*words, f"hydra.run.dir={tmp_path}/a")[0] == 0
+    assert typed(*overrides, f"hydra.run.dir={tmp_path}/a")[0] == 0
     (file,) = (run / "variances").iterdir()
     mse = load_file(file)["mse"]
     assert (
         mse.shape == (1001,) and mse[0] == 0 and (mse[1:] > 0).all() and mse.dtype == torch.float64
     )
     written = file.stat().st_mtime_ns
-    assert typed(*words, f"hydra.run.dir={tmp_path}/b")[0] == 0
+    assert typed(*overrides, f"hydra.run.dir={tmp_path}/b")[0] == 0
     first, second = (found(tmp_path / name)["nll"] for name in "ab")
     assert (
         file.stat().st_mtime_ns == written
         and first == second
         and first["protocol"]["variance"] == "Analytic"
     )
-    fixed = [*words[:-2], "variance=beta_tilde"]
+    fixed = [*overrides[:-2], "variance=beta_tilde"]
     assert typed(*fixed, f"hydra.run.dir={tmp_path}/c")[0] == 0
     assert first["bits_per_dim"] < found(tmp_path / "c")["nll"]["bits_per_dim"]
 
@@ -207,7 +207,9 @@ def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):
 def test_the_estimated_variance_is_the_error_of_the_denoiser():
     made, _ = system("schedule.steps=5", "sampler.steps=5", "conditioner=none")
     pixels = (127.5 + 64 * torch.randn(4000, 1, 8, 8)).clamp(0, 255).byte()
-    data = Data("noise", Images(pixels, None), Images(pixels, None), classes=None, batch_size=16)
+    data = DataModule(
+        "noise", Images(pixels, None), Images(pixels, None), classes=None, batch_size=16
+    )
     x0 = data.train.x0.double()
     exact = GaussianDenoiser(
         made.denoiser.process,
@@ -216,7 +218,7 @@ def test_the_estimated_variance_is_the_error_of_the_denoiser():
         x0.var() * torch.eye(64, dtype=torch.float64),
     )
     # Clipped pixels are not quite Gaussian, so the error is a little below that of a Gaussian.
-    estimated = analytic_variance.estimate(made, exact, data, samples=400).mse
+    estimated = analytic_variance.estimate_variance(made, exact, data, samples=400).mse
     torch.testing.assert_close(estimated, exact.mse(), rtol=0.03, atol=1e-4)
 
 
@@ -225,11 +227,11 @@ def test_the_flows_density_is_that_of_the_data_under_the_exact_denoiser(schedule
     process, data = ForwardProcess(schedule()), gaussian_mixture(modes=3, std=0.1)
     denoiser = MixtureDenoiser(process, BetaTilde(), data.mixture)
     points, labels = data.test.x0[:100].double(), data.test.labels[:100]
-    times = stops(1000, 200, "quadratic_full")
+    times = timesteps(1000, 200, "quadratic_full")
     for label in (None, labels):
         # Where the chain begins, at x_1, the data are blurred by noise_1.
-        signal, noise = process.table[1, :2].tolist()
-        blurred = data.mixture._replace(std=float(np.hypot(0.1, noise / signal)))
+        alpha, noise = process.table[1, :2].tolist()
+        blurred = data.mixture._replace(std=float(np.hypot(0.1, noise / alpha)))
         expected = MixtureDenoiser(process, BetaTilde(), blurred).log_prob(points, label)
         torch.testing.assert_close(
             log_prob(denoiser, points, times, Condition(label)), expected, rtol=0, atol=0.02
@@ -245,24 +247,24 @@ def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):
         "data=gaussian_mixture",
         "logger=csv",
         "trainer.max_steps=300",
-        "callbacks.density.count=200",
+        "callbacks.ode_nll.count=200",
         f"hydra.run.dir={tmp_path}/r",
     )
     assert status == 0 and "the law of the data itself" in said, error
-    density = found(tmp_path / "r")["density"]
+    density = found(tmp_path / "r")["ode_nll"]
     # 300 steps gave -2.93 against -3.15 of the data itself; a network that learns nothing is above 2.
     assert density["data"] - 0.1 < density["nll"] < density["data"] + 0.8
-    assert {file.name for file in (tmp_path / "r" / "pictures").iterdir()} == {
+    assert {file.name for file in (tmp_path / "r" / "images").iterdir()} == {
         "samples-000300.png",
         "losses.png",
     }
-    for words in (["metrics=[nll]"], ["metrics=[fid]"]):
-        status, _, error = typed("evaluate", f"run={tmp_path}/r", *words)
-        assert status == 2 and words[0] in error and "try metrics=[density]" in error
+    for overrides in (["metrics=[nll]"], ["metrics=[fid]"]):
+        status, _, error = typed("evaluate", f"run={tmp_path}/r", *overrides)
+        assert status == 2 and overrides[0] in error and "try metrics=[ode_nll]" in error
     status, said, _ = typed(
-        "evaluate", f"run={tmp_path}/r", "density.count=200", f"hydra.run.dir={tmp_path}/e"
+        "evaluate", f"run={tmp_path}/r", "ode_nll.count=200", f"hydra.run.dir={tmp_path}/e"
     )
-    assert status == 0 and found(tmp_path / "e")["density"]["nll"] == pytest.approx(
+    assert status == 0 and found(tmp_path / "e")["ode_nll"]["nll"] == pytest.approx(
         density["nll"], rel=1e-4
     )
     assert typed("sample", f"run={tmp_path}/r", "count=8", f"hydra.run.dir={tmp_path}/s")[0] == 0
@@ -296,8 +298,8 @@ def test_the_analytic_tier_is_the_table_of_systems(typed, tmp_path):
 
 @pytest.mark.parametrize("data", ["gaussian_mixture", "digits"])
 def test_the_analytic_tier_of_other_laws(data, typed, tmp_path):
-    words = ["model=exact", f"data={data}", "schedule.steps=100", "steps=[5,100]", "count=300"]
-    assert typed("evaluate", *words, f"hydra.run.dir={tmp_path}/e")[0] == 0
+    overrides = ["model=exact", f"data={data}", "schedule.steps=100", "steps=[5,100]", "count=300"]
+    assert typed("evaluate", *overrides, f"hydra.run.dir={tmp_path}/e")[0] == 0
     result = found(tmp_path / "e")
     distance = result["sliced_wasserstein"]
     assert all(row[1] < 3 * distance["data"][1] + 0.05 for row in distance.values())
@@ -314,9 +316,9 @@ MIXTURE = ("data=gaussian_mixture", "data.std=0.2", "schedule.steps=100")
 def case(typed, tmp_path_factory):
     """What one case of the analytic tier leaves."""
 
-    def measure(*words):
+    def measure(*overrides):
         where = tmp_path_factory.mktemp("case") / "e"
-        status, said, error = typed("evaluate", "model=exact", *words, f"hydra.run.dir={where}")
+        status, said, error = typed("evaluate", "model=exact", *overrides, f"hydra.run.dir={where}")
         assert status == 0 and str(where) in said, error
         return found(where)
 
@@ -339,7 +341,7 @@ def test_one_case_of_the_analytic_tier_is_a_cell_of_its_tables(case):
     assert one["wasserstein"] == pytest.approx(tables["wasserstein"]["DDIM eta=0.2"][0])
     assert (
         one["nll"]["bits_per_dim"] == pytest.approx(tables["bits_per_dim"]["beta"][0])
-        and "round_trip" not in one
+        and "reconstruction" not in one
     )
     nll, protocol = one["nll"], one["protocol"]
     assert (
@@ -361,7 +363,7 @@ def test_one_case_of_the_analytic_tier_is_a_cell_of_its_tables(case):
         "clip": None,
         "dynamic_threshold": None,
         "eta": 0.2,
-        "hat": False,
+        "sigma_hat": False,
     }
     assert (protocol["T"], protocol["variance"], protocol["nll"]) == (
         400,
@@ -419,8 +421,10 @@ def test_the_curve_of_a_schedule_is_its_definition(case):
 
 
 def test_the_exact_round_trip_is_the_mean_over_the_data(case):
-    words = ["sampler=ddim", "sampler.steps=10", "schedule.steps=50"]
-    exact = case(*words, "mean=[0.3,-0.2]", "covariance=[[0.2,0.1],[0.1,0.3]]")["round_trip"]
+    overrides = ["sampler=ddim", "sampler.steps=10", "schedule.steps=50"]
+    exact = case(*overrides, "mean=[0.3,-0.2]", "covariance=[[0.2,0.1],[0.1,0.3]]")[
+        "reconstruction"
+    ]
     mean, cov = (
         torch.tensor(part, dtype=torch.float64) for part in ([0.3, -0.2], [[0.2, 0.1], [0.1, 0.3]])
     )
@@ -430,15 +434,15 @@ def test_the_exact_round_trip_is_the_mean_over_the_data(case):
     *_, (_, x_T) = sampler.encode(denoiser, x)
     back = sampler(denoiser, x_T)
     assert exact == pytest.approx(((back - x) / 2).square().mean().item(), rel=0.02)
-    assert case(words[0], "sampler.steps=50", words[2])["round_trip"] < exact / 5
-    assert case(*words, *MIXTURE[:2])["round_trip"] > 0
+    assert case(overrides[0], "sampler.steps=50", overrides[2])["reconstruction"] < exact / 5
+    assert case(*overrides, *MIXTURE[:2])["reconstruction"] > 0
 
 
 def test_a_mixture_of_which_the_label_is_known_is_a_gaussian_to_the_bound(case):
-    words = ["sampler=ddim", "variance=beta_tilde", "nll.steps=10"]
+    overrides = ["sampler=ddim", "variance=beta_tilde", "nll.steps=10"]
     one, other = (
-        case(*words, *MIXTURE)["nll"],
-        case(*words, "schedule.steps=100", "covariance=[[0.04]]")["nll"],
+        case(*overrides, *MIXTURE)["nll"],
+        case(*overrides, "schedule.steps=100", "covariance=[[0.04]]")["nll"],
     )
     assert one["entropy"] == pytest.approx(other["entropy"], abs=1e-12)
     for term, same in zip(one["terms"], other["terms"], strict=True):
@@ -449,7 +453,7 @@ def test_a_mixture_of_which_the_label_is_known_is_a_gaussian_to_the_bound(case):
 def test_the_error_and_entropy_of_a_mixture_are_those_of_its_samples():
     process, data = ForwardProcess(linear(100)), gaussian_mixture(std=0.2)
     for conditional in (False, True):
-        law = mixture(process, data, 10, 0, times=[5, 60], conditional=conditional)
+        law = mixture_data(process, data, 10, 0, times=[5, 60], conditional=conditional)
         x, label = data.mixture.labelled(200_000, torch.Generator().manual_seed(0))
         denoiser, told = law.denoiser(BetaTilde()), label if conditional else None
         assert law.entropy == pytest.approx(
@@ -457,30 +461,32 @@ def test_the_error_and_entropy_of_a_mixture_are_those_of_its_samples():
         )
         for t in (5, 60):
             at = torch.full((len(x),), t)
-            guess = denoiser(process.diffuse(x, torch.randn_like(x), at), at, Condition(told)).x0
-            assert law.mse[t].item() == pytest.approx((guess - x).square().mean().item(), rel=0.01)
+            estimate = denoiser(process.diffuse(x, torch.randn_like(x), at), at, Condition(told)).x0
+            assert law.mse[t].item() == pytest.approx(
+                (estimate - x).square().mean().item(), rel=0.01
+            )
         assert law.mse.count_nonzero() == 2
 
 
 def test_the_exact_classifier_makes_of_a_model_without_labels_one_that_hears_them(case):
     # grad log p(x | y) = grad log p(x) + grad log p(y | x): Dhariwal and Nichol's scale 1, and Ho and Salimans' w = 1.
-    words = [*MIXTURE, "sampler=ddim", "sampler.steps=10", "nll.steps=5", "count=300"]
+    overrides = [*MIXTURE, "sampler=ddim", "sampler.steps=10", "nll.steps=5", "count=300"]
     classifier = ["guidance=classifier", "guidance.scale=1"]
-    told = case(*words)
-    alike = case(*words, *classifier, "conditional=false")
-    deaf = case(*words, "conditional=false")
-    free = case(*words, "guidance=classifier_free", "guidance.w=1")
-    both = case(*words, *classifier)
+    told = case(*overrides)
+    alike = case(*overrides, *classifier, "conditional=false")
+    deaf = case(*overrides, "conditional=false")
+    free = case(*overrides, "guidance=classifier_free", "guidance.w=1")
+    both = case(*overrides, *classifier)
     for one, other in ((told, alike), (free, both)):
-        for name in ("sliced_wasserstein", "recognised", "inception_score", "round_trip"):
+        for name in ("sliced_wasserstein", "class_accuracy", "inception_score", "reconstruction"):
             assert one[name] == pytest.approx(other[name], rel=1e-9), name
-    assert free["recognised"] > told["recognised"] + 0.05 and "recognised" not in deaf
+    assert free["class_accuracy"] > told["class_accuracy"] + 0.05 and "class_accuracy" not in deaf
     assert 8 > free["inception_score"] > told["inception_score"] > 1
     assert free["sliced_wasserstein"] > told["sliced_wasserstein"]
     assert alike["nll"] == deaf["nll"] and alike["protocol"]["guidance"]["classifier"] == "exact"
     assert deaf["nll"]["entropy"] > told["nll"]["entropy"] + 0.5
-    sharp = case("data=gaussian_mixture", *words[2:])
-    assert sharp["recognised"] > 0.99 and sharp["inception_score"] == pytest.approx(8, rel=0.01)
+    sharp = case("data=gaussian_mixture", *overrides[2:])
+    assert sharp["class_accuracy"] > 0.99 and sharp["inception_score"] == pytest.approx(8, rel=0.01)
 
 
 def test_a_finite_set_is_measured_by_its_labels_and_keeps_the_bounds_of_pixels(case):
@@ -493,24 +499,24 @@ def test_a_finite_set_is_measured_by_its_labels_and_keeps_the_bounds_of_pixels(c
         "guidance=classifier_free",
         "guidance.w=1",
     )
-    assert one["recognised"] > 0.9 and one["inception_score"] > 9 and "nll" not in one
+    assert one["class_accuracy"] > 0.9 and one["inception_score"] > 9 and "nll" not in one
     assert one["protocol"]["sampler"]["clip"] == 1
 
 
 def test_a_round_trip_is_the_walks_one_after_the_other_and_nearer_with_more_steps():
     made, data = system("sampler=ddim", "schedule.steps=40", "sampler.steps=5", "sampler.clip=null")
     common = {"weights": "raw", "split": "test", "count": 6}
-    result = assess_round_trip(made, made.denoiser, data, batch_size=4, **common)
+    result = evaluate_reconstruction(made, made.denoiser, data, batch_size=4, **common)
     process, x0 = made.denoiser.process, data.test.x0[:6]
     cond, x = Condition(data.test.labels[:6]), x0
-    times = [0, *reversed(stops(40, 5, "uniform")[:-1])]
+    times = [0, *reversed(timesteps(40, 5, "uniform")[:-1])]
     made.denoiser.eval()
 
     def moved(x, t, to):
         t, to = torch.full((6,), t), torch.full((6,), to)
         with torch.no_grad():
-            guess = made.denoiser(x, t, cond).x0
-        return process.diffuse(guess, process.eps(x, guess, t), to)
+            estimate = made.denoiser(x, t, cond).x0
+        return process.diffuse(estimate, process.eps(x, estimate, t), to)
 
     for s, t in pairwise(times):
         x = moved(x, max(s, 1), t)
@@ -532,28 +538,28 @@ def test_a_round_trip_is_the_walks_one_after_the_other_and_nearer_with_more_step
     errors = []
     for steps in (5, 20, 80, 400):
         made.sampler = replace(made.sampler, steps=steps, eta=0)
-        errors.append(assess_round_trip(made, exact, data, batch_size=6, **common)["mse"])
+        errors.append(evaluate_reconstruction(made, exact, data, batch_size=6, **common)["mse"])
     assert all(more > 2 * fewer for more, fewer in pairwise(errors))
 
 
 def test_the_round_trip_of_a_run_is_what_encoding_says(run, typed, tmp_path):
-    words = [f"run={run}", "sampler.steps=20"]
+    overrides = [f"run={run}", "sampler.steps=20"]
     status, said, error = typed(
         "evaluate",
-        *words,
-        "metrics=[round_trip]",
-        "round_trip.count=5",
+        *overrides,
+        "metrics=[reconstruction]",
+        "reconstruction.count=5",
         "batch_size=3",
         f"hydra.run.dir={tmp_path}/e",
     )
-    result = found(tmp_path / "e")["round_trip"]
+    result = found(tmp_path / "e")["reconstruction"]
     assert status == 0 and "round trip, MSE" in said, error
     assert (
         result["mse"] > 0
         and result["protocol"]["count"] == 5
         and "fid" not in found(tmp_path / "e")
     )
-    said = typed("sample", *words, "mode=encode", "count=5", f"hydra.run.dir={tmp_path}/s")[1]
+    said = typed("sample", *overrides, "mode=encode", "count=5", f"hydra.run.dir={tmp_path}/s")[1]
     assert f"mean square error {result['mse']:.2g}," in said
 
 
@@ -567,8 +573,8 @@ def test_sliced_wasserstein_is_the_shift_of_shifted_points():
 
 
 def test_encode_decode_and_interpolate(run, typed, tmp_path):
-    words = [f"run={run}", "sampler.steps=20", "count=12", "batch_size=5"]
-    status, said, error = typed("sample", *words, "mode=encode", f"hydra.run.dir={tmp_path}/e")
+    overrides = [f"run={run}", "sampler.steps=20", "count=12", "batch_size=5"]
+    status, said, error = typed("sample", *overrides, "mode=encode", f"hydra.run.dir={tmp_path}/e")
     assert status == 0 and "mean square error" in said, error
     saved = np.load(tmp_path / "e" / "x_T.npz")
     assert (
@@ -577,7 +583,7 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):
     )
     status, _, error = typed(
         "sample",
-        *words,
+        *overrides,
         "mode=decode",
         f"input={tmp_path}/e/x_T.npz",
         f"hydra.run.dir={tmp_path}/d",
@@ -592,15 +598,17 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):
     )
     status, said, error = typed(
         "sample",
-        *words,
+        *overrides,
         "mode=encode",
         f"input={tmp_path}/d/samples.npz",
         f"hydra.run.dir={tmp_path}/again",
     )
     assert status == 0 and "12 encoded" in said, error
-    words[2] = "count=2"
+    overrides[2] = "count=2"
     assert (
-        typed("sample", *words, "mode=interpolate", "frames=4", f"hydra.run.dir={tmp_path}/i")[0]
+        typed("sample", *overrides, "mode=interpolate", "frames=4", f"hydra.run.dir={tmp_path}/i")[
+            0
+        ]
         == 0
     )
     rows = np.load(tmp_path / "i" / "samples.npz")["images"].reshape(2, 4, 64).astype(int)
@@ -612,11 +620,13 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):
 
 
 def test_encoding_hears_the_label_that_is_asked_for_and_so_many_of_a_file(run, typed, tmp_path):
-    words = ["sample", f"run={run}", "sampler.steps=5"]
-    typed(*words, "count=8", f"hydra.run.dir={tmp_path}/s")
+    overrides = ["sample", f"run={run}", "sampler.steps=5"]
+    typed(*overrides, "count=8", f"hydra.run.dir={tmp_path}/s")
     file = f"input={tmp_path}/s/samples.npz"
     assert (
-        typed(*words, "mode=encode", file, "count=3", "label=7", f"hydra.run.dir={tmp_path}/e")[0]
+        typed(*overrides, "mode=encode", file, "count=3", "label=7", f"hydra.run.dir={tmp_path}/e")[
+            0
+        ]
         == 0
     )
     saved = np.load(tmp_path / "e" / "x_T.npz")

@@ -49,13 +49,13 @@ def test_a_gaussian_is_conditioned_as_the_joint_law_says(process):
     )
     found, mse = denoiser(x_t, T).x0.numpy(), denoiser.mse().numpy()
     for i, t in enumerate(T.tolist()):
-        signal, noise = process.table[t, :2].tolist()
-        joint = signal**2 * cov.numpy() + noise**2 * np.eye(3)
-        gain = signal * cov.numpy() @ np.linalg.inv(joint)
-        expected = mean.numpy() + gain @ (x_t[i].numpy() - signal * mean.numpy())
+        alpha, noise = process.table[t, :2].tolist()
+        joint = alpha**2 * cov.numpy() + noise**2 * np.eye(3)
+        gain = alpha * cov.numpy() @ np.linalg.inv(joint)
+        expected = mean.numpy() + gain @ (x_t[i].numpy() - alpha * mean.numpy())
         np.testing.assert_allclose(found[i], expected, rtol=1e-9, atol=1e-12)
         assert mse[t] == pytest.approx(
-            np.trace(cov.numpy() - signal * gain @ cov.numpy()) / 3, rel=1e-7
+            np.trace(cov.numpy() - alpha * gain @ cov.numpy()) / 3, rel=1e-7
         )
 
 
@@ -98,8 +98,8 @@ def test_a_mixture_is_bayes_rule_on_a_grid(label, process):
     ]
     prior = np.sum(parts, axis=0)
     for i, t in enumerate(T.tolist()):
-        signal, noise = process.table[t, :2].tolist()
-        log_likelihood = -((x_t[i].item() - signal * grid) ** 2) / (2 * noise**2)
+        alpha, noise = process.table[t, :2].tolist()
+        log_likelihood = -((x_t[i].item() - alpha * grid) ** 2) / (2 * noise**2)
         posterior = prior * np.exp(log_likelihood - log_likelihood.max())
         expected = (posterior * grid).sum() / posterior.sum()
         assert denoiser(x_t, T, cond).x0[i].item() == pytest.approx(expected, abs=1e-6), t
@@ -124,8 +124,8 @@ def test_a_finite_set_is_the_weighted_mean_of_its_points():
     ):
         found = denoiser(x_t, T, cond).x0
         for i, t in enumerate(T.tolist()):
-            signal, noise = process.table[t, :2].tolist()
-            log = -((x_t[i] - signal * some) ** 2).sum(1) / (2 * noise**2)
+            alpha, noise = process.table[t, :2].tolist()
+            log = -((x_t[i] - alpha * some) ** 2).sum(1) / (2 * noise**2)
             torch.testing.assert_close(
                 found[i], (log - log.max()).exp() @ some / (log - log.max()).exp().sum()
             )
@@ -168,7 +168,7 @@ def test_the_law_of_a_walk_is_that_of_its_matrices(sampler, process):
     # x_s = A x_t + b + C z, multiplied out with full matrices.
     mean, cov = torch.randn(3, dtype=torch.float64), covariance()
     denoiser = GaussianDenoiser(process, Beta(), mean, cov)
-    times = sampler.times(1000)
+    times = sampler.timesteps(1000)
     m, P = np.zeros(3), np.eye(3) * process.table[1000, 3].item() ** 2
     for t, s in itertools.pairwise(times):
         (a_t, b_t), (a_s, b_s) = process.table[t, :2].tolist(), process.table[s, :2].tolist()
@@ -187,7 +187,7 @@ def test_the_law_of_a_walk_is_that_of_its_matrices(sampler, process):
             of_x0, of_x_t = a_s - of_eps * a_t / b_t, of_eps / b_t
         step = of_x0 * gain + of_x_t * np.eye(3)
         m, P = step @ m + of_x0 * offset, step @ P @ step.T + variance * np.eye(3)
-    found_mean, found = analytic_denoisers.law(sampler, denoiser)
+    found_mean, found = analytic_denoisers.propagate(sampler, denoiser)
     np.testing.assert_allclose(found_mean, m, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(found, P, rtol=1e-7, atol=1e-9)
 
@@ -220,7 +220,7 @@ def probed(sampler, denoiser):
     [
         DDPM(),
         DDIM(eta=0.6),
-        DDIM(eta=1.0, hat=True),
+        DDIM(eta=1.0, sigma_hat=True),
         Heun(),
         DPMSolver(),
         Langevin(corrections=2),
@@ -232,7 +232,7 @@ def test_the_law_of_every_walk_is_that_of_its_responses(sampler, steps, process)
     denoiser = GaussianDenoiser(process, Beta(), torch.randn(3, dtype=torch.float64), covariance())
     sampler = replace(sampler, steps=steps, clip=None, spacing="quadratic_full")
     for found, expected in zip(
-        analytic_denoisers.law(sampler, denoiser), probed(sampler, denoiser), strict=True
+        analytic_denoisers.propagate(sampler, denoiser), probed(sampler, denoiser), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
@@ -247,7 +247,7 @@ def test_with_the_optimal_variance_ancestral_sampling_of_a_gaussian_is_exact(pro
     )
     plain = GaussianDenoiser(process, BetaTilde(), zero, cov)
     denoiser = GaussianDenoiser(process, Analytic(plain.mse()), zero, cov)
-    _, found = analytic_denoisers.law(DDPM(steps=25, clip=None), denoiser)
+    _, found = analytic_denoisers.propagate(DDPM(steps=25, clip=None), denoiser)
     mse = plain.mse()[
         1
     ].item()  # the last step shows the mean, which lacks the variance that is left at t = 1
@@ -260,11 +260,11 @@ def test_the_optimal_spread_lands_on_the_optimum_where_the_range_holds_it():
     denoiser = GaussianDenoiser(process, BetaTilde(), numbers(0.0), numbers([0.25]))
     optimum = Analytic(denoiser.mse())
     t, s = torch.tensor(times[:-2]), torch.tensor(times[1:-1])
-    spread = analytic_denoisers.optimal_spread(process, optimum, times)[:-1]
+    variance_output = analytic_denoisers.optimal_variance_output(process, optimum, times)[:-1]
     like = torch.zeros(len(t), dtype=torch.float64)
-    assert spread.abs().max() < 1
+    assert variance_output.abs().max() < 1
     torch.testing.assert_close(
-        LearnedRange().log_var(process, spread, like, t, s),
+        LearnedRange().log_var(process, variance_output, like, t, s),
         optimum.log_var(process, None, like, t, s),
     )
 
@@ -278,6 +278,6 @@ def test_the_optimal_range_is_a_learned_range_that_is_told_the_optimal_spread(ti
     t, s = torch.tensor(times[:-1]), torch.tensor(times[1:])
     like = torch.zeros(len(t), dtype=torch.float64)
     told = LearnedRange().log_var(
-        process, analytic_denoisers.optimal_spread(process, optimum, times), like, t, s
+        process, analytic_denoisers.optimal_variance_output(process, optimum, times), like, t, s
     )
     torch.testing.assert_close(OptimalRange(optimum).log_var(process, None, like, t, s), told)

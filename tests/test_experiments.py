@@ -9,7 +9,7 @@ from conftest import composed, options
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ddpm_lab.conditioners.base import Spec
+from ddpm_lab.conditioners.base import DataSpec
 from ddpm_lab.runs import weights
 
 EXPERIMENTS = options("experiment")
@@ -103,7 +103,7 @@ def test_an_experiment_is_what_was_published(name):
     assert config.schedule.steps == steps
     if name == CLASSIFIER:
         return
-    assert config.callbacks.quality.every is None
+    assert config.callbacks.fid.every is None
     groups = ("schedule", "prediction", "variance", "objective", "conditioner", "sampler")
     assert " ".join(config[group]._target_.rpartition(".")[2] for group in groups) == CHOICES[name]
     assert (config.sampler.clip is None) == (name in LATENT), (
@@ -111,7 +111,7 @@ def test_an_experiment_is_what_was_published(name):
     )
     if not name.startswith("digits"):
         assert config.callbacks.ema.decay == 0.9999
-        assert config.callbacks.quality.count == (10_000 if name == "iddpm_imagenet64" else 50_000)
+        assert config.callbacks.fid.count == (10_000 if name == "iddpm_imagenet64" else 50_000)
 
 
 def test_every_experiment_is_in_the_tables():
@@ -125,16 +125,16 @@ def test_every_experiment_is_in_the_tables():
 def test_networks_are_as_large_as_published(name):
     millions, shape = PARAMETERS[name]
     config = composed(f"experiment={name}")
-    told = instantiate(config.conditioner)(Spec(shape, 1000, 2 / 255, None))
+    told = instantiate(config.conditioner)(DataSpec(shape, 1000, 2 / 255, None))
     with torch.device("meta"):
         network = instantiate(config.model)(
-            shape, outputs=instantiate(config.variance).outputs, **told.doors
+            shape, outputs=instantiate(config.variance).outputs, **told.cond_dims
         )
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.015)
 
 
 def test_words_typed_beside_an_experiment_win():
-    words = [
+    overrides = [
         "optimizer.lr=1",
         "conditioner=label",
         "sampler=ddim",
@@ -142,7 +142,7 @@ def test_words_typed_beside_an_experiment_win():
         "trainer=cpu",
         "data.batch_size=7",
     ]
-    config = composed("experiment=ddpm_cifar10", *words)
+    config = composed("experiment=ddpm_cifar10", *overrides)
     assert (
         config.optimizer.lr == 1
         and config.data.batch_size == 7
@@ -152,8 +152,8 @@ def test_words_typed_beside_an_experiment_win():
         ".DDIM"
     )
     assert config.model.channels == 64 and config.data.path == "data/cifar10"
-    bound = composed("experiment=iddpm_cifar10", "objective=vlb", "timesteps=importance")
-    assert bound.objective._target_.endswith(".Vlb") and bound.timesteps._target_.endswith(
+    bound = composed("experiment=iddpm_cifar10", "objective=vlb", "timestep_sampler=importance")
+    assert bound.objective._target_.endswith(".Vlb") and bound.timestep_sampler._target_.endswith(
         ".Importance"
     )
 
@@ -180,12 +180,12 @@ SHRUNK = (
     "lr_schedule.warmup=0",
 )
 DRAWN = (
-    "~callbacks.quality",
+    "~callbacks.fid",
     "sampler.steps=2",
-    "callbacks.pictures.rows=1",
-    "callbacks.pictures.columns=2",
+    "callbacks.sample_grid.rows=1",
+    "callbacks.sample_grid.columns=2",
 )
-"""Of what diffuses: pictures are drawn at the end, and not measured."""
+"""Of what diffuses: images are drawn at the end, and not measured."""
 # f = 4, so that latents of 256x256 are as large as in the papers
 FIRST = (
     "model.multipliers=[1,1,1]",
@@ -201,17 +201,17 @@ FIRST = (
 def trained(typed, tmp_path_factory):
     """Takes one step of an experiment, shrunk, in a run that it returns."""
 
-    def train(name, *words):
+    def train(name, *overrides):
         config, where = composed(f"experiment={name}"), tmp_path_factory.mktemp(name)
-        words = [*SHRUNK, *words, "data.batch_size=2"]
-        words += ["model.head_channels=8"] if config.model.get("head_channels") else []
+        overrides = [*SHRUNK, *overrides, "data.batch_size=2"]
+        overrides += ["model.head_channels=8"] if config.model.get("head_channels") else []
         with pytest.MonkeyPatch.context() as patch:
             if "path" in config.data:
                 option = Path(config.data.path).name
                 option += str(config.data.resolution) * (option == "imagenet")
-                words += sets.words(option, where, patch, config.data.resolution)
+                overrides += sets.overrides(option, where, patch, config.data.resolution)
             status, _, error = typed(
-                "train", f"experiment={name}", *words, f"hydra.run.dir={where}/r"
+                "train", f"experiment={name}", *overrides, f"hydra.run.dir={where}/r"
             )
         assert status == 0, error
         return where / "r"
@@ -227,8 +227,8 @@ def autoencoders(trained, typed, tmp_path_factory):
     def make(digits):
         if digits not in made and digits:
             made[digits] = tmp_path_factory.mktemp("autoencoder") / "r"
-            words = ["system=autoencoder", "data.batch_size=2", f"hydra.run.dir={made[digits]}"]
-            status, _, error = typed("train", *SHRUNK, *words)
+            overrides = ["system=autoencoder", "data.batch_size=2", f"hydra.run.dir={made[digits]}"]
+            status, _, error = typed("train", *SHRUNK, *overrides)
             assert status == 0, error
         elif digits not in made:
             made[digits] = trained("ldm_autoencoder", *FIRST)
@@ -257,15 +257,17 @@ OFTEN = (
 def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
     if name == "ldm_autoencoder":
         run = autoencoders(digits=False)
-        assert (run / "pictures" / "reconstructions-000001.png").is_file()
+        assert (run / "images" / "reconstructions-000001.png").is_file()
     elif name == CLASSIFIER:
         run = trained(name)
         assert "accuracy" in (run / "metrics.json").read_text()
     else:
-        words = [f"codec.run={autoencoders(name.startswith('digits'))}"] if name in LATENT else []
-        run = trained(name, *DRAWN, *words)
-        assert (run / "pictures" / "samples-000001.png").is_file()
-    content = torch.load(weights.files(run)[0], weights_only=True)
+        overrides = (
+            [f"codec.run={autoencoders(name.startswith('digits'))}"] if name in LATENT else []
+        )
+        run = trained(name, *DRAWN, *overrides)
+        assert (run / "images" / "samples-000001.png").is_file()
+    content = torch.load(weights.checkpoint_files(run)[0], weights_only=True)
     assert content["global_step"] == 1
     assert all(
         torch.isfinite(value).all()

@@ -1,4 +1,4 @@
-"""Pictures on disk: every kind of file gives the right pixels or is refused by name, and so is every store."""
+"""Images on disk: every kind of file gives the right pixels or is refused by name, and so is every store."""
 
 import importlib.util
 import io
@@ -23,13 +23,13 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab.data import shards as stores
-from ddpm_lab.data.datasets import Images, Streamed
-from ddpm_lab.data.image_folder import Files, folder
-from ddpm_lab.data.image_folder import pictures as folder_pictures
-from ddpm_lab.data.image_io import opened
-from ddpm_lab.data.image_transform import Fit
-from ddpm_lab.data.module import Batches
-from ddpm_lab.data.shards import Shards, store
+from ddpm_lab.data.datasets import Images, MapSplit
+from ddpm_lab.data.image_folder import ImageFiles, image_folder
+from ddpm_lab.data.image_folder import read_images as folder_images
+from ddpm_lab.data.image_io import open_image
+from ddpm_lab.data.image_transform import ImageTransform
+from ddpm_lab.data.module import TrainBatches
+from ddpm_lab.data.shards import Shards, image_store
 
 
 def png(width, height, depth, colour, pixels=b"", *chunks):
@@ -48,7 +48,7 @@ def write(path, size=(8, 8), mode="RGB", colour=None):
 
 
 def noise(root, count=12, classes=("",), size=8):
-    """Pictures of noise in class folders, and their pixels by name."""
+    """Images of noise in class folders, and their pixels by name."""
     made = {}
     for i, pixels in enumerate(
         np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
@@ -63,21 +63,21 @@ def noise(root, count=12, classes=("",), size=8):
 def same(one, other, count=8):
     """Whether two data sets give the same batches, and hold out the same."""
     for first, second in islice(
-        zip(*(Batches(data.train, 2, True, 0) for data in (one, other)), strict=True), count
+        zip(*(TrainBatches(data.train, 2, True, 0) for data in (one, other)), strict=True), count
     ):
         assert first.keys() == second.keys() and all(
             torch.equal(first[name], second[name]) for name in first
         )
-    held = [data.test.at(torch.arange(data.test.size)) for data in (one, other)]
+    held = [data.test.select(torch.arange(data.test.size)) for data in (one, other)]
     return torch.equal(held[0].pixels, held[1].pixels)
 
 
 def palette(*colours, **info):
-    picture = Image.new("P", (len(colours), 1))
-    picture.putpalette([value for colour in colours for value in colour])
-    picture.putdata(range(len(colours)))
-    picture.info.update(info)
-    return picture
+    image = Image.new("P", (len(colours), 1))
+    image.putpalette([value for colour in colours for value in colour])
+    image.putdata(range(len(colours)))
+    image.info.update(info)
+    return image
 
 
 def deep(values, kind=np.uint16):
@@ -85,7 +85,7 @@ def deep(values, kind=np.uint16):
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
-KINDS = {  # pictures of one row, with the channels that are wanted, and what they become
+KINDS = {  # images of one row, with the channels that are wanted, and what they become
     "grey": (Image.new("L", (1, 1), 77), 1, [77]),
     "grey as RGB": (Image.new("L", (1, 1), 77), 3, [(77, 77, 77)]),
     "RGB as grey": (Image.new("RGB", (1, 1), RED), 1, [76]),
@@ -125,15 +125,17 @@ KINDS = {  # pictures of one row, with the channels that are wanted, and what th
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_picture_gives_its_pixels(kind, tmp_path):
-    picture, channels, pixels = KINDS[kind]
+def test_every_kind_of_image_gives_its_pixels(kind, tmp_path):
+    image, channels, pixels = KINDS[kind]
     file = tmp_path / f"a.{'tif' if 'CMYK' in kind or 'int' in kind else 'png'}"
-    if isinstance(picture, bytes):
-        file.write_bytes(picture)
+    if isinstance(image, bytes):
+        file.write_bytes(image)
     else:
-        picture.save(file)
+        image.save(file)
     for x, pixel in enumerate(pixels):
-        made = Fit(1, channels, convert=True)(opened(file).crop((x, 0, x + 1, 1)), "a")
+        made = ImageTransform(1, channels, convert=True)(
+            open_image(file).crop((x, 0, x + 1, 1)), "a"
+        )
         assert (made.shape, made.dtype) == ((channels, 1, 1), torch.uint8)
         assert made.flatten().tolist() == list(np.atleast_1d(pixel)), f"pixel {x}"
 
@@ -143,7 +145,7 @@ def test_every_kind_of_picture_gives_its_pixels(kind, tmp_path):
     [("white", (255, 127, 127)), ("black", (128, 0, 0)), ("#0000ff", (128, 0, 127))],
 )
 def test_half_of_the_background_shows_through_half_transparency(background, seen):
-    made = Fit(4, 3, True, background)(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "a")
+    made = ImageTransform(4, 3, True, background)(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "a")
     assert made.flatten(1).unique(dim=1).T.tolist() == [list(seen)]
 
 
@@ -161,13 +163,13 @@ def test_half_of_the_background_shows_through_half_transparency(background, seen
     ],
 )
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_a_picture_is_turned_as_its_exif_tag_says(tag, corner, suffix, tmp_path):
+def test_a_image_is_turned_as_its_exif_tag_says(tag, corner, suffix, tmp_path):
     stored = Image.new("RGB", (32, 16))
     stored.paste((255, 255, 255), (0, 0, 8, 8))
     exif = stored.getexif()
     exif[0x0112] = tag
     stored.save(tmp_path / f"a.{suffix}", exif=exif)
-    found = np.asarray(opened(tmp_path / f"a.{suffix}").convert("L"))
+    found = np.asarray(open_image(tmp_path / f"a.{suffix}").convert("L"))
     row, column = corner
     assert found.shape == ((16, 32) if tag < 5 else (32, 16))
     assert found[row * 8 + 4, column * 8 + 4] > 200 and (found > 128).mean() == pytest.approx(
@@ -178,16 +180,16 @@ def test_a_picture_is_turned_as_its_exif_tag_says(tag, corner, suffix, tmp_path)
 def test_what_differs_in_size_is_scaled_and_its_centre_is_cut():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
     wanted = pil_to_tensor(ImageOps.fit(Image.fromarray(pixels), (8, 8), Image.Resampling.LANCZOS))
-    assert torch.equal(Fit(8, 3, convert=True)(Image.fromarray(pixels), "a"), wanted)
+    assert torch.equal(ImageTransform(8, 3, convert=True)(Image.fromarray(pixels), "a"), wanted)
     bars = Image.new("RGB", (24, 8), BLUE)
     bars.paste(RED, (8, 0, 16, 8))
     assert torch.equal(
-        Fit(8, 3, convert=True)(bars, "a"), pil_to_tensor(Image.new("RGB", (8, 8), RED))
+        ImageTransform(8, 3, convert=True)(bars, "a"), pil_to_tensor(Image.new("RGB", (8, 8), RED))
     )
 
 
 @pytest.mark.parametrize(
-    ("picture", "channels", "convert", "told"),
+    ("image", "channels", "convert", "told"),
     [
         (
             Image.new("RGB", (9, 8)),
@@ -227,9 +229,9 @@ def test_what_differs_in_size_is_scaled_and_its_centre_is_cut():
         (Image.new("La", (8, 8)), 1, True, "^a has pixels of mode La"),
     ],
 )
-def test_what_is_not_as_wanted_or_not_clear_is_refused(picture, channels, convert, told):
+def test_what_is_not_as_wanted_or_not_clear_is_refused(image, channels, convert, told):
     with pytest.raises(ValueError, match=told):
-        Fit(8, channels, convert)(picture, "a")
+        ImageTransform(8, channels, convert)(image, "a")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_what_is_not_as_wanted_or_not_clear_is_refused(picture, channels, conver
 )
 def test_settings_that_cannot_be_are_refused(settings, told):
     with pytest.raises(ValueError, match=told):
-        Fit(*settings)
+        ImageTransform(*settings)
 
 
 def broken():
@@ -269,12 +271,12 @@ def broken():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", broken())
-def test_a_file_that_holds_no_whole_picture_is_named(name, tmp_path):
+def test_a_file_that_holds_no_whole_image_is_named(name, tmp_path):
     (tmp_path / name).write_bytes(broken()[name])
     with pytest.raises(
         ValueError, match=rf"^{tmp_path / name} cannot be read as an image \(.+\)$"
     ) as refusal:
-        opened(tmp_path / name)
+        open_image(tmp_path / name)
     assert "\n" not in str(refusal.value)
 
 
@@ -297,17 +299,17 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path):
     noise(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png cannot be read .*not a regular file"):
-        opened(tmp_path / "pipe.png")
-    for on_bad in ("error", "skip"):
+        open_image(tmp_path / "pipe.png")
+    for on_error in ("error", "skip"):
         with pytest.raises(ValueError, match=r"pipe\.png, which is not a regular file"):
-            folder(str(tmp_path), on_bad=on_bad)
+            image_folder(str(tmp_path), on_error=on_error)
 
 
 def test_a_folder_is_read_to_the_pixel(tmp_path):
     pixels = noise(tmp_path, 6)
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not a image")
     (tmp_path / "._000.png").write_text("a Mac's")
-    data = folder(str(tmp_path), batch_size=2, held_out=0.4)
+    data = image_folder(str(tmp_path), batch_size=2, held_out=0.4)
     found = torch.cat([data.train.pixels, data.test.pixels]).numpy()
     assert data.classes is None and len(data.test.pixels) == 2
     assert sorted(p.tobytes() for p in found) == sorted(p.tobytes() for p in pixels.values())
@@ -318,7 +320,7 @@ def test_sub_folders_are_classes(tmp_path):
         for j in range(4):
             write(tmp_path / name / f"{j}.png", mode="L", colour=50 * i)
     (tmp_path / ".hidden").mkdir()
-    data = folder(str(tmp_path), channels=1, batch_size=2)
+    data = image_folder(str(tmp_path), channels=1, batch_size=2)
     assert data.classes == 3 and data.captions == [["cat"], ["dog"], ["emu"]]
     assert torch.equal(data.train.pixels[:, 0, 0, 0].long(), 50 * data.train.labels)
 
@@ -328,7 +330,7 @@ def test_convert_fits_what_differs(tmp_path):
     write(tmp_path / "b.png", size=(30, 16), mode="L", colour=77)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
     deep([257 * 9] * 8).resize((8, 8)).save(tmp_path / "d.png")
-    data = folder(str(tmp_path), convert=True, background="blue", bits=16, batch_size=1)
+    data = image_folder(str(tmp_path), convert=True, background="blue", bits=16, batch_size=1)
     pixels = torch.cat([data.train.pixels, data.test.pixels])
     assert {tuple(p[:, 4, 4].tolist()) for p in pixels} == {
         (10, 20, 30),
@@ -366,11 +368,11 @@ FOUR: dict = {f"{name}.png": {} for name in "abcd"}
         (FOUR, {"batch_size": 9}, r"batch_size must lie in 1\.\.2"),
         (FOUR, {"channels": 2}, "channels"),
         (FOUR, {"resolution": 40000}, "resolution must lie in"),
-        (FOUR, {"resolution": 16, "resident": False}, r"\.png is 8x8 RGB, and 16x16 RGB"),
+        (FOUR, {"resolution": 16, "in_memory": False}, r"\.png is 8x8 RGB, and 16x16 RGB"),
         (FOUR, {"resolution": 0}, "resolution"),
         (FOUR, {"background": "whitish"}, "background=whitish"),
         (FOUR, {"held_out": 1.0}, "held_out"),
-        (FOUR, {"on_bad": "skip", "resident": False}, "on_bad=skip is for .*prepare_data"),
+        (FOUR, {"on_error": "skip", "in_memory": False}, "on_error=skip is for .*prepare_data"),
         (
             FOUR | {"e.png": {"mode": "I;16", "colour": 65535}},
             {"channels": 3},
@@ -379,20 +381,20 @@ FOUR: dict = {f"{name}.png": {} for name in "abcd"}
     ],
 )
 def test_a_folder_that_will_not_do_is_refused_by_name(tmp_path, files, kwargs, told):
-    for name, picture in files.items():
-        write(tmp_path / name, **picture)
+    for name, image in files.items():
+        write(tmp_path / name, **image)
     with pytest.raises(ValueError, match=told):
-        folder(str(tmp_path), **kwargs)
+        image_folder(str(tmp_path), **kwargs)
 
 
-def test_a_broken_picture_is_named(tmp_path):
+def test_a_broken_image_is_named(tmp_path):
     for name in FOUR:
         write(tmp_path / name)
     (tmp_path / "b.png").write_text("hello")
     with pytest.raises(ValueError, match=r"^path=.*b\.png cannot be read"):
-        folder(str(tmp_path))
+        image_folder(str(tmp_path))
     with pytest.raises(ValueError, match="nowhere"):
-        folder("nowhere")
+        image_folder("nowhere")
 
 
 def test_bad_files_are_left_out_up_to_a_bound_and_told_in_one_line(tmp_path, caplog):
@@ -400,10 +402,10 @@ def test_bad_files_are_left_out_up_to_a_bound_and_told_in_one_line(tmp_path, cap
     pixels = noise(tmp_path, 200, classes=["cat", "dog"])
     for name in ("000", "100"):
         (tmp_path / "cat" / f"{name}.png").write_text("hello")
-    data = folder(str(tmp_path), on_bad="skip", batch_size=2)
-    whole = [data.train.at(slice(None)), data.test.at(slice(None))]
+    data = image_folder(str(tmp_path), on_error="skip", batch_size=2)
+    whole = [data.train.select(slice(None)), data.test.select(slice(None))]
     for images in whole:
-        assert all(np.array_equal(pixels[name], picture) for name, picture in named(pixels, images))
+        assert all(np.array_equal(pixels[name], image) for name, image in named(pixels, images))
     assert sum(len(images.pixels) for images in whole) == 198
     (line,) = (message for message in caplog.messages if message.startswith("left"))
     assert line.startswith(
@@ -413,31 +415,32 @@ def test_bad_files_are_left_out_up_to_a_bound_and_told_in_one_line(tmp_path, cap
     with pytest.raises(
         ValueError, match=r"at most 1% of 200 images, and 3 are bad; the first: .*000\.png"
     ) as told:
-        folder(str(tmp_path), on_bad="skip")
+        image_folder(str(tmp_path), on_error="skip")
     assert "\n" not in str(told.value)
 
 
 def named(pixels, images):
-    """Each picture with the name of the one that it is, of the class that its label says."""
+    """Each image with the name of the one that it is, of the class that its label says."""
     names = {value.tobytes(): name for name, value in pixels.items()}
-    for picture, label in zip(images.pixels.numpy(), images.labels.tolist(), strict=True):
-        name = names[picture.tobytes()]
+    for image, label in zip(images.pixels.numpy(), images.labels.tolist(), strict=True):
+        name = names[image.tobytes()]
         assert name.split("/")[0] == ["cat", "dog"][label]
-        yield name, picture
+        yield name, image
 
 
 def test_a_streamed_folder_is_the_same_as_one_in_memory(tmp_path):
     noise(tmp_path, classes=["cat", "dog"])
     held, streamed = (
-        folder(str(tmp_path), batch_size=2, resident=resident) for resident in (True, False)
+        image_folder(str(tmp_path), batch_size=2, in_memory=in_memory)
+        for in_memory in (True, False)
     )
     assert (
         isinstance(held.train, Images)
-        and isinstance(streamed.train, Streamed)
+        and isinstance(streamed.train, MapSplit)
         and same(held, streamed)
     )
     before = streamed.train.digest()
-    assert before == folder(str(tmp_path), batch_size=2, resident=False).train.digest()
+    assert before == image_folder(str(tmp_path), batch_size=2, in_memory=False).train.digest()
     os.utime(tmp_path / "cat" / "000.png", ns=(1, 1))
     assert before != streamed.train.digest()
 
@@ -450,7 +453,7 @@ def whole(data):
     return sorted(
         p.tobytes()
         for split in (data.train, data.test)
-        for p in split.at(slice(None)).pixels.numpy()
+        for p in split.select(slice(None)).pixels.numpy()
     )
 
 
@@ -505,7 +508,7 @@ def test_every_format_that_pillow_decodes_is_used_and_the_rest_is_counted(tmp_pa
         (tmp_path / name).write_bytes(content)
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "._a.png").write_bytes(b"x")
-    data = folder(str(tmp_path), batch_size=1)
+    data = image_folder(str(tmp_path), batch_size=1)
     assert data.classes is None and data.train.size + data.test.size == len(ENCODED) + 3 - 1
     found = whole(data)
     assert all(value.tobytes() in found for name, value in made.items() if name != "p.img")
@@ -533,9 +536,9 @@ def test_no_image_starts_a_program(name, tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(PAGE)
     if name.endswith("png"):
         with pytest.raises(ValueError, match="not in an image format that Pillow decodes"):
-            folder(str(tmp_path), batch_size=1)
+            image_folder(str(tmp_path), batch_size=1)
     else:
-        assert folder(str(tmp_path), batch_size=1).train.size == 10
+        assert image_folder(str(tmp_path), batch_size=1).train.size == 10
 
 
 def test_a_pointer_of_git_lfs_is_told(tmp_path):
@@ -544,7 +547,7 @@ def test_a_pointer_of_git_lfs_is_told(tmp_path):
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     )
     with pytest.raises(ValueError, match="Git LFS pointer; fetch the images with: git lfs pull"):
-        folder(str(tmp_path))
+        image_folder(str(tmp_path))
 
 
 def test_sub_folders_of_any_depth_are_read(tmp_path, caplog):
@@ -552,28 +555,28 @@ def test_sub_folders_of_any_depth_are_read(tmp_path, caplog):
     pixels = noise(tmp_path / "classes", 12, ["cat", "cat/sub", "dog/a/b", "dog"])
     (tmp_path / "classes" / "labels").mkdir()
     (tmp_path / "classes" / "labels" / "cat.txt").write_text("0")
-    data = folder(str(tmp_path / "classes"), batch_size=1)
+    data = image_folder(str(tmp_path / "classes"), batch_size=1)
     assert data.captions == [["cat"], ["dog"]] and data.train.size + data.test.size == 12
     assert sorted(
         name for split in (data.train, data.test) for name, _ in named(pixels, split)
     ) == sorted(pixels)
     assert "1 without images (labels)" in caplog.text
     pixels = noise(tmp_path / "flat", 12, ["", "a", "a/b", "c"])
-    data = folder(str(tmp_path / "flat"), batch_size=1)
+    data = image_folder(str(tmp_path / "flat"), batch_size=1)
     assert data.classes is None and data.captions is None
     assert whole(data) == sorted(value.tobytes() for value in pixels.values())
     assert "all 12 are read as one set without classes" in caplog.text
     for inner in ("outer/images", "outer/all"):
         noise(tmp_path / inner / "train", 6, ["cat", "dog"])
     noise(tmp_path / "single" / "data" / "images", 6)
-    assert folder(str(tmp_path / "single"), batch_size=1).classes is None
+    assert image_folder(str(tmp_path / "single"), batch_size=1).classes is None
     noise(tmp_path / "single2" / "data", 6, ["cat", "dog"])
-    assert folder(str(tmp_path / "single2"), batch_size=1).captions == [["cat"], ["dog"]]
+    assert image_folder(str(tmp_path / "single2"), batch_size=1).captions == [["cat"], ["dog"]]
 
 
 def test_class_folders_that_are_numbers_are_sorted_as_numbers(tmp_path):
     noise(tmp_path, 24, [str(i) for i in range(12)])
-    data = folder(str(tmp_path), batch_size=1)
+    data = image_folder(str(tmp_path), batch_size=1)
     assert data.captions == [[str(i)] for i in range(12)]
 
 
@@ -582,15 +585,15 @@ def test_folders_for_training_and_testing_are_splits(name, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     noise(tmp_path / "a" / "train", 8, ["cat", "dog"])
     pixels = noise(tmp_path / "a" / name, 6, ["cat", "dog"])
-    data = folder(str(tmp_path / "a"), batch_size=2)
+    data = image_folder(str(tmp_path / "a"), batch_size=2)
     assert (data.train.size, data.test.size, data.captions) == (8, 6, [["cat"], ["dog"]])
     assert [found for found, _ in named(pixels, data.test)] == sorted(pixels)
     assert f"held out: the 6 images in {name}/" in caplog.text
     noise(tmp_path / "b" / "Training" / "images", 8)
     noise(tmp_path / "b" / name / "images", 4)
-    data = folder(str(tmp_path / "b"), batch_size=2)
+    data = image_folder(str(tmp_path / "b"), batch_size=2)
     assert (data.train.size, data.test.size, data.classes) == (8, 4, None)
-    data = folder(str(tmp_path / "a"), splits=False, batch_size=2)
+    data = image_folder(str(tmp_path / "a"), splits=False, batch_size=2)
     assert data.classes == 2 and data.train.size + data.test.size == 14
 
 
@@ -599,7 +602,7 @@ def test_folders_beside_the_splits_are_counted(tmp_path, caplog, script):
     for part, count in {"train": 8, "valid": 6, "test": 4, "extra": 5}.items():
         noise(tmp_path / "s" / part, count, ["cat", "dog"])
     write(tmp_path / "s" / "preview.png")
-    data = folder(str(tmp_path / "s"), batch_size=2)
+    data = image_folder(str(tmp_path / "s"), batch_size=2)
     assert (data.train.size, data.test.size) == (8, 4)
     line = next(message for message in caplog.messages if message.startswith("left aside"))
     assert all(
@@ -607,9 +610,9 @@ def test_folders_beside_the_splits_are_counted(tmp_path, caplog, script):
         for part in ("5 images in extra/", "6 images in valid/", "1 images beside train/")
     ), line
     script.prepare(tmp_path / "s", tmp_path / "store")
-    assert same(data, store(str(tmp_path / "store"), batch_size=2))
+    assert same(data, image_store(str(tmp_path / "store"), batch_size=2))
     script.prepare(tmp_path / "s", tmp_path / "flat", splits=False)
-    assert store(str(tmp_path / "flat"), batch_size=2).train.size + data.test.size > 8
+    assert image_store(str(tmp_path / "flat"), batch_size=2).train.size + data.test.size > 8
 
 
 def test_classes_of_splits_must_agree(tmp_path, caplog):
@@ -617,7 +620,7 @@ def test_classes_of_splits_must_agree(tmp_path, caplog):
     noise(tmp_path / "a" / "train", 9, ["cat", "dog", "emu"])
     pixels = noise(tmp_path / "a" / "val", 4, ["dog"])
     noise(tmp_path / "a" / "test", 4)  # without class folders, as some competitions have it
-    data = folder(str(tmp_path / "a"), batch_size=2)
+    data = image_folder(str(tmp_path / "a"), batch_size=2)
     assert data.test.labels.tolist() == [1] * 4 and len(pixels) == 4
     assert (
         "val/ has no images of 2 classes (cat, emu)" in caplog.text
@@ -627,16 +630,16 @@ def test_classes_of_splits_must_agree(tmp_path, caplog):
     with pytest.raises(
         ValueError, match=r"test/ has no class folders, and train/ has 3; try data\.path=.*/a/train"
     ):
-        folder(str(tmp_path / "a"), batch_size=2)
-    assert folder(str(tmp_path / "a" / "train"), batch_size=2).classes == 3
+        image_folder(str(tmp_path / "a"), batch_size=2)
+    assert image_folder(str(tmp_path / "a" / "train"), batch_size=2).classes == 3
 
 
 def test_a_training_folder_without_another_is_the_whole_set(tmp_path):
     noise(tmp_path / "train", 8, ["cat", "dog"])
-    data = folder(str(tmp_path), batch_size=2)
+    data = image_folder(str(tmp_path), batch_size=2)
     assert data.captions == [["cat"], ["dog"]] and (data.train.size, data.test.size) == (6, 2)
     noise(tmp_path / "bus", 8)
-    assert folder(str(tmp_path), batch_size=2).captions == [["bus"], ["train"]]
+    assert image_folder(str(tmp_path), batch_size=2).captions == [["bus"], ["train"]]
 
 
 OPAQUE = {
@@ -652,38 +655,44 @@ OPAQUE = {
 def test_an_alpha_channel_that_is_opaque_changes_no_pixel(kind, tmp_path):
     OPAQUE[kind].save(tmp_path / "a.png")
     wanted = pil_to_tensor(OPAQUE[kind].convert("RGBA").convert("RGB"))
-    assert torch.equal(Fit(8, 3)(opened(tmp_path / "a.png"), "a"), wanted)
+    assert torch.equal(ImageTransform(8, 3)(open_image(tmp_path / "a.png"), "a"), wanted)
     grey = Image.new("LA", (8, 8), (77, 255))
-    assert Fit(8, 1)(grey, "a").unique().tolist() == [77]
-    assert Fit(8, 3)(grey, "a").unique().tolist() == [77]
-    assert Fit(8, 1)(palette((9, 9, 9), (7, 7, 7)).resize((8, 8)), "a").unique().tolist() == [7, 9]
+    assert ImageTransform(8, 1)(grey, "a").unique().tolist() == [77]
+    assert ImageTransform(8, 3)(grey, "a").unique().tolist() == [77]
+    assert ImageTransform(8, 1)(
+        palette((9, 9, 9), (7, 7, 7)).resize((8, 8)), "a"
+    ).unique().tolist() == [7, 9]
     (tmp_path / "b.png").write_bytes(png(1, 1, 8, 2, b"\1\2\3", (b"tRNS", b"\0\1\0\2\0\4")))
-    assert Fit(1, 3)(opened(tmp_path / "b.png"), "b").flatten().tolist() == [1, 2, 3], (
-        "its clear color does not occur"
-    )
+    assert ImageTransform(1, 3)(open_image(tmp_path / "b.png"), "b").flatten().tolist() == [
+        1,
+        2,
+        3,
+    ], "its clear color does not occur"
     (tmp_path / "c.png").write_bytes(png(1, 1, 16, 0, b"\xff\xff", (b"tRNS", b"\0\7")))
-    assert Fit(1, 1, convert=True)(opened(tmp_path / "c.png"), "c").flatten().tolist() == [255]
+    assert ImageTransform(1, 1, convert=True)(
+        open_image(tmp_path / "c.png"), "c"
+    ).flatten().tolist() == [255]
 
 
 def test_a_grey_folder_is_grey_and_a_mixed_one_is_rgb(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     for i, mode in enumerate(("L", "L", "1", "LA", "P")):
-        picture = Image.effect_noise((8, 8), 50).convert("L").convert("P" if mode == "P" else mode)
-        picture.save(tmp_path / f"{i}.png")
-    data = folder(str(tmp_path), batch_size=1)
+        image = Image.effect_noise((8, 8), 50).convert("L").convert("P" if mode == "P" else mode)
+        image.save(tmp_path / f"{i}.png")
+    data = image_folder(str(tmp_path), batch_size=1)
     assert (
         data.shape == (1, 8, 8)
         and "images are read as 8x8 grey (resolution and channels of the 5" in caplog.text
     )
     assert "converted: 1 from 1 to L, 1 from LA to L, 1 from P to L" in caplog.text
     write(tmp_path / "5.png")
-    data = folder(str(tmp_path), batch_size=1)
+    data = image_folder(str(tmp_path), batch_size=1)
     assert data.shape == (3, 8, 8) and "2 from L to RGB" in caplog.text
     with pytest.raises(
         ValueError,
         match=r"5\.png is 8x8 RGB, and 8x8 L is wanted; try data\.channels=3, or data\.convert",
     ):
-        folder(str(tmp_path), channels=1, batch_size=1)
+        image_folder(str(tmp_path), channels=1, batch_size=1)
 
 
 @pytest.mark.parametrize(("most", "bits"), [(1000, 10), (4095, 12), (12000, 14), (200, 8)])
@@ -698,10 +707,10 @@ def test_grey_that_uses_few_of_16_bits_is_told_and_scaled(most, bits, kind, suff
         ValueError,
         match=rf"values up to {most} of 65535, .*{bits} bits.*; try data\.convert=true data\.bits={bits}, ",
     ):
-        folder(str(tmp_path), batch_size=1)
+        image_folder(str(tmp_path), batch_size=1)
     with pytest.raises(ValueError, match=rf"; try data\.bits={bits}, or data\.bits=16 "):
-        folder(str(tmp_path), convert=True, batch_size=1)
-    data = folder(str(tmp_path), convert=True, bits=bits, batch_size=1)
+        image_folder(str(tmp_path), convert=True, batch_size=1)
+    data = image_folder(str(tmp_path), convert=True, bits=bits, batch_size=1)
     wanted = np.floor(values.astype(float) * 255 / (2**bits - 1) + 0.5)
     assert np.array_equal(data.test.pixels[0, 0], wanted)
     with pytest.raises(
@@ -710,10 +719,10 @@ def test_grey_that_uses_few_of_16_bits_is_told_and_scaled(most, bits, kind, suff
         if bits > 8
         else "bits",
     ):
-        folder(str(tmp_path), convert=True, bits=bits - 1, batch_size=1)
-    assert folder(str(tmp_path), convert=True, bits=16, batch_size=1).test.pixels.max() == round(
-        most / 257
-    )
+        image_folder(str(tmp_path), convert=True, bits=bits - 1, batch_size=1)
+    assert image_folder(
+        str(tmp_path), convert=True, bits=16, batch_size=1
+    ).test.pixels.max() == round(most / 257)
 
 
 def test_color_that_uses_few_of_16_bits_is_told(tmp_path):
@@ -722,7 +731,7 @@ def test_color_that_uses_few_of_16_bits_is_told(tmp_path):
     with pytest.raises(
         ValueError, match=r"color images of 16 bits .* would be nearly black; save them with 8 bits"
     ):
-        folder(str(tmp_path), batch_size=1)
+        image_folder(str(tmp_path), batch_size=1)
 
 
 def test_links_are_followed_and_those_that_lead_nowhere_are_counted(tmp_path, caplog):
@@ -738,15 +747,15 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_counted(tmp_path, ca
     (root / "cat" / "self.png").symlink_to("self.png")
     (root / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "link").symlink_to(root)
-    for resident in (True, False):
-        data = folder(str(tmp_path / "link"), batch_size=1, resident=resident)
+    for in_memory in (True, False):
+        data = image_folder(str(tmp_path / "link"), batch_size=1, in_memory=in_memory)
         assert (
             data.captions == [["cat"], ["dog"], ["emu"]] and data.train.size + data.test.size == 18
         )
     assert (
         "2 dangling links" in caplog.text and "1 links to a folder that holds them" in caplog.text
     )
-    assert folder_pictures(tmp_path / "link" / "cat", (3, 8, 8)).size == 6 + 12
+    assert folder_images(tmp_path / "link" / "cat", (3, 8, 8)).size == 6 + 12
 
 
 def test_a_store_may_consist_of_links(prepared, tmp_path):
@@ -754,7 +763,7 @@ def test_a_store_may_consist_of_links(prepared, tmp_path):
     for file in [*prepared.iterdir()]:
         file.rename(tmp_path / "blobs" / f"{file.name}.blob")
         file.symlink_to(tmp_path / "blobs" / f"{file.name}.blob")
-    assert store(str(prepared), batch_size=2).classes == 2
+    assert image_store(str(prepared), batch_size=2).classes == 2
 
 
 def test_names_that_are_not_text_are_read(tmp_path):
@@ -763,7 +772,7 @@ def test_names_that_are_not_text_are_read(tmp_path):
     (tmp_path / "dog" / os.fsdecode(b"\xff.png")).write_bytes(
         (tmp_path / "dog" / "001.png").read_bytes()
     )
-    data = folder(str(tmp_path), batch_size=1, resident=False)
+    data = image_folder(str(tmp_path), batch_size=1, in_memory=False)
     assert data.captions == [["dog"], ["\ufffdt\ufffd"]] and len(data.train.digest()) == 64
 
 
@@ -785,8 +794,8 @@ def script():
 def typed_words(script, monkeypatch, capsys):
     """Calls the script: (exit status, standard output, standard error)."""
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, words), "--workers=0"])
+    def call(*overrides):
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, overrides), "--workers=0"])
         status = 0
         try:
             script.main()
@@ -799,7 +808,7 @@ def typed_words(script, monkeypatch, capsys):
 
 @pytest.fixture
 def prepared(tmp_path, script, monkeypatch):
-    """A store of twelve pictures of two classes in several shards, and its source."""
+    """A store of twelve images of two classes in several shards, and its source."""
     monkeypatch.setattr(stores, "SHARD", 4 * 192)
     monkeypatch.setattr(script, "CHUNK", 2 * 192)
     noise(tmp_path / "source", classes=["cat", "dog"])
@@ -816,11 +825,11 @@ def test_a_store_is_the_folder_that_it_was_made_of(prepared, tmp_path):
         "pixels-00002.npy",
     ]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "store"]
-    source = folder(str(tmp_path / "source"), batch_size=2)
+    source = image_folder(str(tmp_path / "source"), batch_size=2)
     held, streamed = (
-        store(str(prepared), batch_size=2, resident=resident) for resident in (True, False)
+        image_store(str(prepared), batch_size=2, in_memory=in_memory) for in_memory in (True, False)
     )
-    assert isinstance(held.train, Images) and isinstance(streamed.train, Streamed)
+    assert isinstance(held.train, Images) and isinstance(streamed.train, MapSplit)
     assert held.captions == source.captions and held.classes == 2 and held.name == "store"
     assert same(source, held) and same(source, streamed)
     sent = pickle.dumps(streamed.train.source)
@@ -836,7 +845,7 @@ def test_the_digest_of_a_store_is_that_of_its_content(script, tmp_path):
         script.prepare(tmp_path / name, tmp_path / "stores" / name, workers=2)
     a, b, c = (Shards(tmp_path / "stores" / name).digest() for name in "abc")
     assert a == c != b
-    assert store(str(tmp_path / "stores" / "a"), batch_size=2).classes is None
+    assert image_store(str(tmp_path / "stores" / "a"), batch_size=2).classes is None
 
 
 def flipped(file):
@@ -893,7 +902,7 @@ def edited(**changes):
             r"index\.json is no index",
         ),
         ("index.json", edited(classes=["dog", "cat"]), r"index\.json is no index .*was changed"),
-        ("index.json", edited(format="ddpm-lab pictures 9"), r"index\.json is no index"),
+        ("index.json", edited(format="ddpm-lab images 9"), r"index\.json is no index"),
     ],
 )
 def test_a_store_that_is_not_as_it_was_written_is_refused_by_name(
@@ -902,7 +911,7 @@ def test_a_store_that_is_not_as_it_was_written_is_refused_by_name(
     assert typed_words(prepared, "--check")[:2] == (0, f"{prepared} is as it was written\n")
     damage(prepared / name)
     with pytest.raises(ValueError, match=f"^path: .*{told}"):
-        store(str(prepared), batch_size=2)
+        image_store(str(prepared), batch_size=2)
     status, _, error = typed_words(prepared, "--check")
     assert status == 2 and error.startswith("error: path") and name in error
 
@@ -911,7 +920,7 @@ def test_a_store_may_have_a_test_set_of_its_own(script, tmp_path):
     noise(tmp_path / "source" / "train", 8, ["cat", "dog"])
     pixels = noise(tmp_path / "source" / "val", 6, ["cat", "dog"])
     script.prepare(tmp_path / "source", tmp_path / "store")
-    data = store(str(tmp_path / "store"), batch_size=2)
+    data = image_store(str(tmp_path / "store"), batch_size=2)
     assert (data.train.size, data.test.size, data.classes) == (8, 6, 2)
     assert [name for name, _ in named(pixels, data.test)] == sorted(pixels)
     (tmp_path / "source" / "val" / "dog").rename(tmp_path / "source" / "val" / "emu")
@@ -986,14 +995,14 @@ def test_an_interrupted_preparation_leaves_nothing(script, tmp_path, monkeypatch
     noise(tmp_path / "source")
     monkeypatch.setattr(script, "CHUNK", 192)
     monkeypatch.setattr(stores, "SHARD", 192)
-    whole = Files.__getitem__
+    whole = ImageFiles.__getitem__
 
     def late(self, index):
         if index == 7:
             raise KeyboardInterrupt
         return whole(self, index)
 
-    monkeypatch.setattr(Files, "__getitem__", late)
+    monkeypatch.setattr(ImageFiles, "__getitem__", late)
     with pytest.raises(KeyboardInterrupt):
         script.prepare(tmp_path / "source", tmp_path / "store")
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
@@ -1006,12 +1015,12 @@ def test_what_the_preparation_says(typed_words, tmp_path, caplog):
     (source / "cat" / "000.png").write_text("hello")
     status, _, error = typed_words(source, target, "--resolution=8")
     assert status == 2 and "000.png cannot be read as an image" in error and not target.exists()
-    status, out, _ = typed_words(source, target, "--on-bad=skip")
+    status, out, _ = typed_words(source, target, "--on-error=skip")
     assert status == 0 and out.startswith("99 images of 3x8x8, 2 classes, 0.00 GiB, in ")
     assert f"next     python train.py data=store data.path={target} conditioner=label" in out
     (line,) = (message for message in caplog.messages if message.startswith("left"))
     assert line.startswith("left out 1 of 100 images; the first: ")
-    assert store(str(target), batch_size=2).train.size == 90
+    assert image_store(str(target), batch_size=2).train.size == 90
     status, _, error = typed_words(source, target)
     assert status == 2 and "a store is never overwritten" in error
 
@@ -1021,18 +1030,18 @@ def test_what_cannot_be_prepared_is_told_in_the_words_of_the_command(typed_words
     (tmp_path / "text.zip").write_text("hello")
     for name in ("007", "008"):
         write(tmp_path / "source" / f"{name}.png", size=(9, 8))
-    for words, told in [
+    for overrides, told in [
         (["source"], "images are 8x8 (98), 9x8 (2), the first of another size "),
         (["source"], "; a model needs squares of one size; try --convert --resolution=8\n"),
         (
             ["source", "--resolution=8"],
             "007.png is 9x8 RGB, and 8x8 RGB is wanted; try --convert --resolution=8\n",
         ),
-        (["source", "--on-bad=skip"], "at most 1% of 100 images, and 2 are bad; the first: "),
+        (["source", "--on-error=skip"], "at most 1% of 100 images, and 2 are bad; the first: "),
         (["source", "--background=whitish"], "error: background=whitish"),
         (["nowhere"], "nowhere is not there"),
         (["text.zip"], "text.zip cannot be unpacked as a .zip, .tar or .tar.gz"),
     ]:
-        status, _, error = typed_words(tmp_path / words[0], tmp_path / "store", *words[1:])
+        status, _, error = typed_words(tmp_path / overrides[0], tmp_path / "store", *overrides[1:])
         assert status == 2 and told in error and "Traceback" not in error
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "text.zip"]

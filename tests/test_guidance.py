@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ddpm_lab.conditioners.base import Label, Spec
+from ddpm_lab.conditioners.base import DataSpec, Label
 from ddpm_lab.diffusion.analytic_denoisers import Mixture, MixtureDenoiser
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Estimate
-from ddpm_lab.diffusion.guidance import Autoguidance, ClassifierFree, Guidance
+from ddpm_lab.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, Guidance
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM
@@ -19,28 +19,28 @@ COND = Condition(label=torch.tensor([0, 1, 2]))
 T = torch.tensor([10, 500, 1000])
 
 
-def told(knows_null=True):
-    return Label(Spec((1, 8, 8), 3, None, None), dropout=0.1 if knows_null else 0.0)
+def told(supports_cfg=True):
+    return Label(DataSpec((1, 8, 8), 3, None, None), dropout=0.1 if supports_cfg else 0.0)
 
 
-def denoiser(knows_null=True):
+def denoiser(supports_cfg=True):
     network = UNet((1, 8, 8), classes=3, channels=8, multipliers=(1,), blocks=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return Denoiser(
-        network, ForwardProcess(cosine()), Eps(), BetaTilde(), told(knows_null), (1, 8, 8)
+        network, ForwardProcess(cosine()), Eps(), BetaTilde(), told(supports_cfg), (1, 8, 8)
     )
 
 
 def test_w_0_is_no_guidance_bit_for_bit():
     plain, x = denoiser(), torch.randn(3, 1, 8, 8)
-    assert torch.equal(ClassifierFree(plain, w=0)(x, T, COND).x0, plain(x, T, COND).x0)
+    assert torch.equal(ClassifierFreeGuidance(plain, w=0)(x, T, COND).x0, plain(x, T, COND).x0)
 
 
 def test_it_is_ho_and_salimans_in_eps():
     plain, x = denoiser().double(), torch.randn(3, 1, 8, 8, dtype=torch.float64)
-    given, absent = (plain.answer(x, T, cond).own for cond in (COND, COND.null()))
-    guided = plain.process.eps(x, ClassifierFree(plain, w=2.0)(x, T, COND).x0, T)
+    given, absent = (plain.run_network(x, T, cond).prediction for cond in (COND, COND.null()))
+    guided = plain.process.eps(x, ClassifierFreeGuidance(plain, w=2.0)(x, T, COND).x0, T)
     torch.testing.assert_close(guided, 3 * given - 2 * absent)
     assert (given - absent).abs().max() > 1e-3
 
@@ -52,11 +52,11 @@ def test_a_learned_variance_is_that_of_the_given_condition():
     plain = Denoiser(network, ForwardProcess(cosine()), Eps(), LearnedRange(), told())
     x = torch.randn(3, 1, 8, 8)
     given, absent = plain(x, T, COND), plain(x, T, COND.null())
-    guess = ClassifierFree(plain, w=2.0)(x, T, COND)
-    torch.testing.assert_close(guess.spread, given.spread)
-    assert (given.spread - absent.spread).abs().max() > 1e-3
+    estimate = ClassifierFreeGuidance(plain, w=2.0)(x, T, COND)
+    torch.testing.assert_close(estimate.variance_output, given.variance_output)
+    assert (given.variance_output - absent.variance_output).abs().max() > 1e-3
     torch.testing.assert_close(
-        ClassifierFree(plain, w=2.0).reverse(guess, x, T, T - 1).log_var,
+        ClassifierFreeGuidance(plain, w=2.0).reverse(estimate, x, T, T - 1).log_var,
         plain.reverse(given, x, T, T - 1).log_var,
     )
 
@@ -65,50 +65,51 @@ def test_it_calls_the_network_once_with_twice_the_batch():
     sizes = []
 
     class Spy:
-        process, knows_null, reverse = ForwardProcess(cosine()), True, None
+        process, supports_cfg, reverse = ForwardProcess(cosine()), True, None
         shape = classes = None
-        recalls, doors, space = False, {}, ""
+        self_conditioning, cond_dims, space = False, {}, ""
 
         def __call__(self, x_t, t, cond):
             sizes.append((len(x_t), len(t), cond.dropped.tolist()))
             return Estimate(x_t)
 
-    ClassifierFree(Spy(), w=1.0)(torch.randn(3, 1, 8, 8), T, COND)
+    ClassifierFreeGuidance(Spy(), w=1.0)(torch.randn(3, 1, 8, 8), T, COND)
     assert sizes == [(6, 6, [False] * 3 + [True] * 3)]
 
 
 def test_it_is_refused_where_the_null_was_never_trained():
     with pytest.raises(ValueError, match=r"conditioner\.dropout"):
-        ClassifierFree(denoiser(knows_null=False), w=1.0)
-    ClassifierFree(denoiser(knows_null=False), w=0.0)
+        ClassifierFreeGuidance(denoiser(supports_cfg=False), w=1.0)
+    ClassifierFreeGuidance(denoiser(supports_cfg=False), w=0.0)
 
 
 def test_it_is_refused_where_nothing_is_said():
     with pytest.raises(ValueError, match="needs a condition"):
-        ClassifierFree(denoiser(), w=1.0)(torch.randn(3, 1, 8, 8), T, Condition())
+        ClassifierFreeGuidance(denoiser(), w=1.0)(torch.randn(3, 1, 8, 8), T, Condition())
 
 
 @pytest.mark.parametrize("w", [-0.5, float("nan"), float("inf")])
 def test_w_is_a_number_of_at_least_0(w):
     with pytest.raises(ValueError, match="w must"):
-        ClassifierFree(denoiser(), w=w)
+        ClassifierFreeGuidance(denoiser(), w=w)
 
 
 def test_scale_is_1_and_w():
     plain, x = denoiser(), torch.randn(3, 1, 8, 8)
     assert torch.equal(
-        ClassifierFree(plain, scale=3.0)(x, T, COND).x0, ClassifierFree(plain, w=2.0)(x, T, COND).x0
+        ClassifierFreeGuidance(plain, scale=3.0)(x, T, COND).x0,
+        ClassifierFreeGuidance(plain, w=2.0)(x, T, COND).x0,
     )
-    assert torch.equal(ClassifierFree(plain, scale=1.0)(x, T, COND).x0, plain(x, T, COND).x0), (
-        "1 is off"
-    )
-    alone = ClassifierFree(plain, scale=0.0)(x, T, COND).x0
+    assert torch.equal(
+        ClassifierFreeGuidance(plain, scale=1.0)(x, T, COND).x0, plain(x, T, COND).x0
+    ), "1 is off"
+    alone = ClassifierFreeGuidance(plain, scale=0.0)(x, T, COND).x0
     torch.testing.assert_close(
         alone, plain(x, T, COND.null()).x0
     )  # 0 is the model without its condition
-    ClassifierFree(denoiser(knows_null=False), scale=1.0)
+    ClassifierFreeGuidance(denoiser(supports_cfg=False), scale=1.0)
     with pytest.raises(ValueError, match="scale=2 needs a model"):
-        ClassifierFree(denoiser(knows_null=False), scale=2.0)
+        ClassifierFreeGuidance(denoiser(supports_cfg=False), scale=2.0)
 
 
 @pytest.mark.parametrize(
@@ -124,20 +125,24 @@ def test_scale_is_1_and_w():
 )
 def test_what_cannot_be_said_of_strength_is_refused(kwargs, told):
     with pytest.raises(ValueError, match=told):
-        ClassifierFree(denoiser(), **kwargs)
+        ClassifierFreeGuidance(denoiser(), **kwargs)
 
 
 def test_an_interval_guides_between_its_times_only():
     plain, x = denoiser(), torch.randn(3, 1, 8, 8)
-    found = ClassifierFree(plain, w=1.0, interval=(11, 500))(x, T, COND).x0
+    found = ClassifierFreeGuidance(plain, w=1.0, interval=(11, 500))(x, T, COND).x0
     torch.testing.assert_close(found[[0, 2]], plain(x, T, COND).x0[[0, 2]])
-    torch.testing.assert_close(found[1], ClassifierFree(plain, w=1.0)(x, T, COND).x0[1])
+    torch.testing.assert_close(found[1], ClassifierFreeGuidance(plain, w=1.0)(x, T, COND).x0[1])
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.4, 1.0])
 def test_rescaling_goes_that_part_of_the_way_to_the_contrast_without_guidance(rescale):
     plain, x = denoiser(), torch.randn(3, 1, 8, 8)
-    guided = [plain, ClassifierFree(plain, w=4.0), ClassifierFree(plain, w=4.0, rescale=rescale)]
+    guided = [
+        plain,
+        ClassifierFreeGuidance(plain, w=4.0),
+        ClassifierFreeGuidance(plain, w=4.0, rescale=rescale),
+    ]
     given, loud, found = (each(x, T, COND).x0.flatten(1) for each in guided)
     torch.testing.assert_close(found.std(1), rescale * given.std(1) + (1 - rescale) * loud.std(1))
     torch.testing.assert_close(found / found.std(1, keepdim=True), loud / loud.std(1, keepdim=True))
@@ -155,8 +160,10 @@ def test_guidance_of_an_exact_mixture_is_its_conditional_at_0_and_moves_away_fro
     )
     cond = Condition(torch.ones(4, dtype=torch.long))
     sampler = DDIM(steps=20)
-    assert torch.equal(sampler(ClassifierFree(exact, w=0.0), x, cond), sampler(exact, x, cond))
-    assert (sampler(ClassifierFree(exact, w=2.0), x, cond) > sampler(exact, x, cond)).all()
+    assert torch.equal(
+        sampler(ClassifierFreeGuidance(exact, w=0.0), x, cond), sampler(exact, x, cond)
+    )
+    assert (sampler(ClassifierFreeGuidance(exact, w=2.0), x, cond) > sampler(exact, x, cond)).all()
 
 
 def test_autoguidance_moves_away_from_the_weaker_model():
@@ -190,10 +197,10 @@ def test_a_weaker_model_of_something_else_is_refused(change, told):
 
 def test_a_weaker_model_with_tokens_of_its_own_is_refused():
     strong, weak = denoiser(), denoiser()
-    strong.doors = weak.doors = {"context": 64}
+    strong.cond_dims = weak.cond_dims = {"context": 64}
     with pytest.raises(ValueError, match="weak must hear the same condition"):
         Autoguidance(strong, weak)
-    strong.doors, weak.doors = {"classes": 3}, {"classes": 3, "image": 1}
+    strong.cond_dims, weak.cond_dims = {"classes": 3}, {"classes": 3, "image": 1}
     with pytest.raises(ValueError, match="weak must hear the same condition"):
         Autoguidance(strong, weak)
 
@@ -204,9 +211,9 @@ class Spied(Guidance):
     said = ()
 
     def __call__(self, x_t, t, cond):
-        guess = super().__call__(x_t, t, cond)
-        self.said = (*self.said, guess.x0)
-        return guess
+        estimate = super().__call__(x_t, t, cond)
+        self.said = (*self.said, estimate.x0)
+        return estimate
 
 
 def test_guided_walks_remember_the_guess_before():
@@ -216,7 +223,11 @@ def test_guided_walks_remember_the_guess_before():
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     plain = Denoiser(network, ForwardProcess(cosine()), Eps(), BetaTilde(), told(), (1, 8, 8))
-    for guided in (plain, ClassifierFree(plain, w=1.0), Autoguidance(plain, denoiser(), w=1.0)):
+    for guided in (
+        plain,
+        ClassifierFreeGuidance(plain, w=1.0),
+        Autoguidance(plain, denoiser(), w=1.0),
+    ):
         heard, spied = [], Spied(guided)
         hook = network.register_forward_pre_hook(
             lambda _, inputs, heard=heard: heard.append(inputs[2].previous)

@@ -10,17 +10,17 @@ from conftest import composed
 from hydra.utils import instantiate
 from torch.distributions import Normal, kl_divergence
 
-from ddpm_lab.conditioners.base import Spec
+from ddpm_lab.conditioners.base import DataSpec
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.data.datasets import Images, batch
+from ddpm_lab.data.datasets import Images, to_batch
 from ddpm_lab.diffusion.guidance import Autoguidance
-from ddpm_lab.evaluation.analytic_variance import estimate
+from ddpm_lab.evaluation.analytic_variance import estimate_variance
 from ddpm_lab.networks.autoencoder import KL, VQ, Autoencoder, PatchDiscriminator
 from ddpm_lab.sampling.codecs import Latents, Pixels
 from ddpm_lab.systems.autoencoder_system import total
 
-SPEC = Spec((1, 8, 8), 10, 2 / 255, None)
+SPEC = DataSpec((1, 8, 8), 10, 2 / 255, None)
 
 
 def autoencoder(bottleneck=None, shape=(1, 8, 8), multipliers=(1, 2)):
@@ -50,15 +50,15 @@ def test_vector_quantisation_takes_the_nearest_and_each_term_moves_its_own_side(
     h = torch.randn(2, 2, 3, 3, requires_grad=True)
     passed = vq(h)
     for b, i, j in itertools.product(range(2), range(3), range(3)):
-        assert passed.codes[b, i, j] == (vq.book - h[b, :, i, j]).norm(dim=1).argmin()
-    nearest = vq.book[passed.codes].movedim(-1, 1)
+        assert passed.codes[b, i, j] == (vq.codebook - h[b, :, i, j]).norm(dim=1).argmin()
+    nearest = vq.codebook[passed.codes].movedim(-1, 1)
     torch.testing.assert_close(passed.penalty, 3 * 1.25 * (nearest - h).square().flatten(1).sum(1))
     passed.penalty.sum().backward()
     torch.testing.assert_close(h.grad, 3 * 0.25 * 2 * (h - nearest).detach())
     counts = torch.zeros(5, 2).index_add_(
         0, passed.codes.flatten(), (nearest - h).detach().movedim(1, -1).flatten(0, 2)
     )
-    torch.testing.assert_close(vq.book.grad, 3 * 2 * counts)
+    torch.testing.assert_close(vq.codebook.grad, 3 * 2 * counts)
 
     z = torch.randn(2, 2, 3, 3, requires_grad=True)
     given = vq.restore(z)
@@ -137,18 +137,20 @@ def test_autoencoder_and_adversary_learn_from_one_loss_and_are_blind_to_each_oth
     parts, found = model.losses(x)
     loss = total(parts).mean()
     both = sum(model._adversary(model.discriminator, x, found, loss))
-    judge, made = model.discriminator, list(model.autoencoder.parameters())
+    evaluator, made = model.discriminator, list(model.autoencoder.parameters())
     last = model.autoencoder.last.weight
 
     def gradients(value, parameters):
         return torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
 
-    hinge = ((1 - judge(x)).relu().mean() + (1 + judge(found.detach())).relu().mean()) / 2
+    hinge = ((1 - evaluator(x)).relu().mean() + (1 + evaluator(found.detach())).relu().mean()) / 2
     for mine, wanted in zip(
-        gradients(both, [*judge.parameters()]), gradients(hinge, [*judge.parameters()]), strict=True
+        gradients(both, [*evaluator.parameters()]),
+        gradients(hinge, [*evaluator.parameters()]),
+        strict=True,
     ):
         torch.testing.assert_close(mine, wanted)
-    fooled = -judge(found).mean()
+    fooled = -evaluator(found).mean()
     weight = gradients(loss, [last])[0].norm() / (gradients(fooled, [last])[0].norm() + 1e-4)
     for mine, wanted in zip(
         gradients(both, made), gradients(0.7 * weight.detach() * fooled, made), strict=True
@@ -192,10 +194,10 @@ def test_the_analytic_variance_is_that_of_the_latents_that_were_trained_on():
     )
     data = build(config, "data")
     noisy = autoencoder()
-    torch.nn.init.zeros_(noisy.narrow[-1].weight[2:].data)  # the log variance: 1 at every place
+    torch.nn.init.zeros_(noisy.quant_conv[-1].weight[2:].data)  # the log variance: 1 at every place
     model = build_system(config, data, codec=lambda spec: Latents(spec, noisy))
     model.codec.measure(data.train)
-    found = estimate(model, model.denoiser, data, samples=40).mse[1:]
+    found = estimate_variance(model, model.denoiser, data, samples=40).mse[1:]
     assert found.mean().item() == pytest.approx(1, abs=0.03)
 
 
@@ -204,7 +206,7 @@ def test_the_adversary_waits_for_its_step(tmp_path):
 
     seen = []
     data, model = system("system.adversarial=1", "system.start=3", "data.batch_size=4")
-    model._adversary = lambda judge, x, found, loss: (
+    model._adversary = lambda evaluator, x, found, loss: (
         seen.append(model.trainer.global_step) or loss.detach() * 0,
         loss.detach() * 0,
     )
@@ -252,7 +254,7 @@ def test_lpips_is_added_in_three_channels_and_is_in_no_checkpoint(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_lpips_runs_on_the_smallest_pictures_that_are_let_in(monkeypatch):
+def test_the_real_lpips_runs_on_the_smallest_images_that_are_let_in(monkeypatch):
     """With random weights in place of those that torchvision downloads."""
     import torchvision
 
@@ -291,7 +293,7 @@ def test_latents_have_mean_0_and_variance_1_over_the_training_split():
     codec = latents()
     (frozen,) = codec._frozen
     with torch.no_grad():
-        frozen.narrow[-1].weight.mul_(3)
+        frozen.quant_conv[-1].weight.mul_(3)
     assert (codec.encode(data.train.x0).std((0, 2, 3)) - 1).abs().max() > 0.5, (
         "as the autoencoder makes them, not"
     )
@@ -325,7 +327,7 @@ def test_a_run_holds_the_scale_and_not_the_autoencoder():
 def test_latents_that_are_no_numbers_or_say_nothing_are_refused(value):
     codec = latents("runs/a")
     (frozen,) = codec._frozen
-    for parameter in frozen.narrow.parameters():
+    for parameter in frozen.quant_conv.parameters():
         torch.nn.init.constant_(parameter, value)
     codec.encode = lambda x: frozen.encode(x, torch.zeros_like).z
     with pytest.raises(
@@ -350,18 +352,18 @@ def test_diffusion_works_on_what_the_codec_makes():
     torch.manual_seed(0)
     model = build_system(config, data, codec=lambda spec: Latents(spec, autoencoder()))
     model.codec.measure(data.train)
-    given = batch(data.test.at(slice(4)))
+    given = to_batch(data.test.select(slice(4)))
     torch.manual_seed(1)
-    draw = model.draw(given, torch.full((4,), 300))
+    draw = model.noise_batch(given, torch.full((4,), 300))
     torch.manual_seed(1)
     torch.testing.assert_close(draw.x0, model.codec.encode(given["x0"]))
     assert draw.x_t.shape == draw.eps.shape == (4, 2, 4, 4) and draw.bin_width is None
     assert model.losses(given, torch.full((4,), 300)).shape == (4,)
-    (made,) = model.sample(model.denoiser, 3, asked=model.ask(3))
+    (made,) = model.sample(model.denoiser, 3, conditions=model.make_conditions(3))
     assert made.pixels.shape == (3, 1, 8, 8)
     z = torch.randn(3, 2, 4, 4)
     expected = ((model.codec.decode(z).clamp(-1, 1) + 1) * 127.5).round().byte()
-    assert torch.equal(model.show(z, None).pixels, expected)
+    assert torch.equal(model.to_images(z, None).pixels, expected)
 
 
 @pytest.mark.parametrize(
@@ -371,17 +373,17 @@ def test_diffusion_works_on_what_the_codec_makes():
         (lambda: KL(weight=-1.0), "weight must be at least 0"),
         (lambda: VQ(codes=0), "codes must be at least 1"),
         (lambda: VQ(commitment=-1.0), "commitment must be at least 0"),
-        (lambda: autoencoder(shape=(2,)), "shape of the data must be that of pictures"),
+        (lambda: autoencoder(shape=(2,)), "shape of the data must be that of images"),
         (lambda: autoencoder(multipliers=()), "multipliers must hold"),
         (
             lambda: autoencoder(multipliers=(1, 1, 1, 1, 1)),
             "makes latents 16 times smaller, and 8x8 cannot be",
         ),
         (
-            lambda: Latents(Spec((3, 8, 8), None, 2 / 255, None), autoencoder(), "a"),
+            lambda: Latents(DataSpec((3, 8, 8), None, 2 / 255, None), autoencoder(), "a"),
             r"run=a was trained on data of shape \(1, 8, 8\), and this data has \(3, 8, 8\)",
         ),
-        (lambda: system("data=toy", "model=autoencoder_kl"), "system=autoencoder is for pictures"),
+        (lambda: system("data=toy", "model=autoencoder_kl"), "system=autoencoder is for images"),
         (lambda: system("model=unet"), "model is not an autoencoder"),
         (lambda: system("model=classifier"), "model is not an autoencoder"),
         (
@@ -394,11 +396,11 @@ def test_diffusion_works_on_what_the_codec_makes():
         ),
         (
             lambda: system("system.perceptual=1"),
-            "system.perceptual=1 looks at pictures of at least 16x16, .*1x8x8",
+            "system.perceptual=1 looks at images of at least 16x16, .*1x8x8",
         ),
         (
             lambda: system("system.adversarial=1", "data.resolution=2"),
-            "system.adversarial=1 looks at pictures of at",
+            "system.adversarial=1 looks at images of at",
         ),
         (lambda: autoencoder(multipliers=(0.01, 1)), "leave a level without any"),
     ],

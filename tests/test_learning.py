@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import composed, options
 
-from ddpm_lab.config.derived_defaults import build_system, learning_rate, steps, unet
+from ddpm_lab.config.derived_defaults import build_system, learning_rate, training_steps, unet_size
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.data.module import Batches
+from ddpm_lab.data.module import TrainBatches
 
 OTHERS = {"classifier", "autoencoder_kl", "autoencoder_vq", "exact"}
 """Networks of other systems, and the one that has nothing to learn"""
@@ -19,8 +19,8 @@ def trained(config, length, size):
     data = build(config, "data")
     system = build_system(config, data)
     optimizer = system.optimizer(system.parameters())
-    batches = iter(Batches(data.train, size, False, 0))
-    zero = system.loss_of_zero(next(batches))
+    batches = iter(TrainBatches(data.train, size, False, 0))
+    zero = system.zero_prediction_loss(next(batches))
     losses = []
     for step, batch in zip(range(length), batches, strict=False):
         optimizer.param_groups[0]["lr"] = config.optimizer.lr * min(1, (step + 1) / 21)
@@ -48,7 +48,7 @@ def test_model_learns_digits_at_its_default_rate(model):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ("system=classifier",),
         ("system=autoencoder",),
@@ -63,9 +63,9 @@ def test_model_learns_digits_at_its_default_rate(model):
     ],
     ids=" ".join,
 )
-def test_system_learns_at_its_default_rate(words):
-    classifier = "system=classifier" in words  # half of all times hide the class
-    _, loss, zero = trained(composed(*words), 100 if classifier else 40, 32)
+def test_system_learns_at_its_default_rate(overrides):
+    classifier = "system=classifier" in overrides  # half of all times hide the class
+    _, loss, zero = trained(composed(*overrides), 100 if classifier else 40, 32)
     assert loss < zero * (0.8 if classifier else 0.5)
 
 
@@ -84,11 +84,11 @@ def test_system_learns_at_its_default_rate(words):
     ],
 )
 def test_levels_follow_from_the_resolution(side, many, channels, multipliers):
-    assert unet(side, many) == {"channels": channels, "multipliers": multipliers, "blocks": 1}
+    assert unet_size(side, many) == {"channels": channels, "multipliers": multipliers, "blocks": 1}
 
 
 def test_a_given_width_keeps_the_widest_level():
-    assert unet(32, many=False, channels=64)["multipliers"] == [1, 2, 2, 2]
+    assert unet_size(32, many=False, channels=64)["multipliers"] == [1, 2, 2, 2]
 
 
 def test_the_rate_falls_with_the_width():
@@ -103,13 +103,15 @@ def test_the_rate_falls_with_the_width():
 
 
 def test_the_length_grows_with_the_resolution():
-    assert [steps((1, side, side), many=False) for side in (8, 16, 32, 64)] == [
+    assert [training_steps((1, side, side), many=False) for side in (8, 16, 32, 64)] == [
         800,
         1500,
         2500,
         4000,
     ]
-    assert steps((2,), many=False) == 800 and steps((3, 32, 32), many=True) == 5000
+    assert (
+        training_steps((2,), many=False) == 800 and training_steps((3, 32, 32), many=True) == 5000
+    )
 
 
 TINY = (
@@ -118,7 +120,7 @@ TINY = (
     "data.batch_size=16",
     "logger=csv",
     "extractor=none",
-    "callbacks.pictures.every=1000",
+    "callbacks.sample_grid.every=1000",
     "trainer.max_steps=100",
 )
 

@@ -9,12 +9,12 @@ import torch
 
 from ddpm_lab.diffusion import analytic_denoisers
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
-from ddpm_lab.diffusion.denoiser import Estimate, Reverses
+from ddpm_lab.diffusion.denoiser import BaseDenoiser, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
-from ddpm_lab.diffusion.likelihood import bound_term, bound_terms, prior_term
+from ddpm_lab.diffusion.likelihood import prior_term, vlb_term, vlb_terms
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
-from ddpm_lab.diffusion.timestep_spacing import stops
+from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedDiagonal, LearnedRange
 
 WIDTH = 2 / 255
@@ -35,7 +35,7 @@ def normal(mean, sigma, dtype=torch.float64):
     )
 
 
-def log_mass(x, mean, sigma):
+def discretized_log_likelihood(x, mean, sigma):
     """With as many digits as it takes."""
     with mpmath.workdps(60):
         low = (
@@ -62,16 +62,16 @@ def test_the_mass_of_a_bin_is_right_to_the_sixth_digit_however_far_or_narrow(sig
     for x in BINS[[0, 1, 60, 127, 200, 254, 255]]:
         for shift in (0.0, 0.4 * WIDTH, -0.5 * WIDTH, 0.6 * WIDTH, -3 * WIDTH, 0.3, -0.7):
             mean = x + shift
-            found = normal(mean, sigma).log_mass(x, WIDTH).item()
+            found = normal(mean, sigma).discretized_log_likelihood(x, WIDTH).item()
             assert found == pytest.approx(
-                log_mass(x.item(), mean.item(), sigma), rel=1e-9, abs=1e-7
+                discretized_log_likelihood(x.item(), mean.item(), sigma), rel=1e-9, abs=1e-7
             ), (x, shift)
 
 
 @EVERY_SIGMA
 @pytest.mark.parametrize("mean", [-1.5, -1.0, 0.0, 0.333, 0.9999])
 def test_the_bins_have_all_the_mass(mean, sigma):
-    mass = normal(mean, sigma).log_mass(BINS, WIDTH).exp()
+    mass = normal(mean, sigma).discretized_log_likelihood(BINS, WIDTH).exp()
     assert mass.sum().item() == pytest.approx(1, abs=1e-9)
 
 
@@ -80,7 +80,7 @@ def test_the_mass_and_its_gradients_are_finite_in_float32(sigma):
     x, mean = torch.meshgrid(BINS.float()[::15], torch.linspace(-3, 3, 41), indexing="ij")
     mean = mean.clone().requires_grad_()
     log_var = torch.full_like(mean, 2 * math.log(sigma)).requires_grad_()
-    mass = Gaussian(mean, log_var).log_mass(x, WIDTH)
+    mass = Gaussian(mean, log_var).discretized_log_likelihood(x, WIDTH)
     mass.sum().backward()
     assert (
         torch.isfinite(mass).all()
@@ -94,7 +94,7 @@ def test_the_gradient_of_the_mass_is_its_slope():
     for sigma in (0.002, 0.02, 1.0):
         leaves = [x + 0.003, torch.full_like(x, 2 * math.log(sigma))]
         assert torch.autograd.gradcheck(
-            lambda mean, log_var: Gaussian(mean, log_var).log_mass(x, WIDTH),
+            lambda mean, log_var: Gaussian(mean, log_var).discretized_log_likelihood(x, WIDTH),
             [leaf.requires_grad_() for leaf in leaves],
         )
 
@@ -107,21 +107,21 @@ def test_kl_and_density_are_those_of_torch():
     x = torch.randn(5, 3, dtype=torch.float64)
     theirs = [torch.distributions.Normal(one.mean, (one.log_var / 2).exp()) for one in (p, q)]
     torch.testing.assert_close(p.kl(q), torch.distributions.kl_divergence(*theirs))
-    torch.testing.assert_close(q.log_density(x), theirs[1].log_prob(x))
+    torch.testing.assert_close(q.log_prob(x), theirs[1].log_prob(x))
 
 
-class Guesses(Reverses):
+class Guesses(BaseDenoiser):
     """A denoiser that always says the same."""
 
-    def __init__(self, process, variance, x0, spread):
-        super().__init__(process, variance, knows_null=False)
-        self.said = Estimate(x0, spread)
+    def __init__(self, process, variance, x0, variance_output):
+        super().__init__(process, variance, supports_cfg=False)
+        self.said = Estimate(x0, variance_output)
 
     def forward(self, x_t, t, cond=None):
         return self.said
 
 
-def by_hand(process, name, x0, guess, spread, x_t, t, s):
+def by_hand(process, name, x0, estimate, variance_output, x_t, t, s):
     """The term in bits/dim by the formulas of the papers, pixel by pixel, in numpy."""
     (a_t, b_t), (a_s, b_s) = process.table[t, :2].tolist(), process.table[s, :2].tolist()
     gain = a_t / a_s
@@ -144,17 +144,20 @@ def by_hand(process, name, x0, guess, spread, x_t, t, s):
     log_var = {
         "beta_tilde": low,
         "beta": high if s > 0 else low,
-        "learned_range": (spread + 1) / 2 * high + (1 - spread) / 2 * low,
-        "learned_diagonal": high + spread,
+        "learned_range": (variance_output + 1) / 2 * high + (1 - variance_output) / 2 * low,
+        "learned_diagonal": high + variance_output,
     }[name] + np.zeros_like(x0)
     if s > 0:
         nats = 0.5 * (
-            log_var - np.log(tilde) + (tilde + (mean(x0) - mean(guess)) ** 2) / np.exp(log_var) - 1
+            log_var
+            - np.log(tilde)
+            + (tilde + (mean(x0) - mean(estimate)) ** 2) / np.exp(log_var)
+            - 1
         )
     else:
         masses = [
-            log_mass(*pixel)
-            for pixel in zip(x0.flat, mean(guess).flat, np.exp(log_var / 2).flat, strict=True)
+            discretized_log_likelihood(*pixel)
+            for pixel in zip(x0.flat, mean(estimate).flat, np.exp(log_var / 2).flat, strict=True)
         ]
         nats = -np.array(masses)
     return nats.mean() / np.log(2)
@@ -185,14 +188,14 @@ def test_a_term_is_that_of_an_evaluation_by_hand(name, process):
     ]
     for t, s in pairs:
         x0 = BINS[torch.randint(256, (2, 1, 3, 3))]
-        guess = (x0 + 0.02 * torch.randn_like(x0)).clamp(-1, 1)
-        spread = torch.rand_like(x0) * 2 - 1
+        estimate = (x0 + 0.02 * torch.randn_like(x0)).clamp(-1, 1)
+        variance_output = torch.rand_like(x0) * 2 - 1
         at_t, at_s = torch.tensor([t, t]), torch.tensor([s, s])
         x_t = process.diffuse(x0, torch.randn_like(x0), at_t)
-        denoiser = Guesses(process, VARIANCES[name], guess, spread)
-        found = bound_term(denoiser, denoiser(x_t, at_t), x0, x_t, at_t, at_s, WIDTH)
+        denoiser = Guesses(process, VARIANCES[name], estimate, variance_output)
+        found = vlb_term(denoiser, denoiser(x_t, at_t), x0, x_t, at_t, at_s, WIDTH)
         for i in range(2):
-            images = (image[i].numpy() for image in (x0, guess, spread, x_t))
+            images = (image[i].numpy() for image in (x0, estimate, variance_output, x_t))
             assert found[i].item() == pytest.approx(
                 by_hand(process, name, *images, t, s), rel=1e-7, abs=1e-7
             ), (t, s)
@@ -200,26 +203,28 @@ def test_a_term_is_that_of_an_evaluation_by_hand(name, process):
 
 def test_a_batch_may_mix_the_last_step_with_others():
     process = PROCESSES["linear"]
-    x0, guess, x_t = (
+    x0, estimate, x_t = (
         BINS[torch.randint(256, (3, 3, 2, 2))],
         *(0.1 * torch.randn(2, 3, 3, 2, 2, dtype=torch.float64)),
     )
     t, s = torch.tensor([1, 500, 30]), torch.tensor([0, 499, 0])
-    denoiser = Guesses(process, Beta(), guess, None)
-    together = bound_term(denoiser, denoiser(x_t, t), x0, x_t, t, s, WIDTH)
+    denoiser = Guesses(process, Beta(), estimate, None)
+    together = vlb_term(denoiser, denoiser(x_t, t), x0, x_t, t, s, WIDTH)
     for i in range(3):
         row = slice(i, i + 1)
-        alone = bound_term(denoiser, Estimate(guess[row]), x0[row], x_t[row], t[row], s[row], WIDTH)
+        alone = vlb_term(
+            denoiser, Estimate(estimate[row]), x0[row], x_t[row], t[row], s[row], WIDTH
+        )
         torch.testing.assert_close(together[row], alone)
 
 
 @EVERY_PROCESS
-def test_the_prior_term_is_what_the_last_picture_still_tells(process):
+def test_the_prior_term_is_what_the_last_image_still_tells(process):
     x0, t = torch.randn(3, 4, dtype=torch.float64), torch.tensor([1000, 600, 10])
-    signal, noise = (process.table[t, i, None] for i in (0, 1))
-    reached = torch.distributions.Normal(signal * x0, noise.expand_as(x0))
+    alpha, noise = (process.table[t, i, None] for i in (0, 1))
+    reached = torch.distributions.Normal(alpha * x0, noise.expand_as(x0))
     prior = torch.distributions.Normal(
-        torch.zeros_like(x0), torch.hypot(signal, noise).expand_as(x0)
+        torch.zeros_like(x0), torch.hypot(alpha, noise).expand_as(x0)
     )
     expected = torch.distributions.kl_divergence(reached, prior).mean(1) / math.log(2)
     torch.testing.assert_close(prior_term(process, x0, t), expected)
@@ -238,16 +243,16 @@ def gaussian(process, variance, std=0.5):
 @pytest.mark.parametrize("variance", [Beta(), BetaTilde()])
 def test_terms_of_samples_average_to_the_exact_bound(variance, steps, process):
     denoiser = gaussian(process, variance)
-    times, count = stops(1000, steps, "uniform"), 20_000
+    times, count = timesteps(1000, steps, "uniform"), 20_000
     x0 = (
         denoiser.mean
         + torch.randn(count, 2, dtype=torch.float64) * denoiser.eigenvalues.sqrt() @ denoiser.axes.T
     )
-    expected = analytic_denoisers.bound(
+    expected = analytic_denoisers.analytic_vlb(
         process, variance, times, denoiser.mse(), denoiser.second_moment()
     )
     for term, one in zip(
-        bound_terms(denoiser, x0, times, clip=None, bin_width=None),
+        vlb_terms(denoiser, x0, times, clip=None, bin_width=None),
         expected["terms"].tolist(),
         strict=True,
     ):
@@ -270,12 +275,16 @@ def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy(std, s
     numbers = torch.zeros(1, dtype=torch.float64), torch.tensor([[std**2]], dtype=torch.float64)
     denoiser = GaussianDenoiser(process, BetaTilde(), *numbers)
     variance = Analytic(denoiser.mse())
-    found = analytic_denoisers.bound(
-        process, variance, stops(1000, steps, "uniform"), denoiser.mse(), denoiser.second_moment()
+    found = analytic_denoisers.analytic_vlb(
+        process,
+        variance,
+        timesteps(1000, steps, "uniform"),
+        denoiser.mse(),
+        denoiser.second_moment(),
     )
-    signal, noise, _, scale = process.table[1000].tolist()
+    alpha, noise, _, scale = process.table[1000].tolist()
     reached = torch.distributions.Normal(
-        0.0, torch.tensor((signal * std) ** 2 + noise**2, dtype=torch.float64).sqrt()
+        0.0, torch.tensor((alpha * std) ** 2 + noise**2, dtype=torch.float64).sqrt()
     )
     prior = torch.distributions.Normal(0.0, torch.tensor(scale, dtype=torch.float64))
     lost = torch.distributions.kl_divergence(reached, prior).item() / math.log(2)
@@ -287,33 +296,33 @@ def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy(std, s
 
 @EVERY_PROCESS
 def test_the_optimal_variance_beats_the_learned_range_beats_its_ends(process):
-    denoiser, times = gaussian(process, BetaTilde()), stops(1000, 20, "uniform")
+    denoiser, times = gaussian(process, BetaTilde()), timesteps(1000, 20, "uniform")
     optimum = Analytic(denoiser.mse())
-    spread = analytic_denoisers.optimal_spread(process, optimum, times)
+    variance_output = analytic_denoisers.optimal_variance_output(process, optimum, times)
 
-    def total(variance, spread=None):
-        found = analytic_denoisers.bound(
-            process, variance, times, denoiser.mse(), denoiser.second_moment(), spread
+    def total(variance, variance_output=None):
+        found = analytic_denoisers.analytic_vlb(
+            process, variance, times, denoiser.mse(), denoiser.second_moment(), variance_output
         )
         return (found["L_T"] + found["terms"].sum()).item()
 
-    best, learned = total(optimum), total(LearnedRange(), spread)
+    best, learned = total(optimum), total(LearnedRange(), variance_output)
     assert best <= learned + 1e-12 and learned <= min(total(Beta()), total(BetaTilde())) + 1e-12
     for nudge in (-0.05, 0.05):
-        assert total(LearnedRange(), (spread + nudge).clamp(-1, 1)) >= learned
+        assert total(LearnedRange(), (variance_output + nudge).clamp(-1, 1)) >= learned
 
 
 def test_bits_are_of_guesses_within_the_bound():
     process = PROCESSES["cosine"]
     denoiser = Guesses(process, BetaTilde(), torch.full((4, 1, 2, 2), 7.0), None)
     x0 = torch.full((4, 1, 2, 2), 0.8)
-    (clipped,) = list(bound_terms(denoiser, x0, [300, 0], bin_width=WIDTH))
-    (loose,) = list(bound_terms(denoiser, x0, [300, 0], bin_width=WIDTH, clip=None))
+    (clipped_modules,) = list(vlb_terms(denoiser, x0, [300, 0], bin_width=WIDTH))
+    (loose,) = list(vlb_terms(denoiser, x0, [300, 0], bin_width=WIDTH, clip=None))
     assert (
-        clipped.square_error.tolist() == pytest.approx([0.04] * 4)
-        and clipped.bits.dtype == torch.float64
+        clipped_modules.square_error.tolist() == pytest.approx([0.04] * 4)
+        and clipped_modules.bits.dtype == torch.float64
     )
     assert (
         loose.square_error.tolist() == pytest.approx([6.2**2] * 4)
-        and (loose.bits > clipped.bits).all()
+        and (loose.bits > clipped_modules.bits).all()
     )

@@ -10,16 +10,16 @@ from hydra.utils import instantiate
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.classifier import EncoderClassifier
-from ddpm_lab.networks.dit import DiT, DiTBlock, positions
+from ddpm_lab.networks.dit import DiT, DiTBlock, sincos_pos_embed
 from ddpm_lab.networks.layers import (
     Attention,
+    BlockConditioning,
     CrossAttention,
     ResBlock,
-    Told,
-    Waves,
-    double,
-    halve,
+    SinusoidalEmbedding,
+    downsample,
     norm,
+    upsample,
 )
 from ddpm_lab.networks.mlp import MLP
 from ddpm_lab.networks.unet import UNet
@@ -126,17 +126,21 @@ def test_attention_is_where_it_is_asked_for():
         "the middle, at 4, always has it"
     )
     assert attended(attention=(32, 16, 8)) == {8, 4}, (
-        "above the picture's resolution there is nothing to attend to"
+        "above the image's resolution there is nothing to attend to"
     )
 
 
 def test_biggan_blocks_change_both_branches():
-    block = ResBlock(8, 8, 16, 0.0, resample=halve)
-    x, told = torch.randn(2, 8, 6, 4), Told(torch.randn(2, 16))
-    torch.testing.assert_close(block(x, told), halve(x))  # the last convolution starts as nothing
-    torch.testing.assert_close(halve(double(x)), x)
+    block = ResBlock(8, 8, 16, 0.0, resample=downsample)
+    x, told = torch.randn(2, 8, 6, 4), BlockConditioning(torch.randn(2, 16))
+    torch.testing.assert_close(
+        block(x, told), downsample(x)
+    )  # the last convolution starts as nothing
+    torch.testing.assert_close(downsample(upsample(x)), x)
     torch.nn.init.normal_(block.conv2.weight)
-    assert block(x, told).shape == (2, 8, 3, 2) and (block(x, told) - halve(x)).abs().max() > 0.1
+    assert (
+        block(x, told).shape == (2, 8, 3, 2) and (block(x, told) - downsample(x)).abs().max() > 0.1
+    )
 
 
 def test_an_embedding_that_is_added_moves_what_the_norm_sees():
@@ -145,7 +149,9 @@ def test_an_embedding_that_is_added_moves_what_the_norm_sees():
         torch.nn.init.normal_(parameter, std=0.5)
     x, emb = torch.randn(2, 8, 6, 4), torch.randn(2, 16)
     h = block.conv1(F.silu(block.norm1(x))) + block.emb(emb)[:, :, None, None]
-    torch.testing.assert_close(block(x, Told(emb)), x + block.conv2(F.silu(block.norm2(h))))
+    torch.testing.assert_close(
+        block(x, BlockConditioning(emb)), x + block.conv2(F.silu(block.norm2(h)))
+    )
 
 
 def test_checkpointing_changes_neither_answers_nor_gradients():
@@ -158,9 +164,9 @@ def test_checkpointing_changes_neither_answers_nor_gradients():
     x, found = torch.randn(2, 1, 8, 8), []
     for network in (plain, thrifty):
         torch.manual_seed(1)
-        answer = network(x, torch.ones(2), Condition())
-        answer.square().mean().backward()
-        found.append([answer.detach(), *(p.grad for p in network.parameters())])
+        output = network(x, torch.ones(2), Condition())
+        output.square().mean().backward()
+        found.append([output.detach(), *(p.grad for p in network.parameters())])
     assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
 
 
@@ -173,7 +179,7 @@ def test_channels_last_is_another_order_in_memory_and_no_other_network():
     assert last.last[-1].weight.is_contiguous(memory_format=torch.channels_last)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500.0])
     seen = []
-    last.last[-1].register_forward_hook(lambda module, given, answer: seen.append(given[0]))
+    last.last[-1].register_forward_hook(lambda module, given, output: seen.append(given[0]))
     torch.testing.assert_close(
         last(x, t, Condition()), plain(x, t, Condition()), atol=1e-4, rtol=1e-4
     )
@@ -196,11 +202,11 @@ def test_attention_is_softmax_of_qk():
     q, k, v = layer.qkv(places).chunk(3, dim=1)
     heads = [(q[:, h] @ k[:, h].T / 2).softmax(1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))]
     expected = x + layer.out(torch.cat(heads, 1)).T.reshape(1, 8, 2, 3)
-    torch.testing.assert_close(layer(x, Told(torch.empty(0))), expected)
+    torch.testing.assert_close(layer(x, BlockConditioning(torch.empty(0))), expected)
 
 
 def test_waves_tell_neighbouring_times_apart():
-    waves = Waves(32)(torch.arange(1001.0))
+    waves = SinusoidalEmbedding(32)(torch.arange(1001.0))
     assert (waves[1:] - waves[:-1]).norm(dim=1).min() > 0.1
     torch.testing.assert_close(waves.square().sum(1), torch.full((1001,), 16.0))
 
@@ -220,9 +226,9 @@ def test_a_classifier_names_and_hears_every_parameter():
     assert silent == []
 
 
-@pytest.mark.parametrize("octaves", [0, 2])
-def test_an_mlp_starts_as_nothing_and_hears_every_parameter(octaves):
-    network = MLP((2,), classes=3, channels=8, octaves=octaves)
+@pytest.mark.parametrize("fourier_frequencies", [0, 2])
+def test_an_mlp_starts_as_nothing_and_hears_every_parameter(fourier_frequencies):
+    network = MLP((2,), classes=3, channels=8, fourier_frequencies=fourier_frequencies)
     x, t, cond = (
         torch.randn(4, 2),
         torch.tensor([1.0, 10, 100, 1000]),
@@ -238,7 +244,7 @@ def test_an_mlp_starts_as_nothing_and_hears_every_parameter(octaves):
 
 
 def test_octaves_are_waves_of_the_places():
-    network, x = MLP((2,), channels=8, octaves=2), torch.randn(4, 2)
+    network, x = MLP((2,), channels=8, fourier_frequencies=2), torch.randn(4, 2)
     heard = []
     network.first.register_forward_hook(lambda module, inputs, output: heard.append(inputs[0]))
     network(x, torch.ones(4), Condition())
@@ -299,7 +305,7 @@ def everything():
         torch.tensor([0, 1, 2, 2]),
         context=torch.randn(4, 3, 5),
         image=torch.randn(4, 2, 8, 8),
-        level=torch.tensor([0.0, 10, 100, 500]),
+        noise_level=torch.tensor([0.0, 10, 100, 500]),
         previous=torch.randn(4, 1, 8, 8),
         dropped=torch.tensor([False, False, False, True]),
     )
@@ -310,9 +316,11 @@ def test_every_door_is_heard():
     assert unheard(network, (1, 8, 8), everything()) == []
     cond, x, t = everything(), torch.randn(4, 1, 8, 8), torch.full((4,), 300.0)
     plain = network(x, t, cond)
-    for name in ("label", "context", "image", "level", "previous"):
+    for name in ("label", "context", "image", "noise_level", "previous"):
         value = getattr(cond, name)
-        other = (value + 1) % 3 if name == "label" else value + 100 if name == "level" else -value
+        other = (
+            (value + 1) % 3 if name == "label" else value + 100 if name == "noise_level" else -value
+        )
         moved = (network(x, t, replace(cond, **{name: other})) - plain).abs().flatten(1).amax(
             1
         ) > 1e-4
@@ -334,14 +342,16 @@ def test_what_is_dropped_is_what_was_never_said():
 def test_cross_attention_is_softmax_of_places_to_tokens():
     layer = CrossAttention(8, heads=2, width=5)
     x, context = torch.randn(1, 8, 2, 3), torch.randn(1, 4, 5)
-    assert torch.equal(layer(x, Told(torch.empty(0), context)), x), "it starts as nothing"
+    assert torch.equal(layer(x, BlockConditioning(torch.empty(0), context)), x), (
+        "it starts as nothing"
+    )
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     q = layer.q(layer.norm(x).flatten(2).transpose(1, 2)[0])
     k, v = layer.kv(context[0]).chunk(2, dim=1)
     heads = [(q[:, h] @ k[:, h].T / 2).softmax(1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))]
     expected = x + layer.out(torch.cat(heads, 1)).T.reshape(1, 8, 2, 3)
-    torch.testing.assert_close(layer(x, Told(torch.empty(0), context)), expected)
+    torch.testing.assert_close(layer(x, BlockConditioning(torch.empty(0), context)), expected)
 
 
 def test_attention_can_be_everywhere():
@@ -384,7 +394,7 @@ def test_a_dit_puts_patches_back_where_they_were():
     network = DiT((2, 6, 4), channels=8, blocks=1, heads=1)
     with torch.no_grad():
         network.first.weight.copy_(torch.eye(8).reshape(8, 2, 2, 2))
-        network.first.bias.zero_(), network.places.zero_()
+        network.first.bias.zero_(), network.pos_embed.zero_()
         # Layer norm before the last layer loses the mean and the size of a patch; without it, a patch is its pixels.
         network.last.weight.copy_(torch.eye(8))
     x = torch.randn(1, 2, 6, 4)
@@ -396,7 +406,7 @@ def test_a_dit_puts_patches_back_where_they_were():
 
 
 def test_positions_tell_all_places_apart_and_know_axes():
-    places = positions(4, 5, 16).reshape(4, 5, 16)
+    places = sincos_pos_embed(4, 5, 16).reshape(4, 5, 16)
     assert (torch.pdist(places.flatten(0, 1)) > 0.1).all()
     assert torch.equal(places[0, :, :8], places[3, :, :8]) and torch.equal(
         places[:, 0, 8:], places[:, 4, 8:]
@@ -406,7 +416,7 @@ def test_positions_tell_all_places_apart_and_know_axes():
 @pytest.mark.parametrize(
     ("shape", "kwargs", "told"),
     [
-        ((1, 9, 8), {}, "patch=2 must be at least 1 and divide pictures of 9x8; try patch=1"),
+        ((1, 9, 8), {}, "patch=2 must be at least 1 and divide images of 9x8; try patch=1"),
         ((2,), {}, "model=mlp"),
         ((1, 8, 8), {"heads": 5}, "heads=5 must divide the 16 channels; try heads=2"),
         ((1, 8, 8), {"channels": 6}, "multiple of 4"),

@@ -8,8 +8,16 @@ from torch import nn
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, Estimate
-from ddpm_lab.diffusion.likelihood import bound_term
-from ddpm_lab.diffusion.objectives import Draw, Hybrid, MeanMatching, MinSnr, Simple, Snr, Vlb
+from ddpm_lab.diffusion.likelihood import vlb_term
+from ddpm_lab.diffusion.objectives import (
+    Hybrid,
+    MeanMatching,
+    MinSnr,
+    NoisedBatch,
+    Simple,
+    Snr,
+    Vlb,
+)
 from ddpm_lab.diffusion.predictions import X0, Eps, Mean, Score, V
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
@@ -29,25 +37,25 @@ T = torch.tensor([1, 2, 40, 99, 100])
 class Says(nn.Module):
     """A network whose answer is its parameter."""
 
-    def __init__(self, answer):
+    def __init__(self, output):
         super().__init__()
-        self.answer = nn.Parameter(answer)
+        self.run_network = nn.Parameter(output)
 
     def forward(self, x, t, cond):
-        return self.answer
+        return self.run_network
 
 
 def drawn(process, dtype=torch.float64):
     x0 = (torch.randint(256, (len(T), 2, 3, 3)) / 127.5 - 1).to(dtype)
     eps = torch.randn_like(x0)
-    return Draw(x0, eps, process.diffuse(x0, eps, T), T, Condition(), WIDTH)
+    return NoisedBatch(x0, eps, process.diffuse(x0, eps, T), T, Condition(), WIDTH)
 
 
 def wrong(process, draw, prediction, by=0.01):
     """A denoiser that is off by noise of `by` in x_0, and that x_0."""
     x0 = draw.x0 + by * torch.randn_like(draw.x0)
-    answer = prediction.target(process, x0, process.eps(draw.x_t, x0, T), draw.x_t, T)
-    return Denoiser(Says(answer), process, prediction, BetaTilde()), x0
+    output = prediction.target(process, x0, process.eps(draw.x_t, x0, T), draw.x_t, T)
+    return Denoiser(Says(output), process, prediction, BetaTilde()), x0
 
 
 @EVERY_PROCESS
@@ -80,7 +88,7 @@ def test_simple_is_the_error_in_the_networks_own_terms(prediction, process):
     draw = drawn(process)
     denoiser, _ = wrong(process, draw, prediction)
     target = prediction.target(process, draw.x0, draw.eps, draw.x_t, T)
-    expected = (denoiser.network.answer - target).square().flatten(1).mean(1)
+    expected = (denoiser.network.run_network - target).square().flatten(1).mean(1)
     torch.testing.assert_close(Simple()(denoiser, draw), expected)
 
 
@@ -103,20 +111,22 @@ def learned(process, draw, objective, prediction=Eps()):  # noqa: B008
     own = prediction.target(process, draw.x0, draw.eps, draw.x_t, T) + 0.1 * torch.randn_like(
         draw.x0
     )
-    spread = torch.rand_like(own) - 0.5
-    denoiser = Denoiser(Says(torch.cat([own, spread], 1)), process, prediction, LearnedRange())
+    variance_output = torch.rand_like(own) - 0.5
+    denoiser = Denoiser(
+        Says(torch.cat([own, variance_output], 1)), process, prediction, LearnedRange()
+    )
     losses = objective(denoiser, draw)
     losses.sum().backward()
-    return denoiser, losses, denoiser.network.answer.grad.split(2, dim=1)
+    return denoiser, losses, denoiser.network.run_network.grad.split(2, dim=1)
 
 
 @EVERY_PROCESS
 def test_vlb_is_all_steps_times_the_term_of_the_bound(process):
     draw = drawn(process)
     denoiser, losses, (into_own, into_spread) = learned(process, draw, Vlb())
-    own, spread = denoiser.network.answer.split(2, dim=1)
-    guess = Estimate(process.x0(draw.x_t, own, T), spread)
-    expected = 100 * bound_term(denoiser, guess, draw.x0, draw.x_t, T, T - 1, WIDTH)
+    own, variance_output = denoiser.network.run_network.split(2, dim=1)
+    estimate = Estimate(process.x0(draw.x_t, own, T), variance_output)
+    expected = 100 * vlb_term(denoiser, estimate, draw.x0, draw.x_t, T, T - 1, WIDTH)
     torch.testing.assert_close(losses, expected)
     assert (into_own.abs().flatten(1).sum(1) > 0).all() and (
         into_spread.abs().flatten(1).sum(1) > 0
@@ -127,10 +137,10 @@ def test_the_mean_of_vlb_over_all_times_is_the_bound():
     process = ForwardProcess(cosine(100))
     x0 = (torch.randint(256, (1, 1, 2, 2)) / 127.5 - 1).double().expand(100, 1, 2, 2)
     t, eps = torch.arange(1, 101), torch.randn(100, 1, 2, 2, dtype=torch.float64)
-    draw = Draw(x0, eps, process.diffuse(x0, eps, t), t, Condition(), WIDTH)
+    draw = NoisedBatch(x0, eps, process.diffuse(x0, eps, t), t, Condition(), WIDTH)
     denoiser = Denoiser(Says(0.9 * eps), process, Eps(), BetaTilde())
-    guess = denoiser(draw.x_t, t)
-    chain = bound_term(denoiser, guess, x0, draw.x_t, t, t - 1, WIDTH).sum()
+    estimate = denoiser(draw.x_t, t)
+    chain = vlb_term(denoiser, estimate, x0, draw.x_t, t, t - 1, WIDTH).sum()
     torch.testing.assert_close(Vlb()(denoiser, draw).mean(), chain)
 
 
@@ -165,14 +175,14 @@ def test_losses_and_gradients_are_finite_in_float32_at_every_time(objective):
     process, t = ForwardProcess(cosine()), torch.arange(1, 1001)
     x0 = (torch.randint(256, (1000, 1, 2, 2)) / 127.5 - 1).float()
     eps = torch.randn_like(x0)
-    draw = Draw(x0, eps, process.diffuse(x0, eps, t), t, Condition(), WIDTH)
+    draw = NoisedBatch(x0, eps, process.diffuse(x0, eps, t), t, Condition(), WIDTH)
     denoiser = Denoiser(Says(torch.zeros(1000, 2, 2, 2)), process, Eps(), LearnedRange())
     losses = objective(denoiser, draw)
     losses.sum().backward()
     assert (
         losses.shape == (1000,)
         and torch.isfinite(losses).all()
-        and torch.isfinite(denoiser.network.answer.grad).all()
+        and torch.isfinite(denoiser.network.run_network.grad).all()
     )
 
 

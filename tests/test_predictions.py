@@ -40,9 +40,9 @@ def test_it_inverts(prediction, process):
 @EVERY_PROCESS
 def test_its_gain_is_by_how_much_an_error_of_the_answer_is_one_of_x0(prediction, process):
     x0, eps, x_t = drawn(process)
-    answer = prediction.target(process, x0, eps, x_t, T).requires_grad_()
-    (slope,) = torch.autograd.grad(prediction.x0(process, answer, x_t, T).sum(), answer)
-    gain = prediction.gain(process, T)
+    output = prediction.target(process, x0, eps, x_t, T).requires_grad_()
+    (slope,) = torch.autograd.grad(prediction.x0(process, output, x_t, T).sum(), output)
+    gain = prediction.x0_error_scale(process, T)
     assert gain.dtype == torch.float64 and gain.shape == (5,)
     torch.testing.assert_close(slope.abs(), gain.view(5, 1, 1, 1).expand_as(slope))
 
@@ -50,11 +50,11 @@ def test_its_gain_is_by_how_much_an_error_of_the_answer_is_one_of_x0(prediction,
 @EVERY_PROCESS
 def test_mean_is_that_of_x_before_given_x_now_and_the_data(process):
     x0, eps, x_t = drawn(process)
-    (signal, noise), (before, least) = (
+    (alpha, noise), (before, least) = (
         process.table[t][:, :2].view(5, 2, 1, 1, 1).unbind(1) for t in (T, T - 1)
     )
     # Bayes' rule on x_{t-1} = before x0 + least z and x_t = gain x_{t-1} + sqrt(variance) z'.
-    gain = signal / before
+    gain = alpha / before
     kalman = least**2 * gain / noise**2
     expected = before * x0 + kalman * (x_t - gain * before * x0)
     torch.testing.assert_close(Mean().target(process, x0, eps, x_t, T), expected)
@@ -73,14 +73,14 @@ def test_the_others_are_what_they_are_called(process):
 @EVERY_PROCESS
 def test_v_is_the_rotated_pair(process):
     x0, eps, x_t = drawn(process)
-    signal, noise = process.table[T, :2].view(5, 2, 1, 1, 1).unbind(1)
+    alpha, noise = process.table[T, :2].view(5, 2, 1, 1, 1).unbind(1)
     v = V().target(process, x0, eps, x_t, T)
-    expected = signal * eps - noise * x0
+    expected = alpha * eps - noise * x0
     torch.testing.assert_close(
         v, expected if process is not PROCESSES["geometric"] else expected / (1 + noise**2) ** 0.5
     )
     # (x_t, scale v) is (x_0, eps) turned: lengths are kept.
     torch.testing.assert_close(
-        x_t**2 + (signal * eps - noise * x0) ** 2, (signal**2 + noise**2) * (x0**2 + eps**2)
+        x_t**2 + (alpha * eps - noise * x0) ** 2, (alpha**2 + noise**2) * (x0**2 + eps**2)
     )
     torch.testing.assert_close(v[-1], -x0[-1], rtol=0, atol=0.05)  # at T it asks for the data

@@ -52,7 +52,7 @@ def test_one_time_for_all_samples_is_that_time_for_each(name, t, s):
         *(
             (
                 *process.posterior(x0, x_t, *at),
-                process.move(x_t, x0, *at),
+                process.ddim_update(x_t, x0, *at),
                 process.diffuse(x0, x_t, at[0]),
             )
             for at in (everyones, each)
@@ -72,8 +72,8 @@ def test_posterior_is_bayes_rule_on_the_chain(name, t, s):
     beta_tilde = v * beta / (gain**2 * v + beta)
     assert process.beta(at(t), at(s)).item() == pytest.approx(beta, rel=1e-9)
     assert process.beta_tilde(at(t), at(s)).item() == pytest.approx(beta_tilde, rel=1e-9)
-    assert process.from_x_t(at(t), at(s)).item() == pytest.approx(kalman, rel=1e-9)
-    assert process.from_x0(at(t), at(s)).item() == pytest.approx(
+    assert process.posterior_coef_xt(at(t), at(s)).item() == pytest.approx(kalman, rel=1e-9)
+    assert process.posterior_coef_x0(at(t), at(s)).item() == pytest.approx(
         a * beta / (gain**2 * v + beta), rel=1e-9
     )
     x0, x_t = (
@@ -133,7 +133,7 @@ def test_x0_and_eps_invert_diffuse_and_the_score_follows(name):
     x_t = process.diffuse(x0, eps, t)
     torch.testing.assert_close(process.x0(x_t, eps, t), x0)
     torch.testing.assert_close(process.eps(x_t, x0, t), eps)
-    noise = process.scales(t)[1].view(4, 1, 1, 1)
+    noise = process.alpha_sigma(t)[1].view(4, 1, 1, 1)
     torch.testing.assert_close(process.score(x_t, x0, t), -eps / noise)
 
 

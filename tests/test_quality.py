@@ -19,7 +19,7 @@ from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.digits import digits as digits_data
-from ddpm_lab.data.image_folder import pictures as folder_pictures
+from ddpm_lab.data.image_folder import read_images as folder_images
 from ddpm_lab.evaluation.extractors import (
     INCEPTION,
     Extractor,
@@ -28,10 +28,10 @@ from ddpm_lab.evaluation.extractors import (
     inception,
     none,
 )
-from ddpm_lab.evaluation.fid import Judge
-from ddpm_lab.evaluation.sample_quality import assess
+from ddpm_lab.evaluation.fid import FIDEvaluator
+from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.evaluation.statistics import inception_score
-from ddpm_lab.reports.terminal import quality_rows
+from ddpm_lab.reports.terminal import fid_rows
 
 
 def frechet(a, b):
@@ -40,12 +40,12 @@ def frechet(a, b):
     return ((ma - mb) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
 
 
-def ask(judge, *splits):
-    """What it says of pictures that come in these batches."""
+def ask(evaluator, *splits):
+    """What it says of images that come in these batches."""
     numbers = torch.arange(sum(split.size for split in splits)).split(
         [split.size for split in splits]
     )
-    return judge(zip(numbers, splits, strict=True), sum(split.size for split in splits))
+    return evaluator(zip(numbers, splits, strict=True), sum(split.size for split in splits))
 
 
 def test_fid_is_the_frechet_distance_of_the_features():
@@ -55,7 +55,9 @@ def test_fid_is_the_frechet_distance_of_the_features():
         .clamp(0, 255)
         .byte()
     )
-    found = ask(Judge(extractor, data.train), *(Images(part, None) for part in worn.split(100)))
+    found = ask(
+        FIDEvaluator(extractor, data.train), *(Images(part, None) for part in worn.split(100))
+    )
     with torch.no_grad():
         a, b = (extractor.features(pixels).double().numpy() for pixels in (data.train.pixels, worn))
     assert found["fid"] == pytest.approx(frechet(a, b), rel=1e-4) and found.keys() == {
@@ -73,13 +75,13 @@ def test_fid_tells_the_same_from_the_worn_from_noise():
         .clamp(0, 255)
         .byte()
     )
-    judge = Judge(extractor, data.train)
+    evaluator = FIDEvaluator(extractor, data.train)
     same, held_out, worse, worst = (
-        ask(judge, Images(pixels, None))["fid"]
+        ask(evaluator, Images(pixels, None))["fid"]
         for pixels in (data.train.pixels, data.test.pixels, worn, noise)
     )
     assert abs(same) < 1e-3 and same < held_out < worse < worst
-    assert ask(judge, Images(data.test.pixels, None))["fid"] == held_out, (
+    assert ask(evaluator, Images(data.test.pixels, None))["fid"] == held_out, (
         "it forgets the samples before"
     )
 
@@ -90,42 +92,46 @@ def test_every_way_to_draw_is_judged():
     system = build_system(config, data)
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    ways = {
+    configurations = {
         f"steps={steps}": partial(
-            system.draw_with, replace(system.sampler, steps=steps), system.guidance
+            system.set_sampler, replace(system.sampler, steps=steps), system.guidance
         )
         for steps in (1, 3)
     }
     common = {"weights": "raw", "split": "train", "count": 20, "seed": 0, "batch_size": 20}
-    one, three = assess(system, system.denoiser, data, digits(), ways=ways, **common)
-    (own,) = assess(system, system.denoiser, data, digits(), **common)
+    one, three = evaluate_samples(
+        system, system.denoiser, data, digits(), configurations=configurations, **common
+    )
+    (own,) = evaluate_samples(system, system.denoiser, data, digits(), **common)
     assert one["fid"] != three["fid"] == own["fid"] and one["real"] == own["real"]
     assert [found["protocol"]["steps"] for found in (one, three)] == [1, 3]
 
 
 def test_the_packaged_classifier_knows_held_out_digits():
-    judge = Judge(digits(), digits_data().train)
-    assert ask(judge, digits_data().test)["recognised"] >= 0.99
+    evaluator = FIDEvaluator(digits(), digits_data().train)
+    assert ask(evaluator, digits_data().test)["class_accuracy"] >= 0.99
     wrong = Images(digits_data().test.pixels, (digits_data().test.labels + 1) % 10)
-    assert ask(judge, wrong)["recognised"] <= 0.01
+    assert ask(evaluator, wrong)["class_accuracy"] <= 0.01
 
 
 def test_fid_within_is_the_mean_over_classes_and_none_where_a_class_is_missing():
     extractor, data = digits(), digits_data()
-    found = ask(Judge(extractor, data.train), data.test)
+    found = ask(FIDEvaluator(extractor, data.train), data.test)
     with torch.no_grad():
         real, test = (
             extractor.features(split.pixels).double().numpy() for split in (data.train, data.test)
         )
     each = [frechet(real[data.train.labels == k], test[data.test.labels == k]) for k in range(10)]
-    assert found["fid_within"] == pytest.approx(np.mean(each), rel=1e-3)
-    some = data.test.at(data.test.labels < 9)
-    assert "fid_within" not in ask(Judge(extractor, data.train), some)
+    assert found["intra_fid"] == pytest.approx(np.mean(each), rel=1e-3)
+    some = data.test.select(data.test.labels < 9)
+    assert "intra_fid" not in ask(FIDEvaluator(extractor, data.train), some)
     lonely = Images(
         torch.cat([some.pixels, data.test.pixels[:1]]), torch.cat([some.labels, torch.tensor([9])])
     )
-    assert "fid_within" not in ask(Judge(extractor, lonely), data.test)
-    assert "precision" not in ask(Judge(extractor, data.train, {"prc"}), data.test.at(slice(3)))
+    assert "intra_fid" not in ask(FIDEvaluator(extractor, lonely), data.test)
+    assert "precision" not in ask(
+        FIDEvaluator(extractor, data.train, {"prc"}), data.test.select(slice(3))
+    )
 
 
 def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force():
@@ -135,9 +141,9 @@ def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force(
         .clamp(0, 255)
         .byte()
     )
-    one_class = data.train.at(data.train.labels == 3)
+    one_class = data.train.select(data.train.labels == 3)
     for made in (Images(worn, None), Images(one_class.pixels, None)):
-        found = ask(Judge(extractor, data.train, {"prc"}), made)
+        found = ask(FIDEvaluator(extractor, data.train, {"prc"}), made)
         with torch.no_grad():
             real, ours = (extractor.features(split.pixels) for split in (data.train, made))
 
@@ -160,7 +166,7 @@ def scored(logits):
 
 
 class Said(torch.nn.Module):
-    """Logits that are features: pictures of 1x1xK bytes."""
+    """Logits that are features: images of 1x1xK bytes."""
 
     num_features = 4
 
@@ -173,13 +179,16 @@ def test_the_inception_score_is_the_mean_over_ten_consecutive_splits_where_there
     pixels = torch.randint(256, (count, 1, 1, 4)).byte()
     pixels[: count // 2, ..., 0] = 255  # so that the order matters
     logits = Said()(pixels).double().numpy()
-    judge = Judge(Extractor("said", "", Said(), None, torch.nn.Identity()), Images(pixels, None))
-    found = ask(judge, *(Images(part, None) for part in pixels.split(700)))["inception_score"]
+    evaluator = FIDEvaluator(
+        Extractor("said", "", Said(), None, torch.nn.Identity()), Images(pixels, None)
+    )
+    found = ask(evaluator, *(Images(part, None) for part in pixels.split(700)))["inception_score"]
     splits = np.split(logits, 10 if count == 5000 else 1)
     assert found == pytest.approx(np.mean([scored(part) for part in splits]), rel=1e-6)
     assert abs(found - scored(logits)) > 0.01 or count == 900
     assert "inception_score" not in ask(
-        Judge(Extractor("mute", "", Said(), None), Images(pixels, None)), Images(pixels, None)
+        FIDEvaluator(Extractor("mute", "", Said(), None), Images(pixels, None)),
+        Images(pixels, None),
     )
 
 
@@ -191,8 +200,8 @@ def test_the_inception_score_is_1_where_all_are_alike_and_the_number_of_classes_
     assert [
         inception_score(p) for p in (one_hot[:1].repeat(50, 1), torch.full((7, 10), 0.1))
     ] == pytest.approx([1, 1])
-    judge = Judge(digits(), digits_data().train)
-    assert 9.5 < ask(judge, digits_data().test)["inception_score"] < 10
+    evaluator = FIDEvaluator(digits(), digits_data().train)
+    assert 9.5 < ask(evaluator, digits_data().test)["inception_score"] < 10
 
 
 @pytest.fixture(scope="module")
@@ -233,9 +242,9 @@ def test_fid_kid_and_the_inception_score_are_torch_fidelitys_own_of_the_same_fol
     ]
     for name, pixels in zip("ab", sets, strict=True):
         (tmp_path / name).mkdir()
-        for i, picture in enumerate(pixels):
-            to_pil_image(picture).save(tmp_path / name / f"{i:03}.png")
-    a, b = (folder_pictures(tmp_path / name, (3, 32, 32)) for name in "ab")
+        for i, image in enumerate(pixels):
+            to_pil_image(image).save(tmp_path / name / f"{i:03}.png")
+    a, b = (folder_images(tmp_path / name, (3, 32, 32)) for name in "ab")
     theirs = calculate_metrics(
         input1=str(tmp_path / "b"),
         input2=str(tmp_path / "a"),
@@ -253,8 +262,8 @@ def test_fid_kid_and_the_inception_score_are_torch_fidelitys_own_of_the_same_fol
         batch_size=20,
     )
     features = InceptionFeatures(file).requires_grad_(False).eval()
-    judge = Judge(Extractor("random", "", features, None, features.logits()), a, {"kid"})
-    ours = ask(judge, *(b.at(slice(i, i + 20)) for i in (0, 20, 40)))
+    evaluator = FIDEvaluator(Extractor("random", "", features, None, features.logits()), a, {"kid"})
+    ours = ask(evaluator, *(b.select(slice(i, i + 20)) for i in (0, 20, 40)))
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
     assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
     assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
@@ -262,7 +271,7 @@ def test_fid_kid_and_the_inception_score_are_torch_fidelitys_own_of_the_same_fol
 
 
 class Gauss(torch.nn.Module):
-    """Features that are pixels: pictures of 1x1x4 bytes."""
+    """Features that are pixels: images of 1x1x4 bytes."""
 
     num_features = 4
 
@@ -273,17 +282,19 @@ class Gauss(torch.nn.Module):
 def test_standard_errors_and_the_limit_of_ever_more_samples_are_those_of_repeated_draws():
     mean = torch.tensor([100.0, 110, 120, 130])
     reference = (mean + 10 * torch.randn(200_000, 4)).round().byte()
-    judge = Judge(Extractor("gauss", "", Gauss(), None), Images(reference.view(-1, 1, 1, 4), None))
+    evaluator = FIDEvaluator(
+        Extractor("gauss", "", Gauss(), None), Images(reference.view(-1, 1, 1, 4), None)
+    )
 
     def draw(count):
         pixels = (mean + 2 + 12 * torch.randn(count, 4)).round().byte()
-        return ask(judge, Images(pixels.view(-1, 1, 1, 4), None))
+        return ask(evaluator, Images(pixels.view(-1, 1, 1, 4), None))
 
     limit = 4 * (2**2 + (12 - 10) ** 2)  # |m1 - m2|^2 + sum (s1 - s2)^2
     found = [draw(300) for _ in range(300)]
-    spread = np.std([one["fid"] for one in found])
+    variance_output = np.std([one["fid"] for one in found])
     assert np.mean([one["standard_error"]["fid"] for one in found]) == pytest.approx(
-        spread, rel=0.1
+        variance_output, rel=0.1
     )
     bias = np.mean([one["fid"] for one in found]) - limit
     left = np.mean([one["fid_infinity"] for one in found]) - limit
@@ -296,7 +307,7 @@ def test_statistics_of_a_reference_are_computed_once_and_known_by_what_they_are_
 ):
     monkeypatch.setenv("DDPM_LAB_CACHE", str(tmp_path))
     extractor, data = digits(), digits_data()
-    once = ask(Judge(extractor, data.train), data.test)
+    once = ask(FIDEvaluator(extractor, data.train), data.test)
     (file,) = tmp_path.iterdir()
     assert extractor.sha256 and file.suffix == ".safetensors"
 
@@ -304,19 +315,21 @@ def test_statistics_of_a_reference_are_computed_once_and_known_by_what_they_are_
         raise AssertionError("computed again")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Judge, "_known", never)
-        assert ask(Judge(extractor, data.train), data.test) == once
+        patch.setattr(FIDEvaluator, "_known", never)
+        assert ask(FIDEvaluator(extractor, data.train), data.test) == once
         changed = Images(data.train.pixels.clone(), data.train.labels)
         changed.pixels[0, 0, 0, 0] += 1
         for other in (changed, Images(data.train.pixels, data.train.labels.flip(0)), data.test):
             with pytest.raises(AssertionError, match="again"):
-                Judge(extractor, other)
+                FIDEvaluator(extractor, other)
         with pytest.raises(AssertionError, match="again"):
-            Judge(extractor._replace(sha256="another"), data.train)
+            FIDEvaluator(extractor._replace(sha256="another"), data.train)
     file.write_bytes(file.read_bytes()[:1000])
-    assert ask(Judge(extractor, data.train), data.test) == once, "cut short, and computed again"
+    assert ask(FIDEvaluator(extractor, data.train), data.test) == once, (
+        "cut short, and computed again"
+    )
     monkeypatch.setenv("DDPM_LAB_CACHE", "/proc/nowhere")
-    assert ask(Judge(extractor, data.train), data.test) == once, "it cannot be kept"
+    assert ask(FIDEvaluator(extractor, data.train), data.test) == once, "it cannot be kept"
 
 
 def test_a_figure_says_all_that_it_depends_on_and_whether_there_were_enough():
@@ -326,17 +339,17 @@ def test_a_figure_says_all_that_it_depends_on_and_whether_there_were_enough():
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     common = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 20}
-    (few,) = assess(system, system.denoiser, data, digits(), count=40, **common)
+    (few,) = evaluate_samples(system, system.denoiser, data, digits(), count=40, **common)
     told = few["protocol"]
     assert (
         told["data_sha256"] == data.train.digest()
         and told["data_count"] == 1437
         and told["features"] == 64
     )
-    assert "only 40 pictures, for 64 features" in quality_rows(few)[0][2]
+    assert "only 40 images, for 64 features" in fid_rows(few)[0][2]
     next(iter(system.denoiser.parameters())).data += 0.01
-    (many,) = assess(system, system.denoiser, data, digits(), count=100, **common)
-    assert "only" not in quality_rows(many)[0][2]
+    (many,) = evaluate_samples(system, system.denoiser, data, digits(), count=100, **common)
+    assert "only" not in fid_rows(many)[0][2]
     assert {name for name in told if told[name] != many["protocol"][name]} == {
         "count",
         "weights_sha256",
@@ -348,7 +361,7 @@ def test_the_hash_is_that_of_the_file_and_the_file_is_small():
     assert digits().sha256 == hashlib.sha256(content).hexdigest() and len(content) < 500_000
 
 
-def test_digits_refuses_other_pictures():
+def test_digits_refuses_other_images():
     with pytest.raises(ValueError, match="3x32x32"):
         digits().features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
 

@@ -12,8 +12,8 @@ from conftest import ROOT
 from PIL import Image
 
 from ddpm_lab.data.datasets import Images
-from ddpm_lab.data.module import Batches
-from ddpm_lab.diffusion.rng import BatchNoise, coin, uniform
+from ddpm_lab.data.module import TrainBatches
+from ddpm_lab.diffusion.rng import BatchGenerator, bernoulli, uniform
 from ddpm_lab.runs import weights
 
 WORDS = (
@@ -32,10 +32,10 @@ WORDS = (
 """The rates are those of the first six of 20 steps of warm-up to 4e-3"""
 TWO = ("trainer=ddp", "trainer.devices=2")
 OF_SAMPLES = (
-    "callbacks.pictures.every=6",
-    "callbacks.pictures.rows=30",
-    "callbacks.quality.count=50",
-    "callbacks.quality.batch_size=15",
+    "callbacks.sample_grid.every=6",
+    "callbacks.sample_grid.rows=30",
+    "callbacks.fid.count=50",
+    "callbacks.fid.batch_size=15",
     "sampler.steps=3",
 )
 
@@ -52,16 +52,22 @@ def run(command, folder):
     return done
 
 
-def trained(folder, *words):
-    command = [sys.executable, str(ROOT / "train.py"), *WORDS, *words, f"hydra.run.dir={folder}"]
+def trained(folder, *overrides):
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *WORDS,
+        *overrides,
+        f"hydra.run.dir={folder}",
+    ]
     done = run(command, folder)
-    content = torch.load(weights.files(folder)[0], weights_only=True)
+    content = torch.load(weights.checkpoint_files(folder)[0], weights_only=True)
     return content, json.loads((folder / "metrics.json").read_text()), done.stdout
 
 
 def test_parts_of_a_batch_are_those_of_the_whole():
     def noise(before, after):
-        return BatchNoise(before, after, torch.Generator().manual_seed(3))
+        return BatchGenerator(before, after, torch.Generator().manual_seed(3))
 
     like = torch.empty(6, 2, 3)
     for draw in (lambda noise, like: noise(like), lambda noise, like: uniform(noise, like)):
@@ -72,10 +78,12 @@ def test_parts_of_a_batch_are_those_of_the_whole():
             draw(noise(5, 0), like[5:]),
         ]
         assert torch.equal(torch.cat(parts), whole) and whole.unique().numel() == 36
-    assert len({coin(noise(before, 0)) for before in range(5)}) == 1
+    assert len({bernoulli(noise(before, 0)) for before in range(5)}) == 1
     split = Images(torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(20))
-    alone = iter(Batches(split, 6, flip=True, seed=0))
-    shared = [iter(Batches(split, 6, flip=True, seed=0, rank=rank, world=3)) for rank in range(3)]
+    alone = iter(TrainBatches(split, 6, flip=True, seed=0))
+    shared = [
+        iter(TrainBatches(split, 6, flip=True, seed=0, rank=rank, world=3)) for rank in range(3)
+    ]
     for _ in range(7):
         assert torch.equal(
             next(alone)["label"], torch.cat([next(part)["label"] for part in shared])
@@ -92,11 +100,11 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
         torch.testing.assert_close(
             two["callbacks"]["EMA"]["average"][name], weight, atol=1e-6, rtol=1e-5
         )
-    for name in ("fid", "fid_within", "inception_score", "recognised"):
+    for name in ("fid", "intra_fid", "inception_score", "class_accuracy"):
         assert of_two[name] == pytest.approx(of_one[name], rel=1e-4), name
     assert of_two["training"]["val_loss"] == pytest.approx(of_one["training"]["val_loss"], rel=1e-5)
     grids = [
-        Image.open(tmp_path / name / "pictures" / "samples-000006.png").size
+        Image.open(tmp_path / name / "images" / "samples-000006.png").size
         for name in ("one", "two")
     ]
     assert grids[0] == grids[1], "300 are two batches"
@@ -104,7 +112,7 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
         # Roots of eigenvalues that should be 0, which digits are lost in, have half the digits.
         assert of_two[name]["fid"] == pytest.approx(of_one[name]["fid"], rel=1e-7)
     assert said.count("to train on") == 1, "the first process alone speaks"
-    for verb, words in {
+    for verb, overrides in {
         "evaluate": ["count=50", "metrics=[kid,prc]"],
         "sample": ["count=30"],
     }.items():
@@ -120,7 +128,7 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
                 str(ROOT / f"{verb}.py"),
                 f"run={tmp_path}/one",
                 "batch_size=15",
-                *words,
+                *overrides,
                 f"hydra.run.dir={out}",
             ]
             assert str(out) in run(command, out).stdout
@@ -139,13 +147,13 @@ def test_two_processes_train_draw_and_measure_as_one_does(tmp_path):
 
 @pytest.mark.nightly
 def test_two_processes_reconstruct_as_one_does_and_leave_what_is_not_used(tmp_path):
-    words = (
+    overrides = (
         "system=autoencoder",
         "system.adversarial=0.5",
         "system.start=100",
     )  # the adversary has no gradient yet
-    one, of_one, _ = trained(tmp_path / "one", *words)
-    two, of_two, _ = trained(tmp_path / "two", *words, *TWO)
+    one, of_one, _ = trained(tmp_path / "one", *overrides)
+    two, of_two, _ = trained(tmp_path / "two", *overrides, *TWO)
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-5, rtol=1e-4)
     for name in ("psnr", "ssim", "rfid"):

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from ddpm_lab.ablations.spec import TIERS, names, read
+from ddpm_lab.ablations.spec import TIERS, load_ablation, names
 from ddpm_lab.reports import formats, number_format, plots
 from ddpm_lab.reports.figures import save_curves, save_lines
 from ddpm_lab.reports.page import write
@@ -108,16 +108,16 @@ def make(root):
         {EVIL: root / "samples.png"},
         f"make {EVIL}",
     )
-    absent = replace(
+    skip_reason = replace(
         full,
         name="t1-analytic",
         tier="analytic",
         rows={},
-        absent=f"why {EVIL}",
+        skip_reason=f"why {EVIL}",
         panels=(),
         claims=(),
     )
-    return [absent, full]
+    return [skip_reason, full]
 
 
 def grid(cells):
@@ -189,8 +189,8 @@ def test_csv_has_a_line_for_each_number_unrounded(tables, tmp_path):
 
 
 def test_terminal(tables):
-    absent, full = map(formats.terminal, tables)
-    assert f"no such table: why {EVIL}" in absent
+    skip_reason, full = map(formats.terminal, tables)
+    assert f"no such table: why {EVIL}" in skip_reason
     found = [line for line in full.splitlines() if re.match(r"  [048] <", line)]
     for line, i in zip(found, (0, 4, 8), strict=True):
         kinds = list(KINDS.values())[i : i + WIDTH]
@@ -199,7 +199,7 @@ def test_terminal(tables):
     assert {len(line.rstrip()) for line in full.splitlines() if "─" in line} == {
         max(map(len, found))
     }
-    for words in (
+    for overrides in (
         "✓ True",
         "✗ False",
         "– None",
@@ -207,14 +207,14 @@ def test_terminal(tables):
         "±: the standard deviation over 3 seeds",
         "In brackets",
     ):
-        assert f"  {words}" in full
+        assert f"  {overrides}" in full
 
 
 def test_markdown(tables):
     text = formats.markdown(tables)
 
-    def plain(words):
-        return re.sub(r"\\([^a-z0-9\s])", r"\1", words).strip()
+    def plain(overrides):
+        return re.sub(r"\\([^a-z0-9\s])", r"\1", overrides).strip()
 
     assert f"No such table: why {EVIL}" in plain(text)
     told = "\n".join(
@@ -227,7 +227,7 @@ def test_markdown(tables):
     ]
     assert len(head) == 1 + 2 * WIDTH and [row[0] for row in rows] == list(tables[1].rows)
     assert grid([row[1:] for row in rows]) == {kind: value[3:5] for kind, value in KINDS.items()}
-    for words in (
+    for overrides in (
         "- ✓ True",
         "- ✗ False",
         "- – None",
@@ -235,7 +235,7 @@ def test_markdown(tables):
         "±: the standard deviation",
         "In brackets",
     ):
-        assert f"\n{words}" in text
+        assert f"\n{overrides}" in text
 
 
 def test_latex(tables):
@@ -245,9 +245,11 @@ def test_latex(tables):
     )
     signs = {value: sign for sign, value in reversed(formats.TEX.items())}
 
-    def plain(words):
-        assert not set(known.sub("", words)) & set("\\{}$&#^_~%<>|\"[]*`'"), f"not escaped: {words}"
-        return known.sub(lambda found: signs[found[0]], words)
+    def plain(overrides):
+        assert not set(known.sub("", overrides)) & set("\\{}$&#^_~%<>|\"[]*`'"), (
+            f"not escaped: {overrides}"
+        )
+        return known.sub(lambda found: signs[found[0]], overrides)
 
     body = (
         text.split(r"\toprule")[1]
@@ -275,7 +277,7 @@ def every_table(root):
     """Each ablation in each tier, with numbers everywhere, and a sweep of many cells with hostile names."""
     made = []
     for name in names():
-        ablation = read(name)
+        ablation = load_ablation(name)
         columns = tuple(
             Column(column, "bits/dim over entropy", "lower") for column in ablation.columns
         )
@@ -289,14 +291,20 @@ def every_table(root):
                 ablation.title,
                 ablation.source,
                 tier,
-                ablation.corner,
+                ablation.row_header,
                 columns,
                 rows,
                 protocol,
             )
             stage = ablation.tiers[tier]
             made.append(
-                Table(f"{name}-{tier}", *about, stage.note, {"†": protocol}, absent=stage.absent)
+                Table(
+                    f"{name}-{tier}",
+                    *about,
+                    stage.note,
+                    {"†": protocol},
+                    skip_reason=stage.skip_reason,
+                )
             )
     rows = {f"{i} {HARMLESS} {EVIL}": (Entry(None, (source(1.0 * i, root),)),) for i in range(60)}
     return [

@@ -17,24 +17,24 @@ from conftest import ROOT, composed
 from PIL import Image
 
 from ddpm_lab.callbacks import loggers
-from ddpm_lab.callbacks.checkpoints import Checkpoints, ordered
+from ddpm_lab.callbacks.checkpoints import Checkpoints, list_checkpoints
 from ddpm_lab.callbacks.losses import Losses
-from ddpm_lab.callbacks.metrics import Quality
-from ddpm_lab.callbacks.periodic import Observer
-from ddpm_lab.callbacks.sample_grid import Pictures
-from ddpm_lab.config.derived_defaults import complete
+from ddpm_lab.callbacks.metrics import FID
+from ddpm_lab.callbacks.periodic import Periodic
+from ddpm_lab.callbacks.sample_grid import SampleGrid
+from ddpm_lab.config.derived_defaults import fill_defaults
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data import module
 from ddpm_lab.data.datasets import Images
-from ddpm_lab.data.image_folder import Files
-from ddpm_lab.data.module import Batches
+from ddpm_lab.data.image_folder import ImageFiles
+from ddpm_lab.data.module import TrainBatches
 from ddpm_lab.diffusion.objectives import Simple
-from ddpm_lab.evaluation.fid import Judge
+from ddpm_lab.evaluation.fid import FIDEvaluator
 from ddpm_lab.runs import resume
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.systems.nonfinite_steps import LIMIT, Skips
+from ddpm_lab.systems.nonfinite_steps import LIMIT, NonFiniteGuard
 from ddpm_lab.utils import atomic_io, watchdog
-from ddpm_lab.utils.errors import Diverged
+from ddpm_lab.utils.errors import DivergenceError
 
 spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
 assert spec is not None and spec.loader is not None
@@ -69,7 +69,7 @@ def strikes(owner, name, nth, by):
 def spent(bench, kind, fault, *more):
     """The folder of a run that `fault` happens to, its exit status, and what it said."""
     folder = bench.room()
-    status = faults.ended(faults.begin(folder, [*bench.words(kind), *more], fault))
+    status = faults.ended(faults.begin(folder, [*bench.overrides(kind), *more], fault))
     return folder, status, faults.log(folder)
 
 
@@ -83,8 +83,8 @@ def spent(bench, kind, fault, *more):
             for place in (
                 (Diffusion, "training_step", 60),
                 (Diffusion, "validation_step", 25),
-                (Judge, "__call__", 3),
-                (loggers.History, "save", 4),
+                (FIDEvaluator, "__call__", 3),
+                (loggers.CSVHistory, "save", 4),
             )
         ),
         (LATENTS, Diffusion, "training_step", 44),
@@ -96,7 +96,7 @@ def spent(bench, kind, fault, *more):
 def test_a_killed_run_goes_on_bit_for_bit(bench, kind, owner, name, nth):
     folder, status, _ = spent(bench, kind, strikes(owner, name, nth, signal.SIGKILL))
     assert status == 137
-    assert bench.verdict(folder, bench.words(kind)) == ""
+    assert bench.verdict(folder, bench.overrides(kind)) == ""
 
 
 SLOW = pytest.mark.slow
@@ -105,16 +105,16 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "nth", "step", "by"),
     [
-        (Pictures, "look", 3, 30, signal.SIGTERM),
+        (SampleGrid, "run", 3, 30, signal.SIGTERM),
         pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGINT, marks=SLOW),
-        pytest.param(Pictures, "look", 3, 30, signal.SIGINT, marks=pytest.mark.nightly),
+        pytest.param(SampleGrid, "run", 3, 30, signal.SIGINT, marks=pytest.mark.nightly),
         pytest.param(
             Diffusion, "validation_step", 30, 30, signal.SIGTERM, marks=pytest.mark.nightly
         ),
         *(
             pytest.param(*point, by, marks=pytest.mark.nightly)
             for by in (signal.SIGTERM, signal.SIGINT)
-            for point in ((Diffusion, "training_step", 13, 13), (Quality, "look", 3, 60))
+            for point in ((Diffusion, "training_step", 13, 13), (FID, "run", 3, 60))
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_signal_loses_nothing_wherever_it_comes(bench, owner, name, nth, step,
     folder, status, said = spent(bench, PIXELS, strikes(owner, name, nth, by))
     assert status == 128 + by and f"stopped by {by.name} at step {step}; saved in" in said, said
     assert faults.kept(folder)[0].stem == f"step-{step:06d}"
-    assert bench.verdict(folder, bench.words(PIXELS)) == ""
+    assert bench.verdict(folder, bench.overrides(PIXELS)) == ""
 
 
 @pytest.mark.slow
@@ -144,13 +144,13 @@ def test_a_bug_saves_the_step_before_it(bench):
         and "Traceback" in said
         and [file.stem for file in faults.kept(folder)] == ["step-000010"]
     )
-    fetched = strikes(Batches, "_made", 14, RuntimeError("a bug between two steps"))
+    fetched = strikes(TrainBatches, "_made", 14, RuntimeError("a bug between two steps"))
     folder, status, said = spent(bench, PIXELS, fetched)
     assert status == 1 and [file.stem for file in faults.kept(folder)] == [
         "step-000012",
         "step-000010",
     ]  # fetched ahead
-    assert bench.verdict(folder, bench.words(PIXELS)) == ""
+    assert bench.verdict(folder, bench.overrides(PIXELS)) == ""
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_what_hangs_ends_and_says_where(bench):
     def asleep():
         Diffusion.training_step = lambda *_: time.sleep(60)
 
-    folder, status, said = spent(bench, PIXELS, asleep, "patience=1")
+    folder, status, said = spent(bench, PIXELS, asleep, "hang_timeout=1")
     assert status == 124 and "nothing has happened for 1 s" in said
     (stacks,) = folder.glob("runs/*/*/hang.txt")
     assert "asleep" in stacks.read_text() or "<lambda>" in stacks.read_text()
@@ -167,8 +167,8 @@ def test_what_hangs_ends_and_says_where(bench):
 @pytest.mark.slow
 def test_a_file_that_is_not_read_in_time_is_named(bench):
     def slow():
-        module.TIMEOUT, own = 1, Files.__getitem__
-        Files.__getitem__ = lambda self, i: (
+        module.TIMEOUT, own = 1, ImageFiles.__getitem__
+        ImageFiles.__getitem__ = lambda self, i: (
             time.sleep(5) if self.files[i].name == "7.png" else own(self, i)
         )
 
@@ -181,17 +181,17 @@ def test_a_file_that_is_not_read_in_time_is_named(bench):
 @pytest.mark.slow
 def test_a_reader_that_is_killed_is_no_bug(bench):
     def shot():
-        own, main = Files.__getitem__, os.getpid()
+        own, main = ImageFiles.__getitem__, os.getpid()
 
         def read(self, i):
             if self.files[i].name == "7.png" and os.getpid() != main:
                 os.kill(os.getpid(), signal.SIGKILL)
             return own(self, i)
 
-        Files.__getitem__ = read
+        ImageFiles.__getitem__ = read
 
     _, status, said = spent(bench, STREAMED, shot, "data.workers=1")
-    assert status == 3 and "error: data: a process that reads pictures was killed" in said, said
+    assert status == 3 and "error: data: a process that reads images was killed" in said, said
 
 
 @pytest.mark.slow
@@ -219,12 +219,12 @@ def stopped(bench):
     )
     assert status == 143
     (run,) = folder.glob("runs/*/*")
-    return run, bench.reference(bench.words(PIXELS))[0]
+    return run, bench.reference(bench.overrides(PIXELS))[0]
 
 
 def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_path):
     run, calm = stopped
-    words = bench.words(PIXELS)
+    overrides = bench.overrides(PIXELS)
     monkeypatch.chdir(run.parents[2])
     # On a CPU a fused AdamW pairs weights with means of another order in memory, wrongly, and says nothing
     for other, told in {
@@ -233,7 +233,7 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
         "model.channels=16": "model.channels=16 was 8",
         "model.channels_last=false": "model.channels_last=False was True",
     }.items():
-        status, _, error = typed("train", *words, other, f"hydra.run.dir={run}")
+        status, _, error = typed("train", *overrides, other, f"hydra.run.dir={run}")
         assert (
             status == 2
             and "holds another run" in error
@@ -242,7 +242,7 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
         ), error
         status, _, error = typed("train", f"resume={run}", other)
         assert status == 2 and f"{other.partition('=')[0]} is part of what resume=" in error, error
-    status, _, error = typed("train", *bench.words(PIXELS), f"hydra.run.dir={calm}")
+    status, _, error = typed("train", *bench.overrides(PIXELS), f"hydra.run.dir={calm}")
     assert (
         status == 2
         and "trainer.max_steps=60 is reached" in error
@@ -250,13 +250,13 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
     ), error
     status, _, error = typed("train", f"resume={tmp_path}")
     assert status == 2 and "is no run" in error
-    status, _, error = typed("train", *words, "hydra.run.dir=")
+    status, _, error = typed("train", *overrides, "hydra.run.dir=")
     assert status == 2 and "hydra.run.dir= names no folder" in error
-    status, _, error = typed("train", *words, "resume=null", f"hydra.run.dir={run}")
+    status, _, error = typed("train", *overrides, "resume=null", f"hydra.run.dir={run}")
     assert status == 2 and f"hydra.run.dir={run} holds one" in error, error
     begun = {*run.parent.iterdir()}
     assert (
-        typed("train", *words, "resume=null", "trainer.max_steps=1")[0] == 0
+        typed("train", *overrides, "resume=null", "trainer.max_steps=1")[0] == 0
     )  # as it says, a new one
     assert len({*run.parents[1].glob("*/*")} - begun) == 1
 
@@ -265,10 +265,13 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
 def test_a_run_goes_on_by_its_folder_and_for_longer(bench, stopped):
     run, _ = stopped
     folder = bench.room()
-    for words in ((f"resume={run}",), (f"resume={run}", "trainer.max_steps=70")):
-        assert faults.ended(faults.begin(folder, words)) == 0, faults.log(folder)
+    for overrides in ((f"resume={run}",), (f"resume={run}", "trainer.max_steps=70")):
+        assert faults.ended(faults.begin(folder, overrides)) == 0, faults.log(folder)
     assert json.loads((run / "metrics.json").read_text())["training"]["steps"] == 70
-    assert [file.stem for file in ordered(run / "checkpoints")] == ["step-000070", "step-000060"]
+    assert [file.stem for file in list_checkpoints(run / "checkpoints")] == [
+        "step-000070",
+        "step-000060",
+    ]
     assert faults.result(run)["history"][-1]["step"] == "70"
 
 
@@ -276,7 +279,7 @@ def test_one_directory_holds_one_run(bench, typed, tmp_path):
     ready, done = os.pipe()
     child = os.fork()
     if not child:
-        with atomic_io.alone(tmp_path, "training"):
+        with atomic_io.directory_lock(tmp_path, "training"):
             os.write(done, b"x")
             time.sleep(60)
         os._exit(0)
@@ -286,11 +289,11 @@ def test_one_directory_holds_one_run(bench, typed, tmp_path):
         assert (
             status == 2 and f"another process is training in it (process {child}, on " in error
         ), error
-        assert atomic_io.taken(tmp_path)
+        assert atomic_io.is_locked(tmp_path)
     finally:
         faults.stopped(child, signal.SIGKILL)
-    assert not atomic_io.taken(tmp_path)
-    with atomic_io.alone(tmp_path, "training"):
+    assert not atomic_io.is_locked(tmp_path)
+    with atomic_io.directory_lock(tmp_path, "training"):
         pass
     assert not [*tmp_path.iterdir()]
 
@@ -298,10 +301,10 @@ def test_one_directory_holds_one_run(bench, typed, tmp_path):
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_go_on_after_any_number_of_them(flip):
     split = Images(torch.arange(23 * 4, dtype=torch.uint8).reshape(23, 1, 2, 2), torch.arange(23))
-    whole = list(islice(iter(Batches(split, 5, flip, 3)), 20))
+    whole = list(islice(iter(TrainBatches(split, 5, flip, 3)), 20))
     for done in range(20):
         for batch, other in zip(
-            islice(iter(Batches(split, 5, flip, 3, done=done)), 20 - done),
+            islice(iter(TrainBatches(split, 5, flip, 3, done=done)), 20 - done),
             whole[done:],
             strict=True,
         ):
@@ -314,13 +317,13 @@ def test_batches_go_on_after_any_number_of_them(flip):
 def test_a_step_that_is_left_out_leaves_everything_as_it_was(fused):
     weights = [torch.nn.Parameter(torch.randn(5)) for _ in range(2)]
     optimizer = torch.optim.AdamW(weights, lr=0.1, fused=fused)
-    skips = Skips(torch.device("cpu"))
+    skips = NonFiniteGuard(torch.device("cpu"))
 
     def step(value):
         for weight in weights:
             weight.grad = torch.ones(5)
         weights[1].grad[2] = value
-        skips.judge(
+        skips.check(
             optimizer, [torch.nn.utils.get_total_norm([weight.grad for weight in weights])], 7
         )
         optimizer.step()
@@ -335,15 +338,15 @@ def test_a_step_that_is_left_out_leaves_everything_as_it_was(fused):
     assert all(torch.equal(value, kept[key]) for key, value in optimizer.state[weights[1]].items())
     step(1.0)
     assert skips.state() == [4, 0] and not torch.equal(weights[0], before[0])
-    with pytest.raises(Diverged, match=f"step 7: {LIMIT} steps in a row"):
+    with pytest.raises(DivergenceError, match=f"step 7: {LIMIT} steps in a row"):
         for _ in range(LIMIT):
             step(float("nan"))
 
 
 def test_partial_files_take_no_place(tmp_path):
     file = tmp_path / "a.txt"
-    atomic_io.write(file, "old")
-    with pytest.raises(OSError, match="full"), atomic_io.replaced(file) as partial:
+    atomic_io.write_text(file, "old")
+    with pytest.raises(OSError, match="full"), atomic_io.atomic_write(file) as partial:
         partial.write_text("ne")
         raise OSError("full")
     assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
@@ -372,13 +375,13 @@ def test_each_process_takes_up_its_own_half_of_a_mean():
 
 
 def test_a_full_disk_costs_no_row_of_the_history(tmp_path, monkeypatch, caplog):
-    history = loggers.History(tmp_path, name="", version="")
+    history = loggers.CSVHistory(tmp_path, name="", version="")
     history.log_metrics({"a": 0.1}, step=1)
     history.save()
     with monkeypatch.context() as full:
         full.setattr(
             atomic_io,
-            "_settle",
+            "_fsync",
             lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")),
         )
         history.log_metrics({"b": 2.0}, step=99)  # is when it saves
@@ -387,18 +390,18 @@ def test_a_full_disk_costs_no_row_of_the_history(tmp_path, monkeypatch, caplog):
     assert file.read_bytes() == b"a,step\r\n0.1,1\r\n"
     history.save()
     assert file.read_bytes() == history.text.encode() == b"a,b,step\r\n0.1,,1\r\n,2.0,99\r\n"
-    again = loggers.History(tmp_path, name="", version="")
+    again = loggers.CSVHistory(tmp_path, name="", version="")
     again.rewind(history.text)
     again.log_metrics({"a": 0.25}, step=100)
     again.save()
     assert file.read_bytes() == b"a,b,step\r\n0.1,,1\r\n,2.0,99\r\n0.25,,100\r\n"
 
 
-def test_pictures_that_find_no_room_do_not_end_training(caplog):
-    class Full(Observer):
+def test_images_that_find_no_room_do_not_end_training(caplog):
+    class Full(Periodic):
         every = 5
 
-        def look(self, trainer, system):
+        def run(self, trainer, system):
             raise OSError(number, "told")
 
     trainer, number = SimpleNamespace(global_step=5, max_steps=9), 28
@@ -415,10 +418,10 @@ def test_pictures_that_find_no_room_do_not_end_training(caplog):
 
 def test_what_beats_is_left_alone(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with watchdog.watched(0.3, tmp_path / "hang.txt"):
+    with watchdog.monitor(0.3, tmp_path / "hang.txt"):
         for _ in range(8):
             time.sleep(0.1)
-            watchdog.beat()
+            watchdog.heartbeat()
     assert not (tmp_path / "hang.txt").exists() and signal.getsignal(signal.SIGTERM) is before
 
 
@@ -426,12 +429,15 @@ def test_what_beats_is_left_alone(tmp_path):
 def test_weights_and_biases_has_one_run_of_both_halves(bench, monkeypatch):
     halves = strikes(Diffusion, "training_step", 13, signal.SIGKILL)
     folder = bench.room()
-    words = [*(word for word in bench.words(PIXELS) if word != "logger=csv"), "hydra.run.dir=run"]
+    overrides = [
+        *(word for word in bench.overrides(PIXELS) if word != "logger=csv"),
+        "hydra.run.dir=run",
+    ]
     wandb.teardown()  # or its service, of other tests, would hold on to the run that is killed
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert faults.ended(faults.begin(folder, words, halves)) == 137
+    assert faults.ended(faults.begin(folder, overrides, halves)) == 137
     mark = (folder / "run" / "wandb" / "id.txt").read_text()
-    assert faults.ended(faults.begin(folder, words)) == 0, faults.log(folder)
+    assert faults.ended(faults.begin(folder, overrides)) == 0, faults.log(folder)
     assert len([*(folder / "run" / "wandb").glob(f"offline-run-*-{mark}")]) == 2
 
 
@@ -439,7 +445,7 @@ def test_checkpoints_are_ordered_by_their_steps(tmp_path):
     for step in (9, 1000000, 999999):
         (tmp_path / f"step-{step:06d}.ckpt").write_text("")
     (tmp_path / "step-000010.ckpt.damaged").write_text("")
-    assert [file.name for file in ordered(tmp_path)] == [
+    assert [file.name for file in list_checkpoints(tmp_path)] == [
         "step-1000000.ckpt",
         "step-999999.ckpt",
         "step-000009.ckpt",
@@ -450,7 +456,9 @@ def test_checkpoints_are_ordered_by_their_steps(tmp_path):
 def test_numbers_that_are_not_finite_are_never_saved(value):
     callback = Checkpoints()
     content = {"callbacks": {"EMA": [{"average": torch.tensor([1.0, value])}]}}
-    with pytest.raises(Diverged, match=r"callbacks.EMA.0.average is not finite, and is not saved"):
+    with pytest.raises(
+        DivergenceError, match=r"callbacks.EMA.0.average is not finite, and is not saved"
+    ):
         callback.on_save_checkpoint(SimpleNamespace(loggers=[]), None, content)
 
 
@@ -459,7 +467,7 @@ def test_what_follows_from_the_data_is_adopted_when_a_command_is_repeated(tmp_pa
         Image.effect_noise((8, 8), 50 + i).save(tmp_path / f"{i}.png")
     typed_words = ("data=folder", f"data.path={tmp_path}")
     saved, again = composed(*typed_words), composed(*typed_words)
-    complete(saved, build(saved, "data"))
+    fill_defaults(saved, build(saved, "data"))
     assert (saved.data.resolution, saved.data.channels) == (8, 1) and again.data.resolution is None
-    resume.adopt(again, saved)
+    resume.adopt_derived(again, saved)
     assert again == saved

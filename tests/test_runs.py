@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.callbacks import checkpoints
-from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.config.validation import FIXED, check_keys
-from ddpm_lab.data.datasets import Images, Streamed
+from ddpm_lab.data.datasets import Images, MapSplit
 from ddpm_lab.data.digits import digits
-from ddpm_lab.runs import data_check, record, resume, trusted_paths
-from ddpm_lab.systems.nonfinite_steps import Skips
+from ddpm_lab.runs import data_check, resume, run_record, trusted_paths
+from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
 from ddpm_lab.utils import atomic_io
 from ddpm_lab.utils.errors import UserError
 
@@ -55,8 +55,8 @@ def room(tmp_path_factory, typed):
     images(room / "pics")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(room)
-        words = ("data=folder", "data.path=pics", "conditioner=label", *Q, "hydra.run.dir=r")
-        status, _, error = typed("train", *words)
+        overrides = ("data=folder", "data.path=pics", "conditioner=label", *Q, "hydra.run.dir=r")
+        status, _, error = typed("train", *overrides)
         assert status == 0, error
         assert (
             typed(
@@ -78,26 +78,30 @@ def there(room, tmp_path, monkeypatch):
     """A copy of `room`, in which the test is, as if it had been made there."""
     shutil.copytree(room, tmp_path / "room")
     monkeypatch.chdir(tmp_path / "room")
-    record.keep(Path("r"), record.read("r").data)
-    trusted_paths.remember(OmegaConf.load("r/config.yaml"))
+    run_record.write_record(Path("r"), run_record.read_record("r").data)
+    trusted_paths.remember_paths(OmegaConf.load("r/config.yaml"))
     return tmp_path / "room"
 
 
 def test_checkpoints_metrics_and_shares_carry_the_id_of_their_run(there, typed):
-    key = record.read("r").id
+    key = run_record.read_record("r").id
     assert len(key) == 16
     assert torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["run_id"] == key
     assert json.loads(Path("r/metrics.json").read_text())["run_id"] == key
-    share = record.read("s")
-    assert share.id == key and share.directory is None and share.data == record.read("r").data
+    share = run_record.read_record("s")
+    assert (
+        share.id == key
+        and share.directory is None
+        and share.data == run_record.read_record("r").data
+    )
     assert typed("evaluate", "run=s", *CHEAP, "hydra.run.dir=e")[0] == 0
     assert json.loads(Path("e/metrics.json").read_text())["run_id"] == key
     assert typed("train", "resume=r", "trainer.max_steps=4")[0] == 0
-    assert record.read("r").id == key
+    assert run_record.read_record("r").id == key
 
 
 def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
-    words = (
+    overrides = (
         "data=folder",
         "data.path=pics",
         "conditioner=label",
@@ -105,14 +109,14 @@ def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
         "seed=1",
         "hydra.run.dir=other",
     )
-    assert typed("train", *words)[0] == 0
+    assert typed("train", *overrides)[0] == 0
     shutil.copy("other/checkpoints/step-000003.ckpt", "r/checkpoints/step-000009.ckpt")
     status, out, error = typed("train", "resume=r", "trainer.max_steps=4")
     assert status == 0, error
     assert "step-000009.ckpt is of another run" in out and "1 checkpoints were set aside" in out, (
         out
     )
-    assert [file.name for file in ordered(Path("r/checkpoints"))] == [
+    assert [file.name for file in list_checkpoints(Path("r/checkpoints"))] == [
         "step-000004.ckpt",
         "step-000003.ckpt",
     ]
@@ -120,31 +124,31 @@ def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
 
 def test_moved_data_is_named_for_training_and_measuring(there, typed):
     os.rename("pics", "moved")
-    for verb, *words in (
+    for verb, *overrides in (
         ("evaluate", "run=r", *CHEAP),
         ("train", "resume=r", "trainer.max_steps=4"),
     ):
-        status, _, error = typed(verb, *words)
+        status, _, error = typed(verb, *overrides)
         assert status == 2 and "pics" in error and "try data.path=DIR" in error, error
-        status, out, error = typed(verb, *words, "data.path=moved")
+        status, out, error = typed(verb, *overrides, "data.path=moved")
         assert status == 0 and "warning" not in out, out + error
     assert OmegaConf.load("r/config.yaml").data.path == "moved"
-    for words in (
-        ("data.workers=0", "data.resident=false", "patience=60"),
+    for overrides in (
+        ("data.workers=0", "data.in_memory=false", "hang_timeout=60"),
         ("logger=csv", "extractor=none"),
         ("+callbacks.progress._target_=ddpm_lab.callbacks.progress.Progress",),
         ("~callbacks.progress",),
     ):
         steps = resume_steps() + 1
-        status, out, error = typed("train", "resume=r", *words, f"trainer.max_steps={steps}")
+        status, out, error = typed("train", "resume=r", *overrides, f"trainer.max_steps={steps}")
         assert status == 0 and "warning" not in out, out + error
-        assert ("progress" in OmegaConf.load("r/config.yaml").callbacks) == words[0].startswith(
+        assert ("progress" in OmegaConf.load("r/config.yaml").callbacks) == overrides[0].startswith(
             "+"
-        ), words
+        ), overrides
 
 
 def resume_steps():
-    return int(ordered(Path("r/checkpoints"))[0].stem[5:])
+    return int(list_checkpoints(Path("r/checkpoints"))[0].stem[5:])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def resume_steps():
     [
         ("data.pth=x", "data has no key pth (did you mean path?)"),
         ("data.channels=1", "data.channels is part of what resume=r was trained with"),
-        ("callbacks.pictures.every=5", "callbacks has no key pictures"),
+        ("callbacks.sample_grid.every=5", "callbacks has no key sample_grid"),
         ("data=digits", "data is part of what resume=r was trained with"),
     ],
 )
@@ -167,7 +171,7 @@ def test_a_relative_path_holds_in_another_directory(there, typed, monkeypatch):
     assert typed("evaluate", "run=../r", *CHEAP)[0] == 0
     assert typed("train", "resume=../r", "trainer.max_steps=4")[0] == 0
     monkeypatch.chdir(there)
-    words = (
+    overrides = (
         "data=folder",
         "data.path=pics",
         "conditioner=label",
@@ -175,7 +179,7 @@ def test_a_relative_path_holds_in_another_directory(there, typed, monkeypatch):
         "hydra.run.dir=r",
         "trainer.max_steps=5",
     )
-    status, _, error = typed("train", *words)
+    status, _, error = typed("train", *overrides)
     assert status == 0, error
 
 
@@ -187,11 +191,11 @@ def test_other_data_is_refused_or_said(there, typed):
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=renamed")
     assert status == 2 and "classes a, c, and were a, b" in error, error
     images(there / "changed", shift=1)
-    for verb, words in (
+    for verb, overrides in (
         ("evaluate", ("run=r", *CHEAP)),
         ("train", ("resume=r", "trainer.max_steps=4")),
     ):
-        status, out, error = typed(verb, *words, "data.path=changed")
+        status, out, error = typed(verb, *overrides, "data.path=changed")
         assert status == 0 and "warning: data.path=changed" in out and "other images" in out, (
             out + error
         )
@@ -199,7 +203,7 @@ def test_other_data_is_refused_or_said(there, typed):
 
 def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
     data = digits()
-    known = data_check.fingerprint(data)
+    known = data_check.data_fingerprint(data)
     source = SimpleNamespace(__getitem__=None)
 
     class Source:
@@ -207,7 +211,7 @@ def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
             return data.train.pixels[index]
 
     source = Source()
-    streamed = Streamed(source, torch.arange(data.train.size), data.train.shape, data.train.labels)
+    streamed = MapSplit(source, torch.arange(data.train.size), data.train.shape, data.train.labels)
     assert data_check._digest(streamed, 0) == known["train"]["sha256"]
     for changed in (
         Images(data.train.pixels.flip(0), data.train.labels),
@@ -217,7 +221,7 @@ def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "told"),
     [
         (("resume=s",), "resume=s holds weights without the state of the optimizer"),
         (("hydra.run.dir=s", *Q), "init=s to start from its weights"),
@@ -230,9 +234,9 @@ def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
         (("resume=drawn",), "resume=drawn is no run"),
     ],
 )
-def test_training_goes_on_in_runs_only(there, typed, words, told):
+def test_training_goes_on_in_runs_only(there, typed, overrides, told):
     before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
-    status, _, error = typed("train", *words)
+    status, _, error = typed("train", *overrides)
     assert status == 2 and told in error and error.count("\n") == 1, error
     assert {file: file.read_bytes() for file in there.rglob("*") if file.is_file()} == before
 
@@ -240,18 +244,22 @@ def test_training_goes_on_in_runs_only(there, typed, words, told):
 def test_a_folder_of_logs_is_as_good_as_empty(tmp_path):
     (tmp_path / "slurm-17.out").write_text("")
     (tmp_path / ".hidden").mkdir()
-    resume.vacant(tmp_path)
+    resume.check_vacant(tmp_path)
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(UserError, match=r"holds notes\.md; try a new folder"):
-        resume.vacant(tmp_path)
+        resume.check_vacant(tmp_path)
 
 
 def test_a_run_starts_from_the_weights_of_another(there, typed):
-    words = ("data=folder", "data.path=pics", "conditioner=label", *Q)
-    words += ("+callbacks.ema._target_=ddpm_lab.callbacks.ema.EMA",)
+    overrides = ("data=folder", "data.path=pics", "conditioner=label", *Q)
+    overrides += ("+callbacks.ema._target_=ddpm_lab.callbacks.ema.EMA",)
     for source in ("s", "r"):
         status, out, error = typed(
-            "train", *words, f"init={source}", f"hydra.run.dir=from-{source}", "optimizer.lr=1e-9"
+            "train",
+            *overrides,
+            f"init={source}",
+            f"hydra.run.dir=from-{source}",
+            "optimizer.lr=1e-9",
         )
         assert status == 0 and "starting from the raw weights of step 3" in out, out + error
         first = torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["state_dict"]
@@ -269,7 +277,7 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
     assert all(
         torch.allclose(average[name], first[f"denoiser.{name}"], atol=1e-6) for name in average
     )
-    assert record.read("from-r").id != record.read("r").id
+    assert run_record.read_record("from-r").id != run_record.read_record("r").id
     shutil.rmtree("r")  # is not needed any more
     assert typed("train", "resume=from-r", "trainer.max_steps=4")[0] == 0
     refused = {
@@ -279,15 +287,15 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
         ("system=classifier", "~callbacks.ema"): "init=s was trained with system=",
     }
     for more, told in refused.items():
-        status, _, error = typed("train", *words, *more, "init=s", "hydra.run.dir=x")
+        status, _, error = typed("train", *overrides, *more, "init=s", "hydra.run.dir=x")
         assert status == 2 and told in error and error.count("\n") == 1, error
-    status, _, error = typed("train", *words, "init=nowhere", "hydra.run.dir=x")
+    status, _, error = typed("train", *overrides, "init=nowhere", "hydra.run.dir=x")
     assert status == 2 and "nowhere is no run" in error
 
 
 @pytest.mark.parametrize("failing", [2, 3])
 def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, failing):
-    words = (
+    overrides = (
         "data=folder",
         "data.path=pics",
         "conditioner=label",
@@ -308,7 +316,7 @@ def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, f
         save(content, file)
 
     monkeypatch.setattr(checkpoints.torch, "save", full)
-    status, out, error = typed("train", *words)
+    status, out, error = typed("train", *overrides)
     kept = f"step-{2 * (failing - 1):06d}.ckpt"
     assert (
         status == 3
@@ -316,16 +324,16 @@ def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, f
         in error
     )
     assert "saved in" not in out + error and not Path("full/metrics.json").exists()
-    assert [file.name for file in Path("full/checkpoints").iterdir()][-1:] and ordered(
+    assert [file.name for file in Path("full/checkpoints").iterdir()][-1:] and list_checkpoints(
         Path("full/checkpoints")
     )[0].name == kept
     monkeypatch.undo()
     os.chdir(there)
-    assert typed("train", *words)[0] == 0 and Path("full/metrics.json").exists()
+    assert typed("train", *overrides)[0] == 0 and Path("full/metrics.json").exists()
 
 
 def test_a_signal_whose_save_fails_claims_nothing(there, typed, monkeypatch):
-    words = (
+    overrides = (
         "data=folder",
         "data.path=pics",
         "conditioner=label",
@@ -349,7 +357,7 @@ def test_a_signal_whose_save_fails_claims_nothing(there, typed, monkeypatch):
 
     monkeypatch.setattr(checkpoints.torch, "save", full)
     monkeypatch.setattr(checkpoints.Checkpoints, "on_train_batch_start", told)
-    status, _, error = typed("train", *words)
+    status, _, error = typed("train", *overrides)
     assert status == 143 and "stopped by SIGTERM at step 3; the last checkpoint is " in error, error
     assert "saved in" not in error and "step-000002.ckpt; the same command goes on" in error, error
 
@@ -388,7 +396,7 @@ def test_losses_of_any_shape_are_taken_up_between_reports(weighted):
             optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1, "initial_lr": 0.1}])],
         )
         system = SimpleNamespace(
-            device=torch.device("cpu"), skips=Skips(torch.device("cpu")), zero_loss=None
+            device=torch.device("cpu"), skips=NonFiniteGuard(torch.device("cpu")), zero_loss=None
         )
         callback = Losses(every=4)
         callback.on_train_start(trainer, system)
@@ -438,12 +446,12 @@ def test_what_the_data_decides_is_that_of_the_run():
             "compile": None,
         }
     )
-    resume.adopt(config, saved)
+    resume.adopt_derived(config, saved)
     assert config == OmegaConf.create(
         {**saved, "model": {**saved.model, "dropout": 0.2}, "compile": None}
     )
     with pytest.raises(UserError, match=r"model.dropout=0.2 was 0.1"):
-        resume.compare(saved, config, Path("r"))
+        resume.check_same_config(saved, config, Path("r"))
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
@@ -451,7 +459,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(atomic_io.fcntl, "lockf", none)
-    with atomic_io.alone(tmp_path, "training"):
-        assert "cannot be locked (No locks available)" in caplog.text and not atomic_io.taken(
+    with atomic_io.directory_lock(tmp_path, "training"):
+        assert "cannot be locked (No locks available)" in caplog.text and not atomic_io.is_locked(
             tmp_path
         )

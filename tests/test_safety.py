@@ -26,20 +26,27 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ddpm_lab.callbacks import loggers
-from ddpm_lab.callbacks.checkpoints import ordered
-from ddpm_lab.cli.sample_io import array
+from ddpm_lab.callbacks.checkpoints import list_checkpoints
+from ddpm_lab.cli.sample_io import read_array
 from ddpm_lab.conditioners import base
-from ddpm_lab.conditioners.base import Spec
+from ddpm_lab.conditioners.base import DataSpec
 from ddpm_lab.config.instantiate import as_typed
 from ddpm_lab.data import huggingface_rows
 from ddpm_lab.data.datasets import Images
-from ddpm_lab.data.image_folder import folder, pictures
-from ddpm_lab.data.image_io import opened
-from ddpm_lab.data.module import Data
-from ddpm_lab.data.shards import store
+from ddpm_lab.data.image_folder import image_folder, read_images
+from ddpm_lab.data.image_io import open_image
+from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.shards import image_store
 from ddpm_lab.runs import load, resume, saved_config, trusted_paths
 from ddpm_lab.utils import safe_load
-from ddpm_lab.utils.errors import Damaged, Interrupted, Plain, Unsafe, UserError, shown
+from ddpm_lab.utils.errors import (
+    CorruptFileError,
+    EscapingFormatter,
+    InterruptedRunError,
+    UnsafeFileError,
+    UserError,
+    escape_control,
+)
 
 SECRET = "hunter2-hunter2"
 spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
@@ -55,21 +62,19 @@ def trained(typed, tmp_path_factory):
     where = tmp_path_factory.mktemp("safety")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_TEST_SECRET", SECRET)
-        words = [
-            word
-            for word in FAST
-            if not word.startswith(("callbacks.quality", "callbacks.pictures"))
+        overrides = [
+            word for word in FAST if not word.startswith(("callbacks.fid", "callbacks.sample_grid"))
         ]
-        words += [
+        overrides += [
             "trainer.max_steps=2",
             "callbacks.checkpoints.every=1",
             "trainer.val_check_interval=2",
-            "~callbacks.quality",
-            "~callbacks.pictures",
+            "~callbacks.fid",
+            "~callbacks.sample_grid",
             "+token=${oc.env:DDPM_TEST_SECRET}",
             "+notes.of=${token}",
         ]
-        status, out, error = typed("train", *words, f"hydra.run.dir={where}/r")
+        status, out, error = typed("train", *overrides, f"hydra.run.dir={where}/r")
     assert status == 0, error
     (where / "r" / "said").write_text(out + error)
     return where / "r"
@@ -109,10 +114,10 @@ def _hurry():
     signal.signal(signal.SIGALRM, before)
 
 
-def refused(typed, run, status=5, *words):
+def refused(typed, run, status=5, *overrides):
     """What `sample.py` says, which leaves nothing behind."""
     before = sorted(map(str, run.rglob("*")))
-    ended, _, error = typed("sample", f"run={run}", "count=2", *words)
+    ended, _, error = typed("sample", f"run={run}", "count=2", *overrides)
     assert ended == status and error.startswith("error: ") and 1 <= error.count("\n") <= 3, error
     assert "Traceback" not in error and "\x1b" not in error
     assert sorted(map(str, run.rglob("*"))) == before
@@ -142,11 +147,11 @@ def test_a_pickle_runs_nothing(legacy, suffix, run, tmp_path, monkeypatch):
     content = torch.load(last(run), weights_only=True) | {"extra": Payload(tmp_path / "ran")}
     file = tmp_path / f"a.{suffix}"
     torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(Damaged if legacy else Unsafe):
-        safe_load.checkpoint(file)
+    with pytest.raises(CorruptFileError if legacy else UnsafeFileError):
+        safe_load.load_checkpoint(file)
     file.write_bytes(pickle.dumps(Payload(tmp_path / "ran"), protocol=0))
-    with pytest.raises(Damaged, match="not a checkpoint"):
-        safe_load.checkpoint(file)
+    with pytest.raises(CorruptFileError, match="not a checkpoint"):
+        safe_load.load_checkpoint(file)
     assert not (tmp_path / "ran").exists()
 
 
@@ -159,8 +164,8 @@ def changed(run, **parts):
 def test_weights_are_finite(run, typed):
     name, value = next(iter(changed(run)["state_dict"].items()))
     changed(run, state_dict={name: torch.full_like(value, float("nan"))})
-    with pytest.raises(Damaged, match="not finite"):
-        safe_load.checkpoint(last(run))
+    with pytest.raises(CorruptFileError, match="not finite"):
+        safe_load.load_checkpoint(last(run))
 
 
 @pytest.mark.parametrize(
@@ -178,13 +183,13 @@ def test_weights_are_finite(run, typed):
     ],
 )
 def test_a_checkpoint_says_of_its_data_what_data_may_be(wrong, run):
-    assert {*safe_load.SPEC} == {*Spec._fields}
+    assert {*safe_load.SPEC} == {*DataSpec._fields}
     said = changed(run)["hyper_parameters"]
     changed(run, hyper_parameters=said | wrong)
     with pytest.raises(
-        Unsafe, match="hyper_parameters must be shape, classes, bin_width, captions"
+        UnsafeFileError, match="hyper_parameters must be shape, classes, bin_width, captions"
     ):
-        safe_load.checkpoint(last(run))
+        safe_load.load_checkpoint(last(run))
 
 
 @pytest.mark.parametrize(
@@ -202,32 +207,32 @@ def test_a_checkpoint_says_of_its_data_what_data_may_be(wrong, run):
 def test_honest_data_of_any_kind_is_accepted(honest, run):
     said = changed(run)["hyper_parameters"]
     changed(run, hyper_parameters=said | honest)
-    assert safe_load.checkpoint(last(run))["hyper_parameters"] == said | honest
+    assert safe_load.load_checkpoint(last(run))["hyper_parameters"] == said | honest
 
 
 def test_a_checkpoint_of_another_program_is_none(run):
     for foreign in ({"model": torch.ones(3)}, [1], nn.Linear(2, 2).state_dict(), torch.ones(2)):
         torch.save(foreign, last(run))
-        with pytest.raises(Damaged, match="no checkpoint of ddpm-lab"):
-            safe_load.checkpoint(last(run))
+        with pytest.raises(CorruptFileError, match="no checkpoint of ddpm-lab"):
+            safe_load.load_checkpoint(last(run))
 
 
 @pytest.mark.parametrize("kind", faults.DAMAGE)
 def test_damage_is_noticed_or_changes_no_number(kind, trained, tmp_path):
     bench = faults.Bench(tmp_path / "bench")
-    newest, older = ordered(trained / "checkpoints")
-    config = load.config(str(trained))
+    newest, older = list_checkpoints(trained / "checkpoints")
+    config = load.load_config(str(trained))
     share(str(trained), tmp_path / "s")
     for _ in range(4):
         assert faults._recovers(bench, newest, older, faults.DAMAGE[kind], config) == ""
         shared = tmp_path / "s" / "weights.safetensors"
-        assert faults._noticed(bench, shared, faults.DAMAGE[kind], safe_load.checkpoint) == ""
+        assert faults._noticed(bench, shared, faults.DAMAGE[kind], safe_load.load_checkpoint) == ""
 
 
 def test_the_newest_whole_checkpoint_is_taken_in_a_folder_that_cannot_be_written(
     run, typed, tmp_path
 ):
-    newest, older = ordered(run / "checkpoints")
+    newest, older = list_checkpoints(run / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:-1000])
     before = sorted(map(str, run.rglob("*")))
     status, out, error = typed(
@@ -251,16 +256,16 @@ def test_lack_of_memory_is_not_damage(run, monkeypatch):
 
     monkeypatch.setattr(torch, "load", full)
     with pytest.raises(RuntimeError, match="allocate"):
-        safe_load.checkpoint(last(run))
+        safe_load.load_checkpoint(last(run))
 
 
 def test_numbers_that_a_cache_keeps_have_a_checksum(tmp_path):
     file = tmp_path / "a.json"
-    safe_load.seal({"fid": 1.5}, file)
-    assert safe_load.sealed(file) == {"fid": 1.5}
+    safe_load.write_sealed_json({"fid": 1.5}, file)
+    assert safe_load.read_sealed_json(file) == {"fid": 1.5}
     file.write_text(file.read_text().replace("1.5", "1.7"))
-    with pytest.raises(Damaged, match="checksum"):
-        safe_load.sealed(file)
+    with pytest.raises(CorruptFileError, match="checksum"):
+        safe_load.read_sealed_json(file)
 
 
 def test_a_checkpoint_is_a_regular_file(run, typed, tmp_path):
@@ -303,14 +308,14 @@ def test_the_state_of_the_optimizer_is_like_its_weights(run, typed, tmp_path):
             i: {name: order(value) for name, value in of.items()}
             for i, of in state["state"].items()
         }
-        ordered = [value.stride() for of in kept.values() for value in of.values()]
+        list_checkpoints = [value.stride() for of in kept.values() for value in of.values()]
         changed(place, optimizer_states=[state | {"state": kept}])
         status, _, error = typed("train", f"resume={place}", "trainer.max_steps=4")
         assert status == 0, error
         ends.append(
             (
-                ordered,
-                safe_load.checkpoint(place / "checkpoints" / "step-000004.ckpt")["state_dict"],
+                list_checkpoints,
+                safe_load.load_checkpoint(place / "checkpoints" / "step-000004.ckpt")["state_dict"],
             )
         )
     (one, weights), (other, alike) = ends
@@ -349,22 +354,22 @@ def test_a_state_that_is_none_is_named(wrong, run, typed):
         ".lock",
         "hparams.yaml",
         "metrics.csv",
-        "pictures",
-        "pictures/losses.png",
+        "images",
+        "images/losses.png",
         "checkpoints/step-000001.ckpt",
         "wandb/id.txt",
     ],
 )
 def test_a_run_that_goes_on_writes_through_no_link(name, run, typed, tmp_path):
     victim = tmp_path / "victim"
-    victim.mkdir() if name == "pictures" else victim.write_text("mine")
+    victim.mkdir() if name == "images" else victim.write_text("mine")
     (run / name).parent.mkdir(exist_ok=True)
     if (run / name).exists():
         (run / name).rename(tmp_path / "aside")
     (run / name).symlink_to(victim)
     status, _, error = typed("train", f"resume={run}", "trainer.max_steps=4")
     assert status == 5 and "is a link" in error and error.count("\n") == 1, error
-    assert [*victim.iterdir()] == [] if name == "pictures" else victim.read_text() == "mine"
+    assert [*victim.iterdir()] == [] if name == "images" else victim.read_text() == "mine"
 
 
 def test_a_run_that_goes_on_stays_in_its_folder(run, typed, tmp_path):
@@ -389,7 +394,7 @@ def test_a_run_that_goes_on_stays_in_its_folder(run, typed, tmp_path):
 
 def test_what_a_longer_run_has_not_come_to_yet_is_not_said(run):
     (run / "metrics.json").write_text("{}")
-    resume.remember(load.config(str(run)), run, [])
+    resume.save_config(load.load_config(str(run)), run, [])
     assert not (run / "metrics.json").exists()
 
 
@@ -403,15 +408,15 @@ def test_a_pretrained_encoder_brings_no_code(tmp_path, monkeypatch):
     }
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": own}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": own}))
-    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    monkeypatch.setattr("builtins.input", lambda *conditions: "y")
     with pytest.raises(ValueError, match="cannot be read by transformers"):
         base._pretrained.__wrapped__(str(tmp_path))
     assert not (tmp_path / "mark").exists()
 
 
-def test_a_row_says_where_its_picture_is_and_not_more():
-    with pytest.raises(Unsafe, match="reference is none of hf, zip, tar, gzip"):
-        huggingface_rows.opened(
+def test_a_row_says_where_its_image_is_and_not_more():
+    with pytest.raises(UnsafeFileError, match="reference is none of hf, zip, tar, gzip"):
+        huggingface_rows.open_image(
             {"bytes": None, "path": "zip://x::reference://k::/etc/passwd"}, "row 1"
         )
 
@@ -461,8 +466,8 @@ def spoil(run, change):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_configuration_builds_only_what_is_known(name, run, evil):
     spoil(run, lambda config: config["model"].update(_target_=name))
-    with pytest.raises(Unsafe, match=r"config\.yaml: model\._target_="):
-        load.config(str(run))
+    with pytest.raises(UnsafeFileError, match=r"config\.yaml: model\._target_="):
+        load.load_config(str(run))
     assert not evil.exists() and "evil_package" not in sys.modules
 
 
@@ -497,8 +502,8 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_a_configuration_is_data_everywhere(place, run, evil):
     spoil(run, PLACES[place])
-    with pytest.raises(Unsafe):
-        load.config(str(run))
+    with pytest.raises(UnsafeFileError):
+        load.load_config(str(run))
     assert not evil.exists()
 
 
@@ -518,25 +523,25 @@ def test_what_a_run_kept_of_a_secret_is_not_resolved(run, typed):
 def test_references_name_no_secret(run):
     for value in ("${oc.decode:${oc.env:SLURM_JWT,1}}", "${seed}${oc.env:HOME}"):
         spoil(run, lambda config, value=value: config["sampler"].update(spacing=value))
-        with pytest.raises(Unsafe, match="refers to what it must not"):
-            load.config(str(run))
+        with pytest.raises(UnsafeFileError, match="refers to what it must not"):
+            load.load_config(str(run))
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         {"trainer": {"max_steps": 2 * 10**7}},
-        {"patience": 10**9},
+        {"hang_timeout": 10**9},
         {"model": {"multipliers": [1] * 2000}},
         {"data": {"name": "${seed}-${data.batch_size}"}},
         {"trainer": {"limit_val_batches": float("inf")}},
     ],
-    ids=lambda words: str(words)[:40],
+    ids=lambda overrides: str(overrides)[:40],
 )
-def test_honest_configurations_are_accepted(words, run):
-    config = OmegaConf.merge(OmegaConf.load(run / "config.yaml"), words)
+def test_honest_configurations_are_accepted(overrides, run):
+    config = OmegaConf.merge(OmegaConf.load(run / "config.yaml"), overrides)
     OmegaConf.save(config, run / "config.yaml")
-    assert saved_config.configuration(run / "config.yaml").trainer.max_steps
+    assert saved_config.load_saved_config(run / "config.yaml").trainer.max_steps
 
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
@@ -565,7 +570,7 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
 def test_yaml_without_tags_and_aliases(text, status, run, evil):
     (run / "config.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.yaml") as told:
-        load.config(str(run))
+        load.load_config(str(run))
     assert told.value.status == status and not evil.exists()
 
 
@@ -580,8 +585,13 @@ def test_a_configuration_that_is_cut_is_named(share_of, run, typed):
 def test_a_configuration_of_the_user_that_is_broken_is_named(text, typed, tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_bytes(text)
-    words = ("--config-dir", f"{tmp_path}/conf", "experiment=mine", f"hydra.run.dir={tmp_path}/r")
-    status, _, error = typed("train", *words)
+    overrides = (
+        "--config-dir",
+        f"{tmp_path}/conf",
+        "experiment=mine",
+        f"hydra.run.dir={tmp_path}/r",
+    )
+    status, _, error = typed("train", *overrides)
     assert status == 2 and "mine.yaml is not" in error and error.count("\n") == 1, error
 
 
@@ -602,12 +612,12 @@ def test_packages_that_are_named_are_trusted(run, typed, evil):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         *([f"experiment={name}"] for name in options("experiment")),
         ["trainer=slurm", "logger=tensorboard"],
         ["trainer=ddp", "logger=wandb"],
-        ["guidance=classifier", "variance=analytic", "timesteps=importance"],
+        ["guidance=classifier", "variance=analytic", "timestep_sampler=importance"],
         ["guidance=autoguidance", "conditioner=pretrained_text", "model=unet_cross"],
         ["data=hub"],
         ["data=toy"],
@@ -616,15 +626,15 @@ def test_packages_that_are_named_are_trusted(run, typed, evil):
     ],
     ids=" ".join,
 )
-def test_what_train_keeps_is_known(words, tmp_path):
-    OmegaConf.save(composed(*words), tmp_path / "config.yaml")
-    assert saved_config.configuration(tmp_path / "config.yaml") == OmegaConf.load(
+def test_what_train_keeps_is_known(overrides, tmp_path):
+    OmegaConf.save(composed(*overrides), tmp_path / "config.yaml")
+    assert saved_config.load_saved_config(tmp_path / "config.yaml") == OmegaConf.load(
         tmp_path / "config.yaml"
     )
 
 
 def test_own_configurations_are_all_known(trained):
-    config = load.config(str(trained))
+    config = load.load_config(str(trained))
     assert config.system.network._target_ == "ddpm_lab.networks.unet.UNet"
     for group, (targets, _) in saved_config._own().items():
         assert all(not name.startswith(("builtins", "os.")) for name in targets), group
@@ -655,9 +665,9 @@ def test_what_was_shared_is_read_as_the_run_is(trained, typed, tmp_path):
             "run.json",
             "weights.safetensors",
         }
-    for has, asked in (("ema", "raw"), ("raw", "ema")):
-        status, _, error = typed("sample", f"run={tmp_path}/{has}", f"weights={asked}")
-        assert status == 2 and f"weights={asked} are not in run=" in error
+    for has, conditions in (("ema", "raw"), ("raw", "ema")):
+        status, _, error = typed("sample", f"run={tmp_path}/{has}", f"weights={conditions}")
+        assert status == 2 and f"weights={conditions} are not in run=" in error
     with pytest.raises(UserError, match="nothing is overwritten"):
         share(str(trained), tmp_path / "ema")
 
@@ -686,20 +696,20 @@ def test_safetensors_that_lie(trained, tmp_path):
         lying(shape=[2**62, 4]),
     ):
         file.write_bytes(spoilt)
-        with pytest.raises(Damaged):
-            safe_load.checkpoint(file)
+        with pytest.raises(CorruptFileError):
+            safe_load.load_checkpoint(file)
     for metadata in (None, {"ddpm_lab": "["}, {"ddpm_lab": "{}"}, {"ddpm_lab": "[" * 10**5}):
         save_file({"denoiser.x": torch.ones(1)}, file, metadata)
-        with pytest.raises(Damaged):
-            safe_load.checkpoint(file)
+        with pytest.raises(CorruptFileError):
+            safe_load.load_checkpoint(file)
     said = json.loads(header["__metadata__"]["ddpm_lab"])
     said["hyper_parameters"]["_instantiator"] = "builtins.open"
     safe_load.save_tensors({"denoiser.x": torch.ones(1)}, file, {"ddpm_lab": json.dumps(said)})
-    with pytest.raises(Unsafe, match="hyper_parameters"):
-        safe_load.checkpoint(file)
+    with pytest.raises(UnsafeFileError, match="hyper_parameters"):
+        safe_load.load_checkpoint(file)
     safe_load.save_tensors({"denoiser.x": torch.full((2,), torch.inf)}, file, {"ddpm_lab": "{}"})
-    with pytest.raises(Damaged, match="not finite"):
-        safe_load.checkpoint(file)
+    with pytest.raises(CorruptFileError, match="not finite"):
+        safe_load.load_checkpoint(file)
 
 
 # Arrays, metrics, sweeps
@@ -730,7 +740,7 @@ def test_arrays_are_numbers_and_as_large_as_they_say(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     for name in ("objects", "lying", "negative", "single", "pipe", "broken", "text"):
         with pytest.raises(UserError) as told:
-            array(f"{tmp_path}/{name}.npz", "x_T", (1, 8, 8), None)
+            read_array(f"{tmp_path}/{name}.npz", "x_T", (1, 8, 8), None)
         assert told.value.status == (5 if name in ("objects", "pipe") else 2)
     assert not mark.exists()
 
@@ -744,7 +754,7 @@ def sweep(root, cell="a", **entry):
 
 def a_cell(root, name="a", **metrics):
     (root / name).mkdir(parents=True)
-    (root / name / "cell.json").write_text(json.dumps({"status": 0, "config": "0"}))
+    (root / name / "job.json").write_text(json.dumps({"status": 0, "config": "0"}))
     (root / name / "metrics.json").write_text(json.dumps({"fid": 1.0} | metrics))
     return root / name
 
@@ -774,7 +784,7 @@ def test_a_sweep_has_its_cells_in_its_folder(cell, typed, tmp_path):
 def test_files_of_a_sweep_are_files_of_their_kind(typed, tmp_path):
     root = sweep(tmp_path / "sweep")
     cell = a_cell(root)
-    spoilt = {"fid": 10**400, "kid": [], "recognised": "x"}
+    spoilt = {"fid": 10**400, "kid": [], "class_accuracy": "x"}
     (cell / "metrics.json").write_text(json.dumps(spoilt | {"fid": 10**200}))
     assert reported(typed, root, tmp_path)[0] == 0
     for text in ("[" * 10**6, '{"fid": ' + "1" * 10**5 + "}", "[]", "{", '{"fid": NaN}'):
@@ -790,8 +800,8 @@ def test_files_of_a_sweep_are_files_of_their_kind(typed, tmp_path):
     (cell / "metrics.csv").write_text("step,train/loss\nx,y\n")
     assert reported(typed, root, tmp_path)[0] == 2
     (cell / "metrics.csv").unlink()
-    (cell / "pictures").mkdir()
-    (cell / "pictures" / "samples-1.png").symlink_to("/etc/passwd")
+    (cell / "images").mkdir()
+    (cell / "images" / "samples-1.png").symlink_to("/etc/passwd")
     assert reported(typed, root, tmp_path)[0] == 5
     shutil.rmtree(cell)
     cell.symlink_to(tmp_path)
@@ -805,7 +815,7 @@ def test_files_of_a_sweep_are_files_of_their_kind(typed, tmp_path):
 def flat(typed, tmp_path_factory):
     """A run of a flat folder of images, which have no classes."""
     where = tmp_path_factory.mktemp("flat")
-    words = (
+    overrides = (
         "data=folder",
         f"data.path={noise(where / 'images')}",
         "data.batch_size=2",
@@ -816,7 +826,7 @@ def flat(typed, tmp_path_factory):
         "model.channels=8",
         "trainer.max_steps=2",
     )
-    status, _, error = typed("train", *words, f"hydra.run.dir={where}/r")
+    status, _, error = typed("train", *overrides, f"hydra.run.dir={where}/r")
     assert status == 0, error
     return where / "r"
 
@@ -853,14 +863,14 @@ def test_a_run_of_a_flat_folder_is_sampled_measured_shared_and_resumed(flat, typ
 def test_data_without_classes_have_no_captions():
     images = Images(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), None)
     for classes, captions in ((None, []), (None, None), (None, [["a"]]), (2, []), (2, None)):
-        data = Data("", images, images, classes=classes, batch_size=1, captions=captions)
+        data = DataModule("", images, images, classes=classes, batch_size=1, captions=captions)
         assert data.spec["captions"] == (None if classes is None else [["0"], ["1"]])
 
 
 def test_names_of_classes_are_only_names(typed, tmp_path):
     for name in ("???", "${x}", "a,b: [c]", "it's"):
         noise(tmp_path / "images" / name)
-    words = (
+    overrides = (
         "data=folder",
         f"data.path={tmp_path}/images",
         "data.batch_size=2",
@@ -871,16 +881,16 @@ def test_names_of_classes_are_only_names(typed, tmp_path):
         "model.channels=8",
         "trainer.max_steps=1",
     )
-    status, _, error = typed("train", *words, f"hydra.run.dir={tmp_path}/r")
+    status, _, error = typed("train", *overrides, f"hydra.run.dir={tmp_path}/r")
     assert status == 0, error
-    words = (
+    overrides = (
         f"run={tmp_path}/r",
         "weights=raw",
         "count=2",
         "sampler.steps=1",
         f"hydra.run.dir={tmp_path}/s",
     )
-    status, _, error = typed("sample", *words)
+    status, _, error = typed("sample", *overrides)
     assert status == 0, error
 
 
@@ -904,7 +914,11 @@ def test_names_of_classes_are_only_names(typed, tmp_path):
             "data.name",
         ),
         (
-            {"_target_": "ddpm_lab.data.image_folder.folder", "path": "/proc", "batch_size": 4},
+            {
+                "_target_": "ddpm_lab.data.image_folder.image_folder",
+                "path": "/proc",
+                "batch_size": 4,
+            },
             "data.path",
         ),
     ],
@@ -916,25 +930,25 @@ def test_data_of_a_foreign_run_are_read_only_once_the_user_named_them(
     monkeypatch.chdir(tmp_path)
     before = sorted(map(str, tmp_path.rglob("*")))
     value = data[key.partition(".")[2]]
-    for verb, *words in (
+    for verb, *overrides in (
         ("evaluate", f"run={run}", "metrics=[nll]"),
         ("train", f"resume={run}", "trainer.max_steps=9"),
         ("sample", f"run={run}", "mode=encode", "count=1"),
     ):
-        status, _, error = typed(verb, *words)
+        status, _, error = typed(verb, *overrides)
         assert status == 5 and f"reads {key}={value}" in error and f"add {key}=" in error, error
         assert error.count("\n") == 1 and sorted(map(str, tmp_path.rglob("*"))) == before
     config = OmegaConf.create({"data": data})
     monkeypatch.setattr(sys, "argv", ["evaluate.py", f"{key}={value}"])
-    trusted_paths.confirm(config, "a run", trusted_paths.DATA)
+    trusted_paths.require_named(config, "a run", trusted_paths.DATA)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", f"{key}=/elsewhere"])
-    with pytest.raises(Unsafe):
-        trusted_paths.confirm(config, "a run", trusted_paths.DATA)
+    with pytest.raises(UnsafeFileError):
+        trusted_paths.require_named(config, "a run", trusted_paths.DATA)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    trusted_paths.remember(config)
-    trusted_paths.confirm(config, "a run", trusted_paths.DATA)
+    trusted_paths.remember_paths(config)
+    trusted_paths.require_named(config, "a run", trusted_paths.DATA)
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")  # cannot be written
-    trusted_paths.remember(config)
+    trusted_paths.remember_paths(config)
 
 
 # Loggers, and what libraries read where they are started
@@ -958,7 +972,7 @@ def test_settings_of_wandb_in_a_folder_are_not_read(tmp_path, monkeypatch):
     loggers.wb.teardown()
     monkeypatch.setattr(loggers.wb, "init", init)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
-    loggers.begin(dir="run")
+    loggers.start_wandb(dir="run")
     ((address, repository, mode),) = seen
     assert "127.0.0.1" not in address and repository == str(ROOT) and mode == "offline"
     assert os.getcwd() == str(tmp_path)
@@ -971,25 +985,25 @@ def test_a_run_goes_on_without_a_logger_that_fails(monkeypatch, tmp_path, caplog
     def fail(*args, **kwargs):
         raise OSError(30, "Read-only\nfile system")
 
-    monkeypatch.setattr(loggers, "begin", fail)
+    monkeypatch.setattr(loggers, "start_wandb", fail)
     assert loggers.wandb(str(tmp_path)) is None
     assert caplog.messages == ["W&B: [Errno 30] Read-only file system; the run goes on without it"]
     caplog.clear()
     board = TensorBoardLogger(str(tmp_path))
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", fail)
-    board = loggers.made_optional(board)
+    board = loggers.make_optional(board)
     for _ in range(3):
         board.log_metrics({"a": 1.0}, step=1)
     assert (
-        loggers.failed(board)
+        loggers.has_failed(board)
         and len(caplog.messages) == 1
         and caplog.messages[0].startswith("TensorBoard: ")
     )
     monkeypatch.setattr(loggers.wb, "run", object())
     monkeypatch.setattr(loggers.wb, "finish", fail)
     loggers.finish()
-    with pytest.raises(Interrupted), loggers.optional(board):
-        raise Interrupted("stopped", 15)
+    with pytest.raises(InterruptedRunError), loggers.optional(board):
+        raise InterruptedRunError("stopped", 15)
 
 
 def test_a_matplotlibrc_of_the_current_folder_is_undone(tmp_path, monkeypatch):
@@ -998,7 +1012,7 @@ def test_a_matplotlibrc_of_the_current_folder_is_undone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "matplotlibrc").write_text("backend: module://evil_package\ntext.usetex: True\n")
     with matplotlib.rc_context(fname="matplotlibrc"):
-        safe_load.plain_style()
+        safe_load.default_plot_style()
         assert not matplotlib.rcParams["text.usetex"] and matplotlib.get_backend() == "agg"
 
 
@@ -1030,7 +1044,7 @@ def test_what_is_public_names_secrets_and_resolves_the_rest(monkeypatch):
             "ref": {"x": "${list}"},
         }
     )
-    assert saved_config.public(config) == {
+    assert saved_config.redact(config) == {
         "a": 1,
         "b": 1,
         "key": "${oc.env:DDPM_TEST_SECRET}",
@@ -1093,16 +1107,19 @@ def test_a_name_that_no_folder_can_have_is_told_in_a_line(typed, tmp_path):
 
 
 def test_the_terminal_is_told_nothing_that_it_would_obey(typed):
-    assert shown("a\x1b[2Jb\u202ec\r\nd") == "a\\x1b[2Jb\\u202ec\\r\\nd"
-    assert shown("a\nb\x9b", lines=True) == "a\nb\\x9b"
+    assert escape_control("a\x1b[2Jb\u202ec\r\nd") == "a\\x1b[2Jb\\u202ec\\r\\nd"
+    assert escape_control("a\nb\x9b", lines=True) == "a\nb\\x9b"
     for name in ("job_logging", "hydra_logging"):
         config = OmegaConf.load(CONFIGS / "hydra" / name / "plain.yaml")
-        assert config.formatters.plain["class"] == f"{Plain.__module__}.{Plain.__qualname__}"
+        assert (
+            config.formatters.plain["class"]
+            == f"{EscapingFormatter.__module__}.{EscapingFormatter.__qualname__}"
+        )
     status, _, error = typed("sample", "run=a\x1b[2J")
     assert status == 2 and "\x1b" not in error and "a\\x1b[2J" in error
 
 
-# Pictures and archives
+# Images and archives
 
 
 def noise(where, names=("0", "1", "2", "3", "4", "5")):
@@ -1130,18 +1147,19 @@ def odd_ones(where, kind):
 
 
 @pytest.mark.parametrize("kind", ["link out", "fifo", "socket", "escapes"])
-def test_a_folder_holds_pictures_of_its_own(kind, typed, tmp_path):
+def test_a_folder_holds_images_of_its_own(kind, typed, tmp_path):
     odd_ones(noise(tmp_path / "data"), kind)
     linked = kind in (
         "link out",
         "escapes",
     )  # links are followed, and what they lead to must be an image
     for look in (
-        lambda: folder(str(tmp_path / "data")),
-        lambda: pictures(tmp_path / "data", (3, 8, 8)),
+        lambda: image_folder(str(tmp_path / "data")),
+        lambda: read_images(tmp_path / "data", (3, 8, 8)),
     ):
         with pytest.raises(
-            ValueError if linked else Unsafe, match="cannot be read as an image" if linked else ""
+            ValueError if linked else UnsafeFileError,
+            match="cannot be read as an image" if linked else "",
         ):
             look()
     where = f"hydra.run.dir={tmp_path}/r"
@@ -1152,7 +1170,7 @@ def test_a_folder_holds_pictures_of_its_own(kind, typed, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_pictures_that_are_bombs(tmp_path):
+def test_images_that_are_bombs(tmp_path):
     def chunk(kind, content):
         return (
             struct.pack(">I", len(content))
@@ -1180,7 +1198,7 @@ def test_pictures_that_are_bombs(tmp_path):
     (tmp_path / "a.tiff").write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4))
     for name in ("a.png", "a.tiff"):
         with pytest.raises(ValueError, match=r"pixels\) exceeds|over \d+ pixels"):
-            opened(tmp_path / name)
+            open_image(tmp_path / name)
 
 
 def packed(kind, source, archive, name, odd):
@@ -1237,7 +1255,7 @@ def test_an_archive_that_is_a_bomb(kind, tmp_path, monkeypatch):
     script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
     monkeypatch.setitem(script["unzip"].__globals__, "UNPACKED", (0.01, 10))
     packed(kind, noise(tmp_path / "source"), tmp_path / "a.archive", "top/x.png", "file")
-    with pytest.raises(Unsafe, match="times its size"):
+    with pytest.raises(UnsafeFileError, match="times its size"):
         script["prepare"](tmp_path / "a.archive", tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
@@ -1248,7 +1266,7 @@ def test_an_archive_whose_headers_are_a_bomb(tmp_path):
         info = tarfile.TarInfo("top/x.png")
         info.pax_headers = {"comment": "x" * 2**21}
         made.addfile(info)
-    with pytest.raises(Unsafe, match="a header of 2097"):
+    with pytest.raises(UnsafeFileError, match="a header of 2097"):
         script["prepare"](tmp_path / "a.tar.gz", tmp_path / "target")
 
 
@@ -1271,7 +1289,7 @@ def test_a_store_holds_what_its_index_says(change, told, tmp_path):
     index["sha256"] = stores._content(index)
     file.write_text(json.dumps(index))
     with pytest.raises(ValueError, match=told):
-        store(str(tmp_path / "store"), batch_size=1)
+        image_store(str(tmp_path / "store"), batch_size=1)
 
 
 @pytest.mark.parametrize("name", ["../outside.npy", "/etc/passwd", "a\x1b.npy"])
@@ -1285,9 +1303,9 @@ def test_a_store_holds_files_of_its_own(name, tmp_path):
     index["shards"][0]["name"] = name
     index["sha256"] = stores._content(index)
     file.write_text(json.dumps(index))
-    with pytest.raises(Unsafe, match="no file of a store"):
-        store(str(tmp_path / "store"), batch_size=1)
+    with pytest.raises(UnsafeFileError, match="no file of a store"):
+        image_store(str(tmp_path / "store"), batch_size=1)
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(Unsafe, match="no regular file"):
-        store(str(tmp_path / "store"), batch_size=1)
+    with pytest.raises(UnsafeFileError, match="no regular file"):
+        image_store(str(tmp_path / "store"), batch_size=1)

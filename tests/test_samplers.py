@@ -14,10 +14,10 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
 from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.rng import SampleNoise
+from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import DDIM, DDPM, slerp
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
-from ddpm_lab.diffusion.timestep_spacing import SPACINGS, stops
+from ddpm_lab.diffusion.timestep_spacing import SPACINGS, timesteps
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde
 
 LINEAR = ForwardProcess(linear())
@@ -34,7 +34,7 @@ def GaussianDenoiser(process, variance, mean=0.0, std=0.5):  # noqa: N802
 
 def law(sampler, denoiser):
     """Mean and standard deviation of the one number that comes out."""
-    mean, covariance = analytic_denoisers.law(sampler, denoiser)
+    mean, covariance = analytic_denoisers.propagate(sampler, denoiser)
     return mean.item(), covariance.item() ** 0.5
 
 
@@ -88,8 +88,10 @@ def test_solvers_do_not_blow_up_where_noise_falls_by_orders_of_magnitude_at_once
     made = sampler(steps=25, spacing="uniform", clip=None)
     assert law(made, denoiser)[1] == pytest.approx(0.5, abs=0.1)
     start = made.prior(denoiser.process, torch.ones(1, 1, dtype=torch.float64))
-    walk = [x.abs().item() for _, x in made.walk(denoiser, start)]
-    assert max(walk) <= start.item() * 1.01, "no stop lies further out than the noise it came from"
+    trajectory = [x.abs().item() for _, x in made.trajectory(denoiser, start)]
+    assert max(trajectory) <= start.item() * 1.01, (
+        "no stop lies further out than the noise it came from"
+    )
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine])
@@ -116,7 +118,7 @@ def test_solvers_converge_at_their_order(sampler, order, schedule):
         DPMSolver(steps=12, clip=None),
         Langevin(steps=12, clip=None, corrections=2),
         PredictorCorrector(steps=12, clip=None),
-        DDIM(steps=12, clip=None, eta=1.0, hat=True),
+        DDIM(steps=12, clip=None, eta=1.0, sigma_hat=True),
     ],
 )
 @pytest.mark.parametrize("schedule", [linear, geometric])
@@ -124,7 +126,7 @@ def test_correlated_samples_have_the_propagated_law(sampler, schedule):
     process, mean = ForwardProcess(schedule()), torch.tensor([0.3, -0.2], dtype=torch.float64)
     covariance = torch.tensor([[0.25, 0.1], [0.1, 0.09]], dtype=torch.float64)
     denoiser = analytic_denoisers.GaussianDenoiser(process, BetaTilde(), mean, covariance)
-    expected_mean, expected = analytic_denoisers.law(sampler, denoiser)
+    expected_mean, expected = analytic_denoisers.propagate(sampler, denoiser)
     x = sampler(denoiser, sampler.prior(process, torch.randn(40_000, 2, dtype=torch.float64)))
     size = expected.diagonal().max().item()
     torch.testing.assert_close(x.mean(0), expected_mean, rtol=0, atol=5 * (size / 40_000) ** 0.5)
@@ -134,8 +136,8 @@ def test_correlated_samples_have_the_propagated_law(sampler, schedule):
 def test_sigma_hat_is_ddpm_with_beta():
     denoiser, x = GaussianDenoiser(LINEAR, Beta()), torch.randn(5, 1, dtype=torch.float64)
     made = [
-        sampler(denoiser, x, noise=SampleNoise(0, range(5)))
-        for sampler in (DDPM(steps=40), DDIM(steps=40, eta=1.0, hat=True))
+        sampler(denoiser, x, noise=PerSampleGenerator(0, range(5)))
+        for sampler in (DDPM(steps=40), DDIM(steps=40, eta=1.0, sigma_hat=True))
     ]
     torch.testing.assert_close(*made)
 
@@ -172,13 +174,13 @@ def test_a_dynamic_threshold_scales_the_quantile_to_the_bound():
         torch.randn(2, 10),
     )
     t = torch.tensor([400, 400])
-    loose = DDIM(clip=None).guess(denoiser, x, t, Condition()).x0
+    loose = DDIM(clip=None).estimate(denoiser, x, t, Condition()).x0
     bound = loose.abs().sort(1).values[:, 8:9].clamp(min=1)
-    found = DDIM(clip=1.0, dynamic_threshold=0.9).guess(denoiser, x, t, Condition()).x0
+    found = DDIM(clip=1.0, dynamic_threshold=0.9).estimate(denoiser, x, t, Condition()).x0
     torch.testing.assert_close(found, loose.clamp(-bound, bound) / bound)
     wide = loose.abs().max().item() + 1
     assert torch.equal(
-        DDIM(clip=wide, dynamic_threshold=0.9).guess(denoiser, x, t, Condition()).x0, loose
+        DDIM(clip=wide, dynamic_threshold=0.9).estimate(denoiser, x, t, Condition()).x0, loose
     )
 
 
@@ -195,22 +197,22 @@ def test_slerp_keeps_the_length_between_its_ends():
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_every_spacing_visits_as_many_times_as_it_is_asked(spacing, last):
     for steps in range(1, last + 1):
-        times = stops(last, steps, spacing)
+        times = timesteps(last, steps, spacing)
         assert len(times) == steps + 1 and times[-1] == 0 and 1 <= times[-2] <= times[0] <= last
         assert all(t > s for t, s in itertools.pairwise(times))
 
 
 def test_spacings_are_those_of_the_papers():
-    assert stops(1000, 4, "leading") == [751, 501, 251, 1, 0]
-    assert stops(1000, 4, "trailing") == [1000, 750, 500, 250, 0]
+    assert timesteps(1000, 4, "leading") == [751, 501, 251, 1, 0]
+    assert timesteps(1000, 4, "trailing") == [1000, 750, 500, 250, 0]
     assert (
-        stops(1000, 10, "quadratic")[:-1]
+        timesteps(1000, 10, "quadratic")[:-1]
         == [int(r**2) + 1 for r in np.linspace(0, 800**0.5, 10)][::-1]
     )
-    assert stops(100, None, "3,2") == [100, 51, 50, 25, 1, 0]
+    assert timesteps(100, None, "3,2") == [100, 51, 50, 25, 1, 0]
     assert (
-        stops(1000, 250, "90,60,60,20,20")[0] == 1000
-        and len(stops(1000, 250, "90,60,60,20,20")) == 251
+        timesteps(1000, 250, "90,60,60,20,20")[0] == 1000
+        and len(timesteps(1000, 250, "90,60,60,20,20")) == 251
     )
 
 
@@ -249,7 +251,7 @@ def test_sections_are_those_of_improved_diffusion(last):
             for _ in range(40 if last >= parts else 0)
         ]
     for text in [*texts, *(["10,15,20"] if last == 300 else [])]:
-        assert stops(last, None, text) == [
+        assert timesteps(last, None, text) == [
             *sorted((t + 1 for t in space_timesteps(last, text)), reverse=True),
             0,
         ], text
@@ -262,25 +264,25 @@ def test_ddim_n_is_that_of_improved_diffusion(last):
             wanted = sorted((t + 1 for t in space_timesteps(last, f"ddim{count}")), reverse=True)
         except ValueError:
             with pytest.raises(ValueError, match=rf"spacing=ddim{count} needs an integer stride"):
-                stops(last, None, f"ddim{count}")
+                timesteps(last, None, f"ddim{count}")
         else:
-            assert stops(last, None, f"ddim{count}") == [*wanted, 0]
+            assert timesteps(last, None, f"ddim{count}") == [*wanted, 0]
 
 
 @pytest.mark.parametrize("last", [15, 100, 128, 1000, 4000])
 def test_spacings_are_those_of_the_code_that_they_name(last):
     for steps in range(1, last + 1, max(1, last // 150)):
-        assert stops(last, steps, "leading")[-2::-1] == [
+        assert timesteps(last, steps, "leading")[-2::-1] == [
             1 + t for t in np.arange(steps) * (last // steps)
         ]
         trailing = np.round(np.arange(last, 0, -last / steps))
         if (
             len(trailing) == steps
         ):  # rounding errors make diffusers take a step more for some numbers
-            assert stops(last, steps, "trailing")[:-1] == [*trailing]
+            assert timesteps(last, steps, "trailing")[:-1] == [*trailing]
         squares = [int(r**2) + 1 for r in np.linspace(0, (0.8 * last) ** 0.5, steps)][::-1]
         if steps > 1 and len({*squares}) == steps:  # DDIM's code visits repeated times repeatedly
-            assert stops(last, steps, "quadratic")[:-1] == squares
+            assert timesteps(last, steps, "quadratic")[:-1] == squares
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_spacings_are_those_of_the_code_that_they_name(last):
 )
 def test_spacings_that_cannot_be_are_refused(steps, spacing, told):
     with pytest.raises(ValueError, match=told):
-        stops(1000, steps, spacing)
+        timesteps(1000, steps, spacing)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
@@ -304,7 +306,7 @@ def test_spacings_that_cannot_be_are_refused(steps, spacing, told):
 def test_ddim_is_song_et_als_recursion(eta, steps):
     process = ForwardProcess(cosine())
     sampler = DDIM(steps=steps, eta=eta, clip=None)
-    times, ab, variance = sampler.times(1000), process.table[:, 0].numpy() ** 2, 1.0
+    times, ab, variance = sampler.timesteps(1000), process.table[:, 0].numpy() ** 2, 1.0
     for t, s in itertools.pairwise(times):
         gain = 0.25 * np.sqrt(ab[t]) / (0.25 * ab[t] + 1 - ab[t])
         sigma2 = eta**2 * (1 - ab[s]) / (1 - ab[t]) * (1 - ab[t] / ab[s])
@@ -319,7 +321,7 @@ def test_ddim_is_song_et_als_recursion(eta, steps):
 def test_ddim_with_eta_1_is_ddpm_with_beta_tilde():
     denoiser, x = GaussianDenoiser(LINEAR, BetaTilde()), torch.randn(5, 1, dtype=torch.float64)
     made = [
-        sampler(steps=40)(denoiser, x, noise=SampleNoise(0, range(5)))
+        sampler(steps=40)(denoiser, x, noise=PerSampleGenerator(0, range(5)))
         for sampler in (DDPM, lambda **kwargs: DDIM(eta=1.0, **kwargs))
     ]
     torch.testing.assert_close(*made)
@@ -337,16 +339,16 @@ def test_samples_have_the_law(sampler):
 @pytest.mark.parametrize("last", [1, 2, 10, 1000])
 def test_any_number_of_steps_descends_to_the_data(last):
     for steps in range(1, last + 1):
-        times = DDPM(steps=steps).times(last)
+        times = DDPM(steps=steps).timesteps(last)
         assert times[0] == last and times[-1] == 0 and len(times) == steps + 1
         assert all(t > s for t, s in itertools.pairwise(times))
-    assert DDPM().times(last) == list(range(last, -1, -1))
+    assert DDPM().timesteps(last) == list(range(last, -1, -1))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_other_numbers_of_steps_are_refused(steps):
     with pytest.raises(ValueError, match=r"steps must lie in 1\.\.1000"):
-        DDPM(steps=steps).times(1000)
+        DDPM(steps=steps).timesteps(1000)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
@@ -393,22 +395,28 @@ def test_what_follows_from_a_clipped_x0_is_as_if_it_had_been_guessed(sampler):
         torch.randn(3, 1, dtype=torch.float64),
     )
     at_bound = GaussianDenoiser(LINEAR, BetaTilde(), mean=1.0, std=0.0)
-    walks = [list(sampler.walk(denoiser, x, noise=torch.ones_like)) for denoiser in (far, at_bound)]
-    for (_, clipped), (_, wanted) in zip(*walks, strict=True):
-        torch.testing.assert_close(clipped, wanted)
+    walks = [
+        list(sampler.trajectory(denoiser, x, noise=torch.ones_like)) for denoiser in (far, at_bound)
+    ]
+    for (_, clipped_modules), (_, wanted) in zip(*walks, strict=True):
+        torch.testing.assert_close(clipped_modules, wanted)
 
 
 def test_a_samples_noise_does_not_depend_on_its_company():
     like = torch.empty(4, 1, 3, 3)
-    together, alone = SampleNoise(5, range(4)), SampleNoise(5, [2])
+    together, alone = PerSampleGenerator(5, range(4)), PerSampleGenerator(5, [2])
     for _ in range(3):
         assert torch.equal(together(like)[2:3], alone(like[:1]))
-    assert not torch.equal(SampleNoise(5, [0])(like[:1]), SampleNoise(5, [1])(like[:1]))
-    assert not torch.equal(SampleNoise(5, [1])(like[:1]), SampleNoise(6, [0])(like[:1]))
+    assert not torch.equal(
+        PerSampleGenerator(5, [0])(like[:1]), PerSampleGenerator(5, [1])(like[:1])
+    )
+    assert not torch.equal(
+        PerSampleGenerator(5, [1])(like[:1]), PerSampleGenerator(6, [0])(like[:1])
+    )
 
 
 def test_sample_noise_is_standard_normal():
-    drawn = SampleNoise(0, range(2000))(torch.empty(2000, 100))
+    drawn = PerSampleGenerator(0, range(2000))(torch.empty(2000, 100))
     assert abs(drawn.mean().item()) < 0.01 and drawn.std().item() == pytest.approx(1, abs=0.01)
     assert torch.corrcoef(drawn[:50]).triu(1).abs().max() < 0.5, "neighbouring seeds are unrelated"
 
@@ -417,12 +425,12 @@ def test_encoding_remembers_the_guess_before():
     told = []
 
     class Recalling(analytic_denoisers.GaussianDenoiser):
-        recalls = True
+        self_conditioning = True
 
         def forward(self, x_t, t, cond=Condition()):
-            guess = super().forward(x_t, t)
-            told.append((cond.previous, guess.x0))
-            return guess
+            estimate = super().forward(x_t, t)
+            told.append((cond.previous, estimate.x0))
+            return estimate
 
     law = torch.tensor([0.0], dtype=torch.float64), torch.tensor([[0.25]], dtype=torch.float64)
     denoiser = Recalling(LINEAR, BetaTilde(), *law)

@@ -54,20 +54,20 @@ def betas_of_the_papers(name, steps, start=1e-4, end=0.02):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_it_runs_from_the_data_to_noise(name):
-    signal, noise = SCHEDULES[name]
-    assert (signal[0], noise[0]) == (1, 0) and signal.dtype == noise.dtype == torch.float64
+    alpha, noise = SCHEDULES[name]
+    assert (alpha[0], noise[0]) == (1, 0) and alpha.dtype == noise.dtype == torch.float64
     assert (noise[1:] > noise[:-1]).all()
-    assert signal[-1] ** 2 / (signal[-1] ** 2 + noise[-1] ** 2) < 1e-3
+    assert alpha[-1] ** 2 / (alpha[-1] ** 2 + noise[-1] ** 2) < 1e-3
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_variance_is_preserved_or_explodes(name):
-    signal, noise = SCHEDULES[name]
-    total = signal**2 + noise**2
+    alpha, noise = SCHEDULES[name]
+    total = alpha**2 + noise**2
     if name == "geometric":
-        assert (signal == 1).all() and total[-1] == pytest.approx(2501)
+        assert (alpha == 1).all() and total[-1] == pytest.approx(2501)
     else:
-        assert (signal[1:] < signal[:-1]).all() and (total - 1).abs().max() < 1e-15
+        assert (alpha[1:] < alpha[:-1]).all() and (total - 1).abs().max() < 1e-15
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -81,11 +81,11 @@ def test_alpha_bar_is_the_product_of_the_alphas_of_the_papers(name, steps, resca
     elif not rescale:
         pytest.skip("it has no betas to rescale")
     betas = betas_of_the_papers(name, steps, 1e-4 * scale, 0.02 * scale)
-    signal, noise = (number.numpy() for number in instantiate(composed(*choice).schedule))
+    alpha, noise = (number.numpy() for number in instantiate(composed(*choice).schedule))
     alpha_bar = np.concatenate([[1], np.cumprod(1 - betas)])
-    assert np.abs(signal**2 - alpha_bar).max() < 1e-10
+    assert np.abs(alpha**2 - alpha_bar).max() < 1e-10
     assert np.abs(noise**2 - (1 - alpha_bar)).max() < 1e-10
-    assert np.abs(1 - (signal[1:] / signal[:-1]) ** 2 - betas).max() < 1e-10, (
+    assert np.abs(1 - (alpha[1:] / alpha[:-1]) ** 2 - betas).max() < 1e-10, (
         "each step, also where little is left"
     )
     assert noise[1] ** 2 == pytest.approx(betas[0], rel=1e-12), (
@@ -97,14 +97,14 @@ def test_alpha_bar_is_the_product_of_the_alphas_of_the_papers(name, steps, resca
 def test_cosine_is_nichol_and_dhariwals(steps):
     t = np.arange(steps)
     f = np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-    alpha_bar = cosine(steps).signal.numpy() ** 2
+    alpha_bar = cosine(steps).alpha.numpy() ** 2
     assert np.abs(alpha_bar[:-1] - f / f[0]).max() < 1e-12, "only the last beta is cut"
     assert alpha_bar[-1] / alpha_bar[-2] == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("steps", [1000, 4000])
 def test_jsd_loses_an_equal_share_of_the_signal_at_every_step(steps):
-    alpha_bar = jsd(steps).signal.numpy() ** 2
+    alpha_bar = jsd(steps).alpha.numpy() ** 2
     assert np.abs(alpha_bar[:-1] - (1 - np.arange(steps) / steps)).max() < 1e-10
     assert alpha_bar[-1] == pytest.approx(1e-3 / steps), (
         "the last beta would be 1, and is cut at 0.999"
@@ -113,17 +113,17 @@ def test_jsd_loses_an_equal_share_of_the_signal_at_every_step(steps):
 
 @pytest.mark.parametrize("steps", [2, 1000, 4000])
 def test_geometric_grows_in_equal_ratios(steps):
-    signal, noise = (number.numpy() for number in geometric(steps))
+    alpha, noise = (number.numpy() for number in geometric(steps))
     expected = 0.01 * 5000 ** (np.arange(steps) / (steps - 1))
-    assert np.abs(noise[1:] / expected - 1).max() < 1e-10 and noise[0] == 0 and (signal == 1).all()
+    assert np.abs(noise[1:] / expected - 1).max() < 1e-10 and noise[0] == 0 and (alpha == 1).all()
     assert np.ptp(noise[2:] / noise[1:-1]) < 1e-10
 
 
-def test_rescaling_keeps_the_last_picture_and_is_a_choice():
-    at_1000 = linear(1000).signal[-1] ** 2
+def test_rescaling_keeps_the_last_image_and_is_a_choice():
+    at_1000 = linear(1000).alpha[-1] ** 2
     for steps in (100, 4000):
-        assert 0.5 < linear(steps).signal[-1] ** 2 / at_1000 < 1.1
-    assert linear(100, rescale=False).signal[-1] ** 2 == pytest.approx(
+        assert 0.5 < linear(steps).alpha[-1] ** 2 / at_1000 < 1.1
+    assert linear(100, rescale=False).alpha[-1] ** 2 == pytest.approx(
         np.prod(1 - np.linspace(1e-4, 0.02, 100))
     )
 
@@ -138,10 +138,10 @@ def test_one_step_is_a_chain(steps):
     ):
         assert (
             torch.isfinite(torch.stack(schedule)).all()
-            and len(schedule.signal) == len(schedule.noise) == steps + 1
+            and len(schedule.alpha) == len(schedule.sigma) == steps + 1
         )
-        assert (schedule.noise[1:] > 0).all() and (schedule.signal > 0).all()
-    assert geometric(1).noise[1] == 50 and jsd(1).signal[1] ** 2 == pytest.approx(1e-3)
+        assert (schedule.sigma[1:] > 0).all() and (schedule.alpha > 0).all()
+    assert geometric(1).sigma[1] == 50 and jsd(1).alpha[1] ** 2 == pytest.approx(1e-3)
 
 
 def test_a_schedule_that_ends_in_signal_warns_with_the_figure(caplog):
@@ -203,4 +203,4 @@ def test_what_cannot_be_is_refused_by_name(function, kwargs, told):
 
 
 def test_the_least_number_of_steps_that_is_offered_works():
-    assert torch.isfinite(linear(21).signal).all()
+    assert torch.isfinite(linear(21).alpha).all()

@@ -13,7 +13,7 @@ from importlib.metadata import packages_distributions
 import pytest
 from conftest import ROOT
 
-from ddpm_lab.data.image_folder import folder
+from ddpm_lab.data.image_folder import image_folder
 from ddpm_lab.utils import shell
 
 SCRIPT = (
@@ -27,9 +27,9 @@ SCRIPTS = [
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
     """A Python without packages."""
-    folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, symlinks=True)
-    return folder / "bin" / "python"
+    image_folder = tmp_path_factory.mktemp("bare")
+    venv.create(image_folder, symlinks=True)
+    return image_folder / "bin" / "python"
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def environment(root, packages=True):
         (site / "all.pth").write_text(sysconfig.get_path("purelib"))
 
 
-def typed(python, script, *words, cwd):
+def typed(python, script, *overrides, cwd):
     clean = {
         key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
     }
     return subprocess.run(
-        [python, script, *words], cwd=cwd, capture_output=True, text=True, env=clean, timeout=60
+        [python, script, *overrides], cwd=cwd, capture_output=True, text=True, env=clean, timeout=60
     )
 
 
@@ -161,7 +161,7 @@ def test_commands_are_printed_as_this_one_was_typed(monkeypatch, started, name, 
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "argv", [started.format(root=ROOT)])
     monkeypatch.setattr(shell, "_python", lambda: "python")
-    assert shell.program(name) == command.format(root=ROOT)
+    assert shell.script_command(name) == command.format(root=ROOT)
 
 
 def test_an_archive_in_place_of_a_folder_names_the_whole_command(tmp_path):
@@ -170,4 +170,4 @@ def test_an_archive_in_place_of_a_folder_names_the_whole_command(tmp_path):
     with pytest.raises(
         ValueError, match=r"prepare_data.py '.*/my images.zip' '.*/my images-store'$"
     ):
-        folder(str(file))
+        image_folder(str(file))

@@ -11,9 +11,9 @@ from conftest import FAST, options, there_and_back
 from PIL import Image
 
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.data.datasets import Images, to_bytes
+from ddpm_lab.data.datasets import Images, to_uint8
 from ddpm_lab.evaluation.extractors import digits
-from ddpm_lab.evaluation.fid import Judge, numbered
+from ddpm_lab.evaluation.fid import FIDEvaluator, indexed_batches
 from ddpm_lab.runs import load, weights
 from ddpm_lab.sampling.codecs import Latents
 
@@ -31,16 +31,16 @@ def made(tmp_path_factory, typed):
     """Autoencoders of ten steps, by name, and a diffusion model in the latents of one."""
     where = tmp_path_factory.mktemp("made")
     for name in ("kl", "vq"):
-        words = [
+        overrides = [
             "system=autoencoder",
             f"model=autoencoder_{name}",
             "callbacks.reconstructions.every=5",
         ]
-        status, said, error = typed("train", *SMALL, *words, f"hydra.run.dir={where}/{name}")
+        status, said, error = typed("train", *SMALL, *overrides, f"hydra.run.dir={where}/{name}")
         assert status == 0, error
         (where / name / "stdout").write_text(said)
-    words = ["codec=autoencoder", f"codec.run={where}/kl"]
-    status, _, error = typed("train", *FAST, *words, f"hydra.run.dir={where}/latent")
+    overrides = ["codec=autoencoder", f"codec.run={where}/kl"]
+    status, _, error = typed("train", *FAST, *overrides, f"hydra.run.dir={where}/latent")
     assert status == 0, error
     return where
 
@@ -55,7 +55,7 @@ def test_an_autoencoder_shows_and_measures_what_it_restores(made):
             and found["training"]["steps"] == 10
         )
         assert ("codes_used" in found) == (name == "vq") and 0 < found.get("codes_used", 1) <= 1
-        assert {file.name for file in (made / name / "pictures").iterdir()} == {
+        assert {file.name for file in (made / name / "images").iterdir()} == {
             "reconstructions-000005.png",
             "reconstructions-000010.png",
             "losses.png",
@@ -66,27 +66,27 @@ def test_an_autoencoder_shows_and_measures_what_it_restores(made):
             and f"python train.py data.batch_size=16 codec=autoencoder codec.run={made / name}"
             in said
         )
-        assert "quality/psnr" in (made / name / "metrics.csv").read_text()
-        picture = Image.open(made / name / "pictures" / "reconstructions-000010.png")
-        pixels = np.asarray(picture)[4:, 4:, 0]
-        given = build(load.config(str(made / name)), "data").test.pixels[20]
+        assert "eval/psnr" in (made / name / "metrics.csv").read_text()
+        image = Image.open(made / name / "images" / "reconstructions-000010.png")
+        pixels = np.asarray(image)[4:, 4:, 0]
+        given = build(load.load_config(str(made / name)), "data").test.pixels[20]
         assert np.array_equal(pixels[2 * 68 :][:64:8, :64:8], given[0]), (
             "each row above its reconstruction"
         )
-        assert picture.width > 20 * 64 and len(np.unique(pixels)) > 16
+        assert image.width > 20 * 64 and len(np.unique(pixels)) > 16
 
 
 def test_what_it_measures_is_what_it_says(made):
-    saved = load.config(str(made / "kl"))
+    saved = load.load_config(str(made / "kl"))
     data = build(saved, "data")
     system, _, _ = load._restored(str(made / "kl"), saved, "AutoencoderSystem")
     found, _ = system.reconstruct(data.test.x0)
     mse = (found - data.test.x0).square().mean((1, 2, 3))
     metrics = json.loads((made / "kl" / "metrics.json").read_text())
     assert metrics["psnr"] == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), abs=1e-3)
-    judge = Judge(digits(), data.test)
+    evaluator = FIDEvaluator(digits(), data.test)
     assert metrics["rfid"] == pytest.approx(
-        judge(numbered(Images(to_bytes(found), None)), len(found))["fid"], rel=1e-3
+        evaluator(indexed_batches(Images(to_uint8(found), None)), len(found))["fid"], rel=1e-3
     )
     assert metrics["training"]["val_loss"] == pytest.approx(
         (found - data.test.x0).abs().mean().item(), rel=0.2
@@ -100,17 +100,19 @@ def test_the_scale_of_latents_is_measured_over_the_training_split(
 ):
     seen = []
     monkeypatch.setattr(Latents, "measure", lambda self, data: seen.append(len(data[0])))
-    words = [
+    overrides = [
         "codec=autoencoder",
         f"codec.run={made}/kl",
         "callbacks=classifier",
         "trainer.max_steps=1",
     ]
-    assert typed("train", *SMALL, *words, f"hydra.run.dir={tmp_path}/r")[0] == 0 and seen == [1437]
+    assert typed("train", *SMALL, *overrides, f"hydra.run.dir={tmp_path}/r")[0] == 0 and seen == [
+        1437
+    ]
 
 
-def test_accumulated_gradients_draw_no_picture_twice(typed, tmp_path):
-    words = [
+def test_accumulated_gradients_draw_no_image_twice(typed, tmp_path):
+    overrides = [
         "system=autoencoder",
         "callbacks.reconstructions.every=2",
         "trainer.accumulate_grad_batches=3",
@@ -118,22 +120,22 @@ def test_accumulated_gradients_draw_no_picture_twice(typed, tmp_path):
     status, said, _ = typed(
         "train",
         *SMALL,
-        *words,
+        *overrides,
         "extractor=inception",
         "extractor.weights=nowhere",
         "trainer.max_steps=4",
         f"hydra.run.dir={tmp_path}/r",
     )
     assert status == 0 and "rFID will not be measured: " in said
-    names = sorted(file.name for file in (tmp_path / "r" / "pictures").glob("rec*"))
+    names = sorted(file.name for file in (tmp_path / "r" / "images").glob("rec*"))
     assert names == ["reconstructions-000002.png", "reconstructions-000004.png"]
 
 
-def test_a_latent_model_draws_pictures_and_keeps_only_the_scale_of_its_latents(
-    made, typed, tmp_path
-):
+def test_a_latent_model_draws_images_and_keeps_only_the_scale_of_its_latents(made, typed, tmp_path):
     trained = f"run={made}/latent"
-    content = torch.load(weights.files(made / "latent")[0], weights_only=True)["state_dict"]
+    content = torch.load(weights.checkpoint_files(made / "latent")[0], weights_only=True)[
+        "state_dict"
+    ]
     assert {name for name in content if name.startswith("codec")} == {
         "codec.mean",
         "codec.std",
@@ -145,9 +147,9 @@ def test_a_latent_model_draws_pictures_and_keeps_only_the_scale_of_its_latents(
     there_and_back(typed, trained, tmp_path)
     assert np.load(tmp_path / "x" / "x_T.npz")["x_T"].shape == (2, 4, 4, 4)
     shown = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0][:64:8, :64:8]
-    assert np.array_equal(shown, build(load.config(f"{made}/latent"), "data").test.pixels[0, 0]), (
-        "as it was given"
-    )
+    assert np.array_equal(
+        shown, build(load.load_config(f"{made}/latent"), "data").test.pixels[0, 0]
+    ), "as it was given"
     assert (
         typed("sample", trained, "mode=interpolate", "count=1", f"hydra.run.dir={tmp_path}/i")[0]
         == 0
@@ -169,9 +171,9 @@ def test_a_run_is_read_with_the_autoencoder_that_it_was_trained_with_and_no_othe
     made, typed, tmp_path
 ):
     there = tmp_path / "kl"
-    words = ["codec=autoencoder", f"codec.run={there}", "callbacks=classifier"]
+    overrides = ["codec=autoencoder", f"codec.run={there}", "callbacks=classifier"]
     shutil.copytree(made / "kl", there)
-    status, _, error = typed("train", *SMALL, *words, f"hydra.run.dir={tmp_path}/r")
+    status, _, error = typed("train", *SMALL, *overrides, f"hydra.run.dir={tmp_path}/r")
     assert status == 0, error
     shutil.rmtree(there)
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1")
@@ -180,9 +182,9 @@ def test_a_run_is_read_with_the_autoencoder_that_it_was_trained_with_and_no_othe
     moved = f"codec.run={tmp_path}/moved"
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1", moved)
     assert status == 0, error
-    content = torch.load(weights.files(tmp_path / "moved")[0], weights_only=True)
+    content = torch.load(weights.checkpoint_files(tmp_path / "moved")[0], weights_only=True)
     content["state_dict"]["autoencoder.last.bias"] += 0.01
-    torch.save(content, weights.files(tmp_path / "moved")[0])
+    torch.save(content, weights.checkpoint_files(tmp_path / "moved")[0])
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1", moved)
     assert (
         status == 2
@@ -194,22 +196,22 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
     made, typed, tmp_path
 ):
     shutil.copytree(made / "kl", tmp_path / "kl")
-    file = weights.files(tmp_path / "kl")[0]
+    file = weights.checkpoint_files(tmp_path / "kl")[0]
     content = torch.load(file, weights_only=True)
-    words = ["codec=autoencoder", f"codec.run={tmp_path}/kl", f"hydra.run.dir={tmp_path}/r"]
+    overrides = ["codec=autoencoder", f"codec.run={tmp_path}/kl", f"hydra.run.dir={tmp_path}/r"]
     for value, told in (
         (float("nan"), "step-000010.ckpt has weights that are not finite numbers"),
         (3e38, "makes latents whose channels have standard deviations ["),
     ):
-        content["state_dict"]["autoencoder.narrow.2.weight"][0] = value
+        content["state_dict"]["autoencoder.quant_conv.2.weight"][0] = value
         torch.save(content, file)
-        status, _, error = typed("train", *SMALL, *words)
+        status, _, error = typed("train", *SMALL, *overrides)
         assert status == 2 and f"codec.run={tmp_path}/kl" in error and told in error
         assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(
-    ("verb", "words", "told"),
+    ("verb", "overrides", "told"),
     [
         ("train", ["codec=autoencoder"], "codec.run must be given"),
         ("train", ["codec=autoencoder", "codec.run=nowhere"], "codec.run=nowhere is no run"),
@@ -236,7 +238,7 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "conditioner=low_res"],
-            "conditioner=low_res lays a picture beside what is drawn, which codec=latents makes 4x4x4",
+            "conditioner=low_res lays a image beside what is drawn, which codec=latents makes 4x4x4",
         ),
         ("train", ["system=autoencoder", "callbacks=default"], "EMA is not for an autoencoder"),
         (
@@ -247,7 +249,7 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
         (
             "train",
             ["callbacks=autoencoder"],
-            "Reconstructions is not for pictures; try callbacks=default",
+            "Reconstructions is not for images; try callbacks=default",
         ),
         (
             "train",
@@ -294,10 +296,10 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
         ),
     ],
 )
-def test_what_latents_cannot_do_is_refused(verb, words, told, made, typed, tmp_path):
-    words = [word.replace("MADE", str(made)) for word in words]
+def test_what_latents_cannot_do_is_refused(verb, overrides, told, made, typed, tmp_path):
+    overrides = [word.replace("MADE", str(made)) for word in overrides]
     status, _, error = typed(
-        verb, *words, *([f"hydra.run.dir={tmp_path}/r"] if verb == "train" else [])
+        verb, *overrides, *([f"hydra.run.dir={tmp_path}/r"] if verb == "train" else [])
     )
     assert (
         status == 2 and error.startswith("error: ") and told.replace("MADE", str(made)) in error
@@ -308,8 +310,10 @@ def test_what_latents_cannot_do_is_refused(verb, words, told, made, typed, tmp_p
 @pytest.mark.parametrize(
     "model", [name for name in options("model") if name.startswith("autoencoder")]
 )
-@pytest.mark.parametrize("words", [["data=synthetic"], ["system.adversarial=0.5"]], ids=" ".join)
-def test_every_autoencoder_takes_a_step(model, words, typed, tmp_path):
+@pytest.mark.parametrize(
+    "overrides", [["data=synthetic"], ["system.adversarial=0.5"]], ids=" ".join
+)
+def test_every_autoencoder_takes_a_step(model, overrides, typed, tmp_path):
     steps = [
         "trainer.max_steps=1",
         "callbacks.reconstructions.rows=1",
@@ -320,7 +324,7 @@ def test_every_autoencoder_takes_a_step(model, words, typed, tmp_path):
         *SMALL,
         "system=autoencoder",
         f"model={model}",
-        *words,
+        *overrides,
         *steps,
         f"hydra.run.dir={tmp_path}/r",
     )
@@ -331,8 +335,11 @@ def test_every_autoencoder_takes_a_step(model, words, typed, tmp_path):
 def chain(tmp_path_factory, typed):
     """A model of digits of 4x4 and one that enlarges them, of ten steps each."""
     where = tmp_path_factory.mktemp("chain")
-    for name, words in {"base": ["data.resolution=4"], "large": ["conditioner=low_res"]}.items():
-        status, said, error = typed("train", *FAST, *words, f"hydra.run.dir={where}/{name}")
+    for name, overrides in {
+        "base": ["data.resolution=4"],
+        "large": ["conditioner=low_res"],
+    }.items():
+        status, said, error = typed("train", *FAST, *overrides, f"hydra.run.dir={where}/{name}")
         assert status == 0, error
         assert ("FID will not be measured" in said) == (name == "base")
     return where
@@ -343,8 +350,8 @@ def drawn(folder):
 
 
 def test_a_cascade_is_drawn_and_kept_stage_by_stage(chain, typed, tmp_path):
-    words = [f"cascade=[{chain}/base,{chain}/large]", "count=5", "seed=3"]
-    status, said, error = typed("sample", *words, f"hydra.run.dir={tmp_path}/c")
+    overrides = [f"cascade=[{chain}/base,{chain}/large]", "count=5", "seed=3"]
+    status, said, error = typed("sample", *overrides, f"hydra.run.dir={tmp_path}/c")
     assert status == 0 and str(tmp_path / "c" / "stage-1") in said, error
     small, large = drawn(tmp_path / "c" / "stage-1"), drawn(tmp_path / "c")
     assert small["images"].shape == (5, 4, 4, 1) and large["images"].shape == (5, 8, 8, 1)
@@ -353,7 +360,9 @@ def test_a_cascade_is_drawn_and_kept_stage_by_stage(chain, typed, tmp_path):
         assert (folder / "grid.png").is_file() and len(list((folder / "images").iterdir())) == 5
 
     # One stage after another, from what was saved.
-    assert typed("sample", f"run={chain}/base", *words[1:], f"hydra.run.dir={tmp_path}/a")[0] == 0
+    assert (
+        typed("sample", f"run={chain}/base", *overrides[1:], f"hydra.run.dir={tmp_path}/a")[0] == 0
+    )
     assert np.array_equal(drawn(tmp_path / "a")["images"], small["images"])
     for given, more in ((tmp_path / "a", []), (tmp_path / "a" / "images", ["label=[0,1,2,3,4]"])):
         status, _, error = typed(
@@ -370,12 +379,12 @@ def test_a_cascade_is_drawn_and_kept_stage_by_stage(chain, typed, tmp_path):
 
 
 def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
-    words = [
-        f"cascade=['{chain}/base sampler=ddpm sampler.steps=2','{chain}/large conditioner.level=0.1']",
+    overrides = [
+        f"cascade=['{chain}/base sampler=ddpm sampler.steps=2','{chain}/large conditioner.noise_level=0.1']",
         "count=4",
     ]
     status, _, error = typed(
-        "sample", *words, "conditioner.level=0.4", f"hydra.run.dir={tmp_path}/c"
+        "sample", *overrides, "conditioner.noise_level=0.4", f"hydra.run.dir={tmp_path}/c"
     )
     assert status == 0, error
     assert (
@@ -397,14 +406,14 @@ def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
             "sample",
             f"run={chain}/large",
             f"input={tmp_path}/a",
-            "conditioner.level=0.4",
+            "conditioner.noise_level=0.4",
             f"hydra.run.dir={tmp_path}/b",
         )[0]
         == 0
     )
     assert np.array_equal(drawn(tmp_path / "c")["images"], drawn(tmp_path / "b")["images"])
     status, _, error = typed(
-        "evaluate", *words[:1], "count=20", "sampler.steps=1", f"hydra.run.dir={tmp_path}/e"
+        "evaluate", *overrides[:1], "count=20", "sampler.steps=1", f"hydra.run.dir={tmp_path}/e"
     )
     assert status == 0, error
     protocol = json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]
@@ -414,14 +423,20 @@ def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
         2,
         f"{chain}/base (ema)",
     )
-    assert (protocol["sampler"]["name"], protocol["steps"], protocol["level"]) == ("DDIM", 1, 0.1)
+    assert (protocol["sampler"]["name"], protocol["steps"], protocol["noise_level"]) == (
+        "DDIM",
+        1,
+        0.1,
+    )
 
 
 def test_options_of_hydra_stand_beside_a_cascade(chain, typed):
-    words = [f"cascade=[{chain}/base,'{chain}/large conditioner.level=0.1 sampler.steps=7']"]
+    overrides = [
+        f"cascade=[{chain}/base,'{chain}/large conditioner.noise_level=0.1 sampler.steps=7']"
+    ]
     for order in (
-        ["--cfg", "job", *words, "conditioner.level=0.2"],
-        ["conditioner.level=0.2", *words, "--cfg", "job"],
+        ["--cfg", "job", *overrides, "conditioner.noise_level=0.2"],
+        ["conditioner.noise_level=0.2", *overrides, "--cfg", "job"],
     ):
         status, said, error = typed("sample", *order)
         assert (
@@ -433,42 +448,50 @@ def test_options_of_hydra_stand_beside_a_cascade(chain, typed):
 
 
 def test_a_sweep_over_a_cascade_offers_each_cell_the_same(chain, typed, tmp_path):
-    words = [f"cascade=[{chain}/base,{chain}/large]", "conditioner.level=0,0.5", "count=2"]
-    status, _, error = typed("sample", "-m", *words, f"hydra.sweep.dir={tmp_path}")
+    overrides = [
+        f"cascade=[{chain}/base,{chain}/large]",
+        "conditioner.noise_level=0,0.5",
+        "count=2",
+    ]
+    status, _, error = typed("sample", "-m", *overrides, f"hydra.sweep.dir={tmp_path}")
     assert status == 0, error
-    a, b = (drawn(next(tmp_path.glob(f"conditioner.level-{level}-*"))) for level in ("0", "0.5"))
+    a, b = (
+        drawn(next(tmp_path.glob(f"conditioner.noise_level-{level}-*"))) for level in ("0", "0.5")
+    )
     assert a["images"].shape == b["images"].shape and not np.array_equal(a["images"], b["images"])
 
 
-@pytest.mark.parametrize("truncated", ["false", "true"])
-def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_path):
-    words = [
+@pytest.mark.parametrize("truncated_conditioning", ["false", "true"])
+def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain, typed, tmp_path):
+    overrides = [
         f"cascade=[{chain}/base,{chain}/large]",
-        f"conditioner.truncated={truncated}",
+        f"conditioner.truncated_conditioning={truncated_conditioning}",
         "count=40",
     ]
     status, said, error = typed(
         "evaluate",
-        *words,
-        "against=conditioner.level",
+        *overrides,
+        "sweep=conditioner.noise_level",
         "values=[0,0.4]",
         f"hydra.run.dir={tmp_path}/r",
     )
-    assert status == 0 and "conditioner.level" in said, error
+    assert status == 0 and "conditioner.noise_level" in said, error
     zero, noisy = json.loads((tmp_path / "r" / "metrics.json").read_text())["values"]
     assert (
-        zero["protocol"]["level"] == 0
-        and noisy["protocol"]["level"] == 0.4
+        zero["protocol"]["noise_level"] == 0
+        and noisy["protocol"]["noise_level"] == 0.4
         and zero["fid"] != noisy["fid"]
     )
-    status, _, _ = typed("evaluate", *words, "conditioner.level=0.4", f"hydra.run.dir={tmp_path}/e")
+    status, _, _ = typed(
+        "evaluate", *overrides, "conditioner.noise_level=0.4", f"hydra.run.dir={tmp_path}/e"
+    )
     alone = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert status == 0 and alone["fid"] == pytest.approx(noisy["fid"], rel=1e-4)
     assert alone["protocol"] == noisy["protocol"]
 
 
 @pytest.mark.parametrize(
-    ("verb", "words", "told"),
+    ("verb", "overrides", "told"),
     [
         (
             "sample",
@@ -478,18 +501,18 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
         (
             "sample",
             ["cascade=[C/large,C/large]"],
-            "stage 1 draws pictures of 1x8x8, and stage 2 enlarges those of",
+            "stage 1 draws images of 1x8x8, and stage 2 enlarges those of",
         ),
         (
             "evaluate",
             ["cascade=[C/large,C/large]"],
-            "draws pictures of 1x8x8, and stage 2 enlarges those of 1x4x4",
+            "draws images of 1x8x8, and stage 2 enlarges those of 1x4x4",
         ),
         ("sample", ["cascade=[nowhere,C/large]"], "run=nowhere is no run"),
         (
             "sample",
             ["cascade=C/large"],
-            "cascade=C/large must be a list of runs, from the smallest pictures on",
+            "cascade=C/large must be a list of runs, from the smallest images on",
         ),
         ("sample", ["cascade=[]"], "cascade=[] must be a list of runs"),
         ("sample", ["-m", "cascade=[C/base],[C/large]"], "must be a list of runs"),
@@ -511,7 +534,7 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
         (
             "sample",
             ["cascade=[C/base,C/large"],
-            "must be a list of runs, from the smallest pictures on",
+            "must be a list of runs, from the smallest images on",
         ),
         (
             "sample",
@@ -547,12 +570,12 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
         ("sample", ["run=C/large", "input=null", "label=1"], "input=None is not there"),
         (
             "sample",
-            ["run=C/large", "conditioner.level=0.6"],
-            "conditioner.level must be at most highest=0.5, that of training (got 0.6)",
+            ["run=C/large", "conditioner.noise_level=0.6"],
+            "conditioner.noise_level must be at most max_noise_level=0.5, that of training (got 0.6)",
         ),
         (
             "sample",
-            ["-m", "run=C/base,C/large", "conditioner.level=0.2"],
+            ["-m", "run=C/base,C/large", "conditioner.noise_level=0.2"],
             "conditioner differs between these runs",
         ),
         ("sample", ["cascade=[C/base,C/large]", "mode=encode"], "mode=encode is for one model"),
@@ -563,22 +586,22 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
         ),
         (
             "sample",
-            ["cascade=[C/base,C/large]", "conditioner.level=1.5"],
-            "conditioner.level is a level of noise and must lie in [0, 1] (got 1.5)",
+            ["cascade=[C/base,C/large]", "conditioner.noise_level=1.5"],
+            "conditioner.noise_level is a noise level and must lie in [0, 1] (got 1.5)",
         ),
         (
             "sample",
-            ["run=C/large", "conditioner.level=-1"],
-            "conditioner.level is a level of noise and must lie in",
+            ["run=C/large", "conditioner.noise_level=-1"],
+            "conditioner.noise_level is a noise level and must lie in",
         ),
         (
             "evaluate",
-            ["run=C/large", "against=conditioner.level", "values=[0,2]"],
-            "conditioner.level is a level of",
+            ["run=C/large", "sweep=conditioner.noise_level", "values=[0,2]"],
+            "conditioner.noise_level is a noise level",
         ),
         (
             "evaluate",
-            ["run=C/large", "against=conditioner.factor", "values=[2]"],
+            ["run=C/large", "sweep=conditioner.factor", "values=[2]"],
             "not among what can be chosen",
         ),
         (
@@ -591,11 +614,15 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
             ["run=C/large", "conditioner=label"],
             "conditioner is part of what run=C/large was trained with",
         ),
-        ("sample", ["run=C/base", "conditioner.level=0.2"], "conditioner has no key level"),
+        (
+            "sample",
+            ["run=C/base", "conditioner.noise_level=0.2"],
+            "conditioner has no key noise_level",
+        ),
         (
             "sample",
             ["run=C/base", "input=train"],
-            "input=train is for a model that enlarges pictures",
+            "input=train is for a model that enlarges images",
         ),
         ("sample", ["run=C/large", "input=EMPTY"], "input=EMPTY holds no images"),
         (
@@ -608,7 +635,7 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
             ["run=C/large", "input=COLOUR", "label=1"],
             "input=COLOUR: COLOUR/a.png is 4x4 RGB, and 4x4 L",
         ),
-        ("sample", ["run=C/large", "input=SMALL"], "must know of what class the pictures are"),
+        ("sample", ["run=C/large", "input=SMALL"], "must know of what class the images are"),
         (
             "sample",
             ["run=C/large", "input=SMALL", "label=11"],
@@ -617,13 +644,13 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
         ("sample", ["run=C/large", "input=nowhere"], "input=nowhere is not there"),
         (
             "train",
-            ["conditioner=low_res", "conditioner.level=2"],
-            "conditioner.level is a level of noise",
+            ["conditioner=low_res", "conditioner.noise_level=2"],
+            "conditioner.noise_level is a noise level",
         ),
         (
             "train",
-            ["conditioner=low_res", "conditioner.highest=2"],
-            "conditioner.highest is a level of noise",
+            ["conditioner=low_res", "conditioner.max_noise_level=2"],
+            "conditioner.max_noise_level is a noise level",
         ),
         (
             "train",
@@ -633,12 +660,12 @@ def test_a_report_sweeps_the_level_after_training(truncated, chain, typed, tmp_p
         (
             "train",
             ["data.resolution=3"],
-            "data.resolution must be 8, that of the pictures, or a divisor (got 3)",
+            "data.resolution must be 8, that of the images, or a divisor (got 3)",
         ),
     ],
 )
 def test_what_a_cascade_cannot_do_is_refused(
-    verb, words, told, chain, typed, tmp_path, monkeypatch
+    verb, overrides, told, chain, typed, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     for folder, sizes in {"EMPTY": (), "WRONG": (4, 8), "COLOUR": (4,), "SMALL": (4,)}.items():
@@ -647,8 +674,8 @@ def test_what_a_cascade_cannot_do_is_refused(
             Image.new("RGB" if folder == "COLOUR" else "L", (side, side)).save(
                 f"{folder}/{name}.png"
             )
-    words = [word.replace("C/", f"{chain}/") for word in words]
-    status, _, error = typed(verb, *words, *(["hydra.run.dir=out"] if verb == "train" else []))
+    overrides = [word.replace("C/", f"{chain}/") for word in overrides]
+    status, _, error = typed(verb, *overrides, *(["hydra.run.dir=out"] if verb == "train" else []))
     assert (
         status == 2 and error.startswith("error: ") and told.replace("C/", f"{chain}/") in error
     ), error

@@ -8,16 +8,16 @@ import pytest
 import torch
 from conftest import composed
 
-from ddpm_lab.callbacks.ema import EMA, best
+from ddpm_lab.callbacks.ema import EMA, ema_or_raw
 from ddpm_lab.callbacks.losses import Losses
-from ddpm_lab.callbacks.sample_grid import Pictures
+from ddpm_lab.callbacks.sample_grid import SampleGrid
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.data.datasets import Images, batch
+from ddpm_lab.data.datasets import Images, to_batch
 from ddpm_lab.diffusion.timestep_samplers import Stratified
 from ddpm_lab.runs import weights
-from ddpm_lab.sampling.class_names import disagree
-from ddpm_lab.sampling.conditions import enlargements, labels
+from ddpm_lab.sampling.class_names import captions_differ
+from ddpm_lab.sampling.conditions import class_labels, low_res_conditions
 from ddpm_lab.systems.lr_schedules import Constant, Cosine
 from ddpm_lab.utils import safe_load
 
@@ -63,8 +63,10 @@ class Weights(L.Callback):
 
 def test_a_draw_is_uniform_in_time_and_drops_its_share():
     data, system = parts("conditioner.dropout=0.25", "schedule.steps=10", "sampler.steps=3")
-    some = batch(data.train.at(slice(1000)))
-    draws = [system.draw(some, system.timesteps(1000, system.device)[0]) for _ in range(10)]
+    some = to_batch(data.train.select(slice(1000)))
+    draws = [
+        system.noise_batch(some, system.timestep_sampler(1000, system.device)[0]) for _ in range(10)
+    ]
     counts = torch.bincount(torch.cat([draw.t for draw in draws]), minlength=11)
     assert counts[0] == 0 and (counts[1:] - 1000).abs().max() < 150
     assert torch.cat([d.cond.dropped for d in draws]).float().mean().item() == pytest.approx(
@@ -78,8 +80,8 @@ def test_half_of_the_draws_hear_a_guess_that_no_gradient_goes_through():
     data, system = parts("model.self_conditioning=true")
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    some, t = batch(data.train.at(slice(2))), torch.full((2,), 300)
-    draws = [system.draw(some, t) for _ in range(200)]
+    some, t = to_batch(data.train.select(slice(2))), torch.full((2,), 300)
+    draws = [system.noise_batch(some, t) for _ in range(200)]
     told = [draw for draw in draws if draw.cond.previous is not None]
     assert len(told) / 200 == pytest.approx(0.5, abs=0.1)
     draw = told[0]
@@ -119,7 +121,7 @@ def test_ema_is_the_recursion_over_optimizer_steps(tmp_path, accumulate):
     assert n == 8 and ema.updates == 8
     for found, wanted in zip(ema.average.parameters(), expected, strict=True):
         torch.testing.assert_close(found, wanted)
-    assert best(trainer, system) == ("ema", ema.average) and not ema.average.training
+    assert ema_or_raw(trainer, system) == ("ema", ema.average) and not ema.average.training
 
 
 def test_ema_survives_a_checkpoint(tmp_path):
@@ -138,11 +140,11 @@ def test_ema_survives_a_checkpoint(tmp_path):
 
 def test_callbacks_and_validation_do_not_move_training(tmp_path):
     _, alone = fitted(tmp_path / "a")
-    watchers = [EMA(), Losses(every=2), Pictures(every=2, rows=1, columns=2)]
+    watchers = [EMA(), Losses(every=2), SampleGrid(every=2, rows=1, columns=2)]
     _, watched = fitted(tmp_path / "b", callbacks=watchers, val=2)
     for p, q in zip(alone.parameters(), watched.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert len(list((tmp_path / "b" / "pictures").glob("samples-*.png"))) == 4
+    assert len(list((tmp_path / "b" / "images").glob("samples-*.png"))) == 4
 
 
 def test_losses_by_quarter_average_to_the_loss(tmp_path):
@@ -163,24 +165,26 @@ def test_the_rate_warms_up_and_falls_to_its_floor():
     ) == pytest.approx(0.1)
 
 
-def test_one_seed_one_picture_whatever_the_batch_size():
+def test_one_seed_one_image_whatever_the_batch_size():
     _, system = parts("sampler=ddpm", "sampler.steps=5")
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     made = {}
     for size in (1, 3, 7):
-        batches = system.sample(system.denoiser, 7, asked=system.ask(7), seed=4, batch_size=size)
-        made[size] = torch.cat([batch.pixels for batch in batches])
+        batches = system.sample(
+            system.denoiser, 7, conditions=system.make_conditions(7), seed=4, batch_size=size
+        )
+        made[size] = torch.cat([to_batch.pixels for to_batch in batches])
     # Another batch size adds in another order, which may tip the rounding of a pixel, no more.
     assert (made[1].int() - made[7].int()).abs().max() <= 1 and (
         made[3].int() - made[7].int()
     ).abs().max() <= 1
-    assert len({tuple(picture.flatten().tolist()) for picture in made[7]}) == 7
+    assert len({tuple(image.flatten().tolist()) for image in made[7]}) == 7
 
 
 def test_what_is_asked_of_a_sample_is_never_dropped():
     _, system = parts("conditioner.dropout=0.9")
-    cond = system.condition(system.denoiser, system.ask(20))
+    cond = system.condition(system.denoiser, system.make_conditions(20))
     assert cond.label.tolist() == [i % 10 for i in range(20)] and (
         cond.dropped is None or not cond.dropped.any()
     )
@@ -193,7 +197,8 @@ def test_sampling_leaves_the_mode_of_the_denoiser_and_uses_no_dropout():
     system.train()
     with torch.inference_mode():
         once, again = (
-            [x for _, x in system.walk(system.denoiser, [0, 1], system.ask(2), 0)] for _ in range(2)
+            [x for _, x in system.trajectory(system.denoiser, [0, 1], system.make_conditions(2), 0)]
+            for _ in range(2)
         )
     assert (
         all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
@@ -202,16 +207,18 @@ def test_sampling_leaves_the_mode_of_the_denoiser_and_uses_no_dropout():
 
 
 def test_labels_are_in_turn_and_in_range():
-    assert labels(12, None, 10).tolist() == [*range(10), 0, 1]
-    assert labels(3, 7, 10).tolist() == [7, 7, 7] and labels(3, [1, 2], 10).tolist() == [1, 2, 1]
+    assert class_labels(12, None, 10).tolist() == [*range(10), 0, 1]
+    assert class_labels(3, 7, 10).tolist() == [7, 7, 7] and class_labels(
+        3, [1, 2], 10
+    ).tolist() == [1, 2, 1]
     for wrong in (10, -1, [3, 10], []):
         with pytest.raises(ValueError, match=r"label=.*(0\.\.9|empty list)"):
-            labels(3, wrong, 10)
-    assert labels(3, None, None) is None
+            class_labels(3, wrong, 10)
+    assert class_labels(3, None, None) is None
     with pytest.raises(ValueError, match="label=3"):
-        labels(3, 3, None)
+        class_labels(3, 3, None)
     _, system = parts("conditioner=none")
-    assert system.ask(3) == {}
+    assert system.make_conditions(3) == {}
 
 
 NAMES = [
@@ -244,7 +251,7 @@ NAMES = [
     ],
 )
 def test_classes_are_called_by_name_or_number(typed, label):
-    assert labels(1, typed, len(NAMES), NAMES).tolist() == [label]
+    assert class_labels(1, typed, len(NAMES), NAMES).tolist() == [label]
 
 
 @pytest.mark.parametrize(
@@ -270,31 +277,37 @@ def test_classes_are_called_by_name_or_number(typed, label):
 )
 def test_a_name_of_no_class_or_of_several_is_refused(typed, names, told):
     if told is None:
-        assert len(labels(9, typed, len(names), names)) == 9
+        assert len(class_labels(9, typed, len(names), names)) == 9
         return
     with pytest.raises(ValueError, match=told):
-        labels(1, typed, len(names), names)
+        class_labels(1, typed, len(names), names)
 
 
 def test_numbers_are_names_where_all_classes_are_called_by_numbers():
     sorted_as_text = [["0"], ["1"], ["10"], ["11"], ["2"]]
-    assert labels(3, [2, "10", 11], 5, sorted_as_text).tolist() == [4, 2, 3]
-    assert labels(3, [1, 2, "02"], 2, [["01"], ["02"]]).tolist() == [0, 1, 1]
-    assert labels(2, [0.5, 1], 2, [["0.5"], ["1"]]).tolist() == [0, 1]
+    assert class_labels(3, [2, "10", 11], 5, sorted_as_text).tolist() == [4, 2, 3]
+    assert class_labels(3, [1, 2, "02"], 2, [["01"], ["02"]]).tolist() == [0, 1, 1]
+    assert class_labels(2, [0.5, 1], 2, [["0.5"], ["1"]]).tolist() == [0, 1]
     digits = [["zero", "null"], ["one", "a one"]]
-    assert labels(3, ["a one", 0, "NULL"], 2, digits).tolist() == [1, 0, 0]
+    assert class_labels(3, ["a one", 0, "NULL"], 2, digits).tolist() == [1, 0, 0]
 
 
 def test_images_to_enlarge_are_given_classes_by_name():
     small = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), None)
-    asked = enlargements(3, ["dog", 0], small, (1, 4, 4), (1, 8, 8), 2, [["cat"], ["dog"]])
-    assert asked["label"].tolist() == [1, 0, 1]
+    conditions = low_res_conditions(
+        3, ["dog", 0], small, (1, 4, 4), (1, 8, 8), 2, [["cat"], ["dog"]]
+    )
+    assert conditions["label"].tolist() == [1, 0, 1]
 
 
 def test_models_with_the_same_classes_under_other_labels_do_not_fit():
     one, other = [["cat"], ["dog"]], [["dog"], ["cat"]]
-    assert disagree(one, other) and not disagree(one, one) and not disagree(one, None)
-    assert not disagree(one, [["0"], ["1"]])
+    assert (
+        captions_differ(one, other)
+        and not captions_differ(one, one)
+        and not captions_differ(one, None)
+    )
+    assert not captions_differ(one, [["0"], ["1"]])
 
 
 @pytest.mark.slow
@@ -308,7 +321,11 @@ def test_training_learns_the_digits(tmp_path, prediction):
         torch.manual_seed(1)
         with torch.no_grad():
             t, _ = Stratified(1000)(360, system.device)
-            return system.objective(system.denoiser, system.draw(batch(data.test), t)).mean().item()
+            return (
+                system.objective(system.denoiser, system.noise_batch(to_batch(data.test), t))
+                .mean()
+                .item()
+            )
 
     before = loss()
     trainer = L.Trainer(
@@ -329,15 +346,15 @@ def test_training_learns_the_digits(tmp_path, prediction):
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training_and_goes_on_bit_for_bit(typed, tmp_path):
-    words = (
+    overrides = (
         "trainer=debug",
         "logger=csv",
         "model.channels=8",
         "model.multipliers=[1]",
         "sampler.steps=3",
         "data.batch_size=16",
-        "callbacks.quality.count=20",
-        "callbacks.pictures.every=3",
+        "callbacks.fid.count=20",
+        "callbacks.sample_grid.every=3",
         "lr_schedule=constant",
         "lr_schedule.warmup=2",
         "callbacks.checkpoints.every=3",
@@ -350,11 +367,14 @@ def test_compiled_training_is_the_same_training_and_goes_on_bit_for_bit(typed, t
     }.items():
         place = f"hydra.run.dir={tmp_path}/{name}"
         if name == "again":
-            assert typed("train", *words, *own, place, "trainer.max_steps=5", "resume=null")[0] == 0
-        status, said, error = typed("train", *words, *own, place)
+            assert (
+                typed("train", *overrides, *own, place, "trainer.max_steps=5", "resume=null")[0]
+                == 0
+            )
+        status, said, error = typed("train", *overrides, *own, place)
         assert status == 0, error
         assert ("the first step took" in said) == (name != "eager")
-        found[name] = safe_load.checkpoint(weights.files(tmp_path / name)[0])
+        found[name] = safe_load.load_checkpoint(weights.checkpoint_files(tmp_path / name)[0])
     eager, compiled, again = (found[name]["state_dict"] for name in ("eager", "compiled", "again"))
     for key, weight in eager.items():
         torch.testing.assert_close(compiled[key], weight, atol=1e-4, rtol=1e-3)

@@ -13,7 +13,8 @@ from ddpm_lab.diffusion.timestep_samplers import Importance, Stratified, Uniform
 
 CPU = torch.device("cpu")
 SAMPLERS = {
-    name: instantiate(composed(f"timesteps={name}").timesteps) for name in options("timesteps")
+    name: instantiate(composed(f"timestep_sampler={name}").timestep_sampler)
+    for name in options("timestep_sampler")
 }
 
 
@@ -24,11 +25,11 @@ class Remembers:
         self.steps, self.history, self.uniform = steps, history, uniform
         self.losses = [[] for _ in range(steps)]
 
-    def learn(self, t, losses):
+    def update(self, t, losses):
         for time, loss in zip(t.tolist(), losses.tolist(), strict=True):
             self.losses[time - 1] = [*self.losses[time - 1], loss][-self.history :]
 
-    def law(self):
+    def weights(self):
         if any(len(row) < self.history for row in self.losses):
             return np.full(self.steps, 1 / self.steps)
         size = np.array([np.sqrt(np.mean(np.square(row))) for row in self.losses])
@@ -37,10 +38,10 @@ class Remembers:
 
 def taught(sampler, rounds, size=32, seed=0):
     """What `rounds` batches teach, with losses that grow with t."""
-    stream = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(rounds):
-        t = torch.randint(1, sampler.steps + 1, (size,), generator=stream)
-        sampler.learn(t, t * (1 + torch.rand(size, generator=stream)))
+        t = torch.randint(1, sampler.steps + 1, (size,), generator=generator)
+        sampler.update(t, t * (1 + torch.rand(size, generator=generator)))
     return sampler
 
 
@@ -68,7 +69,7 @@ def test_stratified_times_fill_equal_strata_evenly(size):
 
 
 def test_stratified_batches_vary_less():
-    def spread(sampler):
+    def variance_output(sampler):
         return (
             torch.stack([sampler(64, CPU)[0].double().square().mean() for _ in range(300)])
             .std()
@@ -76,8 +77,8 @@ def test_stratified_batches_vary_less():
         )
 
     # Of t^2: sqrt(4 / 45) T^2 / 8 from 64 independent times; of one offset, T^2 / (64 sqrt(12)).
-    assert spread(Uniform(1000)) == pytest.approx(37_268, rel=0.15)
-    assert spread(Stratified(1000)) == pytest.approx(4_511, rel=0.15)
+    assert variance_output(Uniform(1000)) == pytest.approx(37_268, rel=0.15)
+    assert variance_output(Stratified(1000)) == pytest.approx(4_511, rel=0.15)
 
 
 @pytest.mark.parametrize("size", [1, 3, 32, 500])
@@ -85,16 +86,16 @@ def test_importance_remembers_the_newest_losses_of_each_time(size):
     ours, theirs = Importance(5, history=4, uniform=0.01), Remembers(5, 4, 0.01)
     for seed in range(20):
         taught(ours, 2, size, seed), taught(theirs, 2, size, seed)
-        np.testing.assert_allclose(ours.law().numpy(), theirs.law(), rtol=1e-12)
+        np.testing.assert_allclose(ours.weights().numpy(), theirs.weights(), rtol=1e-12)
         for row, kept in zip(ours.losses[1:], theirs.losses, strict=True):
             assert sorted(row[row > 0].tolist()) == pytest.approx(sorted(kept))
-    assert size < 32 or ours.law()[4] > 4 * ours.law()[0]
+    assert size < 32 or ours.weights()[4] > 4 * ours.weights()[0]
 
 
 def test_its_weights_undo_its_law():
     sampler = taught(Importance(20), 60)
     t, weight = sampler(400_000, CPU)
-    law = sampler.law()
+    law = sampler.weights()
     torch.testing.assert_close((t.bincount()[1:] / len(t)).double(), law, rtol=0.1, atol=1e-3)
     torch.testing.assert_close(weight, (1 / (20 * law[t - 1])).float())
     wanted = torch.arange(1, 21).square().float().mean().item()
@@ -104,16 +105,16 @@ def test_its_weights_undo_its_law():
 
 def test_it_is_uniform_until_every_time_has_been_heard_often_enough():
     sampler = Importance(3, history=2)
-    sampler.learn(torch.tensor([1, 1, 1, 2, 2, 3]), torch.arange(1.0, 7.0))
-    assert sampler.law().tolist() == [1 / 3] * 3
-    sampler.learn(torch.tensor([3]), torch.tensor([1.0]))
-    assert sampler.law()[1] > 0.38
+    sampler.update(torch.tensor([1, 1, 1, 2, 2, 3]), torch.arange(1.0, 7.0))
+    assert sampler.weights().tolist() == [1 / 3] * 3
+    sampler.update(torch.tensor([3]), torch.tensor([1.0]))
+    assert sampler.weights()[1] > 0.38
 
 
 def test_losses_of_nothing_leave_it_uniform():
     sampler = Importance(3, history=1)
-    sampler.learn(torch.arange(1, 4), torch.zeros(3))
-    assert sampler.law().tolist() == [1 / 3] * 3
+    sampler.update(torch.arange(1, 4), torch.zeros(3))
+    assert sampler.weights().tolist() == [1 / 3] * 3
 
 
 def test_it_goes_on_from_a_checkpoint():
@@ -123,33 +124,35 @@ def test_it_goes_on_from_a_checkpoint():
     resumed = Importance(5, 4)
     resumed.load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
     taught(whole, 3, seed=2), taught(resumed, 3, seed=2)
-    assert torch.equal(whole.losses, resumed.losses) and torch.equal(whole.law(), resumed.law())
+    assert torch.equal(whole.losses, resumed.losses) and torch.equal(
+        whole.weights(), resumed.weights()
+    )
 
 
 def _rank(rank, batches, folder):
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
     sampler = Importance(5, 4)
     for t, losses in batches[rank]:
-        sampler.learn(t, losses)
+        sampler.update(t, losses)
     torch.save(sampler.state_dict(), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_learn_from_each_other_and_agree(tmp_path):
-    stream = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     batches = [
         [
-            (torch.randint(1, 6, (8,), generator=stream), torch.rand(8, generator=stream))
+            (torch.randint(1, 6, (8,), generator=generator), torch.rand(8, generator=generator))
             for _ in range(6)
         ]
         for _ in range(2)
     ]
     multiprocessing.spawn(_rank, (batches, tmp_path), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert torch.equal(one["losses"], two["losses"]) and torch.equal(one["heard"], two["heard"])
+    assert torch.equal(one["losses"], two["losses"]) and torch.equal(one["counts"], two["counts"])
     alone = Importance(5, 4)
     for pair in zip(*batches, strict=True):
-        alone.learn(*(torch.cat(both) for both in zip(*pair, strict=True)))
+        alone.update(*(torch.cat(both) for both in zip(*pair, strict=True)))
     assert torch.equal(alone.losses, one["losses"])
 
 

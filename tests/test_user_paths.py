@@ -23,11 +23,11 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from ddpm_lab.callbacks.checkpoints import ordered
+from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main
-from ddpm_lab.cli.next_commands import completed
+from ddpm_lab.cli.next_commands import complete_command
 from ddpm_lab.runs import load
-from ddpm_lab.systems.base import Learner
+from ddpm_lab.systems.base import BaseSystem
 
 TABLE = ROOT / "docs" / "user-paths.md"
 TINY = [
@@ -41,36 +41,36 @@ TINY = [
 ]
 DRAWS = [
     "sampler.steps=2",
-    "callbacks.pictures.every=4",
-    "callbacks.pictures.rows=1",
-    "callbacks.pictures.columns=2",
-    "callbacks.quality.count=20",
+    "callbacks.sample_grid.every=4",
+    "callbacks.sample_grid.rows=1",
+    "callbacks.sample_grid.columns=2",
+    "callbacks.fid.count=20",
 ]
 UNET = [*TINY, *DRAWS, "model=unet_small", "model.multipliers=[1]"]
 OWN = [*UNET, "extractor=none"]
 DATA = {
     "digits": UNET,
-    "flat folder": ["data=folder", "data.path=../pictures/flat", *OWN],
-    "class folders": ["data=folder", "data.path=../pictures/classes", "conditioner=label", *OWN],
-    "train/ and val/": ["data=folder", "data.path=../pictures/splits", *OWN],
-    "grey folder": ["data=folder", "data.path=../pictures/grey", *OWN],
-    "prepared store": ["data=store", "data.path=../pictures/store", "conditioner=label", *OWN],
+    "flat folder": ["data=folder", "data.path=../images/flat", *OWN],
+    "class folders": ["data=folder", "data.path=../images/classes", "conditioner=label", *OWN],
+    "train/ and val/": ["data=folder", "data.path=../images/splits", *OWN],
+    "grey folder": ["data=folder", "data.path=../images/grey", *OWN],
+    "prepared store": ["data=store", "data.path=../images/store", "conditioner=label", *OWN],
     "hub, labels": [
         "data=hub",
-        "data.name=../pictures/hub",
+        "data.name=../images/hub",
         "data.cache=../cache",
         "conditioner=label",
         *OWN,
     ],
-    "hub, no labels": ["data=hub", "data.name=../pictures/plain", "data.cache=../cache", *OWN],
+    "hub, no labels": ["data=hub", "data.name=../images/plain", "data.cache=../cache", *OWN],
     "points": [
         "data=gaussian_mixture",
         "data.count=200",
         *TINY,
         "schedule.steps=20",
         "sampler.steps=2",
-        "callbacks.scatter.count=20",
-        "callbacks.density.count=4",
+        "callbacks.scatter_plot.count=20",
+        "callbacks.ode_nll.count=4",
     ],
 }
 """Words of train.py by kind of data"""
@@ -91,7 +91,7 @@ SHORT = {
         "callbacks.losses.every=2",
     ],
     "sample": ["count=2", "sampler.steps=2"],
-    "evaluate": ["count=20", "sampler.steps=2", "nll.steps=2", "nll.count=2", "density.count=4"],
+    "evaluate": ["count=20", "sampler.steps=2", "nll.steps=2", "nll.count=2", "ode_nll.count=4"],
 }
 """What makes a printed command short"""
 
@@ -101,19 +101,19 @@ class Trained:
     """A run, with the folder where its command was typed, and what that printed."""
 
     kind: str
-    words: list[str]
+    overrides: list[str]
     work: Path
     run: Path
     said: str
 
     def metrics(self):
         """Words of evaluate.py for figures that this kind has."""
-        return ["metrics=[nll]"] if "extractor=none" in self.words else []
+        return ["metrics=[nll]"] if "extractor=none" in self.overrides else []
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """Pictures of each kind in `pictures/`."""
+    """Images of each kind in `images/`."""
     root = tmp_path_factory.mktemp("paths")
     colours, greys = sets.noise(24, 8, 8), sets.noise(24, 8, 8, channels=1)
     for i, (colour, grey) in enumerate(zip(colours, greys, strict=True)):
@@ -123,20 +123,20 @@ def root(tmp_path_factory):
             "grey": grey,
             f"splits/{'val' if i % 4 == 0 else 'train'}": colour,
         }.items():
-            (root / "pictures" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / "pictures" / folder / f"{i}.png")
+            (root / "images" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "images" / folder / f"{i}.png")
     for name in ("hub", "plain"):
-        (root / "pictures" / name).mkdir()
-        sets.parquet(root / "pictures" / name, train=16, test=4)
+        (root / "images" / name).mkdir()
+        sets.parquet(root / "images" / name, train=16, test=4)
     datasets = pytest.importorskip("datasets", reason="is the extra of data=hub")
-    for file in (root / "pictures" / "plain").glob("*.parquet"):
+    for file in (root / "images" / "plain").glob("*.parquet"):
         datasets.Dataset.from_parquet(str(file), cache_dir=str(root / "cache")).remove_columns(
             "label"
         ).to_parquet(file)
     with chdir(root):
-        status, said, _ = script("scripts/prepare_data.py", "pictures/classes", "pictures/store")
+        status, said, _ = script("scripts/prepare_data.py", "images/classes", "images/store")
     assert status == 0 and following(said)[0].endswith(
-        "train.py data=store data.path=pictures/store conditioner=label"
+        "train.py data=store data.path=images/store conditioner=label"
     )
     return root
 
@@ -152,21 +152,21 @@ def trained(root, typed):
                 run("autoencoder")
             work = root / re.sub(r"\W+", "-", kind)
             work.mkdir(exist_ok=True)
-            words = (DATA | SYSTEMS)[kind]
+            overrides = (DATA | SYSTEMS)[kind]
             with chdir(work):
-                status, said, error = typed("train", *words, f"hydra.run.dir={work}")
+                status, said, error = typed("train", *overrides, f"hydra.run.dir={work}")
             assert status == 0, error
-            made[kind] = Trained(kind, words, work, work, said)
+            made[kind] = Trained(kind, overrides, work, work, said)
         return made[kind]
 
     return run
 
 
-def script(file, *words):
+def script(file, *overrides):
     """What a script of ours does: (exit status, standard output, standard error)."""
     status, out, err = 0, io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", [file, *words])
+        patch.setattr(sys, "argv", [file, *overrides])
         try:
             runpy.run_path(str(ROOT / file), run_name="__main__")
         except SystemExit as ended:
@@ -182,16 +182,16 @@ def following(said):
 
 def does(typed, command, *more):
     """Types a printed command, made short; returns what it prints."""
-    python, program, *words = shlex.split(command)
+    python, program, *overrides = shlex.split(command)
     assert python.startswith("python") and not re.search(r"\bDIR\b|\.\.\.", command), command
     verb = Path(program).stem
-    status, said, error = typed(verb, *words, *SHORT[verb], *more)
+    status, said, error = typed(verb, *overrides, *SHORT[verb], *more)
     assert status == 0, f"{command}\n{error}"
     return said
 
 
 def weights(run):
-    return torch.load(ordered(run / "checkpoints")[0], weights_only=True)["state_dict"]
+    return torch.load(list_checkpoints(run / "checkpoints")[0], weights_only=True)["state_dict"]
 
 
 def same(one, other):
@@ -201,26 +201,26 @@ def same(one, other):
     )
 
 
-def killed(words, work, nth, by):
+def killed(overrides, work, nth, by):
     """Trains in `work` in a process of its own that gets the signal `by` in its `nth` step; the exit status."""
     if number := os.fork():
         code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
         return 128 - code if code < 0 else code
     status = 1
     try:
-        calls, own = count(1), Learner.on_train_batch_start
+        calls, own = count(1), BaseSystem.on_train_batch_start
 
         def struck(*args, **kwargs):
             if next(calls) == nth:
                 os.kill(os.getpid(), by)
             return own(*args, **kwargs)
 
-        Learner.on_train_batch_start = struck
+        BaseSystem.on_train_batch_start = struck
         os.chdir(work)
         sys.stdout, sys.stderr = (
             os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2)
         )  # not those of pytest
-        status = main.run_job("train", words, work / "log.txt")
+        status = main.run_job("train", overrides, work / "log.txt")
     finally:
         os._exit(status)
 
@@ -229,7 +229,7 @@ def killed(words, work, nth, by):
 def moved(trained):
     """The data of a run under another name; yields the word that names it, relative to the folder above."""
     key, value = next(
-        word.split("=") for word in trained.words if re.match(r"data\.(path|name)=", word)
+        word.split("=") for word in trained.overrides if re.match(r"data\.(path|name)=", word)
     )
     place = (trained.work / value).resolve()
     place.rename(place.with_name(f"moved {place.name}"))
@@ -253,7 +253,7 @@ def train(trained, typed, folder):
     }
     if trained.kind in held_out:
         assert f", {held_out[trained.kind]} held out" in trained.said
-    assert [file.name for file in ordered(trained.run / "checkpoints")] == [
+    assert [file.name for file in list_checkpoints(trained.run / "checkpoints")] == [
         "step-000004.ckpt",
         "step-000002.ckpt",
     ]
@@ -287,8 +287,10 @@ def sample(trained, typed, folder):
 
 def evaluate(trained, typed, folder):
     """`evaluate.py`: the figures of this kind of data"""
-    words = [*trained.metrics(), *SHORT["evaluate"]]
-    status, _, error = typed("evaluate", f"run={trained.run}", *words, f"hydra.run.dir={folder}/e")
+    overrides = [*trained.metrics(), *SHORT["evaluate"]]
+    status, _, error = typed(
+        "evaluate", f"run={trained.run}", *overrides, f"hydra.run.dir={folder}/e"
+    )
     assert status == 0 and (folder / "e" / "metrics.json").is_file(), error
 
 
@@ -304,11 +306,11 @@ def kill(trained, typed, folder):
     """killed (`kill -9`) in a step, the same command: the same weights as without"""
     work = trained.work.parent / f"killed {trained.work.name}"
     work.mkdir()
-    assert killed(trained.words, work, 4, signal.SIGKILL) == 137, (work / "log.txt").read_text()
+    assert killed(trained.overrides, work, 4, signal.SIGKILL) == 137, (work / "log.txt").read_text()
     (run,) = work.glob("runs/*/*")
-    assert [file.name for file in ordered(run / "checkpoints")] == ["step-000002.ckpt"]
+    assert [file.name for file in list_checkpoints(run / "checkpoints")] == ["step-000002.ckpt"]
     with chdir(work):
-        status, _, error = typed("train", *trained.words)
+        status, _, error = typed("train", *trained.overrides)
     assert status == 0 and len([*work.glob("runs/*/*")]) == 1, error
     same(weights(run), weights(trained.run))
 
@@ -317,11 +319,11 @@ def stop(trained, typed, folder):
     """stopped (SIGTERM) in a step: saved there; the same command: the same weights as without"""
     work = trained.work.parent / f"stopped {trained.work.name}"
     work.mkdir()
-    assert killed(trained.words, work, 4, signal.SIGTERM) == 143, (work / "log.txt").read_text()
+    assert killed(trained.overrides, work, 4, signal.SIGTERM) == 143, (work / "log.txt").read_text()
     (run,) = work.glob("runs/*/*")
-    assert ordered(run / "checkpoints")[0].name in ("step-000003.ckpt", "step-000004.ckpt")
+    assert list_checkpoints(run / "checkpoints")[0].name in ("step-000003.ckpt", "step-000004.ckpt")
     with chdir(work):
-        status, _, error = typed("train", *trained.words)
+        status, _, error = typed("train", *trained.overrides)
     assert status == 0 and len([*work.glob("runs/*/*")]) == 1, error
     same(weights(run), weights(trained.run))
 
@@ -330,17 +332,19 @@ def longer(trained, typed, folder):
     """`train.py resume=DIR trainer.max_steps=6`"""
     shutil.copytree(trained.run, folder / "r")
     status, _, error = typed("train", f"resume={folder}/r", "trainer.max_steps=6")
-    assert status == 0 and ordered(folder / "r" / "checkpoints")[0].name == "step-000006.ckpt", (
-        error
-    )
+    assert (
+        status == 0 and list_checkpoints(folder / "r" / "checkpoints")[0].name == "step-000006.ckpt"
+    ), error
 
 
 def move(trained, typed, folder):
     """the data moved, `data.path=` (of the hub, `data.name=`) typed: `evaluate.py` and `resume=`"""
     shutil.copytree(trained.run, folder / "r")
     with moved(trained) as where:
-        words = [*trained.metrics(), *SHORT["evaluate"], where]
-        status, _, error = typed("evaluate", f"run={folder}/r", *words, f"hydra.run.dir={folder}/e")
+        overrides = [*trained.metrics(), *SHORT["evaluate"], where]
+        status, _, error = typed(
+            "evaluate", f"run={folder}/r", *overrides, f"hydra.run.dir={folder}/e"
+        )
         assert status == 0, error
         status, _, error = typed("train", f"resume={folder}/r", "trainer.max_steps=6", where)
         assert status == 0, error
@@ -379,8 +383,8 @@ def use(trained, typed, folder):
             f"guidance.classifier.run={trained.run}",
             "guidance.scale=1",
         ]
-        words = [*SHORT["sample"], *([] if own else [*guided, "label=3"])]
-        status, _, error = typed("sample", "run=r", *words)
+        overrides = [*SHORT["sample"], *([] if own else [*guided, "label=3"])]
+        status, _, error = typed("sample", "run=r", *overrides)
         assert status == 0, error
     return None
 
@@ -411,11 +415,11 @@ CELLS = [
 @pytest.mark.parametrize(("kind", "path"), CELLS)
 def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
     monkeypatch.chdir(trained(kind).work)
-    if words := REFUSED.get((kind, path)):
+    if overrides := REFUSED.get((kind, path)):
         status, _, error = nowhere(trained(kind), typed, tmp_path)
         assert (
             status == 2
-            and words in error
+            and overrides in error
             and error.count("\n") == 1
             and error.startswith("error: ")
         ), error
@@ -424,8 +428,8 @@ def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
 
 
 def test_encoding_prints_the_command_that_decodes(trained, typed, tmp_path):
-    words = ["mode=encode", "count=2", "sampler.steps=3", f"hydra.run.dir={tmp_path}/x"]
-    status, said, error = typed("sample", f"run={trained('digits').run}", *words)
+    overrides = ["mode=encode", "count=2", "sampler.steps=3", f"hydra.run.dir={tmp_path}/x"]
+    status, said, error = typed("sample", f"run={trained('digits').run}", *overrides)
     assert status == 0, error
     (command,) = following(said)
     assert "sampler.steps=3 mode=decode" in command
@@ -434,8 +438,11 @@ def test_encoding_prints_the_command_that_decodes(trained, typed, tmp_path):
 
 def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config, words = load.config(str(trained("classifier").run)), "run=DIR guidance=classifier"
-    assert completed("sample", words, config, ["data=digits"]) == (
+    config, overrides = (
+        load.load_config(str(trained("classifier").run)),
+        "run=DIR guidance=classifier",
+    )
+    assert complete_command("sample", overrides, config, ["data=digits"]) == (
         "python train.py data=digits\n           then add to sample.py: guidance=classifier"
     )
     for kind, place in (
@@ -446,7 +453,7 @@ def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_pat
     ):
         shutil.copytree(trained(kind).run, tmp_path / "runs" / place)
     assert (
-        completed("sample", words, config, [])
+        complete_command("sample", overrides, config, [])
         == "python sample.py run=runs/1/2 guidance=classifier"
     )
 

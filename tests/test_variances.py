@@ -28,8 +28,8 @@ def pairs(steps):
 
 def gaussian_mse(process, covariance):
     """Of E[x_0 | x_t] for x_0 ~ N(0, covariance), for every t: precisions add."""
-    signal, noise = process.table[:, 0], process.table[:, 1]
-    return 1 / (1 / covariance + signal**2 / noise**2)
+    alpha, noise = process.table[:, 0], process.table[:, 1]
+    return 1 / (1 / covariance + alpha**2 / noise**2)
 
 
 @EVERY_SCHEDULE
@@ -38,8 +38,10 @@ def gaussian_mse(process, covariance):
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_every_pair_has_a_finite_log_variance(variance, dtype, steps, schedule):
     process, (t, s) = ForwardProcess(schedule(steps)), pairs(steps)
-    x_t, spread = torch.randn(2, len(t), 1, 2, 2, dtype=dtype)
-    log_var = VARIANCES[variance](gaussian_mse(process, 0.25)).log_var(process, spread, x_t, t, s)
+    x_t, variance_output = torch.randn(2, len(t), 1, 2, 2, dtype=dtype)
+    log_var = VARIANCES[variance](gaussian_mse(process, 0.25)).log_var(
+        process, variance_output, x_t, t, s
+    )
     assert log_var.dtype == dtype and torch.isfinite(log_var).all()
     assert torch.broadcast_shapes(log_var.shape, x_t.shape) == x_t.shape
     assert torch.isfinite(log_var.neg().exp()).all() and (log_var.exp() > 0).all()
@@ -84,23 +86,23 @@ def test_a_learned_range_has_the_bounds_at_its_ends_and_goes_on_beyond(schedule)
     process, (t, s) = ForwardProcess(schedule(30)), pairs(30)
     x_t = torch.randn(len(t), 3, dtype=torch.float64)
     high, low = process.beta(t, s).log()[:, None], process.log_beta_tilde(t, s)[:, None]
-    for spread, expected in (
+    for variance_output, expected in (
         (1, high),
         (-1, low),
         (0, (high + low) / 2),
         (3, 2 * high - low),
         (-3, 2 * low - high),
     ):
-        found = LearnedRange().log_var(process, torch.full_like(x_t, spread), x_t, t, s)
+        found = LearnedRange().log_var(process, torch.full_like(x_t, variance_output), x_t, t, s)
         torch.testing.assert_close(found, expected.expand_as(x_t))
 
 
 @EVERY_SCHEDULE
 def test_a_learned_diagonal_scales_the_upper_bound_in_each_dimension(schedule):
     process, (t, s) = ForwardProcess(schedule(30)), pairs(30)
-    spread = torch.randn(len(t), 3, dtype=torch.float64)
-    found = LearnedDiagonal().log_var(process, spread, spread, t, s)
-    torch.testing.assert_close(found.exp(), process.beta(t, s)[:, None] * spread.exp())
+    variance_output = torch.randn(len(t), 3, dtype=torch.float64)
+    found = LearnedDiagonal().log_var(process, variance_output, variance_output, t, s)
+    torch.testing.assert_close(found.exp(), process.beta(t, s)[:, None] * variance_output.exp())
 
 
 @EVERY_SCHEDULE
@@ -112,10 +114,10 @@ def test_analytic_is_the_variance_of_a_gaussians_reverse_step(schedule, std):
         .log_var(process, None, process.table[t], t, s)[:, 0]
         .exp()
     )
-    (signal_t, noise_t), (signal_s, noise_s) = process.table[t, :2].T, process.table[s, :2].T
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.table[t, :2].T, process.table[s, :2].T
     # Kalman: x_s has variance p, and x_t = gain x_s + what the chain adds.
-    p, gain = signal_s**2 * std**2 + noise_s**2, signal_t / signal_s
-    added = noise_t**2 - gain**2 * noise_s**2
+    p, gain = alpha_s**2 * std**2 + sigma_s**2, alpha_t / alpha_s
+    added = sigma_t**2 - gain**2 * sigma_s**2
     torch.testing.assert_close(found, p * added / (gain**2 * p + added), rtol=1e-9, atol=0)
     assert (s == 0).any()
 

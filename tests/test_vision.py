@@ -16,17 +16,17 @@ from PIL import Image
 from torchvision import datasets
 
 from ddpm_lab.data import torchvision_datasets
-from ddpm_lab.data.datasets import Flow, Images, Streamed
+from ddpm_lab.data.datasets import Images, IterableSplit, MapSplit
 from ddpm_lab.data.huggingface import hub
-from ddpm_lab.data.image_transform import Fit
-from ddpm_lab.data.module import Batches
+from ddpm_lab.data.image_transform import ImageTransform
+from ddpm_lab.data.module import TrainBatches
 
 
 def same_batches(one, other, workers=0, count=5):
     """Whether two splits are served alike, to a single process and to the second of two."""
     for rank, world in ((0, 1), (1, 2)):
         streams = [
-            Batches(split, 4, flip=True, seed=3, workers=workers, rank=rank, world=world)
+            TrainBatches(split, 4, flip=True, seed=3, workers=workers, rank=rank, world=world)
             for split in (one, other)
         ]
         for left, right in islice(zip(*streams, strict=True), count):
@@ -87,13 +87,13 @@ def test_celeba_is_the_square_of_ddims_code(tmp_path, monkeypatch):
         "the validation split is not used"
     )
     small, streamed = (
-        torchvision_datasets.celeba64(str(tmp_path), resident=held, batch_size=4).train
+        torchvision_datasets.celeba64(str(tmp_path), in_memory=held, batch_size=4).train
         for held in (True, False)
     )
     face = Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).crop((25, 57, 153, 185))
     wanted = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
     assert np.array_equal(small.pixels[0].permute(1, 2, 0), wanted)
-    assert isinstance(streamed, Streamed)
+    assert isinstance(streamed, MapSplit)
     same_batches(small, streamed)
 
 
@@ -101,7 +101,7 @@ def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = sets.lsun(tmp_path)
     data, streamed = (
-        torchvision_datasets.lsun(str(tmp_path), resolution=16, resident=held, batch_size=4)
+        torchvision_datasets.lsun(str(tmp_path), resolution=16, in_memory=held, batch_size=4)
         for held in (None, False)
     )
     assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
@@ -112,13 +112,13 @@ def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
     assert (
         source.digest()
         == torchvision_datasets.lsun(
-            str(tmp_path), resolution=16, resident=False, batch_size=4
+            str(tmp_path), resolution=16, in_memory=False, batch_size=4
         ).train.source.digest()
     )
     assert (
         source.digest()
         != torchvision_datasets.lsun(
-            str(tmp_path), resolution=8, resident=False, batch_size=4
+            str(tmp_path), resolution=8, in_memory=False, batch_size=4
         ).train.source.digest()
     )
     assert sorted(part.name for part in tmp_path.iterdir()) == [
@@ -131,7 +131,7 @@ def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
 def test_imagenet_is_a_folder_per_class(named, tmp_path):
     found = sets.imagenet(tmp_path, (24, 16), named=named)
     data, streamed = (
-        torchvision_datasets.imagenet(str(tmp_path), 16, resident=held, batch_size=4)
+        torchvision_datasets.imagenet(str(tmp_path), 16, in_memory=held, batch_size=4)
         for held in (None, False)
     )
     assert data.shape == (3, 16, 16) and data.classes == 2
@@ -263,12 +263,12 @@ def test_a_damaged_set_is_refused(tmp_path, monkeypatch, offline):
 
 
 @pytest.mark.parametrize("held", [None, False])
-def test_a_broken_picture_is_named(held, tmp_path, monkeypatch):
+def test_a_broken_image_is_named(held, tmp_path, monkeypatch):
     sets.imagenet(tmp_path)
     first = tmp_path / "train" / sets.WNIDS[0] / f"{sets.WNIDS[0]}_0.JPEG"
     first.write_bytes(first.read_bytes()[:80])
     assert f"path: {first} cannot be read" in told(
-        torchvision_datasets.imagenet, str(tmp_path), 16, resident=held, batch_size=2
+        torchvision_datasets.imagenet, str(tmp_path), 16, in_memory=held, batch_size=2
     )
     (tmp_path / "val" / "n02").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "val" / "n02" / "a.png")
@@ -276,7 +276,7 @@ def test_a_broken_picture_is_named(held, tmp_path, monkeypatch):
     assert "other classes" in told(torchvision_datasets.imagenet, str(tmp_path), 16)
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "img_align_celeba" / "000001.jpg").unlink()
-    assert "000001.jpg" in told(torchvision_datasets.celeba64, str(tmp_path), resident=held)
+    assert "000001.jpg" in told(torchvision_datasets.celeba64, str(tmp_path), in_memory=held)
 
 
 def test_values_that_do_not_fit_are_refused(tmp_path, monkeypatch):
@@ -303,7 +303,7 @@ def cache(tmp_path_factory):
 
 def test_a_set_of_the_hub_is_read_to_the_pixel(tmp_path):
     found = sets.parquet(tmp_path, shards=2)
-    data, streamed = (hub(str(tmp_path), resident=held, batch_size=4) for held in (None, False))
+    data, streamed = (hub(str(tmp_path), in_memory=held, batch_size=4) for held in (None, False))
     assert data.shape == (3, 8, 8) and data.classes == 2 and data.captions == [["cat"], ["dog"]]
     assert torch.equal(data.train.pixels, found["train"]) and torch.equal(
         data.test.pixels, found["test"]
@@ -312,12 +312,12 @@ def test_a_set_of_the_hub_is_read_to_the_pixel(tmp_path):
     same_batches(data.train, streamed.train, workers=2)
     assert (
         streamed.train.source.digest()
-        == hub(str(tmp_path), resident=False, batch_size=4).train.source.digest()
+        == hub(str(tmp_path), in_memory=False, batch_size=4).train.source.digest()
     )
     grey = hub(str(tmp_path), resolution=4, channels=1, convert=True, batch_size=4)
-    picture = Image.fromarray(found["train"][0].permute(1, 2, 0).numpy())
+    image = Image.fromarray(found["train"][0].permute(1, 2, 0).numpy())
     assert grey.shape == (1, 4, 4) and torch.equal(
-        grey.train.pixels[0], Fit(4, 1, convert=True)(picture, "")
+        grey.train.pixels[0], ImageTransform(4, 1, convert=True)(image, "")
     )
     part = hub(str(tmp_path), split_test=None, held_out=0.25, batch_size=4)
     assert (part.train.size, part.test.size) == (9, 3)
@@ -325,7 +325,7 @@ def test_a_set_of_the_hub_is_read_to_the_pixel(tmp_path):
     assert {p.numpy().tobytes() for p in together} == {p.numpy().tobytes() for p in found["train"]}
 
 
-def test_a_folder_of_pictures_is_a_set_of_the_hub(tmp_path):
+def test_a_folder_of_images_is_a_set_of_the_hub(tmp_path):
     for split, count in (("train", 3), ("test", 2)):
         for label, name in enumerate(("cat", "dog")):
             for i in range(count):
@@ -376,7 +376,7 @@ def test_a_grey_set_of_the_hub_is_grey_and_sizes_that_differ_are_told(tmp_path, 
 
 
 def seen(batches, count):
-    """(bytes, label) of each picture of `count` batches, by its first row."""
+    """(bytes, label) of each image of `count` batches, by its first row."""
     rows = chain.from_iterable(
         zip(made["x0"], made["label"], strict=True) for made in islice(batches, count)
     )
@@ -388,7 +388,7 @@ def seen(batches, count):
 
 @pytest.mark.parametrize(("shards", "workers"), [(1, 0), (1, 2), (4, 2)])
 @pytest.mark.parametrize("own", [True, False])
-def test_a_stream_shows_each_picture_once_an_epoch(own, shards, workers, tmp_path):
+def test_a_stream_shows_each_image_once_an_epoch(own, shards, workers, tmp_path):
     found = sets.parquet(tmp_path, shards=shards)
     data = hub(
         str(tmp_path),
@@ -401,19 +401,19 @@ def test_a_stream_shows_each_picture_once_an_epoch(own, shards, workers, tmp_pat
     )
     held = found["test" if own else "train"][:4]
     assert (
-        isinstance(data.train, Flow)
+        isinstance(data.train, IterableSplit)
         and torch.equal(data.test.pixels, held)
         and data.bin_width == 2 / 255
     )
     training = found["train"] if own else found["train"][4:]
     assert data.train.size == len(training) and torch.equal(
-        data.train.at(slice(2)).pixels, training[:2]
+        data.train.select(slice(2)).pixels, training[:2]
     )
-    assert torch.equal(data.train.at(torch.tensor([3, 1])).pixels, training[[3, 1]])
+    assert torch.equal(data.train.select(torch.tensor([3, 1])).pixels, training[[3, 1]])
     wanted = [(tuple(p.flatten()[:24].tolist()), i % 2) for i, p in enumerate(training)]
     for world in (1, 2):
         parts = [
-            Batches(data.train, 4, flip=False, seed=0, workers=workers, rank=rank, world=world)
+            TrainBatches(data.train, 4, flip=False, seed=0, workers=workers, rank=rank, world=world)
             for rank in range(world)
         ]
         both = [
@@ -421,17 +421,17 @@ def test_a_stream_shows_each_picture_once_an_epoch(own, shards, workers, tmp_pat
         ]  # epochs: workers begin their second in a batch
         assert sorted(chain.from_iterable(both)) == sorted(2 * wanted)
         assert both == [seen(part, 2 * len(training) // 4) for part in parts], "the same each time"
-    two = seen(Batches(data.train, 4, flip=False, seed=0), 2 * len(training) // 4)
+    two = seen(TrainBatches(data.train, 4, flip=False, seed=0), 2 * len(training) // 4)
     assert two[: len(training)] != two[len(training) :], "another order each epoch"
     assert two[: len(training)] != seen(
-        Batches(data.train, 4, flip=False, seed=1), len(training) // 4
+        TrainBatches(data.train, 4, flip=False, seed=1), len(training) // 4
     )
 
 
 def test_a_stream_is_mirrored_by_halves(tmp_path):
     sets.parquet(tmp_path)
     data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
-    plain, mirrored = (Batches(data.train, 4, flip=flip, seed=0) for flip in (False, True))
+    plain, mirrored = (TrainBatches(data.train, 4, flip=flip, seed=0) for flip in (False, True))
     turned = [
         not torch.equal(x, y)
         for one, other in islice(zip(plain, mirrored, strict=True), 60)
@@ -448,7 +448,7 @@ def test_a_stream_is_mirrored_by_halves(tmp_path):
             "split_test=validation is no split of .*; try train, test, or null",
         ),
         ({"split_train": "all"}, "split_train=all is no split"),
-        ({"image": "picture"}, "image=picture is no column of kind Image; try img"),
+        ({"image": "image"}, "image=image is no column of kind Image; try img"),
         ({"label": "id"}, "label=id is no column of kind ClassLabel; try label"),
         (
             {"resolution": 4},
@@ -459,7 +459,7 @@ def test_a_stream_is_mirrored_by_halves(tmp_path):
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
         (
             {"streaming": True, "size": 12, "split_test": None},
-            "test_size=1000 leaves nothing of 12 pictures",
+            "test_size=1000 leaves nothing of 12 images",
         ),
         ({"config": "other"}, "name=.* cannot be loaded .*other"),
     ],
@@ -482,7 +482,7 @@ def test_the_hub_that_cannot_be_reached_is_told_at_once(tmp_path, offline, monke
 
 def test_a_stream_says_what_it_cannot_do(tmp_path, monkeypatch):
     sets.parquet(tmp_path)
-    monkeypatch.setattr("ddpm_lab.data.datasets.KNOWN", 5)
+    monkeypatch.setattr("ddpm_lab.data.datasets.HEAD_SIZE", 5)
     data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
-    assert data.train.at(slice(5)).size == 5
-    assert told(data.train.at, slice(6)).startswith("streaming gives the first 5")
+    assert data.train.select(slice(5)).size == 5
+    assert told(data.train.select, slice(6)).startswith("streaming gives the first 5")

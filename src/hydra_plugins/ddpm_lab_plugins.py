@@ -15,7 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 
-class Cells(Launcher):
+class JobLauncher(Launcher):
     """Each job a cell: in a process of its own, `jobs` at a time, done once, and failing alone.
 
     `cluster`: null, processes of this machine; or "slurm", or "local", which does as if; with `parameters` for
@@ -46,15 +46,15 @@ class Cells(Launcher):
         self.context, self.config = hydra_context, config
         self.check()
         main.SWEEPS.append(Path(config.hydra.sweep.dir))
-        if not config.hydra.sweeper._target_.endswith(".Search"):
+        if not config.hydra.sweeper._target_.endswith(".OptunaSweeper"):
             self.count(config.hydra.overrides.task)
 
-    def count(self, words: Sequence[str]) -> None:
+    def count(self, overrides: Sequence[str]) -> None:
         """Raises UserError for a grid without cells, or of more than `limit`, before all are composed."""
         from ddpm_lab.utils.errors import UserError
 
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
-            [*words]
+            [*overrides]
         )
         swept = [one for one in parsed if one.is_discrete_sweep()]
         counts = [
@@ -78,13 +78,16 @@ class Cells(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        self.carry_out(self.plan(job_overrides), Path(self.config.hydra.sweep.dir))
-        return [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
+        self.run_jobs(self.plan(job_overrides), Path(self.config.hydra.sweep.dir))
+        return [
+            JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+            for overrides in job_overrides
+        ]
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
         """The cell of each job. Composes them, so that a slip is told before anything runs."""
-        from ddpm_lab.config.overrides import fingerprint, quoted, slug
-        from ddpm_lab.sweeps.job import Cell, work
+        from ddpm_lab.config.overrides import config_hash, format_override, slug
+        from ddpm_lab.sweeps.job import Job, estimate_work
 
         root, verb = Path(self.config.hydra.sweep.dir), self.config.hydra.job.name
         typed = {*self.config.hydra.overrides.task}
@@ -95,22 +98,22 @@ class Cells(Launcher):
                 word.startswith("cascade=") for word in overrides
             )  # says which run is the last
             left = ("search=", "run=") if cascade else ("search=",)
-            words = [word for word in overrides if not word.startswith(left)]
-            own = [word for word in words if word not in typed] or words
+            overrides = [word for word in overrides if not word.startswith(left)]
+            own = [word for word in overrides if word not in typed] or overrides
             logger = OmegaConf.select(config, "logger.wandb")
             if logger is not None and logger.group is None:
-                words.append(quoted("logger.wandb.group", root.name))
+                overrides.append(format_override("logger.wandb.group", root.name))
             del config.hydra
-            digits = fingerprint(config, root)
+            digits = config_hash(config, root)
             folder = root / slug(own, digits[:8])
             cells.append(
-                Cell(
+                Job(
                     ", ".join(own) or "default",
                     verb,
-                    tuple(words),
+                    tuple(overrides),
                     folder,
                     digits,
-                    work(verb, config),
+                    estimate_work(verb, config),
                 )
             )
         return cells
@@ -128,20 +131,20 @@ class Cells(Launcher):
                 f"hydra.launcher.limit={self.limit} must be a whole number of at least 1; try 1000"
             )
 
-    def carry_out(self, cells: Sequence[Any], root: Path) -> None:
+    def run_jobs(self, cells: Sequence[Any], root: Path) -> None:
         """Runs `cells`, whose folders lie in `root`. Raises CellsFailed."""
         from ddpm_lab.cli.main import run_job
-        from ddpm_lab.sweeps.executors import Pool, Processes, Slurm
-        from ddpm_lab.sweeps.scheduler import carry_out
+        from ddpm_lab.sweeps.executors import Executor, ProcessExecutor, SlurmExecutor
+        from ddpm_lab.sweeps.scheduler import run_jobs
 
         preload = [f"ddpm_lab.cli.{verb}" for verb in ("train", "sample", "evaluate", "analytic")]
-        pool: Pool = Processes(self.jobs, run_job, preload)
+        pool: Executor = ProcessExecutor(self.jobs, run_job, preload)
         if self.cluster is not None and not self.dry:
-            pool = Slurm(root / "submitit", self.cluster, run_job, self.parameters)
-        carry_out(cells, pool, root, jobs=self.jobs, dry=self.dry)
+            pool = SlurmExecutor(root / "submitit", self.cluster, run_job, self.parameters)
+        run_jobs(cells, pool, root, jobs=self.jobs, dry=self.dry)
 
 
-class Search(Sweeper):
+class OptunaSweeper(Sweeper):
     """Trials that Optuna proposes, as many at a time as the launcher runs. With the same seed the same are proposed, so
     that a search that is started again goes on where it was.
     """
@@ -166,7 +169,7 @@ class Search(Sweeper):
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
             arguments
         )
-        if not isinstance(self.launcher, Cells):
+        if not isinstance(self.launcher, JobLauncher):
             raise UserError("search=optuna runs cells; try hydra/launcher=processes, or slurm")
         root = Path(self.launcher.config.hydra.sweep.dir)
         return search(

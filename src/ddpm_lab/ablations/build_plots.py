@@ -1,15 +1,15 @@
-"""The plots and pictures of an ablation's report."""
+"""The plots and images of an ablation's report."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.ablations.plan import Place, Plan
-from ddpm_lab.ablations.results import METRICS, last_number, losses, samples
+from ddpm_lab.ablations.plan import JobKey, Plan
+from ddpm_lab.ablations.results import METRICS, last_number, last_sample_grid, read_losses
 from ddpm_lab.ablations.spec import Plot
 from ddpm_lab.reports.table import Panel, Table
-from ddpm_lab.sweeps.job import Cell, at
-from ddpm_lab.utils.safe_load import document
+from ddpm_lab.sweeps.job import Job, get_nested
+from ddpm_lab.utils.safe_load import read_json
 
 Lines = dict[str, tuple[list[Any], list[float]]]
 
@@ -17,7 +17,7 @@ CURVES = 14
 """Curves of training in one plot, at most"""
 
 
-def panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
+def build_panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
     """Those of one entry of an ablation's plots; none of what was not run. What a tier measures in place of the paper's
     metric is not drawn beside the paper's.
     """
@@ -84,8 +84,12 @@ def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> Lines:
     """Of the first seed."""
     lines: Lines = {}
     for row in table.rows:
-        cell = plan.places.get(Place(row, column, plan.stage.seeds[0]))
-        found = at(document(cell.metrics), plot.path) if cell is not None and cell.done() else None
+        cell = plan.places.get(JobKey(row, column, plan.stage.seeds[0]))
+        found = (
+            get_nested(read_json(cell.metrics), plot.path)
+            if cell is not None and cell.done()
+            else None
+        )
         both = [(one[plot.x_key], one[plot.y_key]) for one in found or []]
         if both := [
             (x, y) for x, y in both if (x > 0 or not plot.log_x) and (y > 0 or not plot.log_y)
@@ -94,11 +98,11 @@ def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> Lines:
     return lines
 
 
-def training(cells: Mapping[str, Cell]) -> list[Panel]:
+def training_panels(cells: Mapping[str, Job]) -> list[Panel]:
     """The losses of those that train, each curve once; nothing where they are more than a reader can tell apart."""
     lines: Lines = {}
     for name, cell in cells.items():
-        if cell.done() and (curve := losses(cell.folder)) and curve not in lines.values():
+        if cell.done() and (curve := read_losses(cell.folder)) and curve not in lines.values():
             lines[name] = curve
     return (
         [Panel("loss of training", "step", "loss", lines, log_y=True)]
@@ -107,10 +111,10 @@ def training(cells: Mapping[str, Cell]) -> list[Panel]:
     )
 
 
-def pictures(cells: Mapping[str, Cell]) -> dict[str, Path]:
-    """What those that train drew at the end, each picture once."""
+def sample_images(cells: Mapping[str, Job]) -> dict[str, Path]:
+    """What those that train drew at the end, each image once."""
     found: dict[str, Path] = {}
     for name, cell in cells.items():
-        if cell.done() and (last := samples(cell.folder)) and last not in found.values():
+        if cell.done() and (last := last_sample_grid(cell.folder)) and last not in found.values():
             found[name] = last
     return found

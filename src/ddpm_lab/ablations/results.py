@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lab.reports.table import Source, Status
-from ddpm_lab.sweeps.job import Cell, at, number
-from ddpm_lab.utils.errors import Damaged, Unsafe, shown
-from ddpm_lab.utils.safe_load import document, regular, unlinked
+from ddpm_lab.sweeps.job import Job, get_nested, read_number
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, escape_control
+from ddpm_lab.utils.safe_load import read_json, regular_file, reject_links
 
 METRICS: dict[str, tuple[str, Any]] = {
     "fid": ("FID", "lower"),
-    "fid_within": ("FID within class", "lower"),
+    "intra_fid": ("intra FID", "lower"),
     "inception_score": ("IS", "higher"),
-    "recognised": ("recognised", "higher"),
+    "class_accuracy": ("class accuracy", "higher"),
     "precision": ("precision", "higher"),
     "recall": ("recall", "higher"),
     "nll.bits_per_dim": ("bits/dim", "lower"),
@@ -26,9 +26,9 @@ METRICS: dict[str, tuple[str, Any]] = {
     "nll.L_0.bits": ("bits/dim", "lower"),
     "wasserstein": ("W2 distance", "lower"),
     "sliced_wasserstein": ("sliced W2", "lower"),
-    "round_trip.mse": ("mean square error", "lower"),
-    "round_trip": ("mean square error", "lower"),
-    "density.nll": ("NLL, nats", "lower"),
+    "reconstruction.mse": ("mean square error", "lower"),
+    "reconstruction": ("mean square error", "lower"),
+    "ode_nll.nll": ("NLL, nats", "lower"),
     "psnr": ("PSNR, dB", "higher"),
     "ssim": ("SSIM", "higher"),
     "rfid": ("rFID", "lower"),
@@ -48,19 +48,19 @@ def last_number(text: str) -> float | None:
     return float(last) if re.fullmatch(r"\d+(\.\d+)?", last) else None
 
 
-def source(cell: Cell, key: str, command: str | None = None) -> Source:
+def read_source(cell: Job, key: str, command: str | None = None) -> Source:
     """Of the number `key` of a cell, of which `command` is how it is typed, if it does not say so itself."""
     state = cell.state().get("status")
     status: Status = "not run" if state is None else "failed" if state else "done"
-    value = number(cell.metrics, key) if status == "done" else None
+    value = read_number(cell.metrics, key) if status == "done" else None
     return Source(command or cell.command, cell.config, cell.metrics, status, value)
 
 
-def protocol(file: Path, key: str) -> dict[str, str]:
+def read_protocol(file: Path, key: str) -> dict[str, str]:
     """What the number `key` depends on, flat: that which stands nearest to it."""
     parts = key.split(".")
     for depth in range(len(parts) - 1, -1, -1):
-        found = at(document(file), ".".join([*parts[:depth], "protocol"]))
+        found = get_nested(read_json(file), ".".join([*parts[:depth], "protocol"]))
         if isinstance(found, dict):
             return dict(_flat({name: value for name, value in found.items() if name != WEIGHTS}))
     return {}
@@ -78,26 +78,26 @@ def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     ]
 
 
-def losses(folder: Path) -> tuple[list[Any], list[float]] | None:
+def read_losses(folder: Path) -> tuple[list[Any], list[float]] | None:
     """Steps and losses of a training, where any were logged."""
     file = folder / "metrics.csv"
     if not file.exists():
         return None
     try:
-        with regular(file).open() as stream:
+        with regular_file(file).open() as stream:
             found = [
                 (int(row["step"]), float(row["train/loss"]))
                 for row in csv.DictReader(stream)
                 if row.get("train/loss")
             ]
-    except Unsafe:
+    except UnsafeFileError:
         raise
     except (ValueError, OverflowError, KeyError, TypeError, csv.Error) as error:
-        raise Damaged(f"{shown(file)} is cut short, or none of ours") from error
+        raise CorruptFileError(f"{escape_control(file)} is cut short, or none of ours") from error
     return ([x for x, _ in found], [y for _, y in found]) if found else None
 
 
-def samples(folder: Path) -> Path | None:
+def last_sample_grid(folder: Path) -> Path | None:
     """The last grid of samples of a run."""
-    last = max((folder / "pictures").glob("samples-*.png"), default=None)
-    return None if last is None else regular(unlinked(last.parent) / last.name)
+    last = max((folder / "images").glob("samples-*.png"), default=None)
+    return None if last is None else regular_file(reject_links(last.parent) / last.name)

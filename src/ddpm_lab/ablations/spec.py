@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
-from ddpm_lab.config.messages import near
+from ddpm_lab.config.messages import suggest
 from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.utils.errors import UserError
 
@@ -13,7 +13,7 @@ Tier = Literal["analytic", "tiny", "paper"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
 
-class Words(BaseModel, extra="forbid"):
+class Overrides(BaseModel, extra="forbid"):
     """What a part of a table says to the verbs."""
 
     train: list[str] = []
@@ -22,7 +22,7 @@ class Words(BaseModel, extra="forbid"):
     """To evaluate.py in the analytic tier only"""
 
 
-class Row(Words):
+class Row(Overrides):
     """One row of a table; `paper` is what is published, column by column, a number behind "~" from memory."""
 
     paper: list[int | float | str | None] = []
@@ -30,17 +30,17 @@ class Row(Words):
     """Where it can be run"""
 
 
-class Column(Words):
+class Column(Overrides):
     """One column: of a metric, of a setting, or both."""
 
     metric: str | None = None
     """Keys of metrics.json, joined by dots; null: that of the table"""
 
 
-class Stage(BaseModel, extra="forbid"):
+class TierSpec(BaseModel, extra="forbid"):
     """One tier."""
 
-    absent: str = ""
+    skip_reason: str = ""
     """Why there is no such tier"""
     note: str = ""
     seeds: list[int] = [0]
@@ -49,14 +49,14 @@ class Stage(BaseModel, extra="forbid"):
     """If it, the row and the column have none, numbers are those that training itself ends with"""
     runs: dict[str, list[str]] = {}
     """Other models that cells need, and all the words of their training: {name} in a word is the folder"""
-    instead: dict[str, str | list[str]] = {}
+    substitutions: dict[str, str | list[str]] = {}
     """Words of rows and columns, and what takes their places"""
     metrics: dict[str, str] = {}
     protocol: dict[str, str] = {}
     """As in `Ablation`, of what metrics.json does not say"""
 
 
-class Order(BaseModel, extra="forbid"):
+class OrderClaim(BaseModel, extra="forbid"):
     """A claim: the numbers of these rows, in each of `columns`, or of these columns, in each of `rows`, rise in this
     order, each at least `ratio` times the one before.
     """
@@ -94,15 +94,15 @@ class Ablation(BaseModel, extra="forbid"):
 
     title: str
     source: str
-    corner: str
+    row_header: str
     """What its rows are"""
     metric: str = "fid"
     protocol: dict[str, str]
     """How the paper's numbers were measured, in the words of metrics.json"""
     rows: dict[str, Row]
     columns: dict[str, Column]
-    tiers: dict[Tier, Stage]
-    claims: list[Order] = []
+    tiers: dict[Tier, TierSpec]
+    claims: list[OrderClaim] = []
     plots: list[Plot] = []
 
 
@@ -110,7 +110,7 @@ def names() -> list[str]:
     return sorted(file.stem for file in (CONFIGS / "ablation").glob("*.yaml"))
 
 
-def chosen(ablation: Any, tier: str | None) -> dict[str, Ablation]:
+def select_tiers(ablation: Any, tier: str | None) -> dict[str, Ablation]:
     """What `ablation=` names. Raises UserError."""
     known = names()
     if OmegaConf.is_list(ablation):
@@ -120,16 +120,16 @@ def chosen(ablation: Any, tier: str | None) -> dict[str, Ablation]:
     for name in wanted:
         if name not in known:
             raise UserError(
-                f"ablation={name} is not a choice{near(name, known)}; choices: {', '.join(known)}, all"
+                f"ablation={name} is not a choice{suggest(name, known)}; choices: {', '.join(known)}, all"
             )
     if not wanted:
         raise UserError(f"ablation=[] names nothing; choices: {', '.join(known)}, all")
     if tier not in (None, *TIERS):
-        raise UserError(f"tier={tier} is not one of {', '.join(TIERS)}{near(str(tier), TIERS)}")
-    return {name: read(name) for name in wanted}
+        raise UserError(f"tier={tier} is not one of {', '.join(TIERS)}{suggest(str(tier), TIERS)}")
+    return {name: load_ablation(name) for name in wanted}
 
 
-def read(name: str) -> Ablation:
+def load_ablation(name: str) -> Ablation:
     """Raises UserError if the file is not what it must be."""
     content = OmegaConf.to_container(OmegaConf.load(CONFIGS / "ablation" / f"{name}.yaml"))
     try:

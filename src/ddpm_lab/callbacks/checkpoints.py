@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from ddpm_lab.callbacks.loggers import History
+from ddpm_lab.callbacks.loggers import CSVHistory
 from ddpm_lab.utils import safe_load, watchdog
-from ddpm_lab.utils.atomic_io import PARTIAL, replaced
-from ddpm_lab.utils.errors import Diverged, Hindered
+from ddpm_lab.utils.atomic_io import PARTIAL, atomic_write
+from ddpm_lab.utils.errors import DivergenceError, ResourceError
 
 LOG = logging.getLogger(__name__)
 FAILURES = 3
@@ -24,7 +24,7 @@ AGREEMENT = 8
 """Steps between two questions whether any of several processes heard a signal: each is an exchange between them"""
 
 
-class Files(CheckpointIO):
+class AtomicCheckpointIO(CheckpointIO):
     """How Lightning's checkpoints get to the disk and back. What hinders a save is kept in `hindrance`."""
 
     hindrance: str | None = None
@@ -34,7 +34,7 @@ class Files(CheckpointIO):
     ) -> None:
         self.hindrance = None
         try:
-            with replaced(Path(path)) as partial:
+            with atomic_write(Path(path)) as partial:
                 torch.save(checkpoint, partial)
                 with ZipFile(partial) as written:
                     if damaged := written.testzip():
@@ -52,7 +52,7 @@ class Files(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return safe_load.checkpoint(path)
+        return safe_load.load_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -75,7 +75,7 @@ class Checkpoints(L.Callback):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")
         self.every, self.keep = every, keep
-        self.files = Files()
+        self.files = AtomicCheckpointIO()
         self.seconds = 0.0
         self._failures, self._step, self._saved, self._between = 0, 0, 0, False
 
@@ -106,7 +106,7 @@ class Checkpoints(L.Callback):
         if due or ending:
             self._save(trainer, last=step >= trainer.max_steps)
         if ending:
-            raise watchdog.interrupted()
+            raise watchdog.interruption()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved != self._step:  # training ended between two saves
@@ -122,9 +122,9 @@ class Checkpoints(L.Callback):
 
     def _ending(self, trainer: L.Trainer, due: bool) -> bool:
         if trainer.world_size == 1:
-            return watchdog.asked()
+            return watchdog.stop_requested()
         return (due or self._step % AGREEMENT == 0) and trainer.strategy.reduce_boolean_decision(
-            watchdog.asked(), all=False
+            watchdog.stop_requested(), all=False
         )
 
     def _save(self, trainer: L.Trainer, last: bool = False) -> None:
@@ -139,28 +139,28 @@ class Checkpoints(L.Callback):
             if last or self._failures == FAILURES:
                 self._between = False
                 why = "this was the last step" if last else f"{FAILURES} in a row failed"
-                raise Hindered(
+                raise ResourceError(
                     f"{told}; {why}; make room and repeat the command, which goes on from there"
                 )
             LOG.warning("%s; training goes on", told)
             return
         self._failures, self._saved = 0, self._step
         if trainer.is_global_zero:
-            for old in ordered(self.folder)[self.keep :]:
+            for old in list_checkpoints(self.folder)[self.keep :]:
                 old.unlink()
 
     def _last(self) -> str:
-        kept = ordered(self.folder)
+        kept = list_checkpoints(self.folder)
         return f"the last is {kept[0].name}" if kept else "there is none before it"
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if strange := next(not_finite(checkpoint), None):
-            raise Diverged(
+        if strange := next(find_non_finite(checkpoint), None):
+            raise DivergenceError(
                 f"step {self._step}: {strange} is not finite, and is not saved; try a smaller optimizer.lr"
             )
-        histories = [logger for logger in trainer.loggers if isinstance(logger, History)]
+        histories = [logger for logger in trainer.loggers if isinstance(logger, CSVHistory)]
         for history in histories:
             history.save()
         checkpoint["run_id"] = self.run_id
@@ -191,30 +191,30 @@ class Checkpoints(L.Callback):
         if step >= trainer.max_steps:  # or it would not call on_train_end
             self._asked_too_much = trainer.max_steps
             trainer.fit_loop.epoch_loop.max_steps = step + 1
-        histories = [logger for logger in trainer.loggers if isinstance(logger, History)]
+        histories = [logger for logger in trainer.loggers if isinstance(logger, CSVHistory)]
         for history, text in zip(histories, checkpoint["history"], strict=False):
             history.rewind(text)
 
 
-def ordered(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, from the latest step on. Times of files say nothing: copying changes them."""
     found = [file for file in folder.glob("step-*.ckpt") if file.stem[5:].isdecimal()]
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(found, key=checkpoint_step, reverse=True)
 
 
-def step_of(file: Path) -> int:
+def checkpoint_step(file: Path) -> int:
     """The step in the name of a checkpoint."""
     return int(file.stem[5:])
 
 
-def not_finite(content: Any, path: str = "") -> Iterator[str]:
+def find_non_finite(content: Any, path: str = "") -> Iterator[str]:
     """Where in `content` numbers are not finite."""
     if isinstance(content, Tensor):
         if content.is_floating_point() and not content.isfinite().all():
             yield path
     elif isinstance(content, Mapping):
         for key, value in content.items():
-            yield from not_finite(value, f"{path}.{key}".lstrip("."))
+            yield from find_non_finite(value, f"{path}.{key}".lstrip("."))
     elif isinstance(content, Sequence) and not isinstance(content, str):
         for i, value in enumerate(content):
-            yield from not_finite(value, f"{path}.{i}")
+            yield from find_non_finite(value, f"{path}.{i}")

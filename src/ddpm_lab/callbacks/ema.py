@@ -46,7 +46,7 @@ class EMA(L.Callback):
         self.average.load_state_dict(state_dict["average"])
 
 
-def best(trainer: L.Trainer, system: Diffusion) -> tuple[str, Denoiser]:
+def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> tuple[str, Denoiser]:
     """ "ema" and the averaged denoiser where one is kept, else "raw" and the system's own."""
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
     averages = [callback.average for callback in callbacks if isinstance(callback, EMA)]

@@ -6,10 +6,10 @@ import time
 import lightning as L
 import torch
 
-from ddpm_lab.callbacks.periodic import Observer, datamodule
-from ddpm_lab.data.datasets import batch, moved
-from ddpm_lab.data.module import read
-from ddpm_lab.systems.base import Learner
+from ddpm_lab.callbacks.periodic import Periodic, datamodule
+from ddpm_lab.data.datasets import to_batch, to_device
+from ddpm_lab.data.module import read_batches
+from ddpm_lab.systems.base import BaseSystem
 
 LOG = logging.getLogger(__name__)
 
@@ -24,19 +24,19 @@ class Forecast(L.Callback):
     def __init__(self, timed: bool = True) -> None:
         self.timed = timed
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         data, device = datamodule(trainer), pl_module.device
         size = data.batch_size // trainer.world_size
         images = next(
-            iter(read(data.train, [torch.arange(size)], min(1, data.workers)))
+            iter(read_batches(data.train, [torch.arange(size)], min(1, data.workers)))
         )  # a worker has a timeout
-        first = moved(batch(images), device)
+        first = to_device(to_batch(images), device)
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             trainer.precision_plugin.forward_context(),
         ):
             torch.manual_seed(0)
-            pl_module.zero_loss = pl_module.loss_of_zero(first)
+            pl_module.zero_loss = pl_module.zero_prediction_loss(first)
             seconds = [_seconds(pl_module, first) for _ in range(2 if self.timed else 0)]
         steps = trainer.max_steps - trainer.global_step
         if not seconds or not trainer.is_global_zero or steps <= 0:
@@ -49,9 +49,11 @@ class Forecast(L.Callback):
         held_out = min(data.test.size // size, _limit(trainer.limit_val_batches))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
         samples = sum(
-            each.samples() * each.looks(steps) for each in callbacks if isinstance(each, Observer)
+            each.samples() * each.run_count(steps)
+            for each in callbacks
+            if isinstance(each, Periodic)
         )
-        passes = pl_module.passes * samples / size
+        passes = pl_module.network_calls * samples / size
         LOG.info(
             "training: %d steps of %.2g s, about %s; validation, samples and metrics: about %s",
             steps,
@@ -61,7 +63,7 @@ class Forecast(L.Callback):
         )
 
 
-def _seconds(system: Learner, first: dict[str, torch.Tensor]) -> float:
+def _seconds(system: BaseSystem, first: dict[str, torch.Tensor]) -> float:
     """Duration of a forward and a backward pass."""
     start = time.perf_counter()
     system.batch_losses(first).mean().backward()

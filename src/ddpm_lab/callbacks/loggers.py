@@ -17,8 +17,8 @@ import wandb as wb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ddpm_lab.utils.atomic_io import write
-from ddpm_lab.utils.errors import Told, shown
+from ddpm_lab.utils.atomic_io import write_text
+from ddpm_lab.utils.errors import CLIError, escape_control
 
 LOG = logging.getLogger(__name__)
 
@@ -28,27 +28,27 @@ def optional(logger: object) -> Iterator[None]:
     """Around a call to `logger`: its first error is reported in a line, and the run goes on without it."""
     try:
         yield
-    except Told:
+    except CLIError:
         raise
     except Exception as error:  # errors of W&B have no class in common
-        if not failed(logger):
+        if not has_failed(logger):
             LOG.warning("%s: %s; the run goes on without it", _name(logger), _in_a_line(error))
         vars(logger)["failed"] = True
 
 
-def made_optional(logger: Logger) -> Logger:
+def make_optional(logger: Logger) -> Logger:
     """`logger` with its methods inside `optional`, unless it is the history, which checkpoints hold."""
 
     def tried(call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def attempt(*args: Any, **kwargs: Any) -> Any:
             with optional(logger):
-                return None if failed(logger) else call(*args, **kwargs)
+                return None if has_failed(logger) else call(*args, **kwargs)
 
         return attempt
 
     for name in ("log_metrics", "log_hyperparams", "log_image", "save", "finalize"):
-        if not isinstance(logger, History) and (method := getattr(logger, name, None)):
+        if not isinstance(logger, CSVHistory) and (method := getattr(logger, name, None)):
             setattr(logger, name, tried(method))
     return logger
 
@@ -64,7 +64,7 @@ def wandb(
             if mark.is_file()
             else None
         )
-        run = begin(
+        run = start_wandb(
             dir=save_dir,
             project=project,
             name=name or Path(save_dir).name,
@@ -77,7 +77,7 @@ def wandb(
         logger = WandbLogger(
             save_dir=save_dir, project=project, offline=run.offline, experiment=run
         )
-    except Told:
+    except CLIError:
         raise
     except Exception as error:
         LOG.warning("W&B: %s; the run goes on without it", _in_a_line(error))
@@ -89,7 +89,7 @@ def wandb(
     return logger
 
 
-def begin(**options: Any) -> wb.Run:
+def start_wandb(**options: Any) -> wb.Run:
     """wandb.init: online where a key exists, else offline, with a line that says how to log in.
 
     A key is looked for in WANDB_API_KEY and where `wandb login` puts it; WANDB_MODE and `wandb offline` are obeyed.
@@ -125,7 +125,7 @@ def _local_mode() -> str | None:
     return mode if mode in ("offline", "disabled") else None
 
 
-def failed(logger: object) -> bool:
+def has_failed(logger: object) -> bool:
     """Whether the run goes on without `logger`."""
     return bool(vars(logger).get("failed"))
 
@@ -137,26 +137,26 @@ def _name(logger: object) -> str:
 
 
 def _in_a_line(error: Exception) -> str:
-    return shown(" ".join(str(error).split())[:200] or type(error).__name__)
+    return escape_control(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
-class History(CSVLogger):
+class CSVHistory(CSVLogger):
     """metrics.csv, whose rows all stay in memory: each save replaces the file, and one that fails costs no row."""
 
     @property
     def text(self) -> str:
         """What the file says after a save."""
         rows = self.experiment.metrics
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, sorted({key for row in rows for key in row}))
+        generator = io.StringIO()
+        writer = csv.DictWriter(generator, sorted({key for row in rows for key in row}))
         writer.writeheader()
         writer.writerows(rows)
-        return stream.getvalue()
+        return generator.getvalue()
 
     @rank_zero_only
     def save(self) -> None:
         try:
-            write(Path(self.log_dir, self.experiment.NAME_METRICS_FILE), self.text)
+            write_text(Path(self.log_dir, self.experiment.NAME_METRICS_FILE), self.text)
         except OSError as error:
             LOG.warning(
                 "metrics.csv could not be written (%s); its next save has all rows", error.strerror

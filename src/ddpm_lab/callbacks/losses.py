@@ -11,10 +11,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_lab.callbacks.periodic import log
+from ddpm_lab.callbacks.periodic import log_metrics
 from ddpm_lab.reports.figures import save_curves
-from ddpm_lab.systems.base import Learner, System
-from ddpm_lab.utils.distributed import everyones
+from ddpm_lab.systems.base import BaseSystem, TimestepSystem
+from ddpm_lab.utils.distributed import all_gather
 
 LOG = logging.getLogger(__name__)
 STUCK = 0.9
@@ -43,7 +43,7 @@ class Losses(L.Callback):
         self.curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
         """(step, value) of each loss"""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         self._restart()
         if self._kept:
             self.batches = self._before = self._kept["batches"]
@@ -60,7 +60,7 @@ class Losses(L.Callback):
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Learner,
+        pl_module: BaseSystem,
         outputs: dict[str, Any],
         batch: Any,
         batch_idx: int,
@@ -78,7 +78,7 @@ class Losses(L.Callback):
             self._report(trainer, pl_module, len(outputs["losses"]) * trainer.world_size)
             self._restart()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         self.curves["val/loss"].append(
             (trainer.global_step, float(trainer.callback_metrics["val/loss"]))
         )
@@ -90,18 +90,18 @@ class Losses(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         kept = {name: value.cpu() for name, value in self._all().items()}
-        checkpoint["callbacks"]["Losses"]["processes"] = everyones([[kept] if kept else []])
+        checkpoint["callbacks"]["Losses"]["processes"] = all_gather([[kept] if kept else []])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curves.update(state_dict["curves"])
         self._kept = state_dict
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         if self.curves and trainer.is_global_zero:
-            file = Path(trainer.default_root_dir) / "pictures" / "losses.png"
+            file = Path(trainer.default_root_dir) / "images" / "losses.png"
             timed = (
                 " (q1 to q4: quarters of the times t, q1 nearest the data)"
-                if isinstance(pl_module, System)
+                if isinstance(pl_module, TimestepSystem)
                 else ""
             )
             save_curves(self.curves, file, x=f"step{timed}")
@@ -119,11 +119,11 @@ class Losses(L.Callback):
             found["weight"] = found["weight"] * found["losses"].isfinite()
         return {name: value.nan_to_num(0, 0, 0) for name, value in found.items()}
 
-    def _report(self, trainer: L.Trainer, system: Learner, batch_size: int) -> None:
+    def _report(self, trainer: L.Trainer, system: BaseSystem, batch_size: int) -> None:
         parts = self._all()
         losses, weight = parts.pop("losses"), parts.pop("weight")
         quarter = torch.zeros_like(losses)
-        if isinstance(system, System):
+        if isinstance(system, TimestepSystem):
             quarter = (parts.pop("t") - 1) * 4 // system.process.steps
         weighted = torch.stack(
             [weight * losses, weight]
@@ -131,7 +131,7 @@ class Losses(L.Callback):
         sums = torch.stack([(weighted * (quarter == q)).sum(1) for q in range(4)], 1)
         sums, counts = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         seconds = time.perf_counter() - self.since
-        timed = range(4 if isinstance(system, System) else 0)
+        timed = range(4 if isinstance(system, TimestepSystem) else 0)
         quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in timed if counts[q]}
         found = {"train/loss": sum(sums) / sum(counts) if sum(counts) else math.nan, **quarters}
         usual = [value for _, value in self.curves["train/loss"][-3:]]
@@ -156,9 +156,11 @@ class Losses(L.Callback):
             "lr": rate,
             "images_per_second": (self.batches - self._before) * batch_size / seconds,
         }
-        log(trainer, {**found, **means, **rates, **({"train/skipped": skipped} if skipped else {})})
+        log_metrics(
+            trainer, {**found, **means, **rates, **({"train/skipped": skipped} if skipped else {})}
+        )
 
-    def _check_learning(self, loss: float, trainer: L.Trainer, system: Learner) -> None:
+    def _check_learning(self, loss: float, trainer: L.Trainer, system: BaseSystem) -> None:
         """Warn of a loss that is about that of predicting zero."""
         step, zero = trainer.global_step, system.zero_loss
         if zero is None or step < self._check_at:

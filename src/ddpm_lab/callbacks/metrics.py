@@ -7,15 +7,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from ddpm_lab.callbacks.ema import best
-from ddpm_lab.callbacks.periodic import Observer, datamodule, log
+from ddpm_lab.callbacks.ema import ema_or_raw
+from ddpm_lab.callbacks.periodic import Periodic, datamodule, log_metrics
 from ddpm_lab.evaluation.extractors import Extractor
-from ddpm_lab.evaluation.ode_nll import assess_density
-from ddpm_lab.evaluation.sample_quality import assess
+from ddpm_lab.evaluation.ode_nll import evaluate_ode_nll
+from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.systems.diffusion import Diffusion
 
 
-class Density(L.Callback):
+class ODELikelihood(L.Callback):
     """Logs what `assess_density` says of `count` held-out points."""
 
     def __init__(self, count: int = 1000) -> None:
@@ -26,8 +26,8 @@ class Density(L.Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        weights, denoiser = best(trainer, pl_module)
-        self.result = assess_density(
+        weights, denoiser = ema_or_raw(trainer, pl_module)
+        self.result = evaluate_ode_nll(
             pl_module,
             denoiser,
             datamodule(trainer),
@@ -35,14 +35,14 @@ class Density(L.Callback):
             split="test",
             count=self.count,
         )
-        log(trainer, {"density/nll": self.result["nll"]})
+        log_metrics(trainer, {"eval/ode_nll": self.result["nll"]})
 
 
 LOG = logging.getLogger(__name__)
 
 
-class Quality(Observer):
-    """Samples `count` pictures every `every` steps (None: at the end only) and logs what `assess` says of them.
+class FID(Periodic):
+    """Samples `count` images every `every` steps (None: at the end only) and logs what `assess` says of them.
 
     Where the extractor's weights cannot be had, one line says so before training starts, and training goes on.
     """
@@ -78,14 +78,14 @@ class Quality(Observer):
         return 0 if self.extractor is None else self.count
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        self.look(trainer, pl_module)
+        self.run(trainer, pl_module)
 
-    def look(self, trainer: L.Trainer, system: Diffusion) -> None:
+    def run(self, trainer: L.Trainer, system: Diffusion) -> None:
         if self.extractor is None:
             return
-        weights, denoiser = best(trainer, system)
+        weights, denoiser = ema_or_raw(trainer, system)
         self.result = next(
-            assess(
+            evaluate_samples(
                 system,
                 denoiser,
                 datamodule(trainer),
@@ -97,8 +97,8 @@ class Quality(Observer):
                 batch_size=self.batch_size,
             )
         )
-        logged = ("fid", "fid_infinity", "fid_within", "recognised")
-        log(
+        logged = ("fid", "fid_infinity", "intra_fid", "class_accuracy")
+        log_metrics(
             trainer,
-            {f"quality/{name}": self.result[name] for name in logged if name in self.result},
+            {f"eval/{name}": self.result[name] for name in logged if name in self.result},
         )

@@ -11,23 +11,23 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab.callbacks.loggers import optional
-from ddpm_lab.data.module import Data
-from ddpm_lab.utils.errors import HINDRANCES
+from ddpm_lab.data.module import DataModule
+from ddpm_lab.utils.errors import RESOURCE_ERRNOS
 
 
-def log(trainer: L.Trainer, metrics: dict[str, float]) -> None:
+def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step)
 
 
-def datamodule(trainer: L.Trainer) -> Data:
+def datamodule(trainer: L.Trainer) -> DataModule:
     """What it trains on."""
-    found: Data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+    found: DataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
     return found
 
 
-def log_picture(trainer: L.Trainer, name: str, file: Path) -> None:
-    """The PNG `file` to the loggers that take pictures."""
+def log_image(trainer: L.Trainer, name: str, file: Path) -> None:
+    """The PNG `file` to the loggers that take images."""
     for logger in trainer.loggers:
         with optional(logger):
             if isinstance(logger, WandbLogger):
@@ -41,7 +41,7 @@ def log_picture(trainer: L.Trainer, name: str, file: Path) -> None:
 LOG = logging.getLogger(__name__)
 
 
-class Observer(L.Callback, ABC):
+class Periodic(L.Callback, ABC):
     """Calls `look` every `every` optimizer steps (None: never) but the last, for which there is `on_train_end`. What a
     run that was killed had still to look at is looked at when it goes on. A disk that is full does not end training.
     """
@@ -51,32 +51,32 @@ class Observer(L.Callback, ABC):
     """The last step that was looked at"""
 
     @abstractmethod
-    def look(self, trainer: L.Trainer, system: Any) -> None:
+    def run(self, trainer: L.Trainer, system: Any) -> None:
         """Training is the same to the last bit without it."""
 
     def samples(self) -> int:
         """Samples that each call of `look` draws."""
         return 0
 
-    def looks(self, steps: int) -> int:
+    def run_count(self, steps: int) -> int:
         """Calls of `look` within the next `steps` steps and at the end."""
         return 1 + (steps // self.every if self.every else 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look_if_due(trainer, pl_module)
+        self._run_if_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        self._look_if_due(trainer, pl_module)
+        self._run_if_due(trainer, pl_module)
 
-    def _look_if_due(self, trainer: L.Trainer, system: L.LightningModule) -> None:
+    def _run_if_due(self, trainer: L.Trainer, system: L.LightningModule) -> None:
         step = trainer.global_step  # the same for several batches where gradients are accumulated
         if self.every and step % self.every == 0 and self.seen < step < trainer.max_steps:
             try:
-                self.look(trainer, system)
+                self.run(trainer, system)
             except OSError as error:
-                if error.errno not in HINDRANCES:
+                if error.errno not in RESOURCE_ERRNOS:
                     raise
                 LOG.warning(
                     "step %d: %s could not be kept (%s); training goes on",

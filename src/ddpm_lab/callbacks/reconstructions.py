@@ -1,4 +1,4 @@
-"""Pictures beside their reconstructions, and how close these are."""
+"""Images beside their reconstructions, and how close these are."""
 
 import logging
 import math
@@ -17,23 +17,23 @@ from torchmetrics.functional.image import (
 )
 from tqdm import tqdm
 
-from ddpm_lab.callbacks.periodic import Observer, datamodule, log, log_picture
-from ddpm_lab.data.datasets import Images, to_bytes
-from ddpm_lab.data.module import Data
+from ddpm_lab.callbacks.periodic import Periodic, datamodule, log_image, log_metrics
+from ddpm_lab.data.datasets import Images, to_uint8
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.evaluation.extractors import Extractor
-from ddpm_lab.evaluation.fid import Judge, numbered
+from ddpm_lab.evaluation.fid import FIDEvaluator, indexed_batches
 from ddpm_lab.reports.figures import save_grid
 from ddpm_lab.systems.autoencoder_system import AutoencoderSystem
-from ddpm_lab.utils.distributed import everyones, first, mine
+from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
 
 LOG = logging.getLogger(__name__)
 WINDOW = 5
 """Half the width of SSIM's, in pixels"""
 
 
-class Reconstructions(Observer):
-    """Every `every` steps and at the end, `rows` rows of held-out pictures, each above its reconstruction; at the end,
-    of all of them: PSNR, SSIM, rFID (of reconstructions, to the pictures themselves) and the share of a codebook that
+class Reconstructions(Periodic):
+    """Every `every` steps and at the end, `rows` rows of held-out images, each above its reconstruction; at the end,
+    of all of them: PSNR, SSIM, rFID (of reconstructions, to the images themselves) and the share of a codebook that
     they use.
     """
 
@@ -56,36 +56,36 @@ class Reconstructions(Observer):
             LOG.info("rFID will not be measured: %s", error)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem) -> None:
-        self.look(trainer, pl_module)
+        self.run(trainer, pl_module)
         self.result = self._measure(datamodule(trainer), pl_module)
         numbers = {name: value for name, value in self.result.items() if isinstance(value, float)}
-        log(trainer, {f"quality/{name}": value for name, value in numbers.items()})
+        log_metrics(trainer, {f"eval/{name}": value for name, value in numbers.items()})
 
     @rank_zero_only
-    def look(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
-        x = datamodule(trainer).test.at(slice(self.rows * self.columns)).x0.to(system.device)
+    def run(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
+        x = datamodule(trainer).test.select(slice(self.rows * self.columns)).x0.to(system.device)
         columns = min(self.columns, len(x))
         x = x[: len(x) // columns * columns]
         pairs = zip(x.split(columns), system.reconstruct(x)[0].split(columns), strict=True)
         file = (
             Path(trainer.default_root_dir)
-            / "pictures"
+            / "images"
             / f"reconstructions-{trainer.global_step:06d}.png"
         )
-        pixels = to_bytes(torch.cat([half for pair in pairs for half in pair]))
-        log_picture(trainer, "reconstructions", save_grid(pixels, file, columns))
+        pixels = to_uint8(torch.cat([half for pair in pairs for half in pair]))
+        log_image(trainer, "reconstructions", save_grid(pixels, file, columns))
 
-    def _measure(self, data: Data, system: AutoencoderSystem) -> dict[str, Any]:
+    def _measure(self, data: DataModule, system: AutoencoderSystem) -> dict[str, Any]:
         found: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
         codes: list[Tensor] = []
 
         def remade() -> Iterator[tuple[Tensor, Images]]:
             batches = tqdm(
-                numbered(data.test, 50),
+                indexed_batches(data.test, 50),
                 "reconstructions",
-                len(mine(range(0, data.test.size, 50))),
+                len(shard(range(0, data.test.size, 50))),
                 leave=False,
-                disable=None if first() else True,
+                disable=None if is_rank_zero() else True,
             )
             for numbers, some in batches:
                 x = some.x0.to(system.device)
@@ -101,7 +101,7 @@ class Reconstructions(Observer):
                     found["ssim"].append(torch.as_tensor(ssim).cpu())
                 if used is not None:
                     codes.append(used.unique().cpu())
-                yield numbers, Images(to_bytes(made), None)
+                yield numbers, Images(to_uint8(made), None)
 
         result: dict[str, Any] = {}
         errors: dict[str, float | None] = {}
@@ -109,22 +109,22 @@ class Reconstructions(Observer):
         if self.extractor is None:
             deque(remade(), maxlen=0)
         else:
-            judge = Judge(self.extractor, data.test, device=system.device)
-            quality = judge(remade(), data.test.size)
+            evaluator = FIDEvaluator(self.extractor, data.test, device=system.device)
+            quality = evaluator(remade(), data.test.size)
             result["rfid"], errors["rfid"] = quality["fid"], quality["standard_error"].get("fid")
             protocol |= {
-                "data_sha256": judge.data_sha256,
+                "data_sha256": evaluator.data_sha256,
                 "extractor": self.extractor.name,
                 "extractor_sha256": self.extractor.sha256,
                 "resize": self.extractor.resize,
             }
         for name, parts in found.items():
-            if everything := everyones(parts):  # a process may have none
+            if everything := all_gather(parts):  # a process may have none
                 values = torch.cat(everything).double()
                 result[name] = values.mean().item()
                 errors[name] = values.std().item() / math.sqrt(len(values))
         if system.autoencoder.bottleneck.codes is not None:
             result["codes_used"] = (
-                torch.cat(everyones(codes)).unique().numel() / system.autoencoder.bottleneck.codes
+                torch.cat(all_gather(codes)).unique().numel() / system.autoencoder.bottleneck.codes
             )
         return {**result, "standard_error": errors, "protocol": protocol}

@@ -6,15 +6,15 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from ddpm_lab.callbacks.ema import best
-from ddpm_lab.callbacks.periodic import Observer, datamodule, log_picture
+from ddpm_lab.callbacks.ema import ema_or_raw
+from ddpm_lab.callbacks.periodic import Periodic, datamodule, log_image
 from ddpm_lab.data.datasets import Points
 from ddpm_lab.reports.figures import save_scatter
 from ddpm_lab.systems.diffusion import Diffusion
 
 
-class Scatter(Observer):
-    """Every `every` steps and at the end, `count` samples beside as many points of the data, in `pictures/`."""
+class ScatterPlot(Periodic):
+    """Every `every` steps and at the end, `count` samples beside as many points of the data, in `images/`."""
 
     def __init__(self, every: int = 400, count: int = 2000) -> None:
         for name, value in {"every": every, "count": count}.items():
@@ -26,23 +26,23 @@ class Scatter(Observer):
         return self.count
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        self.look(trainer, pl_module)
+        self.run(trainer, pl_module)
 
     @rank_zero_only
     @torch.inference_mode()
-    def look(self, trainer: L.Trainer, system: Diffusion) -> None:
-        _, denoiser = best(trainer, system)
-        asked = system.ask(self.count)
-        labels = asked.get("label")
-        states = [x.cpu() for _, x in system.walk(denoiser, range(self.count), asked, seed=0)]
+    def run(self, trainer: L.Trainer, system: Diffusion) -> None:
+        _, denoiser = ema_or_raw(trainer, system)
+        conditions = system.make_conditions(self.count)
+        labels = conditions.get("label")
+        states = [
+            x.cpu() for _, x in system.trajectory(denoiser, range(self.count), conditions, seed=0)
+        ]
         shown = torch.linspace(0, len(states) - 1, min(len(states), 5)).round().long().tolist()
-        times = system.sampler.times(denoiser.process.steps)
+        times = system.sampler.timesteps(denoiser.process.steps)
         panels = {f"t = {times[i]}": (states[i], labels) for i in shown[:-1]}
         panels["samples"] = (states[-1], labels)
-        held_out = datamodule(trainer).test.at(slice(self.count))
-        assert isinstance(held_out, Points)  # _fitting refuses pictures
+        held_out = datamodule(trainer).test.select(slice(self.count))
+        assert isinstance(held_out, Points)  # _fitting refuses images
         panels["data"] = (held_out.x0, held_out.labels)
-        file = (
-            Path(trainer.default_root_dir) / "pictures" / f"samples-{trainer.global_step:06d}.png"
-        )
-        log_picture(trainer, "samples", save_scatter(panels, file))
+        file = Path(trainer.default_root_dir) / "images" / f"samples-{trainer.global_step:06d}.png"
+        log_image(trainer, "samples", save_scatter(panels, file))

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from ddpm_lab.systems.base import Learner
+from ddpm_lab.systems.base import BaseSystem
 
 LOG = logging.getLogger(__name__)
 
 
-class Compiled(L.Callback):
+class TorchCompile(L.Callback):
     """Training steps go through `torch.compile(network, mode=mode)`: "reduce-overhead" is CUDA graphs, for networks so
     small that a GPU waits for their next kernel.
 
@@ -24,9 +24,9 @@ class Compiled(L.Callback):
         self.mode, self.seconds = mode, 0.0
         """Of the first step"""
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        assert pl_module.compiles is not None  # or it was refused
-        pl_module.compiles.compile(mode=self.mode)
+    def on_fit_start(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
+        assert pl_module.compile_target is not None  # or it was refused
+        pl_module.compile_target.compile(mode=self.mode)
         torch.compiler.set_stance("force_eager")
 
     def on_train_batch_start(self, *args: Any) -> None:

@@ -10,65 +10,71 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ddpm_lab.cli.evaluate_sweep import sweep
-from ddpm_lab.config.instantiate import at_least, build
-from ddpm_lab.data.module import Data
+from ddpm_lab.cli.evaluate_sweep import evaluate_sweep
+from ddpm_lab.config.instantiate import build, check_minimum
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.variances import Analytic
-from ddpm_lab.evaluation.nll import assess_likelihood
-from ddpm_lab.evaluation.ode_nll import assess_density
-from ddpm_lab.evaluation.reconstruction import assess_round_trip
-from ddpm_lab.evaluation.sample_quality import assess
+from ddpm_lab.evaluation.nll import evaluate_nll
+from ddpm_lab.evaluation.ode_nll import evaluate_ode_nll
+from ddpm_lab.evaluation.reconstruction import evaluate_reconstruction
+from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.reports.figures import save_bound
-from ddpm_lab.reports.terminal import density_rows, nll_rows, quality_rows, round_trip_rows, table
-from ddpm_lab.runs import data_check, record
-from ddpm_lab.runs.load import before, load, without_noise
-from ddpm_lab.runs.partial_results import unfinished
+from ddpm_lab.reports.terminal import (
+    fid_rows,
+    key_value_table,
+    nll_rows,
+    ode_nll_rows,
+    reconstruction_mse_rows,
+)
+from ddpm_lab.runs import data_check, run_record
+from ddpm_lab.runs.load import load_earlier_stages, load_system, make_deterministic
+from ddpm_lab.runs.partial_results import open_partial_results
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.utils.atomic_io import alone, output, write
-from ddpm_lab.utils.distributed import first, join
-from ddpm_lab.utils.errors import UserError, naming
-from ddpm_lab.utils.shell import quiet
+from ddpm_lab.utils.atomic_io import directory_lock, make_directory, write_text
+from ddpm_lab.utils.distributed import init_process_group, is_rank_zero
+from ddpm_lab.utils.errors import UserError, prefix_errors
+from ddpm_lab.utils.shell import quiet_libraries
 
 LOG = logging.getLogger(__name__)
-METRICS = ("fid", "kid", "prc", "nll", "density", "round_trip")
+METRICS = ("fid", "kid", "prc", "nll", "ode_nll", "reconstruction")
 THOROUGH = ("kid", "prc")
 Rows = list[tuple[str, str, str]]
 
 
 def evaluate(config: DictConfig) -> None:
     """What `config.metrics` names, of samples or weights of a run, in `metrics.json` in `config.out`; with
-    `config.against`, how the quality of samples depends on one choice.
+    `config.sweep`, how the quality of samples depends on one choice.
     """
-    quiet()
+    quiet_libraries()
     _check(config)
-    join()
+    init_process_group()
     if (
-        config.against is None
+        config.sweep is None
         and config.metrics is not None
-        and {*config.metrics} == {"round_trip"}
+        and {*config.metrics} == {"reconstruction"}
     ):
-        without_noise(config)
-    stages = [*before(config), load(config)]
+        make_deterministic(config)
+    stages = [*load_earlier_stages(config), load_system(config)]
     Cascade(stages)
     system = stages.pop()
-    metrics = config.metrics or (["density"] if system.bin_width is None else ["fid"])
-    judged = config.against is not None or not {"fid", *THOROUGH}.isdisjoint(metrics)
+    metrics = config.metrics or (["ode_nll"] if system.bin_width is None else ["fid"])
+    judged = config.sweep is not None or not {"fid", *THOROUGH}.isdisjoint(metrics)
     if judged:
         if system.bin_width is None:
             raise UserError(
-                "metrics=[fid] judges pictures, and this run drew points; try metrics=[density]"
+                "metrics=[fid] judges images, and this run drew points; try metrics=[ode_nll]"
             )
-        with naming("extractor"):
+        with prefix_errors("extractor"):
             extractor = build(config, "extractor")()
         extractor.check(system.shape)
     else:
         extractor = None
-    if first():
-        output(config.out)  # before any work
-    with alone(Path(config.out), "evaluating") if first() else nullcontext():
-        if config.against is not None:
-            sweep(config, stages, system, extractor)
+    if is_rank_zero():
+        make_directory(config.out)  # before any work
+    with directory_lock(Path(config.out), "evaluating") if is_rank_zero() else nullcontext():
+        if config.sweep is not None:
+            evaluate_sweep(config, stages, system, extractor)
         else:
             _measure(config, stages, system, extractor, metrics)
 
@@ -81,24 +87,24 @@ def _measure(
     metrics: Collection[str],
 ) -> None:
     """Each of `metrics`; what is finished is kept, and the same command goes on with the next."""
-    data = data_check.data(config)
-    finished = unfinished(config, [*stages, system], data)
+    data = data_check.load_data(config)
+    finished = open_partial_results(config, [*stages, system], data)
     common = {"weights": config.weights}
     rows = []
 
     def density() -> dict[str, Any]:
-        return assess_density(system, system.denoiser, data, **common, **config.density)
+        return evaluate_ode_nll(system, system.denoiser, data, **common, **config.ode_nll)
 
     def quality() -> dict[str, Any]:
         return next(
-            assess(
+            evaluate_samples(
                 system,
                 system.denoiser,
                 data,
                 extractor,
                 **common,
                 before=stages,
-                thorough={*THOROUGH} & {*metrics},
+                extra_metrics={*THOROUGH} & {*metrics},
                 split=config.split,
                 count=config.count,
                 seed=config.seed,
@@ -110,28 +116,33 @@ def _measure(
         return _likelihood(config, system, data)
 
     def returned() -> dict[str, Any]:
-        with naming("sampler"):
-            return assess_round_trip(
+        with prefix_errors("sampler"):
+            return evaluate_reconstruction(
                 system,
                 system.denoiser,
                 data,
                 **common,
-                **config.round_trip,
+                **config.reconstruction,
                 batch_size=config.batch_size,
             )
 
     measured = "+".join(
         sorted({"fid"} | ({*THOROUGH} & {*metrics}))
     )  # together, of the same samples
-    ways: list[tuple[str, bool, Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Rows]]] = [
-        ("round_trip", "round_trip" in metrics, returned, round_trip_rows),
+    configurations: list[
+        tuple[str, bool, Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Rows]]
+    ] = [
+        ("reconstruction", "reconstruction" in metrics, returned, reconstruction_mse_rows),
         ("nll", "nll" in metrics, likelihood, nll_rows),
-        ("density", "density" in metrics, density, density_rows),
-        (measured, extractor is not None, quality, quality_rows),
+        ("ode_nll", "ode_nll" in metrics, density, ode_nll_rows),
+        (measured, extractor is not None, quality, fid_rows),
     ]
-    result: dict[str, Any] = {"run": str(config.run), "run_id": record.read(config.run).id}
+    result: dict[str, Any] = {
+        "run": str(config.run),
+        "run_id": run_record.read_record(config.run).id,
+    }
     try:
-        for name, wanted, measure, shown in ways:
+        for name, wanted, measure, shown in configurations:
             if wanted:
                 found = (
                     finished.parts[name]
@@ -140,26 +151,29 @@ def _measure(
                 )
                 result |= found if name == measured else {name: found}
                 rows += shown(found)
-                if first():
-                    write(output(config.out) / "metrics.json", json.dumps(result, indent=2) + "\n")
+                if is_rank_zero():
+                    write_text(
+                        make_directory(config.out) / "metrics.json",
+                        json.dumps(result, indent=2) + "\n",
+                    )
     except BaseException:
-        if first() and rows:
+        if is_rank_zero() and rows:
             tqdm.write(
-                f"{table(rows)}\n  finished before the end, in {config.out}; the same command goes on"
+                f"{key_value_table(rows)}\n  finished before the end, in {config.out}; the same command goes on"
             )
         finished.end(kept=True)
         raise
-    if not first():
+    if not is_rank_zero():
         return
-    out = output(config.out)
+    out = make_directory(config.out)
     saved = [out / "metrics.json"]
     if "nll" in metrics:
         saved.append(save_bound(result["nll"]["terms"], out / "bound.png"))
     finished.end()
-    LOG.info("%s\n  saved in %s", table(rows), ", ".join(map(str, saved)))
+    LOG.info("%s\n  saved in %s", key_value_table(rows), ", ".join(map(str, saved)))
 
 
-def _likelihood(config: DictConfig, system: Diffusion, data: Data) -> dict[str, Any]:
+def _likelihood(config: DictConfig, system: Diffusion, data: DataModule) -> dict[str, Any]:
     bounded = (config.nll.clip, None) == (system.sampler.clip, system.sampler.dynamic_threshold)
     if isinstance(system.denoiser.variance, Analytic) and not bounded:
         raise UserError(
@@ -168,8 +182,8 @@ def _likelihood(config: DictConfig, system: Diffusion, data: Data) -> dict[str, 
             "sampler.dynamic_threshold=null"
         )
     options: dict[str, Any] = OmegaConf.to_container(config.nll)  # type: ignore[assignment]
-    with naming("nll"):
-        return assess_likelihood(
+    with prefix_errors("nll"):
+        return evaluate_nll(
             system,
             system.denoiser,
             data,
@@ -189,9 +203,9 @@ def _check(config: DictConfig) -> None:
         raise UserError(
             f"metrics={metrics} must be a list of {', '.join(METRICS)}; try metrics=[nll]"
         )
-    if config.against is not None and metrics is not None:
+    if config.sweep is not None and metrics is not None:
         raise UserError(
-            f"metrics={metrics} cannot be chosen with against={config.against}, which measures FID, "
+            f"metrics={metrics} cannot be chosen with sweep={config.sweep}, which measures FID, "
             "precision and recall; try metrics=null"
         )
     if config.cascade is not None and not {"fid", *THOROUGH} >= {*(metrics or [])}:
@@ -199,20 +213,20 @@ def _check(config: DictConfig) -> None:
             f"metrics={metrics} looks at one model, and cascade={config.cascade} has several; try "
             "metrics=[fid], or run=DIR"
         )
-    if config.against is None and config["values"] is not None:
-        raise UserError(f"values={config['values']} are values of nothing; try against=guidance.w")
-    for key in ("split", "nll.split", "density.split", "round_trip.split"):
+    if config.sweep is None and config["values"] is not None:
+        raise UserError(f"values={config['values']} are values of nothing; try sweep=guidance.w")
+    for key in ("split", "nll.split", "ode_nll.split", "reconstruction.split"):
         if (split := OmegaConf.select(config, key)) not in ("train", "test"):
             raise UserError(f"{key}={split} is not one of train, test")
     counts = [
         key
-        for key in ("nll.count", "round_trip.count")
+        for key in ("nll.count", "reconstruction.count")
         if OmegaConf.select(config, key) is not None
     ]
-    thorough = config.against is not None or not {*THOROUGH}.isdisjoint(metrics or [])
-    at_least(
+    extra_metrics = config.sweep is not None or not {*THOROUGH}.isdisjoint(metrics or [])
+    check_minimum(
         config,
-        {"count": 4 if thorough else 2, "batch_size": 1, "seed": 0, "density.count": 2}
+        {"count": 4 if extra_metrics else 2, "batch_size": 1, "seed": 0, "ode_nll.count": 2}
         | dict.fromkeys(counts, 2),
     )
     clip = config.nll.clip

@@ -22,10 +22,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.config import messages
-from ddpm_lab.config.overrides import CONFIGS, arranged, gathered, slug
+from ddpm_lab.config.overrides import CONFIGS, move_positional, slug, split_command
 from ddpm_lab.runs import load, partial_results, resume, saved_config
-from ddpm_lab.utils.distributed import check, first
-from ddpm_lab.utils.errors import Hindered, Interrupted, Told, UserError, hindrance, shown
+from ddpm_lab.utils.distributed import check_launch, is_rank_zero
+from ddpm_lab.utils.errors import (
+    CLIError,
+    InterruptedRunError,
+    ResourceError,
+    UserError,
+    as_resource_error,
+    escape_control,
+)
 
 MADE = ("runs", "sweeps", "samples", "evaluations", "exact")
 """Folders that the configurations make around an output folder, beside one that is called by the day"""
@@ -43,7 +50,7 @@ def _in_order(verb: Callable[[], None]) -> Callable[[], None]:
                 signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
             ):
                 signal.signal(signal.SIGTERM, _terminated)
-            sys.argv[1:] = messages.normalized(sys.argv[1:], CONFIGS)
+            sys.argv[1:] = messages.normalize_flags(sys.argv[1:], CONFIGS)
             verb()
         except UserError as error:
             sys.exit(_tell(error))
@@ -52,7 +59,11 @@ def _in_order(verb: Callable[[], None]) -> Callable[[], None]:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near
             sys.exit(
-                _tell(Interrupted(f"stopped by {number.name}; what is finished is kept", number))
+                _tell(
+                    InterruptedRunError(
+                        f"stopped by {number.name}; what is finished is kept", number
+                    )
+                )
             )
 
     return ended
@@ -70,27 +81,27 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def train() -> None:
     """Trains a model."""
 
-    words = sys.argv[1:]
+    overrides = sys.argv[1:]
     home: Path | None = None
 
     def task(config: DictConfig) -> None:
         from ddpm_lab.cli.train import train
 
-        train(config, words, home)
+        train(config, overrides, home)
 
-    def ablate(config: DictConfig) -> None:
-        from ddpm_lab.ablations.plan import ablate
+    def run_ablation(config: DictConfig) -> None:
+        from ddpm_lab.ablations.plan import run_ablation
 
-        ablate(config)
+        run_ablation(config)
 
-    verb, sys.argv[1:] = arranged(words)
+    verb, sys.argv[1:] = split_command(overrides)
     try:
         if verb == "train":
-            saved_config.rely(words)
-            sys.argv[1:], home = resume.placed(sys.argv[1:])
+            saved_config.set_trusted(overrides)
+            sys.argv[1:], home = resume.resolve_run_dir(sys.argv[1:])
     except OSError as error:
-        sys.exit(_tell(Hindered(f"{error.filename} cannot be read ({error.strerror})")))
-    _main(verb, ablate if verb == "ablate" else task)
+        sys.exit(_tell(ResourceError(f"{error.filename} cannot be read ({error.strerror})")))
+    _main(verb, run_ablation if verb == "ablate" else task)
 
 
 @_in_order
@@ -134,7 +145,7 @@ def report() -> None:
 
         report(config)
 
-    sys.argv[1:] = gathered(sys.argv[1:], "report")
+    sys.argv[1:] = move_positional(sys.argv[1:], "report")
     _main("report", task)
 
 
@@ -149,13 +160,13 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
                 raise UserError(f"out={config.out} names no folder")
             task(config)
         except (
-            Told,
+            CLIError,
             OmegaConfBaseException,
         ) as error:  # here, so that a sweep goes on with its next cell
             ended.append(_tell(_explained(error, verb)))
             discard(Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
-            if (told := hindrance(error)) is None:
+            if (told := as_resource_error(error)) is None:
                 raise
             told.__cause__ = error
             ended.append(_tell(told))
@@ -168,29 +179,29 @@ def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
         "1"  # so that Hydra raises its errors, which are then told in our words
     )
     try:
-        check()
+        check_launch()
         messages.check_flags(sys.argv[1:], OmegaConf.load(CONFIGS / f"{verb}.yaml"))
-        messages.check(sys.argv[1:], CONFIGS)
-        saved_config.rely(sys.argv[1:])
+        messages.check_overrides(sys.argv[1:], CONFIGS)
+        saved_config.set_trusted(sys.argv[1:])
         if verb in ("sample", "evaluate"):
-            sys.argv[1:] = load.unfold(sys.argv[1:])
-            load.offer(sys.argv[1:])
+            sys.argv[1:] = load.expand_cascade(sys.argv[1:])
+            load.register_run_choices(sys.argv[1:])
         if verb == "evaluate":
-            sys.argv[1:] = partial_results.resumed(sys.argv[1:])
+            sys.argv[1:] = partial_results.resume_overrides(sys.argv[1:])
         OmegaConf.register_new_resolver("slug", slug, replace=True)
         with _apart():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
-    except (Told, HydraException, OmegaConfBaseException) as error:
+    except (CLIError, HydraException, OmegaConfBaseException) as error:
         ended.append(_tell(_explained(error, verb)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         if begun:
             raise
-        ended.append(_tell(UserError(messages.broken_file(error, sys.argv[1:]))))
+        ended.append(_tell(UserError(messages.explain_broken_file(error, sys.argv[1:]))))
     except OSError as error:  # some of Hydra's are OSErrors as well
         if begun or error.filename is None:
             raise
         ended.append(
-            _tell(Hindered(f"{error.filename} cannot be made a folder ({error.strerror})"))
+            _tell(ResourceError(f"{error.filename} cannot be made a folder ({error.strerror})"))
         )
     finally:
         for folder in SWEEPS:
@@ -216,7 +227,7 @@ def discard(folder: Path) -> None:
 @contextmanager
 def _apart() -> Iterator[None]:
     """Of several processes of one run, all but the first write and log nothing: Hydra gives them an empty folder."""
-    if first():
+    if is_rank_zero():
         yield
         return
     logging.disable(logging.INFO)
@@ -225,30 +236,30 @@ def _apart() -> Iterator[None]:
         yield
 
 
-def _explained(error: Exception, verb: str) -> Told:
+def _explained(error: Exception, verb: str) -> CLIError:
     """`error`, or if it is Hydra's, what it means."""
-    if isinstance(error, Told):
+    if isinstance(error, CLIError):
         return error
-    found = UserError(messages.explain(error, verb, CONFIGS, sys.argv[1:]))
+    found = UserError(messages.explain_error(error, verb, CONFIGS, sys.argv[1:]))
     found.__cause__ = error
     return found
 
 
-def _tell(error: Told) -> int:
+def _tell(error: CLIError) -> int:
     """Says what went wrong, with DDPM_LAB_DEBUG=1 also where; the exit status."""
     if os.environ.get("DDPM_LAB_DEBUG"):
         traceback.print_exception(error)
-    said = shown(error, lines=True)
-    print(said if isinstance(error, Interrupted) else f"error: {said}", file=sys.stderr)
+    said = escape_control(error, lines=True)
+    print(said if isinstance(error, InterruptedRunError) else f"error: {said}", file=sys.stderr)
     return error.status
 
 
-def run_job(verb: str, words: list[str], log: Path) -> int:
+def run_job(verb: str, overrides: list[str], log: Path) -> int:
     """Runs a verb in this process, whose output goes to `log` from now on."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = [f"{verb}.py", *words]
+    sys.argv = [f"{verb}.py", *overrides]
     try:
         globals()[verb]()
         status = 0

@@ -10,41 +10,41 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.config.overrides import in_shell
+from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.runs import load
-from ddpm_lab.utils.errors import Told
-from ddpm_lab.utils.shell import program
+from ddpm_lab.utils.errors import CLIError
+from ddpm_lab.utils.shell import script_command
 
-SERVING = ("batch_size", "workers", "resident", "flip")
+SERVING = ("batch_size", "workers", "in_memory", "flip")
 """Keys of `data` that do not change which data they are"""
 
 
-def completed(verb: str, words: str, config: DictConfig, typed: Sequence[str]) -> str:
+def complete_command(verb: str, overrides: str, config: DictConfig, typed: Sequence[str]) -> str:
     """Return a suggestion as a command: training gets the data of `typed`, the words that began the run of `config`;
     `run=DIR` becomes the newest run in runs/ of a model of the same data, which is trained first if there is none.
     """
-    data = shlex.join(data_words(typed))
+    data = shlex.join(data_overrides(typed))
     if verb == "train":
-        words = f"{data} {words}"
-    elif "run=DIR" in words:
+        overrides = f"{data} {overrides}"
+    elif "run=DIR" in overrides:
         model = _model(config)
         if model is None:
             return (
-                f"{program('train')} {data}".strip()
-                + f"\n           then add to sample.py: {words.removeprefix('run=DIR ')}"
+                f"{script_command('train')} {data}".strip()
+                + f"\n           then add to sample.py: {overrides.removeprefix('run=DIR ')}"
             )
-        words = words.replace("run=DIR", f"run={in_shell(model)}")
-    return f"{program(verb)} {words.strip()}"
+        overrides = overrides.replace("run=DIR", f"run={shell_value(model)}")
+    return f"{script_command(verb)} {overrides.strip()}"
 
 
-def typed_words(run: Path) -> list[str]:
+def typed_overrides(run: Path) -> list[str]:
     """Return the words that began `run`; none if unknown."""
     with suppress(OSError, ValueError):
         return shlex.split((run / "command.txt").read_text())[2:]
     return []
 
 
-def data_words(words: Sequence[str]) -> list[str]:
+def data_overrides(overrides: Sequence[str]) -> list[str]:
     """Return those of `words` that choose the data, or the choice of their experiment; and the folder of configurations
     of one's own, which may hold it.
     """
@@ -52,13 +52,13 @@ def data_words(words: Sequence[str]) -> list[str]:
 
     folder = [
         part
-        for word, after in pairwise(words)
+        for word, after in pairwise(overrides)
         if word in ("--config-dir", "-cd")
         for part in (word, after)
     ]
-    folder += [word for word in words if word.startswith("--config-dir=")]
-    own = [word for word in words if re.match(r"\+{0,2}data[.=]", word)]
-    experiments = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    folder += [word for word in overrides if word.startswith("--config-dir=")]
+    own = [word for word in overrides if re.match(r"\+{0,2}data[.=]", word)]
+    experiments = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
     if experiments and not any(word.startswith("data=") for word in own):
         with suppress(OSError):
             for entry in OmegaConf.load(
@@ -74,8 +74,8 @@ def data_words(words: Sequence[str]) -> list[str]:
 def _model(config: DictConfig) -> Path | None:
     """Return the newest run in runs/ of a diffusion model of the data of `config`."""
     for file in sorted(Path("runs").glob("*/*/config.yaml"), reverse=True):
-        with suppress(Told):
-            saved = load.config(str(file.parent))
+        with suppress(CLIError):
+            saved = load.load_config(str(file.parent))
             alike = _noised(saved) == _noised(config) and saved.system._target_.endswith(
                 ".Diffusion"
             )

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.conditioning import Condition, Conditioner, Noise
-from ddpm_lab.networks.text_encoder import TextEncoder, read, spelled
+from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
+from ddpm_lab.networks.text_encoder import TextEncoder, decode_text, encode_text
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.utils.shell import install
+from ddpm_lab.utils.shell import install_command
 
 
-class Spec(NamedTuple):
+class DataSpec(NamedTuple):
     """What the data dictates to a model."""
 
     shape: tuple[int, ...]
@@ -30,12 +30,14 @@ class Spec(NamedTuple):
 class Label(Conditioner):
     """The class index. Raises ValueError if the data has no labels."""
 
-    def __init__(self, spec: Spec, dropout: float = 0.1) -> None:
+    def __init__(self, spec: DataSpec, dropout: float = 0.1) -> None:
         super().__init__()
-        self.classes, self.dropout = labelled(spec), share(dropout)
-        self.doors = {"classes": self.classes}
+        self.classes, self.dropout = require_classes(spec), check_dropout(dropout)
+        self.cond_dims = {"classes": self.classes}
 
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+    def forward(
+        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
+    ) -> Condition:
         return Condition(label=batch["label"])
 
 
@@ -44,24 +46,28 @@ class Tokens(Conditioner):
     labels.
     """
 
-    def __init__(self, spec: Spec, count: int = 4, width: int = 64, dropout: float = 0.1) -> None:
+    def __init__(
+        self, spec: DataSpec, count: int = 4, width: int = 64, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         _at_least_1(count=count, width=width)
-        self.classes, self.dropout = labelled(spec), share(dropout)
-        self.doors, self.shape = {"context": width}, (count, width)
+        self.classes, self.dropout = require_classes(spec), check_dropout(dropout)
+        self.cond_dims, self.shape = {"context": width}, (count, width)
         self.table = nn.Embedding(self.classes, count * width)
 
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+    def forward(
+        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
+    ) -> Condition:
         return Condition(context=self.table(batch["label"]).unflatten(1, self.shape))
 
 
-class Captioned(Conditioner):
+class CaptionConditioner(Conditioner):
     """Hears "text", (B, length) uint8 (see `spelled`), or in its place a caption of the label's, by chance."""
 
     counts: Tensor
     table: Tensor
 
-    def __init__(self, spec: Spec, length: int, dropout: float) -> None:
+    def __init__(self, spec: DataSpec, length: int, dropout: float) -> None:
         super().__init__()
         _at_least_1(length=length)
         if not spec.captions:
@@ -75,10 +81,11 @@ class Captioned(Conditioner):
             raise ValueError(
                 f"length={length} is too short for the captions of this data; try length={longest}"
             )
-        self.classes, self.dropout, self.length = spec.classes, share(dropout), length
+        self.classes, self.dropout, self.length = spec.classes, check_dropout(dropout), length
         most = max(map(len, spec.captions))
         rows = [
-            spelled([texts[i % len(texts)] for i in range(most)], length) for texts in spec.captions
+            encode_text([texts[i % len(texts)] for i in range(most)], length)
+            for texts in spec.captions
         ]
         self.register_buffer(
             "table", torch.stack(rows), persistent=False
@@ -87,13 +94,13 @@ class Captioned(Conditioner):
             "counts", torch.tensor([len(texts) for texts in spec.captions]), persistent=False
         )
 
-    def which(self, label: Tensor, noise: Noise) -> Tensor:
+    def which(self, label: Tensor, noise: NoiseSampler) -> Tensor:
         """(B,), of the captions of each label."""
         chance = torch.special.ndtr(noise(torch.empty(len(label), device=label.device)))
         counts = self.counts[label]
         return (chance * counts).long().clamp(max=counts - 1)
 
-    def text(self, batch: dict[str, Tensor], noise: Noise) -> Tensor:
+    def text(self, batch: dict[str, Tensor], noise: NoiseSampler) -> Tensor:
         """(B, length)"""
         return (
             batch["text"]
@@ -101,16 +108,16 @@ class Captioned(Conditioner):
             else self.table[batch["label"], self.which(batch["label"], noise)]
         )
 
-    def settle(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return super().settle(batch) | {"text": self.text(batch, torch.zeros_like)}
+    def resolve(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return super().resolve(batch) | {"text": self.text(batch, torch.zeros_like)}
 
 
-class Text(Captioned):
+class Text(CaptionConditioner):
     """Captions of up to `length` bytes, through a small transformer that is trained along."""
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         length: int = 24,
         width: int = 64,
         blocks: int = 2,
@@ -123,14 +130,16 @@ class Text(Captioned):
                 f"heads={heads} must divide the width {width}; try heads={math.gcd(heads, width)}"
             )
         super().__init__(spec, length, dropout)
-        self.doors = {"context": width}
+        self.cond_dims = {"context": width}
         self.encoder = TextEncoder(length, width, blocks, heads)
 
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+    def forward(
+        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
+    ) -> Condition:
         return Condition(context=self.encoder(self.text(batch, noise)))
 
 
-class PretrainedText(Captioned):
+class PretrainedText(CaptionConditioner):
     """Captions through a frozen encoder of the `transformers` package (`pip install transformers`): `model` is a folder
     that its `save_pretrained` wrote, or a name on the hub. It is in no checkpoint, and each run reads it again. What it
     says of the captions of the data is computed once.
@@ -138,7 +147,7 @@ class PretrainedText(Captioned):
 
     contexts: Tensor
 
-    def __init__(self, spec: Spec, model: str, length: int = 64, dropout: float = 0.1) -> None:
+    def __init__(self, spec: DataSpec, model: str, length: int = 64, dropout: float = 0.1) -> None:
         super().__init__(spec, length, dropout)
         self.model = model
         _pretrained(model)
@@ -158,9 +167,11 @@ class PretrainedText(Captioned):
         self.register_buffer(
             "contexts", contexts, persistent=False
         )  # (classes, most, length, width)
-        self.doors = {"context": contexts.shape[-1]}
+        self.cond_dims = {"context": contexts.shape[-1]}
 
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+    def forward(
+        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
+    ) -> Condition:
         if "text" in batch:
             return Condition(context=self._encoded(batch["text"]))
         return Condition(context=self.contexts[batch["label"], self.which(batch["label"], noise)])
@@ -170,7 +181,7 @@ class PretrainedText(Captioned):
         """(B, bytes) -> (B, length, width)"""
         tokenizer, encoder = _pretrained(self.model)
         tokens = tokenizer(
-            read(text),
+            decode_text(text),
             padding="max_length",
             truncation=True,
             max_length=self.length,
@@ -187,7 +198,7 @@ def _pretrained(model: str) -> tuple[Any, Any]:
     except ImportError as error:
         raise ValueError(
             f"model={model} is read by a package that is not installed; try "
-            f"{install('transformers')}"
+            f"{install_command('transformers')}"
         ) from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -202,7 +213,7 @@ def _pretrained(model: str) -> tuple[Any, Any]:
     return tokenizer, encoder.requires_grad_(False).eval()
 
 
-def labelled(spec: Spec) -> int:
+def require_classes(spec: DataSpec) -> int:
     """How many classes there are. Raises UserError if there are none."""
     if spec.classes is None:
         raise UserError(
@@ -211,7 +222,7 @@ def labelled(spec: Spec) -> int:
     return spec.classes
 
 
-def share(dropout: float) -> float:
+def check_dropout(dropout: float) -> float:
     """It. Raises ValueError unless it is a probability."""
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout is a probability and must lie in [0, 1] (got {dropout:g})")

@@ -1,4 +1,4 @@
-"""The condition of super-resolution: a smaller picture, made noisy (Ho et al., 2022, cascaded diffusion models)."""
+"""The condition of super-resolution: a smaller image, made noisy (Ho et al., 2022, cascaded diffusion models)."""
 
 import math
 from collections.abc import Sequence
@@ -8,45 +8,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_lab.conditioners.base import Spec, share
-from ddpm_lab.diffusion.conditioning import Condition, Conditioner, Noise
+from ddpm_lab.conditioners.base import DataSpec, check_dropout
+from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.rng import uniform
 from ddpm_lab.utils.errors import UserError
 
 
 class LowRes(Conditioner):
-    """The same picture at 1 / `factor` of the resolution, and with `label` its class (None: where there are classes):
+    """The same image at 1 / `factor` of the resolution, and with `label` its class (None: where there are classes):
     super-resolution, and a stage of a cascade.
 
-    It is made noisy, cos(pi/2 l) z + sin(pi/2 l) eps, and the network hears the level l: drawn from [0, `highest`] in
-    training, `level` at sampling, so that a model is not thrown by what another model drew. With `truncated`, what the
+    It is made noisy, cos(pi/2 l) z + sin(pi/2 l) eps, and the network hears the noise_level l: drawn from [0, `max_noise_level`] in
+    training, `noise_level` at sampling, so that a model is not thrown by what another model drew. With `truncated_conditioning`, what the
     stage before draws is noisy because it stops early, not because noise is added. `blur`: half of the training's small
-    pictures are blurred, by a standard deviation drawn from [low, high] pixels (all of this in their section 4). Raises
-    ValueError where the pictures cannot be divided, or a level is out of range.
+    images are blurred, by a standard deviation drawn from [low, high] pixels (all of this in their section 4). Raises
+    ValueError where the images cannot be divided, or a noise_level is out of range.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         factor: int = 2,
-        highest: float = 0.5,
+        max_noise_level: float = 0.5,
         blur: Sequence[float] | None = None,
-        level: float = 0.0,
-        truncated: bool = False,
+        noise_level: float = 0.0,
+        truncated_conditioning: bool = False,
         label: bool | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if len(spec.shape) != 3:
             raise UserError(
-                "conditioner=low_res is for pictures, and this data has none; try conditioner=label"
+                "conditioner=low_res is for images, and this data has none; try conditioner=label"
             )
         channels, *sides = spec.shape
         if factor < 2 or any(side % factor for side in sides):
             fits = [n for n in range(2, 1 + min(sides)) if not any(side % n for side in sides)]
             raise ValueError(
-                f"factor={factor} must be at least 2 and divide pictures of {sides[0]}x{sides[1]}; "
+                f"factor={factor} must be at least 2 and divide images of {sides[0]}x{sides[1]}; "
                 + (f"try factor={fits[0]}" if fits else "none does")
             )
         label = spec.classes is not None if label is None else label
@@ -58,55 +58,68 @@ class LowRes(Conditioner):
                 "try [0.4,0.6]"
             )
         self.small = (channels, *(side // factor for side in sides))
-        self.factor, self.highest, self.blur = factor, _level(highest=highest), blur
-        self.classes, self.dropout = spec.classes if label else None, share(dropout)
-        self.doors = {"image": channels} | (
+        self.factor, self.max_noise_level, self.blur = (
+            factor,
+            _check_level(max_noise_level=max_noise_level),
+            blur,
+        )
+        self.classes, self.dropout = spec.classes if label else None, check_dropout(dropout)
+        self.cond_dims = {"image": channels} | (
             {} if self.classes is None else {"classes": self.classes}
         )
         self.stream = math.prod(self.small)
-        self.choose(level, truncated)
+        self.set_sampling_options(noise_level, truncated_conditioning)
 
-    def choose(self, level: float, truncated: bool) -> None:
-        """These, from now on, at sampling. Raises ValueError for a level above what training saw."""
-        if _level(level=level) > self.highest:
+    def set_sampling_options(self, noise_level: float, truncated_conditioning: bool) -> None:
+        """These, from now on, at sampling. Raises ValueError for a noise_level above what training saw."""
+        if _check_level(noise_level=noise_level) > self.max_noise_level:
             raise ValueError(
-                f"level must be at most highest={self.highest:g}, that of training (got {level:g})"
+                f"noise_level must be at most max_noise_level={self.max_noise_level:g}, that of training (got {noise_level:g})"
             )
-        self.level, self.truncated = level, truncated
+        self.noise_level, self.truncated_conditioning = noise_level, truncated_conditioning
 
     @property
-    def chosen(self) -> dict[str, Any]:
-        return {"level": self.level, "truncated": self.truncated}
+    def sampling_options(self) -> dict[str, Any]:
+        return {
+            "noise_level": self.noise_level,
+            "truncated_conditioning": self.truncated_conditioning,
+        }
 
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+    def forward(
+        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
+    ) -> Condition:
         z = self._small(batch)
-        if "level" in batch:  # it is as noisy as that already
-            level, noisy = batch["level"], z
+        if "noise_level" in batch:  # it is as noisy as that already
+            noise_level, noisy = batch["noise_level"], z
         else:
-            level = torch.full((len(z),), self.level, device=z.device)
+            noise_level = torch.full((len(z),), self.noise_level, device=z.device)
             if self.training:
-                level = self.highest * uniform(noise, level)
+                noise_level = self.max_noise_level * uniform(noise, noise_level)
                 z = (
                     z
                     if self.blur is None
-                    else _blurred(z, self.blur, uniform(noise, level), uniform(noise, level))
+                    else _blurred(
+                        z, self.blur, uniform(noise, noise_level), uniform(noise, noise_level)
+                    )
                 )
-            angle = per_pixel(math.pi / 2 * level, z)
+            angle = per_pixel(math.pi / 2 * noise_level, z)
             noisy = angle.cos() * z + angle.sin() * noise(z)
         image = F.interpolate(noisy, scale_factor=float(self.factor), mode="bilinear")
-        return Condition(batch["label"] if self.classes else None, image=image, level=1000 * level)
+        return Condition(
+            batch["label"] if self.classes else None, image=image, noise_level=1000 * noise_level
+        )
 
-    def settle(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"low_res": self._small(batch), **super().settle(batch)}
+    def resolve(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"low_res": self._small(batch), **super().resolve(batch)}
 
     def _small(self, batch: dict[str, Tensor]) -> Tensor:
         return batch["low_res"] if "low_res" in batch else F.avg_pool2d(batch["x0"], self.factor)
 
 
-def _blurred(x: Tensor, stds: Sequence[float], chance: Tensor, share: Tensor) -> Tensor:
+def _blurred(x: Tensor, stds: Sequence[float], chance: Tensor, check_dropout: Tensor) -> Tensor:
     """(B, C, H, W), of which half has been through a Gaussian filter of 3x3 pixels, by two numbers in [0, 1) each."""
     low, high = stds
-    std = low + (high - low) * share
+    std = low + (high - low) * check_dropout
     side = per_pixel((chance < 0.5) * torch.exp(-1 / (2 * std**2)), x)
     for axis in (2, 3):
         near = F.pad(x, (1, 1, 1, 1), mode="replicate").narrow(5 - axis, 1, x.shape[5 - axis])
@@ -116,8 +129,8 @@ def _blurred(x: Tensor, stds: Sequence[float], chance: Tensor, share: Tensor) ->
     return x
 
 
-def _level(**levels: float) -> float:
+def _check_level(**levels: float) -> float:
     ((name, value),) = levels.items()
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a level of noise and must lie in [0, 1] (got {value:g})")
+        raise ValueError(f"{name} is a noise level and must lie in [0, 1] (got {value:g})")
     return value

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ddpm_lab.conditioners.base import Spec
+from ddpm_lab.conditioners.base import DataSpec
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.data.module import Data
-from ddpm_lab.utils.errors import naming
+from ddpm_lab.data.module import DataModule
+from ddpm_lab.utils.errors import prefix_errors
 
 LOG = logging.getLogger(__name__)
 MANY = 20_000
@@ -21,13 +21,13 @@ RATE, WIDTH_RATE = 4e-3, 0.256
 """The learning rate is WIDTH_RATE / (channels of the widest level), at most RATE"""
 
 
-def build_system(config: DictConfig, data: Data, **given: Any) -> Any:
+def build_system(config: DictConfig, data: DataModule, **given: Any) -> Any:
     """The system that `config` describes, `complete` for `data`."""
-    complete(config, data)
+    fill_defaults(config, data)
     return build(config, "system", **data.spec, **given)
 
 
-def complete(config: DictConfig, data: Data) -> None:
+def fill_defaults(config: DictConfig, data: DataModule) -> None:
     """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and of the size of batches and images of `data`.
 
     They are logged in a line, and saved with the run, so that a run stays what it is when rules or images change.
@@ -35,13 +35,13 @@ def complete(config: DictConfig, data: Data) -> None:
     many = data.train.size >= MANY and len(data.shape) == 3 and data.shape[0] > 1
     filled: dict[str, Any] = {
         "data.batch_size": data.batch_size,
-        "trainer.max_steps": steps(data.shape, many),
+        "trainer.max_steps": training_steps(data.shape, many),
     }
     if len(data.shape) == 3:
         filled |= {"data.resolution": data.shape[1], "data.channels": data.shape[0]}
         if any(_is_null(config, f"model.{key}") for key in ("channels", "multipliers", "blocks")):
             channels = max(_sizes(config.model.get("channels")), default=None)
-            network = unet(min(_shape(config, data)[1:]), many, channels)
+            network = unet_size(min(_shape(config, data)[1:]), many, channels)
             filled |= {f"model.{key}": value for key, value in network.items()}
     filled = {key: value for key, value in filled.items() if _is_null(config, key)}
     for key, value in filled.items():
@@ -59,7 +59,7 @@ def complete(config: DictConfig, data: Data) -> None:
         )
 
 
-def unet(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
+def unet_size(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
     """The levels of a U-Net for images of `side` x `side`: the coarsest is 4x4, or as near as halving gets.
 
     Twice the channels at half the resolution, up to 64 for 8x8 and 128 for larger images.
@@ -77,7 +77,7 @@ def unet(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
     }
 
 
-def steps(shape: Sequence[int], many: bool) -> int:
+def training_steps(shape: Sequence[int], many: bool) -> int:
     """Optimizer steps by the resolution of images; points count as the smallest."""
     side = min(shape[1:], default=1)
     length = next((length for most, length in STEPS if side <= most), LONGEST)
@@ -97,12 +97,12 @@ def _sizes(value: Any) -> list[Any]:
     return sizes if all(type(size) in (int, float) and size > 0 for size in sizes) else []
 
 
-def _shape(config: DictConfig, data: Data) -> Sequence[int]:
+def _shape(config: DictConfig, data: DataModule) -> Sequence[int]:
     """Shape of the network's input: that of the data or, with codec=autoencoder, of its latents."""
     if "codec" not in config.system:
         return data.shape
-    with naming("codec"):
-        return build(config, "codec")(Spec(**data.spec)).shape
+    with prefix_errors("codec"):
+        return build(config, "codec")(DataSpec(**data.spec)).shape
 
 
 def _is_null(config: DictConfig, key: str) -> bool:

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from ddpm_lab.config.messages import near
-from ddpm_lab.utils.errors import UserError, qualified
+from ddpm_lab.config.messages import suggest
+from ddpm_lab.utils.errors import UserError, prefix_message
 
 
 def build(config: DictConfig, key: str, **given: Any) -> Any:
@@ -54,12 +54,12 @@ def build(config: DictConfig, key: str, **given: Any) -> Any:
                 else next((f".{key}" for key in names if re.search(rf"\b{key}\b", said)), "")
             )
             typed = _typed(where, config)
-            said = qualified(said, typed, [name for name in names if name not in config])
+            said = prefix_message(said, typed, [name for name in names if name not in config])
             raise kind(f"{typed}{'.' if own else f'{meant}: '}{said}") from error
         raise
 
 
-def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
+def check_minimum(config: DictConfig, bounds: Mapping[str, int]) -> None:
     """Raises UserError unless each key is a whole number of at least its bound, and of 63 bits, as torch has it."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
@@ -72,14 +72,14 @@ def at_least(config: DictConfig, bounds: Mapping[str, int]) -> None:
             )
 
 
-def switches(config: DictConfig, *keys: str) -> None:
+def check_booleans(config: DictConfig, *keys: str) -> None:
     """Raises UserError unless each key is true or false."""
     for key in keys:
         if not isinstance(value := OmegaConf.select(config, key), bool):
             raise UserError(f"{key}={value} is not one of true, false")
 
 
-def above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) -> None:
+def check_above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) -> None:
     """Raises UserError unless each key is a finite number above its bound, or `equal` to it."""
     for key, bound in bounds.items():
         value = OmegaConf.select(config, key)
@@ -113,7 +113,7 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
         value, where = node[key], _typed(f"{path}.{key}", config)
         if names and key not in names and not variadic:
             raise UserError(
-                f"{where} is no key of {node._target_}{near(key, names)}; keys: {', '.join(names)}"
+                f"{where} is no key of {node._target_}{suggest(key, names)}; keys: {', '.join(names)}"
             )
         elif isinstance(value, DictConfig):
             _check(value, f"{path}.{key}", config)

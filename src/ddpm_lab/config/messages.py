@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.utils.errors import Unsafe, UserError, shown
+from ddpm_lab.utils.errors import UnsafeFileError, UserError, escape_control
 
 SHORT = {"train": ("ablation", "jobs", "dry")}
 """What a verb hears at its root that is no key of its configuration"""
@@ -22,7 +22,7 @@ MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 """Options of Hydra, of which it takes one at a time"""
 
 
-def normalized(arguments: Sequence[str], configs: Path) -> list[str]:
+def normalize_flags(arguments: Sequence[str], configs: Path) -> list[str]:
     """Return the arguments as Hydra takes them: options first, and overrides without the dashes that W&B's sweeps put
     before them (`--trainer.max_steps=5`). Raise UserError for an override whose value stands apart.
     """
@@ -54,7 +54,9 @@ def normalized(arguments: Sequence[str], configs: Path) -> list[str]:
             typed = " ".join([argument, *left[: 1 + (following == "=")]])
             raise UserError(f"{typed}: a key, = and its value are one word; try {key}={meant}")
         dashed = (
-            key != name and equals and (re.split(r"[./@]", key)[0] in keys or not near(name, known))
+            key != name
+            and equals
+            and (re.split(r"[./@]", key)[0] in keys or not suggest(name, known))
         )
         if argument.startswith("-") and not dashed:
             options.append(argument)
@@ -68,7 +70,7 @@ def _options() -> dict[str, Action]:
     return get_args_parser()._option_string_actions
 
 
-def check(arguments: Iterable[str], configs: Path) -> None:
+def check_overrides(arguments: Iterable[str], configs: Path) -> None:
     """Raises Unsafe for names that would lead Hydra elsewhere, and for what makes it run code from a file; UserError
     where there is no name.
     """
@@ -77,17 +79,19 @@ def check(arguments: Iterable[str], configs: Path) -> None:
         if not key:
             raise UserError(f"{argument or 'an empty argument'} names no key; try KEY=VALUE")
         if argument.startswith("--e"):  # which argparse takes for --experimental-rerun
-            raise Unsafe(
+            raise UnsafeFileError(
                 f"{argument} is not offered, for it would unpickle a file; type the command again"
             )
         if "\0" in argument or (key.startswith("hydra.") and re.search(r"[\0-\x1f]", value)):
-            raise Unsafe(f"{shown(argument)} has characters that no name may have")
+            raise UnsafeFileError(
+                f"{escape_control(argument)} has characters that no name may have"
+            )
         group = key.partition("@")[0]
         if not re.fullmatch(r"\w+(/\w+)*", group) or not (configs / group).is_dir():
             continue
         if len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value):
-            raise Unsafe(
-                f"{group}={shown(value[:80])} is not the name of a choice, which is a file in configs/{group}"
+            raise UnsafeFileError(
+                f"{group}={escape_control(value[:80])} is not the name of a choice, which is a file in configs/{group}"
             )
         if argument.startswith("+"):
             raise UserError(f"{argument}: a choice of a group has no +; try {key}={value}")
@@ -98,14 +102,14 @@ def check(arguments: Iterable[str], configs: Path) -> None:
             raise UserError(f"{argument} chooses nothing; choices: {choices}")
 
 
-def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) -> str:
+def explain_error(error: Exception, verb: str, configs: Path, arguments: list[str]) -> str:
     """What was wrong with the command line. Whatever is not recognised is told in Hydra's own first lines."""
     text = f"{error}\n{error.__cause__ or ''}"
     if option := re.search(r"Could not find '(\S+)/([^/\s]+)'", text):
         choices = [
             choice for choice in re.findall(r"^\t(\S+)$", text, re.M) if choice != "run"
         ]  # of runs.offer
-        return f"{option[1]}={option[2]} is not a choice{near(option[2], choices)}; choices: {', '.join(choices)}"
+        return f"{option[1]}={option[2]} is not a choice{suggest(option[2], choices)}; choices: {', '.join(choices)}"
     if also := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", text):
         group, choice, other = also.groups()
         return f"{group}={choice} also chooses {other}, which only train.py can; try {group}.KEY=... alone"
@@ -125,7 +129,7 @@ def explain(error: Exception, verb: str, configs: Path, arguments: list[str]) ->
     return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
 
 
-def broken_file(error: Exception, arguments: list[str]) -> str:
+def explain_broken_file(error: Exception, arguments: list[str]) -> str:
     """Message about the configuration file, of a folder behind --config-dir, that raised `error` when it was read."""
     said = " ".join(str(error).split())[:200]
     mark = getattr(error, "problem_mark", error)
@@ -171,7 +175,7 @@ def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
             if (key := flag.lstrip("-")) in keys:
                 raise UserError(f"{flag} is a key and no option; try {key}=...")
             raise UserError(
-                f"{flag} is no option{near(flag, known)}; options: {', '.join(sorted(known, key=len))}"
+                f"{flag} is no option{suggest(flag, known)}; options: {', '.join(sorted(known, key=len))}"
             )
     modes = {
         known[flag].dest: flag
@@ -209,7 +213,7 @@ def _unknown(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) 
         and not leaf.startswith("hydra.")
         and "system." not in leaf
     ]
-    hint = f" (did you mean {' or '.join(leaves)}?)" if leaves else near(name, keys)
+    hint = f" (did you mean {' or '.join(leaves)}?)" if leaves else suggest(name, keys)
     return f"{typed}: {parent or 'the configuration'} has no key {name}{hint}; keys: {', '.join(keys) or 'none'}"
 
 
@@ -220,18 +224,18 @@ def _typed(key: str, arguments: Iterable[str]) -> str:
     )
 
 
-def near(word: str, words: Iterable[object]) -> str:
+def suggest(word: str, overrides: Iterable[object]) -> str:
     """ " (did you mean X?)" with the one of `words` that the fewest slips make `word` of; "" where none is near."""
-    known = [str(one) for one in words]
+    known = [str(one) for one in overrides]
     if same := [one for one in known if one.lower() == word.lower()]:
         return f" (did you mean {same[0]}?)"
     likeness = {one: difflib.SequenceMatcher(None, word, one).ratio() for one in known}
-    best = min(known, key=lambda one: (_slips(word, one), -likeness[one]), default="")
-    close = best and (_slips(word, best) <= (len(word) + 1) // 3 or likeness[best] >= 0.6)
+    best = min(known, key=lambda one: (_edit_distance(word, one), -likeness[one]), default="")
+    close = best and (_edit_distance(word, best) <= (len(word) + 1) // 3 or likeness[best] >= 0.6)
     return f" (did you mean {best}?)" if close else ""
 
 
-def _slips(a: str, b: str) -> int:
+def _edit_distance(a: str, b: str) -> int:
     """How many letters must be added, left out, replaced, or exchanged with the next, to make `b` of `a` (Damerau's
     distance).
     """

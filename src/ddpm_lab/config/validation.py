@@ -16,20 +16,20 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.callbacks.ema import EMA
-from ddpm_lab.callbacks.metrics import Density, Quality
+from ddpm_lab.callbacks.metrics import FID, ODELikelihood
 from ddpm_lab.callbacks.reconstructions import Reconstructions
-from ddpm_lab.callbacks.sample_grid import Pictures
-from ddpm_lab.callbacks.scatter_plot import Scatter
-from ddpm_lab.config.instantiate import above, at_least
-from ddpm_lab.config.messages import near
+from ddpm_lab.callbacks.sample_grid import SampleGrid
+from ddpm_lab.callbacks.scatter_plot import ScatterPlot
+from ddpm_lab.config.instantiate import check_above, check_minimum
+from ddpm_lab.config.messages import suggest
 from ddpm_lab.data.datasets import Points
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.systems.autoencoder_system import AutoencoderSystem
-from ddpm_lab.systems.base import Learner
+from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.systems.classifier_system import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.utils.errors import Hindered, UserError
-from ddpm_lab.utils.shell import program
+from ddpm_lab.utils.errors import ResourceError, UserError
+from ddpm_lab.utils.shell import script_command
 
 WORK = (
     "_target_",
@@ -104,7 +104,7 @@ def check_keys(trainer: DictConfig) -> None:
         if key not in FIXED:
             known = [*WORK[1:], *FIXED]
             raise UserError(
-                f"trainer.{key}={value} is not supported{near(key, known)}; keys: {', '.join(WORK[1:])}"
+                f"trainer.{key}={value} is not supported{suggest(key, known)}; keys: {', '.join(WORK[1:])}"
             )
         wanted, why = FIXED[key]
         if value != wanted and value is not None:
@@ -129,14 +129,15 @@ COPIES = 12
 def validate_settings(config: DictConfig) -> None:
     """Before anything is built. Raises UserError, and Hindered for what this machine has not."""
     check_keys(config.trainer)
-    at_least(config, {"seed": 0} | _given(config, LEAST))
-    above(
-        config, _given(config, {"optimizer.lr": 0, "patience": 0, "trainer.gradient_clip_val": 0})
+    check_minimum(config, {"seed": 0} | _given(config, LEAST))
+    check_above(
+        config,
+        _given(config, {"optimizer.lr": 0, "hang_timeout": 0, "trainer.gradient_clip_val": 0}),
     )
-    above(config, _given(config, {"optimizer.weight_decay": 0}), equal=True)
+    check_above(config, _given(config, {"optimizer.weight_decay": 0}), equal=True)
     if config.model._target_ == "ddpm_lab.diffusion.analytic_denoisers.MixtureDenoiser":
         raise UserError(
-            f"model=exact is known in closed form and has nothing to train; try {program('evaluate')} model=exact"
+            f"model=exact is known in closed form and has nothing to train; try {script_command('evaluate')} model=exact"
         )
     _devices(config.trainer)
     _compiler(config)
@@ -171,7 +172,7 @@ def _compiler(config: DictConfig) -> None:
     if config.trainer.accelerator == "cpu" and not any(
         map(shutil.which, ("g++", "clang++", "c++"))
     ):
-        raise Hindered(
+        raise ResourceError(
             f"compile={config.compile} needs a C++ compiler on a CPU, and there is none; install g++, or "
             "try compile=null"
         )
@@ -200,24 +201,26 @@ def _devices(trainer: DictConfig) -> None:
     if accelerator not in ("gpu", "cuda"):
         return
     if not (here := torch.cuda.device_count()):
-        raise Hindered(f"trainer.accelerator={accelerator}, and there is no GPU; try trainer=cpu")
+        raise ResourceError(
+            f"trainer.accelerator={accelerator}, and there is no GPU; try trainer=cpu"
+        )
     wanted = max(count, default=0) + 1 if isinstance(count, list) else count or 0
     if wanted > here:
-        raise Hindered(
+        raise ResourceError(
             f"trainer.devices={devices}, and this machine has {here}; try trainer.devices={here}"
         )
     if trainer.precision in ("bf16", "bf16-mixed") and not torch.cuda.is_bf16_supported():
-        raise Hindered(
+        raise ResourceError(
             f"trainer.precision={trainer.precision}, which this GPU cannot; try trainer.precision=32-true"
         )
 
 
 def validate(
-    config: DictConfig, data: Data, system: Learner, callbacks: Mapping[str, Callback]
+    config: DictConfig, data: DataModule, system: BaseSystem, callbacks: Mapping[str, Callback]
 ) -> None:
     """What was built, before a trainer is. Raises UserError, and Hindered where there is no room for it."""
     _fitting(callbacks, system, data)
-    if config.compile is not None and system.compiles is None:
+    if config.compile is not None and system.compile_target is None:
         raise UserError(
             f"compile={config.compile} is for system=diffusion and system=classifier; try compile=null"
         )
@@ -269,45 +272,45 @@ def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
         )
 
 
-def _room(folder: Path, system: Learner) -> None:
+def _room(folder: Path, system: BaseSystem) -> None:
     """Raises Hindered where checkpoints would not find room, or not be let in."""
     place = next(one for one in (folder, *folder.parents) if one.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise Hindered(
+        raise ResourceError(
             f"trainer.default_root_dir={folder} cannot be written to: {place} is no folder, or not ours; "
             "choose another hydra.run.dir"
         )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in system.parameters())
     needed, free = COPIES * weights, shutil.disk_usage(place).free
     if free < needed:
-        raise Hindered(
+        raise ResourceError(
             f"trainer.default_root_dir={folder}: there are {free / 2**20:.0f} MiB of room, and checkpoints "
             f"of this model take {needed / 2**20:.0f}; make room, or choose another hydra.run.dir"
         )
 
 
-def _fitting(callbacks: Mapping[str, Callback], system: Learner, data: Data) -> None:
+def _fitting(callbacks: Mapping[str, Callback], system: BaseSystem, data: DataModule) -> None:
     """Raises UserError where callbacks look at what there is not."""
     if isinstance(system, ClassifierSystem):
         kinds: tuple[type[Callback], ...] = (
             EMA,
-            Scatter,
-            Density,
-            Pictures,
-            Quality,
+            ScatterPlot,
+            ODELikelihood,
+            SampleGrid,
+            FID,
             Reconstructions,
         )
         what, usual = "a classifier", "classifier"
     elif isinstance(system, AutoencoderSystem):
         kinds, what, usual = (
-            (EMA, Scatter, Density, Pictures, Quality),
+            (EMA, ScatterPlot, ODELikelihood, SampleGrid, FID),
             "an autoencoder",
             "autoencoder",
         )
     elif data.bin_width is None:
-        kinds, what, usual = (Pictures, Quality, Reconstructions), "points", "points"
+        kinds, what, usual = (SampleGrid, FID, Reconstructions), "points", "points"
     else:
-        kinds, what, usual = (Scatter, Density, Reconstructions), "pictures", "default"
+        kinds, what, usual = (ScatterPlot, ODELikelihood, Reconstructions), "images", "default"
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):  # what an experiment sets of one that is not there
             raise UserError(

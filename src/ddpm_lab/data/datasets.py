@@ -1,4 +1,4 @@
-"""Pictures and points of one split: held in memory, or left where they are until they are asked for."""
+"""Images and points of one split: held in memory, or left where they are until they are asked for."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-RESIDENT = 4 * 2**30
-"""Bytes of pictures that are read into memory unasked"""
+IN_MEMORY_BYTES = 4 * 2**30
+"""Bytes of images that are read into memory unasked"""
 
 
 class Images(NamedTuple):
-    """Pictures, in memory."""
+    """Images, in memory."""
 
     pixels: Tensor
     """(N, C, H, W) uint8"""
@@ -37,7 +37,7 @@ class Images(NamedTuple):
         """(C, H, W)"""
         return tuple(self.pixels.shape[1:])
 
-    def at(self, index: Tensor | slice) -> "Images":
+    def select(self, index: Tensor | slice) -> "Images":
         return Images(self.pixels[index], None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device) -> "Images":
@@ -68,7 +68,7 @@ class Points(NamedTuple):
         """(d,)"""
         return tuple(self.x0.shape[1:])
 
-    def at(self, index: Tensor | slice) -> "Points":
+    def select(self, index: Tensor | slice) -> "Points":
         return Points(self.x0[index], None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device) -> "Points":
@@ -80,7 +80,7 @@ class Points(NamedTuple):
 
 
 class Source(Protocol):
-    """Pictures on disk, in an order that is always the same. It is sent to worker processes."""
+    """Images on disk, in an order that is always the same. It is sent to worker processes."""
 
     def __len__(self) -> int: ...
 
@@ -92,11 +92,11 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """Pictures of a source, read when they are asked for."""
+class MapSplit:
+    """Images of a source, read when they are asked for."""
 
     source: Source
-    chosen: Tensor
+    indices: Tensor
     """(N,) int64, which of the source's"""
     shape: tuple[int, ...]
     """(C, H, W)"""
@@ -108,27 +108,27 @@ class Streamed:
     @property
     def size(self) -> int:
         """N"""
-        return len(self.chosen)
+        return len(self.indices)
 
-    def at(self, index: Tensor | slice) -> Images:
-        pixels = torch.stack([self.source[i] for i in self.chosen[index].tolist()])
+    def select(self, index: Tensor | slice) -> Images:
+        pixels = torch.stack([self.source[i] for i in self.indices[index].tolist()])
         return Images(pixels, None if self.labels is None else self.labels[index]).to(self.device)
 
-    def to(self, device: torch.device) -> "Streamed":
+    def to(self, device: torch.device) -> "MapSplit":
         return replace(self, device=device)
 
     def digest(self) -> str:
         """SHA-256 of what the source says of its content, and of what is taken of it."""
         return hashlib.sha256(
-            (self.source.digest() + _digest(self.chosen, self.labels)).encode()
+            (self.source.digest() + _digest(self.indices, self.labels)).encode()
         ).hexdigest()
 
 
 class Stream(Protocol):
-    """Pictures that come one after another. It is sent to worker processes."""
+    """Images that come one after another. It is sent to worker processes."""
 
     def epoch(self, seed: int, epoch: int, rank: int, world: int) -> Iterator[Images]:
-        """Once through, shuffled, one picture at a time: the share of process `rank` of `world`, and of it that of the
+        """Once through, shuffled, one image at a time: the share of process `rank` of `world`, and of it that of the
         worker that asks.
         """
 
@@ -142,13 +142,13 @@ class Stream(Protocol):
         """What tells it apart from any other content."""
 
 
-KNOWN = 10_000
-"""So many pictures of a stream can be asked for by number"""
+HEAD_SIZE = 10_000
+"""So many images of a stream can be asked for by number"""
 
 
 @dataclass(frozen=True)
-class Flow:
-    """Pictures of a stream, for what does not even fit the disk. Which are together in a batch depends on the number of
+class IterableSplit:
+    """Images of a stream, for what does not even fit the disk. Which are together in a batch depends on the number of
     processes and workers, and only the first `KNOWN` can be asked for by number.
     """
 
@@ -158,22 +158,22 @@ class Flow:
     shape: tuple[int, ...]
     """(C, H, W)"""
     labels: None = None
-    """They come with the pictures"""
+    """They come with the images"""
     device: torch.device = torch.device("cpu")
     """Where what is read is brought"""
 
-    def at(self, index: Tensor | slice) -> Images:
+    def select(self, index: Tensor | slice) -> Images:
         """Reads up to the last of them. Raises ValueError beyond `KNOWN`."""
         asked = index if isinstance(index, Tensor) else torch.arange(*index.indices(self.size))
         last = int(asked.max()) if len(asked) else -1
-        if last >= KNOWN:
+        if last >= HEAD_SIZE:
             raise ValueError(
-                f"streaming gives the first {KNOWN} pictures by number (asked for number {last}); try "
+                f"streaming gives the first {HEAD_SIZE} images by number (asked for number {last}); try "
                 "data.streaming=false"
             )
-        return self.stream.first(last + 1).at(asked).to(self.device)
+        return self.stream.first(last + 1).select(asked).to(self.device)
 
-    def to(self, device: torch.device) -> "Flow":
+    def to(self, device: torch.device) -> "IterableSplit":
         return replace(self, device=device)
 
     def digest(self) -> str:
@@ -181,42 +181,42 @@ class Flow:
         return self.stream.digest()
 
 
-Held = Images | Points
+InMemorySplit = Images | Points
 """What is in memory"""
-Split = Images | Points | Streamed | Flow
+Split = Images | Points | MapSplit | IterableSplit
 
 
-def known(split: Split) -> Split:
+def head(split: Split) -> Split:
     """What of it can be asked for by number: all, or the first `KNOWN` of a stream, in memory."""
-    return split.at(slice(KNOWN)) if isinstance(split, Flow) else split
+    return split.select(slice(HEAD_SIZE)) if isinstance(split, IterableSplit) else split
 
 
-def gathered(pictures: Sequence[Images]) -> Images:
+def concat(images: Sequence[Images]) -> Images:
     """One after another."""
-    labels = [some.labels for some in pictures if some.labels is not None]
+    labels = [some.labels for some in images if some.labels is not None]
     return Images(
-        torch.cat([some.pixels for some in pictures]), torch.cat(labels) if labels else None
+        torch.cat([some.pixels for some in images]), torch.cat(labels) if labels else None
     )
 
 
-def to_bytes(x: Tensor) -> Tensor:
+def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] to uint8; what lies outside is cut."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def batch(split: Held) -> dict[str, Tensor]:
+def to_batch(split: InMemorySplit) -> dict[str, Tensor]:
     """What a model is given: "x0" (B, ...) and, where there are labels, "label" (B,)."""
     return {"x0": split.x0} if split.labels is None else {"x0": split.x0, "label": split.labels}
 
 
-def rows(batch: dict[str, Tensor], index: Tensor | slice) -> dict[str, Tensor]:
+def select_rows(to_batch: dict[str, Tensor], index: Tensor | slice) -> dict[str, Tensor]:
     """Those of `index`."""
-    return {name: value[index] for name, value in batch.items()}
+    return {name: value[index] for name, value in to_batch.items()}
 
 
-def moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def to_device(to_batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """On `device`."""
-    return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.to(device) for name, value in to_batch.items()}
 
 
 def _digest(*tensors: Tensor | None) -> str:
@@ -228,27 +228,27 @@ def _digest(*tensors: Tensor | None) -> str:
     return found.hexdigest()
 
 
-def hold(
+def load_or_stream(
     source: Source,
     shape: tuple[int, ...],
     labels: Tensor | None,
-    chosen: Tensor | None = None,
-    resident: bool | None = None,
+    indices: Tensor | None = None,
+    in_memory: bool | None = None,
 ) -> Split:
-    """Pictures of `source`, those numbered `chosen` (N,), or all of them, and their `labels` (N,), in memory or, where
+    """Images of `source`, those numbered `chosen` (N,), or all of them, and their `labels` (N,), in memory or, where
     they are not `resident`, streamed. None: resident where they take at most `RESIDENT` bytes.
     """
-    chosen = torch.arange(len(source)) if chosen is None else chosen
-    size = len(chosen) * torch.Size(shape).numel()
-    if not (size <= RESIDENT if resident is None else resident):
-        return Streamed(source, chosen, shape, labels)
-    pixels = torch.empty(len(chosen), *shape, dtype=torch.uint8)
+    indices = torch.arange(len(source)) if indices is None else indices
+    size = len(indices) * torch.Size(shape).numel()
+    if not (size <= IN_MEMORY_BYTES if in_memory is None else in_memory):
+        return MapSplit(source, indices, shape, labels)
+    pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:  # decoders let go of the interpreter
-        read = pool.map(source.__getitem__, chosen.tolist())
-        for i, picture in enumerate(
-            tqdm(read, "reading pictures", len(chosen), leave=False, disable=None)
+        read = pool.map(source.__getitem__, indices.tolist())
+        for i, image in enumerate(
+            tqdm(read, "reading images", len(indices), leave=False, disable=None)
         ):
-            pixels[i] = picture
+            pixels[i] = image
     return Images(pixels, labels)
 
 

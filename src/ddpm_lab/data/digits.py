@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_lab.data.datasets import Images
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.module import DataModule
 
 CAPTIONS = [
     ["zero", "a zero", "null"],
@@ -21,13 +21,13 @@ CAPTIONS = [
 ]
 
 
-def digits(resolution: int = 8, batch_size: int = 64, seed: int = 0) -> Data:
-    """1,437 training and 360 held-out pictures of ten classes; the split is always the same. They are (1, 8, 8), or
+def digits(resolution: int = 8, batch_size: int = 64, seed: int = 0) -> DataModule:
+    """1,437 training and 360 held-out images of ten classes; the split is always the same. They are (1, 8, 8), or
     (1, `resolution`, `resolution`) by the means of pixels. Raises ValueError unless it divides 8.
     """
     if resolution not in (1, 2, 4, 8):
         raise ValueError(
-            f"resolution must be 8, that of the pictures, or a divisor (got {resolution}); try 4"
+            f"resolution must be 8, that of the images, or a divisor (got {resolution}); try 4"
         )
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -37,12 +37,12 @@ def digits(resolution: int = 8, batch_size: int = 64, seed: int = 0) -> Data:
         bunch.images, bunch.target, test_size=360, random_state=0, stratify=bunch.target
     )
     train, test, train_labels, test_labels = (torch.as_tensor(part) for part in splits)
-    pictures = [
+    images = [
         Images(_bytes(grey, resolution), labels.long())
         for grey, labels in ((train, train_labels), (test, test_labels))
     ]
-    return Data(
-        "digits", *pictures, classes=10, batch_size=batch_size, seed=seed, captions=CAPTIONS
+    return DataModule(
+        "digits", *images, classes=10, batch_size=batch_size, seed=seed, captions=CAPTIONS
     )
 
 

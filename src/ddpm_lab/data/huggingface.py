@@ -1,4 +1,4 @@
-"""Sets of the Hugging Face Hub, and folders, as its library `datasets` reads them: parquet, pictures, archives."""
+"""Sets of the Hugging Face Hub, and folders, as its library `datasets` reads them: parquet, images, archives."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,15 +7,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.data.datasets import Flow, Images, Split, Streamed, hold
-from ddpm_lab.data.huggingface_rows import Coming, Reading, Rows, listed, stream_of
-from ddpm_lab.data.image_folder import LOOKS, parted
-from ddpm_lab.data.image_io import Look, look
-from ddpm_lab.data.image_transform import fitted
+from ddpm_lab.data.datasets import Images, IterableSplit, MapSplit, Split, load_or_stream
+from ddpm_lab.data.huggingface_rows import (
+    HubStream,
+    HubTable,
+    RowDecoder,
+    label_tensor,
+    open_stream,
+)
+from ddpm_lab.data.image_folder import LOOKS, train_test_split
+from ddpm_lab.data.image_io import ImageInfo, inspect_image
+from ddpm_lab.data.image_transform import infer_transform
 from ddpm_lab.data.image_tree import TEST
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.utils.shell import install
+from ddpm_lab.utils.shell import install_command
 
 LOG = logging.getLogger(__name__)
 PATIENCE = 10
@@ -39,12 +45,12 @@ def hub(
     shuffle_buffer: int = 1000,
     size: int | None = None,
     test_size: int = 1000,
-    resident: bool | None = None,
+    in_memory: bool | None = None,
     flip: bool = False,
     batch_size: int | None = None,
     workers: int = 2,
     seed: int = 0,
-) -> Data:
+) -> DataModule:
     """The set `name` of the Hub, or a folder, as `datasets.load_dataset(name, config)` takes it; code of the Hub is
     never run. `cache` is where it is kept (None: where the library keeps its own).
 
@@ -52,9 +58,9 @@ def hub(
     images; for `convert` and `bits` see `Fit`, for `resident` see `hold`. `split_test` "auto" is the first of `TEST`
     that the set has, or None: then a share `held_out` of the training split is kept from training.
 
-    With `streaming` nothing is kept on disk, pictures are shuffled within a buffer of `shuffle_buffer` encoded ones,
+    With `streaming` nothing is kept on disk, images are shuffled within a buffer of `shuffle_buffer` encoded ones,
     and held out are the first `test_size` of the test split or, with `split_test` None, of the training split, which is
-    then read by one worker. `size` is the number of training pictures, where the set does not say it. See `Flow` for
+    then read by one worker. `size` is the number of training images, where the set does not say it. See `Flow` for
     what cannot be done. Raises ValueError that names the key.
     """
     if name is None:
@@ -85,28 +91,28 @@ def hub(
     )
     if image is None:
         raise ValueError(
-            f"image: {name} has no column of pictures; its columns are {', '.join(features)}"
+            f"image: {name} has no column of images; its columns are {', '.join(features)}"
         )
     train = _encoded(splits[split_train], image, label)
     test = None if split_test is None else _encoded(splits[split_test], image, label)
     try:
-        fit = fitted(_looks(train, image, streaming), resolution, channels, convert, bits)
+        fit = infer_transform(_looks(train, image, streaming), resolution, channels, convert, bits)
     except UserError:
         raise
     except (ValueError, OSError) as error:
         named = str(error).startswith(("resolution", "channels", "bits"))
         raise ValueError(str(error) if named else f"name={name}: {error}") from error
-    reading = Reading(image, label, fit)
+    decoder = RowDecoder(image, label, fit)
     if streaming:
         pair: Sequence[Split] = _flowing(
-            name, train, test, reading, size, test_size, shuffle_buffer
+            name, train, test, decoder, size, test_size, shuffle_buffer
         )
     else:
-        pair = _kept(name, train, test, reading, held_out, resident)
+        pair = _kept(name, train, test, decoder, held_out, in_memory)
     if fit.changes.counts and isinstance(pair[0], Images):
         LOG.info("converted: %s", fit.changes)
     names = features[label].names if label else []
-    return Data(
+    return DataModule(
         name,
         *pair,
         classes=len(names) or None,
@@ -118,39 +124,39 @@ def hub(
     )
 
 
-def _looks(rows: Any, image: str, streaming: bool) -> list[Look]:
+def _looks(rows: Any, image: str, streaming: bool) -> list[ImageInfo]:
     """Look at the first rows of a stream, or at rows of a table that are evenly spaced."""
     count = 16 if streaming else min(len(rows), LOOKS)
-    chosen = (
+    indices = (
         islice(rows, count) if streaming else (rows[i * len(rows) // count] for i in range(count))
     )
     found = []
-    for i, row in enumerate(chosen):
-        with stream_of(row[image], f"row {i if streaming else i * len(rows) // count}") as (
+    for i, row in enumerate(indices):
+        with open_stream(row[image], f"row {i if streaming else i * len(rows) // count}") as (
             stream,
             where,
         ):
-            found.append(look(stream, where))
+            found.append(inspect_image(stream, where))
     if not found:
         raise ValueError("the training split holds no images")
     return found
 
 
 def _kept(
-    name: str, train: Any, test: Any, reading: Reading, held_out: float, resident: bool | None
+    name: str, train: Any, test: Any, decoder: RowDecoder, held_out: float, in_memory: bool | None
 ) -> Sequence[Split]:
     """Training and test split of tables on disk."""
-    parts = parted(len(train), held_out) if test is None else (None, None)
+    parts = train_test_split(len(train), held_out) if test is None else (None, None)
     splits: list[Split] = []
     for table, part in zip((train, train if test is None else test), parts, strict=True):
         source, labels = (
-            Rows(table, reading),
-            listed(table[reading.label][:]) if reading.label else None,
+            HubTable(table, decoder),
+            label_tensor(table[decoder.label][:]) if decoder.label else None,
         )
         with _naming(name):
-            chosen = labels if labels is None or part is None else labels[part]
-            splits.append(hold(source, reading.fit.shape, chosen, part, resident))
-            if isinstance(splits[-1], Streamed):
+            indices = labels if labels is None or part is None else labels[part]
+            splits.append(load_or_stream(source, decoder.fit.shape, indices, part, in_memory))
+            if isinstance(splits[-1], MapSplit):
                 source[0]  # or a wrong resolution would be told by a worker process
     return splits
 
@@ -159,7 +165,7 @@ def _flowing(
     name: str,
     train: Any,
     test: Any,
-    reading: Reading,
+    decoder: RowDecoder,
     size: int | None,
     test_size: int,
     buffer: int,
@@ -172,17 +178,17 @@ def _flowing(
     size = said.num_examples if size is None and said else size
     if size is None:
         raise ValueError(
-            f"size is needed, the number of training pictures, which {name} does not say"
+            f"size is needed, the number of training images, which {name} does not say"
         )
     skipped = test_size if test is None else 0
     if size <= skipped:
         raise ValueError(
-            f"test_size={test_size} leaves nothing of {size} pictures to train on; try {max(1, size // 10)}"
+            f"test_size={test_size} leaves nothing of {size} images to train on; try {max(1, size // 10)}"
         )
-    stream = Coming(train, reading, buffer, skipped, f"{name} {train.split}")
+    stream = HubStream(train, decoder, buffer, skipped, f"{name} {train.split}")
     with _naming(name):
-        held = Coming(train if test is None else test, reading, buffer, 0, name).first(test_size)
-    return Flow(stream, size - skipped, reading.fit.shape), held
+        held = HubStream(train if test is None else test, decoder, buffer, 0, name).first(test_size)
+    return IterableSplit(stream, size - skipped, decoder.fit.shape), held
 
 
 def _loaded(name: str, config: str | None, cache: str | None, streaming: bool) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def _loaded(name: str, config: str | None, cache: str | None, streaming: bool) -
         from huggingface_hub import HfApi, constants
     except ImportError as error:
         raise ValueError(
-            f"name: the library datasets is not installed; try {install('datasets')}"
+            f"name: the library datasets is not installed; try {install_command('datasets')}"
         ) from error
     place = Path(name).expanduser()
     try:
@@ -222,7 +228,7 @@ def _column(key: str, asked: str | None, kind: str, features: Mapping[str, Any])
 
 
 def _encoded(rows: Any, image: str, label: str | None) -> Any:
-    """Without other columns, and with pictures as they lie in the files."""
+    """Without other columns, and with images as they lie in the files."""
     import datasets
 
     return rows.select_columns([image] + [label] * (label is not None)).cast_column(
@@ -232,7 +238,7 @@ def _encoded(rows: Any, image: str, label: str | None) -> Any:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Around the reading of pictures, whose errors begin with the picture."""
+    """Around the reading of images, whose errors begin with the image."""
     try:
         yield
     except UserError:

@@ -14,9 +14,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 UNDECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 """Formats that Pillow registers but does not decode itself: it starts another program, or has only a stub."""
 UNREADABLE = "cannot be read as an image"
-PIXELS = 2**26
+MAX_PIXELS = 2**26
 """Largest number of pixels of an image, 8192 x 8192"""
-DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+HIGH_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 
 warnings.filterwarnings(
     "ignore", category=Image.DecompressionBombWarning
@@ -68,7 +68,7 @@ def is_image(file: Path) -> bool:
 
 
 @contextmanager
-def stream_of(file: Path) -> Iterator[BinaryIO]:
+def open_stream(file: Path) -> Iterator[BinaryIO]:
     """Open `file`. Raises ValueError that names it unless it is a regular file with content."""
     try:
         about = file.stat()
@@ -83,30 +83,30 @@ def stream_of(file: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def opened(file: Path) -> Image.Image:
+def open_image(file: Path) -> Image.Image:
     """Return the image in `file`, as `decoded`. Raises ValueError also if it is not a regular file."""
-    with stream_of(file) as stream:
-        return decoded(stream, str(file))
+    with open_stream(file) as stream:
+        return decode_image(stream, str(file))
 
 
-def decoded(stream: BinaryIO, name: str) -> Image.Image:
+def decode_image(stream: BinaryIO, name: str) -> Image.Image:
     """Return the image in `stream`, rotated as its EXIF tag says; of an animation the first frame. Raises ValueError
     that begins with `name` unless the image is whole and has at most `PIXELS`.
     """
     with _naming(name):
-        picture = _identified(stream)
-        if picture.mode == "RGB" and _deep_colour(picture) and "transparency" in picture.info:
+        image = _identified(stream)
+        if image.mode == "RGB" and _deep_colour(image) and "transparency" in image.info:
             raise ValueError(
                 "it has a transparent color of 16 bits; save it with 8"
             )  # Pillow compares 8 of them
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
-    return picture
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _identified(stream: BinaryIO) -> Image.Image:
     try:
-        picture = Image.open(stream, formats=formats())
+        image = Image.open(stream, formats=formats())
     except UnidentifiedImageError:
         stream.seek(0)
         if stream.read(40).startswith(b"version https://git-lfs"):
@@ -114,9 +114,9 @@ def _identified(stream: BinaryIO) -> Image.Image:
                 "it is a Git LFS pointer; fetch the images with: git lfs pull"
             ) from None
         raise ValueError("it is not in an image format that Pillow decodes") from None
-    if picture.width * picture.height > PIXELS:
-        raise ValueError(f"{picture.width}x{picture.height} are over {PIXELS} pixels")
-    return picture
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} are over {MAX_PIXELS} pixels")
+    return image
 
 
 @contextmanager
@@ -127,12 +127,12 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(f"{name} {UNREADABLE} ({' '.join(str(error).split())})") from error
 
 
-def _deep_colour(picture: Image.Image) -> bool:
+def _deep_colour(image: Image.Image) -> bool:
     """Return whether a color image that is not loaded yet is stored with 16 bits; Pillow keeps the high 8."""
-    return ";16" in str(getattr(picture, "tile", ""))
+    return ";16" in str(getattr(image, "tile", ""))
 
 
-class Look(NamedTuple):
+class ImageInfo(NamedTuple):
     """Properties of an image that decide how a set is read."""
 
     name: str
@@ -143,29 +143,29 @@ class Look(NamedTuple):
     """Largest value of an image with more than 8 bits per channel"""
 
 
-def look(stream: BinaryIO, name: str) -> Look:
+def inspect_image(stream: BinaryIO, name: str) -> ImageInfo:
     """Read the header of the image in `stream`, and its pixels only if it has more than 8 bits per channel. Raises
     ValueError that begins with `name`.
     """
     with _naming(name):
-        picture = _identified(stream)
-        size, of_16 = picture.size, _deep_colour(picture)
+        image = _identified(stream)
+        size, of_16 = image.size, _deep_colour(image)
         loads = (
-            picture.format == "PNG" and "exif" not in picture.info
+            image.format == "PNG" and "exif" not in image.info
         )  # to find the tag behind the pixels
-        if not loads and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+        if not loads and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
             size = size[::-1]
-        grey = picture.mode in DEEP | {"1", "L", "LA"} or has_grey_palette(picture)
+        grey = image.mode in HIGH_BIT_MODES | {"1", "L", "LA"} or has_grey_palette(image)
         deep = None
-        if picture.mode in DEEP:
-            values = np.asarray(picture)
+        if image.mode in HIGH_BIT_MODES:
+            values = np.asarray(image)
             deep = int(values.max()) if values.min() >= 0 else None
         elif of_16:
-            picture.load()
-            deep = 257 * int(np.asarray(picture.convert("RGB")).max())
-    return Look(name, size, grey, deep)
+            image.load()
+            deep = 257 * int(np.asarray(image.convert("RGB")).max())
+    return ImageInfo(name, size, grey, deep)
 
 
-def has_grey_palette(picture: Image.Image) -> bool:
-    colours = picture.getpalette() if picture.mode == "P" else None
+def has_grey_palette(image: Image.Image) -> bool:
+    colours = image.getpalette() if image.mode == "P" else None
     return colours is not None and colours[::3] == colours[1::3] == colours[2::3]

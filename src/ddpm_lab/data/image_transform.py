@@ -15,11 +15,11 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ddpm_lab.data.image_io import DEEP, PIXELS, Look, has_grey_palette
+from ddpm_lab.data.image_io import HIGH_BIT_MODES, MAX_PIXELS, ImageInfo, has_grey_palette
 
 LOG = logging.getLogger(__name__)
 MODES = {1: "L", 3: "RGB"}
-KNOWN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"} | DEEP
+KNOWN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"} | HIGH_BIT_MODES
 SAME = {
     ("L", "L"),
     ("1", "L"),
@@ -30,10 +30,10 @@ SAME = {
     ("RGBX", "RGB"),
 }
 """Pairs of a Pillow mode and a mode that can hold the same pixels"""
-OnBad = Literal["error", "skip"]
+OnError = Literal["error", "skip"]
 
 
-class Tally:
+class ConversionLog:
     """Counts by name that several threads add to. It is sent to another process empty."""
 
     def __init__(self) -> None:
@@ -45,14 +45,14 @@ class Tally:
             self.counts.update(names)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tally, ()
+        return ConversionLog, ()
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
 
 
 @dataclass(frozen=True)
-class Fit:
+class ImageTransform:
     """Makes images (`channels`, `side`, `side`) uint8, grey (1) or RGB (3).
 
     An image that would lose information is refused unless `convert`, which lays transparency over `background`, makes
@@ -70,15 +70,15 @@ class Fit:
     background: str = "white"
     """A color that Pillow knows: a name, or #rrggbb"""
     bits: int = 16
-    changes: Tally = field(default_factory=Tally, compare=False, repr=False)
+    changes: ConversionLog = field(default_factory=ConversionLog, compare=False, repr=False)
     """Numbers of images that were changed, by kind"""
 
     def __post_init__(self) -> None:
         if self.channels not in MODES:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {self.channels})")
-        if not 1 <= self.side <= PIXELS**0.5:
+        if not 1 <= self.side <= MAX_PIXELS**0.5:
             raise ValueError(
-                f"resolution must lie in 1..{PIXELS**0.5:.0f} (got {self.side}); try 64"
+                f"resolution must lie in 1..{MAX_PIXELS**0.5:.0f} (got {self.side}); try 64"
             )
         if not 8 <= self.bits <= 16:
             raise ValueError(
@@ -107,47 +107,45 @@ class Fit:
             "bits": self.bits,
         }
 
-    def __call__(self, picture: Image.Image, name: str) -> Tensor:
+    def __call__(self, image: Image.Image, name: str) -> Tensor:
         """Return (C, H, W) uint8. Raises ValueError that begins with `name`."""
-        size, mode, found = (self.side, self.side), MODES[self.channels], picture.mode
-        picture, clear = _without_alpha(picture)
-        if picture.mode not in KNOWN or (clear and picture.mode in DEEP):
+        size, mode, found = (self.side, self.side), MODES[self.channels], image.mode
+        image, clear = _without_alpha(image)
+        if image.mode not in KNOWN or (clear and image.mode in HIGH_BIT_MODES):
             reach = (
-                " with values from {:g} to {:g}".format(*picture.getextrema())
-                if found == "F"
-                else ""
+                " with values from {:g} to {:g}".format(*image.getextrema()) if found == "F" else ""
             )
             raise ValueError(
                 f"{name} has pixels of mode {found}{reach}{', some transparent' * clear}, which can be "
                 "read in more than one way; save it with 8 bits per channel"
             )
-        same = (picture.mode, mode) in SAME or (picture.mode == "P" and has_grey_palette(picture))
-        if not self.convert and (picture.size != size or not same or clear):
+        same = (image.mode, mode) in SAME or (image.mode == "P" and has_grey_palette(image))
+        if not self.convert and (image.size != size or not same or clear):
             raise ValueError(
-                f"{name} is {picture.width}x{picture.height} {found}{' and transparent' * clear}, and "
-                f"{self.side}x{self.side} {mode} is wanted; {self._advice(picture, clear)}"
+                f"{name} is {image.width}x{image.height} {found}{' and transparent' * clear}, and "
+                f"{self.side}x{self.side} {mode} is wanted; {self._advice(image, clear)}"
             )
         changes = [f"from {found} to {mode}"] if found != mode else []
-        if picture.mode in DEEP:
-            picture = self._shallow(picture, name)
+        if image.mode in HIGH_BIT_MODES:
+            image = self._shallow(image, name)
         elif clear:
             changes.append(f"laid over {self.background}")
-            ground = Image.new("RGBA", picture.size, self.background)
-            picture = Image.alpha_composite(ground, picture.convert("RGBA"))
-        picture = picture.convert(mode)
-        if picture.size != size:
+            ground = Image.new("RGBA", image.size, self.background)
+            image = Image.alpha_composite(ground, image.convert("RGBA"))
+        image = image.convert(mode)
+        if image.size != size:
             changes.append(f"scaled and cropped to {self.side}x{self.side}")
-            picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+            image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         self.changes.add(changes)
-        return pil_to_tensor(picture).to(torch.uint8)
+        return pil_to_tensor(image).to(torch.uint8)
 
-    def _advice(self, picture: Image.Image, clear: bool) -> str:
+    def _advice(self, image: Image.Image, clear: bool) -> str:
         words = []
-        if picture.size != (self.side, self.side):
+        if image.size != (self.side, self.side):
             words += ["data.convert=true", f"data.resolution={self.side}"]
-        if self.channels == 1 and picture.mode in ("RGB", "RGBA", "P", "PA", "YCbCr", "CMYK"):
+        if self.channels == 1 and image.mode in ("RGB", "RGBA", "P", "PA", "YCbCr", "CMYK"):
             words.append("data.channels=3")
-        if clear or picture.mode in DEEP | {"CMYK", "YCbCr"}:
+        if clear or image.mode in HIGH_BIT_MODES | {"CMYK", "YCbCr"}:
             words.insert(0, "data.convert=true")
         advice = f"try {' '.join(dict.fromkeys(words))}"
         if clear:
@@ -158,9 +156,9 @@ class Fit:
             else advice
         )
 
-    def _shallow(self, picture: Image.Image, name: str) -> Image.Image:
+    def _shallow(self, image: Image.Image, name: str) -> Image.Image:
         """Scale to 8 bits; Pillow itself would cut at 255."""
-        values, most = np.asarray(picture).astype(np.int64), 2**self.bits - 1
+        values, most = np.asarray(image).astype(np.int64), 2**self.bits - 1
         if values.min() < 0 or values.max() > most:
             wider = int(values.max()).bit_length()
             fits = values.min() >= 0 and wider <= 16
@@ -172,67 +170,71 @@ class Fit:
         return Image.fromarray(((values * 255 + most // 2) // most).astype(np.uint8))
 
 
-def _without_alpha(picture: Image.Image) -> tuple[Image.Image, bool]:
+def _without_alpha(image: Image.Image) -> tuple[Image.Image, bool]:
     """Return the image, without its alpha channel if that is opaque everywhere, and whether it is transparent."""
-    if not picture.has_transparency_data:
-        return picture, False
-    if picture.mode in DEEP:
-        clear = bool((np.asarray(picture) == picture.info["transparency"]).any())
-    elif picture.mode in KNOWN:
-        clear = int(np.asarray(picture.convert("RGBA"))[..., 3].min()) < 255
+    if not image.has_transparency_data:
+        return image, False
+    if image.mode in HIGH_BIT_MODES:
+        clear = bool((np.asarray(image) == image.info["transparency"]).any())
+    elif image.mode in KNOWN:
+        clear = int(np.asarray(image.convert("RGBA"))[..., 3].min()) < 255
     else:
         clear = True
-    if clear or picture.mode in DEEP:
-        return picture, clear
-    plain = picture.copy()
+    if clear or image.mode in HIGH_BIT_MODES:
+        return image, clear
+    plain = image.copy()
     plain.info.pop("transparency", None)
-    if picture.mode in ("LA", "PA", "RGBA"):
-        plain = plain.convert("L" if picture.mode == "LA" else "RGB")
+    if image.mode in ("LA", "PA", "RGBA"):
+        plain = plain.convert("L" if image.mode == "LA" else "RGB")
     return plain, False
 
 
-def fitted(
-    looks: Iterable[Look],
+def infer_transform(
+    run_count: Iterable[ImageInfo],
     resolution: int | None,
     channels: int | None,
     convert: bool,
     bits: int | None,
     background: str = "white",
-    on_bad: OnBad = "error",
-) -> Fit:
+    on_error: OnError = "error",
+) -> ImageTransform:
     """Return the `Fit` for a set with images such as `looks`: None stands for a value that they decide. Raises
     ValueError that says what to type.
     """
-    looks = list(looks)
-    sizes = Counter(one.size for one in looks)
-    chosen = [
+    run_count = list(run_count)
+    sizes = Counter(one.size for one in run_count)
+    indices = [
         name
         for name, value in (("resolution", resolution), ("channels", channels))
         if value is None
     ]
     if channels is None:
-        channels = 1 if all(one.grey for one in looks) else 3
+        channels = 1 if all(one.grey for one in run_count) else 3
     problem, words = "", []
     if resolution is None:
         (usual, _), *others = sizes.most_common()
         resolution = min(map(min, sizes)) if convert else min(usual)
-        if not convert and (usual[0] != usual[1] or (others and on_bad == "error")):
+        if not convert and (usual[0] != usual[1] or (others and on_error == "error")):
             listed = ", ".join(
                 f"{width}x{height} ({count})" for (width, height), count in sizes.most_common(4)
             )
             more = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
             odd = next(
-                (f", the first of another size {one.name}" for one in looks if one.size != usual),
+                (
+                    f", the first of another size {one.name}"
+                    for one in run_count
+                    if one.size != usual
+                ),
                 "",
             )
             problem = f"images are {listed}{more}{odd}; a model needs squares of one size"
             words.append(f"data.resolution={_side(sizes)}")
-    fit = Fit(
+    fit = ImageTransform(
         resolution, channels, convert, background, bits or 16
     )  # mistakes in the values come first
-    reach = max((one.deep for one in looks if one.deep is not None), default=None)
+    reach = max((one.deep for one in run_count if one.deep is not None), default=None)
     if reach is not None and bits is None and reach < 2**14:
-        if any(one.deep is not None and not one.grey for one in looks):
+        if any(one.deep is not None and not one.grey for one in run_count):
             raise ValueError(
                 f"color images of 16 bits have values up to {reach} of 65535 and would be nearly black; "
                 "save them with 8 bits per channel"
@@ -248,13 +250,15 @@ def fitted(
         raise ValueError(
             f"{problem}; try {' '.join(words if convert else ['data.convert=true', *words])}{dark}"
         )
-    if chosen or reach is not None:
+    if indices or reach is not None:
         LOG.info(
             "images are read as %dx%d %s%s%s",
             resolution,
             resolution,
             "grey" if channels == 1 else "RGB",
-            f" ({' and '.join(chosen)} of the {len(looks)} that were looked at)" if chosen else "",
+            f" ({' and '.join(indices)} of the {len(run_count)} that were looked at)"
+            if indices
+            else "",
             f"; values up to {reach} of {2**fit.bits - 1} (bits={fit.bits})"
             if reach is not None
             else "",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lab.data.image_io import is_image
-from ddpm_lab.utils.errors import Unsafe, shown
+from ddpm_lab.utils.errors import UnsafeFileError, escape_control
 
 LOG = logging.getLogger(__name__)
 LITTER = re.compile(r"\._.*|\.DS_Store|__MACOSX|Thumbs\.db|ehthumbs\.db|desktop\.ini", re.I)
@@ -48,7 +48,7 @@ class Folder(NamedTuple):
         return [*self.files, *(file for folder in self.folders for file in folder.every)]
 
 
-class Aside:
+class SkippedFiles:
     """What is left aside of a folder, counted by kind."""
 
     def __init__(self) -> None:
@@ -66,10 +66,10 @@ class Aside:
         if self.empty:
             more = f" and {len(self.empty) - 4} more" if len(self.empty) > 4 else ""
             parts.append(f"{len(self.empty)} without images ({', '.join(self.empty[:4])}{more})")
-        return shown("; ".join(parts))
+        return escape_control("; ".join(parts))
 
 
-def listings(root: Path, splits: bool = True) -> dict[str, Listing]:
+def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
     """Return the data set in `root`: {"": all of it}, or {"train": ..., "test": ...} if it has such folders and
     `splits`. One line tells the names and counts of what is left aside.
 
@@ -77,11 +77,13 @@ def listings(root: Path, splits: bool = True) -> dict[str, Listing]:
     there are images beside the sub-folders; folders that only hold one folder are passed through. Raises ValueError if
     it is not a data set.
     """
-    aside = Aside()
-    tree = tree_of(root, aside)
+    aside = SkippedFiles()
+    tree = scan_tree(root, aside)
     if tree is None or len(tree.every) < 4:
         count = 0 if tree is None else len(tree.every)
-        raise ValueError(f"path={root} holds {count} images and at least 4 are needed{but(aside)}")
+        raise ValueError(
+            f"path={root} holds {count} images and at least 4 are needed{describe_skipped(aside)}"
+        )
     tree = _inside(tree)
     by_name = {folder.name.casefold(): folder for folder in tree.folders}
     train = next((by_name[name] for name in TRAIN if name in by_name), None)
@@ -98,7 +100,7 @@ def listings(root: Path, splits: bool = True) -> dict[str, Listing]:
         LOG.info(
             "held out: the %d images in %s/ (splits=false makes such folders classes)",
             len(held_out.files),
-            shown(test.path.relative_to(root)),
+            escape_control(test.path.relative_to(root)),
         )
     else:
         found = {"": _listing(tree)}
@@ -107,8 +109,8 @@ def listings(root: Path, splits: bool = True) -> dict[str, Listing]:
     return found
 
 
-def tree_of(
-    path: Path, aside: Aside, above: frozenset[tuple[int, int]] = frozenset()
+def scan_tree(
+    path: Path, aside: SkippedFiles, above: frozenset[tuple[int, int]] = frozenset()
 ) -> Folder | None:
     """Return what is in `path` and below, or None without images. Raises Unsafe for files that are not regular."""
     about = path.stat()
@@ -127,10 +129,10 @@ def tree_of(
         elif entry.is_symlink() and not file.exists():  # a link to nothing, or to itself
             aside.others["dangling links"] += 1
         elif entry.is_dir():
-            folders.append(tree_of(file, aside, above | {here}))
+            folders.append(scan_tree(file, aside, above | {here}))
         elif not entry.is_file():
-            raise Unsafe(
-                f"{shown(path)} holds {shown(file)}, which is not a regular file; remove it"
+            raise UnsafeFileError(
+                f"{escape_control(path)} holds {escape_control(file)}, which is not a regular file; remove it"
             )
         elif is_image(file):
             files.append(file)
@@ -160,7 +162,7 @@ def _listing(folder: Folder) -> Listing:
     if folder.files:
         LOG.info(
             "%s/ has images beside sub-folders: all %d are read as one set without classes",
-            shown(folder.name),
+            escape_control(folder.name),
             len(folder.every),
         )
         return Listing(folder.every, None, [])
@@ -195,7 +197,7 @@ def _fitting(
                     "%s/ has no images of %d classes (%s)",
                     test.name,
                     len(missing),
-                    shown(", ".join(missing[:4])),
+                    escape_control(", ".join(missing[:4])),
                 )
             if listing.labels is not None:
                 places = torch.tensor([training.classes.index(name) for name in listing.classes])
@@ -206,5 +208,5 @@ def _fitting(
     )
 
 
-def but(aside: Aside) -> str:
+def describe_skipped(aside: SkippedFiles) -> str:
     return f"; left aside: {aside}" if str(aside) else ""

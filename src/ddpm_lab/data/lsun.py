@@ -1,4 +1,4 @@
-"""Pictures in an lmdb, as LSUN has them. Read with lmdb itself: torchvision's class leaves a pickle of the keys in the
+"""Images in an lmdb, as LSUN has them. Read with lmdb itself: torchvision's class leaves a pickle of the keys in the
 working directory, and cannot be sent to worker processes.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm_lab.data.image_io import decoded
-from ddpm_lab.data.image_transform import Fit
-from ddpm_lab.utils.shell import install
+from ddpm_lab.data.image_io import decode_image
+from ddpm_lab.data.image_transform import ImageTransform
+from ddpm_lab.utils.shell import install_command
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,24 @@ class Database:
 
     path: Path
     keys: list[bytes]
-    fit: Fit
+    fit: ImageTransform
 
     @classmethod
-    def at(cls, path: Path, fit: Fit) -> "Database":
+    def select(cls, path: Path, fit: ImageTransform) -> "Database":
         """Raises ValueError without lmdb, or what lmdb raises."""
-        with _environment(path).begin() as reading:
-            return cls(path, list(reading.cursor().iternext(keys=True, values=False)), fit)
+        with _environment(path).begin() as decoder:
+            return cls(path, list(decoder.cursor().iternext(keys=True, values=False)), fit)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Tensor:
         key, name = self.keys[index], f"{self.path}: {self.keys[index].decode(errors='replace')}"
-        with _environment(self.path).begin() as reading:
-            return self.fit(decoded(BytesIO(reading.get(key)), name), name)
+        with _environment(self.path).begin() as decoder:
+            return self.fit(decode_image(BytesIO(decoder.get(key)), name), name)
 
     def digest(self) -> str:
-        """SHA-256 of the keys, the size of the file, and `fit`: not of the pictures."""
+        """SHA-256 of the keys, the size of the file, and `fit`: not of the images."""
         size = (self.path / "data.mdb").stat().st_size
         return hashlib.sha256(b"\n".join([repr((size, self.fit)).encode(), *self.keys])).hexdigest()
 
@@ -50,7 +50,7 @@ def _environment(path: Path) -> Any:
     try:
         import lmdb
     except ImportError as error:
-        raise ValueError(f"lmdb is not installed; try {install('lmdb')}") from error
+        raise ValueError(f"lmdb is not installed; try {install_command('lmdb')}") from error
     return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
 
 

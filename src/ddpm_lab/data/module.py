@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ddpm_lab.data.datasets import Flow, Held, Images, Split, Streamed, batch, gathered
+from ddpm_lab.data.datasets import (
+    Images,
+    InMemorySplit,
+    IterableSplit,
+    MapSplit,
+    Split,
+    concat,
+    to_batch,
+)
 from ddpm_lab.diffusion.analytic_denoisers import Mixture
-from ddpm_lab.diffusion.rng import generator
-from ddpm_lab.utils.errors import Hindered, Hung, UserError
+from ddpm_lab.diffusion.rng import make_generator
+from ddpm_lab.utils.errors import HangError, ResourceError, UserError
 
 BATCH = 64
 """Samples in a batch unless `batch_size` is given, or there are fewer"""
@@ -21,7 +29,7 @@ TIMEOUT = 300
 """Seconds that a batch may take to be read"""
 
 
-class Data(L.LightningDataModule):
+class DataModule(L.LightningDataModule):
     """A training split and a held-out one, served by index: what is in memory is so on the device that trains; what is
     streamed is read by `workers` processes.
 
@@ -53,7 +61,7 @@ class Data(L.LightningDataModule):
             )
         if not 0 <= workers <= 64:
             raise ValueError(
-                f"workers are processes that read pictures, 0 to 64 (got {workers}); try 2"
+                f"workers are processes that read images, 0 to 64 (got {workers}); try 2"
             )
         self.name, self.train, self.test, self.classes, self.mixture = (
             name,
@@ -85,13 +93,13 @@ class Data(L.LightningDataModule):
     @property
     def bin_width(self) -> float | None:
         """That of the bins that x0 is rounded to, 2 / 255 for bytes; None where it is not rounded."""
-        return 2 / 255 if isinstance(self.train, Images | Streamed | Flow) else None
+        return 2 / 255 if isinstance(self.train, Images | MapSplit | IterableSplit) else None
 
-    def train_dataloader(self) -> "Batches":
+    def train_dataloader(self) -> "TrainBatches":
         trainer = self.trainer
         assert trainer is not None  # Lightning attaches itself before it asks
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return Batches(
+        return TrainBatches(
             self.train.to(trainer.strategy.root_device),
             self.batch_size,
             self.flip,
@@ -102,11 +110,11 @@ class Data(L.LightningDataModule):
             done=done,
         )
 
-    def val_dataloader(self) -> "HeldOut":
-        return HeldOut(self.test, self.batch_size, self.workers)
+    def val_dataloader(self) -> "ValidationBatches":
+        return ValidationBatches(self.test, self.batch_size, self.workers)
 
 
-class HeldOut:
+class ValidationBatches:
     """A split in order, each batch whole on every process, which looks at rows of its own."""
 
     def __init__(self, split: Split, batch_size: int, workers: int) -> None:
@@ -120,10 +128,10 @@ class HeldOut:
         return len(self.index)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return map(batch, read(self.split, self.index, self.workers))
+        return map(to_batch, read_batches(self.split, self.index, self.workers))
 
 
-class Batches:
+class TrainBatches:
     """An endless stream of shuffled batches. Epoch e has the order of seed (seed, e); the few samples that do not fill
     a batch wait for the next epoch's order. Of each batch, process `rank` of `world` has its share of rows, in order.
 
@@ -147,8 +155,8 @@ class Batches:
         self.workers, self.rank, self.world, self.done = workers, rank, world, done
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        pairs: Iterator[tuple[Held, Tensor]]
-        if isinstance(self.split, Flow):
+        pairs: Iterator[tuple[InMemorySplit, Tensor]]
+        if isinstance(self.split, IterableSplit):
             workers = min(self.workers, self.split.stream.readers(self.world))
             device = self.split.device
             loader = _loader(_Flows(self.split, self), None, workers, device)
@@ -156,7 +164,7 @@ class Batches:
         else:
             ahead, now = tee(self._chosen())  # what is read is chosen some batches ahead
             pairs = zip(
-                read(self.split, (index for index, _ in ahead), self.workers),
+                read_batches(self.split, (index for index, _ in ahead), self.workers),
                 (coins for _, coins in now),
                 strict=False,
             )
@@ -167,7 +175,7 @@ class Batches:
         mine, size = self.batch_size // self.world, self.split.size
         first, skipped = divmod(self.done, size // self.batch_size)
         for epoch in count(first):
-            stream = generator(self.seed, epoch)
+            stream = make_generator(self.seed, epoch)
             order = torch.randperm(size, generator=stream)
             coins = torch.rand(size, generator=stream) < 0.5
             for start in range(
@@ -177,63 +185,63 @@ class Batches:
                 yield order[places], coins[places]
             skipped = 0
 
-    def _made(self, held: Held, coins: Tensor) -> dict[str, Tensor]:
-        made = batch(held)
+    def _made(self, held: InMemorySplit, coins: Tensor) -> dict[str, Tensor]:
+        made = to_batch(held)
         if self.flip:
             mirrored = coins.to(made["x0"].device)[:, None, None, None]
             made["x0"] = torch.where(mirrored, made["x0"].flip(-1), made["x0"])
         return made
 
 
-def read(split: Split, chosen: Iterable[Tensor], workers: int) -> Iterator[Held]:
+def read_batches(split: Split, indices: Iterable[Tensor], workers: int) -> Iterator[InMemorySplit]:
     """What is at each index (B,) of `chosen`; what is streamed, by `workers` processes, and in the same order. Raises
-    UserError where a picture cannot be read.
+    UserError where a image cannot be read.
     """
-    if isinstance(split, Streamed):
+    if isinstance(split, MapSplit):
         waiting: deque[Tensor] = deque()
 
         def asked() -> Iterator[Tensor]:
-            for index in chosen:
+            for index in indices:
                 waiting.append(index)
                 yield index
 
         loader = _loader(_Reads(split.to(torch.device("cpu"))), asked(), workers, split.device)
         return (_whole(held).to(split.device) for held in _awaited(loader, split, waiting))
-    device = split.device if isinstance(split, Flow) else split[0].device
-    return (split.at(index.to(device)) for index in chosen)
+    device = split.device if isinstance(split, IterableSplit) else split[0].device
+    return (split.select(index.to(device)) for index in indices)
 
 
 def _awaited(
-    loader: DataLoader, split: Streamed, waiting: "deque[Tensor]"
+    loader: DataLoader, split: MapSplit, waiting: "deque[Tensor]"
 ) -> Iterator[Images | str]:
     """What `loader` reads, of which the batches `waiting` were asked for."""
     try:
-        for read in loader:
+        for read_batches in loader:
             waiting.popleft()
-            yield read
+            yield read_batches
     except RuntimeError as error:
         if "timed out" in str(error):
             files = getattr(split.source, "files", None)
             late = [
-                str(files[i]) if isinstance(files, list) else f"picture {i}"
-                for i in split.chosen[waiting[0]].tolist()[:3]
+                str(files[i]) if isinstance(files, list) else f"image {i}"
+                for i in split.indices[waiting[0]].tolist()[:3]
             ]
-            raise Hung(
+            raise HangError(
                 f"data: nothing was read for {TIMEOUT} s; awaited are {', '.join(late)} and others"
             ) from error
         if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
-            raise Hindered(
-                f"data: a process that reads pictures was killed ({str(error).split(';')[0][:100]}), maybe "
+            raise ResourceError(
+                f"data: a process that reads images was killed ({str(error).split(';')[0][:100]}), maybe "
                 "for lack of memory; try fewer data.workers"
             ) from error
         raise
 
 
-def _loader(source: Any, chosen: Any, workers: int, device: torch.device) -> DataLoader:
+def _loader(source: Any, indices: Any, workers: int, device: torch.device) -> DataLoader:
     # A loader without a generator draws from the training stream.
     return DataLoader(
         source,
-        sampler=chosen,
+        sampler=indices,
         batch_size=None,
         num_workers=workers,
         generator=torch.Generator(),
@@ -243,21 +251,21 @@ def _loader(source: Any, chosen: Any, workers: int, device: torch.device) -> Dat
     )
 
 
-def _whole(read: Images | str) -> Images:
-    if isinstance(read, str):
-        raise UserError(f"data: {read}")
-    return read
+def _whole(read_batches: Images | str) -> Images:
+    if isinstance(read_batches, str):
+        raise UserError(f"data: {read_batches}")
+    return read_batches
 
 
 class _Reads(Dataset):
     """What worker processes do."""
 
-    def __init__(self, split: Streamed) -> None:
+    def __init__(self, split: MapSplit) -> None:
         self.split = split
 
     def __getitem__(self, index: Tensor) -> Images | str:
         try:
-            return self.split.at(index)
+            return self.split.select(index)
         except (
             ValueError
         ) as error:  # told by the process that asked, without the tracebacks of both
@@ -269,7 +277,7 @@ class _Flows(IterableDataset):
     start of the next.
     """
 
-    def __init__(self, split: Flow, asked: Batches) -> None:
+    def __init__(self, split: IterableSplit, asked: TrainBatches) -> None:
         self.stream, self.seed, self.rank, self.world = (
             split.stream,
             asked.seed,
@@ -280,15 +288,15 @@ class _Flows(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[Images | str, Tensor]]:
         worker = get_worker_info()
-        stream = generator(self.seed, self.rank, worker.id if worker else 0, self.first)
+        stream = make_generator(self.seed, self.rank, worker.id if worker else 0, self.first)
         epochs = (
             self.stream.epoch(self.seed, epoch, self.rank, self.world)
             for epoch in count(self.first)
         )
-        pictures = chain.from_iterable(epochs)
+        images = chain.from_iterable(epochs)
         while True:
             coins = torch.rand(self.rows, generator=stream) < 0.5
             try:
-                yield gathered(list(islice(pictures, self.rows))), coins
+                yield concat(list(islice(images, self.rows))), coins
             except ValueError as error:
                 yield str(error), coins

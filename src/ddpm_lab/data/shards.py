@@ -1,4 +1,4 @@
-"""A prepared set of pictures: raw bytes in a few files that are checked and mapped. scripts/prepare_data.py writes it.
+"""A prepared set of images: raw bytes in a few files that are checked and mapped. scripts/prepare_data.py writes it.
 
 A store is a folder with `index.json`, `pixels-00000.npy` and so on, (N, C, H, W) uint8 of about `SHARD` bytes each,
 and, where there are classes, `labels.npy` (N,) int64. It may be two of them, in `train/` and `test/`.
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.datasets import RESIDENT, Images, Split, Streamed
-from ddpm_lab.data.image_folder import parted
-from ddpm_lab.data.image_transform import Fit
-from ddpm_lab.data.module import Data
-from ddpm_lab.utils.errors import Unsafe, shown
-from ddpm_lab.utils.safe_load import regular
+from ddpm_lab.data.datasets import IN_MEMORY_BYTES, Images, MapSplit, Split
+from ddpm_lab.data.image_folder import train_test_split
+from ddpm_lab.data.image_transform import ImageTransform
+from ddpm_lab.data.module import DataModule
+from ddpm_lab.utils.errors import UnsafeFileError, escape_control
+from ddpm_lab.utils.safe_load import regular_file
 
-FORMAT = "ddpm-lab pictures 1"
+FORMAT = "ddpm-lab images 1"
 INDEX, LABELS = "index.json", "labels.npy"
 SHARD = 256 * 2**20
 CONTENT = ("count", "shape", "classes", "labels", "shards")
@@ -65,12 +65,12 @@ class Shards:
         shard = bisect_right(self.starts, index) - 1
         return torch.tensor(self.maps[shard][index - self.starts[shard]])
 
-    def read(self, chosen: Tensor) -> Tensor:
+    def read(self, indices: Tensor) -> Tensor:
         """Those numbered `chosen` (N,): (N, C, H, W) uint8"""
-        pixels = torch.empty(len(chosen), *self.shape, dtype=torch.uint8)
-        for start, pictures in zip(self.starts, self.maps, strict=False):
-            here = (chosen >= start) & (chosen < start + len(pictures))
-            pixels[here] = torch.from_numpy(pictures[chosen[here].numpy() - start])
+        pixels = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
+        for start, images in zip(self.starts, self.maps, strict=False):
+            here = (indices >= start) & (indices < start + len(images))
+            pixels[here] = torch.from_numpy(images[indices[here].numpy() - start])
         return pixels
 
     def verify(self) -> None:
@@ -89,15 +89,15 @@ class Shards:
         return self.index["sha256"]
 
 
-def store(
+def image_store(
     path: str | None,
     held_out: float = 0.1,
-    resident: bool | None = None,
+    in_memory: bool | None = None,
     flip: bool = False,
     batch_size: int | None = None,
     workers: int = 2,
     seed: int = 0,
-) -> Data:
+) -> DataModule:
     """What scripts/prepare_data.py wrote to `path`. A share `held_out` is kept from training, unless the store has a
     test set of its own.
 
@@ -114,14 +114,14 @@ def store(
         parts = [torch.arange(len(source)) for source in sources]
     else:
         sources = [Shards(root)] * 2
-        parts = [*parted(len(sources[0]), held_out)]
+        parts = [*train_test_split(len(sources[0]), held_out)]
     train, test = sources
     if (train.shape, train.classes) != (test.shape, test.classes):
         raise ValueError(
             f"path={path} has a test set of {test.shape} and classes {test.classes}, and its training set "
             f"is of {train.shape} and {train.classes}; prepare it again"
         )
-    splits = [_held(source, part, resident) for source, part in zip(sources, parts, strict=True)]
+    splits = [_held(source, part, in_memory) for source, part in zip(sources, parts, strict=True)]
     if isinstance(splits[0], Images):
         for source in {id(source): source for source in sources}.values():
             source.verify()
@@ -135,7 +135,7 @@ def store(
             raise ValueError(
                 f"path={path} has labels of other than its {len(source.classes)} classes"
             )
-    return Data(
+    return DataModule(
         root.resolve().name,
         *splits,
         classes=len(train.classes) or None,
@@ -147,10 +147,14 @@ def store(
     )
 
 
-def write(
-    root: Path, read: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str], fit: Fit, source: str
+def write_store(
+    root: Path,
+    read: Iterable[tuple[Tensor, Tensor]],
+    classes: Sequence[str],
+    fit: ImageTransform,
+    source: str,
 ) -> dict[str, Any]:
-    """Pictures `read`, (n, C, H, W) uint8 and their labels (n,) a few at a time, to the new folder `root`: the index,
+    """Images `read`, (n, C, H, W) uint8 and their labels (n,) a few at a time, to the new folder `root`: the index,
     which is written last.
     """
     root.mkdir(parents=True)
@@ -187,23 +191,25 @@ def write(
     return index
 
 
-def _held(source: Shards, chosen: Tensor, resident: bool | None) -> Split:
-    labels = None if source.labels is None else source.labels[chosen]
-    size = len(chosen) * torch.Size(source.shape).numel()
-    if size <= RESIDENT if resident is None else resident:
-        return Images(source.read(chosen), labels)
-    return Streamed(source, chosen, source.shape, labels)
+def _held(source: Shards, indices: Tensor, in_memory: bool | None) -> Split:
+    labels = None if source.labels is None else source.labels[indices]
+    size = len(indices) * torch.Size(source.shape).numel()
+    if size <= IN_MEMORY_BYTES if in_memory is None else in_memory:
+        return Images(source.read(indices), labels)
+    return MapSplit(source, indices, source.shape, labels)
 
 
 def _index(file: Path) -> dict[str, Any]:
     try:
-        index = json.loads(regular(file.resolve()).read_bytes())
+        index = json.loads(regular_file(file.resolve()).read_bytes())
         if index["format"] != FORMAT or index["sha256"] != _content(index):
             raise ValueError(f"it is not of {FORMAT}, or was changed")
         for entry in [*index["shards"], *([index["labels"]] if index["labels"] else [])]:
             if not re.fullmatch(r"[\w-]+\.npy", entry["name"]):
-                raise Unsafe(f"{file} names {shown(entry['name'])}, which is no file of a store")
-    except Unsafe:
+                raise UnsafeFileError(
+                    f"{file} names {escape_control(entry['name'])}, which is no file of a store"
+                )
+    except UnsafeFileError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
@@ -215,13 +221,13 @@ def _index(file: Path) -> dict[str, Any]:
 
 def _mapped(file: Path, shape: tuple[int, ...], kind: type) -> np.memmap:
     try:
-        found = np.load(regular(file.resolve()), mmap_mode="r", allow_pickle=False)
+        found = np.load(regular_file(file.resolve()), mmap_mode="r", allow_pickle=False)
         if (found.shape, found.dtype) != (
             shape,
             kind,
         ) or file.stat().st_size != found.offset + found.nbytes:
             raise ValueError(f"it is {found.shape} {found.dtype}, {file.stat().st_size} bytes")
-    except Unsafe:
+    except UnsafeFileError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(

@@ -1,11 +1,11 @@
-"""Pictures made on the spot, of any size: for tests, benchmarks and shapes that no data set at hand has."""
+"""Images made on the spot, of any size: for tests, benchmarks and shapes that no data set at hand has."""
 
 import math
 
 import torch
 
 from ddpm_lab.data.datasets import Images
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.module import DataModule
 
 
 def synthetic(
@@ -15,10 +15,10 @@ def synthetic(
     count: int = 512,
     batch_size: int = 64,
     seed: int = 0,
-) -> Data:
+) -> DataModule:
     """A bright spot on a dark ground: the class says where on a circle, chance adds jitter and a colour.
 
-    `count` training pictures and a quarter as many held out (at least 2), (channels, resolution, resolution).
+    `count` training images and a quarter as many held out (at least 2), (channels, resolution, resolution).
     """
     for name, value in {
         "resolution": resolution,
@@ -46,7 +46,7 @@ def synthetic(
     spot = torch.exp(-squared / (2 * 0.12**2))
     colour = 0.5 + 0.5 * torch.rand(total, channels, 1, 1, generator=generator)
     pixels = (255 * colour * spot[:, None]).round().byte()
-    return Data(
+    return DataModule(
         "synthetic",
         Images(pixels[:count], labels[:count]),
         Images(pixels[count:], labels[count:]),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ddpm_lab.data.datasets import Points
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.analytic_denoisers import Mixture
-from ddpm_lab.diffusion.rng import generator
+from ddpm_lab.diffusion.rng import make_generator
 
 
 def gaussian_mixture(
@@ -20,7 +20,7 @@ def gaussian_mixture(
     count: int = 8000,
     batch_size: int = 512,
     seed: int = 0,
-) -> Data:
+) -> DataModule:
     """`modes` round Gaussians on a circle, each a class of its own: (2,), its density known.
 
     `count` training points and a quarter as many held out.
@@ -36,7 +36,7 @@ def gaussian_mixture(
     mixture = Mixture(
         means, torch.full((modes,), 1 / modes, dtype=torch.float64), std, torch.arange(modes)
     )
-    x0, component = mixture.sample(_total(count), generator(0))
+    x0, component = mixture.sample(_total(count), make_generator(0))
     return _data("gaussian_mixture", x0, component, count, modes, batch_size, seed, mixture)
 
 
@@ -73,11 +73,13 @@ def _checkerboard(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 SHAPES = {shape.__name__[1:]: shape for shape in (_moons, _spirals, _rings, _checkerboard)}
 
 
-def toy(shape: str = "moons", count: int = 8000, batch_size: int = 512, seed: int = 0) -> Data:
+def toy(
+    shape: str = "moons", count: int = 8000, batch_size: int = 512, seed: int = 0
+) -> DataModule:
     """Two classes of points in the shape of moons, spirals, rings or a checkerboard: (2,)."""
     if shape not in SHAPES:
         raise ValueError(f"shape={shape} is not one of {', '.join(SHAPES)}")
-    stream = generator(0)
+    stream = make_generator(0)
     total = _total(count)
     u, z = torch.rand(total, 2, generator=stream), torch.randn(total, 2, generator=stream)
     x0, label = SHAPES[shape](u, z)
@@ -99,10 +101,10 @@ def _data(
     batch_size: int,
     seed: int,
     mixture: Mixture | None,
-) -> Data:
+) -> DataModule:
     train, test = (
         Points(x0[part].float(), labels[part]) for part in (slice(count), slice(count, None))
     )
-    return Data(
+    return DataModule(
         name, train, test, classes=classes, batch_size=batch_size, seed=seed, mixture=mixture
     )

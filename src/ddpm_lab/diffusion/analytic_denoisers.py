@@ -9,34 +9,34 @@ import torch
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Estimate, Reverses
+from ddpm_lab.diffusion.denoiser import BaseDenoiser, Estimate
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 from ddpm_lab.diffusion.samplers import Sampler, Step
 from ddpm_lab.diffusion.variances import BetaTilde, LearnedRange, Variance
 
 
-class GaussianDenoiser(Reverses):
+class GaussianDenoiser(BaseDenoiser):
     """E[x_0 | x_t] for x_0 ~ N(mean, covariance); x is (B, ...) of d numbers, mean (d,), covariance (d, d), float64."""
 
     def __init__(
         self, process: ForwardProcess, variance: Variance, mean: Tensor, covariance: Tensor
     ) -> None:
-        super().__init__(process, variance, knows_null=True)
+        super().__init__(process, variance, supports_cfg=True)
         self.mean = mean
         self.eigenvalues, self.axes = torch.linalg.eigh(covariance)
         if self.eigenvalues.min() < -1e-12 * self.eigenvalues.max():
             raise ValueError("covariance must be positive semi-definite")
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        signal, noise = (number[:, None] for number in self.process.scales(t))
-        gain = signal * self.eigenvalues / (signal**2 * self.eigenvalues + noise**2)
-        centred = (x_t.double().flatten(1) - signal * self.mean) @ self.axes
+        alpha, noise = (number[:, None] for number in self.process.alpha_sigma(t))
+        gain = alpha * self.eigenvalues / (alpha**2 * self.eigenvalues + noise**2)
+        centred = (x_t.double().flatten(1) - alpha * self.mean) @ self.axes
         return Estimate((self.mean + gain * centred @ self.axes.T).view_as(x_t).to(x_t.dtype))
 
     def mse(self) -> Tensor:
         """E|x_0 - E[x_0 | x_t]|^2 per dimension, (T + 1,) float64."""
-        signal, noise = (number[:, None] for number in self.process.table[:, :2].unbind(1))
-        return (noise**2 * self.eigenvalues / (signal**2 * self.eigenvalues + noise**2)).mean(1)
+        alpha, noise = (number[:, None] for number in self.process.table[:, :2].unbind(1))
+        return (noise**2 * self.eigenvalues / (alpha**2 * self.eigenvalues + noise**2)).mean(1)
 
     def entropy(self) -> float:
         """Of the data, in bits/dim."""
@@ -58,15 +58,15 @@ class Mixture(NamedTuple):
     labels: Tensor | None
     """(K,) int64, the class of each component"""
 
-    def sample(self, count: int, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Points (count, d) float64, and the component of each (count,)."""
-        component = torch.multinomial(self.weights, count, replacement=True, generator=stream)
-        z = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=stream)
+        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        z = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=generator)
         return self.means[component] + self.std * z, component
 
-    def labelled(self, count: int, stream: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def labelled(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Points (count, d) float64, and the label of each (count,), where there are labels."""
-        x, component = self.sample(count, stream)
+        x, component = self.sample(count, generator)
         return x, None if self.labels is None else self.labels[component]
 
     def second_moment(self) -> float:
@@ -74,13 +74,13 @@ class Mixture(NamedTuple):
         return (self.weights @ self.means.square()).mean().item() + self.std**2
 
 
-class MixtureDenoiser(Reverses):
+class MixtureDenoiser(BaseDenoiser):
     """E[x_0 | x_t] for a mixture. Where its components have labels, a condition that is given admits those of its
     label.
     """
 
     def __init__(self, process: ForwardProcess, variance: Variance, mixture: Mixture) -> None:
-        super().__init__(process, variance, knows_null=True)
+        super().__init__(process, variance, supports_cfg=True)
         self.means, self.std, self.labels = mixture.means, mixture.std, mixture.labels
         self.classes = None if self.labels is None else int(self.labels.max()) + 1
         self.log_weights = mixture.weights.log()
@@ -92,11 +92,11 @@ class MixtureDenoiser(Reverses):
         """log w_k q(x_t | k), but for what is the same for all k, of each component that the condition admits (else
         -inf), (B, K).
         """
-        signal, noise = (number[:, None] for number in self.process.scales(t))
-        gain = signal / ((signal * self.std) ** 2 + noise**2)
+        alpha, noise = (number[:, None] for number in self.process.alpha_sigma(t))
+        gain = alpha / ((alpha * self.std) ** 2 + noise**2)
         # |x_t - signal mean_k|^2 multiplied out, as one product of matrices.
         rows = torch.cat(
-            [gain * x_t.double().flatten(1), -0.5 * signal * gain, torch.ones_like(gain)], dim=1
+            [gain * x_t.double().flatten(1), -0.5 * alpha * gain, torch.ones_like(gain)], dim=1
         )
         logits = rows @ self.table.T
         if cond.label is None or self.labels is None:
@@ -107,17 +107,17 @@ class MixtureDenoiser(Reverses):
         return logits.masked_fill(~admitted, -math.inf)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        signal, noise = (number[:, None] for number in self.process.scales(t))
-        gain = signal * self.std**2 / ((signal * self.std) ** 2 + noise**2)
+        alpha, noise = (number[:, None] for number in self.process.alpha_sigma(t))
+        gain = alpha * self.std**2 / ((alpha * self.std) ** 2 + noise**2)
         mean = self.logits(x_t, t, cond).softmax(1) @ self.means
-        x0 = mean + gain * (x_t.double().flatten(1) - signal * mean)
+        x0 = mean + gain * (x_t.double().flatten(1) - alpha * mean)
         return Estimate(x0.view_as(x_t).to(x_t.dtype))
 
     def mse(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Tensor:
         """E[|x_0 - E[x_0 | x_t]|^2 | x_t] per dimension, (B,)."""
-        signal, noise = self.process.scales(t)
+        alpha, noise = self.process.alpha_sigma(t)
         shrink = noise**2 / (
-            (signal * self.std) ** 2 + noise**2
+            (alpha * self.std) ** 2 + noise**2
         )  # of the distance between means, given x_t
         weights = self.logits(x_t, t, cond).softmax(1)
         between = weights @ self.means.square().sum(1) - (weights @ self.means).square().sum(1)
@@ -160,14 +160,14 @@ class MixtureClassifier:
         return torch.stack(of, dim=1).log_softmax(1)
 
 
-def law(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Tensor]:
+def propagate(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d, d) of the x_0 that `sampler` makes, without sampling.
 
     With a Gaussian denoiser and no clipping a step is affine in x_t, in the x of the step before (which multistep
     solvers remember) and in each draw of noise, and acts on each principal axis alone. So all steps are probed in one
     batch, but for the first, which has none before, and the last.
     """
-    times = sampler.times(denoiser.process.steps)
+    times = sampler.timesteps(denoiser.process.steps)
     cuts = [0, 1, max(len(times) - 2, 1), len(times) - 1]
     parts = [_affine(sampler, denoiser, times, i, j) for i, j in pairwise(cuts) if i < j]
     mean, before = torch.zeros(2, len(denoiser.mean), dtype=torch.float64)
@@ -212,7 +212,12 @@ def _affine(
         def step(x: Tensor, t: Tensor, s: Tensor, earlier: Step | None) -> Step:
             x, t, s = x.flatten(0, 1), t.repeat(rows), s.repeat(rows)
             return Step(
-                x, t, s, sampler.guess(denoiser, x, t, Condition()), end == len(times) - 1, earlier
+                x,
+                t,
+                s,
+                sampler.estimate(denoiser, x, t, Condition()),
+                end == len(times) - 1,
+                earlier,
             )
 
         told = step(x, t, s, step(before, u, t, None) if first else None)
@@ -223,13 +228,13 @@ def _affine(
     return made[0], response[0], response[1], response[2:].square().sum(0)
 
 
-def bound(
+def analytic_vlb(
     process: ForwardProcess,
     variance: Variance,
     times: Sequence[int],
     mse: Tensor,
     second_moment: float,
-    spread: Tensor | None = None,
+    variance_output: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The expected bound of real-valued data in bits/dim, in closed form: "L_T" (), and "terms" (K,) of the chain
     `times`, the last of them -log p(x_0 | x_t), a density.
@@ -238,18 +243,20 @@ def bound(
     dimension, because the variances are the same in all. `spread` (K,) is what a learned variance is told at each step.
     """
     t, s = torch.tensor([*pairwise(times)], device=mse.device).T
-    signal, noise = process.scales(t[:1])
-    reached = (signal**2 * second_moment + noise**2) / process.scale(t[:1]) ** 2
+    alpha, noise = process.alpha_sigma(t[:1])
+    reached = (alpha**2 * second_moment + noise**2) / process.scale(t[:1]) ** 2
     prior = 0.5 * (reached - 1 - 2 * (noise / process.scale(t[:1])).log())
-    log_var = variance.log_var(process, spread, mse[t], t, s)
-    missed = process.from_x0(t, s) ** 2 * mse[t]
+    log_var = variance.log_var(process, variance_output, mse[t], t, s)
+    missed = process.posterior_coef_x0(t, s) ** 2 * mse[t]
     ratio = process.beta_tilde(t, s).clamp(min=1e-300).log() - log_var
     kl = 0.5 * (torch.expm1(ratio) - ratio + missed * (-log_var).exp())
     decoder = 0.5 * (math.log(2 * math.pi) + log_var + mse[t] * (-log_var).exp())
     return {"L_T": prior[0] / math.log(2), "terms": torch.where(s == 0, decoder, kl) / math.log(2)}
 
 
-def optimal_spread(process: ForwardProcess, optimum: Variance, times: Sequence[int]) -> Tensor:
+def optimal_variance_output(
+    process: ForwardProcess, optimum: Variance, times: Sequence[int]
+) -> Tensor:
     """What `LearnedRange` must be told in each step of `times` to come nearest to `optimum` within its range, (K,)."""
     t, s = torch.tensor([*pairwise(times)], device=process.table.device).T
     like = torch.zeros(len(t), dtype=torch.float64, device=process.table.device)
@@ -267,7 +274,12 @@ class OptimalRange(Variance):
         self.optimum = optimum
 
     def log_var(
-        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+        self,
+        process: ForwardProcess,
+        variance_output: Tensor | None,
+        like: Tensor,
+        t: Tensor,
+        s: Tensor,
     ) -> Tensor:
         low, high = process.log_beta_tilde(t, s), process.beta(t, s).log()
         return per_pixel(self.optimum.log_var(process, None, low, t, s).clamp(low, high), like)

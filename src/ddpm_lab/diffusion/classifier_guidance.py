@@ -1,4 +1,4 @@
-"""Guidance by a classifier of noisy pictures."""
+"""Guidance by a classifier of noisy images."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Denoises, Estimate
+from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
-from ddpm_lab.diffusion.guidance import Guidance, check_alike, check_strength
+from ddpm_lab.diffusion.guidance import Guidance, check_compatible, check_strength
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
 from ddpm_lab.utils.errors import UserError
 
 
-class Classifies(Protocol):
+class NoisyClassifierLike(Protocol):
     """`Classifier`, and the exact ones."""
 
     shape: tuple[int, ...] | None
@@ -27,8 +27,8 @@ class Classifies(Protocol):
         ...
 
 
-class Classifier(nn.Module):
-    """A network that names the class of noisy pictures of a process; like a denoiser's it sees x_t at unit variance and
+class NoisyClassifier(nn.Module):
+    """A network that names the class of noisy images of a process; like a denoiser's it sees x_t at unit variance and
     time on a scale of 1000.
     """
 
@@ -59,19 +59,19 @@ class Classifier(nn.Module):
 
 
 class ClassifierGuidance(Guidance):
-    """Sampling from p(x) p(y | x)^scale by the gradient of a classifier of noisy pictures (Dhariwal & Nichol, 2021); 0
+    """Sampling from p(x) p(y | x)^scale by the gradient of a classifier of noisy images (Dhariwal & Nichol, 2021); 0
     is off, and where the model hears the label as well, that is strengthened.
 
     `form` says where the gradient enters. "score": eps - noise_t scale grad (their algorithm 2), for any sampler.
     "mean": the mean of a step + scale sigma^2 grad (their algorithm 1), for samplers that draw from it; `at` says
     whether the gradient is that at "x_t", as in their code, or at the "mean", as in their text. Raises ValueError where
-    the classifier is of other pictures, classes or another schedule.
+    the classifier is of other images, classes or another schedule.
     """
 
     def __init__(
         self,
-        denoiser: Denoises,
-        classifier: Classifies,
+        denoiser: DenoiserLike,
+        classifier: NoisyClassifierLike,
         scale: float = 1.0,
         form: str = "score",
         at: str = "x_t",
@@ -83,9 +83,9 @@ class ClassifierGuidance(Guidance):
             raise ValueError(f"at={at} must be x_t, or with form=mean also mean")
         if classifier.classes is None:
             raise ValueError("classifier knows no classes")
-        check_alike("classifier", classifier, denoiser, hears=False)
+        check_compatible("classifier", classifier, denoiser, hears=False)
         super().__init__(denoiser)
-        self.classifier, self.classes, self.scale, self.form, self.at = (
+        self.classifier, self.classes, self.scale, self.form, self.rsample = (
             classifier,
             classifier.classes,
             scale,
@@ -97,23 +97,23 @@ class ClassifierGuidance(Guidance):
             classifier.to(denoiser.process.table.device).eval()
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        guess = self.denoiser(x_t, t, cond)
+        estimate = self.denoiser(x_t, t, cond)
         if self.form == "mean" or self.scale == 0:
-            return guess
+            return estimate
         # eps - noise scale grad, said of x_0.
-        signal, noise = self.process.scales(t)
-        push = per_pixel(self.scale * noise**2 / signal, x_t) * self.gradient(x_t, t, cond)
-        return guess._replace(x0=guess.x0 + push)
+        alpha, noise = self.process.alpha_sigma(t)
+        push = per_pixel(self.scale * noise**2 / alpha, x_t) * self.gradient(x_t, t, cond)
+        return estimate._replace(x0=estimate.x0 + push)
 
     def reverse(
-        self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
+        self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
     ) -> Gaussian:
         """p(x_s | x_t, y)"""
-        step = self.denoiser.reverse(guess, x_t, t, s, cond)
+        step = self.denoiser.reverse(estimate, x_t, t, s, cond)
         if self.form == "score" or self.scale == 0:
             return step
         # The classifier has not seen the data itself: the last step asks it at t = 1.
-        where, when = (x_t, t) if self.at == "x_t" else (step.mean, s.clamp(min=1))
+        where, when = (x_t, t) if self.rsample == "x_t" else (step.mean, s.clamp(min=1))
         return step._replace(
             mean=step.mean + self.scale * step.log_var.exp() * self.gradient(where, when, cond)
         )

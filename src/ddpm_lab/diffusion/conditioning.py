@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.rng import Noise, uniform
+from ddpm_lab.diffusion.rng import NoiseSampler, uniform
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Condition:
     context: Tensor | None = None
     """(B, M, D), tokens to attend to"""
     image: Tensor | None = None
-    """(B, C', H, W), a picture beside x_t"""
-    level: Tensor | None = None
-    """(B,), how noisy that picture was made, on a scale of 1000"""
+    """(B, C', H, W), a image beside x_t"""
+    noise_level: Tensor | None = None
+    """(B,), how noisy that image was made, on a scale of 1000"""
     previous: Tensor | None = None
     """(B, C, H, W), the guess of x_0 before this one (self-conditioning); no condition, so it is never dropped"""
     dropped: Tensor | None = None
@@ -35,7 +35,7 @@ class Condition:
             (said for said in (self.label, self.context, self.image) if said is not None), None
         )
 
-    def drop(self, p: float, noise: Noise = torch.randn_like) -> "Condition":
+    def drop(self, p: float, noise: NoiseSampler = torch.randn_like) -> "Condition":
         """With each row dropped with probability `p` (Ho & Salimans, 2022, algorithm 1)."""
         if self.said is None or p == 0:
             return self
@@ -47,7 +47,7 @@ class Condition:
         """With every row dropped."""
         return self if self.said is None else replace(self, dropped=torch.ones_like(self._dropped))
 
-    def beside(self, other: "Condition") -> "Condition":
+    def cat(self, other: "Condition") -> "Condition":
         """The rows of this one, then those of `other`, which says things of the same kinds."""
         if self.said is None:
             return self
@@ -71,7 +71,7 @@ class Condition:
 class Conditioner(nn.Module, ABC):
     """From a batch to a condition. It never drops anything itself: training does, with its `dropout`."""
 
-    doors: dict[str, int]
+    cond_dims: dict[str, int]
     """What a network must be built with to hear it: `classes`, `context` (D), `image` (C')"""
     dropout: float
     """Share of conditions that training drops, for classifier-free guidance"""
@@ -81,15 +81,17 @@ class Conditioner(nn.Module, ABC):
     """Of a sample's random numbers, the stream that its model draws from: stages of one cascade have different ones"""
 
     @property
-    def chosen(self) -> dict[str, Any]:
+    def sampling_options(self) -> dict[str, Any]:
         """What can be chosen at sampling."""
         return {}
 
     @abstractmethod
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+    def forward(
+        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
+    ) -> Condition:
         """`noise` decides what is left to chance."""
 
-    def settle(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resolve(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """All that it reads of `batch`, nothing left to chance and without x0: what can be kept and said again."""
         return {name: value for name, value in batch.items() if name != "x0"}
 
@@ -99,7 +101,9 @@ class Unconditional(Conditioner):
 
     def __init__(self, spec: object = None) -> None:
         super().__init__()
-        self.doors, self.dropout, self.classes = {}, 0.0, None
+        self.cond_dims, self.dropout, self.classes = {}, 0.0, None
 
-    def forward(self, batch: dict[str, Tensor], noise: Noise = torch.randn_like) -> Condition:
+    def forward(
+        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
+    ) -> Condition:
         return Condition()

@@ -20,22 +20,22 @@ class Estimate(NamedTuple):
 
     x0: Tensor
     """(B, ...)"""
-    spread: Tensor | None = None
+    variance_output: Tensor | None = None
     """(B, ...), what a network with a learned variance says of it, else None"""
 
 
-class Answer(NamedTuple):
+class NetworkOutput(NamedTuple):
     """The network's own words."""
 
-    own: Tensor
+    prediction: Tensor
     """(B, ...), in the terms of its prediction"""
-    spread: Tensor | None
+    variance_output: Tensor | None
     """(B, ...), of a network with a learned variance"""
-    reading: tuple[Tensor, Tensor]
+    preconditioning: tuple[Tensor, Tensor]
     """a and b of x_0 = a x_t + b own"""
 
 
-class Denoises(Protocol):
+class DenoiserLike(Protocol):
     """`Denoiser`, every guidance around one, and the exact denoisers."""
 
     process: ForwardProcess
@@ -45,21 +45,21 @@ class Denoises(Protocol):
     """What tells spaces of latents apart; "" for that of the data"""
     classes: int | None
     """How many labels it understands; None: none"""
-    knows_null: bool
+    supports_cfg: bool
     """Whether it gives a meaningful answer where the condition is dropped"""
-    recalls: bool
+    self_conditioning: bool
     """Whether it wants to hear its guess before (self-conditioning)"""
-    doors: Mapping[str, int]
+    cond_dims: Mapping[str, int]
     """By which it hears a condition; see `Conditioner`"""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = ...) -> Estimate: ...
 
     def reverse(
-        self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = ...
+        self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = ...
     ) -> Gaussian: ...
 
 
-class Reverses(nn.Module, ABC):
+class BaseDenoiser(nn.Module, ABC):
     """An estimate of x_0 and a variance: together they are a step of the reverse chain."""
 
     shape: tuple[int, ...] | None = None
@@ -68,37 +68,37 @@ class Reverses(nn.Module, ABC):
     """What tells spaces of latents apart; "" for that of the data"""
     classes: int | None = None
     """How many labels it understands; None: none"""
-    doors: Mapping[str, int] = MappingProxyType({})
+    cond_dims: Mapping[str, int] = MappingProxyType({})
     """By which it hears a condition; see `Conditioner`"""
-    recalls = False
+    self_conditioning = False
     """Whether it wants to hear its guess before (self-conditioning)"""
     origin = ""
     """Where it was read from, for reports"""
 
-    def __init__(self, process: ForwardProcess, variance: Variance, knows_null: bool) -> None:
+    def __init__(self, process: ForwardProcess, variance: Variance, supports_cfg: bool) -> None:
         super().__init__()
-        self.process, self.variance, self.knows_null = process, variance, knows_null
+        self.process, self.variance, self.supports_cfg = process, variance, supports_cfg
         self.conditioner: Conditioner = Unconditional()
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate: ...
 
     def reverse(
-        self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
+        self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
     ) -> Gaussian:
         """p(x_s | x_t): the posterior with the guess in place of the truth."""
-        log_var = self.variance.log_var(self.process, guess.spread, x_t, t, s)
-        return Gaussian(self.process.posterior_mean(guess.x0, x_t, t, s), log_var)
+        log_var = self.variance.log_var(self.process, estimate.variance_output, x_t, t, s)
+        return Gaussian(self.process.posterior_mean(estimate.x0, x_t, t, s), log_var)
 
 
-class Denoiser(Reverses):
+class Denoiser(BaseDenoiser):
     """A network, what it is told, and what its answers mean.
 
     Running the network (`answer`), reading x_0 out of it (`read`) and turning that into a step (`reverse`) are three
     calls: a loss needs the first, a sampler all of them.
     """
 
-    reading: Tensor
+    preconditioning: Tensor
     """(T + 1, 3) float64: 1 / scale, and what its prediction's `reading` is at all times"""
 
     def __init__(
@@ -112,28 +112,30 @@ class Denoiser(Reverses):
         space: str = "",
     ) -> None:
         conditioner = Unconditional() if conditioner is None else conditioner
-        super().__init__(process, variance, knows_null=conditioner.dropout > 0)
+        super().__init__(process, variance, supports_cfg=conditioner.dropout > 0)
         self.shape, self.space = shape, space
-        self.classes, self.doors = conditioner.classes, conditioner.doors
-        self.network, self.recalls = network, getattr(network, "recalls", False)
+        self.classes, self.cond_dims = conditioner.classes, conditioner.cond_dims
+        self.network, self.self_conditioning = network, getattr(network, "self_conditioning", False)
         self.prediction, self.conditioner = prediction, conditioner
         t = torch.arange(process.steps + 1, device=process.table.device)
-        reading = torch.stack([1 / process.scale(t), *prediction.reading(process, t)], dim=1)
-        self.register_buffer("reading", reading, persistent=False)
+        preconditioning = torch.stack(
+            [1 / process.scale(t), *prediction.preconditioning(process, t)], dim=1
+        )
+        self.register_buffer("preconditioning", preconditioning, persistent=False)
 
-    def answer(self, x_t: Tensor, t: Tensor, cond: Condition) -> Answer:
+    def run_network(self, x_t: Tensor, t: Tensor, cond: Condition) -> NetworkOutput:
         """It sees x_t at unit variance and time on a scale of 1000, so that its weights suit any schedule and T."""
-        numbers = self.reading[t].to(x_t.dtype).view(-1, 3, *[1] * (x_t.ndim - 1))
+        numbers = self.preconditioning[t].to(x_t.dtype).view(-1, 3, *[1] * (x_t.ndim - 1))
         narrowed, a, b = numbers.unbind(1)
         said = self.network(narrowed * x_t, t * (1000 / self.process.steps), cond).to(x_t.dtype)
         if said.shape == x_t.shape:
-            return Answer(said, None, (a, b))
-        own, spread = said.chunk(2, dim=1)
-        return Answer(own, spread, (a, b))
+            return NetworkOutput(said, None, (a, b))
+        prediction, variance_output = said.chunk(2, dim=1)
+        return NetworkOutput(prediction, variance_output, (a, b))
 
-    def read(self, answer: Answer, x_t: Tensor) -> Estimate:
-        a, b = answer.reading
-        return Estimate(torch.addcmul(a * x_t, b, answer.own), answer.spread)
+    def to_estimate(self, output: NetworkOutput, x_t: Tensor) -> Estimate:
+        a, b = output.preconditioning
+        return Estimate(torch.addcmul(a * x_t, b, output.prediction), output.variance_output)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        return self.read(self.answer(x_t, t, cond), x_t)
+        return self.to_estimate(self.run_network(x_t, t, cond), x_t)

@@ -15,7 +15,7 @@ class Gaussian(NamedTuple):
     log_var: Tensor
     """Broadcasts against the mean."""
 
-    def at(self, z: Tensor) -> Tensor:
+    def rsample(self, z: Tensor) -> Tensor:
         """The point that standard normal `z` (B, ...) is carried to."""
         return self.mean + (0.5 * self.log_var).exp() * z
 
@@ -25,13 +25,13 @@ class Gaussian(NamedTuple):
         distance = (self.mean - other.mean).square() * (-other.log_var).exp()
         return 0.5 * (torch.expm1(ratio) - ratio + distance)
 
-    def log_density(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor) -> Tensor:
         """log N(x) in each dimension, in nats, (B, ...)."""
         return -0.5 * (
             math.log(2 * math.pi) + self.log_var + (x - self.mean).square() * (-self.log_var).exp()
         )
 
-    def log_mass(self, x: Tensor, width: float) -> Tensor:
+    def discretized_log_likelihood(self, x: Tensor, width: float) -> Tensor:
         """log of the probability of the bin of `width` around `x` in [-1, 1], in nats, (B, ...); the two outermost bins
         reach to infinity (Ho et al., eq. 13).
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Denoises, Estimate, Reverses
+from ddpm_lab.diffusion.denoiser import BaseDenoiser, DenoiserLike, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 from ddpm_lab.utils.errors import UserError
 
 
-def none(denoiser: Denoises) -> Denoises:
+def none(denoiser: DenoiserLike) -> DenoiserLike:
     """No guidance."""
     return denoiser
 
@@ -24,53 +24,53 @@ class Guidance:
     reversing = False
     """Whether only samplers that draw from `reverse` feel it"""
 
-    def __init__(self, denoiser: Denoises) -> None:
+    def __init__(self, denoiser: DenoiserLike) -> None:
         self.denoiser, self.process = denoiser, denoiser.process
         self.shape, self.space = denoiser.shape, denoiser.space
-        self.classes, self.knows_null, self.recalls = (
+        self.classes, self.supports_cfg, self.self_conditioning = (
             denoiser.classes,
-            denoiser.knows_null,
-            denoiser.recalls,
+            denoiser.supports_cfg,
+            denoiser.self_conditioning,
         )
-        self.doors = denoiser.doors
+        self.cond_dims = denoiser.cond_dims
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.denoiser(x_t, t, cond)
 
     def reverse(
-        self, guess: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
+        self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
     ) -> Gaussian:
-        return self.denoiser.reverse(guess, x_t, t, s, cond)
+        return self.denoiser.reverse(estimate, x_t, t, s, cond)
 
 
-STRONGEST = 10_000
+MAX_SCALE = 10_000
 """Beyond it, a difference in the last of float32's digits moves x_0 by as much as the data's range"""
 
 
 def check_strength(**said: float) -> None:
     """Raises ValueError unless each is in 0..`STRONGEST`."""
     for name, value in said.items():
-        if not 0 <= value <= STRONGEST:
+        if not 0 <= value <= MAX_SCALE:
             raise ValueError(
-                f"{name} must be a number of at least 0, and at most {STRONGEST} (got {value}); "
+                f"{name} must be a number of at least 0, and at most {MAX_SCALE} (got {value}); "
                 f"try {name}=2"
             )
 
 
-class ClassifierFree(Guidance):
+class ClassifierFreeGuidance(Guidance):
     """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6); w = 0 is off. `scale` = 1 + w says it in
     the terms of other papers: 1 is off, 0 the model without its condition.
 
     Said of x_0, which is affine in eps; a learned variance stays that of the given condition. `interval` (low, high):
     only at low <= t <= high (Kynkaanniemi et al., 2024). `rescale` in [0, 1] is that part of the way to the standard
-    deviation, per picture, that x_0 had unguided (Lin et al., 2024, section 3.4). One network call of twice the batch
+    deviation, per image, that x_0 had unguided (Lin et al., 2024, section 3.4). One network call of twice the batch
     per step.
     Raises ValueError if it is not off and the denoiser was not trained with dropped conditions.
     """
 
     def __init__(
         self,
-        denoiser: Denoises,
+        denoiser: DenoiserLike,
         w: float = 0.0,
         scale: float | None = None,
         interval: Sequence[int] | None = None,
@@ -90,7 +90,7 @@ class ClassifierFree(Guidance):
         said = f"w={w:g}" if scale is None else f"scale={scale:g}"
         super().__init__(denoiser)
         self.w = w if scale is None else scale - 1
-        if self.w and not denoiser.knows_null:
+        if self.w and not denoiser.supports_cfg:
             raise ValueError(
                 f"{said} needs a model that hears a condition, of which training dropped some; try w=0, "
                 "or train with conditioner=label or conditioner.dropout=0.1"
@@ -105,10 +105,12 @@ class ClassifierFree(Guidance):
             raise UserError(
                 f"guidance.{self.said} needs a condition to strengthen, and there is none"
             )
-        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.beside(cond.null()))
+        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.cat(cond.null()))
         given, absent = both.x0.chunk(2)
-        spread = None if both.spread is None else both.spread.chunk(2)[0]
-        return Estimate(_away(given, absent, self.w, t, self.interval, self.rescale), spread)
+        variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]
+        return Estimate(
+            apply_guidance(given, absent, self.w, t, self.interval, self.rescale), variance_output
+        )
 
 
 class Autoguidance(Guidance):
@@ -116,13 +118,13 @@ class Autoguidance(Guidance):
     is smaller, or was trained for less long (Karras et al., 2024, eq. 5, whose w is w + 1). `interval` and `rescale`
     are those of `ClassifierFree`.
 
-    Raises ValueError where the two are not of the same pictures, classes and schedule.
+    Raises ValueError where the two are not of the same images, classes and schedule.
     """
 
     def __init__(
         self,
-        denoiser: Denoises,
-        weak: Reverses,
+        denoiser: DenoiserLike,
+        weak: BaseDenoiser,
         w: float = 1.0,
         interval: Sequence[int] | None = None,
         rescale: float = 0.0,
@@ -132,20 +134,22 @@ class Autoguidance(Guidance):
             raise ValueError(
                 f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7"
             )
-        check_alike("weak", weak, denoiser)
-        if "context" in weak.doors or weak.doors != denoiser.doors:
+        check_compatible("weak", weak, denoiser)
+        if "context" in weak.cond_dims or weak.cond_dims != denoiser.cond_dims:
             raise ValueError(
                 "weak must hear the same condition as this model, of label, none or low_res; tokens come "
                 "from an encoder of its own"
             )
         super().__init__(denoiser)
-        self.recalls = denoiser.recalls or weak.recalls
+        self.self_conditioning = denoiser.self_conditioning or weak.self_conditioning
         self.w, self.rescale, self.interval = w, rescale, _interval(interval, denoiser.process)
         self.weak = weak.to(denoiser.process.table.device).eval()
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         strong = self.denoiser(x_t, t, cond)
-        x0 = _away(strong.x0, self.weak(x_t, t, cond).x0, self.w, t, self.interval, self.rescale)
+        x0 = apply_guidance(
+            strong.x0, self.weak(x_t, t, cond).x0, self.w, t, self.interval, self.rescale
+        )
         return strong._replace(x0=x0)
 
 
@@ -156,8 +160,10 @@ class _Trained(Protocol):
     process: ForwardProcess
 
 
-def check_alike(name: str, other: _Trained, denoiser: Denoises, hears: bool = True) -> None:
-    """Raises ValueError, which begins with `name`, unless both are of the same pictures, classes and schedule; without
+def check_compatible(
+    name: str, other: _Trained, denoiser: DenoiserLike, hears: bool = True
+) -> None:
+    """Raises ValueError, which begins with `name`, unless both are of the same images, classes and schedule; without
     `hears`, a denoiser may also know no classes.
     """
     for what in ("shape", "classes"):
@@ -190,7 +196,7 @@ def _interval(interval: Sequence[int] | None, process: ForwardProcess) -> tuple[
     return interval[0], interval[1]
 
 
-def _away(
+def apply_guidance(
     given: Tensor,
     absent: Tensor,
     w: float,

@@ -6,14 +6,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Denoises, Estimate
+from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.process import per_pixel
-from ddpm_lab.diffusion.rng import Noise
+from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.samplers import Sampler, Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Corrected(Sampler):
+class _LangevinCorrected(Sampler):
     """`corrections` steps of Langevin dynamics at a level: x + a score + sqrt(2 a) z, a = `step_size` noise_t^2."""
 
     corrections: int = 1
@@ -30,49 +30,55 @@ class _Corrected(Sampler):
 
     def correct(
         self,
-        denoiser: Denoises,
+        denoiser: DenoiserLike,
         x: Tensor,
         t: Tensor,
         cond: Condition,
-        noise: Noise,
-        guess: Estimate | None = None,
+        noise: NoiseSampler,
+        estimate: Estimate | None = None,
     ) -> Tensor:
         """`x` (B, ...) after the corrections at level `t`; `guess` is that of x, where it is known."""
-        step = self.step_size * denoiser.process.scales(t)[1] ** 2
+        step = self.step_size * denoiser.process.alpha_sigma(t)[1] ** 2
         for i in range(self.corrections):
-            known = guess if guess is not None and i == 0 else self.guess(denoiser, x, t, cond)
+            known = (
+                estimate if estimate is not None and i == 0 else self.estimate(denoiser, x, t, cond)
+            )
             score = denoiser.process.score(x, known.x0, t)
             x = x + per_pixel(step, x) * score + per_pixel((2 * step).sqrt(), x) * noise(x)
         return x
 
 
 @dataclass(frozen=True, kw_only=True)
-class Langevin(_Corrected):
+class Langevin(_LangevinCorrected):
     """Annealed Langevin dynamics (Song & Ermon, 2019, algorithm 1): corrections at each level, from level to level x is
     only rescaled, and from the last it is denoised.
     """
 
-    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
-        x = self.correct(denoiser, step.x_t, step.t, cond, noise, step.guess)
+    def step(
+        self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
+    ) -> Tensor:
+        x = self.correct(denoiser, step.x_t, step.t, cond, noise, step.estimate)
         if step.last:
-            return self.guess(denoiser, x, step.t, cond).x0
-        (signal_t, _), (signal_s, _) = (
-            denoiser.process.scales(step.t),
-            denoiser.process.scales(step.s),
+            return self.estimate(denoiser, x, step.t, cond).x0
+        (alpha_t, _), (alpha_s, _) = (
+            denoiser.process.alpha_sigma(step.t),
+            denoiser.process.alpha_sigma(step.s),
         )
-        return per_pixel(signal_s / signal_t, x) * x
+        return per_pixel(alpha_s / alpha_t, x) * x
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorCorrector(_Corrected):
+class PredictorCorrector(_LangevinCorrected):
     """An ancestral step, then Langevin corrections where it arrives (Song et al., 2021, algorithms 2 to 5)."""
 
-    reverses: ClassVar[bool] = True
+    uses_reverse: ClassVar[bool] = True
 
-    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
-        reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s, cond)
+    def step(
+        self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
+    ) -> Tensor:
+        reverse = denoiser.reverse(step.estimate, step.x_t, step.t, step.s, cond)
         return (
             reverse.mean
             if step.last
-            else self.correct(denoiser, reverse.at(noise(step.x_t)), step.s, cond, noise)
+            else self.correct(denoiser, reverse.rsample(noise(step.x_t)), step.s, cond, noise)
         )

@@ -6,12 +6,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Answer, Denoiser
-from ddpm_lab.diffusion.likelihood import bound_term
+from ddpm_lab.diffusion.denoiser import Denoiser, NetworkOutput
+from ddpm_lab.diffusion.likelihood import vlb_term
 from ddpm_lab.diffusion.process import ForwardProcess
 
 
-class Draw(NamedTuple):
+class NoisedBatch(NamedTuple):
     """One noised batch."""
 
     x0: Tensor
@@ -30,25 +30,25 @@ class Draw(NamedTuple):
 class Objective(ABC):
     """Losses that training averages."""
 
-    trains_spread = False
+    trains_variance = False
     """Whether it teaches a learned variance; one that does not leaves it as it began."""
 
     @abstractmethod
-    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
+    def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
         """Losses, (B,)."""
 
 
-def own_error(denoiser: Denoiser, draw: Draw, answer: Answer) -> Tensor:
+def prediction_mse(denoiser: Denoiser, batch: NoisedBatch, output: NetworkOutput) -> Tensor:
     """Mean squared error in the network's own terms, over dimensions, (B,)."""
-    target = denoiser.prediction.target(denoiser.process, draw.x0, draw.eps, draw.x_t, draw.t)
-    return (answer.own - target).square().flatten(1).mean(1)
+    target = denoiser.prediction.target(denoiser.process, batch.x0, batch.eps, batch.x_t, batch.t)
+    return (output.prediction - target).square().flatten(1).mean(1)
 
 
 class Simple(Objective):
     """The error in the network's own terms, for every t alike (Ho et al., 2020, eq. 14)."""
 
-    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
-        return own_error(denoiser, draw, denoiser.answer(draw.x_t, draw.t, draw.cond))
+    def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
+        return prediction_mse(denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond))
 
 
 class Weighted(Objective):
@@ -58,10 +58,12 @@ class Weighted(Objective):
     def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
         """(B,)"""
 
-    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
-        error = own_error(denoiser, draw, denoiser.answer(draw.x_t, draw.t, draw.cond))
-        weight = denoiser.prediction.gain(denoiser.process, draw.t) ** 2 * self.weight(
-            denoiser.process, draw.t
+    def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
+        error = prediction_mse(
+            denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond)
+        )
+        weight = denoiser.prediction.x0_error_scale(denoiser.process, batch.t) ** 2 * self.weight(
+            denoiser.process, batch.t
         )
         return weight.to(error.dtype) * error
 
@@ -89,7 +91,7 @@ class MeanMatching(Weighted):
     """|error of the posterior's mean|^2, unweighted (Ho et al., 2020, table 2)."""
 
     def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
-        return process.from_x0(t, t - 1) ** 2
+        return process.posterior_coef_x0(t, t - 1) ** 2
 
 
 class Vlb(Objective):
@@ -97,32 +99,34 @@ class Vlb(Objective):
     to learn (Ho et al., 2020, eq. 5).
     """
 
-    trains_spread = True
+    trains_variance = True
 
-    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
-        return _bound(denoiser, draw, denoiser.answer(draw.x_t, draw.t, draw.cond), frozen=False)
+    def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
+        return _vlb(
+            denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond), frozen=False
+        )
 
 
 class Hybrid(Objective):
     """L_simple + `weight` L_vlb, of which the mean feels only the former (Nichol & Dhariwal, 2021, eq. 16)."""
 
-    trains_spread = True
+    trains_variance = True
 
     def __init__(self, weight: float = 0.001) -> None:
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be at least 0 (got {weight:g}); try 0.001")
         self.weight = weight
 
-    def __call__(self, denoiser: Denoiser, draw: Draw) -> Tensor:
-        answer = denoiser.answer(draw.x_t, draw.t, draw.cond)
-        return own_error(denoiser, draw, answer) + self.weight * _bound(
-            denoiser, draw, answer, frozen=True
+    def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
+        output = denoiser.run_network(batch.x_t, batch.t, batch.cond)
+        return prediction_mse(denoiser, batch, output) + self.weight * _vlb(
+            denoiser, batch, output, frozen=True
         )
 
 
-def _bound(denoiser: Denoiser, draw: Draw, answer: Answer, frozen: bool) -> Tensor:
+def _vlb(denoiser: Denoiser, batch: NoisedBatch, output: NetworkOutput, frozen: bool) -> Tensor:
     """T times the bound's term, (B,); `frozen` keeps its gradient from the mean."""
-    answer = answer._replace(own=answer.own.detach()) if frozen else answer
-    guess = denoiser.read(answer, draw.x_t)
-    term = bound_term(denoiser, guess, draw.x0, draw.x_t, draw.t, draw.t - 1, draw.bin_width)
+    output = output._replace(prediction=output.prediction.detach()) if frozen else output
+    estimate = denoiser.to_estimate(output, batch.x_t)
+    term = vlb_term(denoiser, estimate, batch.x0, batch.x_t, batch.t, batch.t - 1, batch.bin_width)
     return denoiser.process.steps * term

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import jacfwd, vmap
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Denoises
+from ddpm_lab.diffusion.denoiser import DenoiserLike
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def log_prob(
-    denoiser: Denoises,
+    denoiser: DenoiserLike,
     x0: Tensor,
     times: Sequence[int],
     cond: Condition = Condition(),
@@ -47,7 +47,7 @@ def log_prob(
     up = [max(t, 1) for t in reversed(times)]
     at = torch.full((len(x0),), 1, device=x0.device)
     x = process.diffuse(x0, torch.zeros_like(x0), at)
-    log_volume = x0.shape[1] * process.scales(at)[0].log()
+    log_volume = x0.shape[1] * process.alpha_sigma(at)[0].log()
     for s, t in pairwise(up):
         if bar is not None:
             bar.update()

@@ -18,17 +18,17 @@ class Prediction(ABC):
         """What a perfect network would answer."""
 
     @abstractmethod
-    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+    def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
         """a and b, each (B,) float64, of x_0 = a x_t + b answer."""
 
-    def x0(self, process: ForwardProcess, answer: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def x0(self, process: ForwardProcess, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The x_0 that an answer implies."""
-        a, b = self.reading(process, t)
-        return per_pixel(a, x_t) * x_t + per_pixel(b, x_t) * answer
+        a, b = self.preconditioning(process, t)
+        return per_pixel(a, x_t) * x_t + per_pixel(b, x_t) * output
 
-    def gain(self, process: ForwardProcess, t: Tensor) -> Tensor:
+    def x0_error_scale(self, process: ForwardProcess, t: Tensor) -> Tensor:
         """|d x0 / d answer|, (B,): by how much an error in the answer is one in x_0."""
-        return self.reading(process, t)[1].abs()
+        return self.preconditioning(process, t)[1].abs()
 
 
 class Eps(Prediction):
@@ -39,9 +39,9 @@ class Eps(Prediction):
     ) -> Tensor:
         return eps
 
-    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-        signal, noise = process.scales(t)
-        return 1 / signal, -noise / signal
+    def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = process.alpha_sigma(t)
+        return 1 / alpha, -sigma / alpha
 
 
 class X0(Prediction):
@@ -52,7 +52,7 @@ class X0(Prediction):
     ) -> Tensor:
         return x0
 
-    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+    def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
         scale = process.scale(t)
         return torch.zeros_like(scale), torch.ones_like(scale)
 
@@ -65,12 +65,12 @@ class V(Prediction):
     def target(
         self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
     ) -> Tensor:
-        (signal, noise), scale = process.scales(t), process.scale(t)
-        return per_pixel(signal / scale, x0) * eps - per_pixel(noise / scale, x0) * x0
+        (alpha, sigma), scale = process.alpha_sigma(t), process.scale(t)
+        return per_pixel(alpha / scale, x0) * eps - per_pixel(sigma / scale, x0) * x0
 
-    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-        (signal, noise), scale = process.scales(t), process.scale(t)
-        return signal / scale**2, -noise / scale
+    def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+        (alpha, sigma), scale = process.alpha_sigma(t), process.scale(t)
+        return alpha / scale**2, -sigma / scale
 
 
 class Mean(Prediction):
@@ -81,9 +81,9 @@ class Mean(Prediction):
     ) -> Tensor:
         return process.posterior_mean(x0, x_t, t, t - 1)
 
-    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-        from_x0 = process.from_x0(t, t - 1)
-        return -process.from_x_t(t, t - 1) / from_x0, 1 / from_x0
+    def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+        posterior_coef_x0 = process.posterior_coef_x0(t, t - 1)
+        return -process.posterior_coef_xt(t, t - 1) / posterior_coef_x0, 1 / posterior_coef_x0
 
 
 class Score(Prediction):
@@ -92,8 +92,8 @@ class Score(Prediction):
     def target(
         self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
     ) -> Tensor:
-        return -eps / per_pixel(process.scales(t)[1], eps)
+        return -eps / per_pixel(process.alpha_sigma(t)[1], eps)
 
-    def reading(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-        signal, noise = process.scales(t)
-        return 1 / signal, noise**2 / signal
+    def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = process.alpha_sigma(t)
+        return 1 / alpha, sigma**2 / alpha

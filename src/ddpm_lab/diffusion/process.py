@@ -37,17 +37,17 @@ class ForwardProcess(nn.Module):
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
-        self.steps = len(schedule.signal) - 1
-        log_snr = 2 * (schedule.signal.log() - schedule.noise.log())
+        self.steps = len(schedule.alpha) - 1
+        log_snr = 2 * (schedule.alpha.log() - schedule.sigma.log())
         scale = torch.hypot(*schedule)
         self._on_cpu = torch.stack([*schedule, log_snr, scale], dim=1).cpu()
         self.register_buffer("table", self._on_cpu, persistent=False)
-        self.warn_of_signal("schedule ends", self.steps)
+        self.warn_nonzero_terminal_snr("schedule ends", self.steps)
 
-    def warn_of_signal(self, what: str, t: int) -> None:
+    def warn_nonzero_terminal_snr(self, what: str, t: int) -> None:
         """Warns where x_t still holds a share of signal above 1e-3 of its variance, for sampling begins with noise."""
-        signal, _, _, scale = self.table[t].tolist()
-        if (share := (signal / scale) ** 2) > 1e-3:
+        alpha, _, _, scale = self.table[t].tolist()
+        if (share := (alpha / scale) ** 2) > 1e-3:
             LOG.warning(
                 "warning: %s at t = %d, where alpha_bar = %.2g is above 1e-3, and sampling starts from noise",
                 what,
@@ -58,10 +58,10 @@ class ForwardProcess(nn.Module):
     def _at(self, t: Tensor) -> Tensor:
         return (self.table if t.ndim else self._on_cpu)[t]
 
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """signal_t and noise_t, each of the shape of t, float64."""
-        signal, noise, _, _ = self._at(t).unbind(-1)
-        return signal, noise
+        alpha, sigma, _, _ = self._at(t).unbind(-1)
+        return alpha, sigma
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(signal_t^2 / noise_t^2), (B,); infinite at t = 0."""
@@ -77,46 +77,46 @@ class ForwardProcess(nn.Module):
 
     def diffuse(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = signal_t x_0 + noise_t eps (Ho et al., eq. 4)."""
-        signal, noise = self.scales(t)
-        return per_pixel(signal, x0) * x0 + per_pixel(noise, x0) * eps
+        alpha, sigma = self.alpha_sigma(t)
+        return per_pixel(alpha, x0) * x0 + per_pixel(sigma, x0) * eps
 
     def x0(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The x_0 from which `eps` leads to `x_t`."""
-        signal, noise = self.scales(t)
-        return per_pixel(1 / signal, x_t) * x_t - per_pixel(noise / signal, x_t) * eps
+        alpha, sigma = self.alpha_sigma(t)
+        return per_pixel(1 / alpha, x_t) * x_t - per_pixel(sigma / alpha, x_t) * eps
 
     def eps(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """The noise that leads from `x0` to `x_t`."""
-        signal, noise = self.scales(t)
-        return per_pixel(1 / noise, x_t) * x_t - per_pixel(signal / noise, x_t) * x0
+        alpha, sigma = self.alpha_sigma(t)
+        return per_pixel(1 / sigma, x_t) * x_t - per_pixel(alpha / sigma, x_t) * x0
 
-    def move(
+    def ddim_update(
         self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, level: Tensor | None = None
     ) -> Tensor:
         """signal_s x_0 + level eps with the `eps` that leads from `x0` to `x_t`; `level` (B,) is noise_s where it is
         not given, so that it is x_s of the probability-flow ODE's Euler step (Song et al., 2021, eq. 13).
         """
-        (signal_t, noise_t), (signal_s, noise_s) = self.scales(t), self.scales(s)
-        kept = (noise_s if level is None else level) / noise_t
-        return per_pixel(kept, x_t) * x_t + per_pixel(signal_s - kept * signal_t, x_t) * x0
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)
+        kept = (sigma_s if level is None else level) / sigma_t
+        return per_pixel(kept, x_t) * x_t + per_pixel(alpha_s - kept * alpha_t, x_t) * x0
 
     def score(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """grad log q(x_t | x_0) = -eps / noise_t (Song & Ermon, 2019); that of q(x_t) where x_0 is E[x_0 | x_t]."""
-        signal, noise = self.scales(t)
-        return per_pixel(signal / noise**2, x_t) * x0 - per_pixel(noise**-2, x_t) * x_t
+        alpha, sigma = self.alpha_sigma(t)
+        return per_pixel(alpha / sigma**2, x_t) * x0 - per_pixel(sigma**-2, x_t) * x_t
 
-    def renewed(self, t: Tensor, s: Tensor) -> Tensor:
+    def tau(self, t: Tensor, s: Tensor) -> Tensor:
         """1 - SNR_t / SNR_s, (B,): the share of the noise in x_t that is not in x_s."""
         return -torch.expm1(self.log_snr(t) - self.log_snr(s))
 
     def beta(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of q(x_t | x_s), (B,); beta_t of the papers when s = t - 1."""
-        return self.scales(t)[1] ** 2 * self.renewed(t, s)
+        return self.alpha_sigma(t)[1] ** 2 * self.tau(t, s)
 
     def beta_tilde(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of the posterior q(x_s | x_t, x_0), (B,); 0 at s = 0."""
-        (_, noise_t), (_, noise_s) = self.scales(t), self.scales(s)
-        return self.beta(t, s) * (noise_s / noise_t) ** 2
+        (_, sigma_t), (_, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)
+        return self.beta(t, s) * (sigma_s / sigma_t) ** 2
 
     def log_beta_tilde(self, t: Tensor, s: Tensor) -> Tensor:
         """log of `beta_tilde`, (B,), finite everywhere.
@@ -129,20 +129,23 @@ class ForwardProcess(nn.Module):
         """
         last = s == 0
         t, s = torch.where(last, (2 * t).clamp(max=self.steps), t), torch.where(last, t, s)
-        return 2 * self.scales(s)[1].log() + torch.where(t == s, 1.0, self.renewed(t, s)).log()
+        return 2 * self.alpha_sigma(s)[1].log() + torch.where(t == s, 1.0, self.tau(t, s)).log()
 
-    def from_x0(self, t: Tensor, s: Tensor) -> Tensor:
+    def posterior_coef_x0(self, t: Tensor, s: Tensor) -> Tensor:
         """The coefficient of x_0 in the posterior's mean, (B,)."""
-        return self.scales(s)[0] * self.renewed(t, s)
+        return self.alpha_sigma(s)[0] * self.tau(t, s)
 
-    def from_x_t(self, t: Tensor, s: Tensor) -> Tensor:
+    def posterior_coef_xt(self, t: Tensor, s: Tensor) -> Tensor:
         """The coefficient of x_t in the posterior's mean, (B,)."""
-        (signal_t, noise_t), (signal_s, noise_s) = self.scales(t), self.scales(s)
-        return signal_t / signal_s * (noise_s / noise_t) ** 2
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)
+        return alpha_t / alpha_s * (sigma_s / sigma_t) ** 2
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Mean of q(x_s | x_t, x_0) (Ho et al., eq. 7, for any pair)."""
-        return per_pixel(self.from_x0(t, s), x0) * x0 + per_pixel(self.from_x_t(t, s), x_t) * x_t
+        return (
+            per_pixel(self.posterior_coef_x0(t, s), x0) * x0
+            + per_pixel(self.posterior_coef_xt(t, s), x_t) * x_t
+        )
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """q(x_s | x_t, x_0), for s > 0."""

@@ -6,21 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Noise = Callable[[Tensor], Tensor]
+NoiseSampler = Callable[[Tensor], Tensor]
 """Standard normal numbers like a tensor: `torch.randn_like`, `SampleNoise`."""
 
 
-def generator(*numbers: int) -> torch.Generator:
+def make_generator(*numbers: int) -> torch.Generator:
     """A CPU generator seeded by a hash of `numbers`, each at least 0: neighbouring numbers give unrelated streams."""
-    return torch.Generator().manual_seed(seed_of(*numbers))
+    return torch.Generator().manual_seed(derive_seed(*numbers))
 
 
-def seed_of(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A hash of `numbers`, each at least 0; zeros at their end do not count."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-class SampleNoise:
+class PerSampleGenerator:
     """Standard normal numbers of which sample i draws the same whatever batch or device it is computed in.
 
     One CPU generator per sample, seeded by a hash of (seed, i), and of `stream` where that is not 0; draws like
@@ -31,18 +31,21 @@ class SampleNoise:
         if seed < 0:
             raise ValueError(f"seed must be at least 0 (got {seed})")
         self.generators = [
-            generator(seed, i, stream) if stream else generator(seed, i) for i in samples
+            make_generator(seed, i, stream) if stream else make_generator(seed, i) for i in samples
         ]
 
     def __call__(self, like: Tensor) -> Tensor:
         """(B, ...) in the shape, type and place of `like`, whose rows are the samples."""
         drawn = torch.stack(
-            [torch.randn(like.shape[1:], generator=generator) for generator in self.generators]
+            [
+                torch.randn(like.shape[1:], generator=make_generator)
+                for make_generator in self.generators
+            ]
         )
         return drawn.to(like, non_blocking=True)
 
 
-class BatchNoise:
+class BatchGenerator:
     """Random numbers for some rows of a batch, like `torch.randn_like`. They are drawn for the whole batch from one
     stream and the others thrown away, so that what training meets does not depend on how many processes share a batch.
 
@@ -67,12 +70,12 @@ class BatchNoise:
         return drawn.narrow(0, self.before, len(like))
 
 
-def uniform(noise: Noise, like: Tensor) -> Tensor:
+def uniform(noise: NoiseSampler, like: Tensor) -> Tensor:
     """Numbers in [0, 1) like a tensor, from where `noise` comes from in training."""
-    return noise.uniform(like) if isinstance(noise, BatchNoise) else torch.rand_like(like)
+    return noise.uniform(like) if isinstance(noise, BatchGenerator) else torch.rand_like(like)
 
 
-def coin(noise: Noise) -> bool:
+def bernoulli(noise: NoiseSampler) -> bool:
     """The same for the whole batch, from where `noise` comes from in training."""
-    stream = noise.stream if isinstance(noise, BatchNoise) else None
+    stream = noise.stream if isinstance(noise, BatchGenerator) else None
     return bool(torch.rand((), generator=stream, device=stream.device if stream else "cpu") < 0.5)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Denoises, Estimate
+from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
-from ddpm_lab.diffusion.rng import Noise
-from ddpm_lab.diffusion.timestep_spacing import stops
+from ddpm_lab.diffusion.rng import NoiseSampler
+from ddpm_lab.diffusion.timestep_spacing import timesteps
 
 
 class Step(NamedTuple):
@@ -28,11 +28,11 @@ class Step(NamedTuple):
     t: Tensor
     """() int64 on the CPU, or (B,), as in `ForwardProcess`"""
     s: Tensor
-    guess: Estimate
+    estimate: Estimate
     """Of x_0 at t, bounded."""
     last: bool
     """Whether s is 0."""
-    before: "Step | None"
+    previous: "Step | None"
     """The step that led to x_t, for multistep solvers; it forgets its own predecessor."""
 
 
@@ -49,13 +49,13 @@ class Sampler(ABC):
     spacing: str | list[int] = "uniform"
     clip: float | None = 1.0
     dynamic_threshold: float | None = None
-    reverses: ClassVar[bool] = False
+    uses_reverse: ClassVar[bool] = False
     """Whether its steps are drawn from the denoiser's `reverse`"""
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(
-                f"clip must be above 0, or null (got {self.clip:g}); 1 is right for pictures in [-1, 1]"
+                f"clip must be above 0, or null (got {self.clip:g}); 1 is right for images in [-1, 1]"
             )
         if self.dynamic_threshold is not None:
             if not 0 < self.dynamic_threshold <= 1:
@@ -69,62 +69,64 @@ class Sampler(ABC):
                     "null; try clip=1"
                 )
 
-    def times(self, last: int, until: int = 0) -> list[int]:
+    def timesteps(self, last: int, t_end: int = 0) -> list[int]:
         """The stops from T = `last` to `until`. Raises ValueError where `steps` and `spacing` do not fit."""
-        return [*(t for t in stops(last, self.steps, self.spacing) if t > until), until]
+        return [*(t for t in timesteps(last, self.steps, self.spacing) if t > t_end), t_end]
 
     def prior(self, process: ForwardProcess, z: Tensor) -> Tensor:
         """Where the walk begins, given standard normal `z`, (B, ...)."""
-        return process.prior(z, torch.tensor(self.times(process.steps)[0]))
+        return process.prior(z, torch.tensor(self.timesteps(process.steps)[0]))
 
-    def walk(
+    def trajectory(
         self,
-        denoiser: Denoises,
+        denoiser: DenoiserLike,
         x: Tensor,
         cond: Condition = Condition(),
-        noise: Noise = torch.randn_like,
-        until: int = 0,
+        noise: NoiseSampler = torch.randn_like,
+        t_end: int = 0,
     ) -> Iterator[tuple[int, Tensor]]:
         """Each stop s below T with its x_s, (B, ...), from `x`, which is x_T (see `prior`), to the time `until`."""
-        before = None
-        for t, s in pairwise(torch.tensor(self.times(denoiser.process.steps, until)).unbind()):
-            step = Step(x, t, s, self.guess(denoiser, x, t, cond), int(s) == 0, before)
-            if denoiser.recalls:
-                cond = replace(cond, previous=step.guess.x0)
+        previous = None
+        for t, s in pairwise(torch.tensor(self.timesteps(denoiser.process.steps, t_end)).unbind()):
+            step = Step(x, t, s, self.estimate(denoiser, x, t, cond), int(s) == 0, previous)
+            if denoiser.self_conditioning:
+                cond = replace(cond, previous=step.estimate.x0)
             x = self.step(denoiser, step, cond, noise)
-            before = step._replace(before=None)
+            previous = step._replace(previous=None)
             yield int(s), x
 
     def __call__(
         self,
-        denoiser: Denoises,
+        denoiser: DenoiserLike,
         x: Tensor,
         cond: Condition = Condition(),
-        noise: Noise = torch.randn_like,
+        noise: NoiseSampler = torch.randn_like,
     ) -> Tensor:
         """x_0, the end of the walk."""
-        return deque(self.walk(denoiser, x, cond, noise), maxlen=1)[0][1]
+        return deque(self.trajectory(denoiser, x, cond, noise), maxlen=1)[0][1]
 
-    def guess(self, denoiser: Denoises, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
+    def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
         """The denoiser's estimate with x_0 bounded, so that whatever follows from it is bounded too."""
-        guess = denoiser(x_t, per_sample(t, x_t), cond)
+        estimate = denoiser(x_t, per_sample(t, x_t), cond)
         if self.clip is None:
-            return guess
+            return estimate
         if self.dynamic_threshold is None:
-            return guess._replace(x0=guess.x0.clamp(-self.clip, self.clip))
-        sizes = guess.x0.abs().flatten(1)
+            return estimate._replace(x0=estimate.x0.clamp(-self.clip, self.clip))
+        sizes = estimate.x0.abs().flatten(1)
         rank = max(1, round(self.dynamic_threshold * sizes.shape[1]))
         bound = per_pixel(sizes.kthvalue(rank, dim=1).values.clamp(min=self.clip), x_t)
-        return guess._replace(
-            x0=torch.maximum(torch.minimum(guess.x0, bound), -bound) * (self.clip / bound)
+        return estimate._replace(
+            x0=torch.maximum(torch.minimum(estimate.x0, bound), -bound) * (self.clip / bound)
         )
 
     @abstractmethod
-    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
+    ) -> Tensor:
         """x_s, (B, ...)."""
 
     def encode(
-        self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()
+        self, denoiser: DenoiserLike, x: Tensor, cond: Condition = Condition()
     ) -> Iterator[tuple[int, Tensor]]:
         """The walk upwards, from data `x`, (B, ...): each stop t with its x_t. Only a sampler without noise has one."""
         raise ValueError(
@@ -138,11 +140,13 @@ class DDPM(Sampler):
     shows the mean.
     """
 
-    reverses: ClassVar[bool] = True
+    uses_reverse: ClassVar[bool] = True
 
-    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
-        reverse = denoiser.reverse(step.guess, step.x_t, step.t, step.s, cond)
-        return reverse.mean if step.last else reverse.at(noise(step.x_t))
+    def step(
+        self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
+    ) -> Tensor:
+        reverse = denoiser.reverse(step.estimate, step.x_t, step.t, step.s, cond)
+        return reverse.mean if step.last else reverse.rsample(noise(step.x_t))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,31 +157,35 @@ class DDIM(Sampler):
     """
 
     eta: float = 0.0
-    hat: bool = False
+    sigma_hat: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(
                 f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise exceeds what x_s holds; "
-                "for larger variances try eta=1 hat=true"
+                "for larger variances try eta=1 sigma_hat=true"
             )
-        if self.hat and self.eta != 1:
-            raise ValueError(f"hat=true keeps the mean of eta=1 (got eta={self.eta:g}); try eta=1")
+        if self.sigma_hat and self.eta != 1:
+            raise ValueError(
+                f"sigma_hat=true keeps the mean of eta=1 (got eta={self.eta:g}); try eta=1"
+            )
 
-    def step(self, denoiser: Denoises, step: Step, cond: Condition, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
+    ) -> Tensor:
         x_t, t, s, process = step.x_t, step.t, step.s, denoiser.process
         if self.eta == 0 or step.last:
-            return process.move(x_t, step.guess.x0, t, s)
+            return process.ddim_update(x_t, step.estimate.x0, t, s)
         variance = self.eta**2 * process.beta_tilde(t, s)
-        kept = (process.scales(s)[1] ** 2 - variance).clamp(min=0).sqrt()
-        x_s = process.move(x_t, step.guess.x0, t, s, kept)
-        return x_s + per_pixel((process.beta(t, s) if self.hat else variance).sqrt(), x_t) * noise(
-            x_t
-        )
+        kept = (process.alpha_sigma(s)[1] ** 2 - variance).clamp(min=0).sqrt()
+        x_s = process.ddim_update(x_t, step.estimate.x0, t, s, kept)
+        return x_s + per_pixel(
+            (process.beta(t, s) if self.sigma_hat else variance).sqrt(), x_t
+        ) * noise(x_t)
 
     def encode(
-        self, denoiser: Denoises, x: Tensor, cond: Condition = Condition()
+        self, denoiser: DenoiserLike, x: Tensor, cond: Condition = Condition()
     ) -> Iterator[tuple[int, Tensor]]:
         """The same Euler steps of the probability-flow ODE upwards (Song et al., 2021, section 5.4); the first takes
         the data for x_1, where the network was trained. Raises ValueError unless eta is 0.
@@ -186,11 +194,11 @@ class DDIM(Sampler):
             raise ValueError(
                 f"eta={self.eta:g} adds noise, and so cannot be run backwards; try eta=0"
             )
-        for s, t in pairwise(torch.tensor(self.times(denoiser.process.steps)).flip(0).unbind()):
+        for s, t in pairwise(torch.tensor(self.timesteps(denoiser.process.steps)).flip(0).unbind()):
             s = s.clamp(min=1)
-            x0 = self.guess(denoiser, x, s, cond).x0
-            x = denoiser.process.move(x, x0, s, t)
-            if denoiser.recalls:
+            x0 = self.estimate(denoiser, x, s, cond).x0
+            x = denoiser.process.ddim_update(x, x0, s, t)
+            if denoiser.self_conditioning:
                 cond = replace(cond, previous=x0)
             yield int(t), x
 

@@ -10,9 +10,9 @@ from torch import Tensor
 class Schedule(NamedTuple):
     """x_t = signal[t] x_0 + noise[t] eps, for t = 0 (the data: 1 and 0) to T, in float64."""
 
-    signal: Tensor
+    alpha: Tensor
     """(T + 1,), sqrt(alpha_bar_t)"""
-    noise: Tensor
+    sigma: Tensor
     """(T + 1,), sqrt(1 - alpha_bar_t)"""
 
 
@@ -35,7 +35,7 @@ def linear(
     """beta_t on a straight line from `start` to `end` (Ho et al., 2020, section 4).
 
     The ends belong to T = 1000. With `rescale` they are multiplied by 1000 / T (Nichol & Dhariwal, 2021), so that
-    the last picture holds the same noise whatever T; without, they are taken as they are.
+    the last image holds the same noise whatever T; without, they are taken as they are.
     """
     return from_betas(_line(steps, *_ends(steps, rescale, start=start, end=end)))
 
@@ -118,11 +118,11 @@ def geometric(steps: int = 1000, low: float = 0.01, high: float = 50.0) -> Sched
         raise ValueError(
             f"low must lie between 0 and high={high:g} (got {low:g}); try low=0.01 high=50"
         )
-    noise = _line(steps, math.log(low), math.log(high)).exp()
+    sigma = _line(steps, math.log(low), math.log(high)).exp()
     if steps == 1:
-        noise[0] = high
+        sigma[0] = high
     return Schedule(
-        torch.ones(steps + 1, dtype=torch.float64), torch.cat([noise.new_zeros(1), noise])
+        torch.ones(steps + 1, dtype=torch.float64), torch.cat([sigma.new_zeros(1), sigma])
     )
 
 

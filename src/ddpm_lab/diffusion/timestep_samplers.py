@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class TimeSampler(nn.Module, ABC):
+class TimestepSampler(nn.Module, ABC):
     """Built with T, `steps`. Its weights keep losses unbiased: E[weight loss(t)] is the mean over uniform t."""
 
     def __init__(self, steps: int) -> None:
@@ -15,39 +15,39 @@ class TimeSampler(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, size: int, device: torch.device, stream: torch.Generator | None = None
+        self, size: int, device: torch.device, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Times (size,) int64 in 1..T and their weights (size,), from `stream` (None: torch's own)."""
 
-    def learn(self, t: Tensor, losses: Tensor) -> None:
+    def update(self, t: Tensor, losses: Tensor) -> None:
         """Hears the losses (B,) at times t (B,), unweighted."""
 
 
-class Uniform(TimeSampler):
+class Uniform(TimestepSampler):
     """Each time alike, independently."""
 
     def forward(
-        self, size: int, device: torch.device, stream: torch.Generator | None = None
+        self, size: int, device: torch.device, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         return torch.randint(
-            1, self.steps + 1, (size,), device=device, generator=stream
+            1, self.steps + 1, (size,), device=device, generator=generator
         ), torch.ones(size, device=device)
 
 
-class Stratified(TimeSampler):
+class Stratified(TimestepSampler):
     """Each time alike, spread evenly over the batch: one uniform offset, then equal strides (the antithetic times of
     Kingma et al., 2021, appendix I.1). The batch's loss varies less.
     """
 
     def forward(
-        self, size: int, device: torch.device, stream: torch.Generator | None = None
+        self, size: int, device: torch.device, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        offset = torch.rand(1, dtype=torch.float64, device=device, generator=stream)
+        offset = torch.rand(1, dtype=torch.float64, device=device, generator=generator)
         places = (offset + torch.arange(size, device=device) / size) % 1
         return 1 + (places * self.steps).long(), torch.ones(size, device=device)
 
 
-class Importance(TimeSampler):
+class Importance(TimestepSampler):
     """p_t proportional to sqrt(E[loss_t^2]) over the last `history` losses at t, mixed with a share `uniform` of the
     uniform law; uniform until every time has that many (Nichol & Dhariwal, 2021, eq. 18).
 
@@ -57,7 +57,7 @@ class Importance(TimeSampler):
 
     losses: Tensor
     """(T + 1, history) float64: the newest losses of each time, in a ring; row 0 takes what is thrown away"""
-    heard: Tensor
+    counts: Tensor
     """(T + 1,) int64: how many losses each time has had"""
 
     def __init__(self, steps: int, history: int = 10, uniform: float = 0.001) -> None:
@@ -70,24 +70,24 @@ class Importance(TimeSampler):
             )
         self.history, self.uniform = history, uniform
         self.register_buffer("losses", torch.zeros(steps + 1, history, dtype=torch.float64))
-        self.register_buffer("heard", torch.zeros(steps + 1, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(steps + 1, dtype=torch.int64))
 
-    def law(self) -> Tensor:
+    def weights(self) -> Tensor:
         """p_t for t = 1..T, (T,) float64."""
         size = self.losses[1:].square().mean(1).sqrt()
         learned = (1 - self.uniform) * size / size.sum() + self.uniform / self.steps
-        ready = (self.heard[1:].min() >= self.history) & (size.sum() > 0)
+        ready = (self.counts[1:].min() >= self.history) & (size.sum() > 0)
         return torch.where(ready, learned, 1 / self.steps)
 
     def forward(
-        self, size: int, device: torch.device, stream: torch.Generator | None = None
+        self, size: int, device: torch.device, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        law = self.law()
-        t = torch.multinomial(law, size, replacement=True, generator=stream)
+        law = self.weights()
+        t = torch.multinomial(law, size, replacement=True, generator=generator)
         return t + 1, (1 / (self.steps * law[t])).float()
 
     @torch.no_grad()
-    def learn(self, t: Tensor, losses: Tensor) -> None:
+    def update(self, t: Tensor, losses: Tensor) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             everyone = [
                 torch.zeros(2, len(t), dtype=torch.float64, device=t.device)
@@ -105,5 +105,5 @@ class Importance(TimeSampler):
         row = torch.where(
             place >= count - self.history, t, 0
         )  # of more than the ring holds, only the newest
-        self.losses[row, (self.heard[t] + place) % self.history] = losses
-        self.heard.index_add_(0, t, torch.ones_like(t))
+        self.losses[row, (self.counts[t] + place) % self.history] = losses
+        self.counts.index_add_(0, t, torch.ones_like(t))

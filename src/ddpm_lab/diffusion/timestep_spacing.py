@@ -91,7 +91,7 @@ SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
 }
 
 
-def stops(last: int, steps: int | None, spacing: Spacing) -> list[int]:
+def timesteps(last: int, steps: int | None, spacing: Spacing) -> list[int]:
     """The stops of a chain from its first time, T = `last` for most spacings, down to 0.
 
     `spacing` is a name, a text of sections ("90,60,60,20,20", which sum to `steps`), "ddim" and a number of steps

@@ -12,11 +12,16 @@ class Variance(ABC):
     """A choice of sigma^2."""
 
     outputs = 1
-    """Pictures that the network must answer with: 2 where it says the spread beside its prediction."""
+    """Images that the network must answer with: 2 where it says the spread beside its prediction."""
 
     @abstractmethod
     def log_var(
-        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+        self,
+        process: ForwardProcess,
+        variance_output: Tensor | None,
+        like: Tensor,
+        t: Tensor,
+        s: Tensor,
     ) -> Tensor:
         """log sigma^2 of the step from t to s, finite, in the type of `like` (B, ...) and broadcasting against it.
 
@@ -28,7 +33,12 @@ class BetaTilde(Variance):
     """The posterior's variance, the lower bound, optimal for a single known x_0 ("fixed small")."""
 
     def log_var(
-        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+        self,
+        process: ForwardProcess,
+        variance_output: Tensor | None,
+        like: Tensor,
+        t: Tensor,
+        s: Tensor,
     ) -> Tensor:
         return per_pixel(process.log_beta_tilde(t, s), like)
 
@@ -39,7 +49,12 @@ class Beta(Variance):
     """
 
     def log_var(
-        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+        self,
+        process: ForwardProcess,
+        variance_output: Tensor | None,
+        like: Tensor,
+        t: Tensor,
+        s: Tensor,
     ) -> Tensor:
         log_beta = torch.where(s == 0, process.log_beta_tilde(t, s), process.beta(t, s).log())
         return per_pixel(log_beta, like)
@@ -53,11 +68,18 @@ class LearnedRange(Variance):
     outputs = 2
 
     def log_var(
-        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+        self,
+        process: ForwardProcess,
+        variance_output: Tensor | None,
+        like: Tensor,
+        t: Tensor,
+        s: Tensor,
     ) -> Tensor:
-        assert spread is not None
+        assert variance_output is not None
         high, low = process.beta(t, s).log(), process.log_beta_tilde(t, s)
-        return per_pixel((high + low) / 2, like) + per_pixel((high - low) / 2, like) * spread
+        return (
+            per_pixel((high + low) / 2, like) + per_pixel((high - low) / 2, like) * variance_output
+        )
 
 
 class LearnedDiagonal(Variance):
@@ -68,10 +90,15 @@ class LearnedDiagonal(Variance):
     outputs = 2
 
     def log_var(
-        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+        self,
+        process: ForwardProcess,
+        variance_output: Tensor | None,
+        like: Tensor,
+        t: Tensor,
+        s: Tensor,
     ) -> Tensor:
-        assert spread is not None
-        return per_pixel(process.beta(t, s).log(), like) + spread
+        assert variance_output is not None
+        return per_pixel(process.beta(t, s).log(), like) + variance_output
 
 
 class Analytic(Variance):
@@ -86,7 +113,14 @@ class Analytic(Variance):
         self.mse = mse
 
     def log_var(
-        self, process: ForwardProcess, spread: Tensor | None, like: Tensor, t: Tensor, s: Tensor
+        self,
+        process: ForwardProcess,
+        variance_output: Tensor | None,
+        like: Tensor,
+        t: Tensor,
+        s: Tensor,
     ) -> Tensor:
         mse = self.mse.to(t.device)[t]
-        return per_pixel((process.beta_tilde(t, s) + process.from_x0(t, s) ** 2 * mse).log(), like)
+        return per_pixel(
+            (process.beta_tilde(t, s) + process.posterior_coef_x0(t, s) ** 2 * mse).log(), like
+        )

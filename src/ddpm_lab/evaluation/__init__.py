@@ -1,1 +1,1 @@
-"""Numbers and pictures of samples. Nothing here knows a model: it takes pictures."""
+"""Numbers and images of samples. Nothing here knows a model: it takes images."""

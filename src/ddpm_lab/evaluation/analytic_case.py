@@ -12,16 +12,16 @@ from ddpm_lab.diffusion.analytic_denoisers import (
     GaussianDenoiser,
     MixtureClassifier,
     OptimalRange,
-    bound,
-    law,
+    analytic_vlb,
+    propagate,
 )
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Denoises
+from ddpm_lab.diffusion.denoiser import DenoiserLike
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.rng import generator
+from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.diffusion.samplers import DDIM, Sampler
 from ddpm_lab.diffusion.variances import Analytic, LearnedDiagonal, LearnedRange, Variance
-from ddpm_lab.evaluation.analytic_tables import Law, sliced_wasserstein, wasserstein
+from ddpm_lab.evaluation.analytic_tables import AnalyticData, sliced_wasserstein, wasserstein
 from ddpm_lab.evaluation.statistics import inception_score
 
 OPTIMA: dict[type[Variance], Callable[[Analytic], Variance]] = {
@@ -31,11 +31,11 @@ OPTIMA: dict[type[Variance], Callable[[Analytic], Variance]] = {
 """What variances that a network learns are at their optimum."""
 
 
-def assess_case(
-    data: Law,
+def evaluate_case(
+    data: AnalyticData,
     sampler: Sampler,
     variance: Variance | None,
-    guidance: Callable[[Denoises], Denoises],
+    guidance: Callable[[DenoiserLike], DenoiserLike],
     *,
     times: Sequence[int],
     count: int,
@@ -58,7 +58,7 @@ def assess_case(
     else:
         found = _sampled(data, guided, sampler, invertible, count, seed)
     if data.entropy is not None:
-        terms = bound(denoiser.process, chosen, times, data.mse, data.second_moment)
+        terms = analytic_vlb(denoiser.process, chosen, times, data.mse, data.second_moment)
         bits = (terms["L_T"] + terms["terms"].sum()).item()
         found["nll"] = {
             "bits_per_dim": bits,
@@ -75,12 +75,12 @@ def assess_case(
 
 
 def _exactly(
-    denoiser: GaussianDenoiser, guided: Denoises, sampler: Sampler, invertible: bool
+    denoiser: GaussianDenoiser, guided: DenoiserLike, sampler: Sampler, invertible: bool
 ) -> dict[str, Any]:
     guided(
         denoiser.mean[None], torch.ones(1, dtype=torch.int64)
     )  # raises UserError where it needs labels
-    mean, covariance = law(sampler, denoiser)
+    mean, covariance = propagate(sampler, denoiser)
     found = {
         "wasserstein": wasserstein(denoiser, mean, covariance),
         "std": covariance.diagonal().mean().sqrt().item(),
@@ -92,27 +92,32 @@ def _exactly(
         offset, one = _round_trip(sampler, denoiser, probes) @ denoiser.axes
         missed = (one - offset - 1) * (denoiser.mean @ denoiser.axes) + offset
         error = missed**2 + (one - offset - 1) ** 2 * denoiser.eigenvalues
-        found["round_trip"] = error.mean().item() / 4
+        found["reconstruction"] = error.mean().item() / 4
     return found
 
 
 def _sampled(
-    data: Law, guided: Denoises, sampler: Sampler, invertible: bool, count: int, seed: int
+    data: AnalyticData,
+    guided: DenoiserLike,
+    sampler: Sampler,
+    invertible: bool,
+    count: int,
+    seed: int,
 ) -> dict[str, Any]:
     assert data.mixture is not None
     (wanted, label), (others, _) = (
-        data.mixture.labelled(count, generator(seed, 2 + i)) for i in range(2)
+        data.mixture.labelled(count, make_generator(seed, 2 + i)) for i in range(2)
     )
-    asked = None
+    conditions = None
     if guided.classes is not None and data.mixture.labels is not None:
         known = data.mixture.labels.unique()
-        asked = known[torch.arange(count) % len(known)]
-    stream = generator(seed, 4)
+        conditions = known[torch.arange(count) % len(known)]
+    generator = make_generator(seed, 4)
 
     def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, dtype=torch.float64, generator=stream)
+        return torch.randn(like.shape, dtype=torch.float64, generator=generator)
 
-    x = sampler(guided, sampler.prior(guided.process, noise(wanted)), Condition(asked), noise)
+    x = sampler(guided, sampler.prior(guided.process, noise(wanted)), Condition(conditions), noise)
     found = {
         "sliced_wasserstein": sliced_wasserstein(x, wanted),
         "sliced_wasserstein_of_data": sliced_wasserstein(others, wanted),
@@ -122,18 +127,18 @@ def _sampled(
         time = torch.full((count,), 0 if data.mixture.std else 1)
         posterior = MixtureClassifier(guided.process, data.mixture)(x, time).exp()
         found["inception_score"] = inception_score(posterior)
-        if asked is not None:
-            found["recognised"] = posterior.gather(1, asked[:, None]).mean().item()
+        if conditions is not None:
+            found["class_accuracy"] = posterior.gather(1, conditions[:, None]).mean().item()
     if invertible:
-        told = Condition(None if asked is None else label)
-        found["round_trip"] = (
+        told = Condition(None if conditions is None else label)
+        found["reconstruction"] = (
             ((_round_trip(sampler, guided, wanted, told) - wanted) / 2).square().mean().item()
         )
     return found
 
 
 def _round_trip(
-    sampler: Sampler, denoiser: Denoises, x: Tensor, cond: Condition = Condition()
+    sampler: Sampler, denoiser: DenoiserLike, x: Tensor, cond: Condition = Condition()
 ) -> Tensor:
     """`x` (B, d) encoded and decoded (Song et al., 2021, section 5.4)."""
     (_, x_T) = deque(sampler.encode(denoiser, x, cond), maxlen=1)[0]
@@ -146,7 +151,7 @@ def schedule_curve(process: ForwardProcess) -> list[dict[str, float | None]]:
     """
     t = torch.tensor(sorted({round(i * process.steps / 100) for i in range(101)}))
     s = (t - 1).clamp(min=0)
-    alpha_bar = (process.scales(t)[0] / process.scale(t)) ** 2
+    alpha_bar = (process.alpha_sigma(t)[0] / process.scale(t)) ** 2
     beta, ratio = process.beta(t, s), process.beta_tilde(t, s) / process.beta(t, s)
     return [
         {

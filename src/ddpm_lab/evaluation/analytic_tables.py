@@ -11,28 +11,28 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.analytic_denoisers import (
     GaussianDenoiser,
     Mixture,
     MixtureDenoiser,
-    bound,
-    law,
-    optimal_spread,
+    analytic_vlb,
+    optimal_variance_output,
+    propagate,
 )
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.rng import generator
+from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.diffusion.samplers import DDIM, DDPM, Sampler
-from ddpm_lab.diffusion.timestep_spacing import stops
+from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedRange, Variance
 
 Rows = dict[str, list[float]]
 """A number for each number of steps."""
 
 
-class Law(NamedTuple):
+class AnalyticData(NamedTuple):
     """Data of known law: its denoiser as a function of a variance, and what bounds need to know of it."""
 
     name: str
@@ -48,9 +48,9 @@ class Law(NamedTuple):
     """The law itself, where it is one, with its labels"""
 
 
-def gaussian(
+def gaussian_data(
     process: ForwardProcess, mean: Sequence[float], covariance: Sequence[Sequence[float]]
-) -> Law:
+) -> AnalyticData:
     """N(mean, covariance). Raises ValueError unless the covariance is symmetric, positive definite and of its size."""
     try:
         m, c = (torch.tensor(part, dtype=torch.float64) for part in (mean, covariance))
@@ -70,31 +70,31 @@ def gaussian(
         )
     one = GaussianDenoiser(process, BetaTilde(), m, c)
     factor = torch.linalg.cholesky(c)
-    return Law(
+    return AnalyticData(
         f"N(mean, covariance) in {len(m)} dimension{'s' if len(m) > 1 else ''}",
         lambda variance: GaussianDenoiser(process, variance, m, c),
         one.mse(),
         one.second_moment(),
         one.entropy(),
-        lambda count, stream: (
-            m + torch.randn(count, len(m), dtype=torch.float64, generator=stream) @ factor.T
+        lambda count, generator: (
+            m + torch.randn(count, len(m), dtype=torch.float64, generator=generator) @ factor.T
         ),
     )
 
 
-def mixture(
+def mixture_data(
     process: ForwardProcess,
-    data: Data,
+    data: DataModule,
     count: int,
     seed: int,
     times: Iterable[int] | None = None,
     conditional: bool = False,
-) -> Law:
+) -> AnalyticData:
     """The law of `data`: its mixture where it has one, else a finite set, the first `count` of its training split;
     where `conditional`, given the label. `times`: at which the denoiser's error is wanted (None: all); at others it is
     0. That of a finite set is a mean over at most 512 draws.
     """
-    some = data.train.at(slice(count))
+    some = data.train.select(slice(count))
     x0 = some.x0.double().flatten(1)
     even = torch.full((len(x0),), 1 / len(x0), dtype=torch.float64)
     known = data.mixture or Mixture(x0, even, 0.0, some.labels)
@@ -112,13 +112,13 @@ def mixture(
         if known.std
         else f"{len(x0)} points of {data.name}, as a finite set"
     )
-    return Law(
+    return AnalyticData(
         name,
         lambda variance: MixtureDenoiser(process, variance, heard),
         mse,
         known.second_moment(),
         entropy,
-        lambda count, stream: known.sample(count, stream)[0],
+        lambda count, generator: known.sample(count, generator)[0],
         known,
     )
 
@@ -139,8 +139,8 @@ def _integrated(
     process = denoiser.process
 
     def around(t: int) -> tuple[Tensor, Tensor, Condition]:
-        signal, noise, _, _ = process.table[t]
-        x_t = signal * known.means[:, None] + torch.hypot(signal * known.std, noise) * z
+        alpha, noise, _, _ = process.table[t]
+        x_t = alpha * known.means[:, None] + torch.hypot(alpha * known.std, noise) * z
         return x_t.flatten(0, 1), torch.full((len(z) * count,), t), Condition(label)
 
     def mean(values: Tensor) -> Tensor:
@@ -170,14 +170,14 @@ def _drawn(
     denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int], count: int, seed: int
 ) -> Tensor:
     """The error at `times`, (T + 1,)."""
-    stream = generator(seed, 1)
-    points, label = known.labelled(min(count, 512), stream)
+    generator = make_generator(seed, 1)
+    points, label = known.labelled(min(count, 512), generator)
     mse = torch.zeros(denoiser.process.steps + 1, dtype=torch.float64)
     for t in times:
         at = torch.full((len(points),), t)
-        eps = torch.randn(points.shape, dtype=torch.float64, generator=stream)
-        guess = denoiser(denoiser.process.diffuse(points, eps, at), at, Condition(label))
-        mse[t] = (guess.x0 - points).square().mean()
+        eps = torch.randn(points.shape, dtype=torch.float64, generator=generator)
+        estimate = denoiser(denoiser.process.diffuse(points, eps, at), at, Condition(label))
+        mse[t] = (estimate.x0 - points).square().mean()
     return mse
 
 
@@ -190,7 +190,7 @@ def _samplers(optimum: Variance) -> dict[str, tuple[Callable[..., Sampler], Vari
     etas = {f"DDIM eta={eta:g}": (ddim(eta=eta), BetaTilde()) for eta in (0.0, 0.2, 0.5, 1.0)}
     return {
         **etas,
-        "DDIM sigma-hat (beta)": (ddim(eta=1.0, hat=True), BetaTilde()),
+        "DDIM sigma-hat (beta)": (ddim(eta=1.0, sigma_hat=True), BetaTilde()),
         "DDPM analytic variance": (DDPM, optimum),
         "DDIM eta=0, quadratic": (ddim(eta=0.0, spacing="quadratic"), BetaTilde()),
         "Heun, quadratic": (
@@ -204,7 +204,7 @@ def _samplers(optimum: Variance) -> dict[str, tuple[Callable[..., Sampler], Vari
     }
 
 
-def samplers_exactly(data: Law, steps: Sequence[int]) -> tuple[Rows, Rows]:
+def exact_sampler_tables(data: AnalyticData, steps: Sequence[int]) -> tuple[Rows, Rows]:
     """Of Gaussian data: the standard deviation (root mean over dimensions) of what each sampler makes, and its
     Wasserstein distance (2) to the data, both from the sampler's exact law.
     """
@@ -213,7 +213,7 @@ def samplers_exactly(data: Law, steps: Sequence[int]) -> tuple[Rows, Rows]:
     for name, (sampler, variance) in _samplers(Analytic(data.mse)).items():
         denoiser = data.denoiser(variance)
         assert isinstance(denoiser, GaussianDenoiser)
-        laws = [law(sampler(steps=count, clip=None), denoiser) for count in steps]
+        laws = [propagate(sampler(steps=count, clip=None), denoiser) for count in steps]
         stds[name] = [covariance.diagonal().mean().sqrt().item() for _, covariance in laws]
         distances[name] = [wasserstein(denoiser, mean, covariance) for mean, covariance in laws]
     return stds, distances
@@ -226,22 +226,22 @@ def wasserstein(data: GaussianDenoiser, mean: Tensor, covariance: Tensor) -> flo
     return apart.sqrt().item()
 
 
-def samplers_measured(data: Law, steps: Sequence[int], count: int, seed: int) -> Rows:
+def sampled_sampler_table(data: AnalyticData, steps: Sequence[int], count: int, seed: int) -> Rows:
     """Sliced Wasserstein distance (2) of `count` samples of each sampler to as many points of the data, and, as "data",
     that of as many others, which no sampler can be expected to beat.
     """
     process = data.denoiser(BetaTilde()).process
-    wanted, others = (data.draw(count, generator(seed, 2 + i)) for i in range(2))
+    wanted, others = (data.draw(count, make_generator(seed, 2 + i)) for i in range(2))
     found: Rows = {"data": [sliced_wasserstein(others, wanted)] * len(steps)}
     rows = _samplers(Analytic(data.mse))
     for name, (sampler, variance) in tqdm(rows.items(), desc="samplers", leave=False, disable=None):
         found[name] = []
         for some in steps:
-            stream = generator(seed, 4)
+            generator = make_generator(seed, 4)
             made = sampler(steps=some, clip=None)
 
-            def noise(like: Tensor, stream: torch.Generator = stream) -> Tensor:
-                return torch.randn(like.shape, dtype=torch.float64, generator=stream)
+            def noise(like: Tensor, generator: torch.Generator = generator) -> Tensor:
+                return torch.randn(like.shape, dtype=torch.float64, generator=generator)
 
             x = made.prior(process, noise(wanted))
             found[name].append(
@@ -254,21 +254,24 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 64) -> float:
     """Root mean over random directions of the squared Wasserstein distance of the projections of a and b, (N, d)
     each.
     """
-    along = torch.randn(a.shape[1], directions, dtype=torch.float64, generator=generator(0))
+    along = torch.randn(a.shape[1], directions, dtype=torch.float64, generator=make_generator(0))
     along = along / along.norm(dim=0)
     return ((a @ along).sort(0).values - (b @ along).sort(0).values).square().mean().sqrt().item()
 
 
-def bounds(data: Law, steps: Sequence[int]) -> Rows:
+def vlb_table(data: AnalyticData, steps: Sequence[int]) -> Rows:
     """The bound in bits/dim with each variance, the learned one at its optimum, on even chains."""
     process = data.denoiser(BetaTilde()).process
     optimum = Analytic(data.mse)
     rows: Rows = {"beta_tilde": [], "beta": [], "learned_range at its optimum": [], "analytic": []}
     for count in steps:
-        times = stops(process.steps, count, "uniform")
-        learned: tuple[Variance, Tensor] = (LearnedRange(), optimal_spread(process, optimum, times))
+        times = timesteps(process.steps, count, "uniform")
+        learned: tuple[Variance, Tensor] = (
+            LearnedRange(),
+            optimal_variance_output(process, optimum, times),
+        )
         variances = [(BetaTilde(), None), (Beta(), None), learned, (optimum, None)]
         for row, (variance, said) in zip(rows.values(), variances, strict=True):
-            found = bound(process, variance, times, data.mse, data.second_moment, said)
+            found = analytic_vlb(process, variance, times, data.mse, data.second_moment, said)
             row.append((found["L_T"] + found["terms"].sum()).item())
     return rows

@@ -14,7 +14,7 @@ from ddpm_lab.utils.errors import UserError
 
 
 class Extractor(NamedTuple):
-    """A network that judges pictures."""
+    """A network that judges images."""
 
     name: str
     sha256: str
@@ -27,7 +27,7 @@ class Extractor(NamedTuple):
     """features -> (N, K), of the classes that it was trained on, for the inception score"""
 
     resize: str = "none"
-    """What is done to pictures first"""
+    """What is done to images first"""
 
     def to(self, device: torch.device) -> "Extractor":
         for network in (self.features, self.classifier, self.logits):
@@ -36,7 +36,7 @@ class Extractor(NamedTuple):
         return self
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises ValueError if it does not judge pictures of `shape` (C, H, W)."""
+        """Raises ValueError if it does not judge images of `shape` (C, H, W)."""
         self.features(torch.zeros(2, *shape, dtype=torch.uint8))
 
 
@@ -69,7 +69,7 @@ class DigitsFeatures(nn.Module):
         """(N, 1, 8, 8) uint8 -> (N, 64)"""
         if pixels.shape[1:] != (1, 8, 8):
             raise UserError(
-                f"extractor=digits judges pictures of 1x8x8 (got {'x'.join(map(str, pixels.shape[1:]))}); "
+                f"extractor=digits judges images of 1x8x8 (got {'x'.join(map(str, pixels.shape[1:]))}); "
                 "try extractor=inception"
             )
         return self.body(pixels.float() / 127.5 - 1)

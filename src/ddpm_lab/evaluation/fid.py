@@ -1,4 +1,4 @@
-"""How far pictures are from those of a reference, in the features of an extractor."""
+"""How far images are from those of a reference, in the features of an extractor."""
 
 import hashlib
 import math
@@ -18,54 +18,54 @@ from torch_fidelity.metric_kid import (
 from torch_fidelity.metric_prc import calculate_precision_recall_part
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import Held, Images, Split
-from ddpm_lab.data.module import read
-from ddpm_lab.diffusion.rng import generator
+from ddpm_lab.data.datasets import Images, InMemorySplit, Split
+from ddpm_lab.data.module import read_batches
+from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.statistics import (
     BLOCKS,
     Gaussian,
-    Sums,
+    RunningStatistics,
     frechet,
     jackknife,
-    said,
     score,
+    score_terms,
     split_count,
 )
-from ddpm_lab.utils.distributed import everyones, first, mine
-from ddpm_lab.utils.safe_load import save_tensors, seal, sealed, tensors
+from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
+from ddpm_lab.utils.safe_load import load_tensors, read_sealed_json, save_tensors, write_sealed_json
 
 KEPT = 50_000
-"""Of how many pictures of a reference, evenly over it, KID, precision and recall know the features"""
+"""Of how many images of a reference, evenly over it, KID, precision and recall know the features"""
 SUBSETS = 1000
-"""How many pictures are in each subset of KID"""
+"""How many images are in each subset of KID"""
 ENOUGH = 10
 """Samples for each feature, from which on FID is close to a line in 1 / n"""
 READERS = min(8, os.cpu_count() or 1)
-"""How many processes read pictures that are streamed"""
+"""How many processes read images that are streamed"""
 NOISE = 2000
-"""At most so many pictures of noise are measured"""
+"""At most so many images of noise are measured"""
 VERSION = 1
 """Of what the cache holds"""
 
-Numbered = Iterable[tuple[Tensor, Held]]
+IndexedBatches = Iterable[tuple[Tensor, InMemorySplit]]
 """Batches, and the numbers (B,) of the samples in each"""
 
 
-def cache() -> Path:
+def cache_dir() -> Path:
     """Where statistics of references are kept: $DDPM_LAB_CACHE, or ~/.cache/ddpm-lab."""
     return Path(os.environ.get("DDPM_LAB_CACHE") or "~/.cache/ddpm-lab").expanduser()
 
 
-def numbered(split: Split, size: int = 500) -> Iterator[tuple[Tensor, Held]]:
-    """The batches of pictures of a split that are this process's."""
-    chosen = mine(torch.arange(split.size).split(size))
-    return zip(chosen, read(split, chosen, READERS), strict=True)
+def indexed_batches(split: Split, size: int = 500) -> Iterator[tuple[Tensor, InMemorySplit]]:
+    """The batches of images of a split that are this process's."""
+    chosen = shard(torch.arange(split.size).split(size))
+    return zip(chosen, read_batches(split, chosen, READERS), strict=True)
 
 
-class Judge:
-    """An extractor and the pictures that samples are compared with. What it must know of these is computed once, and
-    kept in `cache()` by the hash of the pictures, of their labels and of the extractor.
+class FIDEvaluator:
+    """An extractor and the images that samples are compared with. What it must know of these is computed once, and
+    kept in `cache()` by the hash of the images, of their labels and of the extractor.
 
     `thorough`: which of "kid" and "prc" (precision and recall) are wanted as well, for which features are kept.
     """
@@ -74,19 +74,23 @@ class Judge:
         self,
         extractor: Extractor,
         reference: Split,
-        thorough: Collection[str] = (),
+        extra_metrics: Collection[str] = (),
         device: torch.device = torch.device("cpu"),
     ) -> None:
-        self.extractor, self.thorough, self.device = extractor.to(device), thorough, device
+        self.extractor, self.extra_metrics, self.device = (
+            extractor.to(device),
+            extra_metrics,
+            device,
+        )
         self.dims = cast(int, extractor.features.num_features)
         self.data_sha256 = reference.digest()
-        key = f"{VERSION} {self.data_sha256} {extractor.name} {extractor.sha256} {bool(thorough)}"
+        key = f"{VERSION} {self.data_sha256} {extractor.name} {extractor.sha256} {bool(extra_metrics)}"
         self.digest = hashlib.sha256(key.encode()).hexdigest()
-        file = cache() / f"{self.digest}.safetensors"
-        known = _kept(lambda: tensors(file)[0])
+        file = cache_dir() / f"{self.digest}.safetensors"
+        known = _kept(lambda: load_tensors(file)[0])
         if known is None:
             known = self._known(reference)
-            if first():
+            if is_rank_zero():
                 _keep(file, lambda: save_tensors(known, file))
         known = {name: value.to(device) for name, value in known.items()}
         self.features = known.pop("features", None)
@@ -101,8 +105,8 @@ class Judge:
         """By label; -1: all of them"""
 
     @torch.inference_mode()
-    def __call__(self, samples: Numbered, count: int) -> dict[str, Any]:
-        """FID of `count` samples, and the inception score, where the extractor has logits. Where pictures have labels
+    def __call__(self, samples: IndexedBatches, count: int) -> dict[str, Any]:
+        """FID of `count` samples, and the inception score, where the extractor has logits. Where images have labels
         that the extractor's classifier knows, also the share of them it names, and the mean over classes of the FID
         within each (Miyato & Koyama, 2018).
 
@@ -122,30 +126,30 @@ class Judge:
             block = numbers * BLOCKS // count
             self._add(sums, features, batch.labels, block)
             if self.extractor.logits is not None and scores is not None:
-                scores.add(said(self.extractor.logits(features).softmax(1)), block)
+                scores.add(score_terms(self.extractor.logits(features).softmax(1)), block)
             if batch.labels is not None and self.extractor.classifier is not None:
                 answers = self.extractor.classifier(features).argmax(1) == batch.labels.to(
                     self.device
                 )
                 right += torch.stack([answers.sum(), answers.new_ones(len(answers)).sum()])
-            if self.thorough:
+            if self.extra_metrics:
                 kept.append(features.cpu())
-        gathered = torch.cat(everyones(kept)) if self.thorough else None
+        gathered = torch.cat(all_gather(kept)) if self.extra_metrics else None
         return self._found(sums, scores, right, gathered, count)
 
     def _found(
         self,
-        sums: dict[int, Sums],
-        scores: Sums | None,
+        sums: dict[int, RunningStatistics],
+        scores: RunningStatistics | None,
         right: Tensor,
         kept: Tensor | None,
         count: int,
     ) -> dict[str, Any]:
-        everything = Sums(2, 1, self.device, squares=False)
+        everything = RunningStatistics(2, 1, self.device, squares=False)
         everything.add(right[None], torch.zeros(1, dtype=torch.long))
         for part in (*sums.values(), *([scores] if scores else []), everything):
             part.reduce()
-        named, asked = everything.total[0].tolist()
+        named, conditions = everything.total[0].tolist()
         fid = jackknife(
             lambda without: frechet(sums[-1].gaussian(without), *self.reference[-1]), count
         )
@@ -156,12 +160,12 @@ class Judge:
         within = [label for label in self.reference if label >= 0]
         if within and all(sums[label].count.item() >= 2 for label in within):
             each = [frechet(sums[label].gaussian(), *self.reference[label]) for label in within]
-            found["fid_within"] = sum(each) / len(each)
+            found["intra_fid"] = sum(each) / len(each)
         if scores is not None:
             found["inception_score"], errors["inception_score"] = _inception_score(scores, count)
-        if asked:
-            share = found["recognised"] = named / asked
-            errors["recognised"] = math.sqrt(share * (1 - share) / asked)
+        if conditions:
+            share = found["class_accuracy"] = named / conditions
+            errors["class_accuracy"] = math.sqrt(share * (1 - share) / conditions)
         if self.features is not None and kept is not None:
             self._thoroughly(kept, self.features, found, errors)
         return {
@@ -177,11 +181,11 @@ class Judge:
         errors: dict[str, float | None],
     ) -> None:
         fewest = min(len(kept), len(reference))
-        if "prc" in self.thorough and fewest > 3:
+        if "prc" in self.extra_metrics and fewest > 3:
             found["precision"], found["recall"] = calculate_precision_recall_part(
                 kept.to(self.device), reference
             )
-        if "kid" in self.thorough and fewest > 3:
+        if "kid" in self.extra_metrics and fewest > 3:
             kid = kid_features_to_metric(
                 kept, reference, kid_subset_size=min(SUBSETS, fewest), verbose=False
             )
@@ -192,20 +196,20 @@ class Judge:
         sums = {-1: self._sums(1)}
         if self.extractor.classifier is not None and reference.labels is not None:
             labels, counts = reference.labels.unique(return_counts=True)
-            if counts.min() >= 2:  # a class of one picture has no covariance
+            if counts.min() >= 2:  # a class of one image has no covariance
                 sums |= {label: self._sums(1) for label in labels.tolist()}
         stride, kept = math.ceil(reference.size / KEPT), []
         batches = math.ceil(reference.size / 500)
         hidden = (
-            None if first() and batches > 20 else True
+            None if is_rank_zero() and batches > 20 else True
         )  # shown on a terminal, where it takes long
         for some, batch in tqdm(
-            numbered(reference), "features of the data", batches, leave=False, disable=hidden
+            indexed_batches(reference), "features of the data", batches, leave=False, disable=hidden
         ):
             assert isinstance(batch, Images)
             features = self.extractor.features(batch.pixels.to(self.device))
             self._add(sums, features, batch.labels, torch.zeros_like(some))
-            if self.thorough:
+            if self.extra_metrics:
                 kept.append(features[(some % stride == 0).to(self.device)].cpu())
         known: dict[str, Tensor] = {}
         for label, part in sums.items():
@@ -216,22 +220,26 @@ class Judge:
                 f"{label}.covariance": covariance,
                 f"{label}.size": torch.tensor(size),
             }
-        if self.thorough:
-            known["features"] = torch.cat(everyones(kept)).to(self.device)
+        if self.extra_metrics:
+            known["features"] = torch.cat(all_gather(kept)).to(self.device)
         return known
 
-    def _scores(self) -> Sums | None:
+    def _scores(self) -> RunningStatistics | None:
         """For the inception score; also in a process that will have no batch, since all add up theirs."""
         if self.extractor.logits is None:
             return None
         classes = self.extractor.logits(torch.zeros(1, self.dims, device=self.device)).shape[1]
-        return Sums(classes + 1, BLOCKS, self.device, squares=False)
+        return RunningStatistics(classes + 1, BLOCKS, self.device, squares=False)
 
-    def _sums(self, blocks: int) -> Sums:
-        return Sums(self.dims, blocks, self.device, squares=True)
+    def _sums(self, blocks: int) -> RunningStatistics:
+        return RunningStatistics(self.dims, blocks, self.device, squares=True)
 
     def _add(
-        self, sums: dict[int, Sums], features: Tensor, labels: Tensor | None, block: Tensor
+        self,
+        sums: dict[int, RunningStatistics],
+        features: Tensor,
+        labels: Tensor | None,
+        block: Tensor,
     ) -> None:
         sums[-1].add(features, block)
         if labels is not None:
@@ -242,7 +250,7 @@ class Judge:
                     part.add(some, torch.zeros(len(some), dtype=torch.long))
 
 
-def _inception_score(scores: Sums, count: int) -> tuple[float, float | None]:
+def _inception_score(scores: RunningStatistics, count: int) -> tuple[float, float | None]:
     """The score, and its standard error: the standard deviation over splits (Salimans et al., 2016), where there are
     several, else by the jackknife.
     """
@@ -259,34 +267,36 @@ def _inception_score(scores: Sums, count: int) -> tuple[float, float | None]:
     return jackknife(without, count)[:2]
 
 
-def floors(judge: Judge, other: Split) -> dict[str, Any]:
-    """What `judge` says of real pictures, "real", and of uniform "noise", as many if they are not over `NOISE`, without
+def baseline_scores(evaluator: FIDEvaluator, other: Split) -> dict[str, Any]:
+    """What `judge` says of real images, "real", and of uniform "noise", as many if they are not over `NOISE`, without
     which an FID says nothing; kept as statistics are.
     """
     digest = hashlib.sha256(
-        f"{other.digest()} {NOISE} {sorted(judge.thorough)}".encode()
+        f"{other.digest()} {NOISE} {sorted(evaluator.extra_metrics)}".encode()
     ).hexdigest()
-    file = cache() / f"{judge.digest[:32]}-{digest[:32]}.json"
-    found: dict[str, Any] | None = _kept(lambda: sealed(file))
+    file = cache_dir() / f"{evaluator.digest[:32]}-{digest[:32]}.json"
+    found: dict[str, Any] | None = _kept(lambda: read_sealed_json(file))
     if found is None:
         shape = (min(other.size, NOISE), *other.shape)
-        noise = Images(torch.randint(256, shape, generator=generator(0), dtype=torch.uint8), None)
+        noise = Images(
+            torch.randint(256, shape, generator=make_generator(0), dtype=torch.uint8), None
+        )
         found = {
-            name: judge(numbered(split), split.size)
+            name: evaluator(indexed_batches(split), split.size)
             for name, split in (("real", other), ("noise", noise))
         }
-        if first():
-            _keep(file, lambda: seal(found, file))
+        if is_rank_zero():
+            _keep(file, lambda: write_sealed_json(found, file))
     return found
 
 
-def _kept(read: Callable[[], Any]) -> Any:
+def _kept(read_batches: Callable[[], Any]) -> Any:
     """What the cache holds; None where it does not, or is damaged, for any of the processes."""
     try:
-        found = read()
+        found = read_batches()
     except (OSError, ValueError):
         found = None
-    return found if all(everyones([found is not None])) else None
+    return found if all(all_gather([found is not None])) else None
 
 
 def _keep(file: Path, write: Callable[[], None]) -> None:

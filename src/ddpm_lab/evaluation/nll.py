@@ -1,25 +1,25 @@
-"""The bound on -log p(x_0) of pictures, term by term, and what it says of rate and distortion."""
+"""The bound on -log p(x_0) of images, term by term, and what it says of rate and distortion."""
 
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import Held, batch
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.datasets import InMemorySplit, to_batch
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.denoiser import Denoiser
-from ddpm_lab.diffusion.likelihood import bound_terms, prior_term
-from ddpm_lab.diffusion.rng import SampleNoise
-from ddpm_lab.diffusion.timestep_spacing import stops
-from ddpm_lab.systems.base import evaluating
+from ddpm_lab.diffusion.likelihood import prior_term, vlb_terms
+from ddpm_lab.diffusion.rng import PerSampleGenerator
+from ddpm_lab.diffusion.timestep_spacing import timesteps
+from ddpm_lab.systems.base import eval_mode
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.utils.errors import UserError, choice
+from ddpm_lab.utils.errors import UserError, choice_name
 
 
-def assess_likelihood(
+def evaluate_nll(
     system: Diffusion,
     denoiser: Denoiser,
-    data: Data,
+    data: DataModule,
     *,
     weights: str,
     split: str,
@@ -30,20 +30,20 @@ def assess_likelihood(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Bits/dim of the first `count` pictures of a split (None: all), each term at one draw of x_t per picture, without
-    guidance and given their labels where the model hears any. Standard errors are over pictures.
+    """Bits/dim of the first `count` images of a split (None: all), each term at one draw of x_t per image, without
+    guidance and given their labels where the model hears any. Standard errors are over images.
 
     Raises UserError for data that was not rounded to 8 bits.
     """
     if system.codec.bin_width is None:
-        what, instead = ("points", "density") if system.bin_width is None else ("latents", "fid")
+        what, instead = ("points", "ode_nll") if system.bin_width is None else ("latents", "fid")
         raise UserError(
             "metrics=[nll] counts the bits of 8-bit pixels: its last term is the probability of a bin, "
             f"and {what} have no bins; try metrics=[{instead}]"
         )
-    times = stops(denoiser.process.steps, steps, spacing)
-    pictures = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
-    index = torch.arange(pictures.size).split(batch_size)
+    times = timesteps(denoiser.process.steps, steps, spacing)
+    images = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
+    index = torch.arange(images.size).split(batch_size)
     with tqdm(
         total=len(index) * (len(times) - 1), desc="bits/dim", unit="step", disable=None, leave=False
     ) as bar:
@@ -51,10 +51,10 @@ def assess_likelihood(
             _terms(
                 system,
                 denoiser,
-                pictures.at(some),
+                images.select(some),
                 times,
                 clip,
-                SampleNoise(seed, some.tolist()),
+                PerSampleGenerator(seed, some.tolist()),
                 bar,
             )
             for some in index
@@ -93,8 +93,8 @@ def assess_likelihood(
             "T": denoiser.process.steps,
             "variance": type(denoiser.variance).__name__,
             "guidance": "none",
-            "given": choice(denoiser.conditioner),
-            "labels": "none" if system.denoiser.classes is None else "the pictures'",
+            "given": choice_name(denoiser.conditioner),
+            "labels": "none" if system.denoiser.classes is None else "the images'",
             "bins": 256,
         },
     }
@@ -103,19 +103,19 @@ def assess_likelihood(
 def _terms(
     system: Diffusion,
     denoiser: Denoiser,
-    pictures: Held,
+    images: InMemorySplit,
     times: list[int],
     clip: float | None,
-    noise: SampleNoise,
+    noise: PerSampleGenerator,
     bar: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """L_T (B,), the terms (K, B) and the mean square errors (K, B)."""
     terms = []
-    with evaluating(denoiser):
-        cond = system.condition(denoiser, batch(pictures), noise)
-        for term in bound_terms(
+    with eval_mode(denoiser):
+        cond = system.condition(denoiser, to_batch(images), noise)
+        for term in vlb_terms(
             denoiser,
-            pictures.x0,
+            images.x0,
             times,
             bin_width=system.bin_width,
             cond=cond,
@@ -124,8 +124,8 @@ def _terms(
         ):
             terms.append(term)
             bar.update()
-    first = torch.full((len(pictures.x0),), times[0], device=system.device)
-    prior = prior_term(denoiser.process, pictures.x0.double(), first)
+    first = torch.full((len(images.x0),), times[0], device=system.device)
+    prior = prior_term(denoiser.process, images.x0.double(), first)
     return (
         prior,
         torch.stack([term.bits for term in terms]),

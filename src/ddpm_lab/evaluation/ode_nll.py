@@ -4,21 +4,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import Points, batch
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.datasets import Points, to_batch
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.analytic_denoisers import MixtureDenoiser
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.ode_likelihood import log_prob
-from ddpm_lab.diffusion.timestep_spacing import stops
-from ddpm_lab.systems.base import evaluating
+from ddpm_lab.diffusion.timestep_spacing import timesteps
+from ddpm_lab.systems.base import eval_mode
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.errors import UserError
 
 STEPS = 200
 
 
-def assess_density(
-    system: Diffusion, denoiser: Denoiser, data: Data, *, weights: str, split: str, count: int
+def evaluate_ode_nll(
+    system: Diffusion, denoiser: Denoiser, data: DataModule, *, weights: str, split: str, count: int
 ) -> dict[str, Any]:
     """-log p(x_0), in nats per point, under the probability-flow ODE without guidance, of the first `count` points of a
     split, given their labels where the model hears any; beside it, where the law of the data is known, what that says
@@ -26,19 +26,21 @@ def assess_density(
     """
     if data.bin_width is not None:
         raise UserError(
-            "metrics=[density] is of points; pictures have far too many dimensions for its determinants; "
+            "metrics=[ode_nll] is of points; images have far too many dimensions for its determinants; "
             "try metrics=[nll]"
         )
-    points = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
+    points = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
     assert isinstance(points, Points)
-    times = stops(denoiser.process.steps, min(STEPS, denoiser.process.steps), "quadratic_full")
+    times = timesteps(denoiser.process.steps, min(STEPS, denoiser.process.steps), "quadratic_full")
     with (
-        evaluating(denoiser),
+        eval_mode(denoiser),
         tqdm(
             total=len(times) - 1, desc="likelihood", unit="step", disable=None, leave=False
         ) as bar,
     ):
-        nll = -log_prob(denoiser, points.x0, times, system.condition(denoiser, batch(points)), bar)
+        nll = -log_prob(
+            denoiser, points.x0, times, system.condition(denoiser, to_batch(points)), bar
+        )
     found = {"nll": nll.mean().item(), "standard_error": nll.std().item() / len(nll) ** 0.5}
     if data.mixture is not None:
         exact = MixtureDenoiser(denoiser.process.cpu(), denoiser.variance, data.mixture)

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import Batch, batch, rows
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.datasets import Batch, select_rows, to_batch
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.systems.diffusion import Diffusion
 
 
 @torch.inference_mode()
-def round_trip(
-    system: Diffusion, denoiser: Denoiser, data: Tensor, asked: Batch, batch_size: int
+def reconstruct(
+    system: Diffusion, denoiser: Denoiser, data: Tensor, conditions: Batch, batch_size: int
 ) -> tuple[Tensor, Tensor, float]:
     """x_T (N, *codec.shape) of `data` (N, *shape) in [-1, 1], what is decoded from it, (N, *shape), and the mean square
     error per dimension, of data in [0, 1]. Every sample is told what is `asked` (see `Diffusion.settle`).
@@ -24,7 +24,7 @@ def round_trip(
     Raises ValueError, which begins with an option of the sampler, where that cannot be run backwards.
     """
     index = torch.arange(len(data), device=data.device).split(batch_size)
-    steps = len(system.sampler.times(denoiser.process.steps)) - 1
+    steps = len(system.sampler.timesteps(denoiser.process.steps)) - 1
     ends = []
     with tqdm(
         total=2 * steps * len(index),
@@ -34,14 +34,14 @@ def round_trip(
         disable=None,
     ) as bar:
 
-        def end(walk: Iterator[tuple[int, Tensor]]) -> Tensor:
+        def end(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:
             x = torch.empty(0)
-            for _, x in walk:  # noqa: B007 (the last is the end)
+            for _, x in trajectory:  # noqa: B007 (the last is the end)
                 bar.update()
             return x
 
         for some in index:
-            told = rows(asked, some)
+            told = select_rows(conditions, some)
             top = end(
                 system.encode(denoiser, system.codec.encode(data[some], torch.zeros_like), told)
             )
@@ -53,10 +53,10 @@ def round_trip(
     return x_T, decoded, ((decoded - data) / 2).square().mean().item()
 
 
-def assess_round_trip(
+def evaluate_reconstruction(
     system: Diffusion,
     denoiser: Denoiser,
-    data: Data,
+    data: DataModule,
     *,
     weights: str,
     split: str,
@@ -66,8 +66,8 @@ def assess_round_trip(
     """The error of a round trip of the first `count` samples of a split (None: all), given their labels where the model
     or its guidance hears any (Song et al., 2021, table 2, without guidance).
     """
-    given = {"train": data.train, "test": data.test}[split].at(slice(count)).to(system.device)
-    _, _, mse = round_trip(system, denoiser, given.x0, system.settle(batch(given)), batch_size)
+    given = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
+    _, _, mse = reconstruct(system, denoiser, given.x0, system.resolve(to_batch(given)), batch_size)
     labels = "none" if system.classes is None else "the samples'"
     protocol = {
         **system.protocol(),

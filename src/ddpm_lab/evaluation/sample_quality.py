@@ -11,26 +11,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import known
-from ddpm_lab.data.module import Data
+from ddpm_lab.data.datasets import head
+from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
-from ddpm_lab.evaluation.fid import Judge, floors
+from ddpm_lab.evaluation.fid import FIDEvaluator, baseline_scores
 from ddpm_lab.evaluation.statistics import split_count
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.utils.distributed import first, mine
+from ddpm_lab.utils.distributed import is_rank_zero, shard
 
 
-def assess(
+def evaluate_samples(
     system: Diffusion,
     denoiser: Denoiser,
-    data: Data,
+    data: DataModule,
     extractor: Extractor,
     *,
     before: Sequence[Diffusion] = (),
-    ways: Mapping[str, Callable[[], None]] = MappingProxyType({"": lambda: None}),
-    thorough: Collection[str] = (),
+    configurations: Mapping[str, Callable[[], None]] = MappingProxyType({"": lambda: None}),
+    extra_metrics: Collection[str] = (),
     weights: str,
     split: str,
     count: int,
@@ -41,31 +41,31 @@ def assess(
     called, which makes the system draw in that way; their names stand before each line of progress. Before it may stand
     other stages of a cascade; `thorough` is as in `Judge`. What it will cost is estimated and said before it begins.
 
-    Beside it stand what the same measurement says of the other split's real pictures (the floor) and of uniform noise,
+    Beside it stand what the same measurement says of the other split's real images (the floor) and of uniform noise,
     without which an FID says nothing, and the protocol: all that the figures depend on.
     """
-    splits = {"train": known(data.train), "test": data.test}
+    splits = {"train": head(data.train), "test": data.test}
     reference = splits.pop(split)
     (other,) = splits.values()
-    judge = Judge(extractor, reference, thorough, system.device)
-    others = floors(judge, other)
+    evaluator = FIDEvaluator(extractor, reference, extra_metrics, system.device)
+    others = baseline_scores(evaluator, other)
     cascade = Cascade([*before, system])
-    asked = cascade.stages[0].ask(count, given=data.test)
-    weights_sha256 = digest(denoiser)
-    labels = "all, in turn" if "label" in asked else "none"
+    conditions = cascade.stages[0].make_conditions(count, given=data.test)
+    weights_sha256 = weights_digest(denoiser)
+    labels = "all, in turn" if "label" in conditions else "none"
     said = (
-        {"labels": "those of the pictures given", "given": "test"}
-        if "low_res" in asked
+        {"labels": "those of the images given", "given": "test"}
+        if "low_res" in conditions
         else {"labels": labels}
     )
-    for name, way in ways.items():
+    for name, way in configurations.items():
         way()
         named = f"{name}: " if name else ""
         total, batches = (
             cascade.steps(count, batch_size),
-            len(mine(range(math.ceil(count / batch_size)))),
+            len(shard(range(math.ceil(count / batch_size)))),
         )
-        if first():
+        if is_rank_zero():
             seconds = batches * _seconds(cascade, denoiser, extractor, data, min(count, batch_size))
             tqdm.write(
                 f"{named}FID of {count} samples, {total // batches} steps for each batch of {batch_size}: about "
@@ -75,15 +75,17 @@ def assess(
             total=total,
             desc=f"{named}sampling {count}",
             unit="step",
-            disable=None if first() else True,
+            disable=None if is_rank_zero() else True,
             leave=False,
         ) as bar:
-            _, last = cascade.lead(asked, count, seed=seed, batch_size=batch_size, bar=bar)
-            samples = system.sample(
-                denoiser, count, asked=last, seed=seed, batch_size=batch_size, bar=bar
+            _, last = cascade.sample_earlier_stages(
+                conditions, count, seed=seed, batch_size=batch_size, bar=bar
             )
-            numbers = mine(torch.arange(count).split(batch_size))
-            found = judge(zip(numbers, samples, strict=True), count)
+            samples = system.sample(
+                denoiser, count, conditions=last, seed=seed, batch_size=batch_size, bar=bar
+            )
+            numbers = shard(torch.arange(count).split(batch_size))
+            found = evaluator(zip(numbers, samples, strict=True), count)
         yield {
             **found,
             **others,
@@ -96,11 +98,11 @@ def assess(
                 "split": split,
                 "data": data.name,
                 "data_count": reference.size,
-                "data_sha256": judge.data_sha256,
+                "data_sha256": evaluator.data_sha256,
                 **said,
                 "extractor": extractor.name,
                 "extractor_sha256": extractor.sha256,
-                "features": judge.dims,
+                "features": evaluator.dims,
                 "resize": extractor.resize,
                 **(
                     {"inception_score_splits": split_count(count)}
@@ -111,7 +113,7 @@ def assess(
         }
 
 
-def digest(denoiser: Denoiser) -> str:
+def weights_digest(denoiser: Denoiser) -> str:
     """SHA-256 of its weights."""
     found = hashlib.sha256()
     for name, value in denoiser.state_dict().items():
@@ -122,18 +124,20 @@ def digest(denoiser: Denoiser) -> str:
 
 @torch.inference_mode()
 def _seconds(
-    cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: Data, size: int
+    cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: DataModule, size: int
 ) -> float:
     """How long a batch of `size` samples takes, about: one step of each stage and the features are timed."""
     total = 0.0
     for stage in cascade.stages:
         own = denoiser if stage is cascade.stages[-1] else stage.denoiser
-        walk = stage.walk(own, range(size), stage.ask(size, given=data.test), seed=0)
+        trajectory = stage.trajectory(
+            own, range(size), stage.make_conditions(size, given=data.test), seed=0
+        )
         times = [
-            (x.sum().item(), time.perf_counter())[1] for _, x in islice(walk, 3)
+            (x.sum().item(), time.perf_counter())[1] for _, x in islice(trajectory, 3)
         ]  # the first is where it begins
-        walk.close()
-        total += (times[-1] - times[-2]) * (len(stage.sampler.times(stage.process.steps)) - 1)
+        trajectory.close()
+        total += (times[-1] - times[-2]) * (len(stage.sampler.timesteps(stage.process.steps)) - 1)
     pixels = torch.zeros(size, *data.shape, dtype=torch.uint8, device=cascade.stages[-1].device)
     started = time.perf_counter()
     extractor.features(pixels).sum().item()

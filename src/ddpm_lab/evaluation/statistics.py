@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 from torch.special import xlogy
 
-from ddpm_lab.utils.distributed import place
+from ddpm_lab.utils.distributed import rank_and_world
 
 
 def split_count(count: int) -> int:
@@ -23,7 +23,7 @@ def split_count(count: int) -> int:
     return 10 if count >= 5000 else 1
 
 
-def said(p: Tensor) -> Tensor:
+def score_terms(p: Tensor) -> Tensor:
     """What the score is made of, (N, classes + 1): `p` (N, classes) and sum p log p, of each sample, in float64."""
     p = p.double()
     return torch.cat([p, xlogy(p, p).sum(1, keepdim=True)], dim=1)
@@ -39,7 +39,7 @@ def score(total: Tensor, count: Tensor) -> float:
 
 def inception_score(p: Tensor, splits: int = 1) -> float:
     """That of `p` (N, classes), over consecutive `splits`."""
-    parts = said(p).tensor_split(splits)
+    parts = score_terms(p).tensor_split(splits)
     return score(
         torch.stack([part.sum(0) for part in parts]),
         p.new_tensor([len(part) for part in parts]).double(),
@@ -49,7 +49,7 @@ def inception_score(p: Tensor, splits: int = 1) -> float:
 BLOCKS = 10
 
 
-class Sums:
+class RunningStatistics:
     """Of features, or probabilities, (N, d) each, by block."""
 
     def __init__(self, dims: int, blocks: int, device: torch.device, squares: bool) -> None:
@@ -69,7 +69,7 @@ class Sums:
 
     def reduce(self) -> None:
         """Those of all processes."""
-        if place()[1] > 1:
+        if rank_and_world()[1] > 1:
             for part in (self.count, self.total, self.outer):
                 if part is not None:
                     distributed.all_reduce(part)

@@ -1,4 +1,4 @@
-"""Autoencoders of pictures, whose latents diffusion can work in (Rombach et al., 2022, section 3.1)."""
+"""Autoencoders of images, whose latents diffusion can work in (Rombach et al., 2022, section 3.1)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.conditioning import Noise
-from ddpm_lab.networks.layers import Attention, Down, ResBlock, Stack, Told, Up, norm
+from ddpm_lab.diffusion.conditioning import NoiseSampler
+from ddpm_lab.networks.layers import Attention, BlockConditioning, Down, ResBlock, Stack, Up, norm
 
 
 class PatchDiscriminator(nn.Module):
     """(B, C, H, W) -> (B, 1, h, w), above 0 where a patch looks real (Isola et al., 2017)."""
 
-    def __init__(self, inside: int, channels: int, halvings: int) -> None:
+    def __init__(self, in_channels: int, channels: int, halvings: int) -> None:
         super().__init__()
         layers: list[nn.Module] = [
-            nn.Conv2d(inside, channels, 4, stride=2, padding=1),
+            nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
         ]
         for _ in range(halvings - 1):
@@ -35,10 +35,10 @@ class PatchDiscriminator(nn.Module):
         return self.body(x)
 
 
-SILENCE = Told()
+NO_CONDITIONING = BlockConditioning()
 
 
-class Passed(NamedTuple):
+class BottleneckOutput(NamedTuple):
     """What a bottleneck lets through."""
 
     z: Tensor
@@ -60,7 +60,7 @@ class Bottleneck(nn.Module, ABC):
     """How many vectors its codebook has; None: it has none"""
 
     @abstractmethod
-    def forward(self, h: Tensor, noise: Noise = torch.randn_like) -> Passed:
+    def forward(self, h: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
         """(B, inputs, h, w). `noise` decides what is left to chance."""
 
     def restore(self, z: Tensor) -> Tensor:
@@ -78,11 +78,11 @@ class KL(Bottleneck):
             raise ValueError(f"weight must be at least 0 (got {weight:g})")
         self.latent, self.inputs, self.weight = latent, 2 * latent, weight
 
-    def forward(self, h: Tensor, noise: Noise = torch.randn_like) -> Passed:
+    def forward(self, h: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
         mean, log_var = h.chunk(2, dim=1)
         log_var = log_var.clamp(-30, 20)
         kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1)
-        return Passed(mean + (0.5 * log_var).exp() * noise(mean), self.weight * kl)
+        return BottleneckOutput(mean + (0.5 * log_var).exp() * noise(mean), self.weight * kl)
 
 
 class VQ(Bottleneck):
@@ -102,27 +102,27 @@ class VQ(Bottleneck):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0 (got {value:g})")
         self.latent, self.inputs, self.codes = latent, latent, codes
-        self.commitment, self.weight, self.book = (
+        self.commitment, self.weight, self.codebook = (
             commitment,
             weight,
             nn.Parameter(torch.randn(codes, latent)),
         )
 
-    def forward(self, h: Tensor, noise: Noise = torch.randn_like) -> Passed:
+    def forward(self, h: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
         codes, nearest = self.quantise(h)
         penalty = (nearest - h.detach()).square() + self.commitment * (
             h - nearest.detach()
         ).square()
-        return Passed(h, self.weight * penalty.flatten(1).sum(1), codes)
+        return BottleneckOutput(h, self.weight * penalty.flatten(1).sum(1), codes)
 
     def quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, h, w), and the vectors themselves, (B, latent, h, w)."""
         codes = (
-            torch.cdist(z.movedim(1, -1).flatten(0, 2), self.book)
+            torch.cdist(z.movedim(1, -1).flatten(0, 2), self.codebook)
             .argmin(1)
             .view(len(z), *z.shape[2:])
         )
-        return codes, F.embedding(codes, self.book).movedim(-1, 1)
+        return codes, F.embedding(codes, self.codebook).movedim(-1, 1)
 
     def restore(self, z: Tensor) -> Tensor:
         _, nearest = self.quantise(z)
@@ -149,7 +149,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         _positive(channels=channels, blocks=blocks, heads=heads)
         if len(shape) != 3:
-            raise ValueError(f"shape of the data must be that of pictures, (C, H, W) (got {shape})")
+            raise ValueError(f"shape of the data must be that of images, (C, H, W) (got {shape})")
         if not multipliers or min(multipliers) <= 0:
             raise ValueError(
                 f"multipliers must hold one or more numbers above 0 (got {list(multipliers)})"
@@ -196,20 +196,22 @@ class Autoencoder(nn.Module):
                 layers.append(Up(width))
         self.decoder = Stack(layers)
         self.first = _conv(shape[0], widths[0])
-        self.narrow = nn.Sequential(
+        self.quant_conv = nn.Sequential(
             norm(widths[-1]), nn.SiLU(), _conv(widths[-1], bottleneck.inputs)
         )
-        self.bottleneck, self.widen = bottleneck, _conv(bottleneck.latent, widths[-1])
+        self.bottleneck, self.post_quant_conv = bottleneck, _conv(bottleneck.latent, widths[-1])
         self.end, self.last = nn.Sequential(norm(widths[0]), nn.SiLU()), _conv(widths[0], shape[0])
 
-    def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Passed:
-        """Pictures in [-1, 1]. `noise` decides what is left to chance."""
-        passed: Passed = self.bottleneck(self.narrow(self.encoder(self.first(x), SILENCE)), noise)
+    def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
+        """Images in [-1, 1]. `noise` decides what is left to chance."""
+        passed: BottleneckOutput = self.bottleneck(
+            self.quant_conv(self.encoder(self.first(x), NO_CONDITIONING)), noise
+        )
         return passed
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, latent, h, w) -> (B, C, H, W), about [-1, 1]"""
-        h = self.decoder(self.widen(self.bottleneck.restore(z)), SILENCE)
+        h = self.decoder(self.post_quant_conv(self.bottleneck.restore(z)), NO_CONDITIONING)
         return self.last(self.end(h))
 
 
@@ -219,9 +221,9 @@ def _positive(**numbers: int) -> None:
             raise ValueError(f"{name} must be at least 1 (got {count})")
 
 
-def _block(inside: int, out: int) -> ResBlock:
-    return ResBlock(inside, out, None, 0.0)
+def _block(in_channels: int, out: int) -> ResBlock:
+    return ResBlock(in_channels, out, None, 0.0)
 
 
-def _conv(inside: int, out: int) -> nn.Conv2d:
-    return nn.Conv2d(inside, out, 3, padding=1)
+def _conv(in_channels: int, out: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out, 3, padding=1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.layers import norm
-from ddpm_lab.networks.unet import Encoder, Layout
+from ddpm_lab.networks.unet import Encoder, UNetConfig
 
 
 class AttentionPool(nn.Module):
@@ -47,12 +47,12 @@ class EncoderClassifier(nn.Module):
         heads: int | None = 4,
         head_channels: int | None = None,
         scale_shift: bool = True,
-        biggan: bool = True,
+        resblock_updown: bool = True,
         dropout: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        layout = Layout(
+        layout = UNetConfig(
             channels=channels,
             multipliers=multipliers,
             blocks=blocks,
@@ -60,7 +60,7 @@ class EncoderClassifier(nn.Module):
             heads=heads,
             head_channels=head_channels,
             scale_shift=scale_shift,
-            biggan=biggan,
+            resblock_updown=resblock_updown,
             dropout=dropout,
             checkpointing=checkpointing,
         )

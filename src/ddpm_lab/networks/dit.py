@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.networks.layers import ImageDoor, LabelEmbedding, time_embedding, zeroed
+from ddpm_lab.networks.layers import ConcatConditioning, LabelEmbedding, time_embedding, zero_module
 
 WAVES = 256
 
 
-def positions(height: int, width: int, channels: int) -> Tensor:
+def sincos_pos_embed(height: int, width: int, channels: int) -> Tensor:
     """Sines and cosines of the places of a grid, half of the channels for each axis, (height * width, channels)."""
     quarter = channels // 4
     frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -57,12 +57,12 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class DiT(nn.Module):
     """(B, C, H, W), t (B,) on a scale of 1000, a condition -> (B, outputs * C, H, W).
 
-    Pictures are cut into patches of `patch` x `patch` pixels, each a token of `channels` numbers. `shape` (C, H, W)
-    comes from the data, `outputs` from the variance; `classes` and `image` (channels of a picture beside x) from the
+    Images are cut into patches of `patch` x `patch` pixels, each a token of `channels` numbers. `shape` (C, H, W)
+    comes from the data, `outputs` from the variance; `classes` and `image` (channels of a image beside x) from the
     condition. Raises ValueError where these do not fit.
     """
 
-    places: Tensor
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class DiT(nn.Module):
         super().__init__()
         if len(shape) != 3:
             raise ValueError(
-                f"shape of the data must be that of pictures, (C, H, W) (got {shape}); try model=mlp"
+                f"shape of the data must be that of images, (C, H, W) (got {shape}); try model=mlp"
             )
         if patch < 1 or any(size % patch for size in shape[1:]):
             raise ValueError(
-                f"patch={patch} must be at least 1 and divide pictures of {shape[1]}x{shape[2]}; "
+                f"patch={patch} must be at least 1 and divide images of {shape[1]}x{shape[2]}; "
                 f"try patch={math.gcd(shape[1], shape[2], 2)}"
             )
         if blocks < 1:
@@ -99,9 +99,9 @@ class DiT(nn.Module):
         grid = (shape[1] // patch, shape[2] // patch)
         self.time = time_embedding(WAVES, channels)
         self.label = None if classes is None else LabelEmbedding(classes, channels)
-        self.image = None if image is None else ImageDoor(image, WAVES, channels)
+        self.image = None if image is None else ConcatConditioning(image, WAVES, channels)
         self.first = nn.Conv2d(shape[0] + (image or 0), channels, patch, stride=patch)
-        self.register_buffer("places", positions(*grid, channels), persistent=False)
+        self.register_buffer("pos_embed", sincos_pos_embed(*grid, channels), persistent=False)
         stack = [DiTBlock(channels, heads) for _ in range(blocks)]
         self.blocks = nn.ModuleList(stack)
         self.emb = nn.Linear(channels, 2 * channels)
@@ -109,7 +109,7 @@ class DiT(nn.Module):
         self.unpatch = nn.Sequential(nn.Unflatten(2, grid), nn.PixelShuffle(patch))
         for module in self.modules():  # the authors' initialisation, here and below
             if isinstance(module, nn.Linear | nn.Conv2d):
-                zeroed(module)
+                zero_module(module)
                 nn.init.xavier_uniform_(module.weight.data.flatten(1))
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -117,7 +117,7 @@ class DiT(nn.Module):
             if name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
         for silent in [self.emb, self.last, *(block.emb for block in stack)]:
-            zeroed(silent)
+            zero_module(silent)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         emb = self.time(t)
@@ -127,7 +127,7 @@ class DiT(nn.Module):
             x, level = self.image(cond, x)
             emb = emb + level
         emb = F.silu(emb)
-        tokens = self.first(x).flatten(2).transpose(1, 2) + self.places
+        tokens = self.first(x).flatten(2).transpose(1, 2) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens, emb)
         shift, scale = self.emb(emb)[:, None].chunk(2, dim=2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddpm_lab.diffusion.conditioning import Condition
 
 
-class Told(NamedTuple):
+class BlockConditioning(NamedTuple):
     """What all layers are told beside x."""
 
     emb: Tensor | None = None
@@ -28,14 +28,14 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
+def zero_module(module: nn.Module) -> nn.Module:
     """With all parameters 0, so that a residual branch starts as nothing (Ho et al., 2020, appendix B)."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
-class Waves(nn.Module):
+class SinusoidalEmbedding(nn.Module):
     """Sinusoidal embedding of a number on a scale of 1000 (Vaswani et al., 2017)."""
 
     frequencies: Tensor
@@ -68,7 +68,7 @@ class LabelEmbedding(nn.Module):
         )
 
 
-class ContextDoor(nn.Module):
+class CrossAttentionContext(nn.Module):
     """Tokens as the layers hear them; where there are none, or they were dropped, all are one learned null."""
 
     def __init__(self, width: int) -> None:
@@ -86,8 +86,8 @@ class ContextDoor(nn.Module):
         )
 
 
-class ImageDoor(nn.Module):
-    """A picture laid beside x, and how noisy it is, which joins the time embedding (Ho et al., 2022, cascades); where
+class ConcatConditioning(nn.Module):
+    """A image laid beside x, and how noisy it is, which joins the time embedding (Ho et al., 2022, cascades); where
     there is none, or it was dropped, a learned colour and no level.
     """
 
@@ -102,8 +102,8 @@ class ImageDoor(nn.Module):
             return torch.cat([x, self.null.expand(len(x), -1, *x.shape[2:])], dim=1), torch.zeros(
                 1, device=x.device
             )
-        assert cond.level is not None
-        image, level = cond.image, self.level(cond.level)
+        assert cond.noise_level is not None
+        image, level = cond.image, self.level(cond.noise_level)
         if cond.dropped is not None:
             image = torch.where(cond.dropped[:, None, None, None], self.null, image)
             level = torch.where(cond.dropped[:, None], 0, level)
@@ -112,15 +112,17 @@ class ImageDoor(nn.Module):
 
 def time_embedding(waves: int, emb: int) -> nn.Sequential:
     """(B,) on a scale of 1000 -> (B, emb)"""
-    return nn.Sequential(Waves(waves), nn.Linear(waves, emb), nn.SiLU(), nn.Linear(emb, emb))
+    return nn.Sequential(
+        SinusoidalEmbedding(waves), nn.Linear(waves, emb), nn.SiLU(), nn.Linear(emb, emb)
+    )
 
 
-def halve(x: Tensor) -> Tensor:
+def downsample(x: Tensor) -> Tensor:
     """Half the resolution, by means of four."""
     return F.avg_pool2d(x, 2)
 
 
-def double(x: Tensor) -> Tensor:
+def upsample(x: Tensor) -> Tensor:
     """Twice the resolution, by nearest neighbours."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
@@ -147,11 +149,11 @@ class ResBlock(nn.Module):
         self.norm2, self.dropout, self.conv2 = (
             norm(out),
             nn.Dropout(dropout),
-            zeroed(nn.Conv2d(out, out, 3, padding=1)),
+            zero_module(nn.Conv2d(out, out, 3, padding=1)),
         )
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
         """(B, channels, H, W) -> (B, out, H', W')"""
         h = F.silu(self.norm1(x))
         if self.resample is not None:
@@ -160,15 +162,15 @@ class ResBlock(nn.Module):
         if self.emb is None:
             h = self.norm2(h)
         elif self.scale_shift:
-            scale, shift = self.emb(told.emb)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = self.emb(conditioning.emb)[:, :, None, None].chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
-            h = self.norm2(h + self.emb(told.emb)[:, :, None, None])
+            h = self.norm2(h + self.emb(conditioning.emb)[:, :, None, None])
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
-    """Self-attention between the places of a picture."""
+    """Self-attention between the places of a image."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -178,20 +180,20 @@ class Attention(nn.Module):
             nn.Linear(channels, 3 * channels),
             nn.Linear(channels, channels),
         )
-        zeroed(self.out)
+        zero_module(self.out)
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
-        places = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        positions = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         q, k, v = (
-            self.qkv(places).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            self.qkv(positions).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # (B, heads, HW, C/heads)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class CrossAttention(nn.Module):
-    """softmax(Q K^T / sqrt(d)) V, the queries from the places of a picture, keys and values from tokens of `width`
+    """softmax(Q K^T / sqrt(d)) V, the queries from the places of a image, keys and values from tokens of `width`
     numbers (Rombach et al., 2022, section 3.3).
     """
 
@@ -203,14 +205,18 @@ class CrossAttention(nn.Module):
             nn.Linear(channels, channels),
             nn.Linear(width, 2 * channels),
         )
-        self.out = zeroed(nn.Linear(channels, channels))
+        self.out = zero_module(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
-        places = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        q = self.q(places).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, HW, C/heads)
+        positions = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q = (
+            self.q(positions).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        )  # (B, heads, HW, C/heads)
         # (B, heads, M, C/heads)
-        k, v = self.kv(told.context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        k, v = (
+            self.kv(conditioning.context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -222,7 +228,7 @@ class Down(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
         return self.conv(x)
 
 
@@ -233,14 +239,14 @@ class Up(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
-        return self.conv(double(x))
+    def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
+        return self.conv(upsample(x))
 
 
 class Stack(nn.ModuleList):
     """Layers, one after another."""
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
         for layer in self:
-            x = layer(x, told)
+            x = layer(x, conditioning)
         return x

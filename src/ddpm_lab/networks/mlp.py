@@ -1,4 +1,4 @@
-"""A residual network for points, and for pictures so small that places do not matter."""
+"""A residual network for points, and for images so small that places do not matter."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.networks.layers import LabelEmbedding, time_embedding, zeroed
+from ddpm_lab.networks.layers import LabelEmbedding, time_embedding, zero_module
 
 
 class Block(nn.Module):
@@ -21,7 +21,7 @@ class Block(nn.Module):
         )
         self.first, self.second = (
             nn.Linear(channels, channels),
-            zeroed(nn.Linear(channels, channels)),
+            zero_module(nn.Linear(channels, channels)),
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -34,10 +34,10 @@ class MLP(nn.Module):
     """(B, *shape), t (B,) on a scale of 1000, a condition -> (B, outputs * shape[0], *shape[1:]).
 
     `shape` and `classes` come from the data, `outputs` from the variance. Beside x it is shown sin and cos of 2^k pi x
-    for k < `octaves`, which help it with shapes of fine detail (Tancik et al., 2020, section 6) and not with others.
+    for k < `fourier_frequencies`, which help it with shapes of fine detail (Tancik et al., 2020, section 6) and not with others.
     """
 
-    octaves: Tensor
+    fourier_frequencies: Tensor
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class MLP(nn.Module):
         classes: int | None = None,
         channels: int = 128,
         blocks: int = 3,
-        octaves: int = 0,
+        fourier_frequencies: int = 0,
     ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
@@ -56,24 +56,28 @@ class MLP(nn.Module):
             )
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1 (got {blocks})")
-        if octaves < 0:
-            raise ValueError(f"octaves must be at least 0 (got {octaves})")
+        if fourier_frequencies < 0:
+            raise ValueError(f"fourier_frequencies must be at least 0 (got {fourier_frequencies})")
         size = math.prod(shape)
         self.answer_shape = (outputs * shape[0], *shape[1:])
         self.time = time_embedding(channels, channels)
         self.label = None if classes is None else LabelEmbedding(classes, channels)
-        self.register_buffer("octaves", math.pi * 2.0 ** torch.arange(octaves), persistent=False)
-        self.first = nn.Linear(size * (1 + 2 * octaves), channels)
+        self.register_buffer(
+            "fourier_frequencies",
+            math.pi * 2.0 ** torch.arange(fourier_frequencies),
+            persistent=False,
+        )
+        self.first = nn.Linear(size * (1 + 2 * fourier_frequencies), channels)
         self.blocks = nn.ModuleList([Block(channels) for _ in range(blocks)])
         self.last = nn.Sequential(
-            nn.LayerNorm(channels), zeroed(nn.Linear(channels, outputs * size))
+            nn.LayerNorm(channels), zero_module(nn.Linear(channels, outputs * size))
         )
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         emb = self.time(t)
         emb = F.silu(emb if self.label is None else emb + self.label(cond, len(t)))
         x = x.flatten(1)
-        angles = (x[:, :, None] * self.octaves).flatten(1)
+        angles = (x[:, :, None] * self.fourier_frequencies).flatten(1)
         x = self.first(torch.cat([x, angles.sin(), angles.cos()], dim=1))
         for block in self.blocks:
             x = block(x, emb)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def spelled(texts: Sequence[str], length: int) -> Tensor:
+def encode_text(texts: Sequence[str], length: int) -> Tensor:
     """The bytes of `texts` in UTF-8, with zeros behind, (N, length) uint8: any text can be said, without a vocabulary.
 
     Raises ValueError for a text that is empty, or longer.
@@ -25,7 +25,7 @@ def spelled(texts: Sequence[str], length: int) -> Tensor:
     return rows
 
 
-def read(text: Tensor) -> list[str]:
+def decode_text(text: Tensor) -> list[str]:
     """The texts that `spelled` spelled."""
     return [bytes(row).rstrip(b"\0").decode() for row in text.tolist()]
 

@@ -12,31 +12,31 @@ from torch.utils.checkpoint import checkpoint
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.layers import (
     Attention,
-    ContextDoor,
+    BlockConditioning,
+    ConcatConditioning,
     CrossAttention,
+    CrossAttentionContext,
     Down,
-    ImageDoor,
     LabelEmbedding,
     ResBlock,
     Stack,
-    Told,
     Up,
-    double,
-    halve,
+    downsample,
     norm,
     time_embedding,
-    zeroed,
+    upsample,
+    zero_module,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class UNetConfig:
     """What the parts of a U-Net have in common.
 
     Level i has `channels * multipliers[i]` channels, `blocks` residual blocks and half the resolution of level i - 1.
-    `attention` lists the resolutions (H) that get self-attention, of which those above the picture's are passed over;
+    `attention` lists the resolutions (H) that get self-attention, of which those above the image's are passed over;
     None: the coarsest; "all": every one. There are `heads`, or as many as have `head_channels` channels each: one of
-    the two is given. `scale_shift` and `biggan` are those of `ResBlock`. With `checkpointing`, what is inside a layer
+    the two is given. `scale_shift` and `resblock_updown` are those of `ResBlock`. With `checkpointing`, what is inside a layer
     is not kept for the gradients but computed again. Where there is a `context`, of tokens of so many numbers, places
     that attend to one another attend to the tokens as well.
     """
@@ -48,7 +48,7 @@ class Layout:
     heads: int | None
     head_channels: int | None
     scale_shift: bool
-    biggan: bool
+    resblock_updown: bool
     dropout: float
     checkpointing: bool
     context: int | None = None
@@ -92,10 +92,10 @@ class Layout:
         return [int(self.channels * multiplier) for multiplier in self.multipliers]
 
     def resolutions(self, shape: tuple[int, ...]) -> list[int]:
-        """The H of each level. Raises ValueError where pictures of `shape` cannot be halved so often."""
+        """The H of each level. Raises ValueError where images of `shape` cannot be halved so often."""
         if len(shape) != 3:
             raise ValueError(
-                f"shape of the data must be that of pictures, (C, H, W) (got {shape}); try model=mlp"
+                f"shape of the data must be that of images, (C, H, W) (got {shape}); try model=mlp"
             )
         halvings = len(self.multipliers) - 1
         factor = 2**halvings
@@ -104,7 +104,7 @@ class Layout:
                 low = size // factor * factor
                 fits = " or ".join(str(n) for n in (low, low + factor) if n)
                 raise ValueError(
-                    f"multipliers={list(self.multipliers)} halves pictures {halvings} times, and "
+                    f"multipliers={list(self.multipliers)} halves images {halvings} times, and "
                     f"{shape[1]}x{shape[2]} cannot be; try a resolution of {fits}, or fewer multipliers"
                 )
         found = [shape[1] // 2**i for i in range(len(self.multipliers))]
@@ -116,12 +116,12 @@ class Layout:
         if absent := {n for n in asked if n <= shape[1]} - {*found}:
             raise ValueError(
                 f"attention={asked}: resolution {min(absent)} does not occur; "
-                f"pictures of {shape[1]}x{shape[2]} reach {found}; try attention=null"
+                f"images of {shape[1]}x{shape[2]} reach {found}; try attention=null"
             )
         return found
 
-    def res(self, inside: int, out: int) -> ResBlock:
-        return ResBlock(inside, out, self.emb, self.dropout, self.scale_shift)
+    def res(self, in_channels: int, out: int) -> ResBlock:
+        return ResBlock(in_channels, out, self.emb, self.dropout, self.scale_shift)
 
     def attend(self, width: int) -> list[nn.Module]:
         """Attention to what there is. Raises ValueError where heads do not divide the channels."""
@@ -140,94 +140,107 @@ class Layout:
             )
         return count if self.heads else width // count
 
-    def level(self, inside: int, out: int, resolution: int, resolutions: list[int]) -> Stack:
+    def level(self, in_channels: int, out: int, resolution: int, resolutions: list[int]) -> Stack:
         """A residual block, and attention where the resolution asks for it."""
         if self.attention is None:
             attended: Sequence[int] = resolutions[-1:]
         else:
             attended = resolutions if self.attention == "all" else [int(n) for n in self.attention]
         attend = self.attend(out) if resolution in attended else []
-        return Stack([self.res(inside, out), *attend])
+        return Stack([self.res(in_channels, out), *attend])
 
     def down(self, width: int) -> nn.Module:
-        if not self.biggan:
+        if not self.resblock_updown:
             return Down(width)
-        return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, halve)
+        return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, downsample)
 
     def up(self, width: int) -> nn.Module:
-        if not self.biggan:
+        if not self.resblock_updown:
             return Up(width)
-        return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, double)
+        return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, upsample)
 
-    def run(self, layer: Callable[[Tensor, Told], Tensor], x: Tensor, told: Told) -> Tensor:
+    def run(
+        self,
+        layer: Callable[[Tensor, BlockConditioning], Tensor],
+        x: Tensor,
+        conditioning: BlockConditioning,
+    ) -> Tensor:
         """layer(x, told)"""
         if self.checkpointing and x.requires_grad:
-            again: Tensor = checkpoint(layer, x, told, use_reentrant=False)
+            again: Tensor = checkpoint(layer, x, conditioning, use_reentrant=False)
             return again
-        return layer(x, told)
+        return layer(x, conditioning)
 
 
 class Encoder(nn.Module):
     """(B, C, H, W), t (B,) on a scale of 1000, a condition -> the coarsest features (B, widths[-1], h, w), all that
     were passed on the way, and what the layers were told.
 
-    The doors to a condition: `classes`, the layout's `context`, and `image`, the channels of a picture beside x. With
+    The doors to a condition: `classes`, the layout's `context`, and `image`, the channels of a image beside x. With
     `recalls` it sees its guess before as well, or zeros (Chen et al., 2023, self-conditioning).
     """
 
     def __init__(
         self,
         shape: tuple[int, ...],
-        layout: Layout,
+        layout: UNetConfig,
         classes: int | None = None,
         image: int | None = None,
-        recalls: bool = False,
+        self_conditioning: bool = False,
     ) -> None:
         super().__init__()
         resolutions, widths = layout.resolutions(shape), layout.widths
-        self.layout, self.recalls = layout, recalls
+        self.layout, self.self_conditioning = layout, self_conditioning
         self.time = time_embedding(layout.channels, layout.emb)
         self.label = None if classes is None else LabelEmbedding(classes, layout.emb)
-        self.context = None if layout.context is None else ContextDoor(layout.context)
-        self.image = None if image is None else ImageDoor(image, layout.channels, layout.emb)
-        self.first = nn.Conv2d(shape[0] * (1 + recalls) + (image or 0), widths[0], 3, padding=1)
-        self.down, self.kept, width = nn.ModuleList(), [widths[0]], widths[0]
+        self.context = None if layout.context is None else CrossAttentionContext(layout.context)
+        self.image = (
+            None if image is None else ConcatConditioning(image, layout.channels, layout.emb)
+        )
+        self.first = nn.Conv2d(
+            shape[0] * (1 + self_conditioning) + (image or 0), widths[0], 3, padding=1
+        )
+        self.down, self.skips, width = nn.ModuleList(), [widths[0]], widths[0]
         for i, (out, resolution) in enumerate(zip(widths, resolutions, strict=True)):
             for _ in range(layout.blocks):
                 self.down.append(layout.level(width, out, resolution, resolutions))
-                self.kept.append(width := out)
+                self.skips.append(width := out)
             if i < len(widths) - 1:
                 self.down.append(layout.down(width))
-                self.kept.append(width)
+                self.skips.append(width)
         self.middle = Stack(
             [layout.res(width, width), *layout.attend(width), layout.res(width, width)]
         )
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, list[Tensor], Told]:
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Condition
+    ) -> tuple[Tensor, list[Tensor], BlockConditioning]:
         emb = self.time(t)
         if self.label is not None:
             emb = emb + self.label(cond, len(t))
-        if self.recalls:
+        if self.self_conditioning:
             x = torch.cat(
                 [x, torch.zeros_like(x) if cond.previous is None else cond.previous], dim=1
             )
         if self.image is not None:
             x, level = self.image(cond, x)
             emb = emb + level
-        told = Told(F.silu(emb), None if self.context is None else self.context(cond, len(t)))
+        conditioning = BlockConditioning(
+            F.silu(emb), None if self.context is None else self.context(cond, len(t))
+        )
         x = self.first(x)
-        kept = [x]
+        skips = [x]
         for layer in self.down:
-            x = self.layout.run(layer, x, told)
-            kept.append(x)
-        return self.layout.run(self.middle, x, told), kept, told
+            x = self.layout.run(layer, x, conditioning)
+            skips.append(x)
+        return self.layout.run(self.middle, x, conditioning), skips, conditioning
 
 
 class UNet(nn.Module):
     """(B, C, H, W), t (B,) on a scale of 1000, a condition -> (B, outputs * C, H, W).
 
     `shape` (C, H, W) comes from the data, `outputs` from the variance; `classes`, `context` (width of tokens) and
-    `image` (channels of a picture beside x) from the condition. With `self_conditioning` it hears its guess before.
+    `image` (channels of a image beside x) from the condition. With `self_conditioning` it hears its guess before.
     With `channels_last` its weights, and so all that convolutions answer, lie in memory with the channels innermost.
     The rest is said in `Layout`.
     Raises ValueError where these do not fit the shape.
@@ -248,14 +261,14 @@ class UNet(nn.Module):
         heads: int | None = 4,
         head_channels: int | None = None,
         scale_shift: bool = True,
-        biggan: bool = False,
+        resblock_updown: bool = False,
         dropout: float = 0.0,
         checkpointing: bool = False,
         self_conditioning: bool = False,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.layout = layout = Layout(
+        self.layout = layout = UNetConfig(
             channels=channels,
             multipliers=multipliers,
             blocks=blocks,
@@ -263,32 +276,32 @@ class UNet(nn.Module):
             heads=heads,
             head_channels=head_channels,
             scale_shift=scale_shift,
-            biggan=biggan,
+            resblock_updown=resblock_updown,
             dropout=dropout,
             checkpointing=checkpointing,
             context=context,
         )
-        self.recalls = self_conditioning
+        self.self_conditioning = self_conditioning
         self.encoder = Encoder(shape, layout, classes, image, self_conditioning)
         resolutions, widths = layout.resolutions(shape), layout.widths
-        self.up, kept, width = nn.ModuleList(), list(self.encoder.kept), widths[-1]
+        self.up, skips, width = nn.ModuleList(), list(self.encoder.skips), widths[-1]
         for i, (out, resolution) in reversed(
             list(enumerate(zip(widths, resolutions, strict=True)))
         ):
             for j in range(blocks + 1):
-                stack = layout.level(width + kept.pop(), out, resolution, resolutions)
+                stack = layout.level(width + skips.pop(), out, resolution, resolutions)
                 width = out
                 if i and j == blocks:
                     stack.append(layout.up(width))
                 self.up.append(stack)
         self.last = nn.Sequential(
-            norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, outputs * shape[0], 3, padding=1))
+            norm(width), nn.SiLU(), zero_module(nn.Conv2d(width, outputs * shape[0], 3, padding=1))
         )
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        x, kept, told = self.encoder(x, t, cond)
+        x, skips, conditioning = self.encoder(x, t, cond)
         for layer in self.up:
-            x = self.layout.run(layer, torch.cat([x, kept.pop()], dim=1), told)
+            x = self.layout.run(layer, torch.cat([x, skips.pop()], dim=1), conditioning)
         return self.last(x)

@@ -1,4 +1,4 @@
-"""Pictures of pictures, and of numbers."""
+"""Images of images, and of numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,21 +10,21 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from ddpm_lab.utils.errors import label
-from ddpm_lab.utils.safe_load import plain_style
+from ddpm_lab.utils.errors import plot_label
+from ddpm_lab.utils.safe_load import default_plot_style
 
-plain_style()
+default_plot_style()
 
 
 def save_grid(pixels: Tensor, file: Path, columns: int, least: int = 64) -> Path:
-    """(N, C, H, W) uint8 as a PNG, row by row; small pictures are enlarged to `least` pixels a side or more."""
+    """(N, C, H, W) uint8 as a PNG, row by row; small images are enlarged to `least` pixels a side or more."""
     scale = -(-least // pixels.shape[-1])
     enlarged = pixels.cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture: Image.Image = to_pil_image(
+    image: Image.Image = to_pil_image(
         make_grid(enlarged, nrow=columns, padding=max(2, scale // 2), pad_value=40)
     )
-    picture.save(file)
+    image.save(file)
     return file
 
 
@@ -45,7 +45,7 @@ def save_scatter(panels: Mapping[str, tuple[Tensor, Tensor | None]], file: Path)
         )
         reach = 1.1 if points.abs().quantile(0.99) < 1.1 else 3.3
         axes.set(
-            title=label(name),
+            title=plot_label(name),
             xlim=(-reach, reach),
             ylim=(-reach, reach),
             xticks=(),
@@ -103,14 +103,14 @@ def save_lines(
     ):
         for name, (xs, ys) in lines.items():
             axes.plot(
-                [label(x) if isinstance(x, str) else x for x in xs],
+                [plot_label(x) if isinstance(x, str) else x for x in xs],
                 ys,
-                label=label(name),
+                label=plot_label(name),
                 marker="o" if len(xs) < 20 else None,
                 markersize=3,
                 linewidth=1.4,
             )
-        axes.set(title=label(title), xlabel=label(x), ylabel=label(y[title]))
+        axes.set(title=plot_label(title), xlabel=plot_label(x), ylabel=plot_label(y[title]))
         axes.set(
             xscale="log" if title in log_x else "linear",
             yscale="log" if title in log_y else "linear",
@@ -141,12 +141,12 @@ def save_curves(
         bold = not name[-1:].isdigit()
         axes.plot(
             *zip(*points, strict=True),
-            label=label(name),
+            label=plot_label(name),
             linewidth=2 if bold else 1,
             alpha=1 if bold else 0.7,
             marker="o" if len(points) < 8 else None,
         )
-    axes.set(xlabel=label(x), ylabel="loss", yscale="log")
+    axes.set(xlabel=plot_label(x), ylabel="loss", yscale="log")
     axes.grid(which="both", alpha=0.2)
     axes.legend(frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)

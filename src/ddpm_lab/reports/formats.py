@@ -11,7 +11,7 @@ from unicodedata import combining, normalize
 
 from ddpm_lab.reports import number_format
 from ddpm_lab.reports.table import Table
-from ddpm_lab.utils.errors import shown
+from ddpm_lab.utils.errors import escape_control
 
 FIELDS = (
     "table",
@@ -48,7 +48,7 @@ def _grid(table: Table) -> list[list[str]]:
     with_paper = [
         any(row[i].paper for row in table.rows.values()) for i in range(len(table.columns))
     ]
-    lines = [[table.corner]] + [[name] for name in table.rows]
+    lines = [[table.row_header]] + [[name] for name in table.rows]
     for i, column in enumerate(table.columns):
         lines[0] += [number_format.head(column, shared)] + ["paper"] * with_paper[i]
         for line, row in zip(lines[1:], table.rows.values(), strict=True):
@@ -79,8 +79,8 @@ def _wrapped(line: str) -> list[str]:
 def terminal(table: Table) -> str:
     """A line for each row, its notes and its claims."""
     titles = [title for title in (table.title, table.source, tier(table)) if title]
-    if table.absent:
-        return "\n".join(f"  {line}" for line in (*titles, f"no such table: {table.absent}"))
+    if table.skip_reason:
+        return "\n".join(f"  {line}" for line in (*titles, f"no such table: {table.skip_reason}"))
     lines = _grid(table)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     drawn = [
@@ -128,8 +128,8 @@ def markdown(tables: Sequence[Table]) -> str:
             f"### {_md(': '.join(filter(None, [*own[:1], tier(table).capitalize()])) or table.title)}"
         )
         parts += map(_md, filter(None, own[1:]))
-        if table.absent:
-            parts.append(f"No such table: {_md(table.absent)}")
+        if table.skip_reason:
+            parts.append(f"No such table: {_md(table.skip_reason)}")
             continue
         first, *rest = [f"| {' | '.join(map(_md, line))} |" for line in _grid(table)]
         rule = "|---|" + "---:|" * (len(_grid(table)[0]) - 1)
@@ -148,7 +148,7 @@ def markdown(tables: Sequence[Table]) -> str:
             "\n".join(
                 f"![{_md(panel.title)}]({png(table, i)})" for i, panel in enumerate(table.panels)
             ),
-            f"    {shown(table.command)}" if table.command else "",
+            f"    {escape_control(table.command)}" if table.command else "",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -337,8 +337,8 @@ def _tex(words: str) -> str:
 
 def _tabulars(table: Table) -> Iterator[list[str]]:
     """The lines of each part: a `tabular` of at most `ROWS` rows that is no wider than a line of text."""
-    if table.absent:
-        yield [f"No such table: {_tex(table.absent)}"]
+    if table.skip_reason:
+        yield [f"No such table: {_tex(table.skip_reason)}"]
         return
     first, *rest = [" & ".join(map(_tex, line)) + r" \\" for line in _grid(table)]
     columns = "l" + "r" * (len(_grid(table)[0]) - 1)

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 
 from ddpm_lab.reports.table import Panel
-from ddpm_lab.utils.errors import label
-from ddpm_lab.utils.safe_load import plain_style
+from ddpm_lab.utils.errors import plot_label
+from ddpm_lab.utils.safe_load import default_plot_style
 
-plain_style()
+default_plot_style()
 
 PAPER = " (paper)"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -52,7 +52,7 @@ def _lines(axes: Axes, panel: Panel) -> None:
         axes.plot(
             xs,
             ys,
-            label=label(name),
+            label=plot_label(name),
             color=_greyed(colour) if paper else colour,
             linewidth=1.5,
             linestyle="--" if paper else "-",
@@ -81,7 +81,7 @@ def _bars(axes: Axes, panel: Panel) -> None:
             middles,
             ys,
             width * 0.92,
-            label=label(name),
+            label=plot_label(name),
             color="#d9d9d9" if paper else colour,
             edgecolor=_greyed(colour) if paper else colour,
             hatch="///" if paper else None,
@@ -90,7 +90,7 @@ def _bars(axes: Axes, panel: Panel) -> None:
     long = max(map(len, words), default=0) * len(words) > 60
     axes.set_xticks(
         range(len(words)),
-        [label(word) for word in words],
+        [plot_label(word) for word in words],
         rotation=30 if long else 0,
         ha="right" if long else "center",
     )
@@ -104,8 +104,8 @@ def draw(panel: Panel) -> Figure:
     axes = figure.subplots()
     first: Any = next((x for xs, _ in panel.lines.values() for x in xs), 0)
     (_bars if isinstance(first, str) else _lines)(axes, panel)
-    axes.set_title(label(panel.title), loc="left", fontsize="medium", fontweight="bold")
-    axes.set(xlabel=label(panel.x), ylabel=label(panel.y))
+    axes.set_title(plot_label(panel.title), loc="left", fontsize="medium", fontweight="bold")
+    axes.set(xlabel=plot_label(panel.x), ylabel=plot_label(panel.y))
     if panel.log_y:
         axes.yaxis.set_major_formatter(_Plain())
         axes.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.5, 0.5)))

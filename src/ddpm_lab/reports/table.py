@@ -129,7 +129,7 @@ class Table:
     source: str
     """The paper, and where in it"""
     tier: str
-    corner: str
+    row_header: str
     """What the rows differ in"""
     columns: tuple[Column, ...]
     rows: Mapping[str, tuple[Entry, ...]]
@@ -141,9 +141,9 @@ class Table:
     omitted: Mapping[str, str] = field(default_factory=dict)
     """Claims that are not made of this tier, and why"""
     panels: tuple[Panel, ...] = ()
-    pictures: Mapping[str, Path] = field(default_factory=dict)
+    images: Mapping[str, Path] = field(default_factory=dict)
     """Samples and the like: caption to PNG"""
     command: str = ""
     """That makes the whole of it"""
-    absent: str = ""
+    skip_reason: str = ""
     """Why this tier has no such table; then there are no rows"""

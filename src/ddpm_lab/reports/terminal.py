@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def table(rows: Sequence[tuple[str, str, str]]) -> str:
+def key_value_table(rows: Sequence[tuple[str, str, str]]) -> str:
     """Three columns: what, how much, and a remark."""
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     lines = [
@@ -16,9 +16,11 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
     return "\n".join([rule, *lines, rule])
 
 
-def grid(title: str, corner: str, columns: Sequence[Any], rows: Mapping[str, Sequence[str]]) -> str:
+def format_grid(
+    title: str, row_header: str, columns: Sequence[Any], rows: Mapping[str, Sequence[str]]
+) -> str:
     """A named row of cells for each of `rows`, under a title and the heads of the columns."""
-    width = max(map(len, [corner, *rows]))
+    width = max(map(len, [row_header, *rows]))
     widths = [
         max(10, *(2 + len(str(cells[i])) for cells in (columns, *rows.values())))
         for i in range(len(columns))
@@ -26,20 +28,20 @@ def grid(title: str, corner: str, columns: Sequence[Any], rows: Mapping[str, Seq
     lines = [
         f"  {name:<{width}}"
         + "".join(f"{cell:>{size}}" for size, cell in zip(widths, cells, strict=True))
-        for name, cells in {corner: columns, **rows}.items()
+        for name, cells in {row_header: columns, **rows}.items()
     ]
     head = lines.pop(0)
     rule = "  " + "─" * (len(head) - 2)
     return "\n".join([f"  {title}", rule, head, *lines, rule])
 
 
-def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+def fid_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.quality.assess` found, with what it must be compared with."""
     real, noise, protocol = result["real"], result["noise"], result["protocol"]
-    others = f"held-out pictures {real['fid']:.3g}, noise {noise['fid']:.3g} (features: {protocol['extractor']})"
+    others = f"held-out images {real['fid']:.3g}, noise {noise['fid']:.3g} (features: {protocol['extractor']})"
     errors = result["standard_error"]
     few = [
-        f"{name} {protocol[key]} pictures"
+        f"{name} {protocol[key]} images"
         for name, key in (("only", "count"), ("compared with only", "data_count"))
         if protocol[key] <= protocol["features"]
     ]
@@ -48,12 +50,12 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = [("FID", _with(result["fid"], errors.get("fid")), others)]
     if "fid_infinity" in result and not few:
         rows.append(("FID, n -> inf", f"{result['fid_infinity']:.3g}", "of ever more samples"))
-    if "fid_within" in result:
+    if "intra_fid" in result:
         rows.append(
             (
-                "FID within class",
-                f"{result['fid_within']:.3g}",
-                (f"held-out pictures {real['fid_within']:.3g}; " if "fid_within" in real else "")
+                "intra FID",
+                f"{result['intra_fid']:.3g}",
+                (f"held-out images {real['intra_fid']:.3g}; " if "intra_fid" in real else "")
                 + "mean over classes",
             )
         )
@@ -62,7 +64,7 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
             (
                 "precision, recall",
                 f"{result['precision']:.3f}, {result['recall']:.3f}",
-                f"held-out pictures {real['precision']:.3f}, {real['recall']:.3f}",
+                f"held-out images {real['precision']:.3f}, {real['recall']:.3f}",
             )
         )
     if "kid" in result and "kid" in real:
@@ -70,7 +72,7 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
             (
                 "KID",
                 _with(result["kid"], errors["kid"]),
-                f"standard deviation over subsets; held-out pictures {real['kid']:.3g}",
+                f"standard deviation over subsets; held-out images {real['kid']:.3g}",
             )
         )
     if "inception_score" in result and "inception_score" in real:
@@ -78,15 +80,15 @@ def quality_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
             (
                 "inception score",
                 _with(result["inception_score"], errors.get("inception_score")),
-                f"held-out pictures {real['inception_score']:.3g}",
+                f"held-out images {real['inception_score']:.3g}",
             )
         )
-    if "recognised" in result:
+    if "class_accuracy" in result:
         rows.append(
             (
-                "recognised",
-                f"{100 * result['recognised']:.1f} %",
-                f"held-out pictures {100 * real['recognised']:.1f} %",
+                "class accuracy",
+                f"{100 * result['class_accuracy']:.1f} %",
+                f"held-out images {100 * real['class_accuracy']:.1f} %",
             )
         )
     guided = ", ".join(
@@ -116,7 +118,7 @@ def accuracy_rows(found: dict[str, float]) -> list[tuple[str, str, str]]:
         (
             "accuracy",
             f"{100 * found['accuracy']:.1f} %",
-            f"on held-out pictures; by quarter of the times, from the data on: {', '.join(quarters)}",
+            f"on held-out images; by quarter of the times, from the data on: {', '.join(quarters)}",
         )
     ]
 
@@ -124,9 +126,9 @@ def accuracy_rows(found: dict[str, float]) -> list[tuple[str, str, str]]:
 def reconstruction_rows(found: dict[str, float]) -> list[tuple[str, str, str]]:
     """What `callbacks.reconstructions` found."""
     known = {
-        "psnr": ("PSNR", "{:.1f} dB", "of held-out pictures, the mean over pictures"),
+        "psnr": ("PSNR", "{:.1f} dB", "of held-out images, the mean over images"),
         "ssim": ("SSIM", "{:.3f}", ""),
-        "rfid": ("rFID", "{:.3g}", "of reconstructions, to the pictures themselves"),
+        "rfid": ("rFID", "{:.3g}", "of reconstructions, to the images themselves"),
         "codes_used": ("codes used", "{:.1%}", "of the codebook"),
     }
     return [
@@ -139,7 +141,7 @@ def reconstruction_rows(found: dict[str, float]) -> list[tuple[str, str, str]]:
 def nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.likelihood.assess_likelihood` found."""
     protocol = result["protocol"]
-    how = f"{protocol['count']} pictures of {protocol['split']}, {protocol['weights']} weights, {protocol['variance']}"
+    how = f"{protocol['count']} images of {protocol['split']}, {protocol['weights']} weights, {protocol['variance']}"
     chain = f"{protocol['steps']} of {protocol['T']} steps, {protocol['spacing']}"
     between = result["bits_per_dim"] - result["L_T"]["bits"] - result["L_0"]["bits"]
     return [
@@ -148,7 +150,7 @@ def nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"<= {result['bits_per_dim']:.3f}",
             f"+- {result['standard_error']:.3f}; {how}",
         ),
-        ("  L_T", f"{result['L_T']['bits']:.4f}", "what the last x_t still says of the picture"),
+        ("  L_T", f"{result['L_T']['bits']:.4f}", "what the last x_t still says of the image"),
         ("  L_t", f"{between:.3f}", chain),
         (
             "  L_0",
@@ -158,8 +160,8 @@ def nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def round_trip_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What `evaluation.round_trip.assess_round_trip` found."""
+def reconstruction_mse_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What `evaluation.reconstruction.assess_round_trip` found."""
     protocol = result["protocol"]
     how = f"{protocol['count']} of {protocol['split']} encoded and decoded, {protocol['steps']} steps each way"
     return [
@@ -171,7 +173,7 @@ def round_trip_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def density_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+def ode_nll_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.density.assess_density` found."""
     protocol = result["protocol"]
     known = f"; the law of the data itself: {result['data']:.3f}" if "data" in result else ""
@@ -186,7 +188,7 @@ def density_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def case_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+def analytic_case_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What `evaluation.case.assess_case` found."""
     protocol = found["protocol"]
     how = f"{protocol['sampler']['name']}, {protocol['steps']} of {protocol['T']} steps, {protocol['variance']}"
@@ -205,9 +207,13 @@ def case_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
                 f"samples, {how}",
             )
         )
-    if "recognised" in found:
+    if "class_accuracy" in found:
         rows.append(
-            ("recognised", f"{100 * found['recognised']:.1f} %", "mean p(label asked for | x_0)")
+            (
+                "class accuracy",
+                f"{100 * found['class_accuracy']:.1f} %",
+                "mean p(label asked for | x_0)",
+            )
         )
     if "inception_score" in found:
         rows.append(
@@ -219,11 +225,11 @@ def case_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"{nll['gap']:.4f} above the entropy {nll['entropy']:.4f}; {len(nll['terms'])} steps"
         )
         rows.append(("NLL, bits/dim", f"<= {nll['bits_per_dim']:.4f}", above))
-    if "round_trip" in found:
+    if "reconstruction" in found:
         rows.append(
             (
                 "round trip, MSE",
-                f"{found['round_trip']:.2g}",
+                f"{found['reconstruction']:.2g}",
                 "encoded and decoded, on data in [0, 1]",
             )
         )

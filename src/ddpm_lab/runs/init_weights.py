@@ -9,29 +9,29 @@ from torch import Tensor
 
 from ddpm_lab.runs import resume, load, weights
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.systems.base import Learner
+from ddpm_lab.systems.base import BaseSystem
 
-OWN = ("timesteps.", "codec.")
+OWN = ("timestep_sampler.", "codec.")
 """Parts that a new run makes of its own data"""
 MEANT = ("system", "prediction", "variance", "conditioner", "codec")
 """Groups whose other choice means something else by the same weights"""
 
 
-def model_of(config: DictConfig) -> None:
+def adopt_model(config: DictConfig) -> None:
     """Complete the model of `config`, where it is null, by that of `config.init`."""
     with _naming(str(config.init)):
-        saved = load.config(str(config.init))
-    resume.adopt(config, saved, ("model",))
+        saved = load.load_config(str(config.init))
+    resume.adopt_derived(config, saved, ("model",))
 
 
-def start(system: Learner, config: DictConfig) -> str:
+def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     """Load the weights of the run `config.init` into `system`, averaged ones if it has them, and return a line about
     them. Raises UserError where they do not fit.
     """
     run = str(config.init)
     with _naming(run):
-        saved = load.config(run)
-        content, file = weights.read(run)
+        saved = load.load_config(run)
+        content, file = weights.read_weights(run)
     for group in MEANT:
         there, here = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
         if there != here:

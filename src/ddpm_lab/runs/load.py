@@ -17,25 +17,25 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils import safe_load
-from ddpm_lab.runs import trusted_paths, record
-from ddpm_lab.runs.record import ADJUSTABLE, REPLACEABLE
-from ddpm_lab.runs.saved_config import TRUSTED, configuration
-from ddpm_lab.runs.variance import variance
-from ddpm_lab.utils.errors import Damaged, UserError, naming
+from ddpm_lab.runs import trusted_paths, run_record
+from ddpm_lab.runs.run_record import ADJUSTABLE, REPLACEABLE
+from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
+from ddpm_lab.runs.variance import load_variance
+from ddpm_lab.utils.errors import CorruptFileError, UserError, prefix_errors
 
 if TYPE_CHECKING:
     from ddpm_lab.sampling.codecs import Latents
-    from ddpm_lab.conditioners.base import Spec
-    from ddpm_lab.diffusion.classifier_guidance import Classifier
+    from ddpm_lab.conditioners.base import DataSpec
+    from ddpm_lab.diffusion.classifier_guidance import NoisyClassifier
     from ddpm_lab.diffusion.denoiser import Denoiser
     from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
 
 
-def config(run: str) -> DictConfig:
+def load_config(run: str) -> DictConfig:
     """The configuration that `run` was trained with. Raises UserError if it has none of ours."""
-    file = safe_load.unlinked(run) / "config.yaml"
+    file = safe_load.reject_links(run) / "config.yaml"
     if not os.path.lexists(file):
         near = [str(above) for above in file.parent.parents if (above / "config.yaml").is_file()]
         near += difflib.get_close_matches(
@@ -47,15 +47,15 @@ def config(run: str) -> DictConfig:
             else "; it is the folder that train.py names at its end"
         )
         raise UserError(f"run={run} is no run, for it holds no config.yaml{hint}")
-    saved = configuration(file, TRUSTED)
-    safe_load.plain(Path(run))
+    saved = load_saved_config(file, TRUSTED)
+    safe_load.reject_links_in_run(Path(run))
     groups = ("system", "model", "trainer", "callbacks", "logger", *REPLACEABLE, *ADJUSTABLE)
     if not all(isinstance(saved._get_node(group), DictConfig) for group in groups):
         raise UserError(f"run={run}: its config.yaml is not a configuration of ours")
-    return record.located(saved, record.read(run).directory)
+    return run_record.resolve_paths(saved, run_record.read_record(run).directory)
 
 
-def offer(arguments: list[str], find: Callable[[str], DictConfig] = config) -> None:
+def register_run_choices(arguments: list[str], find: Callable[[str], DictConfig] = load_config) -> None:
     """Makes the run's own choices of `REPLACEABLE` and `ADJUSTABLE` the choice `run` of these groups.
 
     `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes what the run was trained with and
@@ -95,7 +95,7 @@ def _named(argument: str) -> list[str]:
     return [*map(str, said.sweep_iterator() if said.is_sweep_override() else [said.value()])]
 
 
-def unfold(arguments: list[str]) -> list[str]:
+def expand_cascade(arguments: list[str]) -> list[str]:
     """`arguments` with what `cascade=[...]` says of its last stage as arguments of their own: `run=` and its words."""
     given = [argument for argument in arguments if argument.startswith("cascade=")]
     if not given or given[-1] == "cascade=null":
@@ -109,7 +109,7 @@ def unfold(arguments: list[str]) -> list[str]:
         stages = None
     if not isinstance(stages, list) or not stages:
         raise UserError(
-            f"{given[-1]} must be a list of runs, from the smallest pictures on; try cascade=[DIR,DIR2]"
+            f"{given[-1]} must be a list of runs, from the smallest images on; try cascade=[DIR,DIR2]"
         )
     # Before all that is typed beside, which so holds, and behind options of Hydra's own, such as --cfg job.
     first = next(
@@ -123,52 +123,52 @@ def unfold(arguments: list[str]) -> list[str]:
 def _words(stage: Any) -> list[str]:
     """What an entry of `cascade` says, `run=` first. Raises UserError."""
     try:
-        run, *words = shlex.split(str(stage))
+        run, *overrides = shlex.split(str(stage))
     except ValueError as error:
         raise UserError(
             f"cascade: a stage must be a run, and behind it its words; {stage!r} is not; "
             "try cascade=['DIR sampler.steps=50',DIR2]"
         ) from error
     groups = (*REPLACEABLE, *ADJUSTABLE)
-    if wrong := [word for word in words if re.split("[.=]", word)[0] not in (*groups, "weights")]:
+    if wrong := [word for word in overrides if re.split("[.=]", word)[0] not in (*groups, "weights")]:
         raise UserError(
             f"cascade: {wrong[0]} cannot be said of one stage, of which can be chosen: weights, "
             f"{', '.join(groups)}"
         )
-    return [f"run={run}", *words]
+    return [f"run={run}", *overrides]
 
 
-def before(settings: DictConfig) -> list["Diffusion"]:
+def load_earlier_stages(settings: DictConfig) -> list["Diffusion"]:
     """The stages of `settings.cascade` before the last: each is a run, behind which stands what it does otherwise than
     it was trained to do, in the words of sample.py.
     """
     found = []
     for stage in (settings.cascade or [])[:-1]:
-        words = _words(stage)
+        overrides = _words(stage)
         try:
-            offer(words)
-            chosen = compose("sample", overrides=words)
-            found.append(load(chosen))
+            register_run_choices(overrides)
+            chosen = compose("sample", overrides=overrides)
+            found.append(load_system(chosen))
         except (HydraException, UserError) as error:
             kind = type(error) if isinstance(error, UserError) else UserError
             raise kind(f"cascade, stage {stage}: {' '.join(str(error).split())[:300]}") from error
         found[-1].denoiser.origin = f"{chosen.run} ({chosen.weights})"
-    offer(sys.argv[1:])  # for what a sweep composes next
+    register_run_choices(sys.argv[1:])  # for what a sweep composes next
     return found
 
 
-def load(settings: DictConfig) -> "Diffusion":
+def load_system(settings: DictConfig) -> "Diffusion":
     """The system of `settings.run` with the groups in `settings` in place of its own.
 
     Its denoiser has the weights that `settings.weights` names, "ema" or "raw".
     """
     import torch
 
-    saved = config(settings.run)
+    saved = load_config(settings.run)
     for group in {*REPLACEABLE} - {"variance"} & {*settings}:
         saved[group] = settings[group]
     for group in ADJUSTABLE:
-        record.adjusted(saved, settings, group)
+        run_record.apply_adjustable(saved, settings, group)
     system, content, file = _restored(settings.run, saved, "Diffusion")
     if settings.weights == "ema":
         if "EMA" not in content["callbacks"]:
@@ -178,7 +178,7 @@ def load(settings: DictConfig) -> "Diffusion":
         try:
             system.denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
         except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-            raise Damaged(
+            raise CorruptFileError(
                 f"run={settings.run}: {file.name} holds an average of other weights"
             ) from error
     elif settings.weights != "raw":
@@ -189,14 +189,14 @@ def load(settings: DictConfig) -> "Diffusion":
         )
     system.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     if "variance" in settings and settings.variance != saved.variance:
-        system.denoiser.variance = variance(settings, system, saved, file)
+        system.denoiser.variance = load_variance(settings, system, saved, file)
     return system
 
 
-def without_noise(settings: DictConfig) -> None:
+def make_deterministic(settings: DictConfig) -> None:
     """Set `sampler.eta` to 0 unless it was typed: x_T decides an image only where the chain is deterministic."""
     eta = settings.sampler.get("eta")
-    if eta and not settings.sampler.get("hat") and eta == config(settings.run).sampler.get("eta"):
+    if eta and not settings.sampler.get("sigma_hat") and eta == load_config(settings.run).sampler.get("eta"):
         LOG.info(
             "sampler.eta=0 here, not the run's %g: x_T decides an image only without noise on the way",
             eta,
@@ -209,7 +209,7 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
     Raises UserError unless the system is a `kind`.
     """
     from ddpm_lab.config.instantiate import build
-    from ddpm_lab.runs.weights import read
+    from ddpm_lab.runs.weights import read_weights
 
     if (own := saved.system._target_.rpartition(".")[2]) != kind:
         names = {
@@ -218,12 +218,12 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
             "AutoencoderSystem": "an autoencoder",
         }
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
-    content, file = read(run)
-    trusted_paths.confirm(saved, f"run={run}", trusted_paths.MODELS)
+    content, file = read_weights(run)
+    trusted_paths.require_named(saved, f"run={run}", trusted_paths.MODELS)
     network = safe_load.fitting(build(saved, "model"), content["state_dict"])
     system = build(saved, "system", network=network, **content["hyper_parameters"])
     try:
-        with naming("codec"):
+        with prefix_errors("codec"):
             system.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
@@ -233,20 +233,20 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
     return system, content, file
 
 
-def classifier(run: str) -> "Classifier":
+def load_classifier(run: str) -> "NoisyClassifier":
     """The classifier that `python train.py system=classifier` trained, for classifier guidance."""
-    system, _, _ = _restored(run, config(run), "ClassifierSystem")
-    found: Classifier = system.classifier.requires_grad_(False)
+    system, _, _ = _restored(run, load_config(run), "ClassifierSystem")
+    found: NoisyClassifier = system.classifier.requires_grad_(False)
     found.origin = run
     return found
 
 
-def latents(spec: "Spec", run: str) -> "Latents":
+def load_latents(spec: "DataSpec", run: str) -> "Latents":
     """Those of the autoencoder that `python train.py system=autoencoder` trained, for codec=autoencoder."""
     from ddpm_lab.sampling.codecs import Latents
 
     try:
-        saved = config(run)
+        saved = load_config(run)
         saved.system.perceptual = 0  # is for training, and would download VGG
         system, _, _ = _restored(run, saved, "AutoencoderSystem")
     except UserError as error:
@@ -255,8 +255,8 @@ def latents(spec: "Spec", run: str) -> "Latents":
     return Latents(spec, system.autoencoder, run)
 
 
-def denoiser(run: str, weights: str = "ema") -> "Denoiser":
+def load_denoiser(run: str, weights: str = "ema") -> "Denoiser":
     """The denoiser of another run, for guidances that need one."""
-    found = load(OmegaConf.create({"run": run, "weights": weights})).denoiser.requires_grad_(False)
+    found = load_system(OmegaConf.create({"run": run, "weights": weights})).denoiser.requires_grad_(False)
     found.origin = f"{run} ({weights})"
     return found

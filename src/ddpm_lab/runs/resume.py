@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ddpm_lab.utils.errors import UserError, shown
+from ddpm_lab.utils.errors import UserError, escape_control
 import logging
 import os
 import shlex
@@ -16,22 +16,22 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils import safe_load
-from ddpm_lab.runs import resume, trusted_paths, record
-from ddpm_lab.config.overrides import quoted
-from ddpm_lab.utils.errors import Damaged, Unsafe, UserError
-from ddpm_lab.utils.distributed import first
-from ddpm_lab.utils.atomic_io import taken, write
+from ddpm_lab.runs import resume, trusted_paths, run_record
+from ddpm_lab.config.overrides import format_override
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError
+from ddpm_lab.utils.distributed import is_rank_zero
+from ddpm_lab.utils.atomic_io import is_locked, write_text
 
 
 HARMLESS = {".err", ".log", ".out", ".txt"}
 """Suffixes of files that a new run may find in its folder, such as the output of a job"""
 
 
-def resumable(home: Path) -> None:
+def check_resumable(home: Path) -> None:
     """Raises UserError where `home` is not a folder that training can go on in."""
-    from ddpm_lab.callbacks.checkpoints import ordered
+    from ddpm_lab.callbacks.checkpoints import list_checkpoints
 
-    if ordered(home / "checkpoints") or (home / "command.txt").is_file():
+    if list_checkpoints(home / "checkpoints") or (home / "command.txt").is_file():
         return
     if _shared(home):
         raise UserError(
@@ -41,7 +41,7 @@ def resumable(home: Path) -> None:
     raise UserError(f"resume={home} holds no checkpoints; try a folder that train.py named")
 
 
-def vacant(folder: Path) -> None:
+def check_vacant(folder: Path) -> None:
     """Raises UserError where `folder` holds files and is not that of a training run."""
     if (
         not folder.is_dir()
@@ -59,7 +59,7 @@ def vacant(folder: Path) -> None:
         hint = f", and init={folder} to start from its weights" if _shared(folder) else ""
         raise UserError(
             f"hydra.run.dir={folder} is not the folder of a training run and holds "
-            f"{', '.join(map(shown, others[:3]))}{more}; try a new folder{hint}"
+            f"{', '.join(map(escape_control, others[:3]))}{more}; try a new folder{hint}"
         )
 
 
@@ -74,16 +74,16 @@ FREE = (
     "trainer.num_nodes",
     "trainer.val_check_interval",
     "trainer.limit_val_batches",
-    *(f"data.{key}" for key in record.ADJUSTABLE["data"]),
+    *(f"data.{key}" for key in run_record.ADJUSTABLE["data"]),
     "logger",
-    "patience",
+    "hang_timeout",
     "extractor",
     "callbacks.checkpoints",
     "callbacks.progress",
-    "callbacks.pictures",
-    "callbacks.quality",
-    "callbacks.scatter",
-    "callbacks.density",
+    "callbacks.sample_grid",
+    "callbacks.fid",
+    "callbacks.scatter_plot",
+    "callbacks.ode_nll",
     "callbacks.reconstructions",
 )
 """What may be changed of a run that goes on, or of all that is in it: its weights stay comparable"""
@@ -100,14 +100,14 @@ DERIVED = (
 """Keys that may be null until the data is built, which a run then has values of"""
 
 
-def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
+def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
     """`words` of train.py, completed by the folder where they go on, and that folder; None where Hydra makes a new one.
 
     It is that of resume=DIR or hydra.run.dir=DIR; else that of the newest run that the same words began, that did not
     come to its end and that no other process trains, unless resume=null. Raises UserError.
     """
     said = {
-        key: _value(words, key) for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")
+        key: _value(overrides, key) for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")
     }
     if said["resume"] not in (None, "auto", "null"):
         home = Path(said["resume"])
@@ -117,12 +117,12 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
                 "auto, null, or a folder that train.py named",
             )
             raise UserError(f"resume={home} is no run, for it holds no config.yaml; try {meant}")
-        resume.resumable(home)
+        resume.check_resumable(home)
         if said["hydra.run.dir"] not in (None, str(home)):
             raise UserError(
                 f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one"
             )
-        return [*words, *_chosen(home, words), quoted("hydra.run.dir", home)], safe_load.plain(
+        return [*overrides, *_chosen(home, overrides), format_override("hydra.run.dir", home)], safe_load.reject_links_in_run(
             home
         )  # options are first
     if said["hydra.run.dir"] == "":
@@ -137,32 +137,32 @@ def placed(words: Sequence[str]) -> tuple[list[str], Path | None]:
         used = any(
             os.path.lexists(Path(folder, name)) for name in (".lock", "checkpoints", "command.txt")
         )
-        resume.vacant(Path(folder))
-        return [*words], safe_load.plain(Path(folder)) if used else Path(folder)
+        resume.check_vacant(Path(folder))
+        return [*overrides], safe_load.reject_links_in_run(Path(folder)) if used else Path(folder)
     options = [
         word
-        for word in words
+        for word in overrides
         if word.startswith("-") and not word.startswith(("--config-dir", "-cd"))
     ]
-    several = bool(options) or any(word.startswith("search=") for word in words)
+    several = bool(options) or any(word.startswith("search=") for word in overrides)
     if several or said["resume"] == "null":
-        return [*words], None
-    begun = [file.parent for file in Path("runs").glob("*/*/command.txt") if _same(file, words)]
+        return [*overrides], None
+    begun = [file.parent for file in Path("runs").glob("*/*/command.txt") if _same(file, overrides)]
     unended = [
         run for run in begun if any((run / "checkpoints").glob("step-*.ckpt")) and not _ended(run)
     ]
     if not unended:
-        return [*words], None
-    home = safe_load.plain(safe_load.unlinked(max(unended)))  # their names are times
-    return [*words, quoted("hydra.run.dir", home)], home
+        return [*overrides], None
+    home = safe_load.reject_links_in_run(safe_load.reject_links(max(unended)))  # their names are times
+    return [*overrides, format_override("hydra.run.dir", home)], home
 
 
-def _chosen(home: Path, words: Sequence[str]) -> list[str]:
+def _chosen(home: Path, overrides: Sequence[str]) -> list[str]:
     """Words that choose what the run in `home` has of each group, so that `words` are checked against that."""
     from ddpm_lab.runs import load
     from ddpm_lab.config.overrides import CONFIGS
 
-    saved, typed = load.config(str(home)), {word.partition("=")[0] for word in words}
+    saved, typed = load.load_config(str(home)), {word.partition("=")[0] for word in overrides}
     saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"  # whatever it was: `home`
     groups = [
         str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed
@@ -172,22 +172,22 @@ def _chosen(home: Path, words: Sequence[str]) -> list[str]:
     return [f"{group}=run" for group in groups]
 
 
-def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfig:
+def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) -> DictConfig:
     """The configuration of the run in `home`, with what `words` say of it, which is in `config`. Raises UserError."""
     from ddpm_lab.runs import load
 
-    saved = load.config(str(home))
+    saved = load.load_config(str(home))
     saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"
     loggers: Any = OmegaConf.to_container(saved.logger)
     for key, value in _leaves(loggers):
         if key.endswith("save_dir") and value == "${trainer.default_root_dir}":
             continue
         if key.endswith("save_dir") or "/" in str(value) or ".." in str(value):
-            raise Unsafe(
+            raise UnsafeFileError(
                 f"{home}: logger.{key}={value} would write elsewhere than in its run; try the command that "
                 "began it"
             )
-    for word in (word for word in words if "=" in word or word[0] == "~"):
+    for word in (word for word in overrides if "=" in word or word[0] == "~"):
         key = word.lstrip("+~").partition("=")[0]
         if key.split(".")[0] in ASIDE:
             continue
@@ -201,18 +201,18 @@ def continued(config: DictConfig, home: Path, words: Sequence[str]) -> DictConfi
             OmegaConf.select(saved, parent).pop(name)
         else:
             OmegaConf.update(saved, key, OmegaConf.select(config, key))
-    trusted_paths.confirm(saved, f"resume={home}", trusted_paths.DATA + trusted_paths.MODELS)
+    trusted_paths.require_named(saved, f"resume={home}", trusted_paths.DATA + trusted_paths.MODELS)
     return saved
 
 
-def found(home: Path, config: DictConfig) -> Path | None:
+def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
     """The newest good checkpoint in `home`, for a run of `config`; None where there is none. Damaged ones are set
     aside. Raises UserError where the run there is another one, or has come to its end.
     """
-    from ddpm_lab.callbacks.checkpoints import ordered
+    from ddpm_lab.callbacks.checkpoints import list_checkpoints
     from ddpm_lab.runs import load
 
-    files = ordered(home / "checkpoints")
+    files = list_checkpoints(home / "checkpoints")
     if not files:
         if (home / "metrics.json").is_file():
             raise UserError(
@@ -223,17 +223,17 @@ def found(home: Path, config: DictConfig) -> Path | None:
         raise UserError(
             f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder"
         )
-    if safe_load.regular(home / "config.yaml").read_text(errors="replace") != OmegaConf.to_yaml(config):
-        saved = load.config(str(home))
-        adopt(config, saved)
-        compare(saved, config, home)
+    if safe_load.regular_file(home / "config.yaml").read_text(errors="replace") != OmegaConf.to_yaml(config):
+        saved = load.load_config(str(home))
+        adopt_derived(config, saved)
+        check_same_config(saved, config, home)
     for aside, file in enumerate(files):
         try:
-            content = safe_load.checkpoint(file)
-            record.own(home, file, content)
-        except Damaged as error:
-            if first():
-                name = f"{file.name}.{type(error).__name__.lower()}"
+            content = safe_load.load_checkpoint(file)
+            run_record.check_owner(home, file, content)
+        except CorruptFileError as error:
+            if is_rank_zero():
+                name = f"{file.name}.{error.suffix}"
                 LOG.warning("%s; set aside as %s", error, name)
                 file.replace(file.with_name(name))
             continue
@@ -259,7 +259,7 @@ def found(home: Path, config: DictConfig) -> Path | None:
     return None
 
 
-def adopt(config: DictConfig, saved: DictConfig, keys: Sequence[str] = DERIVED) -> None:
+def adopt_derived(config: DictConfig, saved: DictConfig, keys: Sequence[str] = DERIVED) -> None:
     """Replace null by the value that `saved` has, in `config` at or below each of `keys`."""
     for key, value in _leaves(OmegaConf.to_container(saved)):
         mine = any(key == one or key.startswith(f"{one}.") for one in keys)
@@ -267,9 +267,9 @@ def adopt(config: DictConfig, saved: DictConfig, keys: Sequence[str] = DERIVED) 
             OmegaConf.update(config, key, value)
 
 
-def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
+def check_same_config(saved: DictConfig, config: DictConfig, home: Path) -> None:
     """Raises UserError, with what differs, unless `config` is that of the run in `home` but for `FREE`."""
-    here = record.located(config.copy(), Path.cwd())
+    here = run_record.resolve_paths(config.copy(), Path.cwd())
     before, now = (
         {key: value for key, value in _leaves(OmegaConf.to_container(one)) if not _free(key)}
         for one in (saved, here)
@@ -287,33 +287,33 @@ def compare(saved: DictConfig, config: DictConfig, home: Path) -> None:
         )
 
 
-def remember(config: DictConfig, run: Path, words: Sequence[str]) -> None:
+def save_config(config: DictConfig, run: Path, overrides: Sequence[str]) -> None:
     """`config.yaml`, and the command that an interrupted run is known by. What a shorter run came to is void."""
     if not (run / "command.txt").exists():  # or resume= was typed
-        write(run / "command.txt", _command(words))  # first, for a folder without it is no run
+        write_text(run / "command.txt", _command(overrides))  # first, for a folder without it is no run
     (run / "metrics.json").unlink(missing_ok=True)
-    write(run / "config.yaml", OmegaConf.to_yaml(config))
+    write_text(run / "config.yaml", OmegaConf.to_yaml(config))
 
 
-def _command(words: Sequence[str]) -> str:
-    return f"python train.py {shlex.join(words)}".strip() + "\n"
+def _command(overrides: Sequence[str]) -> str:
+    return f"python train.py {shlex.join(overrides)}".strip() + "\n"
 
 
-def _same(file: Path, words: Sequence[str]) -> bool:
+def _same(file: Path, overrides: Sequence[str]) -> bool:
     try:
-        return safe_load.regular(file).read_text(errors="replace") == _command(words)
-    except (Unsafe, OSError):
+        return safe_load.regular_file(file).read_text(errors="replace") == _command(overrides)
+    except (UnsafeFileError, OSError):
         return False
 
 
 def _ended(run: Path) -> bool:
     """Or is still trained; of several processes only the first can tell whether by others."""
-    return (run / "metrics.json").is_file() or (first() and taken(run))
+    return (run / "metrics.json").is_file() or (is_rank_zero() and is_locked(run))
 
 
-def _value(words: Sequence[str], key: str) -> Any:
+def _value(overrides: Sequence[str], key: str) -> Any:
     """What the last of `words` says of `key`; None where none does."""
-    said = [word for word in words if word.startswith(f"{key}=")]
+    said = [word for word in overrides if word.startswith(f"{key}=")]
     if not said:
         return None
     try:

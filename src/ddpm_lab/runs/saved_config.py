@@ -13,8 +13,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from ddpm_lab.utils.errors import Damaged, Unsafe, UserError, shown
-from ddpm_lab.utils.safe_load import regular
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError, escape_control
+from ddpm_lab.utils.safe_load import regular_file
 
 LARGEST = 2**20
 """Bytes of a config.yaml"""
@@ -27,7 +27,7 @@ TRUSTED: list[str] = []
 """Packages that the user typed behind trust=, from which runs may build as well"""
 
 
-def rely(arguments: list[str]) -> None:
+def set_trusted(arguments: list[str]) -> None:
     """Makes `TRUSTED` what `arguments` say. Raises UserError."""
     TRUSTED.clear()
     for argument in arguments:
@@ -38,45 +38,45 @@ def rely(arguments: list[str]) -> None:
         raise UserError(f"trust={wrong[0]} is no package; try trust=[my_package]")
 
 
-def configuration(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
+def load_saved_config(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
     """What a config.yaml says. Raises Damaged, Unsafe, and OSError where there is none.
 
     Its `_target_`s are those that configs/ has in the same group, or begin with a package of `trusted`; nothing is
     imported. References lead to what configs/ refers to from there, or to a value.
     """
     try:
-        if (size := regular(file).stat().st_size) > LARGEST:
-            raise Damaged(
-                f"{shown(file)} has {size} bytes, and a configuration has at most {LARGEST}"
+        if (size := regular_file(file).stat().st_size) > LARGEST:
+            raise CorruptFileError(
+                f"{escape_control(file)} has {size} bytes, and a configuration has at most {LARGEST}"
             )
         text = file.read_text("utf-8")
         if not text.endswith("\n"):
-            raise Damaged(
-                f"{shown(file)} is {'cut short: its last line has no end' if text else 'empty'}"
+            raise CorruptFileError(
+                f"{escape_control(file)} is {'cut short: its last line has no end' if text else 'empty'}"
             )
         for event in yaml.parse(text, yaml.SafeLoader):
             if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise Unsafe(
-                    f"{shown(file)} has tags or aliases, which no configuration of ours has"
+                raise UnsafeFileError(
+                    f"{escape_control(file)} has tags or aliases, which no configuration of ours has"
                 )
         content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         if not isinstance(content, dict):
-            raise Damaged(
-                f"{shown(file)} is not a configuration of ddpm-lab, which is a list of groups"
+            raise CorruptFileError(
+                f"{escape_control(file)} is not a configuration of ddpm-lab, which is a list of groups"
             )
         if "hydra" in content:  # whose logging and callbacks may name any class
-            raise Unsafe("hydra is no part of what a run was trained with")
+            raise UnsafeFileError("hydra is no part of what a run was trained with")
         for group in content:
             _check(content, group, (str(group),), content, trusted)
         return OmegaConf.create(content)
-    except Unsafe as error:
+    except UnsafeFileError as error:
         told = str(error)
-        raise Unsafe(told if told.startswith(shown(file)) else f"{shown(file)}: {told}") from error
-    except (Damaged, OSError):
+        raise UnsafeFileError(told if told.startswith(escape_control(file)) else f"{escape_control(file)}: {told}") from error
+    except (CorruptFileError, OSError):
         raise
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise Damaged(
-            f"{shown(file)} is damaged, and no configuration of ddpm-lab any more "
+        raise CorruptFileError(
+            f"{escape_control(file)} is damaged, and no configuration of ddpm-lab any more "
             f"({' '.join(str(error).split())[:160]})"
         ) from error
 
@@ -85,13 +85,13 @@ def _check(
     parent: Any, key: Any, path: tuple[str, ...], whole: Any, trusted: Collection[str]
 ) -> None:
     """Raises Unsafe unless `parent[key]` is what may stand there."""
-    value, where = parent[key], shown(".".join(path))
+    value, where = parent[key], escape_control(".".join(path))
     targets, groups = _own().get(path[0], (frozenset(), frozenset()))
     if isinstance(value, dict | list):
         for name in [*value] if isinstance(value, dict) else range(len(value)):
             _check(value, name, (*path, str(name)), whole, trusted)
     if not isinstance(key, int) and not re.fullmatch(r"\w[\w. -]*", str(key), re.ASCII):
-        raise Unsafe(f"{where} is no name of a key")
+        raise UnsafeFileError(f"{where} is no name of a key")
     if str(key).startswith("_") or key == "defaults":
         if key == "_target_":
             if (
@@ -102,12 +102,12 @@ def _check(
                     or value.startswith(tuple(f"{package}." for package in trusted))
                 )
             ):
-                raise Unsafe(
-                    f"{where}={shown(value)} is nothing that configs/ has there, and is not imported; "
+                raise UnsafeFileError(
+                    f"{where}={escape_control(value)} is nothing that configs/ has there, and is not imported; "
                     "packages that you trust can be named: trust=[PACKAGE]"
                 )
         elif key != "_partial_" or not isinstance(value, bool):
-            raise Unsafe(f"{where}={shown(value)} is no key of ours")
+            raise UnsafeFileError(f"{where}={escape_control(value)} is no key of ours")
     if isinstance(value, str) and "${" in value:
         parts = FIXED.sub(" ", value).split("${")
         for part in parts[1:]:
@@ -116,7 +116,7 @@ def _check(
                 isinstance(_at(whole, to[0][:-1]), dict | list) and to[1] not in groups
             ):
                 if path[0] in _own() and path[0] != "logger":
-                    raise Unsafe(f"{where}={shown(value)} refers to what it must not")
+                    raise UnsafeFileError(f"{where}={escape_control(value)} refers to what it must not")
                 parent[key] = "???"  # such as a secret; of a run nothing is built from here
 
 
@@ -147,7 +147,7 @@ def _own() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     }
 
 
-def foreign(config: DictConfig) -> list[str]:
+def foreign_packages(config: DictConfig) -> list[str]:
     """The packages that must be trusted for a run of `config` to be read: those of `_target_`s that configs/ does not
     have in the same group.
     """
@@ -174,7 +174,7 @@ def _leaves(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from _leaves(value)
 
 
-def public(config: DictConfig) -> dict[str, Any]:
+def redact(config: DictConfig) -> dict[str, Any]:
     """`config` resolved, but for what is, or refers to, an environment variable, as a secret is typed: of that the
     reference. For all that is kept or shown.
     """

@@ -13,15 +13,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.config.overrides import quoted
-from ddpm_lab.utils.errors import Unsafe, shown
+from ddpm_lab.config.overrides import format_override
+from ddpm_lab.utils.errors import UnsafeFileError, escape_control
 
 DATA = ("data.path", "data.name", "data.cache")
 MODELS = ("conditioner.model",)
 """Of a pretrained text encoder, which is loaded with the model"""
 
 
-def listing() -> Path:
+def trusted_file() -> Path:
     """The list: $XDG_STATE_HOME/ddpm-lab/places, or ~/.local/state/ddpm-lab/places."""
     return (
         Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
@@ -30,22 +30,22 @@ def listing() -> Path:
     )
 
 
-def remember(config: DictConfig) -> None:
+def remember_paths(config: DictConfig) -> None:
     """Add the places of `config`, which the user trains, to the list."""
-    new = [line for line in map(_line, *_named(config, DATA + MODELS)) if line not in _known()]
+    new = [line for line in map(_line, *_named(config, DATA + MODELS)) if line not in _trusted()]
     with suppress(OSError):  # then a run of one's own is asked about as well
-        listing().parent.mkdir(parents=True, exist_ok=True)
-        with listing().open("a") as file:
+        trusted_file().parent.mkdir(parents=True, exist_ok=True)
+        with trusted_file().open("a") as file:
             file.writelines(new)
 
 
-def confirm(config: DictConfig, run: object, keys: tuple[str, ...]) -> None:
+def require_named(config: DictConfig, run: object, keys: tuple[str, ...]) -> None:
     """Raises Unsafe for a place of `keys` in `config`, that of `run`, which the user neither typed nor trained on."""
     for key, value in zip(*_named(config, keys), strict=True):
-        if _line(key, value) not in {*_known(), *(_line(key, typed) for typed in _typed(key))}:
-            raise Unsafe(
-                f"{shown(run)} reads {key}={shown(value)}, which no training run of yours named on this "
-                f"machine; if you mean it, add {shown(quoted(key, value))}"
+        if _line(key, value) not in {*_trusted(), *(_line(key, typed) for typed in _typed(key))}:
+            raise UnsafeFileError(
+                f"{escape_control(run)} reads {key}={escape_control(value)}, which no training run of yours named on this "
+                f"machine; if you mean it, add {escape_control(format_override(key, value))}"
             )
 
 
@@ -70,9 +70,9 @@ def _line(key: str, value: str) -> str:
     )
 
 
-def _known() -> set[str]:
+def _trusted() -> set[str]:
     try:
-        return {*listing().read_text("utf-8").splitlines(keepends=True)}
+        return {*trusted_file().read_text("utf-8").splitlines(keepends=True)}
     except (OSError, ValueError):
         return set()
 

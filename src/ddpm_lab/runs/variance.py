@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ddpm_lab.utils import safe_load
 from ddpm_lab.runs import trusted_paths
-from ddpm_lab.utils.errors import Damaged, UserError, choice, naming
+from ddpm_lab.utils.errors import CorruptFileError, UserError, choice_name, prefix_errors
 
 if TYPE_CHECKING:
     from ddpm_lab.diffusion.variances import Variance
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
-def variance(
+def load_variance(
     settings: DictConfig, system: "Diffusion", saved: DictConfig, checkpoint: Path
 ) -> "Variance":
     """Another variance than the run's: a fixed one, or the analytic optimum, kept in the run once estimated."""
@@ -31,9 +31,9 @@ def variance(
     chosen = build(settings, "variance")
     if isinstance(chosen, Variance):
         if chosen.outputs > 1:
-            own = choice(system.denoiser.variance)
+            own = choice_name(system.denoiser.variance)
             raise UserError(
-                f"variance={choice(chosen)} must be learned, and this run was trained with {own}; "
+                f"variance={choice_name(chosen)} must be learned, and this run was trained with {own}; "
                 "try variance=beta, beta_tilde or analytic"
             )
         return chosen
@@ -45,13 +45,13 @@ def variance(
     file = Path(settings.run, "variances", f"{name}.safetensors")
     if file.exists():
         try:
-            return Analytic(safe_load.tensors(file)[0]["mse"])
-        except Damaged as error:
+            return Analytic(safe_load.load_tensors(file)[0]["mse"])
+        except CorruptFileError as error:
             LOG.warning("%s; the variance is estimated anew", error)
-    trusted_paths.confirm(saved, f"run={settings.run}", trusted_paths.DATA)
-    with naming("variance"):
+    trusted_paths.require_named(saved, f"run={settings.run}", trusted_paths.DATA)
+    with prefix_errors("variance"):
         found: Analytic = chosen(system, system.denoiser, build(saved, "data"))
     with suppress(OSError):  # it need not be kept
-        safe_load.unlinked(file.parent).mkdir(exist_ok=True)
+        safe_load.reject_links(file.parent).mkdir(exist_ok=True)
         safe_load.save_tensors({"mse": found.mse.to("cpu", torch.float64)}, file)
     return found

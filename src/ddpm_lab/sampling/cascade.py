@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.conditioners.low_res import LowRes
-from ddpm_lab.data.datasets import Batch, Held, Images
+from ddpm_lab.data.datasets import Batch, Images, InMemorySplit
 from ddpm_lab.diffusion.process import per_pixel
-from ddpm_lab.sampling.class_names import disagree
-from ddpm_lab.sampling.conditions import by
+from ddpm_lab.sampling.class_names import captions_differ
+from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.systems.diffusion import Diffusion
-from ddpm_lab.utils.distributed import everyones, mine
+from ddpm_lab.utils.distributed import all_gather, shard
 from ddpm_lab.utils.errors import UserError
 
 
@@ -36,12 +36,12 @@ class Cascade:
                 )
             if stage.shape != told.small:
                 raise UserError(
-                    f"cascade: stage {number} draws pictures of {by(stage.shape)}, and stage {number + 1} "
-                    f"enlarges those of {by(told.small)} to {by(following.shape)}; they must agree"
+                    f"cascade: stage {number} draws images of {format_size(stage.shape)}, and stage {number + 1} "
+                    f"enlarges those of {format_size(told.small)} to {format_size(following.shape)}; they must agree"
                 )
-            if told.truncated and stage.codec.space:
+            if told.truncated_conditioning and stage.codec.space:
                 raise UserError(
-                    f"conditioner.truncated=true hands over noisy pictures, and stage {number} of this "
+                    f"conditioner.truncated_conditioning=true hands over noisy images, and stage {number} of this "
                     "cascade draws latents; try false"
                 )
             if following.classes not in (None, known):
@@ -50,16 +50,18 @@ class Cascade:
                     f"cascade: {knows} before stage {number + 1}, which must hear one of "
                     f"{following.classes}; train that with conditioner.label=false"
                 )
-            if following.classes is not None and disagree(stages[0].captions, following.captions):
+            if following.classes is not None and captions_differ(
+                stages[0].captions, following.captions
+            ):
                 raise UserError(
                     f"cascade: stages 1 and {number + 1} have the same classes under other labels; train "
                     "them on the same data"
                 )
 
-    def check(self, asked: Batch) -> None:
+    def check(self, conditions: Batch) -> None:
         """Raises UserError where what the first stage is asked leaves open what a later one must hear."""
         for number, stage in enumerate(self.stages[1:], 2):
-            if "label" not in asked and stage.classes is not None:
+            if "label" not in conditions and stage.classes is not None:
                 raise UserError(
                     f"text= says no class, which stage {number} of the cascade must hear; try label=, or "
                     "train that stage with conditioner.label=false"
@@ -68,51 +70,51 @@ class Cascade:
     def steps(self, count: int, batch_size: int) -> int:
         """How many this process takes in drawing `count` samples in batches."""
         each = [
-            len(stage.sampler.times(stage.process.steps, until)) - 1
-            for stage, until in self._ends()
+            len(stage.sampler.timesteps(stage.process.steps, t_end)) - 1
+            for stage, t_end in self._ends()
         ]
-        return sum(each) * len(mine(range(math.ceil(count / batch_size))))
+        return sum(each) * len(shard(range(math.ceil(count / batch_size))))
 
-    def lead(
+    def sample_earlier_stages(
         self,
-        asked: Batch,
+        conditions: Batch,
         count: int,
         *,
         seed: int,
         batch_size: int,
         bar: "tqdm[NoReturn] | None" = None,
-    ) -> tuple[list[Held], Batch]:
+    ) -> tuple[list[InMemorySplit], Batch]:
         """What `count` samples of the stages before the last are, and what the last is then asked; `asked` is for the
         first.
 
-        A sample i of a seed is the same in any company. Without truncation a stage is given pictures in 8 bits, as if
+        A sample i of a seed is the same in any company. Without truncation a stage is given images in 8 bits, as if
         the stage before had been drawn and saved alone.
         """
-        drawn: list[Held] = []
-        for (stage, until), following in zip(self._ends(), self.stages[1:], strict=False):
-            walks = stage.ends(
+        drawn: list[InMemorySplit] = []
+        for (stage, t_end), following in zip(self._ends(), self.stages[1:], strict=False):
+            walks = stage.sample_latents(
                 stage.denoiser,
                 count,
-                asked=asked,
+                conditions=conditions,
                 seed=seed,
                 batch_size=batch_size,
                 bar=bar,
-                until=until,
+                t_end=t_end,
             )
-            ends = everyones([x.cpu() for x, _ in walks])
+            ends = all_gather([x.cpu() for x, _ in walks])
             x = torch.cat(ends).to(stage.device)
-            shown = torch.cat([stage.show(some.to(stage.device), None)[0] for some in ends])
-            label = asked.get("label")
+            shown = torch.cat([stage.to_images(some.to(stage.device), None)[0] for some in ends])
+            label = conditions.get("label")
             drawn.append(Images(shown, None if label is None else label.to(shown.device)))
-            asked = following.ask(count, given=drawn[-1])
+            conditions = following.make_conditions(count, given=drawn[-1])
             told = following.denoiser.conditioner
-            if isinstance(told, LowRes) and told.truncated:
-                time = torch.full((count,), until, device=x.device)
-                asked |= {
+            if isinstance(told, LowRes) and told.truncated_conditioning:
+                time = torch.full((count,), t_end, device=x.device)
+                conditions |= {
                     "low_res": x / per_pixel(stage.process.scale(time), x),
-                    "level": _levels(stage)[time],
+                    "noise_level": _levels(stage)[time],
                 }
-        return drawn, asked
+        return drawn, conditions
 
     def protocol(self) -> dict[str, Any]:
         """What samples depend on beside weights and seed."""
@@ -125,15 +127,17 @@ class Cascade:
         """
         found = []
         for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True):
-            until = 0
+            t_end = 0
             told = following and following.denoiser.conditioner
-            if isinstance(told, LowRes) and told.truncated:
-                until = int((_levels(stage) - told.level).abs().argmin())
-            found.append((stage, until))
+            if isinstance(told, LowRes) and told.truncated_conditioning:
+                t_end = int((_levels(stage) - told.noise_level).abs().argmin())
+            found.append((stage, t_end))
         return found
 
 
 def _levels(stage: Diffusion) -> Tensor:
     """(T + 1,), of noise in x_t as `LowRes` counts them."""
-    signal, noise = stage.process.scales(torch.arange(stage.process.steps + 1, device=stage.device))
-    return (2 / math.pi * torch.atan2(noise, signal)).float()
+    alpha, noise = stage.process.alpha_sigma(
+        torch.arange(stage.process.steps + 1, device=stage.device)
+    )
+    return (2 / math.pi * torch.atan2(noise, alpha)).float()

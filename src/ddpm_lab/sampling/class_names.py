@@ -11,7 +11,7 @@ Captions = Sequence[Sequence[str]]
 """Names of each class, the usual one first"""
 
 
-def label_of(typed: object, captions: Captions) -> int:
+def parse_label(typed: object, captions: Captions) -> int:
     """Return the label of the class that is called `typed`, or has this number.
 
     A name comes first, so that a number means the class of that name if there is one, and only that if all classes are
@@ -57,7 +57,7 @@ def is_numbered(captions: Captions) -> bool:
     return all(names[0] == str(label) for label, names in enumerate(captions))
 
 
-def disagree(one: Captions | None, other: Captions | None) -> bool:
+def captions_differ(one: Captions | None, other: Captions | None) -> bool:
     """Return whether two models have the same classes under other labels."""
     names, others = ([each[0] for each in captions or []] for captions in (one, other))
     return sorted(names) == sorted(others) and names != others

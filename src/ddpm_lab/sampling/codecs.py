@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.base import Spec
-from ddpm_lab.data.datasets import Split, known
-from ddpm_lab.diffusion.rng import Noise
+from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.data.datasets import Split, head
+from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder
 
 MEASURED = 50_000
-"""How many pictures, evenly over all, latents are measured on"""
+"""How many images, evenly over all, latents are measured on"""
 
 
 class Codec(nn.Module, ABC):
@@ -29,7 +29,7 @@ class Codec(nn.Module, ABC):
     """What tells spaces of latents apart; "" for that of the data"""
 
     @abstractmethod
-    def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Tensor:
+    def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
         """Data, (B, ...) -> (B, *shape). `noise` decides what is left to chance."""
 
     @abstractmethod
@@ -43,11 +43,11 @@ class Codec(nn.Module, ABC):
 class Pixels(Codec):
     """The data itself."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.shape, self.bin_width, self.space = spec.shape, spec.bin_width, ""
 
-    def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Tensor:
+    def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
         return x
 
     def decode(self, z: Tensor) -> Tensor:
@@ -56,16 +56,16 @@ class Pixels(Codec):
 
 class Latents(Codec):
     """Those of a frozen autoencoder, each channel with mean 0 and standard deviation 1 over the training split (of more
-    than `MEASURED` pictures, over as many).
+    than `MEASURED` images, over as many).
 
     Mean and standard deviation are kept in the run; the autoencoder is not, but its fingerprint is. Raises ValueError
-    for an autoencoder of other pictures and, when a run is read whose autoencoder has changed since, for that.
+    for an autoencoder of other images and, when a run is read whose autoencoder has changed since, for that.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: Spec, autoencoder: Autoencoder, origin: str = "") -> None:
+    def __init__(self, spec: DataSpec, autoencoder: Autoencoder, origin: str = "") -> None:
         super().__init__()
         if spec.shape != autoencoder.shape:
             raise ValueError(
@@ -80,7 +80,7 @@ class Latents(Codec):
         self.register_buffer("mean", torch.zeros(self.shape[0]))
         self.register_buffer("std", torch.ones(self.shape[0]))
 
-    def encode(self, x: Tensor, noise: Noise = torch.randn_like) -> Tensor:
+    def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
         with torch.autocast(
             x.device.type, enabled=False
         ):  # they are what is learned: not in half the precision
@@ -94,12 +94,12 @@ class Latents(Codec):
 
     @torch.no_grad()
     def measure(self, data: Split) -> None:
-        data = known(data)
+        data = head(data)
         self.mean.zero_(), self.std.fill_(1)
         index = torch.arange(0, data.size, math.ceil(data.size / MEASURED)).split(500)
         sums = torch.zeros(2, self.shape[0], dtype=torch.float64)
         for some in tqdm(index, desc="measuring latents", unit="batch", disable=None, leave=False):
-            z = self.encode(data.at(some).x0.to(self.mean.device)).cpu().double()
+            z = self.encode(data.select(some).x0.to(self.mean.device)).cpu().double()
             sums += torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3))])
         mean, square = sums / (sum(map(len, index)) * self.shape[1] * self.shape[2])
         std = (square - mean.square()).sqrt()

@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Split, batch
-from ddpm_lab.networks.text_encoder import spelled
-from ddpm_lab.sampling.class_names import Captions, disagree, label_of
+from ddpm_lab.data.datasets import Split, to_batch
+from ddpm_lab.networks.text_encoder import encode_text
+from ddpm_lab.sampling.class_names import Captions, captions_differ, parse_label
 from ddpm_lab.utils.errors import UserError
 
 Label = int | str | Sequence[int | str] | None
 """A class by number or name, several of them, "all", or None, which is all in turn"""
 
 
-def labels(
+def class_labels(
     count: int, label: Label, classes: int | None, captions: Captions | None = None
 ) -> Tensor | None:
     """Return labels for `count` samples, (count,): the classes `label`, or all, in turn; "all": the same share of each,
@@ -42,16 +42,16 @@ def labels(
         raise UserError(
             f"label={label} is an empty list; try label=null, which draws all classes in turn"
         )
-    wanted = torch.tensor([label_of(one, names) for one in typed])
+    wanted = torch.tensor([parse_label(one, names) for one in typed])
     return wanted[torch.arange(count) % len(wanted)]
 
 
-def agreed(captions: Captions | None, classifier: object) -> Captions | None:
+def common_captions(captions: Captions | None, classifier: object) -> Captions | None:
     """Return the names of the classes of a model, or without names those of the classifier that guides it. Raises
     ValueError if both have the same names for other labels.
     """
     others = getattr(classifier, "captions", None)
-    if disagree(captions, others):
+    if captions_differ(captions, others):
         raise ValueError(
             "classifier has the same classes as this model under other labels; train both on the same "
             "data"
@@ -59,18 +59,18 @@ def agreed(captions: Captions | None, classifier: object) -> Captions | None:
     return captions or others
 
 
-def texts(count: int, text: str | list[str], length: int) -> Tensor:
+def text_tokens(count: int, text: str | list[str], length: int) -> Tensor:
     """(count, length) uint8; see `spelled`. Raises UserError."""
     wanted = text if isinstance(text, list) else [text]
     if not wanted or not all(isinstance(one, str) for one in wanted):
         raise UserError(f"text={text} must be a text or a list of texts; try \"text='a seven'\"")
     try:
-        return spelled(wanted, length)[torch.arange(count) % len(wanted)]
+        return encode_text(wanted, length)[torch.arange(count) % len(wanted)]
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def enlargements(
+def low_res_conditions(
     count: int,
     label: Label,
     given: Split | None,
@@ -79,40 +79,40 @@ def enlargements(
     classes: int | None,
     captions: Captions | None = None,
 ) -> dict[str, Tensor]:
-    """`count` of the pictures `given`, in turn and made `small`, to be enlarged to `shape`, as "low_res", and their
+    """`count` of the images `given`, in turn and made `small`, to be enlarged to `shape`, as "low_res", and their
     labels, or `label` where they have none. Raises UserError.
     """
     if given is None:
-        raise UserError("this model enlarges pictures, and none were given")
-    asked = batch(given.at(torch.arange(count) % given.size))
-    x0 = asked.pop("x0")
+        raise UserError("this model enlarges images, and none were given")
+    conditions = to_batch(given.select(torch.arange(count) % given.size))
+    x0 = conditions.pop("x0")
     times = x0.shape[2] // small[1] if x0.ndim == 4 else 0
     if tuple(x0.shape[1:]) != (small[0], times * small[1], times * small[2]) or not times:
         raise UserError(
-            f"this model enlarges pictures of {by(small)} to {by(shape)}, and those given are "
-            f"{by(x0.shape[1:])}"
+            f"this model enlarges images of {format_size(small)} to {format_size(shape)}, and those given are "
+            f"{format_size(x0.shape[1:])}"
         )
-    asked["low_res"] = F.avg_pool2d(x0, times)
+    conditions["low_res"] = F.avg_pool2d(x0, times)
     if label is not None:
         if given.labels is not None:
             raise UserError(
-                f"label={label} cannot be chosen for pictures that bring their own; try label=null"
+                f"label={label} cannot be chosen for images that bring their own; try label=null"
             )
-        chosen = labels(count, label, classes, captions)
-        asked |= {} if chosen is None else {"label": chosen}
+        chosen = class_labels(count, label, classes, captions)
+        conditions |= {} if chosen is None else {"label": chosen}
     if classes is not None:
-        if "label" not in asked:
+        if "label" not in conditions:
             raise UserError(
-                "this model must know of what class the pictures are that it enlarges; try label=..."
+                "this model must know of what class the images are that it enlarges; try label=..."
             )
-        if not (asked["label"] < classes).all():
+        if not (conditions["label"] < classes).all():
             raise UserError(
-                f"the pictures that this model is to enlarge have labels up to {asked['label'].max()}, and "
+                f"the images that this model is to enlarge have labels up to {conditions['label'].max()}, and "
                 f"it knows 0..{classes - 1}"
             )
-    return asked
+    return conditions
 
 
-def by(shape: Sequence[int]) -> str:
+def format_size(shape: Sequence[int]) -> str:
     """1x8x8"""
     return "x".join(map(str, shape))

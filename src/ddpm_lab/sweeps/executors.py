@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.utils.shell import install
+from ddpm_lab.utils.shell import install_command
 
 RunJob = Callable[[str, list[str], Path], int]
 """(verb, overrides, log file) -> exit status"""
@@ -21,13 +21,13 @@ GRACE = 30
 """Seconds to end in order"""
 
 
-class Pool(ABC):
+class Executor(ABC):
     """Runs a verb with its words elsewhere."""
 
     stopped = False
 
     @abstractmethod
-    def __call__(self, verb: str, words: list[str], log: Path) -> int:
+    def __call__(self, verb: str, overrides: list[str], log: Path) -> int:
         """The exit status; what is said goes to `log`. Several threads call it at once."""
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Pool(ABC):
         """Ends what runs."""
 
 
-class Processes(Pool):
+class ProcessExecutor(Executor):
     """A process for each cell, so that one that is killed takes nothing with it. They are forked from a server that has
     imported torch and Lightning once, and die with their parent.
     """
@@ -51,13 +51,13 @@ class Processes(Pool):
         self.lock = threading.Lock()
         self.running: dict[BaseProcess, str | None] = {}
 
-    def __call__(self, verb: str, words: list[str], log: Path) -> int:
+    def __call__(self, verb: str, overrides: list[str], log: Path) -> int:
         with self.lock:  # a device that the fewest use
             used = [*self.running.values()]
             device = min(self.devices, key=used.count) if self.devices else None
             process = self.context.Process(
                 target=_forked,
-                args=(self.run, verb, words, log, self.threads, device),
+                args=(self.run, verb, overrides, log, self.threads, device),
             )
             process.start()  # the first waits for the server
             self.running[process] = device
@@ -86,7 +86,7 @@ class Processes(Pool):
                 process.kill()
 
 
-class Slurm(Pool):
+class SlurmExecutor(Executor):
     """A SLURM job for each cell, through submitit. `parameters` are submitit's: slurm_partition, gpus_per_node,
     cpus_per_task, timeout_min, and so on. `cluster=local` runs them as processes of this machine, to try it out.
     """
@@ -98,7 +98,7 @@ class Slurm(Pool):
             from submitit import AutoExecutor
         except ImportError as error:
             raise UserError(
-                f"hydra.launcher.cluster={cluster} needs submitit; try {install('submitit')}"
+                f"hydra.launcher.cluster={cluster} needs submitit; try {install_command('submitit')}"
             ) from error
         try:
             self.executor = AutoExecutor(str(folder), cluster=cluster)
@@ -115,10 +115,10 @@ class Slurm(Pool):
         self.run = run
         self.running: list[Any] = []
 
-    def __call__(self, verb: str, words: list[str], log: Path) -> int:
+    def __call__(self, verb: str, overrides: list[str], log: Path) -> int:
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
-        job = self.executor.submit(self.run, verb, words, log)
+        job = self.executor.submit(self.run, verb, overrides, log)
         self.running.append(job)
         if self.stopped:
             job.cancel(check=False)
@@ -138,7 +138,7 @@ class Slurm(Pool):
 
 
 def _forked(
-    run: RunJob, verb: str, words: list[str], log: Path, threads: int, device: str | None
+    run: RunJob, verb: str, overrides: list[str], log: Path, threads: int, device: str | None
 ) -> None:
     import torch
     from tqdm import tqdm
@@ -158,4 +158,4 @@ def _forked(
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    sys.exit(run(verb, words, log))
+    sys.exit(run(verb, overrides, log))

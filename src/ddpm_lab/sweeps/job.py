@@ -10,27 +10,27 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.utils.safe_load import document
+from ddpm_lab.utils.safe_load import read_json
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """A command and the folder that it fills. `config` identifies what it computes, `work` is what its time is
     proportional to, and `needs` are cells whose folders it reads.
     """
 
     name: str
     verb: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     folder: Path
     config: str
     work: float
-    needs: tuple["Cell", ...] = ()
+    needs: tuple["Job", ...] = ()
 
     @property
     def command(self) -> str:
         """As it is typed, but for the folder."""
-        return f"python {self.verb}.py {shlex.join(self.words)}"
+        return f"python {self.verb}.py {shlex.join(self.overrides)}"
 
     @property
     def metrics(self) -> Path:
@@ -38,15 +38,15 @@ class Cell:
 
     def state(self) -> dict[str, Any]:
         """What the last attempt left: its exit "status" and "seconds"; {} where there was none, or none that ended."""
-        found = document(self.folder / "cell.json")
+        found = read_json(self.folder / "job.json")
         return found if found.get("config") == self.config else {}
 
     def done(self) -> bool:
         return self.state().get("status") == 0
 
 
-def work(verb: str, config: DictConfig) -> float:
-    """Passes of pictures through the network, about; those that train count three times."""
+def estimate_work(verb: str, config: DictConfig) -> float:
+    """Passes of images through the network, about; those that train count three times."""
     if verb == "train":
         factors = (
             config.trainer.max_steps or 800,
@@ -66,7 +66,7 @@ def work(verb: str, config: DictConfig) -> float:
     )
 
 
-def named(cells: Sequence[Cell]) -> dict[str, Cell]:
+def by_name(cells: Sequence[Job]) -> dict[str, Job]:
     """By their names, to which the folder is added where several have the same."""
     counts = Counter(cell.name for cell in cells)
     return {
@@ -75,9 +75,9 @@ def named(cells: Sequence[Cell]) -> dict[str, Cell]:
     }
 
 
-def number(file: Path, key: str) -> float | None:
+def read_number(file: Path, key: str) -> float | None:
     """What a metrics.json says under `key`, which may have dots; None where it says no number, or there is none."""
-    value = at(document(file), key)
+    value = get_nested(read_json(file), key)
     return (
         float(value)
         if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
@@ -85,7 +85,7 @@ def number(file: Path, key: str) -> float | None:
     )
 
 
-def at(found: Any, key: str) -> Any:
+def get_nested(found: Any, key: str) -> Any:
     """What keys that are joined by dots lead to; None where they lead nowhere."""
     for part in key.split("."):
         if isinstance(found, list) and part.isdigit() and int(part) < len(found):

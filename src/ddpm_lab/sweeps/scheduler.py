@@ -10,13 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import linear_regression, mean
 
-from ddpm_lab.config.overrides import quoted
-from ddpm_lab.reports.terminal import grid
-from ddpm_lab.sweeps.executors import Pool
-from ddpm_lab.sweeps.job import Cell, named
-from ddpm_lab.utils.atomic_io import alone, write
-from ddpm_lab.utils.errors import CellsFailed, UserError
-from ddpm_lab.utils.safe_load import document
+from ddpm_lab.config.overrides import format_override
+from ddpm_lab.reports.terminal import format_grid
+from ddpm_lab.sweeps.executors import Executor
+from ddpm_lab.sweeps.job import Job, by_name
+from ddpm_lab.utils.atomic_io import directory_lock, write_text
+from ddpm_lab.utils.errors import JobsFailedError, UserError
+from ddpm_lab.utils.safe_load import read_json
 
 LOG = logging.getLogger(__name__)
 ENOUGH = 3
@@ -25,17 +25,17 @@ Finished = dict[str, list[tuple[float, float]]]
 """By kind, the work and the seconds of finished cells"""
 
 
-def _remember(root: Path, cells: Sequence[Cell]) -> None:
+def _remember(root: Path, cells: Sequence[Job]) -> None:
     """Adds `cells` to the list of a sweep, `sweep.json`, which `report.py dir=` reads."""
-    known = document(root / "sweep.json")
+    known = read_json(root / "sweep.json")
     known |= {
         cell.folder.name: {"name": cell.name, "config": cell.config, "command": cell.command}
         for cell in cells
     }
-    write(root / "sweep.json", json.dumps(known, indent=2) + "\n")
+    write_text(root / "sweep.json", json.dumps(known, indent=2) + "\n")
 
 
-def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: bool) -> None:
+def run_jobs(cells: Sequence[Job], pool: Executor, root: Path, *, jobs: int, dry: bool) -> None:
     """Runs those of `cells` that are not done, `jobs` at a time, each after what it needs, and says what became of
     all. Raises CellsFailed if some could not be done.
 
@@ -54,19 +54,19 @@ def carry_out(cells: Sequence[Cell], pool: Pool, root: Path, *, jobs: int, dry: 
         raise UserError(
             f"{root} cannot be made a folder ({error.strerror}); choose another"
         ) from error
-    with alone(root, "running a sweep"):
+    with directory_lock(root, "running a sweep"):
         _remember(root, cells)
         _run(todo, pool, jobs)
     LOG.info("%s", _table(cells))
     if failed := [cell for cell in cells if not cell.done()]:
-        raise CellsFailed(
+        raise JobsFailedError(
             f"{len(failed)} of {len(cells)} cells failed; the same command tries them again"
         )
 
 
-def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
+def _run(todo: Sequence[Job], pool: Executor, jobs: int) -> None:
     waiting, ended = [*todo], 0
-    running: dict[Future[int], Cell] = {}
+    running: dict[Future[int], Job] = {}
     failed: set[Path] = set()
     done: Finished = {}
     with ThreadPoolExecutor(jobs) as threads:
@@ -110,14 +110,16 @@ def _run(todo: Sequence[Cell], pool: Pool, jobs: int) -> None:
             raise
 
 
-def _attempt(cell: Cell, pool: Pool) -> int:
+def _attempt(cell: Job, pool: Executor) -> int:
     started, log = time.monotonic(), cell.folder / "log.txt"
     try:
         if cell.verb == "sample":
             shutil.rmtree(cell.folder, ignore_errors=True)
         cell.folder.mkdir(parents=True, exist_ok=True)
-        (cell.folder / "cell.json").unlink(missing_ok=True)
-        status = pool(cell.verb, [*cell.words, quoted("hydra.run.dir", cell.folder)], log)
+        (cell.folder / "job.json").unlink(missing_ok=True)
+        status = pool(
+            cell.verb, [*cell.overrides, format_override("hydra.run.dir", cell.folder)], log
+        )
         if pool.stopped:
             return 1
         if status == 0 and cell.verb != "sample" and not cell.metrics.is_file():
@@ -129,11 +131,11 @@ def _attempt(cell: Cell, pool: Pool) -> int:
     return status
 
 
-def _keep(cell: Cell, status: int, seconds: float, why: str) -> None:
+def _keep(cell: Job, status: int, seconds: float, why: str) -> None:
     """Last of all, and at once, so that a cell is done only when all of it is there."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    write(
-        cell.folder / "cell.json",
+    write_text(
+        cell.folder / "job.json",
         json.dumps(
             {
                 "status": status,
@@ -159,9 +161,9 @@ def _complaint(log: Path) -> str:
     return (told or lines or ["it ended without a word"])[-1][:200]
 
 
-def _table(cells: Sequence[Cell]) -> str:
+def _table(cells: Sequence[Job]) -> str:
     rows, said = {}, []
-    for name, cell in named(cells).items():
+    for name, cell in by_name(cells).items():
         state = cell.state()
         status = state.get("status")
         word = "to do" if status is None else "failed" if status else "done"
@@ -174,26 +176,28 @@ def _table(cells: Sequence[Cell]) -> str:
         if status:
             said.append(f"  {cell.name}: {state['why']}\n    its log: {cell.folder / 'log.txt'}")
     title = f"{len(cells)} cells in {cells[0].folder.parent}"
-    return "\n".join([grid(title, "cell", ["state", "time", "FID", "NLL", "folder"], rows), *said])
+    return "\n".join(
+        [format_grid(title, "cell", ["state", "time", "FID", "NLL", "folder"], rows), *said]
+    )
 
 
-def _figures(cell: Cell) -> list[str]:
-    found = document(cell.metrics)
+def _figures(cell: Job) -> list[str]:
+    found = read_json(cell.metrics)
     values = [found.get("fid"), (found.get("nll") or {}).get("bits_per_dim")]
     return [f"{value:.3g}" if isinstance(value, int | float) else "-" for value in values]
 
 
-def _estimate(todo: Sequence[Cell], root: Path, jobs: int) -> str:
+def _estimate(todo: Sequence[Job], root: Path, jobs: int) -> str:
     """How long `todo` may take, from how long cells of the same kinds took here."""
     done: Finished = {}
-    for file in root.glob("*/cell.json"):
-        state = document(file)
+    for file in root.glob("*/job.json"):
+        state = read_json(file)
         if state.get("status") == 0:
             done.setdefault(_kind(state["command"]), []).append((state["work"], state["seconds"]))
     return _left(todo, done, jobs) if todo else "nothing is left to do"
 
 
-def _left(cells: Sequence[Cell], done: Finished, jobs: int) -> str:
+def _left(cells: Sequence[Job], done: Finished, jobs: int) -> str:
     """How long `cells` may take, as far as that is known."""
     times = [_seconds(done.get(_kind(cell.command), ()), cell) for cell in cells]
     known = [seconds for seconds in times if seconds is not None]
@@ -202,7 +206,7 @@ def _left(cells: Sequence[Cell], done: Finished, jobs: int) -> str:
     return f"{len(cells)} left, about {_span(sum(known) / jobs)}"
 
 
-def _seconds(done: Sequence[tuple[float, float]], cell: Cell) -> float | None:
+def _seconds(done: Sequence[tuple[float, float]], cell: Job) -> float | None:
     """How long `cell` may take, from the (work, seconds) of cells of its kind: a start and a time for its work. None
     for fewer than `ENOUGH`, or for far more work than any of them.
     """

@@ -15,31 +15,31 @@ from hydra.core.override_parser.types import (
     Transformer,
 )
 
-from ddpm_lab.reports.terminal import grid
-from ddpm_lab.sweeps.job import Cell, number
-from ddpm_lab.utils.errors import CellsFailed, UserError
-from ddpm_lab.utils.shell import install
+from ddpm_lab.reports.terminal import format_grid
+from ddpm_lab.sweeps.job import Job, read_number
+from ddpm_lab.utils.errors import JobsFailedError, UserError
+from ddpm_lab.utils.shell import install_command
 
 DIRECTIONS: dict[str, Any] = {"minimize": "minimize", "maximize": "maximize"}
 LOG = logging.getLogger(__name__)
 
 
-class Launches(Protocol):
+class JobLauncherLike(Protocol):
     """A launcher of cells."""
 
     jobs: int
     dry: bool
 
-    def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Cell]:
+    def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Job]:
         """A cell for each."""
 
-    def carry_out(self, cells: Sequence[Cell], root: Path) -> None:
+    def run_jobs(self, cells: Sequence[Job], root: Path) -> None:
         """Raises CellsFailed."""
 
 
 def search(
     parsed: Sequence[Override],
-    launcher: Launches,
+    launcher: JobLauncherLike,
     root: Path,
     trials: int,
     metric: str,
@@ -52,7 +52,7 @@ def search(
     try:
         import optuna
     except ImportError as error:
-        raise UserError(f"search=optuna needs optuna; try {install('optuna')}") from error
+        raise UserError(f"search=optuna needs optuna; try {install_command('optuna')}") from error
     if direction not in DIRECTIONS:
         raise UserError(
             f"hydra.sweeper.direction={direction} is not one of {', '.join(DIRECTIONS)}"
@@ -75,17 +75,17 @@ def search(
     rows: dict[str, list[str]] = {}
     for first in range(0, trials, launcher.jobs):
         asked = [study.ask() for _ in range(min(launcher.jobs, trials - first))]
-        words = [
+        overrides = [
             [*fixed, *(f"{key}={suggest(trial, key)}" for key, suggest in free.items())]
             for trial in asked
         ]
-        cells = launcher.plan(words)
-        with suppress(CellsFailed):
-            launcher.carry_out(cells, root)
+        cells = launcher.plan(overrides)
+        with suppress(JobsFailedError):
+            launcher.run_jobs(cells, root)
         if launcher.dry:
             return {}
-        for trial, said, cell in zip(asked, words, cells, strict=True):
-            value = number(cell.metrics, metric) if cell.done() else None
+        for trial, said, cell in zip(asked, overrides, cells, strict=True):
+            value = read_number(cell.metrics, metric) if cell.done() else None
             if value is not None and isfinite(value):
                 study.tell(trial, value)
             else:
@@ -93,9 +93,9 @@ def search(
             shown = "failed" if not cell.done() else "no value" if value is None else f"{value:.4g}"
             chosen = [word.partition("=")[2] for word in said[len(fixed) :]]
             rows[f"{trial.number}"] = [*chosen, shown, cell.folder.name]
-    LOG.info("%s", grid(f"{trials} trials", "trial", [*free, metric, "folder"], rows))
+    LOG.info("%s", format_grid(f"{trials} trials", "trial", [*free, metric, "folder"], rows))
     if all(trial.value is None for trial in study.trials):
-        raise CellsFailed(f"no trial has a finite {metric} in its metrics.json")
+        raise JobsFailedError(f"no trial has a finite {metric} in its metrics.json")
     LOG.info(
         "  best: %s, with %s=%.4g",
         " ".join(f"{key}={value}" for key, value in study.best_params.items()),

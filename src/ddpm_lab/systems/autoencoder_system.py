@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from ddpm_lab.conditioners.base import Spec
+from ddpm_lab.conditioners.base import DataSpec
 from ddpm_lab.data.datasets import Batch
-from ddpm_lab.diffusion.rng import Noise
+from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder, PatchDiscriminator
-from ddpm_lab.sampling.conditions import by
-from ddpm_lab.systems.base import Learner, evaluating
-from ddpm_lab.utils.errors import UserError, naming
+from ddpm_lab.sampling.conditions import format_size
+from ddpm_lab.systems.base import BaseSystem, eval_mode
+from ddpm_lab.utils.errors import UserError, prefix_errors
 
 
-class AutoencoderSystem(Learner):
+class AutoencoderSystem(BaseSystem):
     """|x - x^| plus the bottleneck's own penalty and, from step `start` on, `adversarial` times what an adversary says
     of x^, by its hinge loss, in units of the reconstruction's gradient (Esser et al., 2021, eq. 7); `perceptual` weighs
     LPIPS (Zhang et al., 2018), whose weights torchvision downloads.
@@ -44,12 +44,10 @@ class AutoencoderSystem(Learner):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(
-            Spec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)}
+            DataSpec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)}
         )
         if bin_width is None:
-            raise UserError(
-                "system=autoencoder is for pictures; points have nothing to be left out"
-            )
+            raise UserError("system=autoencoder is for images; points have nothing to be left out")
         for name, value in {
             "perceptual": perceptual,
             "adversarial": adversarial,
@@ -62,24 +60,24 @@ class AutoencoderSystem(Learner):
         for name, value, least in (("perceptual", perceptual, 16), ("adversarial", adversarial, 4)):
             if value and min(shape[1:]) < least:
                 raise UserError(
-                    f"system.{name}={value:g} looks at pictures of at least {least}x{least}, and these are "
-                    f"{by(shape)}; try 0"
+                    f"system.{name}={value:g} looks at images of at least {least}x{least}, and these are "
+                    f"{format_size(shape)}; try 0"
                 )
         if "bottleneck" not in inspect.signature(network).parameters:
             raise UserError(
                 "model is not an autoencoder; try model=autoencoder_kl or autoencoder_vq"
             )
-        with naming("model"):
+        with prefix_errors("model"):
             self.autoencoder = network(tuple(shape))
         self.perceptual, self.adversarial, self.start = perceptual, adversarial, start
         self.discriminator = PatchDiscriminator(shape[0], 32, 2) if adversarial else None
         self._lpips = (
             [_lpips(perceptual)] if perceptual else []
         )  # in a list, so that it is in no checkpoint
-        self.learn_by(optimizer, lr_schedule)
+        self.set_optimizer(optimizer, lr_schedule)
 
     def losses(
-        self, x: Tensor, noise: Noise = torch.randn_like
+        self, x: Tensor, noise: NoiseSampler = torch.randn_like
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The parts that add up to the loss, each (B,) or the same for all, and reconstructions, (B, C, H, W)."""
         passed = self.autoencoder.encode(x, noise)
@@ -96,7 +94,7 @@ class AutoencoderSystem(Learner):
     def batch_losses(self, batch: Batch) -> Tensor:
         return total(self.losses(batch["x0"])[0])
 
-    def loss_of_zero(self, batch: Batch) -> float:
+    def zero_prediction_loss(self, batch: Batch) -> float:
         return batch["x0"].abs().mean().item()
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
@@ -128,25 +126,25 @@ class AutoencoderSystem(Learner):
         )  # both numbers are those of their code
         return hinge, self.adversarial * weight * fooled
 
-    def clipped(self) -> list[nn.Module]:
+    def clipped_modules(self) -> list[nn.Module]:
         """Each side alone, so that the adversary's gradients do not set the autoencoder's step."""
         return [part for part in (self.autoencoder, self.discriminator) if part is not None]
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, C, H, W) in [-1, 1], and its codes (B, h, w), where it has a codebook; nothing is left to chance."""
-        with evaluating(self.autoencoder):
+        with eval_mode(self.autoencoder):
             passed = self.autoencoder.encode(x, torch.zeros_like)
             return self.autoencoder.decode(passed.z).clamp(-1, 1), passed.codes
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        x = batch["x0"][self.share(len(batch["x0"]))]
+        x = batch["x0"][self.shard_slice(len(batch["x0"]))]
         parts, found = self.losses(x, torch.zeros_like)
         psnr = peak_signal_noise_ratio(
             found.clamp(-1, 1), x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3)
         )
-        self.watch("val/loss", total(parts))
-        self.watch("val/psnr", psnr)
+        self.log_mean("val/loss", total(parts))
+        self.log_mean("val/psnr", psnr)
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         return [("train", f"codec=autoencoder codec.run={run}")]

@@ -11,20 +11,20 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from ddpm_lab.data.datasets import Batch, rows
+from ddpm_lab.data.datasets import Batch, select_rows
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.rng import BatchNoise, Noise, seed_of
-from ddpm_lab.diffusion.timestep_samplers import Stratified, TimeSampler
-from ddpm_lab.systems.nonfinite_steps import Skips
+from ddpm_lab.diffusion.rng import BatchGenerator, NoiseSampler, derive_seed
+from ddpm_lab.diffusion.timestep_samplers import Stratified, TimestepSampler
+from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
 from ddpm_lab.utils import watchdog
-from ddpm_lab.utils.distributed import place
-from ddpm_lab.utils.errors import Damaged, naming
+from ddpm_lab.utils.distributed import rank_and_world
+from ddpm_lab.utils.errors import CorruptFileError, prefix_errors
 
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 """What torch's optimizers call the means that are like a weight"""
 
 
-class Learner(L.LightningModule, ABC):
+class BaseSystem(L.LightningModule, ABC):
     """One optimizer and its learning rate.
 
     Each random number of training is a function of `seed`, the number of the batch and the process, so that a run that
@@ -32,21 +32,21 @@ class Learner(L.LightningModule, ABC):
     """
 
     seed = 0
-    stream: torch.Generator | None = None
+    generator: torch.Generator | None = None
     """What processes draw from that train together, for each batch anew (None: torch's own)"""
     begun = False
     """Whether all that a checkpoint held was taken"""
-    skips = Skips(torch.device("cpu"))
+    skips = NonFiniteGuard(torch.device("cpu"))
     """Anew in each training"""
     zero_loss: float | None = None
     """Loss of a network whose output is zero, on the first batch"""
-    passes = 0
+    network_calls = 0
     """Forward passes of the network that a sample takes"""
-    watched: dict[str, float]
+    validation_metrics: dict[str, float]
     """What the last validation found, by the names it has in the logs"""
 
     @property
-    def compiles(self) -> nn.Module | None:
+    def compile_target(self) -> nn.Module | None:
         """What torch.compile may make faster, if anything."""
         return None
 
@@ -55,32 +55,35 @@ class Learner(L.LightningModule, ABC):
         """Loss of each sample, (B,), at random times where the system has times."""
 
     @abstractmethod
-    def loss_of_zero(self, batch: Batch) -> float:
+    def zero_prediction_loss(self, batch: Batch) -> float:
         """Mean loss of a network whose output is zero."""
 
     @abstractmethod
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         """What to type next, (verb, arguments); `measured`: FID can be had."""
 
-    def learn_by(
+    def set_optimizer(
         self,
         optimizer: Callable[..., torch.optim.Optimizer],
         lr_schedule: Callable[[int, int], float],
     ) -> None:
         """Takes these once all parameters are there. Raises UserError."""
-        with naming("optimizer"):
+        with prefix_errors("optimizer"):
             optimizer(self.parameters())
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
 
     def on_fit_start(self) -> None:
-        self.skips, self.stream = Skips(self.device), torch.Generator(self.device)
-        self.watched, self._validated = {}, 0
+        self.skips, self.generator = NonFiniteGuard(self.device), torch.Generator(self.device)
+        self.validation_metrics, self._validated = {}, 0
         if self._kept:
             self.skips.restore(self._kept["skips"])
-            self.watched, self._validated = self._kept["watched"], self._kept["validated"]
+            self.validation_metrics, self._validated = (
+                self._kept["validation_metrics"],
+                self._kept["validated"],
+            )
 
     def on_train_start(self) -> None:
-        watchdog.listen(alone=place()[1] == 1)
+        watchdog.install_signal_handlers(alone=rank_and_world()[1] == 1)
         for weight, kept in (
             of for optimizer in self.trainer.optimizers for of in optimizer.state.items()
         ):
@@ -88,7 +91,7 @@ class Learner(L.LightningModule, ABC):
                 if (
                     kept[name].shape != weight.shape
                 ):  # or a fused optimizer would write where there is no memory
-                    raise Damaged(
+                    raise CorruptFileError(
                         f"the checkpoint has {name} of shape {tuple(kept[name].shape)} for a weight of shape "
                         f"{tuple(weight.shape)}"
                     )
@@ -105,9 +108,9 @@ class Learner(L.LightningModule, ABC):
             self.trainer.training = True
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        rank, _ = place()
-        assert self.stream is not None
-        self.stream.manual_seed(seed_of(self.seed, batch_idx, 1))
+        rank, _ = rank_and_world()
+        assert self.generator is not None
+        self.generator.manual_seed(derive_seed(self.seed, batch_idx, 1))
         # What the networks themselves draw, for dropout. torch.manual_seed would take a millisecond.
         cuda = self.device.type == "cuda"
         own = (
@@ -115,7 +118,7 @@ class Learner(L.LightningModule, ABC):
             if cuda
             else torch.default_generator
         )
-        own.manual_seed(seed_of(self.seed, batch_idx, 2 + rank))
+        own.manual_seed(derive_seed(self.seed, batch_idx, 2 + rank))
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             for optimizer in self.trainer.optimizers:
                 optimizer.zero_grad()
@@ -124,14 +127,14 @@ class Learner(L.LightningModule, ABC):
         """Nothing: they went before the forward pass. Lightning would keep them beside its activations."""
 
     def on_train_batch_end(self, *args: Any) -> None:
-        watchdog.beat()
+        watchdog.heartbeat()
 
     def on_validation_batch_start(self, *args: Any) -> None:
-        watchdog.beat()
+        watchdog.heartbeat()
 
     def on_validation_end(self) -> None:
         self._validated = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        self.watched = {
+        self.validation_metrics = {
             name: value.item()
             for name, value in self.trainer.callback_metrics.items()
             if name.startswith("val/")
@@ -140,7 +143,7 @@ class Learner(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["learner"] = {
             "skips": self.skips.state(),
-            "watched": self.watched,
+            "validation_metrics": self.validation_metrics,
             "validated": self._validated,
         }
 
@@ -151,19 +154,19 @@ class Learner(L.LightningModule, ABC):
             raise KeyError("optimizer_states, loops")
         self._kept = checkpoint["learner"]
 
-    def noise(self, size: int) -> BatchNoise:
+    def noise(self, size: int) -> BatchGenerator:
         """For a batch of which this process has `size` rows, and so have the others."""
-        rank, world = place()
-        return BatchNoise(rank * size, (world - 1 - rank) * size, self.stream)
+        rank, world = rank_and_world()
+        return BatchGenerator(rank * size, (world - 1 - rank) * size, self.generator)
 
-    def share(self, total: int) -> slice:
+    def shard_slice(self, total: int) -> slice:
         """The rows of this process, of `total` that all have."""
-        rank, world = place()
+        rank, world = rank_and_world()
         return slice(rank * total // world, (rank + 1) * total // world)
 
-    def watch(self, name: str, values: Tensor) -> None:
+    def log_mean(self, name: str, values: Tensor) -> None:
         """Logs the mean of `values` (B,) over all batches and processes; some may have none."""
-        if len(values) or place()[1] > 1:  # all processes must name the same means
+        if len(values) or rank_and_world()[1] > 1:  # all processes must name the same means
             self.log(
                 name, values.sum() / max(len(values), 1), batch_size=len(values), sync_dist=True
             )
@@ -189,36 +192,36 @@ class Learner(L.LightningModule, ABC):
             )
             if gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norms[-1])
-        self.skips.judge(optimizer, norms, self.trainer.global_step + 1)
+        self.skips.check(optimizer, norms, self.trainer.global_step + 1)
 
     @cached_property
     def _clipped(self) -> list[list[nn.Parameter]]:
         return [
-            [*part.parameters()] for part in self.clipped()
+            [*part.parameters()] for part in self.clipped_modules()
         ]  # to find them takes as long as to clip them
 
-    def clipped(self) -> list[nn.Module]:
+    def clipped_modules(self) -> list[nn.Module]:
         """Parts of which each has a norm of its own where gradients are clipped."""
         return [self]
 
 
-class System(Learner):
-    """Trains on noisy pictures of a process."""
+class TimestepSystem(BaseSystem):
+    """Trains on noisy images of a process."""
 
     process: ForwardProcess
-    timesteps: TimeSampler
+    timestep_sampler: TimestepSampler
 
     @abstractmethod
-    def losses(self, batch: Batch, t: Tensor, noise: Noise = torch.randn_like) -> Tensor:
+    def losses(self, batch: Batch, t: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
         """Of each sample, (B,), at one draw of x_t at times t (B,)."""
 
     def batch_losses(self, batch: Batch) -> Tensor:
         return self.losses(batch, Stratified(self.process.steps)(len(batch["x0"]), self.device)[0])
 
     @torch.no_grad()
-    def loss_of_zero(self, batch: Batch) -> float:
-        assert self.compiles is not None
-        hook = self.compiles.register_forward_hook(
+    def zero_prediction_loss(self, batch: Batch) -> float:
+        assert self.compile_target is not None
+        hook = self.compile_target.register_forward_hook(
             lambda module, inputs, output: torch.zeros_like(output)
         )
         try:
@@ -226,18 +229,18 @@ class System(Learner):
         finally:
             hook.remove()
 
-    def look_at(self, timesteps: Callable[[int], TimeSampler]) -> None:
+    def set_timestep_sampler(self, timestep_sampler: Callable[[int], TimestepSampler]) -> None:
         """Takes the times of its process that training looks at. Raises UserError."""
-        with naming("timesteps"):
-            self.timesteps = timesteps(self.process.steps)
+        with prefix_errors("timestep_sampler"):
+            self.timestep_sampler = timestep_sampler(self.process.steps)
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        size, (_, world) = len(batch["x0"]), place()
+        size, (_, world) = len(batch["x0"]), rank_and_world()
         noise = self.noise(size)
-        everyones = self.timesteps(world * size, self.device, self.stream)
+        everyones = self.timestep_sampler(world * size, self.device, self.generator)
         t, weight = (part.narrow(0, noise.before, size) for part in everyones)
         losses = self.losses(batch, t, noise)
-        self.timesteps.learn(t, losses.detach())
+        self.timestep_sampler.update(t, losses.detach())
         return {
             "loss": (weight * losses).mean(),
             "losses": losses.detach(),
@@ -246,20 +249,22 @@ class System(Learner):
         }
 
     @contextmanager
-    def held_out(self, batch: Batch, index: int) -> Iterator[tuple[Batch, Tensor, Noise]]:
+    def validation_batch(
+        self, batch: Batch, index: int
+    ) -> Iterator[tuple[Batch, Tensor, NoiseSampler]]:
         """Of a held-out batch the rows of this process, (B, ...), their times t (B,), and noise: inside, the draw is
         the same at every validation; outside, the training stream stays where it was.
         """
         total = len(batch["x0"])
-        mine = self.share(total)
+        mine = self.shard_slice(total)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(index)
             t, _ = Stratified(self.process.steps)(total, self.device)
-            yield rows(batch, mine), t[mine], BatchNoise(mine.start, total - mine.stop)
+            yield select_rows(batch, mine), t[mine], BatchGenerator(mine.start, total - mine.stop)
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Without dropout, and back as it was."""
     training = module.training
     module.eval()

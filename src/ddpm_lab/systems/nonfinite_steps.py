@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lab.utils.errors import Diverged
+from ddpm_lab.utils.errors import DivergenceError
 
 LIMIT = 5
 
 
-class Skips:
+class NonFiniteGuard:
     """Leaves out optimizer steps whose gradients are not finite, and counts them. `LIMIT` in a row raise Diverged.
 
     No step waits for the device: a fused optimizer is told by a tensor, as by a gradient scaler, and counts are read
@@ -24,7 +24,7 @@ class Skips:
         """How many steps were left out, and how many of the last in a row"""
         self.known = torch.zeros(2, pin_memory=device.type == "cuda")
 
-    def judge(self, optimizer: torch.optim.Optimizer, norms: Sequence[Tensor], step: int) -> None:
+    def check(self, optimizer: torch.optim.Optimizer, norms: Sequence[Tensor], step: int) -> None:
         """Before optimizer step number `step`, of whose gradients `norms` are the norms of all parts."""
         bad = reduce(torch.add, norms).isfinite().logical_not().float()
         self.counts.add_(bad)
@@ -35,7 +35,7 @@ class Skips:
             optimizer.zero_grad()
         self.known.copy_(self.counts, non_blocking=True)
         if self.known[1] >= LIMIT:
-            raise Diverged(
+            raise DivergenceError(
                 f"step {step}: {LIMIT} steps in a row had gradients that are not finite; try a smaller "
                 "optimizer.lr"
             )

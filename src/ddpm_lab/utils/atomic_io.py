@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ddpm_lab.utils.errors import Hindered, UserError
+from ddpm_lab.utils.errors import ResourceError, UserError
 
 LOG = logging.getLogger(__name__)
 PARTIAL = ".partial"
@@ -22,21 +22,21 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
 @contextmanager
-def replaced(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to. What is there in the end is on the disk, and then takes the place of `file`;
     where writing fails nothing is left of it, and `file` is as it was.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
-        _settle(partial)
+        _fsync(partial)
         partial.replace(file)
-        _settle(file.parent)
+        _fsync(file.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _settle(path: Path) -> None:
+def _fsync(path: Path) -> None:
     """On the disk, not only on the way there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -48,14 +48,14 @@ def _settle(path: Path) -> None:
         os.close(descriptor)
 
 
-def write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
     """`text` to `file`, as `replaced` does."""
-    with replaced(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(text)
 
 
 @contextmanager
-def alone(folder: Path, what: str) -> Iterator[None]:
+def directory_lock(folder: Path, what: str) -> Iterator[None]:
     """Raises UserError if another process is doing `what` in `folder`, which it names."""
     # A record lock, unlike flock, is not inherited by processes that read data and may live a little longer.
     with (folder / ".lock").open("a+") as file:
@@ -64,7 +64,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         except OSError as error:
             if error.errno in HELD:
                 raise UserError(
-                    f"{folder}: another process is {what} in it ({holder(folder)}); wait for it, or "
+                    f"{folder}: another process is {what} in it ({lock_holder(folder)}); wait for it, or "
                     "choose another folder"
                 ) from error
             LOG.warning(
@@ -86,7 +86,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
             (folder / ".lock").unlink(missing_ok=True)
 
 
-def taken(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether another process has `folder` to itself."""
     try:
         with (folder / ".lock").open("r+") as file:
@@ -96,7 +96,7 @@ def taken(folder: Path) -> bool:
     return False
 
 
-def holder(folder: Path) -> str:
+def lock_holder(folder: Path) -> str:
     """What the lock of `folder` says of who has it."""
     try:
         about = json.loads((folder / ".lock").read_text()[:1000])
@@ -105,12 +105,12 @@ def holder(folder: Path) -> str:
         return "it does not say which"
 
 
-def output(folder: str) -> Path:
+def make_directory(folder: str) -> Path:
     """`folder`, made if it was not there; before any work, so that nothing is computed in vain."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Hindered(
+        raise ResourceError(
             f"out={folder} cannot be made a folder ({error.strerror}); choose another"
         ) from error
     return Path(folder)

@@ -11,7 +11,7 @@ from ddpm_lab.utils.errors import UserError
 T = TypeVar("T")
 
 
-def first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes and speaks, by what torchrun, Lightning or SLURM told it."""
     told = (
         os.environ.get(name, "0") for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -19,7 +19,7 @@ def first() -> bool:
     return all(number == "0" for number in told)
 
 
-def check() -> None:
+def check_launch() -> None:
     """Raises UserError where the variables of torchrun do not say which process of how many this is."""
     said = {
         name: os.environ[name]
@@ -54,7 +54,7 @@ def check() -> None:
         )
 
 
-def join() -> None:
+def init_process_group() -> None:
     """Joins the processes that torchrun started, if it did; each has a GPU of its own, where there are any."""
     import torch
     from torch import distributed
@@ -69,7 +69,7 @@ def join() -> None:
     )  # or its threads may end the process as if it had failed
 
 
-def place() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """(rank, number) of this process in the group that torch.distributed knows."""
     from torch import distributed
 
@@ -78,17 +78,17 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-def mine(batches: Sequence[T]) -> Sequence[T]:
+def shard(batches: Sequence[T]) -> Sequence[T]:
     """Those whose turn is this process's."""
-    rank, world = place()
+    rank, world = rank_and_world()
     return batches[rank::world]
 
 
-def everyones(parts: Sequence[Any]) -> list[Any]:
+def all_gather(parts: Sequence[Any]) -> list[Any]:
     """What all processes made of `mine(batches)`, in the order of the batches; every process must ask."""
     from torch import distributed
 
-    _, world = place()
+    _, world = rank_and_world()
     if world == 1:
         return [*parts]
     lists: list[Any] = [None] * world

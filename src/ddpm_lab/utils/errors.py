@@ -9,7 +9,7 @@ from contextlib import contextmanager
 MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
-class Told(Exception):  # noqa: N818 (it is told, and no traceback shown)
+class CLIError(Exception):
     """What ends a program with its message, in a line or three, and `status`. Any other exception is a bug of ours,
     status 1.
     """
@@ -17,23 +17,23 @@ class Told(Exception):  # noqa: N818 (it is told, and no traceback shown)
     status = 1
 
 
-class CellsFailed(Told):
+class JobsFailedError(CLIError):
     """Some cells of a sweep failed; what became of each was said."""
 
 
-class UserError(Told, ValueError):
+class UserError(CLIError, ValueError):
     """A mistake of the user's: `group.key ...`. The message names the config key, the value and what would do."""
 
     status = 2
 
 
-class Hindered(Told):
+class ResourceError(CLIError):
     """The machine does not let us: no space, no permission, no memory, a process that was killed."""
 
     status = 3
 
 
-HINDRANCES = {
+RESOURCE_ERRNOS = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -49,29 +49,32 @@ HINDRANCES = {
 """Of an OSError the numbers that mean `Hindered`, and no bug"""
 
 
-class Diverged(Told):
+class DivergenceError(CLIError):
     """Training came to numbers that are not finite."""
 
     status = 4
 
 
-class Unsafe(UserError):  # noqa: N818
+class UnsafeFileError(UserError):
     """A file that comes from elsewhere is not what it says, or asks for what no file may ask for."""
 
     status = 5
 
 
-class Damaged(UserError):  # noqa: N818
+class CorruptFileError(UserError):
     """A file is cut short, has changed since it was written, or is none of ours."""
 
+    suffix = "damaged"
+    """Suffix of the name under which a checkpoint is set aside"""
 
-class Hung(Told):
+
+class HangError(CLIError):
     """Nothing happened for too long."""
 
     status = 124
 
 
-class Interrupted(Told):
+class InterruptedRunError(CLIError):
     """A signal asked the program to end, and it did so in order: status 128 + its number."""
 
     def __init__(self, message: str, signal: int) -> None:
@@ -80,7 +83,7 @@ class Interrupted(Told):
 
 
 @contextmanager
-def naming(group: str) -> Iterator[None]:
+def prefix_errors(group: str) -> Iterator[None]:
     """Around code that a config group chose. By convention the message of its ValueError begins with the argument's
     name, so that the group before it makes the key that the user typed.
     """
@@ -90,11 +93,11 @@ def naming(group: str) -> Iterator[None]:
         raise
     except ValueError as error:
         said = str(error)  # which of other packages begins with a capital
-        said = qualified(said, group, re.findall("^[a-z_]+", said))
+        said = prefix_message(said, group, re.findall("^[a-z_]+", said))
         raise UserError(f"{group}{'.' if re.match('[a-z_]', said) else ': '}{said}") from error
 
 
-def qualified(message: str, group: str, names: Iterable[str]) -> str:
+def prefix_message(message: str, group: str, names: Iterable[str]) -> str:
     """`message` with the `names` of arguments in its last hint, behind "try", as keys of `group`."""
     head, found, hint = message.rpartition("try ")
     keys = "|".join(names)
@@ -105,12 +108,12 @@ def qualified(message: str, group: str, names: Iterable[str]) -> str:
     )
 
 
-def choice(part: object) -> str:
+def choice_name(part: object) -> str:
     """What the user typed to get `part`: LearnedRange -> learned_range, the name of its yaml file."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(part).__name__).lower()
 
 
-def shown(text: object, lines: bool = False) -> str:
+def escape_control(text: object, lines: bool = False) -> str:
     """`text` for a terminal, which obeys control characters and turns text round at others: these are spelled out, and
     so are the ends of lines unless `lines`.
     """
@@ -125,19 +128,19 @@ def shown(text: object, lines: bool = False) -> str:
     )
 
 
-def label(text: object) -> str:
+def plot_label(text: object) -> str:
     """`text` for matplotlib, which takes what stands between dollars for mathematics; at most 120 characters."""
-    return shown(text)[:120].replace("$", r"\$")
+    return escape_control(text)[:120].replace("$", r"\$")
 
 
-class Plain(logging.Formatter):
+class EscapingFormatter(logging.Formatter):
     """What the configuration of logging names."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record), lines=True)
+        return escape_control(super().format(record), lines=True)
 
 
-def hindrance(error: BaseException) -> Told | None:
+def as_resource_error(error: BaseException) -> CLIError | None:
     """What `error` is if the machine is to blame, in our words; None if it is not."""
     text = " ".join(str(error).split())[:200]
     if (
@@ -145,8 +148,8 @@ def hindrance(error: BaseException) -> Told | None:
         or type(error).__name__ == "OutOfMemoryError"
         or any(map(text.count, MEMORY))
     ):
-        return Hindered(f"not enough memory ({text}); try a smaller data.batch_size")
-    if isinstance(error, OSError) and error.errno in HINDRANCES:
+        return ResourceError(f"not enough memory ({text}); try a smaller data.batch_size")
+    if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
         what = "the file that was being written" if error.filename is None else error.filename
-        return Hindered(f"{what}: {error.strerror}; make room there, or choose another folder")
+        return ResourceError(f"{what}: {error.strerror}; make room there, or choose another folder")
     return None

@@ -16,149 +16,153 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.utils.atomic_io import replaced, write
-from ddpm_lab.utils.errors import Damaged, Unsafe, shown
+from ddpm_lab.utils.atomic_io import atomic_write, write_text
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, escape_control
 
 SPEC = ("shape", "classes", "bin_width", "captions")
 """The fields of `conditioners.Spec`"""
 
 
-def unlinked(path: str | Path) -> Path:
+def reject_links(path: str | Path) -> Path:
     """`path`. Raises Unsafe if it is a link: what that leads to can be changed by whoever made it."""
     if Path(path).is_symlink():
-        raise Unsafe(
-            f"{shown(path)} is a link to {shown(os.readlink(Path(path)))}; name that, if it is what you mean"
+        raise UnsafeFileError(
+            f"{escape_control(path)} is a link to {escape_control(os.readlink(Path(path)))}; name that, if it is what you mean"
         )
     return Path(path)
 
 
-def plain(run: Path) -> Path:
+def reject_links_in_run(run: Path) -> Path:
     """The folder `run`, if there is one. Raises Unsafe for links and the like in it that would be written through."""
-    folders = [run, run / "checkpoints", run / "pictures", run / "wandb" / "id.txt"]
+    folders = [run, run / "checkpoints", run / "images", run / "wandb" / "id.txt"]
     for entry in (entry for folder in folders if folder.is_dir() for entry in os.scandir(folder)):
-        if not unlinked(entry.path).is_dir() and not entry.is_file():
-            raise Unsafe(f"{shown(entry.path)} is no regular file; remove it")
-    unlinked(folders[-1])
+        if not reject_links(entry.path).is_dir() and not entry.is_file():
+            raise UnsafeFileError(f"{escape_control(entry.path)} is no regular file; remove it")
+    reject_links(folders[-1])
     return run
 
 
-def regular(path: str | Path) -> Path:
+def regular_file(path: str | Path) -> Path:
     """`path`, a regular file. Raises Unsafe, and OSError where there is none."""
     if not stat.S_ISREG(
-        unlinked(path).lstat().st_mode
+        reject_links(path).lstat().st_mode
     ):  # such as a FIFO, which would be waited for
-        raise Unsafe(f"{shown(path)} is no regular file; remove it")
+        raise UnsafeFileError(f"{escape_control(path)} is no regular file; remove it")
     return Path(path)
 
 
-def document(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """What a JSON file says; {} where there is none, or it was cut short. Raises Unsafe."""
     try:
-        found = json.loads(regular(file).read_bytes())
-    except Unsafe:
+        found = json.loads(regular_file(file).read_bytes())
+    except UnsafeFileError:
         raise
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def seal(content: dict[str, Any], file: Path) -> None:
+def write_sealed_json(content: dict[str, Any], file: Path) -> None:
     """Write a JSON file that `sealed` reads: whole or not at all, with a checksum."""
     text = json.dumps(content, sort_keys=True)
-    write(
+    write_text(
         file, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content})
     )
 
 
-def sealed(file: Path) -> dict[str, Any]:
+def read_sealed_json(file: Path) -> dict[str, Any]:
     """The content of a file that `seal` wrote. Raises Damaged, Unsafe, and OSError where there is none."""
     try:
-        whole = json.loads(regular(file).read_bytes())
+        whole = json.loads(regular_file(file).read_bytes())
         text = json.dumps(whole["content"], sort_keys=True)
         if hashlib.sha256(text.encode()).hexdigest() == whole["sha256"]:
             return whole["content"]
-    except (Unsafe, OSError):
+    except (UnsafeFileError, OSError):
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{shown(file)} is cut short or damaged") from error
-    raise Damaged(f"{shown(file)} is damaged: its checksum is another")
+        raise CorruptFileError(f"{escape_control(file)} is cut short or damaged") from error
+    raise CorruptFileError(f"{escape_control(file)} is damaged: its checksum is another")
 
 
 @contextmanager
-def arrays(file: Path) -> Iterator[Mapping[str, Any]]:
+def read_npz(file: Path) -> Iterator[Mapping[str, Any]]:
     """Open an .npz. Raises Unsafe when an array of objects is read, and what numpy and zipfile raise."""
     import numpy as np
 
-    with zipfile.ZipFile(regular(file)):  # raises BadZipFile for a single array and for a pickle
+    with zipfile.ZipFile(
+        regular_file(file)
+    ):  # raises BadZipFile for a single array and for a pickle
         pass
     try:
         with np.load(file, allow_pickle=False) as found:
             yield found
     except ValueError as error:
         if "allow_pickle" in str(error):
-            raise Unsafe(
-                f"{shown(file)} holds objects, and only arrays of numbers are loaded"
+            raise UnsafeFileError(
+                f"{escape_control(file)} holds objects, and only arrays of numbers are loaded"
             ) from error
         raise
 
 
 def save_tensors(
-    tensors: dict[str, Any], file: Path, metadata: dict[str, str] | None = None
+    load_tensors: dict[str, Any], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Write a .safetensors that `tensors` reads: whole or not at all, with a checksum of everything in it."""
     from safetensors.torch import save_file
 
     metadata = metadata or {}
-    with replaced(file) as partial:
-        save_file(tensors, partial, {**metadata, "sha256": _digest(tensors, metadata)})
+    with atomic_write(file) as partial:
+        save_file(load_tensors, partial, {**metadata, "sha256": _digest(load_tensors, metadata)})
 
 
-def tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def load_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensors and metadata of a file that `save_tensors` wrote. Raises Damaged and Unsafe."""
     from safetensors import SafetensorError, safe_open
 
-    regular(file)
+    regular_file(file)
     try:
         with safe_open(file, "pt") as stream:
             found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (it is no dict)
             metadata = dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise Damaged(f"{shown(file)} is cut short, or not what its header says") from error
+        raise CorruptFileError(
+            f"{escape_control(file)} is cut short, or not what its header says"
+        ) from error
     if metadata.pop("sha256", None) != _digest(found, metadata):
-        raise Damaged(
-            f"{shown(file)} is damaged, or was not written by ddpm-lab: its checksum is another"
+        raise CorruptFileError(
+            f"{escape_control(file)} is damaged, or was not written by ddpm-lab: its checksum is another"
         )
     _check_finite(found, file)
     return found, metadata
 
 
-def _digest(tensors: dict[str, Any], metadata: dict[str, str]) -> str:
+def _digest(load_tensors: dict[str, Any], metadata: dict[str, str]) -> str:
     import torch
 
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
+    for name, value in sorted(load_tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def checkpoint(file: str | Path) -> dict[str, Any]:
+def load_checkpoint(file: str | Path) -> dict[str, Any]:
     """What a checkpoint holds, "state_dict", "hyper_parameters" (the fields of `Spec`), "global_step" and "callbacks"
     at least; of a .safetensors that scripts/share.py wrote, the same. Raises Damaged, Unsafe, and OSError where there
     is no file.
     """
     file = Path(file)
-    content = _shared(file) if file.suffix == ".safetensors" else _unpickled(regular(file))
+    content = _shared(file) if file.suffix == ".safetensors" else _unpickled(regular_file(file))
     wanted = {"state_dict": dict, "hyper_parameters": dict, "global_step": int, "callbacks": dict}
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), kind) for key, kind in wanted.items()
     ):
-        raise Damaged(
-            f"{shown(file)} is no checkpoint of ddpm-lab, which holds {', '.join(wanted)}"
+        raise CorruptFileError(
+            f"{escape_control(file)} is no checkpoint of ddpm-lab, which holds {', '.join(wanted)}"
         )
     if not _is_spec(content["hyper_parameters"]):
-        raise Unsafe(
-            f"{shown(file)}: hyper_parameters must be {', '.join(SPEC)} of some data, and nothing else"
+        raise UnsafeFileError(
+            f"{escape_control(file)}: hyper_parameters must be {', '.join(SPEC)} of some data, and nothing else"
         )
     _check_finite(content, file)
     return content
@@ -171,37 +175,39 @@ def _unpickled(file: Path) -> Any:
     with file.open("rb") as stream:
         head = stream.read(64)
     if head.startswith(b"version https://git-lfs"):
-        raise Damaged(
-            f"{shown(file)} is a pointer of Git LFS, not the file that it stands for; try: git lfs pull"
+        raise CorruptFileError(
+            f"{escape_control(file)} is a pointer of Git LFS, not the file that it stands for; try: git lfs pull"
         )
     if not head.startswith(b"PK\x03\x04"):
-        raise Damaged(
-            f"{shown(file)} is {'not a checkpoint, or is damaged at its start' if head else 'empty'}"
+        raise CorruptFileError(
+            f"{escape_control(file)} is {'not a checkpoint, or is damaged at its start' if head else 'empty'}"
         )
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not verify checksums
             if bad := archive.testzip():
-                raise Damaged(f"{shown(file)} is damaged: {shown(bad)} does not match its checksum")
+                raise CorruptFileError(
+                    f"{escape_control(file)} is damaged: {escape_control(bad)} does not match its checksum"
+                )
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (Damaged, MemoryError, PermissionError):
+    except (CorruptFileError, MemoryError, PermissionError):
         raise
     except pickle.UnpicklingError as error:
-        raise Unsafe(
-            f"{shown(file)} asks for more than tensors and numbers, and is not loaded"
+        raise UnsafeFileError(
+            f"{escape_control(file)} asks for more than tensors and numbers, and is not loaded"
         ) from error
     except (
         Exception
     ) as error:  # broken archives and pickles make their readers raise nearly anything
         if "allocate memory" in str(error):
             raise
-        raise Damaged(
-            f"{shown(file)} cannot be read: it is cut short or damaged ({type(error).__name__})"
+        raise CorruptFileError(
+            f"{escape_control(file)} cannot be read: it is cut short or damaged ({type(error).__name__})"
         ) from error
 
 
 def _shared(file: Path) -> Any:
     """What scripts/share.py wrote, as a checkpoint holds it. Raises Damaged and Unsafe."""
-    state, said = tensors(file)
+    state, said = load_tensors(file)
     try:
         content = json.loads(said["ddpm_lab"])
         average = {
@@ -215,10 +221,12 @@ def _shared(file: Path) -> Any:
             "callbacks": {"EMA": {"average": average}} if content["weights"] == "ema" else {},
         }
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise Damaged(f"{shown(file)} is not what scripts/share.py writes") from error
+        raise CorruptFileError(
+            f"{escape_control(file)} is not what scripts/share.py writes"
+        ) from error
 
 
-def plain_style() -> None:
+def default_plot_style() -> None:
     """Undo what a `matplotlibrc` in the current directory, which may be a run of someone else, says."""
     if not Path("matplotlibrc").exists():
         return
@@ -242,7 +250,7 @@ def fitting(network: Callable[..., Any], weights: Mapping[str, Any]) -> Callable
             )
         held = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
         if parameters > held:
-            raise Damaged(
+            raise CorruptFileError(
                 f"the weights do not fit the model that config.yaml describes: it has "
                 f"{parameters} parameters, and the checkpoint holds {held} numbers"
             )
@@ -294,7 +302,9 @@ def _check_finite(content: Any, file: Path) -> None:
                 and not one.sum().isfinite()
                 and not one.isfinite().all()
             ):
-                raise Damaged(f"{shown(file)} has weights that are not finite numbers")
+                raise CorruptFileError(
+                    f"{escape_control(file)} has weights that are not finite numbers"
+                )
         elif isinstance(one, dict | list | tuple) and id(one) not in seen:
             seen.add(id(one))
             left += one.values() if isinstance(one, dict) else one

@@ -9,7 +9,7 @@ import warnings
 from functools import cache
 
 
-def program(name: str) -> str:
+def script_command(name: str) -> str:
     """Return the command for `sample`, `scripts/share`, ...: a file of this checkout, or `ddpm-sample` if installed."""
     folder, own = os.path.split(sys.argv[0])
     if own.startswith("ddpm-") and not name.startswith("scripts/"):
@@ -22,7 +22,7 @@ def program(name: str) -> str:
     return f"{_python()} {shlex.quote(os.path.normpath(os.path.join(*roots[:1], f'{name}.py')))}"
 
 
-def install(package: str) -> str:
+def install_command(package: str) -> str:
     """Return the command that adds `package` to the environment of this program."""
     return f"{shlex.quote(sys.executable)} -m pip install {package}"
 
@@ -34,7 +34,7 @@ def _python() -> str:
     )
 
 
-def quiet() -> None:
+def quiet_libraries() -> None:
     """Keeps Lightning's advertisements, and warnings about what is meant, from the terminal."""
     for noisy in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

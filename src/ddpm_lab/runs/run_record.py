@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils import safe_load
-from ddpm_lab.utils.errors import Damaged, UserError, shown
-from ddpm_lab.utils.atomic_io import write
+from ddpm_lab.utils.errors import CorruptFileError, UserError, escape_control
+from ddpm_lab.utils.atomic_io import write_text
 
 FILE = "run.json"
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
 """Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
 ADJUSTABLE = {
-    "conditioner": ("level", "truncated"),
+    "conditioner": ("noise_level", "truncated_conditioning"),
     "codec": ("run",),
-    "data": ("path", "name", "cache", "workers", "resident", "download"),
+    "data": ("path", "name", "cache", "workers", "in_memory", "download"),
 }
 """Groups that a run's weights belong to, and the keys of them that can be changed all the same."""
 PLACES = (
@@ -37,7 +37,7 @@ PLACES = (
 """Keys that may name a file or a folder"""
 
 
-class Record(NamedTuple):
+class RunRecord(NamedTuple):
     """Contents of `run.json`; empty for a run of an older version, and without a directory for a shared one."""
 
     id: str | None = None
@@ -45,11 +45,11 @@ class Record(NamedTuple):
     data: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
 
-def read(run: str | Path) -> Record:
+def read_record(run: str | Path) -> RunRecord:
     """The record of `run`. Raises Unsafe."""
-    content = safe_load.document(Path(run, FILE))
-    key, directory, data = (content.get(name) for name in Record._fields)
-    return Record(
+    content = safe_load.read_json(Path(run, FILE))
+    key, directory, data = (content.get(name) for name in RunRecord._fields)
+    return RunRecord(
         key if isinstance(key, str) and re.fullmatch("[0-9a-f]{16}", key) else None,
         directory if isinstance(directory, str) else None,
         data
@@ -59,25 +59,27 @@ def read(run: str | Path) -> Record:
     )
 
 
-def keep(run: Path, data: dict[str, Any]) -> str:
+def write_record(run: Path, data: dict[str, Any]) -> str:
     """Write the record of `run`, which is started in the current directory with `data`. Return its id, made once."""
-    key = read(run).id or secrets.token_hex(8)
-    write(run / FILE, json.dumps(Record(key, str(Path.cwd()), data)._asdict(), indent=1) + "\n")
+    key = read_record(run).id or secrets.token_hex(8)
+    write_text(run / FILE, json.dumps(RunRecord(key, str(Path.cwd()), data)._asdict(), indent=1) + "\n")
     return key
 
 
-class Foreign(Damaged):
+class ForeignFileError(CorruptFileError):
     """A checkpoint of another run."""
 
+    suffix = "foreign"
 
-def own(run: str | Path, file: Path, content: dict[str, Any]) -> None:
+
+def check_owner(run: str | Path, file: Path, content: dict[str, Any]) -> None:
     """Raises Foreign unless `content` of a checkpoint `file` is of `run`, as far as both have an id."""
-    key, other = read(run).id, content.get("run_id")
+    key, other = read_record(run).id, content.get("run_id")
     if key and other and key != other:
-        raise Foreign(f"{file} is of another run ({shown(other)}, and {shown(run)} is {key})")
+        raise ForeignFileError(f"{file} is of another run ({escape_control(other)}, and {escape_control(run)} is {key})")
 
 
-def located(config: DictConfig, directory: str | Path | None) -> DictConfig:
+def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfig:
     """`config` with absolute paths where a relative one exists in `directory`, so that it holds in any other."""
     for key in PLACES if directory else ():
         value = OmegaConf.select(config, key, throw_on_missing=False)
@@ -86,16 +88,16 @@ def located(config: DictConfig, directory: str | Path | None) -> DictConfig:
     return config
 
 
-def adjusted(saved: DictConfig, settings: DictConfig, group: str) -> DictConfig:
+def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> DictConfig:
     """`saved`, the configuration of a run, with the `group` of `settings`, if it has one. Raises UserError where more
     is changed of it than `ADJUSTABLE`.
     """
     if not settings.get(group):
         return saved
-    own: Any = OmegaConf.to_container(saved[group])  # with references as they are, such as ${seed}
+    check_owner: Any = OmegaConf.to_container(saved[group])  # with references as they are, such as ${seed}
     chosen: Any = OmegaConf.to_container(settings[group])
-    keys = [key for key in ADJUSTABLE[group] if key in own]
-    if changed := [key for key in {*own, *chosen} - {*keys} if own.get(key) != chosen.get(key)]:
+    keys = [key for key in ADJUSTABLE[group] if key in check_owner]
+    if changed := [key for key in {*check_owner, *chosen} - {*keys} if check_owner.get(key) != chosen.get(key)]:
         what = group if "_target_" in changed else f"{group}.{min(changed)}"
         only = (
             f"of {group}, only {' and '.join(keys)} can be changed"
