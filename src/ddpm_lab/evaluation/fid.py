@@ -45,7 +45,7 @@ READERS = min(8, os.cpu_count() or 1)
 """How many processes read images that are streamed"""
 NOISE = 2000
 """At most so many images of noise are measured"""
-VERSION = 1
+VERSION = 2
 """Of what the cache holds"""
 
 IndexedBatches = Iterable[tuple[Tensor, InMemorySplit]]
