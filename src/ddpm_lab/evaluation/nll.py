@@ -7,18 +7,15 @@ from tqdm import tqdm
 
 from ddpm_lab.data.datasets import InMemorySplit, to_batch
 from ddpm_lab.data.module import DataModule
-from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.likelihood import prior_term, vlb_terms
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.timestep_spacing import timesteps
-from ddpm_lab.systems.base import eval_mode
-from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.sampling.pipeline import SamplingPipeline, eval_mode
 from ddpm_lab.utils.errors import UserError, choice_name
 
 
 def evaluate_nll(
-    system: Diffusion,
-    denoiser: Denoiser,
+    pipeline: SamplingPipeline,
     data: DataModule,
     *,
     weights: str,
@@ -35,22 +32,23 @@ def evaluate_nll(
 
     Raises UserError for data that was not rounded to 8 bits.
     """
-    if system.codec.bin_width is None:
-        what, instead = ("points", "ode_nll") if system.bin_width is None else ("latents", "fid")
+    if pipeline.codec.bin_width is None:
+        what, instead = ("points", "ode_nll") if pipeline.bin_width is None else ("latents", "fid")
         raise UserError(
             "metrics=[nll] counts the bits of 8-bit pixels: its last term is the probability of a bin, "
             f"and {what} have no bins; try metrics=[{instead}]"
         )
-    times = timesteps(denoiser.process.steps, steps, spacing)
-    images = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
+    times = timesteps(pipeline.process.steps, steps, spacing)
+    images = (
+        {"train": data.train, "test": data.test}[split].select(slice(count)).to(pipeline.device)
+    )
     index = torch.arange(images.size).split(batch_size)
     with tqdm(
         total=len(index) * (len(times) - 1), desc="bits/dim", unit="step", disable=None, leave=False
     ) as bar:
         parts = [
             _terms(
-                system,
-                denoiser,
+                pipeline,
                 images.select(some),
                 times,
                 clip,
@@ -90,19 +88,18 @@ def evaluate_nll(
             "clip": clip,
             "steps": len(times) - 1,
             "spacing": spacing,
-            "T": denoiser.process.steps,
-            "variance": type(denoiser.variance).__name__,
+            "T": pipeline.process.steps,
+            "variance": type(pipeline.denoiser.variance).__name__,
             "guidance": "none",
-            "given": choice_name(denoiser.conditioner),
-            "labels": "none" if system.denoiser.classes is None else "the images'",
+            "given": choice_name(pipeline.denoiser.conditioner),
+            "labels": "none" if pipeline.denoiser.classes is None else "the images'",
             "bins": 256,
         },
     }
 
 
 def _terms(
-    system: Diffusion,
-    denoiser: Denoiser,
+    pipeline: SamplingPipeline,
     images: InMemorySplit,
     times: list[int],
     clip: float | None,
@@ -111,21 +108,21 @@ def _terms(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """L_T (B,), the terms (K, B) and the mean square errors (K, B)."""
     terms = []
-    with eval_mode(denoiser):
-        cond = system.condition(denoiser, to_batch(images), noise)
+    with eval_mode(pipeline.denoiser):
+        cond = pipeline.condition(to_batch(images), noise)
         for term in vlb_terms(
-            denoiser,
+            pipeline.denoiser,
             images.x0,
             times,
-            bin_width=system.bin_width,
+            bin_width=pipeline.bin_width,
             cond=cond,
             noise=noise,
             clip=clip,
         ):
             terms.append(term)
             bar.update()
-    first = torch.full((len(images.x0),), times[0], device=system.device)
-    prior = prior_term(denoiser.process, images.x0.double(), first)
+    first = torch.full((len(images.x0),), times[0], device=pipeline.device)
+    prior = prior_term(pipeline.process, images.x0.double(), first)
     return (
         prior,
         torch.stack([term.bits for term in terms]),

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
@@ -18,17 +18,14 @@ from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import FIDEvaluator, baseline_scores
 from ddpm_lab.evaluation.statistics import split_count
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.distributed import is_rank_zero, shard
 
 
 def evaluate_samples(
-    system: Diffusion,
-    denoiser: Denoiser,
+    cascade: Cascade,
     data: DataModule,
     extractor: Extractor,
     *,
-    before: Sequence[Diffusion] = (),
     configurations: Mapping[str, Callable[[], None]] = MappingProxyType({"": lambda: None}),
     extra_metrics: Collection[str] = (),
     weights: str,
@@ -38,7 +35,7 @@ def evaluate_samples(
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
     """The quality of `count` samples of `denoiser`, measured against a split of the data, after each of `ways` was
-    called, which makes the system draw in that way; their names stand before each line of progress. Before it may stand
+    called, which makes the pipeline draw in that way; their names stand before each line of progress. Before it may stand
     other stages of a cascade; `thorough` is as in `Judge`. What it will cost is estimated and said before it begins.
 
     Beside it stand what the same measurement says of the other split's real images (the floor) and of uniform noise,
@@ -47,11 +44,11 @@ def evaluate_samples(
     splits = {"train": head(data.train), "test": data.test}
     reference = splits.pop(split)
     (other,) = splits.values()
-    evaluator = FIDEvaluator(extractor, reference, extra_metrics, system.device)
+    evaluator = FIDEvaluator(extractor, reference, extra_metrics, cascade.stages[-1].device)
     others = baseline_scores(evaluator, other)
-    cascade = Cascade([*before, system])
-    conditions = cascade.stages[0].make_conditions(count, given=data.test)
-    weights_sha256 = weights_digest(denoiser)
+    pipeline = cascade.stages[-1]
+    conditions = cascade.stages[0].make_conditions(count, images=data.test)
+    weights_sha256 = weights_digest(pipeline.denoiser)
     labels = "all, in turn" if "label" in conditions else "none"
     said = (
         {"labels": "those of the images given", "given": "test"}
@@ -62,11 +59,11 @@ def evaluate_samples(
         way()
         named = f"{name}: " if name else ""
         total, batches = (
-            cascade.steps(count, batch_size),
+            cascade.num_steps(count, batch_size),
             len(shard(range(math.ceil(count / batch_size)))),
         )
         if is_rank_zero():
-            seconds = batches * _seconds(cascade, denoiser, extractor, data, min(count, batch_size))
+            seconds = batches * _seconds(cascade, extractor, data, min(count, batch_size))
             tqdm.write(
                 f"{named}FID of {count} samples, {total // batches} steps for each batch of {batch_size}: about "
                 f"{_spelled(seconds)}"
@@ -81,8 +78,8 @@ def evaluate_samples(
             _, last = cascade.sample_earlier_stages(
                 conditions, count, seed=seed, batch_size=batch_size, bar=bar
             )
-            samples = system.sample(
-                denoiser, count, conditions=last, seed=seed, batch_size=batch_size, bar=bar
+            samples = pipeline.sample(
+                count, conditions=last, seed=seed, batch_size=batch_size, bar=bar
             )
             numbers = shard(torch.arange(count).split(batch_size))
             found = evaluator(zip(numbers, samples, strict=True), count)
@@ -123,15 +120,12 @@ def weights_digest(denoiser: Denoiser) -> str:
 
 
 @torch.inference_mode()
-def _seconds(
-    cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: DataModule, size: int
-) -> float:
+def _seconds(cascade: Cascade, extractor: Extractor, data: DataModule, size: int) -> float:
     """How long a batch of `size` samples takes, about: one step of each stage and the features are timed."""
     total = 0.0
     for stage in cascade.stages:
-        own = denoiser if stage is cascade.stages[-1] else stage.denoiser
         trajectory = stage.trajectory(
-            own, range(size), stage.make_conditions(size, given=data.test), seed=0
+            range(size), stage.make_conditions(size, images=data.test), seed=0
         )
         times = [
             (x.sum().item(), time.perf_counter())[1] for _, x in islice(trajectory, 3)
