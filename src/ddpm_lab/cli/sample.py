@@ -87,7 +87,7 @@ def _sample(config: DictConfig, run: RunDir) -> None:
 
 
 def _encode(config: DictConfig, run: RunDir) -> None:
-    """Encode data to x_T and decode it again (Song et al., 2021, section 5.4); save x_T and a grid."""
+    """Encode data to x_T and decode it (Song et al., 2021, section 5.4); save x_T and a grid."""
     pipeline = run.pipeline
     split = read_samples(config, pipeline.shape, run)
     if config.label is None and config.text is None:
@@ -113,7 +113,7 @@ def _encode(config: DictConfig, run: RunDir) -> None:
         file = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3)
         content = "triples of input, x_T, decoded"
     LOG.info(
-        "%d samples encoded and decoded in %d steps each: mean square error %.2g, of data in [0, 1]\n"
+        "%d samples encoded and decoded, in %d steps each: mean square error %.2g, in [0, 1]\n"
         "  x_T         %s\n  image       %s (%s)\n  next        %s",
         len(data),
         pipeline.num_steps,

@@ -201,8 +201,8 @@ def _fit(
         ours = isinstance(error, CLIError | OSError | MemoryError)
         if checkpoint and not system.begun and not ours:
             raise CorruptFileError(
-                f"{checkpoint} cannot be resumed ({type(error).__name__}: {error}); remove it to use "
-                f"the one before it, or try init={run} for a new run from its weights"
+                f"{checkpoint} cannot be resumed ({type(error).__name__}: {error}); remove it "
+                f"to use the one before it, or try init={run} for a new run from its weights"
             ) from error
         raise
     finally:

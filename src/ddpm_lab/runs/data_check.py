@@ -46,7 +46,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def images_differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Return whether the images differ, in splits of which both fingerprints have a hash."""
-    hashes = [(old.get(split, {}).get("sha256"), new[split]["sha256"]) for split in ("train", "test")]
+    pairs = ((old.get(split, {}), new[split]) for split in ("train", "test"))
+    hashes = ((before.get("sha256"), now["sha256"]) for before, now in pairs)
     return any(before and now and before != now for before, now in hashes)
 
 
@@ -58,8 +59,8 @@ def verify_data(run: str | Path, config: DictConfig, new: dict[str, Any]) -> Non
     old, key = run_record.read_record(run).data, _source(config)
     if changes := differences(old, new):
         raise UserError(
-            f"{key} is not the data that {run} was trained on: {'; '.join(changes)}; try the original "
-            f"data, or init={run}, which starts a new run from its weights"
+            f"{key} is not the data that {run} was trained on: {'; '.join(changes)}; try the "
+            f"original data, or init={run}, which starts a new run from its weights"
         )
     if images_differ(old, new):
         LOG.warning("warning: %s has other images than %s was trained on", key, run)
@@ -89,7 +90,7 @@ def _join(value: Any) -> str:
 def _digest(split: Split, workers: int) -> str | None:
     """Return the SHA-256 of the labels and of evenly spaced images, in memory or streamed.
 
-    None for points, which depend on a machine's sine function, and for streams, which are read once.
+    None for points, which depend on a machine's sine function, and for streams.
     """
     if not isinstance(split, Images | MapSplit):
         return None

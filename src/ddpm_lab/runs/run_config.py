@@ -46,8 +46,8 @@ def register_run_choices(
 ) -> None:
     """Register the run's own `REPLACEABLE` and `ADJUSTABLE` groups as the choice `run` of each.
 
-    `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes the sampler of the
-    run, and `sampler=ddim` replaces it, both in Hydra's own grammar.
+    `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes the sampler of
+    the run, and `sampler=ddim` replaces it, both in Hydra's own grammar.
     """
     run = next((argument for argument in reversed(arguments) if argument.startswith("run=")), None)
     configs = [load(path) for path in (_runs(run) if run else [])]
@@ -62,7 +62,7 @@ def register_run_choices(
         differs = _differs(configs, group)
         if differs and any(argument.startswith(f"{group}.") for argument in arguments):
             raise UserError(
-                f"{group} differs between these runs, so it cannot be changed for all of them; give "
+                f"{group} differs between these runs, so it cannot be changed for all; give "
                 "one run at a time"
             )
         node = configs[0][group] if configs and not differs else {}
@@ -126,5 +126,5 @@ def make_deterministic(settings: DictConfig) -> None:
     sampler = settings.sampler
     eta = sampler.get("eta")
     if eta and not sampler.get("sigma_hat") and eta == load_config(settings.run).sampler.get("eta"):
-        LOG.info("sampler.eta=0 instead of the run's %g: x_T determines x_0 only without noise", eta)
+        LOG.info("sampler.eta=0, not the run's %g: x_T determines x_0 only without noise", eta)
         sampler.eta = 0.0

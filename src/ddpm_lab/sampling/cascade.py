@@ -1,4 +1,4 @@
-"""Cascades: pipelines in a row, each of which upsamples the images of the one before (Ho et al., 2022)."""
+"""Cascaded diffusion (Ho et al., 2022): each pipeline upsamples the images of the one before."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Cascade:
             _check_classes(number + 1, stages[0], following)
 
     def check_conditions(self, conditions: Batch) -> None:
-        """Raise UserError if `conditions` of the first stage lack the labels that a later one needs."""
+        """Raise UserError if `conditions` of the first stage lack labels that a later one needs."""
         for number, stage in enumerate(self.stages[1:], 2):
             if "label" not in conditions and stage.classes is not None:
                 raise UserError(
@@ -96,7 +96,7 @@ class Cascade:
     def _stages_with_t_end(self) -> Iterator[tuple[SamplingPipeline, int]]:
         """Yield each stage with the timestep at which its chain ends.
 
-        That is 0 or, before a stage with truncated conditioning, the one nearest to its noise level.
+        That is 0 or, before a stage with truncated conditioning, the nearest to its noise level.
         """
         for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True):
             t_end = 0

@@ -53,7 +53,7 @@ Step = tuple[int, Tensor]
 class SamplingPipeline:
     """A denoiser with the codec, sampler and guidance that turn noise into data.
 
-    Sample number i of a seed does not depend on the batch size, the device or the number of processes.
+    Sample i of a seed does not depend on the batch size, the device or the number of processes.
 
     Args:
         spec: Shape, classes and bin width of the data.
@@ -112,7 +112,7 @@ class SamplingPipeline:
         return len(self.sampler.timesteps(self.process.steps)) - 1
 
     def set_sampler(self, sampler: Sampler, guidance: partial[DenoiserLike]) -> None:
-        """Replace sampler and guidance. Raises UserError if they do not fit the model or each other."""
+        """Replace sampler and guidance. Raises UserError if they do not fit the model."""
         with prefix_errors("sampler"):
             first = sampler.timesteps(self.process.steps)[0]
             self.process.warn_nonzero_terminal_snr("sampler.spacing begins", first)
@@ -146,7 +146,7 @@ class SamplingPipeline:
         text: str | list[str] | None = None,
         images: Split | None = None,
     ) -> Batch:
-        """Return the conditions of `count` samples: labels or texts in turn, and `images` to upsample.
+        """Return the conditions of `count` samples: labels, texts or `images` to upsample.
 
         Raises UserError if the model does not take them.
         """
@@ -280,7 +280,7 @@ def build_pipeline(
     guidance: partial[DenoiserLike],
     sampler: Sampler,
 ) -> SamplingPipeline:
-    """Build a pipeline from its parts; the fields of `DataSpec` complete network, codec and conditioner.
+    """Build a pipeline; the fields of `DataSpec` complete network, codec and conditioner.
 
     Raises UserError if the parts do not fit one another.
     """

@@ -28,7 +28,7 @@ class Diffusion(TimestepSystem):
     """A denoiser in training, with the `SamplingPipeline` of its raw weights.
 
     The fields of `DataSpec` complete `network`, `codec` and `conditioner`, which are functions of
-    them; `timestep_sampler` is a function of T. Raises UserError if the parts do not fit one another.
+    them; `timestep_sampler` is a function of T. Raises UserError if the parts do not fit.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Diffusion(TimestepSystem):
     def noise_batch(
         self, batch: Batch, t: torch.Tensor, noise: NoiseSampler = torch.randn_like
     ) -> NoisedBatch:
-        """Return x_t = alpha_t x_0 + sigma_t eps at times `t` (B,), with some conditions dropped."""
+        """Return x_t = alpha_t x_0 + sigma_t eps at `t` (B,), with some conditions dropped."""
         x0 = self.codec.encode(batch["x0"], noise)
         eps = noise(x0)
         conditioner = self.denoiser.conditioner
