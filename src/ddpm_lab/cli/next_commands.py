@@ -19,13 +19,13 @@ SERVING = ("batch_size", "workers", "in_memory", "flip")
 """Keys of `data` that do not change which data is meant"""
 
 
-def complete_command(verb: str, overrides: str, config: DictConfig, typed: Sequence[str]) -> str:
+def complete_command(verb: str, overrides: str, config: DictConfig, run_overrides: Sequence[str]) -> str:
     """Return a suggestion as a command.
 
-    A training command gets the data overrides of `typed`, the command line of the run. `run=DIR`
+    A training command gets the data of `run_overrides`, the command line of the run. `run=DIR`
     becomes the newest diffusion model of the same data, which is trained first if there is none.
     """
-    data = shlex.join(data_overrides(typed))
+    data = shlex.join(data_overrides(run_overrides))
     if verb == "train":
         overrides = f"{data} {overrides}"
     elif "run=DIR" in overrides:
