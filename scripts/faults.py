@@ -41,7 +41,7 @@ from ddpm_lab.cli import main as commands
 from ddpm_lab.cli import train as imported  # noqa: F401 (not in each trial)
 from ddpm_lab.data import shards
 from ddpm_lab.data.image_transform import ImageTransform
-from ddpm_lab.runs import run_config, resume, run_record, weights
+from ddpm_lab.runs import resume, run_config, run_record, weights
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError

@@ -11,9 +11,38 @@ FILES = {
     for file in sorted((ROOT / "src").rglob("*.py"))
 }
 PARTICIPLES = set(
-    "found said told asked known chosen kept wanted given made held shown drawn passed named "
-    "taken heard seen left moved gone meant typed walked listed gathered parted watched begun "
-    "settled".split()
+    [
+        "found",
+        "said",
+        "told",
+        "asked",
+        "known",
+        "chosen",
+        "kept",
+        "wanted",
+        "given",
+        "made",
+        "held",
+        "shown",
+        "drawn",
+        "passed",
+        "named",
+        "taken",
+        "heard",
+        "seen",
+        "left",
+        "moved",
+        "gone",
+        "meant",
+        "typed",
+        "walked",
+        "listed",
+        "gathered",
+        "parted",
+        "watched",
+        "begun",
+        "settled",
+    ]
 )
 PERSON_VERB = re.compile(
     r"\b(hears?|heard|says?|said|tells?|told|asks?|asked|speaks?|knows?|knew|believes?|wants?|"

@@ -37,7 +37,7 @@ from ddpm_lab.data.image_folder import image_folder, read_images
 from ddpm_lab.data.image_io import open_image
 from ddpm_lab.data.module import DataModule
 from ddpm_lab.data.shards import image_store
-from ddpm_lab.runs import run_config, resume, saved_config, trusted_paths
+from ddpm_lab.runs import resume, run_config, saved_config, trusted_paths
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import (
     CorruptFileError,

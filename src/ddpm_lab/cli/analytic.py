@@ -19,7 +19,7 @@ from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import Variance
-from ddpm_lab.evaluation.analytic_case import evaluate_case
+from ddpm_lab.evaluation.analytic_case import analytic_case_rows, evaluate_case
 from ddpm_lab.evaluation.analytic_tables import (
     AnalyticData,
     exact_sampler_tables,
@@ -29,7 +29,7 @@ from ddpm_lab.evaluation.analytic_tables import (
     vlb_table,
 )
 from ddpm_lab.reports.figures import save_lines
-from ddpm_lab.reports.terminal import analytic_case_rows, format_grid, key_value_table
+from ddpm_lab.reports.terminal import format_grid, key_value_table
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
 from ddpm_lab.utils.shell import quiet_libraries

@@ -14,18 +14,13 @@ from ddpm_lab.cli.evaluate_sweep import evaluate_sweep
 from ddpm_lab.config.instantiate import build, check_minimum
 from ddpm_lab.diffusion.variances import Analytic
 from ddpm_lab.evaluation.extractors import Extractor
-from ddpm_lab.evaluation.nll import evaluate_nll
-from ddpm_lab.evaluation.ode_nll import evaluate_ode_nll
-from ddpm_lab.evaluation.reconstruction import evaluate_reconstruction
-from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.evaluation.metrics import Results, Rows
+from ddpm_lab.evaluation.nll import evaluate_nll, nll_rows
+from ddpm_lab.evaluation.ode_nll import evaluate_ode_nll, ode_nll_rows
+from ddpm_lab.evaluation.reconstruction import evaluate_reconstruction, reconstruction_mse_rows
+from ddpm_lab.evaluation.sample_quality import evaluate_samples, fid_rows
 from ddpm_lab.reports.figures import save_bound
-from ddpm_lab.reports.terminal import (
-    fid_rows,
-    key_value_table,
-    nll_rows,
-    ode_nll_rows,
-    reconstruction_mse_rows,
-)
+from ddpm_lab.reports.terminal import key_value_table
 from ddpm_lab.runs.partial_results import open_partial_results
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir, load_cascade
@@ -39,7 +34,6 @@ LOG = logging.getLogger(__name__)
 METRICS = ("fid", "kid", "prc", "nll", "ode_nll", "reconstruction")
 SAMPLE_METRICS = ("fid", "kid", "prc")
 """Metrics of samples, measured together"""
-Results = dict[str, Any]
 
 
 class Measurement(NamedTuple):
@@ -48,7 +42,7 @@ class Measurement(NamedTuple):
     name: str
     """Key in metrics.json; FID and its relatives are at the top level"""
     compute: Callable[[], Results]
-    rows: Callable[[Results], list[tuple[str, str, str]]]
+    rows: Callable[[Results], Rows]
 
 
 def evaluate(config: DictConfig) -> None:

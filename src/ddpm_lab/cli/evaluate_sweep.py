@@ -15,6 +15,7 @@ from ddpm_lab.conditioners.low_res import LowRes
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import InMemorySplit
 from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.evaluation.metrics import NUMBERS, SAMPLE_NUMBERS
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.reports.figures import save_grid, save_lines
 from ddpm_lab.reports.terminal import format_grid
@@ -27,14 +28,6 @@ from ddpm_lab.utils.distributed import all_gather, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
 
 LOG = logging.getLogger(__name__)
-COLUMNS = {
-    "fid": "FID",
-    "intra_fid": "intra FID",
-    "inception_score": "IS",
-    "class_accuracy": "class accuracy",
-    "precision": "precision",
-    "recall": "recall",
-}
 Results = Mapping[str, dict[str, Any]]
 """Metrics by value of the swept key"""
 
@@ -136,7 +129,7 @@ def _table(config: DictConfig, extractor: Extractor, names: Sequence[str], resul
     rows |= {"held-out": _format(baselines["real"]), "noise": _format(baselines["noise"])}
     weights, features = f"{config.weights} weights", f"(features: {extractor.name})"
     title = f"{config.count} samples per value, {weights} {features}"
-    return format_grid(title, config.sweep, [*COLUMNS.values()], rows)
+    return format_grid(title, config.sweep, [number.label for number in SAMPLE_NUMBERS], rows)
 
 
 def _values(config: DictConfig, cascade: Cascade) -> list[Any]:
@@ -197,11 +190,9 @@ def _configure(pipeline: SamplingPipeline, group: str, part: Any) -> None:
 
 
 def _format(metrics: dict[str, Any]) -> list[str]:
-    """Return the metrics of `COLUMNS` as text."""
-    shares = {"class_accuracy": "{:.1%}", "precision": "{:.3f}", "recall": "{:.3f}"}
     return [
-        shares.get(name, "{:.3g}").format(metrics[name]) if name in metrics else "-"
-        for name in COLUMNS
+        number.format.format(metrics[number.key]) if number.key in metrics else "-"
+        for number in SAMPLE_NUMBERS
     ]
 
 
@@ -212,7 +203,7 @@ def _plot(key: str, values: Mapping[str, Any], results: Results, file: Path) -> 
     metrics = [results[name] for name in values]
     panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
         title: {
-            COLUMNS[name]: (x, [one[name] for one in metrics])
+            NUMBERS[name].label: (x, [one[name] for one in metrics])
             for name in names
             if name in metrics[0]
         }

@@ -19,7 +19,9 @@ SERVING = ("batch_size", "workers", "in_memory", "flip")
 """Keys of `data` that do not change which data is meant"""
 
 
-def complete_command(verb: str, overrides: str, config: DictConfig, run_overrides: Sequence[str]) -> str:
+def complete_command(
+    verb: str, overrides: str, config: DictConfig, run_overrides: Sequence[str]
+) -> str:
     """Return a suggestion as a command.
 
     A training command gets the data of `run_overrides`, the command line of the run. `run=DIR`

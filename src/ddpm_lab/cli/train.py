@@ -35,13 +35,10 @@ from ddpm_lab.config.validation import (
 )
 from ddpm_lab.data.datasets import IterableSplit
 from ddpm_lab.data.module import DataModule
-from ddpm_lab.reports.terminal import (
-    accuracy_rows,
-    fid_rows,
-    key_value_table,
-    ode_nll_rows,
-    reconstruction_rows,
-)
+from ddpm_lab.evaluation.metrics import Results, Rows
+from ddpm_lab.evaluation.ode_nll import ode_nll_rows
+from ddpm_lab.evaluation.sample_quality import fid_rows
+from ddpm_lab.reports.terminal import key_value_table
 from ddpm_lab.runs import data_check, init_weights, resume, run_record, trusted_paths
 from ddpm_lab.runs.saved_config import foreign_packages, redact
 from ddpm_lab.sampling.class_names import is_numbered, legend
@@ -255,8 +252,8 @@ def _report(
     }
     write_text(run / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     rows = (fid_rows(fid) if fid else []) + (ode_nll_rows(ode_nll) if ode_nll else [])
-    rows += accuracy_rows(validation) if "accuracy" in validation else []
-    rows += reconstruction_rows(reconstruction) if reconstruction else []
+    rows += _accuracy_rows(validation) if "accuracy" in validation else []
+    rows += _reconstruction_rows(reconstruction) if reconstruction else []
     remark = f"{trainer.global_step} steps, with images and metrics"
     if skipped := int(system.skips.counts[0]):
         remark += f"; {skipped} steps skipped because of gradients that are not finite"
@@ -264,6 +261,30 @@ def _report(
     has_average = any(isinstance(callback, EMA) for callback in callbacks.values())
     next_steps = _next_steps(run, system, bool(fid), has_average, config)
     LOG.info("%s\n%s", key_value_table(rows), next_steps)
+
+
+def _accuracy_rows(validation: Results) -> Rows:
+    quarters = [
+        f"{100 * value:.1f} %"
+        for name, value in sorted(validation.items())
+        if name.startswith("accuracy_q")
+    ]
+    remark = f"on held-out images; by quarter of t, from the data on: {', '.join(quarters)}"
+    return [("accuracy", f"{100 * validation['accuracy']:.1f} %", remark)]
+
+
+def _reconstruction_rows(metrics: Results) -> Rows:
+    formats = {
+        "psnr": ("PSNR", "{:.1f} dB", "mean over held-out images"),
+        "ssim": ("SSIM", "{:.3f}", ""),
+        "rfid": ("rFID", "{:.3g}", "of reconstructions to their originals"),
+        "codes_used": ("codes used", "{:.1%}", "of the codebook"),
+    }
+    return [
+        (label, text.format(metrics[name]), remark)
+        for name, (label, text, remark) in formats.items()
+        if name in metrics
+    ]
 
 
 def _result(

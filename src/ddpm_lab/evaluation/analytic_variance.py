@@ -1,4 +1,4 @@
-"""The optimal variance of a trained network, estimated from the data (Bao et al., 2022)."""
+"""The analytic optimal variance of a trained network (Bao et al., 2022)."""
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from ddpm_lab.sampling.pipeline import SamplingPipeline, eval_mode
 def estimate_variance(
     pipeline: SamplingPipeline, data: DataModule, *, samples: int = 16, seed: int = 0
 ) -> Analytic:
-    """`Analytic` from `samples` noised training images at every time; guesses are bounded as the sampler bounds
-    them.
+    """Estimate the mean square error of x_0 from `samples` noised training images at every t.
+
+    Estimates are clipped in the same way as by the sampler. Raises ValueError if samples < 1.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1 (got {samples}); try 16")
@@ -26,21 +27,18 @@ def estimate_variance(
         return torch.randn(like.shape, generator=generator).to(like)
 
     sums = torch.zeros(steps + 1, dtype=torch.float64)
-    all_times = torch.arange(1, steps + 1).repeat(samples)
+    times = torch.arange(1, steps + 1).repeat(samples)
     train = head(data.train)
-    index = torch.randint(train.size, (len(all_times),), generator=generator)
+    index = torch.randint(train.size, (len(times),), generator=generator)
+    bar = tqdm(times.split(256), desc="variance=analytic", leave=False, disable=None)
     with eval_mode(pipeline.denoiser):
-        for t, some in zip(
-            tqdm(all_times.split(256), desc="variance=analytic", leave=False, disable=None),
-            index.split(256),
-            strict=True,
-        ):
-            picked = train.select(some)
-            x0 = pipeline.codec.encode(picked.x0.to(device), noise)
-            cond = pipeline.condition(to_batch(picked), noise)
-            eps, at = torch.randn(x0.shape, generator=generator).to(device), t.to(device)
-            estimate = pipeline.sampler.estimate(
-                pipeline.denoiser, pipeline.process.diffuse(x0, eps, at), at, cond
-            )
-            sums.index_add_(0, t, (estimate.x0 - x0).double().square().flatten(1).mean(1).cpu())
+        for t, numbers in zip(bar, index.split(256), strict=True):
+            images = train.select(numbers)
+            x0 = pipeline.codec.encode(images.x0.to(device), noise)
+            cond = pipeline.condition(to_batch(images), noise)
+            eps, time = torch.randn(x0.shape, generator=generator).to(device), t.to(device)
+            x_t = pipeline.process.diffuse(x0, eps, time)
+            estimate = pipeline.sampler.estimate(pipeline.denoiser, x_t, time, cond)
+            error = (estimate.x0 - x0).double().square().flatten(1).mean(1)
+            sums.index_add_(0, t, error.cpu())
     return Analytic(sums / samples)
