@@ -760,22 +760,22 @@ MUTANTS = [
     Mutant(
         "the penalty per image beside a loss per pixel",
         "systems/autoencoder_system.py",
-        "passed.penalty / x[0].numel()",
-        "passed.penalty",
+        "encoding.penalty / x[0].numel()",
+        "encoding.penalty",
         "latents",
     ),
     Mutant(
         "the adversary's loss reaches the autoencoder",
         "systems/autoencoder_system.py",
-        "discriminator(found.detach())",
-        "discriminator(found)",
+        "discriminator(reconstruction.detach())",
+        "discriminator(reconstruction)",
         "latents",
     ),
     Mutant(
         "the autoencoder's loss reaches the adversary",
         "systems/autoencoder_system.py",
-        "functional_call(discriminator, held, (found,))",
-        "discriminator(found)",
+        "functional_call(discriminator, frozen, (reconstruction,))",
+        "discriminator(reconstruction)",
         "latents",
     ),
     Mutant(
@@ -1113,7 +1113,7 @@ MUTANTS = [
     Mutant(
         "steps that are not finite go on for ever",
         "systems/nonfinite_steps.py",
-        "if self.known[1] >= LIMIT:",
+        "if self.host_counts[1] >= LIMIT:",
         "if False:",
         "resume",
     ),

@@ -999,13 +999,13 @@ def test_a_classifier_guides_a_model_that_hears_no_labels(named, tiny, typed, tm
             ["model=classifier"],
             "model is one that cannot draw; classifier is for system=classifier",
         ),
-        ("train", ["system=classifier", "model=autoencoder_kl"], "model does not name classes"),
+        ("train", ["system=classifier", "model=autoencoder_kl"], "model is not a classifier"),
         (
             "train",
             ["system=classifier", "model=unet"],
-            "model does not name classes; try model=classifier",
+            "model is not a classifier; try model=classifier",
         ),
-        ("train", ["system=classifier", "data=toy", "model=mlp"], "model does not name classes"),
+        ("train", ["system=classifier", "data=toy", "model=mlp"], "model is not a classifier"),
         (
             "train",
             ["system=classifier", "data=toy", "model=classifier"],

@@ -64,7 +64,7 @@ class LowRes(Conditioner):
         self.set_sampling_options(noise_level, truncated_conditioning)
 
     def set_sampling_options(self, noise_level: float, truncated_conditioning: bool) -> None:
-        """Set the options for sampling. Raises ValueError for a level that training did not reach."""
+        """Set the options for sampling. Raises ValueError for a level above those of training."""
         _check_noise_level(noise_level=noise_level)
         if noise_level > self.max_noise_level:
             raise ValueError(

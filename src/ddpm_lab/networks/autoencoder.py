@@ -163,7 +163,7 @@ class Autoencoder(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """(B, C, H, W) -> (B, 1, h, w), above 0 where a patch looks real (Isola et al., 2017)."""
+    """(B, C, H, W) -> (B, 1, h, w), positive for real patches (Isola et al., 2017)."""
 
     def __init__(self, in_channels: int, channels: int, halvings: int) -> None:
         super().__init__()

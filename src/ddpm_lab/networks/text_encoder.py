@@ -1,6 +1,7 @@
 """A small caption encoder, trained together with the network that attends to its output."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class TextEncoder(nn.Module):
     def __init__(self, length: int, width: int, blocks: int, heads: int) -> None:
         super().__init__()
         self.bytes, self.places = nn.Embedding(256, width), nn.Parameter(torch.randn(length, width))
-        options = {"activation": "gelu", "batch_first": True, "norm_first": True}
+        options: dict[str, Any] = {"activation": "gelu", "batch_first": True, "norm_first": True}
         layers = [
             nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, **options)
             for _ in range(blocks)
