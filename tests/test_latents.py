@@ -371,7 +371,7 @@ def test_diffusion_trains_and_samples_in_latents():
         (lambda: make_autoencoder(multipliers=(0.01, 1)), "leave a level without channels"),
         (
             lambda: make_autoencoder(multipliers=(1, 1, 1, 1, 1)),
-            "makes latents 16 times smaller, which 8x8 does not allow",
+            "halves images 4 times, which 8x8 does not allow",
         ),
         (
             lambda: Latents(DataSpec((3, 8, 8), None, 2 / 255, None), make_autoencoder(), "a"),

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from ddpm_lab.utils.errors import UserError
+
+Batch = dict[str, Tensor]
+"""Tensors with one row per sample: "x0", "label", "text", "low_res" or "noise_level"."""
 
 
 class DataSpec(NamedTuple):

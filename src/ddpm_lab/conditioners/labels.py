@@ -1,9 +1,9 @@
 """Conditioners on the class label."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ddpm_lab.conditioners.base import DataSpec, check_dropout, require_classes
+from ddpm_lab.conditioners.base import Batch, DataSpec, check_dropout, require_classes
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.networks.layers import check_positive
 
@@ -16,9 +16,7 @@ class Label(Conditioner):
         self.classes, self.dropout = require_classes(spec), check_dropout(dropout)
         self.cond_dims = {"classes": self.classes}
 
-    def forward(
-        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
-    ) -> Condition:
+    def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         return Condition(label=batch["label"])
 
 
@@ -37,7 +35,5 @@ class Tokens(Conditioner):
         self.cond_dims, self.shape = {"context": width}, (count, width)
         self.table = nn.Embedding(self.classes, count * width)
 
-    def forward(
-        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
-    ) -> Condition:
+    def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         return Condition(context=self.table(batch["label"]).unflatten(1, self.shape))

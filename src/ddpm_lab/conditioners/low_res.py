@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_lab.conditioners.base import DataSpec, check_dropout
+from ddpm_lab.conditioners.base import Batch, DataSpec, check_dropout
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.rng import uniform
@@ -80,9 +80,7 @@ class LowRes(Conditioner):
             "truncated_conditioning": self.truncated_conditioning,
         }
 
-    def forward(
-        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
-    ) -> Condition:
+    def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         z = self._low_res(batch)
         if "noise_level" in batch:  # z is noisy already
             noise_level = batch["noise_level"]
@@ -99,10 +97,10 @@ class LowRes(Conditioner):
         label = batch["label"] if self.classes else None
         return Condition(label, image=image, noise_level=1000 * noise_level)
 
-    def resolve(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resolve(self, batch: Batch) -> Batch:
         return {"low_res": self._low_res(batch), **super().resolve(batch)}
 
-    def _low_res(self, batch: dict[str, Tensor]) -> Tensor:
+    def _low_res(self, batch: Batch) -> Tensor:
         return batch["low_res"] if "low_res" in batch else F.avg_pool2d(batch["x0"], self.factor)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lab.conditioners.base import DataSpec, check_dropout
+from ddpm_lab.conditioners.base import Batch, DataSpec, check_dropout
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.networks.layers import check_positive
 from ddpm_lab.networks.text_encoder import TextEncoder, decode_text, encode_text
@@ -55,14 +55,14 @@ class CaptionConditioner(Conditioner):
         counts = self.counts[label]
         return (chance * counts).long().clamp(max=counts - 1)
 
-    def text(self, batch: dict[str, Tensor], noise: NoiseSampler) -> Tensor:
+    def text(self, batch: Batch, noise: NoiseSampler) -> Tensor:
         """Return the text of each sample, (B, length) uint8."""
         if "text" in batch:
             return batch["text"]
         label = batch["label"]
         return self.table[label, self.caption_indices(label, noise)]
 
-    def resolve(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resolve(self, batch: Batch) -> Batch:
         return super().resolve(batch) | {"text": self.text(batch, torch.zeros_like)}
 
 
@@ -87,9 +87,7 @@ class Text(CaptionConditioner):
         self.cond_dims = {"context": width}
         self.encoder = TextEncoder(length, width, blocks, heads)
 
-    def forward(
-        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
-    ) -> Condition:
+    def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         return Condition(context=self.encoder(self.text(batch, noise)))
 
 
@@ -123,9 +121,7 @@ class PretrainedText(CaptionConditioner):
         self.register_buffer("contexts", contexts, persistent=False)
         self.cond_dims = {"context": contexts.shape[-1]}
 
-    def forward(
-        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
-    ) -> Condition:
+    def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         if "text" in batch:
             return Condition(context=self._encode(batch["text"]))
         label = batch["label"]

@@ -17,8 +17,9 @@ from ddpm_lab.networks.layers import (
     ResBlock,
     Stack,
     Up,
-    check_image_shape,
     check_positive,
+    level_shapes,
+    level_widths,
     norm,
 )
 
@@ -136,12 +137,14 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(channels=channels, blocks=blocks, heads=heads)
-        check_image_shape(shape)
-        _check_multipliers(shape, channels, multipliers, heads)
-        widths = [int(channels * multiplier) for multiplier in multipliers]
-        factor = 2 ** (len(multipliers) - 1)
+        widths = level_widths(channels, multipliers)
         self.shape = shape
-        self.latent_shape = (bottleneck.latent, shape[1] // factor, shape[2] // factor)
+        self.latent_shape = (bottleneck.latent, *level_shapes(shape, multipliers)[-1])
+        if widths[-1] % heads:
+            raise ValueError(
+                f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; "
+                "try heads=1"
+            )
         self.encoder = _encoder(widths, blocks, heads)
         self.decoder = _decoder(widths, blocks, heads)
         self.first = _conv(shape[0], widths[0])
@@ -222,28 +225,3 @@ def _check_weights(**weights: float) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise ValueError(f"{name} must be at least 0 (got {weight:g})")
-
-
-def _check_multipliers(
-    shape: tuple[int, ...], channels: int, multipliers: Sequence[float], heads: int
-) -> None:
-    if not multipliers or min(multipliers) <= 0:
-        raise ValueError(
-            f"multipliers must be one or more numbers above 0 (got {list(multipliers)})"
-        )
-    factor = 2 ** (len(multipliers) - 1)
-    if any(size % factor for size in shape[1:]):
-        raise ValueError(
-            f"multipliers={list(multipliers)} makes latents {factor} times smaller, which "
-            f"{shape[1]}x{shape[2]} does not allow; try fewer multipliers"
-        )
-    widths = [int(channels * multiplier) for multiplier in multipliers]
-    if min(widths) < 1:
-        raise ValueError(
-            f"multipliers={list(multipliers)} of {channels} channels leave a level without channels"
-        )
-    if widths[-1] % heads:
-        raise ValueError(
-            f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; "
-            "try heads=1"
-        )

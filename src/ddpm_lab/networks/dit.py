@@ -130,7 +130,7 @@ class DiT(nn.Module):
 def _check_sizes(
     shape: tuple[int, ...], patch: int, channels: int, blocks: int, heads: int
 ) -> None:
-    check_image_shape(shape, "; try model=mlp")
+    check_image_shape(shape)
     if patch < 1 or any(size % patch for size in shape[1:]):
         raise ValueError(
             f"patch={patch} must be at least 1 and divide images of {shape[1]}x{shape[2]}; "

@@ -1,7 +1,7 @@
 """Layers that the networks share. Those of the U-Net take (x, conditioning), so that they stack."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,10 +27,44 @@ def check_positive(**counts: int | None) -> None:
             raise ValueError(f"{name} must be at least 1 (got {count})")
 
 
-def check_image_shape(shape: tuple[int, ...], hint: str = "") -> None:
+def check_image_shape(shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `shape` is (C, H, W)."""
     if len(shape) != 3:
-        raise ValueError(f"shape of the data must be that of images, (C, H, W) (got {shape}){hint}")
+        raise ValueError(
+            f"shape of the data must be that of images, (C, H, W) (got {shape}); for points, try "
+            "model=mlp"
+        )
+
+
+def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
+    """Return the channels of each level. Raises ValueError unless all are positive."""
+    if not multipliers or min(multipliers) <= 0:
+        raise ValueError(
+            f"multipliers must be one or more numbers above 0 (got {list(multipliers)})"
+        )
+    widths = [int(channels * multiplier) for multiplier in multipliers]
+    if min(widths) < 1:
+        raise ValueError(
+            f"multipliers={list(multipliers)} of {channels} channels leave a level without channels"
+        )
+    return widths
+
+
+def level_shapes(shape: tuple[int, ...], multipliers: Sequence[float]) -> list[tuple[int, int]]:
+    """Return (H, W) of each level. Raises ValueError if images cannot be halved so often."""
+    check_image_shape(shape)
+    halvings = len(multipliers) - 1
+    factor = 2**halvings
+    for size in shape[1:]:
+        if size % factor:
+            low = size // factor * factor
+            sizes = " or ".join(str(n) for n in (low, low + factor) if n)
+            raise ValueError(
+                f"multipliers={list(multipliers)} halves images {halvings} times, which "
+                f"{shape[1]}x{shape[2]} does not allow; try a resolution of {sizes}, or fewer "
+                "multipliers"
+            )
+    return [(shape[1] // 2**i, shape[2] // 2**i) for i in range(len(multipliers))]
 
 
 def norm(channels: int) -> nn.GroupNorm:

@@ -21,9 +21,10 @@ from ddpm_lab.networks.layers import (
     ResBlock,
     Stack,
     Up,
-    check_image_shape,
     check_positive,
     downsample,
+    level_shapes,
+    level_widths,
     norm,
     time_embedding,
     upsample,
@@ -76,10 +77,7 @@ class UNetConfig:
                 f"heads={self.heads} head_channels={self.head_channels}: one must be a number and "
                 "the other null; try heads=4 head_channels=null"
             )
-        if not self.multipliers or min(self.multipliers) <= 0:
-            raise ValueError(
-                f"multipliers must be one or more numbers above 0 (got {list(self.multipliers)})"
-            )
+        level_widths(self.channels, self.multipliers)  # raises ValueError
         if not 0 <= self.dropout < 1:
             raise ValueError(
                 f"dropout is a probability and must lie in [0, 1) (got {self.dropout:g})"
@@ -93,7 +91,7 @@ class UNetConfig:
     @property
     def widths(self) -> list[int]:
         """Channels of each level."""
-        return [int(self.channels * multiplier) for multiplier in self.multipliers]
+        return level_widths(self.channels, self.multipliers)
 
     def levels(self, shape: tuple[int, ...]) -> list[tuple[int, bool]]:
         """Return the channels of each level, with True for self-attention.
@@ -101,7 +99,7 @@ class UNetConfig:
         Raises ValueError if images of `shape` cannot be halved so often, or do not reach a
         resolution of `attention`.
         """
-        resolutions = self._resolutions(shape)
+        resolutions = [height for height, _ in level_shapes(shape, self.multipliers)]
         if self.attention is None:
             attended = resolutions[-1:]
         elif self.attention == "all":
@@ -115,21 +113,6 @@ class UNetConfig:
             )
         pairs = zip(self.widths, resolutions, strict=True)
         return [(width, resolution in attended) for width, resolution in pairs]
-
-    def _resolutions(self, shape: tuple[int, ...]) -> list[int]:
-        check_image_shape(shape, "; try model=mlp")
-        halvings = len(self.multipliers) - 1
-        factor = 2**halvings
-        for size in shape[1:]:
-            if size % factor:
-                low = size // factor * factor
-                sizes = " or ".join(str(n) for n in (low, low + factor) if n)
-                raise ValueError(
-                    f"multipliers={list(self.multipliers)} halves images {halvings} times, which "
-                    f"{shape[1]}x{shape[2]} does not allow; try a resolution of {sizes}, or fewer "
-                    "multipliers"
-                )
-        return [shape[1] // 2**i for i in range(len(self.multipliers))]
 
     def count_heads(self, width: int) -> int:
         """Return the number of heads for `width` channels. Raises ValueError if it is not whole."""
