@@ -616,7 +616,7 @@ MUTANTS = [
     # Conditions, and how a network hears them
     Mutant(
         "always the first caption",
-        "conditioners/base.py",
+        "conditioners/text.py",
         "(chance * counts).long().clamp(max=counts - 1)",
         "torch.zeros_like(label)",
         "conditioners",
@@ -631,8 +631,8 @@ MUTANTS = [
     Mutant(
         "the small image gains variance with its noise",
         "conditioners/low_res.py",
-        "noisy = angle.cos() * z",
-        "noisy = z",
+        "z = angle.cos() * z",
+        "z = z",
         "conditioners",
     ),
     Mutant(
@@ -645,15 +645,15 @@ MUTANTS = [
     Mutant(
         "dropped tokens are heard",
         "networks/layers.py",
-        "if cond.dropped is None else torch.where(cond.dropped[:, None, None]",
-        "if cond else torch.where(cond.dropped[:, None, None]",
+        "torch.where(cond.dropped[:, None, None], self.null, tokens)",
+        "tokens",
         "networks",
     ),
     Mutant(
         "keys for values",
         "networks/layers.py",
-        "        k, v = (\n            self.kv(conditioning",
-        "        v, k = (\n            self.kv(conditioning",
+        "k, v = self.kv(",
+        "v, k = self.kv(",
         "networks",
     ),
     Mutant(
@@ -694,8 +694,8 @@ MUTANTS = [
     Mutant(
         "DiT: x for y in the places",
         "networks/dit.py",
-        "for place in (x, y)",
-        "for place in (x, x)",
+        "for position in (x, y)",
+        "for position in (x, x)",
         "networks",
     ),
     # Judging
@@ -760,22 +760,22 @@ MUTANTS = [
     Mutant(
         "the penalty per image beside a loss per pixel",
         "systems/autoencoder_system.py",
-        "passed.penalty / x[0].numel()",
-        "passed.penalty",
+        "encoding.penalty / x[0].numel()",
+        "encoding.penalty",
         "latents",
     ),
     Mutant(
         "the adversary's loss reaches the autoencoder",
         "systems/autoencoder_system.py",
-        "discriminator(found.detach())",
-        "discriminator(found)",
+        "discriminator(reconstruction.detach())",
+        "discriminator(reconstruction)",
         "latents",
     ),
     Mutant(
         "the autoencoder's loss reaches the adversary",
         "systems/autoencoder_system.py",
-        "functional_call(discriminator, held, (found,))",
-        "discriminator(found)",
+        "functional_call(discriminator, frozen, (reconstruction,))",
+        "discriminator(reconstruction)",
         "latents",
     ),
     Mutant(
@@ -858,8 +858,8 @@ MUTANTS = [
     Mutant(
         "every small image is blurred",
         "conditioners/low_res.py",
-        "(chance < 0.5) * torch.exp",
-        "(chance < 2) * torch.exp",
+        "uniform(noise, noise_level) < 0.5",
+        "uniform(noise, noise_level) < 2",
         "conditioners",
     ),
     Mutant(
@@ -1113,7 +1113,7 @@ MUTANTS = [
     Mutant(
         "steps that are not finite go on for ever",
         "systems/nonfinite_steps.py",
-        "if self.known[1] >= LIMIT:",
+        "if self.host_counts[1] >= LIMIT:",
         "if False:",
         "resume",
     ),

@@ -148,7 +148,7 @@ TABLE = [
         11,
         "train model.multipliers=[1,2,2,2,2]",
         2,
-        "8x8 cannot be; try a resolution of 16, or fewer multipliers",
+        "8x8 does not allow; try a resolution of 16, or fewer multipliers",
     ),
     (
         12,
@@ -168,7 +168,7 @@ TABLE = [
         14,
         "train model.multipliers=[]",
         2,
-        "model.multipliers must hold one or more numbers above 0 (got [])",
+        "model.multipliers must be one or more numbers above 0 (got [])",
     ),
     (14, "train model.blocks=0", 2, "model.blocks must be at least 1 (got 0)"),
     (

@@ -455,7 +455,7 @@ def test_a_model_draws_what_a_text_says(tiny, typed, tmp_path):
     assert np.abs(made["a"] - made["d"])[[0, 2]].max() <= 1 < np.abs(made["a"] - made["d"])[1].max()
     for wrong, told in {
         "text=''": "text is empty",
-        f"text={'x' * 25}": "has 25 bytes, and the model hears 24",
+        f"text={'x' * 25}": "has 25 bytes, and this model takes 24",
         "label=10": "0 zero, 1 one",
         "text=7": "text=7 must be a text",
         "text=[]": "text=[] must be a text",
@@ -999,13 +999,13 @@ def test_a_classifier_guides_a_model_that_hears_no_labels(named, tiny, typed, tm
             ["model=classifier"],
             "model is one that cannot draw; classifier is for system=classifier",
         ),
-        ("train", ["system=classifier", "model=autoencoder_kl"], "model does not name classes"),
+        ("train", ["system=classifier", "model=autoencoder_kl"], "model is not a classifier"),
         (
             "train",
             ["system=classifier", "model=unet"],
-            "model does not name classes; try model=classifier",
+            "model is not a classifier; try model=classifier",
         ),
-        ("train", ["system=classifier", "data=toy", "model=mlp"], "model does not name classes"),
+        ("train", ["system=classifier", "data=toy", "model=mlp"], "model is not a classifier"),
         (
             "train",
             ["system=classifier", "data=toy", "model=classifier"],

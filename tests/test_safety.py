@@ -28,8 +28,8 @@ from torch import nn
 from ddpm_lab.callbacks import loggers
 from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli.sample_io import read_array
-from ddpm_lab.conditioners import base
 from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.text import _load_pretrained
 from ddpm_lab.config.instantiate import as_typed
 from ddpm_lab.data import huggingface_rows
 from ddpm_lab.data.datasets import Images
@@ -410,7 +410,7 @@ def test_a_pretrained_encoder_brings_no_code(tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": own}))
     monkeypatch.setattr("builtins.input", lambda *conditions: "y")
     with pytest.raises(ValueError, match="cannot be read by transformers"):
-        base._pretrained.__wrapped__(str(tmp_path))
+        _load_pretrained.__wrapped__(str(tmp_path))
     assert not (tmp_path / "mark").exists()
 
 
