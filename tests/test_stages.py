@@ -628,7 +628,7 @@ def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain,
         (
             "sample",
             ["run=C/large", "input=WRONG", "label=1"],
-            "input=WRONG: WRONG/b.png is 8x8 L, and 4x4 L is wanted",
+            "input=WRONG: WRONG/b.png is 8x8 L, expected 4x4 L",
         ),
         (
             "sample",

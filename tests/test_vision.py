@@ -1,4 +1,4 @@
-"""Well-known sets and those of the Hub, written in their real formats: pixels, labels, splits, and what is refused."""
+"""Data sets of torchvision and of the Hub in their real formats: pixels, labels, splits, errors."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ from ddpm_lab.data.module import TrainBatches
 
 
 def same_batches(one, other, workers=0, count=5):
-    """Whether two splits are served alike, to a single process and to the second of two."""
+    """Check that two splits give the same batches, to one process and to the second of two."""
     for rank, world in ((0, 1), (1, 2)):
         streams = [
             TrainBatches(split, 4, flip=True, seed=3, workers=workers, rank=rank, world=world)
@@ -42,18 +42,18 @@ def same_batches(one, other, workers=0, count=5):
         (torchvision_datasets.cifar100, datasets.CIFAR100, 100),
     ],
 )
-def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
-    found = sets.cifar(tmp_path, monkeypatch, kind, classes=classes)
+def test_cifar_pixels_are_exact(make, kind, classes, tmp_path, monkeypatch):
+    content = sets.cifar(tmp_path, monkeypatch, kind, classes=classes)
     data = make(str(tmp_path), batch_size=2)
     assert data.shape == (3, 32, 32) and data.classes == classes and data.bin_width == 2 / 255
     for split, name in ((data.train, "train"), (data.test, "test")):
         assert isinstance(split, Images) and split.pixels.is_contiguous()
-        assert torch.equal(split.pixels, found[name][0]) and torch.equal(
-            split.labels, found[name][1]
+        assert torch.equal(split.pixels, content[name][0]) and torch.equal(
+            split.labels, content[name][1]
         )
     assert data.captions[:2] == [["sea creature 0"], ["sea creature 1"]]
     half = make(str(tmp_path), resolution=16, batch_size=2).train.pixels
-    means = found["train"][0].unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).float().mean((-1, -3))
+    means = content["train"][0].unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).float().mean((-1, -3))
     assert torch.equal(half, means.round().byte())
 
 
@@ -64,21 +64,21 @@ def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
         (torchvision_datasets.fashion_mnist, datasets.FashionMNIST),
     ],
 )
-def test_mnist_has_a_margin_or_is_as_it_is(make, kind, tmp_path):
-    found = sets.mnist(tmp_path, kind)
+def test_mnist_margin(make, kind, tmp_path):
+    content = sets.mnist(tmp_path, kind)
     data, plain = (make(str(tmp_path), resolution=side, batch_size=2) for side in (32, 28))
     assert data.shape == (1, 32, 32) and plain.shape == (1, 28, 28) and data.classes == 10
     for name in ("train", "test"):
         padded, pixels = getattr(data, name), getattr(plain, name)
-        assert torch.equal(pixels.pixels, found[name][0]) and torch.equal(
-            padded.labels, found[name][1]
+        assert torch.equal(pixels.pixels, content[name][0]) and torch.equal(
+            padded.labels, content[name][1]
         )
         assert torch.equal(padded.pixels[..., 2:-2, 2:-2], pixels.pixels)
         assert padded.pixels.sum() == pixels.pixels.sum(), "the margin is black"
     assert data.captions[3] == (["3", "three"] if kind is datasets.MNIST else ["Dress"])
 
 
-def test_celeba_is_the_square_of_ddims_code(tmp_path, monkeypatch):
+def test_celeba_crop_matches_ddim(tmp_path, monkeypatch):
     pixels = sets.celeba(tmp_path, monkeypatch)
     data = torchvision_datasets.celeba64(str(tmp_path), resolution=128, batch_size=4)
     assert data.shape == (3, 128, 128) and data.classes is None and data.train.labels is None
@@ -91,22 +91,22 @@ def test_celeba_is_the_square_of_ddims_code(tmp_path, monkeypatch):
         for held in (True, False)
     )
     face = Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).crop((25, 57, 153, 185))
-    wanted = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.array_equal(small.pixels[0].permute(1, 2, 0), wanted)
+    expected = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.array_equal(small.pixels[0].permute(1, 2, 0), expected)
     assert isinstance(streamed, MapSplit)
     same_batches(small, streamed)
 
 
-def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
+def test_lsun_center_crops(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = sets.lsun(tmp_path)
+    content = sets.lsun(tmp_path)
     data, streamed = (
         torchvision_datasets.lsun(str(tmp_path), resolution=16, in_memory=held, batch_size=4)
         for held in (None, False)
     )
     assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
-    assert torch.equal(data.train.pixels, found["train"][..., 4:20])
-    assert torch.equal(data.test.pixels, found["val"][..., 4:20])
+    assert torch.equal(data.train.pixels, content["train"][..., 4:20])
+    assert torch.equal(data.test.pixels, content["val"][..., 4:20])
     same_batches(data.train, streamed.train, workers=2)
     source = streamed.train.source
     assert (
@@ -128,8 +128,8 @@ def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_imagenet_is_a_folder_per_class(named, tmp_path):
-    found = sets.imagenet(tmp_path, (24, 16), named=named)
+def test_imagenet_classes_and_center_crops(named, tmp_path):
+    content = sets.imagenet(tmp_path, (24, 16), named=named)
     data, streamed = (
         torchvision_datasets.imagenet(str(tmp_path), 16, in_memory=held, batch_size=4)
         for held in (None, False)
@@ -144,13 +144,13 @@ def test_imagenet_is_a_folder_per_class(named, tmp_path):
         1,
         1,
     ]
-    assert torch.equal(data.train.pixels, found["train"][..., 4:20])
-    assert torch.equal(data.test.pixels, found["val"][..., 4:20])
+    assert torch.equal(data.train.pixels, content["train"][..., 4:20])
+    assert torch.equal(data.test.pixels, content["val"][..., 4:20])
     same_batches(data.train, streamed.train)
 
 
-def told(make, *args, **kwargs):
-    """The one or two lines of a refusal, however long its paths are."""
+def error_message(make, *args, **kwargs):
+    """Return the message of an error, which is short except for its paths."""
     with pytest.raises(ValueError) as error:
         make(*args, **kwargs)
     assert "\n" not in str(error.value) and len(re.sub(r"/\S+", "", str(error.value))) < 360
@@ -166,7 +166,7 @@ def offline(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "wanted"),
+    ("make", "expected"),
     [
         (torchvision_datasets.cifar10, ["cifar-10-batches-py", "cifar-10-python.tar.gz"]),
         (torchvision_datasets.cifar100, ["cifar-100-python.tar.gz"]),
@@ -177,17 +177,19 @@ def offline(monkeypatch):
         (lambda path: torchvision_datasets.imagenet(path, 64), ["train and val", "image-net.org"]),
     ],
 )
-def test_what_is_not_there_is_asked_for_by_name(make, wanted, tmp_path, offline):
-    said = told(make, str(tmp_path))
-    assert said.startswith(f"path={tmp_path} ") and all(word in said for word in wanted), said
+def test_missing_files_are_named(make, expected, tmp_path, offline):
+    message = error_message(make, str(tmp_path))
+    assert message.startswith(f"path={tmp_path} ") and all(word in message for word in expected), (
+        message
+    )
     assert socket.getdefaulttimeout() is None
 
 
-def test_no_network_is_asked_unless_it_may(tmp_path, offline):
+def test_download_false_uses_no_network(tmp_path, offline):
     for make in (torchvision_datasets.cifar10, torchvision_datasets.mnist):
-        said = told(make, str(tmp_path), download=False)
-        assert "try data.download=true" in said and "no network" not in said
-        assert "no network" in told(make, str(tmp_path))
+        message = error_message(make, str(tmp_path), download=False)
+        assert "try data.download=true" in message and "no network" not in message
+        assert "no network" in error_message(make, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -199,16 +201,16 @@ def test_no_network_is_asked_unless_it_may(tmp_path, offline):
         torchvision_datasets.fashion_mnist,
     ],
 )
-def test_a_set_that_is_not_there_leaves_no_folder(make, tmp_path, offline):
+def test_failed_download_leaves_no_folder(make, tmp_path, offline):
     for download in (True, False):
-        assert "does not hold the set" in told(
+        assert "does not hold the complete data set" in error_message(
             make, str(tmp_path / "no" / "where"), download=download
         )
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_download_is_moved_into_place_when_it_is_whole(tmp_path, monkeypatch):
-    made = sets.cifar(tmp_path / "server", monkeypatch)
+def test_download_is_atomic(tmp_path, monkeypatch):
+    content = sets.cifar(tmp_path / "server", monkeypatch)
     source = tmp_path / "server" / datasets.CIFAR10.base_folder
 
     def download(self, names=None, stop=None):
@@ -229,65 +231,67 @@ def test_a_download_is_moved_into_place_when_it_is_whole(tmp_path, monkeypatch):
     (home / datasets.CIFAR10.base_folder).mkdir(parents=True)
     (home / datasets.CIFAR10.base_folder / "test_batch").write_text("cut short")
     assert torch.equal(
-        torchvision_datasets.cifar10(str(home), batch_size=2).train.pixels, made["train"][0]
+        torchvision_datasets.cifar10(str(home), batch_size=2).train.pixels, content["train"][0]
     )
     assert sorted(part.name for part in tmp_path.iterdir()) == ["home", "server"]
     monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("it was there"))
     torchvision_datasets.cifar10(str(home), batch_size=2)
 
 
-def test_a_damaged_set_is_refused(tmp_path, monkeypatch, offline):
+def test_damaged_files_raise(tmp_path, monkeypatch, offline):
     sets.cifar(tmp_path, monkeypatch)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-1] + b"x")
-    assert "corrupted" in told(torchvision_datasets.cifar10, str(tmp_path), download=False), (
-        "it is not unpickled"
-    )
+    assert "corrupted" in error_message(
+        torchvision_datasets.cifar10, str(tmp_path), download=False
+    ), "it is not unpickled"
     raw = tmp_path / "MNIST" / "raw"
     for broken in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         for cut in (slice(-1), slice(2), slice(0)):
             sets.mnist(tmp_path)
             (raw / broken).write_bytes((raw / broken).read_bytes()[cut])
-            assert told(torchvision_datasets.mnist, str(tmp_path)).startswith(
-                f"path={tmp_path} does not hold the set"
+            assert error_message(torchvision_datasets.mnist, str(tmp_path)).startswith(
+                f"path={tmp_path} does not hold the complete data set"
             )
     sets.mnist(tmp_path)
     sets.idx(raw / "train-labels-idx1-ubyte", np.arange(12))
-    assert "labels of up to 11" in told(torchvision_datasets.mnist, str(tmp_path))
+    assert "labels of up to 11" in error_message(torchvision_datasets.mnist, str(tmp_path))
     sets.lsun(tmp_path)
     (tmp_path / "church_outdoor_val_lmdb" / "data.mdb").write_bytes(b"broken" * 999)
-    assert "church_outdoor_val_lmdb" in told(torchvision_datasets.lsun, str(tmp_path))
+    assert "church_outdoor_val_lmdb" in error_message(torchvision_datasets.lsun, str(tmp_path))
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\n")
-    assert "corrupted" in told(torchvision_datasets.celeba64, str(tmp_path))
+    assert "corrupted" in error_message(torchvision_datasets.celeba64, str(tmp_path))
 
 
 @pytest.mark.parametrize("held", [None, False])
-def test_a_broken_image_is_named(held, tmp_path, monkeypatch):
+def test_broken_image_is_named(held, tmp_path, monkeypatch):
     sets.imagenet(tmp_path)
     first = tmp_path / "train" / sets.WNIDS[0] / f"{sets.WNIDS[0]}_0.JPEG"
     first.write_bytes(first.read_bytes()[:80])
-    assert f"path: {first} cannot be read" in told(
+    assert f"path: {first} cannot be read" in error_message(
         torchvision_datasets.imagenet, str(tmp_path), 16, in_memory=held, batch_size=2
     )
     (tmp_path / "val" / "n02").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "val" / "n02" / "a.png")
     (tmp_path / "meta.bin").unlink()
-    assert "other classes" in told(torchvision_datasets.imagenet, str(tmp_path), 16)
+    assert "other classes" in error_message(torchvision_datasets.imagenet, str(tmp_path), 16)
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "img_align_celeba" / "000001.jpg").unlink()
-    assert "000001.jpg" in told(torchvision_datasets.celeba64, str(tmp_path), in_memory=held)
+    assert "000001.jpg" in error_message(
+        torchvision_datasets.celeba64, str(tmp_path), in_memory=held
+    )
 
 
-def test_values_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+def test_invalid_values_raise(tmp_path, monkeypatch):
     sets.cifar(tmp_path, monkeypatch)
-    assert told(torchvision_datasets.cifar10, str(tmp_path), resolution=24).startswith(
+    assert error_message(torchvision_datasets.cifar10, str(tmp_path), resolution=24).startswith(
         "resolution must be 32"
     )
-    assert told(torchvision_datasets.cifar10, str(tmp_path), batch_size=99).startswith(
+    assert error_message(torchvision_datasets.cifar10, str(tmp_path), batch_size=99).startswith(
         "batch_size must lie in 1..20"
     )
-    assert told(torchvision_datasets.imagenet, str(tmp_path), 0).startswith("resolution")
+    assert error_message(torchvision_datasets.imagenet, str(tmp_path), 0).startswith("resolution")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -301,12 +305,12 @@ def cache(tmp_path_factory):
         yield where
 
 
-def test_a_set_of_the_hub_is_read_to_the_pixel(tmp_path):
-    found = sets.parquet(tmp_path, shards=2)
+def test_hub_pixels_are_exact(tmp_path):
+    content = sets.parquet(tmp_path, shards=2)
     data, streamed = (hub(str(tmp_path), in_memory=held, batch_size=4) for held in (None, False))
     assert data.shape == (3, 8, 8) and data.classes == 2 and data.captions == [["cat"], ["dog"]]
-    assert torch.equal(data.train.pixels, found["train"]) and torch.equal(
-        data.test.pixels, found["test"]
+    assert torch.equal(data.train.pixels, content["train"]) and torch.equal(
+        data.test.pixels, content["test"]
     )
     assert data.train.labels.tolist() == 6 * [0, 1] and data.test.labels.tolist() == [0, 1, 0, 1]
     same_batches(data.train, streamed.train, workers=2)
@@ -315,17 +319,19 @@ def test_a_set_of_the_hub_is_read_to_the_pixel(tmp_path):
         == hub(str(tmp_path), in_memory=False, batch_size=4).train.source.digest()
     )
     grey = hub(str(tmp_path), resolution=4, channels=1, convert=True, batch_size=4)
-    image = Image.fromarray(found["train"][0].permute(1, 2, 0).numpy())
+    image = Image.fromarray(content["train"][0].permute(1, 2, 0).numpy())
     assert grey.shape == (1, 4, 4) and torch.equal(
         grey.train.pixels[0], ImageTransform(4, 1, convert=True)(image, "")
     )
     part = hub(str(tmp_path), split_test=None, held_out=0.25, batch_size=4)
     assert (part.train.size, part.test.size) == (9, 3)
     together = torch.cat([part.train.pixels, part.test.pixels])
-    assert {p.numpy().tobytes() for p in together} == {p.numpy().tobytes() for p in found["train"]}
+    assert {p.numpy().tobytes() for p in together} == {
+        p.numpy().tobytes() for p in content["train"]
+    }
 
 
-def test_a_folder_of_images_is_a_set_of_the_hub(tmp_path):
+def test_hub_reads_image_folders(tmp_path):
     for split, count in (("train", 3), ("test", 2)):
         for label, name in enumerate(("cat", "dog")):
             for i in range(count):
@@ -338,7 +344,7 @@ def test_a_folder_of_images_is_a_set_of_the_hub(tmp_path):
         assert torch.equal(data.test.pixels[:, 0, 0, 0].long(), 100 * data.test.labels)
 
 
-def test_the_splits_of_a_set_of_the_hub_are_chosen_and_told(tmp_path, caplog):
+def test_hub_selects_and_logs_splits(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     sets.parquet(tmp_path / "a")
     (tmp_path / "a" / "test-00000-of-00001.parquet").rename(
@@ -355,10 +361,10 @@ def test_the_splits_of_a_set_of_the_hub_are_chosen_and_told(tmp_path, caplog):
     assert "left aside in" in caplog.text and "the splits validation" in caplog.text
     (tmp_path / "a" / "validation-00000-of-00001.parquet").unlink()
     assert hub(str(tmp_path / "a"), batch_size=4).test.size == 2
-    assert "held out: a part of the training split" in caplog.text
+    assert "held out: a share of the training split" in caplog.text
 
 
-def test_a_grey_set_of_the_hub_is_grey_and_sizes_that_differ_are_told(tmp_path, caplog):
+def test_hub_infers_channels_and_resolution(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     for i in range(6):
         (tmp_path / "grey").mkdir(exist_ok=True)
@@ -367,18 +373,18 @@ def test_a_grey_set_of_the_hub_is_grey_and_sizes_that_differ_are_told(tmp_path, 
         Image.new("RGB", (90, 40 + i), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
     data = hub(str(tmp_path / "grey"), batch_size=2)
     assert data.shape == (1, 8, 8) and data.captions is None
-    said = told(hub, str(tmp_path / "photos"), batch_size=2)
-    assert said.endswith(
+    message = error_message(hub, str(tmp_path / "photos"), batch_size=2)
+    assert message.endswith(
         "a model needs squares of one size; try data.convert=true data.resolution=32"
-    ), said
+    ), message
     data = hub(str(tmp_path / "photos"), convert=True, resolution=32, batch_size=2)
     assert data.shape == (3, 32, 32) and "converted: 6 scaled and cropped to 32x32" in caplog.text
 
 
-def seen(batches, count):
-    """(bytes, label) of each image of `count` batches, by its first row."""
+def read_rows(batches, count):
+    """Return (first row, label) of each image of `count` batches."""
     rows = chain.from_iterable(
-        zip(made["x0"], made["label"], strict=True) for made in islice(batches, count)
+        zip(batch["x0"], batch["label"], strict=True) for batch in islice(batches, count)
     )
     return [
         (tuple(((x.flatten()[:24] + 1) * 127.5).round().int().tolist()), int(label))
@@ -388,8 +394,8 @@ def seen(batches, count):
 
 @pytest.mark.parametrize(("shards", "workers"), [(1, 0), (1, 2), (4, 2)])
 @pytest.mark.parametrize("own", [True, False])
-def test_a_stream_shows_each_image_once_an_epoch(own, shards, workers, tmp_path):
-    found = sets.parquet(tmp_path, shards=shards)
+def test_stream_yields_each_image_once_per_epoch(own, shards, workers, tmp_path):
+    content = sets.parquet(tmp_path, shards=shards)
     data = hub(
         str(tmp_path),
         split_test="test" if own else None,
@@ -399,36 +405,38 @@ def test_a_stream_shows_each_image_once_an_epoch(own, shards, workers, tmp_path)
         batch_size=4,
         shuffle_buffer=6,
     )
-    held = found["test" if own else "train"][:4]
+    held = content["test" if own else "train"][:4]
     assert (
         isinstance(data.train, IterableSplit)
         and torch.equal(data.test.pixels, held)
         and data.bin_width == 2 / 255
     )
-    training = found["train"] if own else found["train"][4:]
+    training = content["train"] if own else content["train"][4:]
     assert data.train.size == len(training) and torch.equal(
         data.train.select(slice(2)).pixels, training[:2]
     )
     assert torch.equal(data.train.select(torch.tensor([3, 1])).pixels, training[[3, 1]])
-    wanted = [(tuple(p.flatten()[:24].tolist()), i % 2) for i, p in enumerate(training)]
+    expected = [(tuple(p.flatten()[:24].tolist()), i % 2) for i, p in enumerate(training)]
     for world in (1, 2):
         parts = [
             TrainBatches(data.train, 4, flip=False, seed=0, workers=workers, rank=rank, world=world)
             for rank in range(world)
         ]
         both = [
-            seen(part, 2 * len(training) // 4) for part in parts
+            read_rows(part, 2 * len(training) // 4) for part in parts
         ]  # epochs: workers begin their second in a batch
-        assert sorted(chain.from_iterable(both)) == sorted(2 * wanted)
-        assert both == [seen(part, 2 * len(training) // 4) for part in parts], "the same each time"
-    two = seen(TrainBatches(data.train, 4, flip=False, seed=0), 2 * len(training) // 4)
+        assert sorted(chain.from_iterable(both)) == sorted(2 * expected)
+        assert both == [read_rows(part, 2 * len(training) // 4) for part in parts], (
+            "the same each time"
+        )
+    two = read_rows(TrainBatches(data.train, 4, flip=False, seed=0), 2 * len(training) // 4)
     assert two[: len(training)] != two[len(training) :], "another order each epoch"
-    assert two[: len(training)] != seen(
+    assert two[: len(training)] != read_rows(
         TrainBatches(data.train, 4, flip=False, seed=1), len(training) // 4
     )
 
 
-def test_a_stream_is_mirrored_by_halves(tmp_path):
+def test_stream_mirrors_half_of_the_images(tmp_path):
     sets.parquet(tmp_path)
     data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
     plain, mirrored = (TrainBatches(data.train, 4, flip=flip, seed=0) for flip in (False, True))
@@ -441,21 +449,21 @@ def test_a_stream_is_mirrored_by_halves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "wanted"),
+    ("kwargs", "expected"),
     [
         (
             {"split_test": "validation"},
-            "split_test=validation is no split of .*; try train, test, or null",
+            "split_test=validation is not a split of .*; try train, test, or null",
         ),
-        ({"split_train": "all"}, "split_train=all is no split"),
-        ({"image": "image"}, "image=image is no column of kind Image; try img"),
-        ({"label": "id"}, "label=id is no column of kind ClassLabel; try label"),
+        ({"split_train": "all"}, "split_train=all is not a split"),
+        ({"image": "image"}, "image=image is not a column of type Image; try img"),
+        ({"label": "id"}, "label=id is not a column of type ClassLabel; try label"),
         (
             {"resolution": 4},
-            "name=.*: row 0 is 8x8 RGB, and 4x4 RGB is wanted; try data.convert=true data.resolution=4",
+            "name=.*: row 0 is 8x8 RGB, expected 4x4 RGB; try data.convert=true data.resolution=4",
         ),
         ({"channels": 2}, "channels must be 1"),
-        ({"streaming": True}, "size is needed"),
+        ({"streaming": True}, "size, the number of training images, is required"),
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
         (
             {"streaming": True, "size": 12, "split_test": None},
@@ -464,25 +472,27 @@ def test_a_stream_is_mirrored_by_halves(tmp_path):
         ({"config": "other"}, "name=.* cannot be loaded .*other"),
     ],
 )
-def test_a_set_of_the_hub_that_will_not_do_is_refused(kwargs, wanted, tmp_path):
+def test_hub_errors_name_the_key(kwargs, expected, tmp_path):
     sets.parquet(tmp_path)
-    with pytest.raises(ValueError, match=f"^{wanted}"):
+    with pytest.raises(ValueError, match=f"^{expected}"):
         hub(str(tmp_path), batch_size=4, **kwargs)
 
 
-def test_the_hub_that_cannot_be_reached_is_told_at_once(tmp_path, offline, monkeypatch):
-    assert told(hub, "nobody/nothing").startswith("name=nobody/nothing cannot be loaded (")
-    assert "try data.name=OWNER/NAME" in told(hub, None)
-    assert "data files" in told(hub, str(tmp_path))
+def test_hub_cannot_be_loaded(tmp_path, offline, monkeypatch):
+    assert error_message(hub, "nobody/nothing").startswith("name=nobody/nothing cannot be loaded (")
+    assert "try data.name=OWNER/NAME" in error_message(hub, None)
+    assert "data files" in error_message(hub, str(tmp_path))
     (tmp_path / "train.parquet").write_bytes(b"PAR1 is how it should begin")
-    assert "cannot be loaded" in told(hub, str(tmp_path))
+    assert "cannot be loaded" in error_message(hub, str(tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    assert "-m pip install datasets" in told(hub, "nobody/nothing")
+    assert "-m pip install datasets" in error_message(hub, "nobody/nothing")
 
 
-def test_a_stream_says_what_it_cannot_do(tmp_path, monkeypatch):
+def test_stream_selects_among_the_first_images_only(tmp_path, monkeypatch):
     sets.parquet(tmp_path)
     monkeypatch.setattr("ddpm_lab.data.datasets.HEAD_SIZE", 5)
     data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
     assert data.train.select(slice(5)).size == 5
-    assert told(data.train.select, slice(6)).startswith("streaming gives the first 5")
+    assert error_message(data.train.select, slice(6)).startswith(
+        "data.streaming=true selects among the first 5 images"
+    )
