@@ -13,6 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from ddpm_lab.data.image_io import open_image
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.data.module import TrainBatches
 from ddpm_lab.data.shards import Shards, image_store
+
+raises = partial(pytest.raises, ValueError)
 
 
 def png(width, height, depth, color, pixels=b"", *chunks):
@@ -115,11 +118,7 @@ MODES = {  # an image of one row, the channels to convert to, the expected pixel
     ),
     "16 bits as RGB": (image_16_bit([257 * 9]), 3, [(9, 9, 9)]),
     "16 bits of an int": (image_16_bit([0, 65535], np.int32), 1, [0, 255]),
-    "16 bits of color": (
-        png(1, 1, 16, 2, struct.pack(">3H", 65535, 257 * 7, 0)),
-        3,
-        [(255, 7, 0)],
-    ),
+    "16 bits of color": (png(1, 1, 16, 2, struct.pack(">3H", 65535, 257 * 7, 0)), 3, [(255, 7, 0)]),
     "RGBA of 16 bits": (png(1, 1, 16, 6, struct.pack(">4H", 65535, 0, 0, 0)), 3, [(255, 255, 255)]),
 }
 
@@ -231,7 +230,7 @@ def test_resize_and_center_crop_match_pillow():
     ],
 )
 def test_lossy_and_ambiguous_conversions_raise(image, channels, convert, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(match=message):
         ImageTransform(8, channels, convert)(image, "a")
 
 
@@ -246,7 +245,7 @@ def test_lossy_and_ambiguous_conversions_raise(image, channels, convert, message
     ],
 )
 def test_invalid_transform_settings_raise(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(match=message):
         ImageTransform(*settings)
 
 
@@ -274,9 +273,7 @@ def broken_files():
 @pytest.mark.parametrize("name", broken_files())
 def test_broken_image_errors_name_the_file(name, tmp_path):
     (tmp_path / name).write_bytes(broken_files()[name])
-    with pytest.raises(
-        ValueError, match=rf"^{tmp_path / name} cannot be read as an image \(.+\)$"
-    ) as refusal:
+    with raises(match=rf"^{tmp_path / name} cannot be read as an image \(.+\)$") as refusal:
         open_image(tmp_path / name)
     assert "\n" not in str(refusal.value)
 
@@ -299,18 +296,18 @@ def time_limit():
 def test_special_files_are_not_opened(tmp_path):
     write_noise(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ValueError, match=r"pipe\.png cannot be read .*not a regular file"):
+    with raises(match=r"pipe\.png cannot be read .*not a regular file"):
         open_image(tmp_path / "pipe.png")
     for on_error in ("error", "skip"):
-        with pytest.raises(ValueError, match=r"pipe\.png, which is not a regular file"):
-            image_folder(str(tmp_path), on_error=on_error)
+        with raises(match=r"pipe\.png, which is not a regular file"):
+            image_folder(tmp_path, on_error=on_error)
 
 
 def test_folder_pixels_are_exact(tmp_path):
     pixels = write_noise(tmp_path, 6)
     (tmp_path / "notes.txt").write_text("not a image")
     (tmp_path / "._000.png").write_text("a Mac's")
-    data = image_folder(str(tmp_path), batch_size=2, held_out=0.4)
+    data = image_folder(tmp_path, held_out=0.4)
     found = torch.cat([data.train.pixels, data.test.pixels]).numpy()
     assert data.classes is None and len(data.test.pixels) == 2
     assert sorted(p.tobytes() for p in found) == sorted(p.tobytes() for p in pixels.values())
@@ -321,7 +318,7 @@ def test_class_folders(tmp_path):
         for j in range(4):
             write_image(tmp_path / name / f"{j}.png", mode="L", color=50 * i)
     (tmp_path / ".hidden").mkdir()
-    data = image_folder(str(tmp_path), channels=1, batch_size=2)
+    data = image_folder(tmp_path, channels=1)
     assert data.classes == 3 and data.captions == [["cat"], ["dog"], ["emu"]]
     assert torch.equal(data.train.pixels[:, 0, 0, 0].long(), 50 * data.train.labels)
 
@@ -331,7 +328,7 @@ def test_convert_mixed_folder(tmp_path):
     write_image(tmp_path / "b.png", size=(30, 16), mode="L", color=77)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
     image_16_bit([257 * 9] * 8).resize((8, 8)).save(tmp_path / "d.png")
-    data = image_folder(str(tmp_path), convert=True, background="blue", bits=16, batch_size=1)
+    data = image_folder(tmp_path, convert=True, background="blue", bits=16)
     pixels = torch.cat([data.train.pixels, data.test.pixels])
     assert {tuple(p[:, 4, 4].tolist()) for p in pixels} == {
         (10, 20, 30),
@@ -388,17 +385,17 @@ FOUR: dict = {f"{name}.png": {} for name in "abcd"}
 def test_folder_errors_name_file_and_key(tmp_path, files, kwargs, message):
     for name, image in files.items():
         write_image(tmp_path / name, **image)
-    with pytest.raises(ValueError, match=message):
-        image_folder(str(tmp_path), **kwargs)
+    with raises(match=message):
+        image_folder(tmp_path, **kwargs)
 
 
 def test_broken_image_in_folder(tmp_path):
     for name in FOUR:
         write_image(tmp_path / name)
     (tmp_path / "b.png").write_text("hello")
-    with pytest.raises(ValueError, match=r"^path=.*b\.png cannot be read"):
-        image_folder(str(tmp_path))
-    with pytest.raises(ValueError, match="nowhere"):
+    with raises(match=r"^path=.*b\.png cannot be read"):
+        image_folder(tmp_path)
+    with raises(match="nowhere"):
         image_folder("nowhere")
 
 
@@ -407,7 +404,7 @@ def test_on_error_skip_limit_and_messages(tmp_path, caplog):
     pixels = write_noise(tmp_path, 200, classes=["cat", "dog"])
     for name in ("000", "100"):
         (tmp_path / "cat" / f"{name}.png").write_text("hello")
-    data = image_folder(str(tmp_path), on_error="skip", batch_size=2)
+    data = image_folder(tmp_path, on_error="skip")
     whole = [data.train.select(slice(None)), data.test.select(slice(None))]
     for images in whole:
         assert all(
@@ -419,10 +416,8 @@ def test_on_error_skip_limit_and_messages(tmp_path, caplog):
         f"left out 2 of 200 images; the first: {tmp_path}/cat/000.png cannot be read"
     )
     (tmp_path / "dog" / "001.png").write_text("hello")
-    with pytest.raises(
-        ValueError, match=r"at most 1% of 200 images, and 3 are bad; the first: .*000\.png"
-    ) as message:
-        image_folder(str(tmp_path), on_error="skip")
+    with raises(match=r"at most 1% of 200 images, and 3 are bad; the first: .*000\.png") as message:
+        image_folder(tmp_path, on_error="skip")
     assert "\n" not in str(message.value)
 
 
@@ -437,17 +432,14 @@ def with_names(pixels, images):
 
 def test_streamed_folder_matches_in_memory(tmp_path):
     write_noise(tmp_path, classes=["cat", "dog"])
-    held, streamed = (
-        image_folder(str(tmp_path), batch_size=2, in_memory=in_memory)
-        for in_memory in (True, False)
-    )
+    held, streamed = (image_folder(tmp_path, in_memory=in_memory) for in_memory in (True, False))
     assert (
         isinstance(held.train, Images)
         and isinstance(streamed.train, MapSplit)
         and same_batches(held, streamed)
     )
     before = streamed.train.digest()
-    assert before == image_folder(str(tmp_path), batch_size=2, in_memory=False).train.digest()
+    assert before == image_folder(tmp_path, in_memory=False).train.digest()
     os.utime(tmp_path / "cat" / "000.png", ns=(1, 1))
     assert before != streamed.train.digest()
 
@@ -512,7 +504,7 @@ def test_pillow_formats_are_read_and_other_files_counted(tmp_path, caplog):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "._a.png").write_bytes(b"x")
-    data = image_folder(str(tmp_path), batch_size=1)
+    data = image_folder(tmp_path)
     assert data.classes is None and data.train.size + data.test.size == len(ENCODED) + 3 - 1
     found = image_bytes(data)
     assert all(value.tobytes() in found for name, value in made.items() if name != "p.img")
@@ -539,10 +531,10 @@ def test_postscript_starts_no_program(name, tmp_path, monkeypatch):
     write_noise(tmp_path)
     (tmp_path / name).write_bytes(PAGE)
     if name.endswith("png"):
-        with pytest.raises(ValueError, match="not in an image format that Pillow decodes"):
-            image_folder(str(tmp_path), batch_size=1)
+        with raises(match="not in an image format that Pillow decodes"):
+            image_folder(tmp_path)
     else:
-        assert image_folder(str(tmp_path), batch_size=1).train.size == 10
+        assert image_folder(tmp_path).train.size == 10
 
 
 def test_git_lfs_pointer_message(tmp_path):
@@ -550,8 +542,8 @@ def test_git_lfs_pointer_message(tmp_path):
     (tmp_path / "000.png").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     )
-    with pytest.raises(ValueError, match="Git LFS pointer; fetch the images with: git lfs pull"):
-        image_folder(str(tmp_path))
+    with raises(match="Git LFS pointer; fetch the images with: git lfs pull"):
+        image_folder(tmp_path)
 
 
 def test_nested_folders(tmp_path, caplog):
@@ -559,28 +551,28 @@ def test_nested_folders(tmp_path, caplog):
     pixels = write_noise(tmp_path / "classes", 12, ["cat", "cat/sub", "dog/a/b", "dog"])
     (tmp_path / "classes" / "labels").mkdir()
     (tmp_path / "classes" / "labels" / "cat.txt").write_text("0")
-    data = image_folder(str(tmp_path / "classes"), batch_size=1)
+    data = image_folder(tmp_path / "classes")
     assert data.captions == [["cat"], ["dog"]] and data.train.size + data.test.size == 12
     assert sorted(
         name for split in (data.train, data.test) for name, _ in with_names(pixels, split)
     ) == sorted(pixels)
     assert "1 without images (labels)" in caplog.text
     pixels = write_noise(tmp_path / "flat", 12, ["", "a", "a/b", "c"])
-    data = image_folder(str(tmp_path / "flat"), batch_size=1)
+    data = image_folder(tmp_path / "flat")
     assert data.classes is None and data.captions is None
     assert image_bytes(data) == sorted(value.tobytes() for value in pixels.values())
     assert "all 12 are read as one set without classes" in caplog.text
     for inner in ("outer/images", "outer/all"):
         write_noise(tmp_path / inner / "train", 6, ["cat", "dog"])
     write_noise(tmp_path / "single" / "data" / "images", 6)
-    assert image_folder(str(tmp_path / "single"), batch_size=1).classes is None
+    assert image_folder(tmp_path / "single").classes is None
     write_noise(tmp_path / "single2" / "data", 6, ["cat", "dog"])
-    assert image_folder(str(tmp_path / "single2"), batch_size=1).captions == [["cat"], ["dog"]]
+    assert image_folder(tmp_path / "single2").captions == [["cat"], ["dog"]]
 
 
 def test_numeric_class_folders_are_sorted_numerically(tmp_path):
     write_noise(tmp_path, 24, [str(i) for i in range(12)])
-    data = image_folder(str(tmp_path), batch_size=1)
+    data = image_folder(tmp_path)
     assert data.captions == [[str(i)] for i in range(12)]
 
 
@@ -589,15 +581,15 @@ def test_train_and_test_folders_are_splits(name, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     write_noise(tmp_path / "a" / "train", 8, ["cat", "dog"])
     pixels = write_noise(tmp_path / "a" / name, 6, ["cat", "dog"])
-    data = image_folder(str(tmp_path / "a"), batch_size=2)
+    data = image_folder(tmp_path / "a")
     assert (data.train.size, data.test.size, data.captions) == (8, 6, [["cat"], ["dog"]])
     assert [found for found, _ in with_names(pixels, data.test)] == sorted(pixels)
     assert f"held out: the 6 images in {name}/" in caplog.text
     write_noise(tmp_path / "b" / "Training" / "images", 8)
     write_noise(tmp_path / "b" / name / "images", 4)
-    data = image_folder(str(tmp_path / "b"), batch_size=2)
+    data = image_folder(tmp_path / "b")
     assert (data.train.size, data.test.size, data.classes) == (8, 4, None)
-    data = image_folder(str(tmp_path / "a"), splits=False, batch_size=2)
+    data = image_folder(tmp_path / "a", splits=False)
     assert data.classes == 2 and data.train.size + data.test.size == 14
 
 
@@ -606,7 +598,7 @@ def test_other_folders_beside_splits_are_counted(tmp_path, caplog, script):
     for part, count in {"train": 8, "valid": 6, "test": 4, "extra": 5}.items():
         write_noise(tmp_path / "s" / part, count, ["cat", "dog"])
     write_image(tmp_path / "s" / "preview.png")
-    data = image_folder(str(tmp_path / "s"), batch_size=2)
+    data = image_folder(tmp_path / "s")
     assert (data.train.size, data.test.size) == (8, 4)
     line = next(message for message in caplog.messages if message.startswith("left aside"))
     assert all(
@@ -614,9 +606,9 @@ def test_other_folders_beside_splits_are_counted(tmp_path, caplog, script):
         for part in ("5 images in extra/", "6 images in valid/", "1 images beside train/")
     ), line
     script.prepare(tmp_path / "s", tmp_path / "store")
-    assert same_batches(data, image_store(str(tmp_path / "store"), batch_size=2))
+    assert same_batches(data, image_store(tmp_path / "store"))
     script.prepare(tmp_path / "s", tmp_path / "flat", splits=False)
-    assert image_store(str(tmp_path / "flat"), batch_size=2).train.size + data.test.size > 8
+    assert image_store(tmp_path / "flat").train.size + data.test.size > 8
 
 
 def test_classes_of_splits_must_agree(tmp_path, caplog):
@@ -624,26 +616,24 @@ def test_classes_of_splits_must_agree(tmp_path, caplog):
     write_noise(tmp_path / "a" / "train", 9, ["cat", "dog", "emu"])
     pixels = write_noise(tmp_path / "a" / "val", 4, ["dog"])
     write_noise(tmp_path / "a" / "test", 4)  # without class folders, as some competitions have it
-    data = image_folder(str(tmp_path / "a"), batch_size=2)
+    data = image_folder(tmp_path / "a")
     assert data.test.labels.tolist() == [1] * 4 and len(pixels) == 4
     assert (
         "val/ has no images of 2 classes (cat, emu)" in caplog.text
         and "4 images in test/" in caplog.text
     )
     shutil.rmtree(tmp_path / "a" / "val")
-    with pytest.raises(
-        ValueError, match=r"test/ has no class folders, and train/ has 3; try data\.path=.*/a/train"
-    ):
-        image_folder(str(tmp_path / "a"), batch_size=2)
-    assert image_folder(str(tmp_path / "a" / "train"), batch_size=2).classes == 3
+    with raises(match=r"test/ has no class folders, and train/ has 3; try data\.path=.*/a/train"):
+        image_folder(tmp_path / "a")
+    assert image_folder(tmp_path / "a" / "train").classes == 3
 
 
 def test_single_train_folder_is_the_whole_set(tmp_path):
     write_noise(tmp_path / "train", 8, ["cat", "dog"])
-    data = image_folder(str(tmp_path), batch_size=2)
+    data = image_folder(tmp_path)
     assert data.captions == [["cat"], ["dog"]] and (data.train.size, data.test.size) == (6, 2)
     write_noise(tmp_path / "bus", 8)
-    assert image_folder(str(tmp_path), batch_size=2).captions == [["bus"], ["train"]]
+    assert image_folder(tmp_path).captions == [["bus"], ["train"]]
 
 
 OPAQUE = {
@@ -683,7 +673,7 @@ def test_channels_follow_the_images(tmp_path, caplog):
     for i, mode in enumerate(("L", "L", "1", "LA", "P")):
         image = Image.effect_noise((8, 8), 50).convert("L").convert("P" if mode == "P" else mode)
         image.save(tmp_path / f"{i}.png")
-    data = image_folder(str(tmp_path), batch_size=1)
+    data = image_folder(tmp_path)
     assert (
         data.shape == (1, 8, 8)
         and "images are read as 8x8 grey (resolution and channels of 5 inspected images)"
@@ -691,13 +681,10 @@ def test_channels_follow_the_images(tmp_path, caplog):
     )
     assert "converted: 1 from 1 to L, 1 from LA to L, 1 from P to L" in caplog.text
     write_image(tmp_path / "5.png")
-    data = image_folder(str(tmp_path), batch_size=1)
+    data = image_folder(tmp_path)
     assert data.shape == (3, 8, 8) and "2 from L to RGB" in caplog.text
-    with pytest.raises(
-        ValueError,
-        match=r"5\.png is 8x8 RGB, expected 8x8 L; try data\.channels=3, or data\.convert",
-    ):
-        image_folder(str(tmp_path), channels=1, batch_size=1)
+    with raises(match=r"5\.png is 8x8 RGB, expected 8x8 L; try data\.channels=3, or data\.convert"):
+        image_folder(tmp_path, channels=1)
 
 
 @pytest.mark.parametrize(("most", "bits"), [(1000, 10), (4095, 12), (12000, 14), (200, 8)])
@@ -708,36 +695,30 @@ def test_dark_16_bit_grey_suggests_bits(most, bits, kind, suffix, tmp_path):
     values = np.linspace(0, most, 64).astype(kind).reshape(8, 8)
     for i in range(4):
         Image.fromarray(values).save(tmp_path / f"{i}.{suffix}")
-    with pytest.raises(
-        ValueError,
+    with raises(
         match=rf"values up to {most} of 65535, .*{bits} bits.*; "
-        rf"try data\.convert=true data\.bits={bits}, ",
+        rf"try data\.convert=true data\.bits={bits}, "
     ):
-        image_folder(str(tmp_path), batch_size=1)
-    with pytest.raises(ValueError, match=rf"; try data\.bits={bits}, or data\.bits=16 "):
-        image_folder(str(tmp_path), convert=True, batch_size=1)
-    data = image_folder(str(tmp_path), convert=True, bits=bits, batch_size=1)
+        image_folder(tmp_path)
+    with raises(match=rf"; try data\.bits={bits}, or data\.bits=16 "):
+        image_folder(tmp_path, convert=True)
+    data = image_folder(tmp_path, convert=True, bits=bits)
     expected = np.floor(values.astype(float) * 255 / (2**bits - 1) + 0.5)
     assert np.array_equal(data.test.pixels[0, 0], expected)
-    with pytest.raises(
-        ValueError,
+    with raises(
         match=rf"0 to {2 ** (bits - 1) - 1} \(.*; try data\.bits={most.bit_length()}"
         if bits > 8
-        else "bits",
+        else "bits"
     ):
-        image_folder(str(tmp_path), convert=True, bits=bits - 1, batch_size=1)
-    assert image_folder(
-        str(tmp_path), convert=True, bits=16, batch_size=1
-    ).test.pixels.max() == round(most / 257)
+        image_folder(tmp_path, convert=True, bits=bits - 1)
+    assert image_folder(tmp_path, convert=True, bits=16).test.pixels.max() == round(most / 257)
 
 
 def test_dark_16_bit_color_raises(tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(png(1, 1, 16, 2, struct.pack(">3H", 4095, 300, i)))
-    with pytest.raises(
-        ValueError, match=r"color images of 16 bits .* would be nearly black; save them with 8 bits"
-    ):
-        image_folder(str(tmp_path), batch_size=1)
+    with raises(match=r"color images of 16 bits .* would be nearly black; save them with 8 bits"):
+        image_folder(tmp_path)
 
 
 def test_symlinks_are_followed_and_dangling_links_counted(tmp_path, caplog):
@@ -754,7 +735,7 @@ def test_symlinks_are_followed_and_dangling_links_counted(tmp_path, caplog):
     (root / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "link").symlink_to(root)
     for in_memory in (True, False):
-        data = image_folder(str(tmp_path / "link"), batch_size=1, in_memory=in_memory)
+        data = image_folder(tmp_path / "link", in_memory=in_memory)
         assert (
             data.captions == [["cat"], ["dog"], ["emu"]] and data.train.size + data.test.size == 18
         )
@@ -770,7 +751,7 @@ def test_store_of_symlinks(store, tmp_path):
     for file in [*store.iterdir()]:
         file.rename(tmp_path / "blobs" / f"{file.name}.blob")
         file.symlink_to(tmp_path / "blobs" / f"{file.name}.blob")
-    assert image_store(str(store), batch_size=2).classes == 2
+    assert image_store(store).classes == 2
 
 
 def test_undecodable_file_names(tmp_path):
@@ -779,7 +760,7 @@ def test_undecodable_file_names(tmp_path):
     (tmp_path / "dog" / os.fsdecode(b"\xff.png")).write_bytes(
         (tmp_path / "dog" / "001.png").read_bytes()
     )
-    data = image_folder(str(tmp_path), batch_size=1, in_memory=False)
+    data = image_folder(tmp_path, in_memory=False)
     assert data.captions == [["dog"], ["\ufffdt\ufffd"]] and len(data.train.digest()) == 64
 
 
@@ -829,10 +810,8 @@ def test_store_matches_its_folder(store, tmp_path):
         "pixels-00002.npy",
     ]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "store"]
-    source = image_folder(str(tmp_path / "source"), batch_size=2)
-    held, streamed = (
-        image_store(str(store), batch_size=2, in_memory=in_memory) for in_memory in (True, False)
-    )
+    source = image_folder(tmp_path / "source")
+    held, streamed = (image_store(store, in_memory=in_memory) for in_memory in (True, False))
     assert isinstance(held.train, Images) and isinstance(streamed.train, MapSplit)
     assert held.captions == source.captions and held.classes == 2 and held.name == "store"
     assert same_batches(source, held) and same_batches(source, streamed)
@@ -849,7 +828,7 @@ def test_store_digest_depends_on_content(script, tmp_path):
         script.prepare(tmp_path / name, tmp_path / "stores" / name, workers=2)
     a, b, c = (Shards(tmp_path / "stores" / name).digest() for name in "abc")
     assert a == c != b
-    assert image_store(str(tmp_path / "stores" / "a"), batch_size=2).classes is None
+    assert image_store(tmp_path / "stores" / "a").classes is None
 
 
 def flip_bit(file):
@@ -916,8 +895,8 @@ def edit_index(**changes):
 def test_damaged_store_errors_name_the_file(store, name, damage, message, run_script):
     assert run_script(store, "--check")[:2] == (0, f"{store} is as it was written\n")
     damage(store / name)
-    with pytest.raises(ValueError, match=f"^path: .*{message}"):
-        image_store(str(store), batch_size=2)
+    with raises(match=f"^path: .*{message}"):
+        image_store(store)
     status, _, error = run_script(store, "--check")
     assert status == 2 and error.startswith("error: path") and name in error
 
@@ -926,13 +905,11 @@ def test_store_with_test_split(script, tmp_path):
     write_noise(tmp_path / "source" / "train", 8, ["cat", "dog"])
     pixels = write_noise(tmp_path / "source" / "val", 6, ["cat", "dog"])
     script.prepare(tmp_path / "source", tmp_path / "store")
-    data = image_store(str(tmp_path / "store"), batch_size=2)
+    data = image_store(tmp_path / "store")
     assert (data.train.size, data.test.size, data.classes) == (8, 6, 2)
     assert [name for name, _ in with_names(pixels, data.test)] == sorted(pixels)
     (tmp_path / "source" / "val" / "dog").rename(tmp_path / "source" / "val" / "emu")
-    with pytest.raises(
-        ValueError, match=r"val/ has other classes than train/ \(emu\); try data\.path=.*/train"
-    ):
+    with raises(match=r"val/ has other classes than train/ \(emu\); try data\.path=.*/train"):
         script.prepare(tmp_path / "source", tmp_path / "other")
 
 
@@ -973,7 +950,7 @@ def test_archive_matches_its_folder(kind, script, tmp_path, monkeypatch):
     script.prepare(tmp_path / "source", tmp_path / "b")
     assert Shards(tmp_path / "a").digest() == Shards(tmp_path / "b").digest()
     monkeypatch.setattr(script, "UNPACKED", (0.1, 1000))
-    with pytest.raises(ValueError, match=rf"source\.{kind} cannot be unpacked .*times its size"):
+    with raises(match=rf"source\.{kind} cannot be unpacked .*times its size"):
         script.prepare(archive, tmp_path / "c")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
         "a",
@@ -992,7 +969,7 @@ def test_archive_members_stay_in_the_folder(kind, name, content, script, tmp_pat
     write_noise(tmp_path / "in" / "source")
     archive = tmp_path / "in" / "a.archive"
     write_archive(kind, tmp_path / "in" / "source", archive, [(name, content)])
-    with pytest.raises(ValueError, match=r"a\.archive cannot be unpacked .*evil\.png"):
+    with raises(match=r"a\.archive cannot be unpacked .*evil\.png"):
         script.prepare(archive, tmp_path / "in" / "target")
     assert not [*tmp_path.rglob("evil.png")] and not (tmp_path / "in" / "target").exists()
 
@@ -1026,7 +1003,7 @@ def test_preparation_messages(run_script, tmp_path, caplog):
     assert f"next     python train.py data=store data.path={target} conditioner=label" in out
     (line,) = (message for message in caplog.messages if message.startswith("left"))
     assert line.startswith("left out 1 of 100 images; the first: ")
-    assert image_store(str(target), batch_size=2).train.size == 90
+    assert image_store(target).train.size == 90
     status, _, error = run_script(source, target)
     assert status == 2 and "a store is never overwritten" in error
 

@@ -624,7 +624,7 @@ def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain,
             ["run=C/base", "input=train"],
             "input=train is for a model that enlarges images",
         ),
-        ("sample", ["run=C/large", "input=EMPTY"], "input=EMPTY holds no images"),
+        ("sample", ["run=C/large", "input=EMPTY"], "input=EMPTY contains no images"),
         (
             "sample",
             ["run=C/large", "input=WRONG", "label=1"],
@@ -633,7 +633,7 @@ def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain,
         (
             "sample",
             ["run=C/large", "input=COLOUR", "label=1"],
-            "input=COLOUR: COLOUR/a.png is 4x4 RGB, and 4x4 L",
+            "input=COLOUR: COLOUR/a.png is 4x4 RGB, expected 4x4 L",
         ),
         ("sample", ["run=C/large", "input=SMALL"], "must know of what class the images are"),
         (

@@ -15,11 +15,19 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from ddpm_lab.data import torchvision_datasets
 from ddpm_lab.data.datasets import Images, IterableSplit, MapSplit
 from ddpm_lab.data.huggingface import hub
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.data.module import TrainBatches
+from ddpm_lab.data.torchvision_datasets import (
+    celeba64,
+    cifar10,
+    cifar100,
+    fashion_mnist,
+    imagenet,
+    lsun,
+    mnist,
+)
 
 
 def same_batches(one, other, workers=0, count=5):
@@ -37,14 +45,11 @@ def same_batches(one, other, workers=0, count=5):
 
 @pytest.mark.parametrize(
     ("make", "kind", "classes"),
-    [
-        (torchvision_datasets.cifar10, datasets.CIFAR10, 10),
-        (torchvision_datasets.cifar100, datasets.CIFAR100, 100),
-    ],
+    [(cifar10, datasets.CIFAR10, 10), (cifar100, datasets.CIFAR100, 100)],
 )
 def test_cifar_pixels_are_exact(make, kind, classes, tmp_path, monkeypatch):
     content = sets.cifar(tmp_path, monkeypatch, kind, classes=classes)
-    data = make(str(tmp_path), batch_size=2)
+    data = make(str(tmp_path))
     assert data.shape == (3, 32, 32) and data.classes == classes and data.bin_width == 2 / 255
     for split, name in ((data.train, "train"), (data.test, "test")):
         assert isinstance(split, Images) and split.pixels.is_contiguous()
@@ -52,21 +57,17 @@ def test_cifar_pixels_are_exact(make, kind, classes, tmp_path, monkeypatch):
             split.labels, content[name][1]
         )
     assert data.captions[:2] == [["sea creature 0"], ["sea creature 1"]]
-    half = make(str(tmp_path), resolution=16, batch_size=2).train.pixels
+    half = make(str(tmp_path), resolution=16).train.pixels
     means = content["train"][0].unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).float().mean((-1, -3))
     assert torch.equal(half, means.round().byte())
 
 
 @pytest.mark.parametrize(
-    ("make", "kind"),
-    [
-        (torchvision_datasets.mnist, datasets.MNIST),
-        (torchvision_datasets.fashion_mnist, datasets.FashionMNIST),
-    ],
+    ("make", "kind"), [(mnist, datasets.MNIST), (fashion_mnist, datasets.FashionMNIST)]
 )
 def test_mnist_margin(make, kind, tmp_path):
     content = sets.mnist(tmp_path, kind)
-    data, plain = (make(str(tmp_path), resolution=side, batch_size=2) for side in (32, 28))
+    data, plain = (make(str(tmp_path), resolution=side) for side in (32, 28))
     assert data.shape == (1, 32, 32) and plain.shape == (1, 28, 28) and data.classes == 10
     for name in ("train", "test"):
         padded, pixels = getattr(data, name), getattr(plain, name)
@@ -80,16 +81,13 @@ def test_mnist_margin(make, kind, tmp_path):
 
 def test_celeba_crop_matches_ddim(tmp_path, monkeypatch):
     pixels = sets.celeba(tmp_path, monkeypatch)
-    data = torchvision_datasets.celeba64(str(tmp_path), resolution=128, batch_size=4)
+    data = celeba64(str(tmp_path), resolution=128)
     assert data.shape == (3, 128, 128) and data.classes is None and data.train.labels is None
     assert torch.equal(data.train.pixels, pixels[:6, :, 57:185, 25:153])
     assert torch.equal(data.test.pixels, pixels[8:, :, 57:185, 25:153]), (
         "the validation split is not used"
     )
-    small, streamed = (
-        torchvision_datasets.celeba64(str(tmp_path), in_memory=held, batch_size=4).train
-        for held in (True, False)
-    )
+    small, streamed = (celeba64(str(tmp_path), in_memory=held).train for held in (True, False))
     face = Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).crop((25, 57, 153, 185))
     expected = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
     assert np.array_equal(small.pixels[0].permute(1, 2, 0), expected)
@@ -100,26 +98,17 @@ def test_celeba_crop_matches_ddim(tmp_path, monkeypatch):
 def test_lsun_center_crops(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = sets.lsun(tmp_path)
-    data, streamed = (
-        torchvision_datasets.lsun(str(tmp_path), resolution=16, in_memory=held, batch_size=4)
-        for held in (None, False)
-    )
+    data, streamed = (lsun(str(tmp_path), resolution=16, in_memory=held) for held in (None, False))
     assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
     assert torch.equal(data.train.pixels, content["train"][..., 4:20])
     assert torch.equal(data.test.pixels, content["val"][..., 4:20])
     same_batches(data.train, streamed.train, workers=2)
     source = streamed.train.source
     assert (
-        source.digest()
-        == torchvision_datasets.lsun(
-            str(tmp_path), resolution=16, in_memory=False, batch_size=4
-        ).train.source.digest()
+        source.digest() == lsun(str(tmp_path), resolution=16, in_memory=False).train.source.digest()
     )
     assert (
-        source.digest()
-        != torchvision_datasets.lsun(
-            str(tmp_path), resolution=8, in_memory=False, batch_size=4
-        ).train.source.digest()
+        source.digest() != lsun(str(tmp_path), resolution=8, in_memory=False).train.source.digest()
     )
     assert sorted(part.name for part in tmp_path.iterdir()) == [
         "church_outdoor_train_lmdb",
@@ -130,10 +119,7 @@ def test_lsun_center_crops(tmp_path, monkeypatch):
 @pytest.mark.parametrize("named", [True, False])
 def test_imagenet_classes_and_center_crops(named, tmp_path):
     content = sets.imagenet(tmp_path, (24, 16), named=named)
-    data, streamed = (
-        torchvision_datasets.imagenet(str(tmp_path), 16, in_memory=held, batch_size=4)
-        for held in (None, False)
-    )
+    data, streamed = (imagenet(str(tmp_path), 16, in_memory=held) for held in (None, False))
     assert data.shape == (3, 16, 16) and data.classes == 2
     assert data.captions == (
         [["tench"], ["goldfish"]] if named else [[name] for name in sets.WNIDS]
@@ -168,13 +154,13 @@ def offline(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (torchvision_datasets.cifar10, ["cifar-10-batches-py", "cifar-10-python.tar.gz"]),
-        (torchvision_datasets.cifar100, ["cifar-100-python.tar.gz"]),
-        (torchvision_datasets.mnist, ["train-images-idx3-ubyte.gz", "MNIST/raw"]),
-        (torchvision_datasets.fashion_mnist, ["FashionMNIST/raw"]),
-        (torchvision_datasets.celeba64, ["img_align_celeba", "list_eval_partition.txt"]),
-        (torchvision_datasets.lsun, ["church_outdoor_train_lmdb"]),
-        (lambda path: torchvision_datasets.imagenet(path, 64), ["train and val", "image-net.org"]),
+        (cifar10, ["cifar-10-batches-py", "cifar-10-python.tar.gz"]),
+        (cifar100, ["cifar-100-python.tar.gz"]),
+        (mnist, ["train-images-idx3-ubyte.gz", "MNIST/raw"]),
+        (fashion_mnist, ["FashionMNIST/raw"]),
+        (celeba64, ["img_align_celeba", "list_eval_partition.txt"]),
+        (lsun, ["church_outdoor_train_lmdb"]),
+        (lambda path: imagenet(path, 64), ["train and val", "image-net.org"]),
     ],
 )
 def test_missing_files_are_named(make, expected, tmp_path, offline):
@@ -186,21 +172,13 @@ def test_missing_files_are_named(make, expected, tmp_path, offline):
 
 
 def test_download_false_uses_no_network(tmp_path, offline):
-    for make in (torchvision_datasets.cifar10, torchvision_datasets.mnist):
+    for make in (cifar10, mnist):
         message = error_message(make, str(tmp_path), download=False)
         assert "try data.download=true" in message and "no network" not in message
         assert "no network" in error_message(make, str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        torchvision_datasets.cifar10,
-        torchvision_datasets.cifar100,
-        torchvision_datasets.mnist,
-        torchvision_datasets.fashion_mnist,
-    ],
-)
+@pytest.mark.parametrize("make", [cifar10, cifar100, mnist, fashion_mnist])
 def test_failed_download_leaves_no_folder(make, tmp_path, offline):
     for download in (True, False):
         assert "does not hold the complete data set" in error_message(
@@ -225,43 +203,41 @@ def test_download_is_atomic(tmp_path, monkeypatch):
     for stop in (OSError("the connection was reset"), KeyboardInterrupt()):
         monkeypatch.setattr(datasets.CIFAR10, "download", partialmethod(download, 2, stop))
         with pytest.raises((ValueError, KeyboardInterrupt)):
-            torchvision_datasets.cifar10(str(home), batch_size=2)
+            cifar10(str(home))
         assert not home.exists() and [part.name for part in tmp_path.iterdir()] == ["server"]
     monkeypatch.setattr(datasets.CIFAR10, "download", download)
     (home / datasets.CIFAR10.base_folder).mkdir(parents=True)
     (home / datasets.CIFAR10.base_folder / "test_batch").write_text("cut short")
-    assert torch.equal(
-        torchvision_datasets.cifar10(str(home), batch_size=2).train.pixels, content["train"][0]
-    )
+    assert torch.equal(cifar10(str(home)).train.pixels, content["train"][0])
     assert sorted(part.name for part in tmp_path.iterdir()) == ["home", "server"]
     monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("it was there"))
-    torchvision_datasets.cifar10(str(home), batch_size=2)
+    cifar10(str(home))
 
 
 def test_damaged_files_raise(tmp_path, monkeypatch, offline):
     sets.cifar(tmp_path, monkeypatch)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-1] + b"x")
-    assert "corrupted" in error_message(
-        torchvision_datasets.cifar10, str(tmp_path), download=False
-    ), "it is not unpickled"
+    assert "corrupted" in error_message(cifar10, str(tmp_path), download=False), (
+        "it is not unpickled"
+    )
     raw = tmp_path / "MNIST" / "raw"
     for broken in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         for cut in (slice(-1), slice(2), slice(0)):
             sets.mnist(tmp_path)
             (raw / broken).write_bytes((raw / broken).read_bytes()[cut])
-            assert error_message(torchvision_datasets.mnist, str(tmp_path)).startswith(
+            assert error_message(mnist, str(tmp_path)).startswith(
                 f"path={tmp_path} does not hold the complete data set"
             )
     sets.mnist(tmp_path)
     sets.idx(raw / "train-labels-idx1-ubyte", np.arange(12))
-    assert "labels of up to 11" in error_message(torchvision_datasets.mnist, str(tmp_path))
+    assert "labels of up to 11" in error_message(mnist, str(tmp_path))
     sets.lsun(tmp_path)
     (tmp_path / "church_outdoor_val_lmdb" / "data.mdb").write_bytes(b"broken" * 999)
-    assert "church_outdoor_val_lmdb" in error_message(torchvision_datasets.lsun, str(tmp_path))
+    assert "church_outdoor_val_lmdb" in error_message(lsun, str(tmp_path))
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\n")
-    assert "corrupted" in error_message(torchvision_datasets.celeba64, str(tmp_path))
+    assert "corrupted" in error_message(celeba64, str(tmp_path))
 
 
 @pytest.mark.parametrize("held", [None, False])
@@ -270,28 +246,24 @@ def test_broken_image_is_named(held, tmp_path, monkeypatch):
     first = tmp_path / "train" / sets.WNIDS[0] / f"{sets.WNIDS[0]}_0.JPEG"
     first.write_bytes(first.read_bytes()[:80])
     assert f"path: {first} cannot be read" in error_message(
-        torchvision_datasets.imagenet, str(tmp_path), 16, in_memory=held, batch_size=2
+        imagenet, str(tmp_path), 16, in_memory=held
     )
     (tmp_path / "val" / "n02").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "val" / "n02" / "a.png")
     (tmp_path / "meta.bin").unlink()
-    assert "other classes" in error_message(torchvision_datasets.imagenet, str(tmp_path), 16)
+    assert "other classes" in error_message(imagenet, str(tmp_path), 16)
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "img_align_celeba" / "000001.jpg").unlink()
-    assert "000001.jpg" in error_message(
-        torchvision_datasets.celeba64, str(tmp_path), in_memory=held
-    )
+    assert "000001.jpg" in error_message(celeba64, str(tmp_path), in_memory=held)
 
 
 def test_invalid_values_raise(tmp_path, monkeypatch):
     sets.cifar(tmp_path, monkeypatch)
-    assert error_message(torchvision_datasets.cifar10, str(tmp_path), resolution=24).startswith(
-        "resolution must be 32"
-    )
-    assert error_message(torchvision_datasets.cifar10, str(tmp_path), batch_size=99).startswith(
+    assert error_message(cifar10, str(tmp_path), resolution=24).startswith("resolution must be 32")
+    assert error_message(cifar10, str(tmp_path), batch_size=99).startswith(
         "batch_size must lie in 1..20"
     )
-    assert error_message(torchvision_datasets.imagenet, str(tmp_path), 0).startswith("resolution")
+    assert error_message(imagenet, str(tmp_path), 0).startswith("resolution")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -307,23 +279,20 @@ def cache(tmp_path_factory):
 
 def test_hub_pixels_are_exact(tmp_path):
     content = sets.parquet(tmp_path, shards=2)
-    data, streamed = (hub(str(tmp_path), in_memory=held, batch_size=4) for held in (None, False))
+    data, streamed = (hub(tmp_path, in_memory=held) for held in (None, False))
     assert data.shape == (3, 8, 8) and data.classes == 2 and data.captions == [["cat"], ["dog"]]
     assert torch.equal(data.train.pixels, content["train"]) and torch.equal(
         data.test.pixels, content["test"]
     )
     assert data.train.labels.tolist() == 6 * [0, 1] and data.test.labels.tolist() == [0, 1, 0, 1]
     same_batches(data.train, streamed.train, workers=2)
-    assert (
-        streamed.train.source.digest()
-        == hub(str(tmp_path), in_memory=False, batch_size=4).train.source.digest()
-    )
-    grey = hub(str(tmp_path), resolution=4, channels=1, convert=True, batch_size=4)
+    assert streamed.train.source.digest() == hub(tmp_path, in_memory=False).train.source.digest()
+    grey = hub(tmp_path, resolution=4, channels=1, convert=True)
     image = Image.fromarray(content["train"][0].permute(1, 2, 0).numpy())
     assert grey.shape == (1, 4, 4) and torch.equal(
         grey.train.pixels[0], ImageTransform(4, 1, convert=True)(image, "")
     )
-    part = hub(str(tmp_path), split_test=None, held_out=0.25, batch_size=4)
+    part = hub(tmp_path, split_test=None, held_out=0.25)
     assert (part.train.size, part.test.size) == (9, 3)
     together = torch.cat([part.train.pixels, part.test.pixels])
     assert {p.numpy().tobytes() for p in together} == {
@@ -339,7 +308,7 @@ def test_hub_reads_image_folders(tmp_path):
                 where.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (8, 8), (100 * label, i, 0)).save(where / f"{i}.png")
     for streaming in (False, True):
-        data = hub(str(tmp_path), batch_size=2, streaming=streaming, size=6)
+        data = hub(tmp_path, streaming=streaming, size=6)
         assert data.captions == [["cat"], ["dog"]] and data.test.size == 4
         assert torch.equal(data.test.pixels[:, 0, 0, 0].long(), 100 * data.test.labels)
 
@@ -350,17 +319,17 @@ def test_hub_selects_and_logs_splits(tmp_path, caplog):
     (tmp_path / "a" / "test-00000-of-00001.parquet").rename(
         tmp_path / "a" / "validation-00000-of-00001.parquet"
     )
-    data = hub(str(tmp_path / "a"), batch_size=4)
+    data = hub(tmp_path / "a")
     assert (data.train.size, data.test.size) == (
         12,
         4,
     ) and "held out: the split validation" in caplog.text
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     sets.parquet(tmp_path / "b")
-    assert hub(str(tmp_path / "b"), batch_size=4).test.size == 4
+    assert hub(tmp_path / "b").test.size == 4
     assert "left aside in" in caplog.text and "the splits validation" in caplog.text
     (tmp_path / "a" / "validation-00000-of-00001.parquet").unlink()
-    assert hub(str(tmp_path / "a"), batch_size=4).test.size == 2
+    assert hub(tmp_path / "a").test.size == 2
     assert "held out: a share of the training split" in caplog.text
 
 
@@ -371,13 +340,13 @@ def test_hub_infers_channels_and_resolution(tmp_path, caplog):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("L", (8, 8), i).save(tmp_path / "grey" / f"{i}.png")
         Image.new("RGB", (90, 40 + i), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
-    data = hub(str(tmp_path / "grey"), batch_size=2)
+    data = hub(tmp_path / "grey")
     assert data.shape == (1, 8, 8) and data.captions is None
-    message = error_message(hub, str(tmp_path / "photos"), batch_size=2)
+    message = error_message(hub, str(tmp_path / "photos"))
     assert message.endswith(
         "a model needs squares of one size; try data.convert=true data.resolution=32"
     ), message
-    data = hub(str(tmp_path / "photos"), convert=True, resolution=32, batch_size=2)
+    data = hub(tmp_path / "photos", convert=True, resolution=32)
     assert data.shape == (3, 32, 32) and "converted: 6 scaled and cropped to 32x32" in caplog.text
 
 
@@ -397,12 +366,11 @@ def read_rows(batches, count):
 def test_stream_yields_each_image_once_per_epoch(own, shards, workers, tmp_path):
     content = sets.parquet(tmp_path, shards=shards)
     data = hub(
-        str(tmp_path),
+        tmp_path,
         split_test="test" if own else None,
         streaming=True,
         size=12,
         test_size=4,
-        batch_size=4,
         shuffle_buffer=6,
     )
     held = content["test" if own else "train"][:4]
@@ -438,7 +406,7 @@ def test_stream_yields_each_image_once_per_epoch(own, shards, workers, tmp_path)
 
 def test_stream_mirrors_half_of_the_images(tmp_path):
     sets.parquet(tmp_path)
-    data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
+    data = hub(tmp_path, streaming=True, size=12)
     plain, mirrored = (TrainBatches(data.train, 4, flip=flip, seed=0) for flip in (False, True))
     turned = [
         not torch.equal(x, y)
@@ -475,7 +443,7 @@ def test_stream_mirrors_half_of_the_images(tmp_path):
 def test_hub_errors_name_the_key(kwargs, expected, tmp_path):
     sets.parquet(tmp_path)
     with pytest.raises(ValueError, match=f"^{expected}"):
-        hub(str(tmp_path), batch_size=4, **kwargs)
+        hub(tmp_path, **kwargs)
 
 
 def test_hub_cannot_be_loaded(tmp_path, offline, monkeypatch):
@@ -491,7 +459,7 @@ def test_hub_cannot_be_loaded(tmp_path, offline, monkeypatch):
 def test_stream_selects_among_the_first_images_only(tmp_path, monkeypatch):
     sets.parquet(tmp_path)
     monkeypatch.setattr("ddpm_lab.data.datasets.HEAD_SIZE", 5)
-    data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
+    data = hub(tmp_path, streaming=True, size=12)
     assert data.train.select(slice(5)).size == 5
     assert error_message(data.train.select, slice(6)).startswith(
         "data.streaming=true selects among the first 5 images"

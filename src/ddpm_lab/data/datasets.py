@@ -207,7 +207,7 @@ class Splits(NamedTuple):
     captions: Sequence[Sequence[str]] | None = None
     """For each class its names, the first of which is the main one; None: without classes"""
     mixture: Mixture | None = None
-    """Exact distribution of the data, if known"""
+    """Exact distribution of the data; None: not available"""
 
 
 def load_or_stream(

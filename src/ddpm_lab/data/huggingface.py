@@ -73,15 +73,7 @@ def hub(
     splits = _load_splits(name, config, cache, streaming)
     if split_test == "auto":
         split_test = _find_test_split(splits, split_train)
-    if rest := [split for split in splits if split not in (split_train, split_test)]:
-        LOG.info("left aside in %s: the splits %s", name, ", ".join(rest))
-    for key, value in {"split_train": split_train, "split_test": split_test}.items():
-        if value is not None and value not in splits:
-            null = ", or null, which holds out a share of the training split"
-            raise ValueError(
-                f"{key}={value} is not a split of {name}; "
-                f"try {', '.join(splits)}{null * (key == 'split_test')}"
-            )
+    _check_splits(name, splits, split_train, split_test)
     features = splits[split_train].features or {}
     image = _column("image", image, "Image", features)
     label = _column("label", label, "ClassLabel", features)
@@ -106,9 +98,23 @@ def hub(
 
 def _find_test_split(splits: Mapping[str, Any], split_train: str) -> str | None:
     test = next((split for split in TEST if split in splits and split != split_train), None)
-    missing = "a share of the training split, since there is no test split"
-    LOG.info("held out: %s", f"the split {test}" if test else missing)
+    share = "a share of the training split (no test split)"
+    LOG.info("held out: %s", f"the split {test}" if test else share)
     return test
+
+
+def _check_splits(
+    name: str, splits: Mapping[str, Any], split_train: str, split_test: str | None
+) -> None:
+    """Log unused splits. Raises ValueError if a split does not exist."""
+    if rest := [split for split in splits if split not in (split_train, split_test)]:
+        LOG.info("left aside in %s: the splits %s", name, ", ".join(rest))
+    if split_train not in splits:
+        advice = f"try {', '.join(splits)}"
+        raise ValueError(f"split_train={split_train} is not a split of {name}; {advice}")
+    if split_test is not None and split_test not in splits:
+        advice = f"try {', '.join(splits)}, or null, which holds out a share of the training split"
+        raise ValueError(f"split_test={split_test} is not a split of {name}; {advice}")
 
 
 def _inspect(rows: Any, image: str, streaming: bool) -> list[ImageInfo]:

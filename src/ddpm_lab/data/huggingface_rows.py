@@ -77,9 +77,7 @@ class HubStream:
         shuffle_seed = int(torch.randint(2**31, (), generator=make_generator(seed, epoch)))
         rows = self.rows.skip(self.skipped) if self.skipped else self.rows
         rows = rows.shuffle(seed=shuffle_seed, buffer_size=self.buffer)
-        if (
-            self.skipped
-        ):  # the library would skip in each shard: held-out images would be trained on
+        if self.skipped:  # the library would skip within each shard, and train on held-out images
             rows = islice(rows, rank, None, world)
         else:
             rows = split_dataset_by_node(rows, rank, world)

@@ -111,26 +111,13 @@ def image_folder(
     indices = [torch.arange(len(source)) for source in sources]
     if len(listings) == 1:
         indices = [*train_test_split(len(files), held_out)]
-    if on_error == "skip" and not all(
-        fits_in_memory(len(index), transform.shape, in_memory) for index in indices
-    ):
-        raise ValueError(
-            "on_error=skip is for images that are read into memory, and these are read on request; "
-            f"prepare them first: {_prepare_command(root)}"
-        )
-    repeat = 2 // len(listings)
-    pair: list[Split] = []
-    for source, index, label in zip(repeat * sources, indices, repeat * labels, strict=True):
-        label = None if label is None else label[index]
-        images = source if on_error == "skip" else source.files
-        with _prefix_path(path):
-            split = load_or_stream(images, transform.shape, label, index, in_memory)
-        usable = torch.tensor([i not in source.errors for i in index.tolist()])
-        pair.append(split if usable.all() else split.select(usable))
+    skip = on_error == "skip"
+    with _prefix_path(path):
+        train = _load(sources[0], labels[0], indices[0], skip, in_memory)
+        test = _load(sources[-1], labels[-1], indices[-1], skip, in_memory)
     errors = [source.errors[i] for source in sources for i in sorted(source.errors)]
     report_skipped(errors, len(files))
-    log_changes(transform, *pair)
-    train, test = pair
+    log_changes(transform, train, test)
     captions = [[name] for name in listings[0].classes]
     return Splits(root.resolve().name, train, test, captions)
 
@@ -138,10 +125,33 @@ def image_folder(
 def _require_folder(path: str | None) -> Path:
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
-        unpack = f"an archive must be unpacked: {_prepare_command(root)}"
-        hint = unpack if root.is_file() else "try data.path=DIR"
+        hint = "try data.path=DIR"
+        if root.is_file():
+            hint = f"an archive must be unpacked: {_prepare_command(root)}"
         raise ValueError(f"path must be a folder of images (got {path}); {hint}")
     return root
+
+
+def _load(
+    source: SkipUnreadable,
+    labels: Tensor | None,
+    indices: Tensor,
+    skip: bool,
+    in_memory: bool | None,
+) -> Split:
+    """Load the images at `indices`; `skip` leaves out unusable images."""
+    files, shape = source.files, source.files.transform.shape
+    labels = None if labels is None else labels[indices]
+    if not skip:
+        return load_or_stream(files, shape, labels, indices, in_memory)
+    if not fits_in_memory(len(indices), shape, in_memory):
+        raise ValueError(
+            "on_error=skip is for images that are read into memory, and these are read on request; "
+            f"prepare them first: {_prepare_command(files.root)}"
+        )
+    split = load_or_stream(source, shape, labels, indices, in_memory=True)
+    usable = torch.tensor([i not in source.errors for i in indices.tolist()])
+    return split if usable.all() else split.select(usable)
 
 
 def _prepare_command(source: Path) -> str:
@@ -163,7 +173,7 @@ def _prefix_path(path: str | None) -> Iterator[None]:
                 "; remove it, or try data.on_error=skip, which leaves out up to "
                 f"{MAX_SKIPPED:.0%} of the images"
             )
-        own = re.match(r"(resolution|channels|background|bits)\b", message)
+        own = re.match(r"(resolution|channels|background|bits|on_error)\b", message)
         raise ValueError(message if own else f"path={path}: {message}") from error
 
 
@@ -174,7 +184,7 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Images:
     """
     skipped = SkippedFiles()
     if (tree := scan_tree(path, skipped)) is None:
-        raise ValueError(f"{path} holds no images{describe_skipped(skipped)}")
+        raise ValueError(f"{path} contains no images{describe_skipped(skipped)}")
     if str(skipped):
         LOG.info("left aside: %s", skipped)
     transform = ImageTransform(shape[1], shape[0])

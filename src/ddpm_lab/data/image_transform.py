@@ -229,17 +229,12 @@ def infer_transform(
     if problem:
         overrides = overrides if convert else ["data.convert=true", *overrides]
         raise ValueError(f"{problem}; try {' '.join(overrides)}{dark}")
-    if inferred or largest is not None:
-        source = f" ({' and '.join(inferred)} of {len(infos)} inspected images)" if inferred else ""
-        values = f"; values up to {largest} of {2**transform.bits - 1} (bits={transform.bits})"
-        LOG.info(
-            "images are read as %dx%d %s%s%s",
-            resolution,
-            resolution,
-            "grey" if channels == 1 else "RGB",
-            source,
-            "" if largest is None else values,
-        )
+    source = f" ({' and '.join(inferred)} of {len(infos)} inspected images)" if inferred else ""
+    values = f"; values up to {largest} of {2**transform.bits - 1} (bits={transform.bits})"
+    values = "" if largest is None else values
+    if source or values:
+        color = "grey" if channels == 1 else "RGB"
+        LOG.info("images are read as %dx%d %s%s%s", resolution, resolution, color, source, values)
     return transform
 
 

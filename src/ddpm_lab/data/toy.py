@@ -1,4 +1,4 @@
-"""Points in the plane: mixtures with a known density, and two-dimensional toys, within [-1, 1]."""
+"""Points in the plane, within [-1, 1]: Gaussian mixtures with an exact density, and toy shapes."""
 
 import math
 
@@ -86,12 +86,7 @@ def _total(count: int) -> int:
 
 
 def _split(
-    name: str,
-    x0: Tensor,
-    labels: Tensor,
-    count: int,
-    classes: int,
-    mixture: Mixture | None = None,
+    name: str, x0: Tensor, labels: Tensor, count: int, classes: int, mixture: Mixture | None = None
 ) -> Splits:
     x0, captions = x0.float(), [[str(label)] for label in range(classes)]
     train, test = Points(x0[:count], labels[:count]), Points(x0[count:], labels[count:])
