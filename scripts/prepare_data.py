@@ -58,48 +58,30 @@ TOO_LARGE = (
 )
 
 
-def main() -> None:
+def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE")
-    parser.add_argument("target", type=Path, metavar="TARGET", nargs="?")
-    parser.add_argument(
-        "--resolution", type=int, help="side of the square images (default: that of the images)"
-    )
-    parser.add_argument(
-        "--channels", type=int, help="1 (grey) or 3 (RGB; default: those of the images)"
-    )
-    parser.add_argument(
-        "--convert", action="store_true", help="scale, crop and recolor images that differ"
-    )
-    parser.add_argument(
-        "--bits", type=int, help="of grey with more than 8 bits, the bits that it uses, such as 12"
-    )
-    parser.add_argument(
-        "--no-splits",
-        action="store_false",
-        dest="splits",
-        help="folders named train and test (or val) are classes",
-    )
-    parser.add_argument(
-        "--background", default="white", help="color behind transparent pixels (white)"
-    )
-    parser.add_argument(
-        "--on-error",
-        choices=["error", "skip"],
-        default="error",
-        help=f"skip leaves out what cannot be used, at most {MAX_SKIPPED:.0%}".replace("%", "%%"),
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes that decode (%(default)s)",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="verify the checksums of the store SOURCE"
-    )
+    add, share = parser.add_argument, f"{MAX_SKIPPED:.0%}".replace("%", "%%")
+    add("source", type=Path, metavar="SOURCE")
+    add("target", type=Path, metavar="TARGET", nargs="?")
+    add("--resolution", type=int, help="side of the square images (default: that of the images)")
+    add("--channels", type=int, help="1 (grey) or 3 (RGB; default: those of the images)")
+    add("--convert", action="store_true", help="scale, crop and recolor images that differ")
+    add("--bits", type=int, help="used bits of grey with more than 8 bits, such as 12")
+    help = "folders named train and test (or val) are classes"
+    add("--no-splits", action="store_false", dest="splits", help=help)
+    add("--background", default="white", help="color behind transparent pixels (white)")
+    help = f"skip leaves out unusable images, at most {share}"
+    add("--on-error", choices=["error", "skip"], default="error", help=help)
+    workers = os.cpu_count() or 1
+    add("--workers", type=int, default=workers, help="decoding processes (%(default)s)")
+    add("--check", action="store_true", help="verify the checksums of the store SOURCE")
+    return parser
+
+
+def main() -> None:
+    parser = create_parser()
     options = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -164,7 +164,7 @@ def test_commands_of_scripts_parse(script, overrides, places, tmp_path, monkeypa
         monkeypatch.setattr(sys, "argv", [file.name, *overrides])
         with pytest.raises(SystemExit):
             runpy.run_path(str(file), run_name="__main__")
-        assert re.search(r"SOURCE=\S+ is not there|no index", error := capsys.readouterr().err), (
+        assert re.search(r"SOURCE=\S+ is not there|not the index", error := capsys.readouterr().err), (
             error
         )
     else:

@@ -96,13 +96,8 @@ class ImageTransform:
     @property
     def settings(self) -> dict[str, Any]:
         """The values that determine the pixels."""
-        return {
-            "side": self.side,
-            "channels": self.channels,
-            "convert": self.convert,
-            "background": self.background,
-            "bits": self.bits,
-        }
+        keys = ("side", "channels", "convert", "background", "bits")
+        return {key: getattr(self, key) for key in keys}
 
     def __call__(self, image: Image.Image, name: str) -> Tensor:
         """Return (C, H, W) uint8. Raises ValueError that begins with `name`."""

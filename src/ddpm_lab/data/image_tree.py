@@ -183,33 +183,30 @@ def _matching_test(
         listing = _listing(_unwrap(test, training.classes))
         unknown = [name for name in listing.classes if name not in training.classes]
         if training.classes and not listing.classes:
-            problems.append(
-                f"{test.name}/ has no class folders, and {train.name}/ has {len(training.classes)}"
-            )
+            count = len(training.classes)
+            problems.append(f"{test.name}/ has no class folders, and {train.name}/ has {count}")
         elif unknown:
-            problems.append(
-                f"{test.name}/ has other classes than {train.name}/ ({', '.join(unknown[:4])})"
-            )
-        elif len(listing.files) < 2:
-            problems.append(
-                f"{test.name}/ holds {len(listing.files)} image, and at least 2 are needed"
-            )
+            names = ", ".join(unknown[:4])
+            problems.append(f"{test.name}/ has other classes than {train.name}/ ({names})")
+        elif (count := len(listing.files)) < 2:
+            problems.append(f"{test.name}/ holds {count} image, and at least 2 are needed")
         else:
-            if missing := [name for name in training.classes if name not in listing.classes]:
-                LOG.info(
-                    "%s/ has no images of %d classes (%s)",
-                    test.name,
-                    len(missing),
-                    escape_control(", ".join(missing[:4])),
-                )
-            if listing.labels is not None:
-                labels = torch.tensor([training.classes.index(name) for name in listing.classes])
-                listing = listing._replace(labels=labels[listing.labels], classes=training.classes)
-            return test, listing
+            return test, _relabel(test, listing, training.classes)
     raise ValueError(
         f"path={root}: {'; '.join(problems)}; "
         f"try data.path={train.path}, of which a share is held out"
     )
+
+
+def _relabel(test: Folder, listing: Listing, classes: list[str]) -> Listing:
+    """Return `listing` with labels of the training classes."""
+    if missing := [name for name in classes if name not in listing.classes]:
+        names = escape_control(", ".join(missing[:4]))
+        LOG.info("%s/ has no images of %d classes (%s)", test.name, len(missing), names)
+    if listing.labels is None:
+        return listing
+    labels = torch.tensor([classes.index(name) for name in listing.classes])
+    return listing._replace(labels=labels[listing.labels], classes=classes)
 
 
 def describe_skipped(skipped: SkippedFiles) -> str:
