@@ -965,8 +965,8 @@ MUTANTS = [
     Mutant(
         "processes read the same rows",
         "data/module.py",
-        "slice(start + self.rank * mine, start + (self.rank + 1) * mine)",
-        "slice(start, start + mine)",
+        "slice(start + self.rank * self.rows, start + (self.rank + 1) * self.rows)",
+        "slice(start, start + self.rows)",
         "ranks",
     ),
     Mutant(

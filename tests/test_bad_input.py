@@ -304,12 +304,12 @@ TABLE = [
         2,
         "MIXED/20.png; a model needs squares of one size; try data.convert=true",
     ),
-    (27, f"{FOLDER} data.path=MODES", 2, "and 8x8 RGB is wanted; try data.convert=true"),
+    (27, f"{FOLDER} data.path=MODES", 2, ", expected 8x8 RGB; try data.convert=true"),
     (
         28,
         f"{FOLDER} data.path=DEEP",
         2,
-        "DEEP/20.png is 8x8 I;16, and 8x8 RGB is wanted; try data.convert=true",
+        "DEEP/20.png is 8x8 I;16, expected 8x8 RGB; try data.convert=true",
     ),
     (29, f"{FOLDER} data.path=BROKEN", 2, "BROKEN/03.png cannot be read as an image"),
     (

@@ -572,7 +572,7 @@ TRAIN_MISTAKES = {
     "data=folder data.path=nowhere": "data.path",
     "data=folder data.path=EMPTY": "data.path=EMPTY holds 0 images",
     "data=folder data.path=MIXED": "one size; try data.convert=true data.resolution=8",
-    "data=folder data.path=MODES data.channels=1": "is 8x8 RGB, and 8x8 L is wanted; try data.channels=3",
+    "data=folder data.path=MODES data.channels=1": "is 8x8 RGB, expected 8x8 L; try data.channels=3",
     "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
     "sampler.eta=2": "sampler.eta must lie in [0, 1]",

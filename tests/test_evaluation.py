@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.data.datasets import Images
+from ddpm_lab.data.datasets import Images, Splits
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.module import DataModule
 from ddpm_lab.data.toy import gaussian_mixture
@@ -207,9 +207,8 @@ def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):
 def test_the_estimated_variance_is_the_error_of_the_denoiser():
     made, _ = system("schedule.steps=5", "sampler.steps=5", "conditioner=none")
     pixels = (127.5 + 64 * torch.randn(4000, 1, 8, 8)).clamp(0, 255).byte()
-    data = DataModule(
-        "noise", Images(pixels, None), Images(pixels, None), classes=None, batch_size=16
-    )
+    images = Images(pixels, None)
+    data = DataModule(Splits("noise", images, images), batch_size=16)
     x0 = data.train.x0.double()
     exact = GaussianDenoiser(
         made.denoiser.process,

@@ -174,7 +174,7 @@ def test_a_file_that_is_not_read_in_time_is_named(bench):
 
     _, status, said = spent(bench, STREAMED, slow, "data.workers=1")
     assert status == 124 and re.search(
-        r"error: data: nothing was read for 1 s; awaited are \S+\.png, ", said
+        r"error: data: nothing was read for 1 s; pending are \S+\.png, ", said
     ), said
 
 
