@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lab.diffusion import analytic_denoisers
-from ddpm_lab.diffusion.analytic_denoisers import (
-    GaussianDenoiser,
-    Mixture,
-    MixtureDenoiser,
-    OptimalRange,
-)
+from ddpm_lab.diffusion import analytic_propagation
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.analytic_propagation import OptimalRange
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
 from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
@@ -187,7 +183,7 @@ def test_the_law_of_a_walk_is_that_of_its_matrices(sampler, process):
             of_x0, of_x_t = a_s - of_eps * a_t / b_t, of_eps / b_t
         step = of_x0 * gain + of_x_t * np.eye(3)
         m, P = step @ m + of_x0 * offset, step @ P @ step.T + variance * np.eye(3)
-    found_mean, found = analytic_denoisers.propagate(sampler, denoiser)
+    found_mean, found = analytic_propagation.propagate(sampler, denoiser)
     np.testing.assert_allclose(found_mean, m, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(found, P, rtol=1e-7, atol=1e-9)
 
@@ -232,7 +228,7 @@ def test_the_law_of_every_walk_is_that_of_its_responses(sampler, steps, process)
     denoiser = GaussianDenoiser(process, Beta(), torch.randn(3, dtype=torch.float64), covariance())
     sampler = replace(sampler, steps=steps, clip=None, spacing="quadratic_full")
     for found, expected in zip(
-        analytic_denoisers.propagate(sampler, denoiser), probed(sampler, denoiser), strict=True
+        analytic_propagation.propagate(sampler, denoiser), probed(sampler, denoiser), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
@@ -247,7 +243,7 @@ def test_with_the_optimal_variance_ancestral_sampling_of_a_gaussian_is_exact(pro
     )
     plain = GaussianDenoiser(process, BetaTilde(), zero, cov)
     denoiser = GaussianDenoiser(process, Analytic(plain.mse()), zero, cov)
-    _, found = analytic_denoisers.propagate(DDPM(steps=25, clip=None), denoiser)
+    _, found = analytic_propagation.propagate(DDPM(steps=25, clip=None), denoiser)
     mse = plain.mse()[
         1
     ].item()  # the last step shows the mean, which lacks the variance that is left at t = 1
@@ -260,7 +256,7 @@ def test_the_optimal_spread_lands_on_the_optimum_where_the_range_holds_it():
     denoiser = GaussianDenoiser(process, BetaTilde(), numbers(0.0), numbers([0.25]))
     optimum = Analytic(denoiser.mse())
     t, s = torch.tensor(times[:-2]), torch.tensor(times[1:-1])
-    variance_output = analytic_denoisers.optimal_variance_output(process, optimum, times)[:-1]
+    variance_output = analytic_propagation.optimal_variance_output(process, optimum, times)[:-1]
     like = torch.zeros(len(t), dtype=torch.float64)
     assert variance_output.abs().max() < 1
     torch.testing.assert_close(
@@ -278,6 +274,6 @@ def test_the_optimal_range_is_a_learned_range_that_is_told_the_optimal_spread(ti
     t, s = torch.tensor(times[:-1]), torch.tensor(times[1:])
     like = torch.zeros(len(t), dtype=torch.float64)
     told = LearnedRange().log_var(
-        process, analytic_denoisers.optimal_variance_output(process, optimum, times), like, t, s
+        process, analytic_propagation.optimal_variance_output(process, optimum, times), like, t, s
     )
     torch.testing.assert_close(OptimalRange(optimum).log_var(process, None, like, t, s), told)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lab.diffusion import analytic_denoisers
+from ddpm_lab.diffusion import analytic_propagation
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
 from ddpm_lab.diffusion.denoiser import BaseDenoiser, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
@@ -248,7 +248,7 @@ def test_terms_of_samples_average_to_the_exact_bound(variance, steps, process):
         denoiser.mean
         + torch.randn(count, 2, dtype=torch.float64) * denoiser.eigenvalues.sqrt() @ denoiser.axes.T
     )
-    expected = analytic_denoisers.analytic_vlb(
+    expected = analytic_propagation.analytic_vlb(
         process, variance, times, denoiser.mse(), denoiser.second_moment()
     )
     for term, one in zip(
@@ -275,7 +275,7 @@ def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy(std, s
     numbers = torch.zeros(1, dtype=torch.float64), torch.tensor([[std**2]], dtype=torch.float64)
     denoiser = GaussianDenoiser(process, BetaTilde(), *numbers)
     variance = Analytic(denoiser.mse())
-    found = analytic_denoisers.analytic_vlb(
+    found = analytic_propagation.analytic_vlb(
         process,
         variance,
         timesteps(1000, steps, "uniform"),
@@ -298,10 +298,10 @@ def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy(std, s
 def test_the_optimal_variance_beats_the_learned_range_beats_its_ends(process):
     denoiser, times = gaussian(process, BetaTilde()), timesteps(1000, 20, "uniform")
     optimum = Analytic(denoiser.mse())
-    variance_output = analytic_denoisers.optimal_variance_output(process, optimum, times)
+    variance_output = analytic_propagation.optimal_variance_output(process, optimum, times)
 
     def total(variance, variance_output=None):
-        found = analytic_denoisers.analytic_vlb(
+        found = analytic_propagation.analytic_vlb(
             process, variance, times, denoiser.mse(), denoiser.second_moment(), variance_output
         )
         return (found["L_T"] + found["terms"].sum()).item()

@@ -9,7 +9,7 @@ import torch
 from conftest import composed, options
 from hydra.utils import instantiate
 
-from ddpm_lab.diffusion import analytic_denoisers
+from ddpm_lab.diffusion import analytic_denoisers, analytic_propagation
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
 from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
@@ -34,7 +34,7 @@ def GaussianDenoiser(process, variance, mean=0.0, std=0.5):  # noqa: N802
 
 def law(sampler, denoiser):
     """Mean and standard deviation of the one number that comes out."""
-    mean, covariance = analytic_denoisers.propagate(sampler, denoiser)
+    mean, covariance = analytic_propagation.propagate(sampler, denoiser)
     return mean.item(), covariance.item() ** 0.5
 
 
@@ -126,7 +126,7 @@ def test_correlated_samples_have_the_propagated_law(sampler, schedule):
     process, mean = ForwardProcess(schedule()), torch.tensor([0.3, -0.2], dtype=torch.float64)
     covariance = torch.tensor([[0.25, 0.1], [0.1, 0.09]], dtype=torch.float64)
     denoiser = analytic_denoisers.GaussianDenoiser(process, BetaTilde(), mean, covariance)
-    expected_mean, expected = analytic_denoisers.propagate(sampler, denoiser)
+    expected_mean, expected = analytic_propagation.propagate(sampler, denoiser)
     x = sampler(denoiser, sampler.prior(process, torch.randn(40_000, 2, dtype=torch.float64)))
     size = expected.diagonal().max().item()
     torch.testing.assert_close(x.mean(0), expected_mean, rtol=0, atol=5 * (size / 40_000) ** 0.5)
