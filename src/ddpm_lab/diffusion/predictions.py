@@ -24,11 +24,6 @@ class Prediction(ABC):
         Names as in Karras et al. (2022, eq. 7).
         """
 
-    def x0(self, process: ForwardProcess, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the x_0 that a network output implies."""
-        c_skip, c_out = self.preconditioning(process, t)
-        return per_pixel(c_skip, x_t) * x_t + per_pixel(c_out, x_t) * output
-
     def x0_error_scale(self, process: ForwardProcess, t: Tensor) -> Tensor:
         """|d x_0 / d output| = |c_out|, (B,): the error of x_0 per error of the output."""
         return self.preconditioning(process, t)[1].abs()
