@@ -103,7 +103,7 @@ def test_cfg_scale_is_1_plus_w():
     assert torch.equal(guided(scale=1.0), plain(x, T, COND).x0), "1 is off"
     torch.testing.assert_close(guided(scale=0.0), plain(x, T, COND.null()).x0)  # unconditional
     ClassifierFreeGuidance(denoiser(supports_cfg=False), scale=1.0)
-    with pytest.raises(ValueError, match="scale=2 needs a model"):
+    with pytest.raises(ValueError, match="scale=2 needs a conditional model"):
         ClassifierFreeGuidance(denoiser(supports_cfg=False), scale=2.0)
 
 
