@@ -28,10 +28,10 @@ def propagate(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Ten
     mean, mean_previous = torch.zeros(2, len(denoiser.mean), dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     var, cov, var_previous = sampler.prior(denoiser.process, one)[0] ** 2, mean, mean
-    for offset, a, b, added in zip(*coefficients, strict=True):
-        # x_s = offset + a x_t + b x_previous + noise of variance `added`
+    for offset, a, b, noise_var in zip(*coefficients, strict=True):
+        # x_s = offset + a x_t + b x_previous + noise of variance noise_var
         mean, mean_previous = offset + a * mean + b * mean_previous, mean
-        var_s = a**2 * var + 2 * a * b * cov + b**2 * var_previous + added
+        var_s = a**2 * var + 2 * a * b * cov + b**2 * var_previous + noise_var
         var, cov, var_previous = var_s, a * var + b * cov, var
     return denoiser.axes @ mean, (denoiser.axes * var) @ denoiser.axes.T
 

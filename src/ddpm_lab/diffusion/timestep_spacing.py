@@ -55,10 +55,11 @@ def trailing(T: int, steps: int) -> list[int]:
 
 
 def sections(T: int, counts: Sequence[int]) -> list[int]:
-    """Divide 1..T into equal sections, with counts[i] even times in section i, ends included.
+    """Divide 1..T into equal sections, with counts[i] evenly spaced times in section i.
 
-    `space_timesteps` of Nichol & Dhariwal's code (Dhariwal & Nichol, 2021, table 15). The stride is
-    accumulated in floating point as in that code, because a product rounds differently.
+    Both ends of a section are included. `space_timesteps` of Nichol & Dhariwal's code (Dhariwal &
+    Nichol, 2021, table 15). The stride is accumulated in floating point as in that code, because
+    a product rounds differently.
     """
     size, extra = divmod(T, len(counts))
     times, start = [], 1
