@@ -170,8 +170,8 @@ class DDIM(Sampler):
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(
-                f"eta must lie in [0, 1] (got {self.eta:g}), because above 1 its noise may exceed "
-                "sigma_s; for larger variances try eta=1 sigma_hat=true"
+                f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise may exceed sigma_s; "
+                "for larger variances try eta=1 sigma_hat=true"
             )
         if self.sigma_hat and self.eta != 1:
             raise ValueError(
