@@ -218,7 +218,7 @@ TABLE = [
         19,
         "sample run=DEAF guidance=classifier_free guidance.w=1",
         2,
-        "guidance.w=1 needs a model that hears a",
+        "guidance.w=1 needs a conditional model",
     ),
     (
         20,

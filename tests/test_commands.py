@@ -577,10 +577,10 @@ TRAIN_MISTAKES = {
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
     "sampler.eta=2": "sampler.eta must lie in [0, 1]",
     "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would cut this data, which reaches",
-    "conditioner=none guidance.w=1": "guidance.w=1 needs a model that hears a condition",
+    "conditioner=none guidance.w=1": "guidance.w=1 needs a conditional model",
     "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
     "guidance.w=-1": "guidance.w must",
-    'sampler.spacing="90,60"': "sampler.spacing=90,60 makes 150 steps, and steps=25 were asked for",
+    'sampler.spacing="90,60"': "sampler.spacing=90,60 makes 150 steps, but steps=25",
     "sampler.spacing=even": "sampler.spacing=even is not one of uniform, quadratic",
     "sampler.spacing=[1000,500] sampler.steps=null": "sampler.spacing=[1000,500] must descend from at most 1000",
     "sampler.spacing=[500,1000,0] sampler.steps=null": "sampler.spacing=[500,1000,0] must descend",
@@ -793,7 +793,7 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(
         (
             "evaluate",
             ["model=exact", "sampler=ddim", "guidance=classifier_free", "guidance.w=1"],
-            "guidance.w=1 needs a condition to strengthen",
+            "guidance.w=1 needs conditions",
         ),
         (
             "evaluate",

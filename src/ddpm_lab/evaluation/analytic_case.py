@@ -7,13 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm_lab.diffusion.analytic_denoisers import (
-    GaussianDenoiser,
-    MixtureClassifier,
-    OptimalRange,
-    analytic_vlb,
-    propagate,
-)
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, MixtureClassifier
+from ddpm_lab.diffusion.analytic_propagation import OptimalRange, analytic_vlb, propagate
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import DenoiserLike
 from ddpm_lab.diffusion.process import ForwardProcess

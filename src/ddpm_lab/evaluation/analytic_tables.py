@@ -11,10 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.data.module import DataModule
-from ddpm_lab.diffusion.analytic_denoisers import (
-    GaussianDenoiser,
-    Mixture,
-    MixtureDenoiser,
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.analytic_propagation import (
     analytic_vlb,
     optimal_variance_output,
     propagate,
