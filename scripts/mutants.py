@@ -587,7 +587,7 @@ MUTANTS = [
     ),
     Mutant(
         "dropout of the network at sampling",
-        "systems/base.py",
+        "sampling/pipeline.py",
         "module.eval()",
         "pass",
         "system",
@@ -673,7 +673,7 @@ MUTANTS = [
     Mutant(
         "the guess before is forgotten at sampling",
         "diffusion/samplers.py",
-        "previous=step.estimate.x0)",
+        "previous_x0=step.estimate.x0)",
         "previous=None)",
         "guidance",
     ),
@@ -844,7 +844,7 @@ MUTANTS = [
     Mutant(
         "stages of a cascade share their noise",
         "sampling/pipeline.py",
-        "PerSampleGenerator(seed, samples, self.denoiser.conditioner.stream)",
+        "PerSampleGenerator(seed, samples, self.denoiser.conditioner.noise_stream)",
         "PerSampleGenerator(seed, samples)",
         "cascade",
     ),

@@ -22,6 +22,7 @@ from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.runs import run_config, weights
+from ddpm_lab.systems.data_module import DataModule
 
 
 @pytest.fixture(scope="module")
@@ -1041,7 +1042,7 @@ def one_step(tmp_path, *overrides):
     trainer = build(
         config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers
     )
-    trainer.fit(system, data)
+    trainer.fit(system, DataModule(data))
     moved = [not torch.equal(p, q) for p, q in zip(system.parameters(), before, strict=True)]
     assert any(moved) and all(torch.isfinite(p).all() for p in system.parameters())
 

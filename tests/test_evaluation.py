@@ -15,7 +15,7 @@ from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images, Splits
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.data.toy import gaussian_mixture
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, MixtureDenoiser
 from ddpm_lab.diffusion.conditioning import Condition
@@ -208,7 +208,7 @@ def test_the_estimated_variance_is_the_error_of_the_denoiser():
     made, _ = system("schedule.steps=5", "sampler.steps=5", "conditioner=none")
     pixels = (127.5 + 64 * torch.randn(4000, 1, 8, 8)).clamp(0, 255).byte()
     images = Images(pixels, None)
-    data = DataModule(Splits("noise", images, images), batch_size=16)
+    data = Data(Splits("noise", images, images), batch_size=16)
     x0 = data.train.x0.double()
     exact = GaussianDenoiser(
         made.denoiser.process,
@@ -453,7 +453,7 @@ def test_the_error_and_entropy_of_a_mixture_are_those_of_its_samples():
     process, data = ForwardProcess(linear(100)), gaussian_mixture(std=0.2)
     for conditional in (False, True):
         law = mixture_data(process, data, 10, 0, times=[5, 60], conditional=conditional)
-        x, label = data.mixture.labelled(200_000, torch.Generator().manual_seed(0))
+        x, label = data.mixture.sample_with_labels(200_000, torch.Generator().manual_seed(0))
         denoiser, told = law.denoiser(BetaTilde()), label if conditional else None
         assert law.entropy == pytest.approx(
             -denoiser.log_prob(x, told).mean().item() / np.log(4), abs=0.005

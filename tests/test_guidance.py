@@ -209,7 +209,7 @@ def test_self_conditioning_under_guidance():
     for guided in (plain, cfg, autoguidance):
         inputs, recorder = [], Recorder(guided)
         hook = plain.network.register_forward_pre_hook(
-            lambda _, args, inputs=inputs: inputs.append(args[2].previous)
+            lambda _, args, inputs=inputs: inputs.append(args[2].previous_x0)
         )
         DDIM(steps=3)(recorder, torch.randn(3, 1, 8, 8), COND)
         hook.remove()

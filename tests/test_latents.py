@@ -20,6 +20,7 @@ from ddpm_lab.evaluation.analytic_variance import estimate_variance
 from ddpm_lab.networks.autoencoder import KL, VQ, Autoencoder, PatchDiscriminator
 from ddpm_lab.sampling.codecs import Latents, Pixels
 from ddpm_lab.systems.autoencoder_system import total
+from ddpm_lab.systems.data_module import DataModule
 
 SPEC = DataSpec((1, 8, 8), 10, 2 / 255, None)
 
@@ -199,7 +200,7 @@ def test_discriminator_starts_at_its_step(tmp_path):
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
         limit_val_batches=0,
-    ).fit(system, data)
+    ).fit(system, DataModule(data))
     assert steps == [3, 4, 5]
 
 

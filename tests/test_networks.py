@@ -39,7 +39,7 @@ def full_condition(size=(8, 8)):
         context=torch.randn(4, 3, 5),
         image=torch.randn(4, 2, *size),
         noise_level=torch.tensor([0.0, 10, 100, 500]),
-        previous=torch.randn(4, 1, *size),
+        previous_x0=torch.randn(4, 1, *size),
         dropped=torch.tensor([False, False, False, True]),
     )
 
@@ -272,13 +272,13 @@ def test_every_condition_changes_the_output():
         "context": -cond.context,
         "image": -cond.image,
         "noise_level": cond.noise_level + 100,
-        "previous": -cond.previous,
+        "previous_x0": -cond.previous_x0,
     }
     output = network(x, t, cond)
     for name, value in others.items():
         difference = (network(x, t, replace(cond, **{name: value})) - output).abs()
         # The previous estimate is not a condition, and so is not dropped in the last row.
-        expected = [True, True, True, name == "previous"]
+        expected = [True, True, True, name == "previous_x0"]
         assert (difference.flatten(1).amax(1) > 1e-4).tolist() == expected, name
 
 
@@ -286,7 +286,7 @@ def test_dropped_conditions_equal_absent_ones():
     network = small_unet(classes=3, context=5, image=2)
     randomize(network)
     x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 300.0)
-    dropped = network(x, t, replace(full_condition(), previous=None).null())
+    dropped = network(x, t, replace(full_condition(), previous_x0=None).null())
     # Three null tokens have the effect of one: softmax of equal scores is a mean.
     torch.testing.assert_close(dropped, network(x, t, Condition()), atol=1e-4, rtol=1e-4)
 

@@ -35,7 +35,7 @@ from ddpm_lab.data import huggingface_rows
 from ddpm_lab.data.datasets import Images, Splits
 from ddpm_lab.data.image_folder import image_folder, read_images
 from ddpm_lab.data.image_io import open_image
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.data.shards import image_store
 from ddpm_lab.runs import resume, run_config, saved_config, trusted_paths
 from ddpm_lab.utils import safe_load
@@ -863,7 +863,7 @@ def test_a_run_of_a_flat_folder_is_sampled_measured_shared_and_resumed(flat, typ
 def test_data_without_classes_have_no_captions():
     images = Images(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), None)
     for captions in ([], None):
-        data = DataModule(Splits("", images, images, captions), batch_size=1)
+        data = Data(Splits("", images, images, captions), batch_size=1)
         assert data.spec["captions"] is None and data.spec["classes"] is None
 
 

@@ -386,7 +386,7 @@ def test_self_conditioning_in_encode():
 
         def forward(self, x_t, t, cond=Condition()):
             estimate = super().forward(x_t, t)
-            calls.append((cond.previous, estimate.x0))
+            calls.append((cond.previous_x0, estimate.x0))
             return estimate
 
     denoiser = SelfConditioning(LINEAR, BetaTilde(), numbers(0.0), numbers([0.25]))

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab.callbacks.loggers import optional
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.utils.errors import RESOURCE_ERRNOS
 
 
@@ -20,10 +20,10 @@ def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
         logger.log_metrics(metrics, step=trainer.global_step)
 
 
-def datamodule(trainer: L.Trainer) -> DataModule:
+def datamodule(trainer: L.Trainer) -> Data:
     """What it trains on."""
-    found: DataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
-    return found
+    data: Data = trainer.datamodule.data  # type: ignore[attr-defined]  # set by Lightning
+    return data
 
 
 def log_image(trainer: L.Trainer, name: str, file: Path) -> None:

@@ -60,7 +60,7 @@ class LowRes(Conditioner):
         self.cond_dims = {"image": spec.shape[0]}
         if self.classes is not None:
             self.cond_dims["classes"] = self.classes
-        self.stream = math.prod(self.small)
+        self.noise_stream = math.prod(self.small)
         self.set_sampling_options(noise_level, truncated_conditioning)
 
     def set_sampling_options(self, noise_level: float, truncated_conditioning: bool) -> None:

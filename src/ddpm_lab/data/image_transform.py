@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab.data.image_io import HIGH_BIT_MODES, MAX_PIXELS, ImageInfo, has_grey_palette
 
@@ -123,7 +122,8 @@ class ImageTransform:
             changes.append(f"scaled and cropped to {self.side}x{self.side}")
             image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         self.changes.add(changes)
-        return pil_to_tensor(image).to(torch.uint8)
+        pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+        return pixels.view(self.side, self.side, self.channels).permute(2, 0, 1)
 
     def _advice(self, image: Image.Image, transparent: bool) -> str:
         overrides = []

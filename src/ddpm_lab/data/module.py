@@ -1,4 +1,4 @@
-"""The Lightning data module: it serves a data set as an endless stream of training batches."""
+"""Data sets with their serving options, as endless training batches and validation batches."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,7 +7,6 @@ from inspect import Signature, signature
 from itertools import chain, count, islice, tee
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
@@ -33,8 +32,8 @@ TIMEOUT = 300
 """Largest time in seconds that workers may take to read a batch"""
 
 
-class DataModule(L.LightningDataModule):
-    """A data set and its serving options. Data in memory is moved to the training device."""
+class Data:
+    """A data set and its serving options."""
 
     def __init__(
         self,
@@ -50,7 +49,6 @@ class DataModule(L.LightningDataModule):
         `flip` mirrors half of the training images. `batch_size` counts the samples of a step over
         all processes (None: `BATCH`). `workers` processes read the data that is not in memory.
         """
-        super().__init__()
         self.name, self.train, self.test, captions, self.mixture = splits
         size = self.train.size
         batch_size = min(BATCH, size) if batch_size is None else batch_size
@@ -89,39 +87,22 @@ class DataModule(L.LightningDataModule):
         """Distance of neighboring values of x0: 2 / 255 for images; None for points."""
         return 2 / 255 if len(self.shape) == 3 else None
 
-    def train_dataloader(self) -> "TrainBatches":
-        trainer = self.trainer
-        assert trainer is not None  # set by Lightning
-        return TrainBatches(
-            self.train.to(trainer.strategy.root_device),
-            self.batch_size,
-            self.flip,
-            self.seed,
-            workers=self.workers,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            done=trainer.fit_loop.epoch_loop.batch_progress.current.ready,
-        )
 
-    def val_dataloader(self) -> "ValidationBatches":
-        return ValidationBatches(self.test, self.batch_size, self.workers)
+def dataset(load: Callable[..., Splits]) -> Callable[..., Data]:
+    """Decorate a function that loads a data set: it returns a `Data` that serves the set.
 
-
-def dataset(load: Callable[..., Splits]) -> Callable[..., DataModule]:
-    """Decorate a function that loads a data set: it returns a `DataModule` that serves the set.
-
-    The keyword arguments of `DataModule` are added to the signature of `load`. Together they are
+    The keyword arguments of `Data` are added to the signature of `load`. Together they are
     the keys of the configuration.
     """
-    serving = [p for p in signature(DataModule).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    serving = [p for p in signature(Data).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
     @wraps(load)
-    def serve(*args: Any, **kwargs: Any) -> DataModule:
+    def serve(*args: Any, **kwargs: Any) -> Data:
         options = {p.name: kwargs.pop(p.name) for p in serving if p.name in kwargs}
-        return DataModule(load(*args, **kwargs), **options)
+        return Data(load(*args, **kwargs), **options)
 
     parameters = [*signature(load).parameters.values(), *serving]
-    vars(serve)["__signature__"] = Signature(parameters, return_annotation=DataModule)
+    vars(serve)["__signature__"] = Signature(parameters, return_annotation=Data)
     return serve
 
 

@@ -66,7 +66,9 @@ class Mixture(NamedTuple):
         z = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=generator)
         return self.means[component] + self.std * z, component
 
-    def labelled(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def sample_with_labels(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
         """Draw points (count, d) float64 and return them with their labels (count,), if any."""
         x, component = self.sample(count, generator)
         return x, None if self.labels is None else self.labels[component]

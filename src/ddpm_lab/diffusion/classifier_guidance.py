@@ -84,7 +84,7 @@ class ClassifierGuidance(Guidance):
         self.classifier = classifier.to(denoiser.process.table.device).eval()
         self.classes = classifier.classes
         self.scale, self.form, self.at = scale, form, at
-        self.reversing = form == "mean"
+        self.requires_reverse = form == "mean"
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         estimate = self.denoiser(x_t, t, cond)

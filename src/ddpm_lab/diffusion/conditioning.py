@@ -23,7 +23,7 @@ class Condition:
     """(B, C', H, W), an image to concatenate with x_t"""
     noise_level: Tensor | None = None
     """(B,), the noise level of `image`, in 0..1000"""
-    previous: Tensor | None = None
+    previous_x0: Tensor | None = None
     """(B, C, H, W), the previous x_0 estimate (self-conditioning); it is never dropped"""
     dropped: Tensor | None = None
     """(B,) bool, rows whose condition is replaced by the network's learned null; None: no row"""
@@ -75,7 +75,7 @@ class Conditioner(nn.Module, ABC):
     """Probability with which training drops a condition, for classifier-free guidance"""
     classes: int | None
     """Number of labels; None: unlabelled"""
-    stream = 0
+    noise_stream = 0
     """Random stream of the noise of a sample; differs between the stages of a cascade"""
 
     @property

@@ -21,7 +21,7 @@ def none(denoiser: DenoiserLike) -> DenoiserLike:
 class Guidance:
     """A wrapper with the interface of the denoiser inside; this base class changes nothing."""
 
-    reversing = False
+    requires_reverse = False
     """True if guidance acts in `reverse` only, which requires a sampler with `uses_reverse`"""
 
     def __init__(self, denoiser: DenoiserLike) -> None:

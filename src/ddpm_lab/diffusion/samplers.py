@@ -92,7 +92,7 @@ class Sampler(ABC):
         for t, s in pairwise(torch.tensor(self.timesteps(denoiser.process.steps, t_end)).unbind()):
             step = Step(x, t, s, self.estimate(denoiser, x, t, cond), int(s) == 0, previous)
             if denoiser.self_conditioning:
-                cond = replace(cond, previous=step.estimate.x0)
+                cond = replace(cond, previous_x0=step.estimate.x0)
             x = self.step(denoiser, step, cond, noise)
             previous = step._replace(previous=None)
             yield int(s), x
@@ -207,7 +207,7 @@ class DDIM(Sampler):
             x0 = self.estimate(denoiser, x, s, cond).x0
             x = denoiser.process.ddim_update(x, x0, s, t)
             if denoiser.self_conditioning:
-                cond = replace(cond, previous=x0)
+                cond = replace(cond, previous_x0=x0)
             yield int(t), x
 
 

@@ -130,7 +130,7 @@ def _evaluate_samples(
 ) -> Results:
     assert data.mixture is not None
     (points, label), (others, _) = (
-        data.mixture.labelled(count, make_generator(seed, 2 + i)) for i in range(2)
+        data.mixture.sample_with_labels(count, make_generator(seed, 2 + i)) for i in range(2)
     )
     labels = None
     if guided.classes is not None and data.mixture.labels is not None:

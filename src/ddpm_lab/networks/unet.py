@@ -210,7 +210,7 @@ class Encoder(nn.Module):
         if self.label is not None:
             emb = emb + self.label(cond, len(t))
         if self.self_conditioning:
-            previous = torch.zeros_like(x) if cond.previous is None else cond.previous
+            previous = torch.zeros_like(x) if cond.previous_x0 is None else cond.previous_x0
             x = torch.cat([x, previous], dim=1)
         if self.image is not None:
             x, level = self.image(cond, x)

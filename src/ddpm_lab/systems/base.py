@@ -34,7 +34,7 @@ class BaseSystem(L.LightningModule, ABC):
     seed = 0
     generator: torch.Generator | None = None
     """Generator for noise that the processes share, seeded for each batch (None: torch's own)"""
-    begun = False
+    restored = False
     """True once the checkpoint has been restored completely"""
     skips = NonFiniteGuard(torch.device("cpu"))
     """Replaced at the start of each training"""
@@ -89,7 +89,7 @@ class BaseSystem(L.LightningModule, ABC):
         for optimizer in self.trainer.optimizers:
             for weight, state in optimizer.state.items():
                 _check_moments(weight, state)
-        self.begun = True
+        self.restored = True
         self._validate_if_due()
 
     def _validate_if_due(self) -> None:
