@@ -86,7 +86,7 @@ def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> dict[str, Line
     """Return a line per row, of its first seed."""
     lines: dict[str, Line] = {}
     for row in table.rows:
-        job = plan.by_key.get(JobKey(row, column, plan.stage.seeds[0]))
+        job = plan.by_key.get(JobKey(row, column, plan.spec.seeds[0]))
         if job is not None and job.done():
             items = get_nested(read_json(job.metrics), plot.path) or []
             points = [(item[plot.x_key], item[plot.y_key]) for item in items]

@@ -41,7 +41,7 @@ class Plan:
     def __init__(self, name: str, ablation: Ablation, tier: Tier, settings: DictConfig) -> None:
         self.name, self.ablation, self.tier = name, ablation, tier
         self.root = Path(settings.jobs_dir)
-        self.stage = ablation.tiers[tier]
+        self.spec = ablation.tiers[tier]
         self.user_overrides = [*settings.overrides]
         self.user_evaluate = [*settings.evaluate]
         self.command = command_line("train", name, tier, settings)
@@ -51,16 +51,16 @@ class Plan:
         self.configs: dict[str, DictConfig] = {}
         self.training: dict[str, Job] = {}
         """By row, the training of the first column and seed"""
-        if self.stage.skip_reason:
+        if self.spec.skip_reason:
             return
         if any(override.startswith("seed=") for override in self.user_overrides):
-            raise UserError(f"seed= cannot be set, because {name} sets it: {self.stage.seeds}")
+            raise UserError(f"seed= cannot be set, because {name} sets it: {self.spec.seeds}")
         for key in self._keys():
             self.by_key[key] = self._job(key)
 
     def metric(self, column: str) -> str:
         """Return the dotted key of metrics.json that a column shows in this tier."""
-        return self.stage.metrics.get(self.paper_metric(column), self.paper_metric(column))
+        return self.spec.metrics.get(self.paper_metric(column), self.paper_metric(column))
 
     def paper_metric(self, column: str) -> str:
         """Return the dotted key of the paper's metric."""
@@ -68,7 +68,7 @@ class Plan:
 
     def substitute(self, overrides: list[str]) -> list[str]:
         """Apply this tier's substitutions to overrides of a row or a column."""
-        replaced = self.stage.substitutions
+        replaced = self.spec.substitutions
         return [
             word
             for override in overrides
@@ -76,9 +76,9 @@ class Plan:
         ]
 
     def _keys(self) -> Iterator[JobKey]:
-        for row, spec in self.ablation.rows.items():
-            for column in self.ablation.columns if self.tier in spec.tiers else ():
-                for seed in self.stage.seeds:
+        for row, row_spec in self.ablation.rows.items():
+            for column in self.ablation.columns if self.tier in row_spec.tiers else ():
+                for seed in self.spec.seeds:
                     yield JobKey(row, column, seed)
 
     def _job(self, key: JobKey) -> Job:
@@ -96,12 +96,12 @@ class Plan:
                 for override in (*train, *evaluate)
                 if re.split("[.=]", override)[0] in ANALYTIC_KEYS and "{" not in override
             ]
-            overrides = ["model=exact", *self.stage.evaluate, *common, *exact, *self.user_evaluate]
+            overrides = ["model=exact", *self.spec.evaluate, *common, *exact, *self.user_evaluate]
             return self._add(name, "evaluate", overrides)
-        overrides = [*self.substitute(self.stage.train), *train]
+        overrides = [*self.substitute(self.spec.train), *train]
         training = self._add_training(f"{row} (training)", overrides, seed)
         self.training.setdefault(row, training)
-        overrides = [*self.stage.evaluate, *evaluate]
+        overrides = [*self.spec.evaluate, *evaluate]
         if not overrides:
             return training
         if not any(override.startswith("cascade=") for override in overrides):
@@ -114,7 +114,7 @@ class Plan:
         return self._add(self._label(label, seed), "train", overrides, seed)
 
     def _label(self, text: str, seed: int) -> str:
-        return f"{self.name} {text}" + (f", seed {seed}" if len(self.stage.seeds) > 1 else "")
+        return f"{self.name} {text}" + (f", seed {seed}" if len(self.spec.seeds) > 1 else "")
 
     def _add(self, name: str, verb: str, overrides: list[str], seed: int = 0, *needs: Job) -> Job:
         """Return the job of a command; equal configurations share one job.
@@ -128,7 +128,7 @@ class Plan:
             run = match[1]
             if run == "train":
                 return str(needs[0].folder)
-            auxiliary[run] = self._add_training(run, self.stage.runs[run], seed)
+            auxiliary[run] = self._add_training(run, self.spec.runs[run], seed)
             return str(auxiliary[run].folder)
 
         overrides = [

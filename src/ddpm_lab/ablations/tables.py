@@ -43,7 +43,7 @@ def published(value: float | str | None) -> Published | None:
 
 def from_plan(plan: Plan) -> Table:
     """Build the table of an ablation in a tier from the jobs that are done."""
-    ablation, stage, tier = plan.ablation, plan.stage, plan.tier
+    ablation, tier = plan.ablation, plan.tier
     common: dict[str, Any] = {
         "name": f"{plan.name}-{tier}",
         "title": ablation.title,
@@ -53,8 +53,8 @@ def from_plan(plan: Plan) -> Table:
         "paper_protocol": _format(ablation.protocol),
         "command": plan.command,
     }
-    if stage.skip_reason:
-        return Table(**common, columns=(), rows={}, skip_reason=stage.skip_reason)
+    if plan.spec.skip_reason:
+        return Table(**common, columns=(), rows={}, skip_reason=plan.spec.skip_reason)
     columns = tuple(_column(plan, name) for name in ablation.columns)
     rows = {
         name: tuple(
@@ -85,10 +85,10 @@ def _column(plan: Plan, name: str) -> Column:
 
 def _entry(plan: Plan, row: str, column: str, paper: float | str | None) -> Entry:
     metric = plan.metric(column)
-    keys = [JobKey(row, column, seed) for seed in plan.stage.seeds]
+    keys = [JobKey(row, column, seed) for seed in plan.spec.seeds]
     sources = [read_source(plan.by_key[key], metric) for key in keys if key in plan.by_key]
     file = next((source.file for source in sources if source.status == "done"), None)
-    protocol = (read_protocol(file, metric) if file else {}) | plan.stage.protocol
+    protocol = (read_protocol(file, metric) if file else {}) | plan.spec.protocol
     comparable = metric == plan.paper_metric(column)
     return Entry(published(paper), tuple(sources), protocol, comparable=comparable)
 
@@ -183,11 +183,11 @@ def _paper_protocol(protocol: Mapping[str, str], metric: str) -> dict[str, str]:
 
 def _our_protocol(plan: Plan, protocols: Mapping[str, str]) -> str:
     """Join the tier's note, its substitutions and the protocols by metric."""
-    substitutions = ", ".join(f"{new} for {old}" for old, new in plan.stage.substitutions.items())
+    substitutions = ", ".join(f"{new} for {old}" for old, new in plan.spec.substitutions.items())
     texts = [*dict.fromkeys(filter(None, protocols.values()))]
     if len(texts) > 1:
         texts = [f"{label}: {text}" for label, text in protocols.items()]
-    return "; ".join(filter(None, [plan.stage.note, substitutions, *texts]))
+    return "; ".join(filter(None, [plan.spec.note, substitutions, *texts]))
 
 
 def _format(protocol: Mapping[str, str]) -> str:

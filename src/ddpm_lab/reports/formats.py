@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from io import StringIO
 from os.path import relpath
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill
 
 from ddpm_lab.reports import number_format
 from ddpm_lab.reports.table import Column, Entry, Table
@@ -98,13 +98,12 @@ def terminal(table: Table) -> str:
     head, *rows = _grid(table)
     above = "\n".join(map(_wrap, [*_titles(table), *_above(table)])).lstrip()
     grid = format_grid(above, head[0], head[1:], {name: cells for name, *cells in rows})
-    lines = [*grid.splitlines(), *map(_wrap, [*_below(table), *_claims(table)])]
+    lines = [*grid.split("\n"), *map(_wrap, [*_below(table), *_claims(table)])]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _wrap(line: str) -> str:
-    indents = {"initial_indent": "  ", "subsequent_indent": "    "}
-    return "\n".join(wrap(line, 100, **indents, break_long_words=False))
+    return fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -147,11 +146,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def _md(text: str) -> str:
     """Escape text for Markdown, including numbers and signs that would start a list."""
     escaped = re.sub(r"([\\`*_{}\[\]<>|$~&#])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^(?:([-+=])|(\d+)(?=[.)] ))", _escape_list_start, escaped)
-
-
-def _escape_list_start(match: re.Match[str]) -> str:
-    return f"\\{match[1]}" if match[1] else f"{match[2]}\\"
+    escaped = re.sub(r"^(?=[-+=])", r"\\", escaped)
+    return re.sub(r"^(\d+)(?=[.)] )", r"\1\\", escaped)
 
 
 def csv(tables: Sequence[Table], root: Path = Path()) -> str:

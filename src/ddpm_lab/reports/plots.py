@@ -123,7 +123,7 @@ def _draw_bars(axes: Axes, panel: Panel) -> None:
 
 
 def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return (color, marker) by name; a paper's line shares those of ours."""
+    """Return (color, marker) by name; a paper's line shares those of our line."""
     ours = dict.fromkeys(name.removesuffix(PAPER) for name in names)
     styles = dict(zip(ours, zip(cycle(COLORS), cycle(MARKERS), strict=False), strict=False))
     return {name: styles[name.removesuffix(PAPER)] for name in names}

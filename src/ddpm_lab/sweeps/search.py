@@ -21,7 +21,7 @@ from ddpm_lab.sweeps.job import Job, read_number
 from ddpm_lab.utils.errors import JobsFailedError, UserError
 from ddpm_lab.utils.shell import install_command
 
-DIRECTIONS: dict[str, Any] = {"minimize": "minimize", "maximize": "maximize"}
+DIRECTIONS = ("minimize", "maximize")
 LOG = logging.getLogger(__name__)
 
 
@@ -105,7 +105,7 @@ def _create_study(trials: int, direction: str, seed: int) -> Any:
             )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed)
-    return optuna.create_study(direction=DIRECTIONS[direction], sampler=sampler)
+    return optuna.create_study(direction=direction, sampler=sampler)
 
 
 def _finish_trial(study: Any, trial: Any, job: Job, metric: str) -> str:
@@ -123,7 +123,7 @@ def _finish_trial(study: Any, trial: Any, job: Job, metric: str) -> str:
 def _suggestion(override: Override) -> Callable[[Any, str], Any]:
     """Return (trial, key) -> value for a sweep in Hydra's grammar. Raises UserError."""
     match sweep := override.value():
-        case IntervalSweep(start=int(low) | float(low), end=int(high) | float(high)) if (
+        case IntervalSweep(start=int() | float() as low, end=int() | float() as high) if (
             low < high and (low > 0 or "log" not in sweep.tags)
         ):
             log = "log" in sweep.tags
