@@ -460,7 +460,7 @@ TABLE = [
         2,
         "seed=range(0,0) has no values, so this sweep has no jobs; try seed=A,B",
     ),
-    (45, "train ablation=[]", 2, "ablation=[] names nothing"),
+    (45, "train ablation=[]", 2, "ablation=[] selects nothing"),
 ]
 
 

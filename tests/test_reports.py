@@ -241,7 +241,8 @@ def every_table(root):
     tables = []
     for name in names():
         ablation = load_ablation(name)
-        columns = tuple(Column(each, "bits/dim above the entropy", "lower") for each in ablation.columns)
+        label = "bits/dim above the entropy"
+        columns = tuple(Column(each, label, "lower") for each in ablation.columns)
         protocol = ", ".join(f"{key} {value}" for key, value in ablation.protocol.items())
         tables += [
             Table(

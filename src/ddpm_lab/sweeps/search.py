@@ -89,7 +89,7 @@ def search(
     return dict(study.best_params)
 
 
-def _create_study(trials: int, direction: str, seed: int) -> Any:
+def _create_study(trials: int, direction: Any, seed: int) -> Any:
     try:
         import optuna
     except ImportError as error:
