@@ -902,15 +902,15 @@ MUTANTS = [
     Mutant(
         "a cell is done whatever its configuration",
         "sweeps/job.py",
-        'return found if found.get("config") == self.config else {}',
-        "return found",
+        'return state if state.get("config") == self.config_hash else {}',
+        "return state",
         "sweeps",
     ),
     Mutant(
         "a cell does not wait for what it needs",
         "sweeps/scheduler.py",
-        "elif len(running) < jobs and all(need.done() for need in cell.needs):",
-        "elif len(running) < jobs:",
+        "elif len(running) < max_workers and all(need.done() for need in job.needs):",
+        "elif len(running) < max_workers:",
         "sweeps",
     ),
     Mutant(
@@ -930,8 +930,8 @@ MUTANTS = [
     Mutant(
         "a claim that holds for the last column only",
         "ablations/tables.py",
-        "passed = passed if held else False",
-        "passed = held",
+        "holds = holds if in_order else False",
+        "holds = in_order",
         "ablations",
     ),
     Mutant(

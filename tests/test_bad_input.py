@@ -458,9 +458,9 @@ TABLE = [
         45,
         "train -m seed=range(0,0)",
         2,
-        "seed=range(0,0) holds no value, so that this sweep has no job; try seed=A,B",
+        "seed=range(0,0) has no values, so this sweep has no jobs; try seed=A,B",
     ),
-    (45, "train ablation=[]", 2, "ablation=[] names nothing"),
+    (45, "train ablation=[]", 2, "ablation=[] selects nothing"),
 ]
 
 

@@ -778,7 +778,7 @@ def test_a_sweep_has_its_cells_in_its_folder(cell, typed, tmp_path):
     root = sweep(tmp_path / "sweep", cell)
     a_cell(tmp_path, "outside")
     status, error = reported(typed, root, tmp_path)
-    assert status == 5 and "no folder in it" in error
+    assert status == 5 and "not a folder in it" in error
 
 
 def test_files_of_a_sweep_are_files_of_their_kind(typed, tmp_path):
