@@ -23,6 +23,7 @@ from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.module import TrainBatches
 from ddpm_lab.evaluation.extractors import digits
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.shell import quiet_libraries
 
 ROUNDS = 9
@@ -105,7 +106,7 @@ def measure_fid(count: int) -> tuple[float, float]:
 
     def evaluate(count: int) -> None:
         options = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 250}
-        next(evaluate_samples(system, system.denoiser, data, extractor, count=count, **options))
+        next(evaluate_samples(Cascade([system.pipeline]), data, extractor, count=count, **options))
 
     evaluate(250)  # the reference statistics, and a warm-up
     add_timer(system.denoiser.network)

@@ -32,7 +32,7 @@ def tiny(*overrides):
 
 
 def make_conditions(system, count, images=None, **options):
-    return system.make_conditions(count, given=images, **options)
+    return system.pipeline.make_conditions(count, images=images, **options)
 
 
 def upsampled(z):
@@ -212,7 +212,7 @@ def test_text_conditions():
     _, system = tiny("conditioner=text")
     conditions = make_conditions(system, 5, text=["a seven", "zwei"])
     assert decode_text(conditions["text"]) == ["a seven", "zwei", "a seven", "zwei", "a seven"]
-    with pytest.raises(ValueError, match="label=10 is not among"):
+    with pytest.raises(ValueError, match="label=10 is not a label of"):
         make_conditions(system, 5, label=[10])
     with pytest.raises(ValueError, match="bytes"):
         make_conditions(system, 1, text="a" * 30)
@@ -242,7 +242,7 @@ def test_low_res_conditions_of_images_without_labels():
     assert {*conditions} == {"low_res", "label"}
     assert torch.equal(conditions["low_res"], images.x0[[0, 1, 2, 0]])
     assert conditions["label"].tolist() == [7, 8, 7, 8]
-    assert torch.equal(system.resolve(conditions)["low_res"], conditions["low_res"])
+    assert torch.equal(system.pipeline.resolve(conditions)["low_res"], conditions["low_res"])
     large = Images(torch.randint(256, (1, 1, 16, 16), dtype=torch.uint8), None)
     conditions = make_conditions(system, 1, large, label=1)
     torch.testing.assert_close(conditions["low_res"], F.avg_pool2d(large.x0, 4))
@@ -253,7 +253,7 @@ def test_low_res_conditions_of_images_without_labels():
 def test_low_res_conditions_reject_other_sizes_and_labels():
     _, system = tiny("conditioner=low_res")
     pixels = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"class.*images.*label="):
+    with pytest.raises(ValueError, match=r"class of each image.*label="):
         make_conditions(system, 4, Images(pixels, None))
     with pytest.raises(ValueError, match=r"labels up to 10, and .* 0\.\.9"):
         make_conditions(system, 4, Images(pixels, torch.tensor([1, 10, 2])))
@@ -310,7 +310,7 @@ def test_samples_do_not_depend_on_the_batch_size(conditioner, guidance):
 
     def sample(batch_size):
         options = {"conditions": conditions, "seed": 4, "batch_size": batch_size}
-        batches = system.sample(system.denoiser, 7, **options)
+        batches = system.pipeline.sample(7, **options)
         return torch.cat([batch.pixels for batch in batches]).int()
 
     samples = sample(7)

@@ -286,7 +286,7 @@ def test_analytic_variance_includes_the_noise_of_the_latents():
     system = diffusion_system(lambda spec: Latents(spec, noisy), *overrides)
     data = digits()
     system.codec.measure(data.train)
-    mse = estimate_variance(system, system.denoiser, data, samples=40).mse[1:]
+    mse = estimate_variance(system.pipeline, data, samples=40).mse[1:]
     assert mse.mean().item() == pytest.approx(1, abs=0.03)
 
 
@@ -315,7 +315,7 @@ def test_checkpoints_hold_the_scale_and_not_the_autoencoder():
     same = make_latents("runs/a")
     same.load_state_dict(state)
     assert torch.equal(same.mean, codec.mean) and torch.equal(same.std, codec.std)
-    message = "run=runs/b has changed since this model was trained in its latents"
+    message = "run=runs/b has changed since this model was trained on its latents"
     with pytest.raises(ValueError, match=message):
         make_latents("runs/b", seed=4).load_state_dict(state)
     assert codec.space == same.space != make_latents(seed=4).space
@@ -329,7 +329,7 @@ def test_nonfinite_and_constant_latents_are_rejected(value):
         torch.nn.init.constant_(parameter, value)
     codec.encode = lambda x: frozen.encode(x, torch.zeros_like).z
     images = Images(torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8), None)
-    message = r"run=runs/a makes latents whose channels have standard deviations \["
+    message = r"run=runs/a: the channels of its latents have standard deviations \["
     with pytest.raises(ValueError, match=message):
         codec.measure(images)
 
@@ -352,12 +352,12 @@ def test_diffusion_trains_and_samples_in_latents():
     torch.testing.assert_close(noised.x0, system.codec.encode(batch["x0"]))
     assert noised.x_t.shape == noised.eps.shape == (4, 2, 4, 4) and noised.bin_width is None
     assert system.losses(batch, t).shape == (4,)
-    conditions = system.make_conditions(3)
-    (samples,) = system.sample(system.denoiser, 3, conditions=conditions)
+    conditions = system.pipeline.make_conditions(3)
+    (samples,) = system.pipeline.sample(3, conditions=conditions)
     assert samples.pixels.shape == (3, 1, 8, 8)
     z = torch.randn(3, 2, 4, 4)
     expected = ((system.codec.decode(z).clamp(-1, 1) + 1) * 127.5).round().byte()
-    assert torch.equal(system.to_images(z, None).pixels, expected)
+    assert torch.equal(system.pipeline.to_images(z, None).pixels, expected)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_diffusion_trains_and_samples_in_latents():
         ),
         (
             lambda: Latents(DataSpec((3, 8, 8), None, 2 / 255, None), make_autoencoder(), "a"),
-            r"run=a was trained on data of shape \(1, 8, 8\), and this data has \(3, 8, 8\)",
+            r"run=a was trained on data of shape \(1, 8, 8\), and this data has shape \(3, 8, 8\)",
         ),
     ],
 )
