@@ -1,6 +1,8 @@
 import copy
 import io
 import os
+import pickle
+import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
@@ -10,8 +12,12 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.cli import main
@@ -53,24 +59,91 @@ def _composed(verb, overrides):
         return compose(verb, overrides=list(overrides))
 
 
+MERGE = "_compose_config_from_defaults_list"
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _configs_are_read_once():
-    """Hydra reads every file anew for each composition, a third of its time; here, once while the file is the same."""
-    real, known = ConfigRepository.load_config, {}
+def _cheap_compositions():
+    """Cache the parts of a Hydra composition that are the same in most commands.
+
+    Hydra composes twice per command, reads every file again and copies it node by node.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", _cached_load(ConfigRepository.load_config))
+        patch.setattr(ConfigLoaderImpl, MERGE, _cached_merge(getattr(ConfigLoaderImpl, MERGE)))
+        patch.setattr(OmegaConf, "load", staticmethod(_cached_yaml(OmegaConf.load)))
+        patch.setattr(defaults_list, "_create_interpolation_map", _interpolation_map)
+        patch.setattr(Hydra, "get_mode", _mode)
+        yield
+
+
+def _key(file):
+    status = file.stat()
+    return file, status.st_mtime_ns, status.st_size
+
+
+def _cached_load(load_config):
+    pickles = {}
 
     def load(self, config_path):
         source = next((source for source in self.sources if source.is_config(config_path)), None)
         if type(source).__name__ != "FileConfigSource":
-            return real(self, config_path)
-        file = Path(source.path, source._normalize_file_name(config_path))
-        key = (file, file.stat().st_mtime_ns, file.stat().st_size)
-        if key not in known:
-            known[key] = real(self, config_path)
-        return copy.deepcopy(known[key])  # which composing writes to
+            return load_config(self, config_path)
+        key = _key(Path(source.path, source._normalize_file_name(config_path)))
+        if key not in pickles:
+            result = load_config(self, config_path)
+            result.key = key
+            pickles[key] = pickle.dumps(result)
+        return pickle.loads(pickles[key])  # a copy, because composing writes to it
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigRepository, "load_config", load)
-        yield
+    return load
+
+
+def _cached_merge(merge):
+    pickles = {}
+
+    def content(repo, path):
+        loaded = path and repo.load_config(path)
+        if not loaded or loaded.provider == "hydra":
+            return None
+        return getattr(loaded, "key", None) or pickle.dumps(loaded.config)
+
+    def compose_tree(self, defaults, repo):
+        key = tuple((repr(default), content(repo, default.config_path)) for default in defaults)
+        if key not in pickles:
+            pickles[key] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(pickles[key])
+
+    return compose_tree
+
+
+def _cached_yaml(load_yaml):
+    pickles = {}
+
+    def load(file):
+        if not isinstance(file, Path) or not file.is_relative_to(CONFIGS):
+            return load_yaml(file)
+        key = _key(file)
+        if key not in pickles:
+            pickles[key] = pickle.dumps(load_yaml(file))
+        return pickle.loads(pickles[key])
+
+    return load
+
+
+def _interpolation_map(
+    overrides, elements, self_added, create=defaults_list._create_interpolation_map
+):
+    if any(element.is_interpolation() for element in elements if not element.is_self()):
+        return create(overrides, elements, self_added)
+    return None
+
+
+def _mode(self, config_name, overrides, get_mode=Hydra.get_mode):
+    """Compose to find hydra.mode only where an override may set it."""
+    if any(re.match(r"\W*(hydra\.mode|search)\b", override) for override in overrides):
+        return get_mode(self, config_name, overrides)
+    return None
 
 
 @pytest.fixture(scope="session")
