@@ -246,16 +246,16 @@ def renamed_data(trained):
 
 
 def train(trained, typed, folder):
-    """`train.py`: a run with weights, metrics, history and what to type next"""
-    held_out = {
+    """`train.py`: a run with weights, metrics, history and next commands"""
+    held_out_counts = {
         "train/ and val/": 6,
         "digits": 360,
         "hub, labels": 4,
         "hub, no labels": 4,
         "prepared store": 2,
     }
-    if trained.kind in held_out:
-        assert f", {held_out[trained.kind]} held out" in trained.output
+    if trained.kind in held_out_counts:
+        assert f", {held_out_counts[trained.kind]} held out" in trained.output
     assert [file.name for file in list_checkpoints(trained.run / "checkpoints")] == [
         "step-000004.ckpt",
         "step-000002.ckpt",
@@ -264,7 +264,7 @@ def train(trained, typed, folder):
 
 
 def follow(trained, typed, folder):
-    """every command that it prints as the next one"""
+    """each printed next command"""
     commands = next_commands(trained.output)
     assert commands
     for command in commands:
@@ -272,24 +272,21 @@ def follow(trained, typed, folder):
 
 
 def sample(trained, typed, folder):
-    """`sample.py`: as many as were asked for"""
-    chosen = (
-        ["label=1"]
-        if trained.kind in ("digits", "class folders", "prepared store", "hub, labels")
-        else []
-    )
-    chosen = ["text='a seven'"] if trained.kind == "text" else chosen
+    """`sample.py`: the requested number of samples"""
+    labelled = trained.kind in ("digits", "class folders", "prepared store", "hub, labels")
+    conditions = ["label=1"] if labelled else []
+    conditions += ["text='a seven'"] if trained.kind == "text" else []
     status, _, error = typed(
-        "sample", f"run={trained.run}", "count=2", *chosen, f"hydra.run.dir={folder}/s"
+        "sample", f"run={trained.run}", "count=2", *conditions, f"hydra.run.dir={folder}/s"
     )
     assert status == 0, error
     saved = np.load(folder / "s" / "samples.npz")
     assert len(saved["points" if trained.kind == "points" else "images"]) == 2
-    assert saved["labels"].tolist() == [1, 1] if chosen and trained.kind != "text" else True
+    assert not labelled or saved["labels"].tolist() == [1, 1]
 
 
 def evaluate(trained, typed, folder):
-    """`evaluate.py`: the figures of this kind of data"""
+    """`evaluate.py`: the metrics of this kind of data"""
     overrides = [*trained.metrics(), *SHORT["evaluate"]]
     status, _, error = typed(
         "evaluate", f"run={trained.run}", *overrides, f"hydra.run.dir={folder}/e"
@@ -298,7 +295,7 @@ def evaluate(trained, typed, folder):
 
 
 def share(trained, typed, folder):
-    """`share.py`, and the command that it prints"""
+    """`share.py` and its printed command"""
     status, output, error = script("scripts/share.py", str(trained.run), f"{folder}/a share")
     assert status == 0, error
     (command,) = next_commands(output)
@@ -306,10 +303,11 @@ def share(trained, typed, folder):
 
 
 def kill(trained, typed, folder):
-    """killed (`kill -9`) in a step, the same command: the same weights as without"""
+    """`kill -9` in a step, then the same command: the weights of an uninterrupted run"""
     work = trained.work.parent / f"killed {trained.work.name}"
     work.mkdir()
-    assert train_until_signal(trained.overrides, work, 4, signal.SIGKILL) == 137, (work / "log.txt").read_text()
+    status = train_until_signal(trained.overrides, work, 4, signal.SIGKILL)
+    assert status == 137, (work / "log.txt").read_text()
     (run,) = work.glob("runs/*/*")
     assert [file.name for file in list_checkpoints(run / "checkpoints")] == ["step-000002.ckpt"]
     with chdir(work):
@@ -319,10 +317,11 @@ def kill(trained, typed, folder):
 
 
 def stop(trained, typed, folder):
-    """stopped (SIGTERM) in a step: saved there; the same command: the same weights as without"""
+    """SIGTERM in a step saves there; then the same command: the weights of an uninterrupted run"""
     work = trained.work.parent / f"stopped {trained.work.name}"
     work.mkdir()
-    assert train_until_signal(trained.overrides, work, 4, signal.SIGTERM) == 143, (work / "log.txt").read_text()
+    status = train_until_signal(trained.overrides, work, 4, signal.SIGTERM)
+    assert status == 143, (work / "log.txt").read_text()
     (run,) = work.glob("runs/*/*")
     assert list_checkpoints(run / "checkpoints")[0].name in ("step-000003.ckpt", "step-000004.ckpt")
     with chdir(work):
@@ -341,7 +340,7 @@ def longer(trained, typed, folder):
 
 
 def move(trained, typed, folder):
-    """the data moved, `data.path=` (of the hub, `data.name=`) typed: `evaluate.py` and `resume=`"""
+    """moved data, `data.path=` (hub: `data.name=`) given: `evaluate.py` and `resume=`"""
     shutil.copytree(trained.run, folder / "r")
     with renamed_data(trained) as where:
         overrides = [*trained.metrics(), *SHORT["evaluate"], where]
@@ -353,8 +352,8 @@ def move(trained, typed, folder):
         assert status == 0, error
 
 
-def nowhere(trained, typed, folder):
-    """a place that these data do not have: `evaluate.py run=DIR data.path=X`"""
+def unknown_path(trained, typed, folder):
+    """`evaluate.py run=DIR data.path=X` for data without a path"""
     return typed("evaluate", f"run={trained.run}", "data.path=elsewhere")
 
 
@@ -434,7 +433,7 @@ def case(kind, path):
 def test_user_path_works_for_kind(kind, path, trained, typed, tmp_path, monkeypatch):
     monkeypatch.chdir(trained(kind).work)
     if message := REFUSED.get((kind, path)):
-        status, _, error = nowhere(trained(kind), typed, tmp_path)
+        status, _, error = unknown_path(trained(kind), typed, tmp_path)
         assert (
             status == 2
             and message in error
@@ -479,21 +478,22 @@ def test_classifier_guides_the_newest_model_of_its_data(trained, tmp_path, monke
 def table():
     """docs/user-paths.md"""
     lines = [
-        "# What is done one after the other, for every kind of data and of system",
+        "# Sequences of commands for every kind of data and of system",
         "",
-        "Each cell is a test (`tests/test_user_paths.py`) of four steps. A cell that is refused on purpose has",
-        "the words of the line that says so. `.venv/bin/python tests/test_user_paths.py` writes this page.",
+        "Each entry is a test in `tests/test_user_paths.py` on a run of four steps. Most of them are",
+        "nightly; `make test` runs each path and each kind of system once. An entry that is refused on",
+        "purpose quotes the error message. `.venv/bin/python tests/test_user_paths.py` writes this page.",
         "",
         *(f"- **{name}**: {path.__doc__}" for name, path in PATHS.items()),
     ]
     for kinds, paths in ((DATA, OF_DATA), (SYSTEMS, OF_SYSTEMS)):
         lines += ["", f"| | {' | '.join(paths)} |", "|---" * (len(paths) + 1) + "|"]
         for kind in kinds:
-            cells = [
+            results = [
                 f"refused: {REFUSED[kind, path]}" if (kind, path) in REFUSED else "works"
                 for path in paths
             ]
-            lines.append(f"| {kind} | {' | '.join(cells)} |")
+            lines.append(f"| {kind} | {' | '.join(results)} |")
     return "\n".join(lines) + "\n"
 
 
