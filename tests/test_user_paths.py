@@ -480,9 +480,10 @@ def table():
     lines = [
         "# Sequences of commands for every kind of data and of system",
         "",
-        "Each entry is a test in `tests/test_user_paths.py` on a run of four steps. Most of them are",
-        "nightly; `make test` runs each path and each kind of system once. An entry that is refused on",
-        "purpose quotes the error message. `.venv/bin/python tests/test_user_paths.py` writes this page.",
+        "Each entry is a test in `tests/test_user_paths.py` on a run of four steps. `make test`",
+        "runs each path and each kind of system once; the rest is nightly. An entry refused on",
+        "purpose quotes the error message. `.venv/bin/python tests/test_user_paths.py` writes this",
+        "page.",
         "",
         *(f"- **{name}**: {path.__doc__}" for name, path in PATHS.items()),
     ]
