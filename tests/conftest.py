@@ -146,7 +146,7 @@ def tiny(typed, tmp_path_factory):
     return run
 
 
-def there_and_back(typed, trained, tmp_path):
+def assert_decode_inverts_encode(typed, trained, tmp_path):
     """Assert that decoding an encoding returns the images that `mode=encode` itself decoded."""
     assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
     latents = f"input={tmp_path}/x/x_T.npz"

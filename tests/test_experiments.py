@@ -16,7 +16,7 @@ EXPERIMENTS = options("experiment")
 CLASSIFIER = "adm_imagenet64_classifier"
 LATENT = ("digits_latent", "ldm_celebahq256", "ldm_imagenet256")
 
-# name: (batch size, learning rate, T, training steps), with the source. T is None without diffusion.
+# name: (batch size, learning rate, T, steps), with the source. T is None without diffusion.
 PUBLISHED = {
     # Ho et al. (2020), appendix B; scripts/run_cifar.py and run_lsun.py of hojonathanho/diffusion.
     "ddpm_cifar10": (128, 2e-4, 1000, 800_000),

@@ -292,7 +292,7 @@ def test_init_starts_from_weights_of_another_run(there, typed):
     assert status == 2 and "nowhere is no run" in error
 
 
-@pytest.mark.parametrize("failing", [2, 3])
+@pytest.mark.parametrize("failing", [pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_failed_final_save_is_an_error(there, typed, monkeypatch, failing):
     overrides = (
         "data=folder",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, options, there_and_back
+from conftest import FAST, assert_decode_inverts_encode, options
 from PIL import Image
 
 from ddpm_lab.config.instantiate import build
@@ -143,7 +143,7 @@ def test_latent_model_samples_images_and_saves_only_latent_scale(latent_runs, ty
     status, _, error = typed("sample", trained, "count=3", f"hydra.run.dir={tmp_path}/s")
     assert status == 0, error
     assert np.load(tmp_path / "s" / "samples.npz")["images"].shape == (3, 8, 8, 1)
-    there_and_back(typed, trained, tmp_path)
+    assert_decode_inverts_encode(typed, trained, tmp_path)
     assert np.load(tmp_path / "x" / "x_T.npz")["x_T"].shape == (2, 4, 4, 4)
     grid = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0][:64:8, :64:8]
     assert np.array_equal(
@@ -310,11 +310,16 @@ def test_invalid_latent_override_is_explained(
     assert not (tmp_path / "r").exists()
 
 
+AUTOENCODERS = [name for name in options("model") if name.startswith("autoencoder")]
+
+
 @pytest.mark.parametrize(
-    "model", [name for name in options("model") if name.startswith("autoencoder")]
-)
-@pytest.mark.parametrize(
-    "overrides", [["data=synthetic"], ["system.adversarial=0.5"]], ids=" ".join
+    ("model", "overrides"),
+    [
+        *((model, ["data=synthetic"]) for model in AUTOENCODERS),
+        ("autoencoder_vq", ["system.adversarial=0.5"]),
+        pytest.param("autoencoder_kl", ["system.adversarial=0.5"], marks=pytest.mark.nightly),
+    ],
 )
 def test_autoencoder_takes_a_step(model, overrides, typed, tmp_path):
     steps = [
@@ -465,7 +470,9 @@ def test_cascade_sweep_runs_each_job(chain, typed, tmp_path):
     assert a["images"].shape == b["images"].shape and not np.array_equal(a["images"], b["images"])
 
 
-@pytest.mark.parametrize("truncated_conditioning", ["false", "true"])
+@pytest.mark.parametrize(
+    "truncated_conditioning", [pytest.param("false", marks=pytest.mark.nightly), "true"]
+)
 def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, typed, tmp_path):
     overrides = [
         f"cascade=[{chain}/base,{chain}/large]",
