@@ -6,8 +6,10 @@ parts of Hydra are replaced here and nowhere else. Commands in child processes r
 
 import pickle
 import re
+from functools import lru_cache
 from pathlib import Path
 
+import yaml
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
@@ -22,6 +24,8 @@ def install(patch, configs):
     patch.setattr(ConfigRepository, "load_config", _cached_load(ConfigRepository.load_config))
     patch.setattr(ConfigLoaderImpl, MERGE, _cached_merge(getattr(ConfigLoaderImpl, MERGE)))
     patch.setattr(OmegaConf, "load", staticmethod(_cached_yaml(OmegaConf.load, configs)))
+    patch.setattr(yaml, "load", _cached_text(yaml.load))
+    patch.setattr(yaml, "parse", _cached_events(yaml.parse))
     patch.setattr(defaults_list, "_create_interpolation_map", _interpolation_map)
     patch.setattr(Hydra, "get_mode", _mode)
 
@@ -84,6 +88,34 @@ def _cached_yaml(load_yaml, configs):
         return copies.get_or_make(_file_key(file), lambda: load_yaml(file))
 
     return load
+
+
+def _cached_text(load):
+    """Cache the text of small files that OmegaConf reads, such as the config.yaml of a run."""
+    copies = _Copies()
+
+    def load_text(text, Loader):
+        if not isinstance(text, str) or len(text) > 20_000 or Loader.__name__ != "OmegaConfLoader":
+            return load(text, Loader)
+        return copies.get_or_make(text, lambda: load(text, Loader))
+
+    return load_text
+
+
+def _cached_events(parse):
+    @lru_cache(maxsize=1000)
+    def events(text, loader):
+        return tuple(parse(text, loader))
+
+    def parse_text(text, Loader=yaml.Loader):
+        if not isinstance(text, str) or len(text) > 20_000:
+            return parse(text, Loader)
+        try:
+            return events(text, Loader)
+        except Exception:
+            return parse(text, Loader)  # raises at the same event as without the cache
+
+    return parse_text
 
 
 def _interpolation_map(

@@ -49,12 +49,12 @@ def images(folder, classes=("a", "b"), count=24, shift=0):
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory, typed):
+def template(tmp_path_factory, typed):
     """Folder with images in `pics`, a run on them in `r`, its share in `s`, samples in `drawn`."""
-    room = tmp_path_factory.mktemp("room")
-    images(room / "pics")
+    template = tmp_path_factory.mktemp("template")
+    images(template / "pics")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(room)
+        patch.chdir(template)
         overrides = ("data=folder", "data.path=pics", "conditioner=label", *Q, "hydra.run.dir=r")
         status, _, error = typed("train", *overrides)
         assert status == 0, error
@@ -70,20 +70,20 @@ def room(tmp_path_factory, typed):
             == 0
         )
         share("r", Path("s"))
-    return room
+    return template
 
 
 @pytest.fixture
-def there(room, tmp_path, monkeypatch):
-    """Copy of `room` as the working directory, with its run recorded under the new path."""
-    shutil.copytree(room, tmp_path / "room")
-    monkeypatch.chdir(tmp_path / "room")
+def workspace(template, tmp_path, monkeypatch):
+    """Copy of `template` as the working directory, with its run recorded under the new path."""
+    shutil.copytree(template, tmp_path / "template")
+    monkeypatch.chdir(tmp_path / "template")
     run_record.write_record(Path("r"), run_record.read_record("r").data)
     trusted_paths.remember_paths(OmegaConf.load("r/config.yaml"))
-    return tmp_path / "room"
+    return tmp_path / "template"
 
 
-def test_run_id_is_in_checkpoints_metrics_and_shares(there, typed):
+def test_run_id_is_in_checkpoints_metrics_and_shares(workspace, typed):
     key = run_record.read_record("r").id
     assert len(key) == 16
     assert torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["run_id"] == key
@@ -100,7 +100,7 @@ def test_run_id_is_in_checkpoints_metrics_and_shares(there, typed):
     assert run_record.read_record("r").id == key
 
 
-def test_resume_sets_aside_checkpoint_of_another_run(there, typed):
+def test_resume_sets_aside_checkpoint_of_another_run(workspace, typed):
     overrides = (
         "data=folder",
         "data.path=pics",
@@ -122,7 +122,7 @@ def test_resume_sets_aside_checkpoint_of_another_run(there, typed):
     ]
 
 
-def test_resume_and_evaluate_accept_moved_data(there, typed):
+def test_resume_and_evaluate_accept_moved_data(workspace, typed):
     os.rename("pics", "moved")
     for verb, *overrides in (
         ("evaluate", "run=r", *CHEAP),
@@ -160,17 +160,17 @@ def resume_steps():
         ("data=digits", "data is part of what resume=r was trained with"),
     ],
 )
-def test_resume_overrides_are_checked_against_the_run(there, typed, word, message):
+def test_resume_overrides_are_checked_against_the_run(workspace, typed, word, message):
     status, _, error = typed("train", "resume=r", word)
     assert status == 2 and message in error and error.count("\n") == 1, error
 
 
-def test_relative_data_path_works_from_another_directory(there, typed, monkeypatch):
-    (there / "sub").mkdir()
-    monkeypatch.chdir(there / "sub")
+def test_relative_data_path_works_from_another_directory(workspace, typed, monkeypatch):
+    (workspace / "sub").mkdir()
+    monkeypatch.chdir(workspace / "sub")
     assert typed("evaluate", "run=../r", *CHEAP)[0] == 0
     assert typed("train", "resume=../r", "trainer.max_steps=4")[0] == 0
-    monkeypatch.chdir(there)
+    monkeypatch.chdir(workspace)
     overrides = (
         "data=folder",
         "data.path=pics",
@@ -183,14 +183,14 @@ def test_relative_data_path_works_from_another_directory(there, typed, monkeypat
     assert status == 0, error
 
 
-def test_changed_data_is_rejected_or_warned_about(there, typed):
-    images(there / "more", count=26)
+def test_changed_data_is_rejected_or_warned_about(workspace, typed):
+    images(workspace / "more", count=26)
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=more")
     assert status == 2 and "24 training samples, and were 22" in error and "init=r" in error, error
-    images(there / "renamed", classes=("a", "c"))
+    images(workspace / "renamed", classes=("a", "c"))
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=renamed")
     assert status == 2 and "classes a, c, and were a, b" in error, error
-    images(there / "changed", shift=1)
+    images(workspace / "changed", shift=1)
     for verb, overrides in (
         ("evaluate", ("run=r", *CHEAP)),
         ("train", ("resume=r", "trainer.max_steps=4")),
@@ -233,11 +233,11 @@ def test_data_fingerprint_depends_on_content_only():
         (("resume=drawn",), "resume=drawn is no run"),
     ],
 )
-def test_train_rejects_folders_that_are_not_runs(there, typed, overrides, message):
-    before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
+def test_train_rejects_folders_that_are_not_runs(workspace, typed, overrides, message):
+    before = {file: file.read_bytes() for file in workspace.rglob("*") if file.is_file()}
     status, _, error = typed("train", *overrides)
     assert status == 2 and message in error and error.count("\n") == 1, error
-    assert {file: file.read_bytes() for file in there.rglob("*") if file.is_file()} == before
+    assert {file: file.read_bytes() for file in workspace.rglob("*") if file.is_file()} == before
 
 
 def test_check_vacant_ignores_logs_and_hidden_files(tmp_path):
@@ -249,7 +249,7 @@ def test_check_vacant_ignores_logs_and_hidden_files(tmp_path):
         resume.check_vacant(tmp_path)
 
 
-def test_init_starts_from_weights_of_another_run(there, typed):
+def test_init_starts_from_weights_of_another_run(workspace, typed):
     overrides = ("data=folder", "data.path=pics", "conditioner=label", *Q)
     overrides += ("+callbacks.ema._target_=ddpm_lab.callbacks.ema.EMA",)
     for source in ("s", "r"):
@@ -293,7 +293,7 @@ def test_init_starts_from_weights_of_another_run(there, typed):
 
 
 @pytest.mark.parametrize("failing", [pytest.param(2, marks=pytest.mark.nightly), 3])
-def test_failed_final_save_is_an_error(there, typed, monkeypatch, failing):
+def test_failed_final_save_is_an_error(workspace, typed, monkeypatch, failing):
     overrides = (
         "data=folder",
         "data.path=pics",
@@ -328,11 +328,11 @@ def test_failed_final_save_is_an_error(there, typed, monkeypatch, failing):
         Path("full/checkpoints")
     )[0].name == last
     monkeypatch.undo()
-    os.chdir(there)
+    os.chdir(workspace)
     assert typed("train", *overrides)[0] == 0 and Path("full/metrics.json").exists()
 
 
-def test_failed_save_on_sigterm_is_reported(there, typed, monkeypatch):
+def test_failed_save_on_sigterm_is_reported(workspace, typed, monkeypatch):
     overrides = (
         "data=folder",
         "data.path=pics",
