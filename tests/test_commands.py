@@ -23,6 +23,8 @@ from ddpm_lab.config.instantiate import build
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.runs import load, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -1118,7 +1120,6 @@ def pairs():
             yield pytest.param(model, data, id=f"{data}-{model}", marks=marks)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("model", "data"), pairs())
 def test_every_model_takes_a_step_on_every_data_set(model, data, tmp_path):
     extra = [images(tmp_path)] if data == "folder" else []
@@ -1149,7 +1150,6 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monkeypatch, request):
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -1188,7 +1188,6 @@ def test_gpu_trains_samples_and_evaluates(typed, tmp_path):
     assert typed("evaluate", f"run={tmp_path}/r", "count=20")[0] == 0
 
 
-@pytest.mark.slow
 def test_wandb_logs_offline(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     command = [

@@ -5,9 +5,11 @@ import graphlib
 import re
 import runpy
 import subprocess
+import sys
 
 import pytest
-from conftest import ROOT
+from conftest import CONFIGS, ROOT, _composed
+from omegaconf import OmegaConf
 
 PACKAGE = ROOT / "src" / "ddpm_lab"
 # Imports go down this list only.
@@ -108,3 +110,17 @@ def test_no_merge_conflict_markers():
         ["git", "grep", "-lE", "^(<<<<<<<|>>>>>>>) "], cwd=ROOT, capture_output=True, text=True
     )
     assert output.stdout == "" and output.returncode in (1, 128), "128: not a checkout"
+
+
+def test_cached_compositions_equal_those_of_hydra():
+    overrides = ("experiment=digits_cfg", "optimizer.lr=1", "+guidance.extra=2")
+    code = f"""
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+with initialize_config_dir({str(CONFIGS)!r}, version_base="1.3"):
+    print(OmegaConf.to_yaml(compose("train", overrides={[*overrides]})), end="")
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    for _ in range(2):  # from files, then from the caches
+        config = _composed.__wrapped__("train", overrides)
+        assert OmegaConf.to_yaml(config) == process.stdout, process.stderr
