@@ -25,7 +25,7 @@ def system(*overrides):
     module = build_system(config, data).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    return module
+    return module.pipeline
 
 
 def stages(*overrides):
@@ -38,10 +38,7 @@ def sample(cascade, count, **options):
     )
     last = cascade.stages[-1]
     return earlier, torch.cat(
-        [
-            part.pixels
-            for part in last.sample(last.denoiser, count, conditions=conditions, **options)
-        ]
+        [part.pixels for part in last.sample(count, conditions=conditions, **options)]
     )
 
 
@@ -49,11 +46,9 @@ def test_cascade_equals_stages_in_sequence():
     first, second = stages("conditioner.noise_level=0.3")
     (small,), large = sample(Cascade([first, second]), 6, seed=3, batch_size=256)
     assert small.pixels.shape == (6, 1, 4, 4) and small.labels.tolist() == [0, 1, 2, 3, 4, 5]
-    (single,) = first.sample(first.denoiser, 6, conditions=first.make_conditions(6), seed=3)
+    (single,) = first.sample(6, conditions=first.make_conditions(6), seed=3)
     assert torch.equal(small.pixels, single.pixels)
-    (enlarged,) = second.sample(
-        second.denoiser, 6, conditions=second.make_conditions(6, given=single), seed=3
-    )
+    (enlarged,) = second.sample(6, conditions=second.make_conditions(6, images=single), seed=3)
     assert torch.equal(large, enlarged.pixels)
     assert large.float().std() > 10
 
@@ -86,9 +81,9 @@ def test_stages_have_independent_noise():
     starts = []
     for stage, conditions in (
         (first, first.make_conditions(500)),
-        (second, second.make_conditions(500, given=small)),
+        (second, second.make_conditions(500, images=small)),
     ):
-        _, x = next(stage.trajectory(stage.denoiser, range(500), conditions, seed=0))
+        _, x = next(stage.trajectory(range(500), conditions, seed=0))
         starts.append(x.flatten(1)[:, :16])
     assert (starts[0] * starts[1]).mean(0).abs().max() < 5 / 500**0.5
 
@@ -137,7 +132,7 @@ def test_truncated_conditioning_passes_exact_marginal(schedule, level):
 
 def test_truncated_trajectory_ends_between_timesteps():
     first = system("data.resolution=4")
-    trajectory = first.trajectory(first.denoiser, [0], first.make_conditions(1), seed=0, t_end=317)
+    trajectory = first.trajectory([0], first.make_conditions(1), seed=0, t_end=317)
     assert [t for t, _ in trajectory] == [1000, 667, 334, 317]
     assert first.sampler.timesteps(1000) == [1000, 667, 334, 1, 0] and first.sampler.timesteps(
         1000, 1000
@@ -165,8 +160,8 @@ def test_progress_bar_counts_every_step(truncated_conditioning, level, steps):
     _, conditions = cascade.sample_earlier_stages(
         first.make_conditions(5), 5, seed=0, batch_size=2, bar=bar
     )
-    list(last.sample(last.denoiser, 5, conditions=conditions, batch_size=2, bar=bar))
-    assert bar.steps == cascade.steps(5, 2) == 3 * steps
+    list(last.sample(5, conditions=conditions, batch_size=2, bar=bar))
+    assert bar.steps == cascade.num_steps(5, 2) == 3 * steps
 
 
 def test_protocol_lists_sampler_of_each_stage():
@@ -179,7 +174,7 @@ def test_protocol_lists_sampler_of_each_stage():
         and protocol["noise_level"] == 0.25
         and protocol["truncated_conditioning"] is False
     )
-    assert [stage["steps"] for stage in protocol["after"]] == [2] and cascade.steps(3, 8) == 6
+    assert [stage["steps"] for stage in protocol["after"]] == [2] and cascade.num_steps(3, 8) == 6
     assert "after" not in Cascade([second]).protocol()
 
 
@@ -189,24 +184,24 @@ def test_protocol_lists_sampler_of_each_stage():
         (
             [],
             ["conditioner=low_res"],
-            "stage 1 draws images of 1x8x8, and stage 2 enlarges those of 1x4x4 to 1x8x8; they "
+            "stage 1 samples images of 1x8x8, and stage 2 upsamples 1x4x4 to 1x8x8; they "
             "must agree",
         ),
         (
             ["data.resolution=4"],
             [],
-            "stage 2 enlarges nothing; it must be trained with conditioner=low_res",
+            "stage 2 does not upsample; it must be trained with conditioner=low_res",
         ),
         (
             ["data.resolution=4", "conditioner=none"],
             ["conditioner=low_res"],
-            "no labels are known before stage 2, which must hear one of 10; train that with "
+            "stage 1 has no labels, and stage 2 needs one of 10; train stage 2 with "
             "conditioner.label=false",
         ),
         (
             ["data=synthetic", "data.resolution=8"],
             ["conditioner=low_res"],
-            "stage 1 draws images of 3x8x8",
+            "stage 1 samples images of 3x8x8",
         ),
     ],
 )
@@ -240,7 +235,7 @@ def test_truncated_conditioning_rejects_latents():
     Cascade([first, system("conditioner=low_res")])
     with pytest.raises(
         ValueError,
-        match=r"truncated_conditioning=true hands over noisy images, and stage 1 .* draws latents",
+        match=r"truncated_conditioning=true passes on noisy images, and stage 1 .* samples latents",
     ):
         Cascade([first, system("conditioner=low_res", "conditioner.truncated_conditioning=true")])
 
@@ -249,11 +244,11 @@ def test_text_conditions_lack_labels_of_later_stages():
     first = system("data.resolution=4", "conditioner=text", "model=unet_cross")
     conditions = first.make_conditions(2, text="a seven")
     with pytest.raises(
-        ValueError, match="text= says no class, which stage 2 of the cascade must hear"
+        ValueError, match="text= gives no class, which stage 2 of the cascade needs"
     ):
-        Cascade([first, system("conditioner=low_res")]).check(conditions)
+        Cascade([first, system("conditioner=low_res")]).check_conditions(conditions)
     unlabelled = Cascade([first, system("conditioner=low_res", "conditioner.label=false")])
-    unlabelled.check(conditions)
+    unlabelled.check_conditions(conditions)
     assert {*unlabelled.sample_earlier_stages(conditions, 2, seed=0, batch_size=2)[1]} == {
         "low_res"
     }

@@ -22,6 +22,7 @@ from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.runs import run_config, weights
+from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.systems.data_module import DataModule
 
 pytestmark = pytest.mark.slow
@@ -214,10 +215,10 @@ def test_load_system_selects_ema_or_raw_weights(run):
     content = torch.load(weights.checkpoint_files(run)[0], weights_only=True)
     raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
     states = {"ema": content["callbacks"]["EMA"]["average"], "raw": raw}
-    saved = load.load_config(str(run))
+    saved = run_config.load_config(str(run))
     for kind, expected in states.items():
         settings = OmegaConf.create({"run": str(run), "weights": kind, "sampler": saved.sampler})
-        loaded = load.load_system(settings).denoiser.state_dict()
+        loaded = RunDir(str(run), settings).pipeline.denoiser.state_dict()
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[name], expected[name]) for name in loaded)
     assert any(not torch.equal(states["ema"][name], states["raw"][name]) for name in states["ema"])
@@ -601,7 +602,7 @@ TRAIN_MISTAKES = {
     "data=folder data.path=EMPTY": "data.path=EMPTY holds 0 images",
     "data=folder data.path=MIXED": "one size; try data.convert=true data.resolution=8",
     "data=folder data.path=MODES data.channels=1": (
-        "is 8x8 RGB, and 8x8 L is wanted; try data.channels=3"
+        "is 8x8 RGB, expected 8x8 L; try data.channels=3"
     ),
     "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
@@ -630,7 +631,7 @@ TRAIN_MISTAKES = {
     "data=toy model=unet": "model.shape of the data must be that of images, (C, H, W) (got (2,))",
     "data=toy data.shape=moon": "data.shape=moon is not one of moons",
     "variance=learned_range": (
-        "variance=learned_range learns from the bound, which objective=simple has no part of"
+        "variance=learned_range is learned from the variational bound, which objective=simple does not contain"
     ),
     "variance=analytic": "variance=analytic is estimated from a trained network",
     "model=exact": "model=exact is known in closed form and has nothing to train",
@@ -685,7 +686,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "label=10"],
-            "label=10 is not among the labels of this model, 0 zero, 1 one, ",
+            "label=10 is not a label of this model: 0 zero, 1 one, ",
         ),
         (
             "sample",
@@ -720,8 +721,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "sweep=sampler.stepz", "values=[1]"],
-            "sweep=sampler.stepz is not among what can be chosen of this run's samples: "
-            "sampler.steps,",
+            "sweep=sampler.stepz is not an option of sampling this run; it has sampler.steps,",
         ),
         (
             "evaluate",
@@ -771,7 +771,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "text=seven"],
-            "text=seven asks for what this model was not trained with",
+            "text=seven: this model was not trained with texts",
         ),
         (
             "sample",
@@ -848,7 +848,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
                 "guidance=classifier",
                 "guidance.form=mean",
             ],
-            "guidance.form=mean moves the means of steps",
+            "guidance.form=mean shifts the means of ancestral steps",
         ),
         (
             "evaluate",
@@ -1042,7 +1042,7 @@ def test_classifier_guides_unconditional_model(classifier, tiny, typed, tmp_path
         (
             "train",
             ["model=classifier"],
-            "model is one that cannot draw; classifier is for system=classifier",
+            "model is not a denoising network; classifier is for system=classifier",
         ),
         ("train", ["system=classifier", "model=autoencoder_kl"], "model is not a classifier"),
         (

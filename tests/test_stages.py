@@ -15,6 +15,7 @@ from ddpm_lab.data.datasets import Images, to_uint8
 from ddpm_lab.evaluation.extractors import digits
 from ddpm_lab.evaluation.fid import FIDEvaluator, indexed_batches
 from ddpm_lab.runs import run_config, weights
+from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.codecs import Latents
 
 SMALL = (
@@ -70,7 +71,7 @@ def test_autoencoder_writes_reconstructions_and_metrics(latent_runs):
         assert "eval/psnr" in (latent_runs / name / "metrics.csv").read_text()
         image = Image.open(latent_runs / name / "images" / "reconstructions-000010.png")
         pixels = np.asarray(image)[4:, 4:, 0]
-        original = build(load.load_config(str(latent_runs / name)), "data").test.pixels[20]
+        original = build(run_config.load_config(str(latent_runs / name)), "data").test.pixels[20]
         assert np.array_equal(pixels[2 * 68 :][:64:8, :64:8], original[0]), (
             "images are above their reconstructions"
         )
@@ -78,10 +79,11 @@ def test_autoencoder_writes_reconstructions_and_metrics(latent_runs):
 
 
 def test_autoencoder_metrics_match_recomputation(latent_runs):
-    saved = load.load_config(str(latent_runs / "kl"))
+    saved = run_config.load_config(str(latent_runs / "kl"))
     data = build(saved, "data")
-    system, _, _ = load._restored(str(latent_runs / "kl"), saved, "AutoencoderSystem")
-    images, _ = system.reconstruct(data.test.x0)
+    autoencoder = RunDir(str(latent_runs / "kl")).load_autoencoder().eval()
+    with torch.no_grad():
+        images = autoencoder.decode(autoencoder.encode(data.test.x0, torch.zeros_like).z)
     mse = (images - data.test.x0).square().mean((1, 2, 3))
     metrics = json.loads((latent_runs / "kl" / "metrics.json").read_text())
     assert metrics["psnr"] == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), abs=1e-3)
@@ -147,7 +149,7 @@ def test_latent_model_samples_images_and_saves_only_latent_scale(latent_runs, ty
     assert np.load(tmp_path / "x" / "x_T.npz")["x_T"].shape == (2, 4, 4, 4)
     grid = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0][:64:8, :64:8]
     assert np.array_equal(
-        grid, build(load.load_config(f"{latent_runs}/latent"), "data").test.pixels[0, 0]
+        grid, build(run_config.load_config(f"{latent_runs}/latent"), "data").test.pixels[0, 0]
     ), "the grid begins with the image itself"
     assert (
         typed("sample", trained, "mode=interpolate", "count=1", f"hydra.run.dir={tmp_path}/i")[0]
@@ -196,7 +198,7 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
     overrides = ["codec=autoencoder", f"codec.run={tmp_path}/kl", f"hydra.run.dir={tmp_path}/r"]
     for value, message in (
         (float("nan"), "step-000010.ckpt has weights that are not finite numbers"),
-        (3e38, "makes latents whose channels have standard deviations ["),
+        (3e38, ": the channels of its latents have standard deviations ["),
     ):
         content["state_dict"]["autoencoder.quant_conv.2.weight"][0] = value
         torch.save(content, file)
@@ -507,17 +509,17 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["cascade=[C/large,C/base]"],
-            "stage 2 enlarges nothing; it must be trained with cond",
+            "stage 2 does not upsample; it must be trained with cond",
         ),
         (
             "sample",
             ["cascade=[C/large,C/large]"],
-            "stage 1 draws images of 1x8x8, and stage 2 enlarges those of",
+            "stage 1 samples images of 1x8x8, and stage 2 upsamples",
         ),
         (
             "evaluate",
             ["cascade=[C/large,C/large]"],
-            "draws images of 1x8x8, and stage 2 enlarges those of 1x4x4",
+            "samples images of 1x8x8, and stage 2 upsamples 1x4x4",
         ),
         ("sample", ["cascade=[nowhere,C/large]"], "run=nowhere is no run"),
         (
@@ -634,7 +636,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["run=C/base", "input=train"],
-            "input=train is for a model that enlarges images",
+            "input=train is for a model that upsamples images",
         ),
         ("sample", ["run=C/large", "input=EMPTY"], "input=EMPTY contains no images"),
         (
@@ -651,7 +653,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["run=C/large", "input=SMALL", "label=11"],
-            "label=11 is not among the labels of this model",
+            "label=11 is not a label of this model",
         ),
         ("sample", ["run=C/large", "input=nowhere"], "input=nowhere is not there"),
         (

@@ -87,12 +87,12 @@ def test_self_conditioning_uses_detached_estimate_half_the_time():
         torch.nn.init.normal_(parameter, std=0.1)
     some, t = to_batch(data.train.select(slice(2))), torch.full((2,), 300)
     batches = [system.noise_batch(some, t) for _ in range(200)]
-    conditioned = [batch for batch in batches if batch.cond.previous is not None]
+    conditioned = [batch for batch in batches if batch.cond.previous_x0 is not None]
     assert len(conditioned) / 200 == pytest.approx(0.5, abs=0.1)
     batch = conditioned[0]
-    expected = system.denoiser(batch.x_t, t, replace(batch.cond, previous=None)).x0.clamp(-1, 1)
-    torch.testing.assert_close(batch.cond.previous, expected.detach())
-    assert not batch.cond.previous.requires_grad and batch.cond.previous.abs().max() > 0.1
+    expected = system.denoiser(batch.x_t, t, replace(batch.cond, previous_x0=None)).x0.clamp(-1, 1)
+    torch.testing.assert_close(batch.cond.previous_x0, expected.detach())
+    assert not batch.cond.previous_x0.requires_grad and batch.cond.previous_x0.abs().max() > 0.1
 
 
 class GradientsInForward(L.Callback):
@@ -126,7 +126,8 @@ def test_ema_matches_recursion_over_optimizer_steps(tmp_path, accumulate):
     assert n == 8 and ema.updates == 8
     for actual, target in zip(ema.average.parameters(), expected, strict=True):
         torch.testing.assert_close(actual, target)
-    assert ema_or_raw(trainer, system) == ("ema", ema.average) and not ema.average.training
+    weights, pipeline = ema_or_raw(trainer, system)
+    assert weights == "ema" and pipeline.denoiser is ema.average and not ema.average.training
 
 
 def test_ema_survives_a_checkpoint(tmp_path):
@@ -176,8 +177,8 @@ def test_samples_do_not_depend_on_batch_size():
         torch.nn.init.normal_(parameter, std=0.1)
     images = {}
     for size in (1, 3, 7):
-        batches = system.sample(
-            system.denoiser, 7, conditions=system.make_conditions(7), seed=4, batch_size=size
+        batches = system.pipeline.sample(
+            7, conditions=system.pipeline.make_conditions(7), seed=4, batch_size=size
         )
         images[size] = torch.cat([batch.pixels for batch in batches])
     # The order of summation depends on the batch size and may change the rounding of a pixel.
@@ -189,7 +190,7 @@ def test_samples_do_not_depend_on_batch_size():
 
 def test_sampling_never_drops_conditions():
     _, system = data_and_system("conditioner.dropout=0.9")
-    cond = system.condition(system.denoiser, system.make_conditions(20))
+    cond = system.pipeline.condition(system.pipeline.make_conditions(20))
     assert cond.label.tolist() == [i % 10 for i in range(20)] and (
         cond.dropped is None or not cond.dropped.any()
     )
@@ -202,7 +203,12 @@ def test_sampling_keeps_training_mode_and_disables_dropout():
     system.train()
     with torch.inference_mode():
         once, again = (
-            [x for _, x in system.trajectory(system.denoiser, [0, 1], system.make_conditions(2), 0)]
+            [
+                x
+                for _, x in system.pipeline.trajectory(
+                    [0, 1], system.pipeline.make_conditions(2), 0
+                )
+            ]
             for _ in range(2)
         )
     assert (
@@ -223,7 +229,7 @@ def test_class_labels_cycle_and_are_in_range():
     with pytest.raises(ValueError, match="label=3"):
         class_labels(3, 3, None)
     _, system = data_and_system("conditioner=none")
-    assert system.make_conditions(3) == {}
+    assert system.pipeline.make_conditions(3) == {}
 
 
 NAMES = [
@@ -268,14 +274,14 @@ def test_class_labels_accept_names_and_numbers(name, label):
             NAMES,
             r"0 golden retriever, 1 \u00e9t\u00e9, 2 crane, .*did you mean golden retriever\?",
         ),
-        (8, NAMES, "label=8 is not among"),
-        (-7, NAMES, "label=-7 is not among"),
-        (1.0, NAMES, "label=1.0 is not among"),
+        (8, NAMES, "label=8 is not a label of"),
+        (-7, NAMES, "label=-7 is not a label of"),
+        (1.0, NAMES, "label=1.0 is not a label of"),
         (False, NAMES, "label=False is not"),
         (None, NAMES, None),
         ([None], NAMES, "label=None is not"),
-        ([["7"]], NAMES, "is not among"),
-        (0, [["1"], ["2"]], "label=0 is not among the labels of this model, 0 1, 1 2"),
+        ([["7"]], NAMES, "is not a label of"),
+        (0, [["1"], ["2"]], "label=0 is not a label of this model: 0 1, 1 2"),
         (3, [[str(i)] for i in range(3)], r"0\.\.2"),
         ("x", [[f"c{i}"] for i in range(1000)], "c39 and 960 more"),
     ],
@@ -346,7 +352,7 @@ def test_training_reduces_loss_on_digits(tmp_path, prediction):
         default_root_dir=tmp_path,
         limit_val_batches=0,
     )
-    trainer.fit(system, data)
+    trainer.fit(system, DataModule(data))
     # Measured after 200 steps: 0.53 (eps), 0.42 (x0), 0.45 (v) of the start. Without learning: 1.
     assert loss() < 0.7 * before
 
