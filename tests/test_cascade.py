@@ -231,7 +231,7 @@ def test_truncated_conditioning_rejects_latents():
 
     config = composed(*TINY, "data.resolution=4", "sampler.clip=null")
     data = build(config, "data")
-    first = build_system(config, data, codec=latents)
+    first = build_system(config, data, codec=latents).pipeline
     Cascade([first, system("conditioner=low_res")])
     with pytest.raises(
         ValueError,
