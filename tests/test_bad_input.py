@@ -51,7 +51,7 @@ TABLE = [
         "the configuration has no key shedule (did you mean schedule?)",
     ),
     (2, "train callbacks.emma.decay=0.9", 2, "callbacks has no key emma (did you mean ema?)"),
-    (2, "train --multirn", 2, "--multirn is no option (did you mean --multirun?)"),
+    (2, "train --multirn", 2, "--multirn is not an option (did you mean --multirun?)"),
     (2, "train ~callbacks.emma", 2, "callbacks has no key emma (did you mean ema?)"),
     (
         3,
@@ -376,8 +376,8 @@ TABLE = [
         2,
         "its SHA-256 begins with",
     ),
-    (36, "train trainer=gpu", 3, "trainer.accelerator=gpu, and there is no GPU; try trainer=cpu"),
-    (36, "train trainer=ddp", 3, "trainer.accelerator=gpu, and there is no GPU; try trainer=cpu"),
+    (36, "train trainer=gpu", 3, "trainer.accelerator=gpu, but this machine has no GPU; try trainer=cpu"),
+    (36, "train trainer=ddp", 3, "trainer.accelerator=gpu, but this machine has no GPU; try trainer=cpu"),
     (
         36,
         "train trainer.accelerator=tpu",
@@ -396,7 +396,7 @@ TABLE = [
         2,
         "trainer.devices=2 is more than one device; try trainer=ddp",
     ),
-    (36, "train trainer.precision=16", 2, "trainer.precision=16 would lose the float64 tables"),
+    (36, "train trainer.precision=16", 2, "trainer.precision=16 would round the float64 tables"),
     (37, "sample run=nowhere", 2, "run=nowhere is no run, for it holds no config.yaml"),
     (37, "sample run=runs/today/1O", 2, "holds no config.yaml; did you mean runs/today/10?"),
     (37, "sample run=runs/today/10", 2, "run=runs/today/10 holds no checkpoint yet"),
@@ -412,7 +412,7 @@ TABLE = [
         42,
         "sample run=RUN out=a_file/here",
         3,
-        "out=a_file/here cannot be made a folder (Not a directory)",
+        "out=a_file/here cannot be created (Not a directory)",
     ),
     (43, "train codec=autoencoder", 2, "codec.run must be given"),
     (43, "train codec=autoencoder codec.run=nowhere", 2, "codec.run=nowhere is no run"),
@@ -544,7 +544,7 @@ def refused(found, status, told):
 def test_a_mistake_is_told_before_anything_is_made(
     number, line, status, told, trained, typed, here
 ):
-    if "no GPU" in told and torch.cuda.is_available():
+    if "has no GPU" in told and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     verb, *overrides = re.sub("|".join(trained), lambda found: trained[found[0]], line).split()
     before, started = files(here, *trained.values()), time.perf_counter()
@@ -624,12 +624,12 @@ def test_35_the_place_and_the_hash_of_weights_that_cannot_be_had_are_told(
     [
         (
             "trainer=gpu trainer.devices=4",
-            "trainer.devices=4, and this machine has 2; try trainer.devices=2",
+            "trainer.devices=4, but this machine has 2; try trainer.devices=2",
         ),
-        ("trainer=gpu trainer.devices=[0,7]", "trainer.devices=[0, 7], and this machine has 2"),
+        ("trainer=gpu trainer.devices=[0,7]", "trainer.devices=[0, 7], but this machine has 2"),
         (
             "trainer=gpu",
-            "trainer.precision=bf16-mixed, which this GPU cannot; try trainer.precision=32-true",
+            "trainer.precision=bf16-mixed is not supported by this GPU; try trainer.precision=32-true",
         ),
     ],
 )
@@ -671,8 +671,8 @@ def test_39_without_a_key_a_run_is_kept_offline_and_nothing_is_asked(typed, tmp_
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc in the environment is no number"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is no number"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc in the environment must be a whole number of at least 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment must be a whole number of at least 1"),
         ({"RANK": "3"}, "RANK=3 in the environment must be below the number of processes, 1"),
         (
             {"RANK": "5", "WORLD_SIZE": "2"},
@@ -682,14 +682,14 @@ def test_39_without_a_key_a_run_is_kept_offline_and_nothing_is_asked(typed, tmp_
             {"LOCAL_RANK": "1"},
             "LOCAL_RANK=1 in the environment must be below the number of processes, 1",
         ),
-        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 in the environment is no number"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 in the environment must be a whole number of at least 0"),
         (
             {"WORLD_SIZE": "2"},
-            "WORLD_SIZE=2 in the environment, and no RANK says which of them this is",
+            "WORLD_SIZE=2 in the environment needs RANK as well",
         ),
         (
             {"WORLD_SIZE": "2", "RANK": "0"},
-            "WORLD_SIZE=2 in the environment, and no MASTER_ADDR where they meet",
+            "WORLD_SIZE=2 in the environment needs MASTER_ADDR as well",
         ),
         (
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
@@ -719,7 +719,7 @@ def test_42_a_disk_without_room_is_told_before_training(typed, here, monkeypatch
     refused(
         typed("train", "logger=csv"),
         3,
-        "there are 1 MiB of room, and checkpoints of this model take",
+        "has 1 MiB of free space, and checkpoints of this model take",
     )
     assert not files("outputs") and len(files("runs")) == 1
 

@@ -113,7 +113,7 @@ def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
     shutil.copy("other/checkpoints/step-000003.ckpt", "r/checkpoints/step-000009.ckpt")
     status, out, error = typed("train", "resume=r", "trainer.max_steps=4")
     assert status == 0, error
-    assert "step-000009.ckpt is of another run" in out and "1 checkpoints were set aside" in out, (
+    assert "step-000009.ckpt belongs to another run" in out and "1 checkpoints were set aside" in out, (
         out
     )
     assert [file.name for file in list_checkpoints(Path("r/checkpoints"))] == [
@@ -231,7 +231,7 @@ def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
             "is not the folder of a training run and holds a, b; try a new folder",
         ),
         (("hydra.run.dir=drawn", *Q), "is not the folder of a training run and holds"),
-        (("resume=drawn",), "resume=drawn is no run"),
+        (("resume=drawn",), "resume=drawn is not a run directory"),
     ],
 )
 def test_training_goes_on_in_runs_only(there, typed, overrides, told):

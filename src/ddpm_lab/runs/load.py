@@ -220,7 +220,12 @@ def _restored(run: str, saved: DictConfig, kind: str) -> tuple[Any, dict[str, An
         raise UserError(f"run={run} is not {names[kind]} but {names.get(own, own)}")
     content, file = read_weights(run)
     trusted_paths.require_named(saved, f"run={run}", trusted_paths.MODELS)
-    network = safe_load.fitting(build(saved, "model"), content["state_dict"])
+    prefix = {
+        "Diffusion": "denoiser.network.",
+        "ClassifierSystem": "classifier.network.",
+        "AutoencoderSystem": "autoencoder.",
+    }[kind]
+    network = safe_load.check_shapes(build(saved, "model"), content["state_dict"], prefix)
     system = build(saved, "system", network=network, **content["hyper_parameters"])
     try:
         with prefix_errors("codec"):
