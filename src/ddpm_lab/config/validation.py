@@ -3,6 +3,7 @@
 `config.instantiate.build` checks the keys of a single object.
 """
 
+import inspect
 import logging
 import math
 import os
@@ -33,67 +34,25 @@ from ddpm_lab.utils.errors import ResourceError, UserError
 from ddpm_lab.utils.shell import script_command
 
 LOG = logging.getLogger(__name__)
-FREE = (
-    "_target_",
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "precision",
-    "max_steps",
-    "val_check_interval",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "deterministic",
-    "benchmark",
-    "inference_mode",
-    "profiler",
-    "detect_anomaly",
-    "limit_val_batches",
-    "enable_model_summary",
-    "default_root_dir",
-    "use_distributed_sampler",
-    "log_every_n_steps",
-    "sync_batchnorm",
-)
-"""Keys of `trainer` that may have any value that Lightning accepts"""
-NO_EPOCHS = "batches are endless, so there are no epochs"
+EPOCHS = "there are steps and not epochs"
 FIXED: dict[str, tuple[Any, str]] = {
-    "enable_checkpointing": (
-        False,
-        "callbacks.checkpoints saves; try callbacks.checkpoints.every=N",
-    ),
+    "enable_checkpointing": (False, "try callbacks.checkpoints.every=N"),
     "enable_progress_bar": (True, "the bar is a callback; try ~callbacks.progress"),
     "callbacks": (None, "callbacks are a group of their own; try +callbacks.NAME._target_=..."),
     "logger": (None, "loggers are a group of their own; try logger=csv"),
-    "check_val_every_n_epoch": (None, f"{NO_EPOCHS}; try trainer.val_check_interval=N"),
-    "num_sanity_val_steps": (
-        0,
-        "validation before training would change what is logged; try trainer=debug",
-    ),
-    "max_epochs": (None, f"{NO_EPOCHS}; try trainer.max_steps=N"),
-    "min_epochs": (None, f"{NO_EPOCHS}; try trainer.max_steps=N"),
+    "check_val_every_n_epoch": (None, f"{EPOCHS}; try trainer.val_check_interval=N"),
+    "num_sanity_val_steps": (0, "it would change what is logged; try trainer=debug"),
+    "max_epochs": (None, f"{EPOCHS}; try trainer.max_steps=N"),
+    "min_epochs": (None, f"{EPOCHS}; try trainer.max_steps=N"),
     "min_steps": (None, "training has trainer.max_steps steps; try trainer.max_steps=N"),
-    "max_time": (
-        None,
-        "training has trainer.max_steps steps; to stop earlier and resume, try: timeout -s TERM",
-    ),
+    "max_time": (None, "to stop earlier, and resume later, try: timeout -s TERM"),
     "fast_dev_run": (False, "it would save nothing; try trainer=debug"),
-    "overfit_batches": (0, f"{NO_EPOCHS}; try fewer training samples"),
-    "limit_train_batches": (None, f"{NO_EPOCHS}; try trainer.max_steps=N"),
-    "reload_dataloaders_every_n_epochs": (0, NO_EPOCHS),
-    "gradient_clip_algorithm": (
-        None,
-        "gradients are clipped by their norm; try trainer.gradient_clip_val=1",
-    ),
-    "barebones": (
-        False,
-        "it would disable loggers and callbacks; try callbacks=none logger=csv",
-    ),
-    "plugins": (
-        None,
-        "ddpm-lab has its own checkpoints and precision; try trainer.precision=bf16-mixed",
-    ),
+    "overfit_batches": (0, "batches are endless; try fewer training samples"),
+    "limit_train_batches": (None, "batches are endless; try trainer.max_steps=N"),
+    "reload_dataloaders_every_n_epochs": (0, EPOCHS),
+    "gradient_clip_algorithm": (None, "it is the norm; try trainer.gradient_clip_val=1"),
+    "barebones": (False, "it disables loggers and callbacks; try callbacks=none logger=csv"),
+    "plugins": (None, "checkpoints have their own; try trainer.precision=bf16-mixed"),
 }
 """Keys of `trainer` with their only supported value, and the reason"""
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -105,18 +64,18 @@ COPIES = 12
 
 def check_keys(trainer: DictConfig) -> None:
     """Raise UserError for a key of `trainer` that Lightning or this package does not support."""
+    parameters = inspect.signature(Trainer).parameters
     for key in map(str, trainer):
-        if key in FREE:
-            continue
         value = trainer[key]
-        if key not in FIXED:
+        if key in FIXED:
+            supported, reason = FIXED[key]
+            if value is not None and value != supported:
+                raise UserError(f"trainer.{key}={value} is not supported: {reason}")
+        elif key != "_target_" and key not in parameters:
             raise UserError(
-                f"trainer.{key}={value} is not supported{suggest(key, [*FREE[1:], *FIXED])}; "
-                f"keys: {', '.join(FREE[1:])}"
+                f"trainer.{key}={value} is not supported{suggest(key, parameters)}; "
+                f"keys: {', '.join(parameters)}"
             )
-        supported, reason = FIXED[key]
-        if value is not None and value != supported:
-            raise UserError(f"trainer.{key}={value} is not supported: {reason}")
 
 
 def validate_settings(config: DictConfig) -> None:
@@ -292,6 +251,7 @@ def _check_callbacks(
 ) -> None:
     """Raise UserError for callbacks that need what the system or the data does not have."""
     sampling: tuple[type[Callback], ...] = (EMA, ScatterPlot, ODELikelihood, SampleGrid, FID)
+    unsupported: tuple[type[Callback], ...]
     match system:
         case ClassifierSystem():
             unsupported, subject, choice = (

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import write_json
-from ddpm_lab.utils.errors import CorruptFileError, UserError, escape_control
+from ddpm_lab.utils.errors import CorruptFileError, UserError
 
 FILE = "run.json"
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
@@ -51,7 +51,7 @@ def read_record(run: str | Path) -> RunRecord:
     """Return the record of `run`, without invalid fields. Raises UnsafeFileError."""
     content = safe_load.read_json(Path(run, FILE))
     run_id = directory = None
-    data: dict[str, Any] = {}
+    data: Any = {}
     match content.get("id"):
         case str(text) if re.fullmatch("[0-9a-f]{16}", text):
             run_id = text
@@ -82,8 +82,7 @@ def check_owner(run: str | Path, file: Path, content: dict[str, Any]) -> None:
     own, other = read_record(run).id, content.get("run_id")
     if own and other and own != other:
         raise ForeignFileError(
-            f"{file} belongs to another run (id {escape_control(other)}, and {escape_control(run)} "
-            f"has id {own})"
+            f"{file} belongs to another run (id {other}, and {run} has id {own})"
         )
 
 

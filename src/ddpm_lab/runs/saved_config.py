@@ -11,11 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError, escape_control
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError
 from ddpm_lab.utils.safe_load import regular_file
 
-LARGEST = 2**20
-"""Maximum size of a config.yaml in bytes"""
 FIXED = re.compile(
     r"\$\{hydra:runtime\.output_dir\}|"
     r"\$\{oc\.decode:\$\{oc\.env:SLURM_(JOB_NUM_NODES|NTASKS_PER_NODE),1\}\}"
@@ -44,49 +42,34 @@ def load_saved_config(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
 
     Raises CorruptFileError, UnsafeFileError, and OSError if the file is missing.
     """
-    name = escape_control(file)
+    regular_file(file)
     try:
         content = _read(file)
         for group in content:
             _check(content, group, (str(group),), content, trusted)
         return OmegaConf.create(content)
-    except UnsafeFileError as error:
-        message = str(error)
-        if not message.startswith(name):
-            message = f"{name}: {message}"
-        raise UnsafeFileError(message) from error
-    except (CorruptFileError, OSError):
-        raise
+    except (CorruptFileError, UnsafeFileError) as error:
+        raise type(error)(f"{file} {error}") from error
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise CorruptFileError(
-            f"{name} is damaged, or not a configuration of ddpm-lab "
+            f"{file} is damaged, or not a configuration of ddpm-lab "
             f"({' '.join(str(error).split())[:160]})"
         ) from error
 
 
 def _read(file: Path) -> dict[Any, Any]:
     """Return the plain content of a YAML file without tags and aliases."""
-    name = escape_control(file)
-    if (size := regular_file(file).stat().st_size) > LARGEST:
-        raise CorruptFileError(
-            f"{name} has {size} bytes, and a configuration has at most {LARGEST}"
-        )
     text = file.read_text("utf-8")
     if not text.endswith("\n"):
-        problem = "truncated: its last line has no end" if text else "empty"
-        raise CorruptFileError(f"{name} is {problem}")
+        raise CorruptFileError("is truncated: its last line has no end" if text else "is empty")
     for event in yaml.parse(text, yaml.SafeLoader):
         if getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise UnsafeFileError(
-                f"{name} has tags or aliases, which no configuration of ddpm-lab has"
-            )
+            raise UnsafeFileError("has tags or aliases, which no configuration of ddpm-lab has")
     content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     if not isinstance(content, dict):
-        raise CorruptFileError(
-            f"{name} is not a configuration of ddpm-lab, which is a list of groups"
-        )
+        raise CorruptFileError("is not a configuration of ddpm-lab, which is a list of groups")
     if "hydra" in content:  # its logging and callbacks may name any class
-        raise UnsafeFileError("hydra is not part of the configuration of a run")
+        raise UnsafeFileError("has the key hydra, which is not part of a run")
     return content
 
 
@@ -94,35 +77,34 @@ def _check(
     parent: Any, key: Any, path: tuple[str, ...], root: Any, trusted: Collection[str]
 ) -> None:
     """Raise UnsafeFileError unless `parent[key]` and all below it are allowed at `path`."""
-    value, where = parent[key], escape_control(".".join(path))
+    value = parent[key]
+    entry = f"has {'.'.join(path)}={value}, which"
     for name, _ in _items(value):
         _check(value, name, (*path, str(name)), root, trusted)
     if type(key) is not int and not re.fullmatch(r"\w[\w. -]*", str(key), re.ASCII):
-        raise UnsafeFileError(f"{where} is not a valid key")
+        raise UnsafeFileError(f"{entry} has an invalid key")
     if key == "_target_":
-        _check_target(value, where, path[0], trusted)
+        _check_target(value, entry, path[0], trusted)
     elif key == "_partial_":
         if type(value) is not bool:
-            raise UnsafeFileError(f"{where}={escape_control(value)} is not one of true, false")
+            raise UnsafeFileError(f"{entry} is not one of true, false")
     elif str(key).startswith("_") or key == "defaults":
-        raise UnsafeFileError(f"{where}={escape_control(value)} is not a key of ddpm-lab")
+        raise UnsafeFileError(f"{entry} is not a key of ddpm-lab")
     if not _references_allowed(value, path[0], root):
         if path[0] in _allowed() and path[0] != "logger":
-            raise UnsafeFileError(
-                f"{where}={escape_control(value)} refers to what a run must not read"
-            )
+            raise UnsafeFileError(f"{entry} refers to what a run must not read")
         parent[key] = "???"  # may be a secret, and is not needed to build a run
 
 
-def _check_target(value: Any, where: str, group: str, trusted: Collection[str]) -> None:
+def _check_target(value: Any, entry: str, group: str, trusted: Collection[str]) -> None:
     targets, _ = _allowed().get(group, (frozenset(), frozenset()))
     packages = tuple(f"{package}." for package in trusted)
     name = str(value)
     valid = value == name and re.fullmatch(r"\w+(\.\w+)+", name, re.ASCII)
     if not valid or not (name in targets or name.startswith(packages)):
         raise UnsafeFileError(
-            f"{where}={escape_control(value)} is not a _target_ that configs/ has there, and is "
-            "not imported; packages that you trust can be named: trust=[PACKAGE]"
+            f"{entry} is not a _target_ that configs/ has there, and is not imported; packages "
+            "that you trust can be named: trust=[PACKAGE]"
         )
 
 

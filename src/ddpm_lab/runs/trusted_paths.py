@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.config.overrides import format_override
-from ddpm_lab.utils.errors import UnsafeFileError, escape_control
+from ddpm_lab.utils.errors import UnsafeFileError
 
 DATA = ("data.path", "data.name", "data.cache")
 MODELS = ("conditioner.model",)
@@ -47,9 +47,9 @@ def require_named(config: DictConfig, run: object, keys: tuple[str, ...]) -> Non
     for key, path in _paths(config, keys).items():
         if _line(key, path) not in {*_trusted(), *(_line(key, typed) for typed in _typed(key))}:
             raise UnsafeFileError(
-                f"{escape_control(run)} reads {key}={escape_control(path)}, which no training run "
+                f"{run} reads {key}={path}, which no training run "
                 "of yours named on this machine; if you trust it, add "
-                f"{escape_control(format_override(key, path))}"
+                f"{format_override(key, path)}"
             )
 
 

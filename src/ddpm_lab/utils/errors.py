@@ -59,13 +59,20 @@ class DivergenceError(CLIError):
     status = 4
 
 
-class UnsafeFileError(UserError):
+class FileError(UserError):
+    """Problem of a file that may come from someone else; control characters are escaped."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape_control(message))
+
+
+class UnsafeFileError(FileError):
     """An untrusted file requests something that is not allowed."""
 
     status = 5
 
 
-class CorruptFileError(UserError):
+class CorruptFileError(FileError):
     """A file is truncated, changed since it was written, or not a file of ddpm-lab."""
 
     suffix = "damaged"

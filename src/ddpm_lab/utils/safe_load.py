@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ddpm_lab.utils.atomic_io import atomic_write, write_text
-from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, escape_control
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError
 from ddpm_lab.utils.hashing import sha256_of_tensors, sha256_of_text
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ SPEC = ("shape", "classes", "bin_width", "captions")
 def reject_links(path: str | Path) -> Path:
     """Return `path`. Raises UnsafeFileError if it is a link, which may lead anywhere."""
     if Path(path).is_symlink():
-        target = escape_control(os.readlink(Path(path)))
         raise UnsafeFileError(
-            f"{escape_control(path)} is a link to {target}; if you trust it, name the target itself"
+            f"{path} is a link to {os.readlink(path)}; if you trust it, name the target itself"
         )
     return Path(path)
 
@@ -42,12 +41,11 @@ def reject_links_in_run(run: Path) -> Path:
 
     Raises UnsafeFileError for links and special files in it that training would write through.
     """
-    wandb_id = run / "wandb" / "id.txt"
     folders = [folder for folder in (run, run / "checkpoints", run / "images") if folder.is_dir()]
     for entry in (entry for folder in folders for entry in os.scandir(folder)):
         if not reject_links(entry.path).is_dir() and not entry.is_file():
-            raise UnsafeFileError(f"{escape_control(entry.path)} is not a regular file; remove it")
-    reject_links(wandb_id)
+            raise UnsafeFileError(f"{entry.path} is not a regular file; remove it")
+    reject_links(run / "wandb" / "id.txt")
     return run
 
 
@@ -55,7 +53,7 @@ def regular_file(path: str | Path) -> Path:
     """Return `path`. Raises UnsafeFileError for links and special files, OSError if missing."""
     # Opening a FIFO would wait for ever.
     if not stat.S_ISREG(reject_links(path).lstat().st_mode):
-        raise UnsafeFileError(f"{escape_control(path)} is not a regular file; remove it")
+        raise UnsafeFileError(f"{path} is not a regular file; remove it")
     return Path(path)
 
 
@@ -92,8 +90,8 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
     except UnsafeFileError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"{escape_control(file)} is truncated or damaged") from error
-    raise CorruptFileError(f"{escape_control(file)} is damaged: its checksum does not match")
+        raise CorruptFileError(f"{file} is truncated or damaged") from error
+    raise CorruptFileError(f"{file} is damaged: its checksum does not match")
 
 
 @contextmanager
@@ -113,7 +111,7 @@ def read_npz(file: Path) -> Iterator[Mapping[str, Any]]:
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise UnsafeFileError(
-                f"{escape_control(file)} holds objects, and only arrays of numbers are loaded"
+                f"{file} holds objects, and only arrays of numbers are loaded"
             ) from error
         raise
 
@@ -143,13 +141,10 @@ def load_tensors(file: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
             tensors = {name: stream.get_tensor(name) for name in sorted(stream.keys())}
             metadata = dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CorruptFileError(
-            f"{escape_control(file)} is truncated, or does not match its header"
-        ) from error
+        raise CorruptFileError(f"{file} is truncated, or does not match its header") from error
     if metadata.pop("sha256", None) != _checksum(tensors, metadata):
         raise CorruptFileError(
-            f"{escape_control(file)} is damaged, or was not written by ddpm-lab: its checksum "
-            "does not match"
+            f"{file} is damaged, or was not written by ddpm-lab: its checksum does not match"
         )
     _check_finite(tensors, file)
     return tensors, metadata
@@ -178,7 +173,7 @@ def load_checkpoint(file: str | Path) -> dict[str, Any]:
             _check_spec(spec, file)
         case _:
             raise CorruptFileError(
-                f"{escape_control(file)} is not a checkpoint of ddpm-lab, which holds state_dict, "
+                f"{file} is not a checkpoint of ddpm-lab, which holds state_dict, "
                 "hyper_parameters, global_step, callbacks"
             )
     _check_finite(content, file)
@@ -189,34 +184,25 @@ def _unpickle(file: Path) -> Any:
     """Return the content of a zip of tensors and a pickle of plain types."""
     import torch
 
-    name = escape_control(file)
     with file.open("rb") as stream:
-        head = stream.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise CorruptFileError(
-            f"{name} is a pointer of Git LFS, not the file itself; try: git lfs pull"
-        )
-    if not head.startswith(b"PK\x03\x04"):
-        problem = "not a checkpoint, or is damaged at its start" if head else "empty"
-        raise CorruptFileError(f"{name} is {problem}")
+        if stream.read(64).startswith(b"version https://git-lfs"):
+            raise CorruptFileError(f"{file} is a pointer of Git LFS; try: git lfs pull")
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not verify checksums
             if part := archive.testzip():
-                raise CorruptFileError(
-                    f"{name} is damaged: {escape_control(part)} does not match its checksum"
-                )
+                raise CorruptFileError(f"{file} is damaged: {part} does not match its checksum")
         return torch.load(file, map_location="cpu", weights_only=True)
     except (CorruptFileError, MemoryError, PermissionError):
         raise
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
-            f"{name} contains more than tensors and plain types, and is not loaded"
+            f"{file} contains more than tensors and plain types, and is not loaded"
         ) from error
     except Exception as error:  # damaged archives and pickles raise nearly anything
         if "allocate memory" in str(error):
             raise
         raise CorruptFileError(
-            f"{name} cannot be read: it is truncated or damaged ({type(error).__name__})"
+            f"{file} is not a checkpoint, or is truncated or damaged ({type(error).__name__})"
         ) from error
 
 
@@ -236,9 +222,7 @@ def _load_shared(file: Path) -> Any:
             "callbacks": {"EMA": {"average": average}} if content["weights"] == "ema" else {},
         }
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise CorruptFileError(
-            f"{escape_control(file)} was not written by scripts/share.py"
-        ) from error
+        raise CorruptFileError(f"{file} was not written by scripts/share.py") from error
 
 
 def default_plot_style() -> None:
@@ -303,7 +287,7 @@ def _check_spec(spec: dict[str, Any], file: Path) -> None:
         valid = False
     if not valid:
         raise UnsafeFileError(
-            f"{escape_control(file)}: hyper_parameters must be the valid {', '.join(SPEC)} of a "
+            f"{file}: hyper_parameters must be the valid {', '.join(SPEC)} of a "
             "data set, and nothing else"
         )
 
@@ -326,9 +310,7 @@ def _check_finite(content: Any, file: Path) -> None:
                     and not value.sum().isfinite()
                     and not value.isfinite().all()
                 ):
-                    raise CorruptFileError(
-                        f"{escape_control(file)} has weights that are not finite numbers"
-                    )
+                    raise CorruptFileError(f"{file} has weights that are not finite numbers")
             case dict() | list() | tuple() as container if id(container) not in visited:
                 visited.add(id(container))
                 pending += container.values() if hasattr(container, "values") else container
