@@ -411,7 +411,7 @@ def test_other_weights_begin_an_evaluation_again(run, typed, tmp_path, monkeypat
     kept = json.loads((folder / "metrics.json").read_text())
     assert "nll" in kept and "fid" not in kept
     status, said, _ = typed("evaluate", *overrides)
-    assert status == 0 and "these are finished: nll" in said
+    assert status == 0 and "finished: nll" in said
     unfinished = {"key": "of others", "command": overrides, "parts": {"nll": {}, "fid": {}}}
     (folder / "unfinished.json").write_text(json.dumps(unfinished))
     status, said, _ = typed("evaluate", *overrides)

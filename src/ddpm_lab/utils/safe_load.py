@@ -31,7 +31,7 @@ def reject_links(path: str | Path) -> Path:
     """Return `path`. Raises UnsafeFileError if it is a link, which may lead anywhere."""
     if Path(path).is_symlink():
         raise UnsafeFileError(
-            f"{path} is a link to {os.readlink(path)}; if you trust it, name the target itself"
+            f"{path} is a link to {Path(path).readlink()}; if you trust it, name the target itself"
         )
     return Path(path)
 
@@ -202,7 +202,7 @@ def _unpickle(file: Path) -> Any:
         if "allocate memory" in str(error):
             raise
         raise CorruptFileError(
-            f"{file} is not a checkpoint, or is truncated or damaged ({type(error).__name__})"
+            f"{file} cannot be read: it is not a checkpoint, or is damaged ({type(error).__name__})"
         ) from error
 
 
