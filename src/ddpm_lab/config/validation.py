@@ -66,14 +66,14 @@ def check_keys(trainer: DictConfig) -> None:
     """Raise UserError for a key of `trainer` that Lightning or this package does not support."""
     parameters = inspect.signature(Trainer).parameters
     for key in map(str, trainer):
-        value = trainer[key]
         if key in FIXED:
             supported, reason = FIXED[key]
+            value = trainer[key]
             if value is not None and value != supported:
                 raise UserError(f"trainer.{key}={value} is not supported: {reason}")
         elif key != "_target_" and key not in parameters:
             raise UserError(
-                f"trainer.{key}={value} is not supported{suggest(key, parameters)}; "
+                f"trainer.{key}={trainer[key]} is not supported{suggest(key, parameters)}; "
                 f"keys: {', '.join(parameters)}"
             )
 

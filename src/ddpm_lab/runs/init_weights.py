@@ -43,12 +43,12 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     average = content["callbacks"].get("EMA", {}).get("average")
     averaged = {f"denoiser.{name}": value for name, value in (average or {}).items()}
     state = {**content["state_dict"], **averaged}
-    found, expected = _shapes(state), _shapes(system.state_dict())
-    if mismatches := sorted({name for name, _ in found.items() ^ expected.items()}):
+    actual, expected = _shapes(state), _shapes(system.state_dict())
+    if mismatches := sorted({name for name, _ in actual.items() ^ expected.items()}):
         first = mismatches[0]
         raise UserError(
             f"init={run}: {len(mismatches)} of {len(expected)} tensors do not fit, such as {first}:"
-            f" {found.get(first, 'missing')} there, {expected.get(first, 'missing')} here; "
+            f" {actual.get(first, 'missing')} there, {expected.get(first, 'missing')} here; "
             f"{_difference(saved, config)}"
         )
     space = "codec._extra_state"
@@ -56,7 +56,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
         raise UserError(
             f"init={run} was trained in latents of another autoencoder; try its codec.run"
         )
-    system.load_state_dict({name: state[name] for name in found}, strict=False)
+    system.load_state_dict({name: state[name] for name in actual}, strict=False)
     kind = "averaged" if average is not None or content.get("weights") == "ema" else "raw"
     return f"starting from the {kind} weights of step {content['global_step']} in {file}"
 

@@ -104,14 +104,14 @@ def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> Dic
         return saved
     # Containers keep references such as ${seed}.
     trained: Any = OmegaConf.to_container(saved[group])
-    chosen: Any = OmegaConf.to_container(settings[group])
+    requested: Any = OmegaConf.to_container(settings[group])
     keys = [key for key in ADJUSTABLE[group] if key in trained]
-    fixed = {*trained, *chosen} - {*keys}
-    if changed := [key for key in fixed if trained.get(key) != chosen.get(key)]:
+    fixed = {*trained, *requested} - {*keys}
+    if changed := [key for key in fixed if trained.get(key) != requested.get(key)]:
         name = group if "_target_" in changed else f"{group}.{min(changed)}"
         hint = "it cannot be changed"
         if keys:
             hint = f"of {group}, only {' and '.join(keys)} can be changed"
         raise UserError(f"{name} is part of what run={settings.run} was trained with; {hint}")
-    saved[group] = chosen
+    saved[group] = requested
     return saved

@@ -68,7 +68,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def monitor(seconds: float | None, file: Path) -> Iterator[None]:
-    """Handle signals, and end the process if there is no heartbeat for `seconds` (None: no limit).
+    """Handle signals, and end the process `seconds` after the last heartbeat (None: never).
 
     Before the process ends, with status 124, the stacks of all its threads are written to `file`.
     """
