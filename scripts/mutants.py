@@ -1085,7 +1085,7 @@ MUTANTS = [
     Mutant(
         "two runs share a folder",
         "utils/atomic_io.py",
-        "if error.errno in HELD:\n",
+        "if error.errno in LOCKED:\n",
         "if False:\n",
         "resume",
     ),
@@ -1127,7 +1127,7 @@ MUTANTS = [
     Mutant(
         "a signal waits for what takes long",
         "utils/watchdog.py",
-        "if _State.asked and _State.alone:",
+        "if _State.signal and _State.alone:",
         "if False:",
         "resume",
     ),
@@ -1150,15 +1150,15 @@ MUTANTS = [
     Mutant(
         "safetensors have no checksum",
         "utils/safe_load.py",
-        'if metadata.pop("sha256", None) != _digest(found, metadata):',
+        'if metadata.pop("sha256", None) != _checksum(tensors, metadata):',
         "if not metadata.pop('sha256', None):",
         "safety",
     ),
     Mutant(
         "data of others are read unasked",
         "runs/trusted_paths.py",
-        "        if _line(key, value) not in",
-        "        if False and _line(key, value) not in",
+        "        if _line(key, path) not in",
+        "        if False and _line(key, path) not in",
         "safety",
     ),
     Mutant(
@@ -1175,14 +1175,12 @@ MUTANTS = [
         "if False:",
         "safety",
     ),
-    Mutant(
-        "any class is built", "runs/saved_config.py", "value in targets or", "value or", "safety"
-    ),
+    Mutant("any class is built", "runs/saved_config.py", "name in targets or", "name or", "safety"),
     Mutant(
         "any group may be referred to",
         "runs/saved_config.py",
-        "and to[1] not in groups)",
-        "and False)",
+        "and reference[1] not in groups:",
+        "and False:",
         "safety",
     ),
     Mutant(
@@ -1195,7 +1193,7 @@ MUTANTS = [
     Mutant(
         "a model takes what it likes",
         "utils/safe_load.py",
-        "if parameters > held:",
+        "if shape != parameter.shape:",
         "if False:",
         "safety",
     ),
@@ -1213,12 +1211,14 @@ MUTANTS = [
         "if stat.S_ISDIR(reject_links(path).lstat().st_mode):",
         "safety",
     ),
-    Mutant("secrets are logged", "runs/saved_config.py", "asked.append(name)", "pass", "safety"),
+    Mutant(
+        "secrets are logged", "runs/saved_config.py", "variables.append(name)", "pass", "safety"
+    ),
     Mutant(
         "terminals obey names",
         "utils/errors.py",
-        "return found[0] if lines and",
-        "return found[0] if",
+        "return match[0] if lines and",
+        "return match[0] if",
         "safety",
     ),
 ]

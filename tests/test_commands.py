@@ -415,8 +415,8 @@ def test_evaluation_resumes_only_with_the_same_weights(run, typed, tmp_path, mon
     (folder,) = (tmp_path / "r" / "evaluations").iterdir()
     partial = json.loads((folder / "metrics.json").read_text())
     assert "nll" in partial and "fid" not in partial
-    status, output, _ = typed("evaluate", *overrides)
-    assert status == 0 and "these are finished: nll" in output
+    status, said, _ = typed("evaluate", *overrides)
+    assert status == 0 and "finished: nll" in said
     unfinished = {"key": "of others", "command": overrides, "parts": {"nll": {}, "fid": {}}}
     (folder / "unfinished.json").write_text(json.dumps(unfinished))
     status, output, _ = typed("evaluate", *overrides)
@@ -538,7 +538,7 @@ TRAIN_MISTAKES = {
     "schedule.steps=abc": "schedule.steps=abc is of the wrong kind",
     "schedule.max_beta=1.5": "schedule.max_beta must lie between 0 and 1 (got 1.5)",
     "sampler._target_=foo.Bar": "sampler._target_=foo.Bar cannot be imported",
-    "+sampler.foo={a:1}": "sampler.foo is no key of",
+    "+sampler.foo={a:1}": "sampler.foo is not a key of",
     "foo": "foo sets nothing; try foo=...",
     "logger=null": "logger=null chooses nothing; choices: csv, tensorboard, wandb",
     "data=3": "data=3 chooses nothing; choices: ",
@@ -550,10 +550,10 @@ TRAIN_MISTAKES = {
         "trainer.max_steps 5: a key, = and its value are one word; try trainer.max_steps=5"
     ),
     "model = unet": "model = unet: a key, = and its value are one word; try model=unet",
-    "--seed": "--seed is a key and no option; try seed=...",
+    "--seed": "--seed is a key, not an option; try seed=...",
     "--seed=-1": "seed must be a whole number of at least 0 (got -1)",
     "-model.foo=1": "model.foo=1: model has no key foo",
-    "--config-dri=foo": "--config-dri is no option (did you mean --config-dir?)",
+    "--config-dri=foo": "--config-dri is not an option (did you mean --config-dir?)",
     "--cfg job -m": "--cfg and -m exclude one another; leave one out",
     "+experiment=digits_cfg": (
         "+experiment=digits_cfg: a choice of a group has no +; try experiment=digits_cfg"
@@ -607,8 +607,8 @@ TRAIN_MISTAKES = {
     "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
     "sampler.eta=2": "sampler.eta must lie in [0, 1]",
-    "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would cut this data, which reaches",
-    "conditioner=none guidance.w=1": "guidance.w=1 needs a conditional model",
+    "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would clip this data, which reaches",
+    "conditioner=none guidance.w=1": "guidance.w=1 needs a model that hears a condition",
     "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
     "guidance.w=-1": "guidance.w must",
     'sampler.spacing="90,60"': "sampler.spacing=90,60 makes 150 steps, but steps=25",

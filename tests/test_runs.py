@@ -79,7 +79,7 @@ def workspace(template, tmp_path, monkeypatch):
     shutil.copytree(template, tmp_path / "template")
     monkeypatch.chdir(tmp_path / "template")
     run_record.write_record(Path("r"), run_record.read_record("r").data)
-    trusted_paths.remember_paths(OmegaConf.load("r/config.yaml"))
+    trusted_paths.add_trusted_paths(OmegaConf.load("r/config.yaml"))
     return tmp_path / "template"
 
 
@@ -113,9 +113,9 @@ def test_resume_sets_aside_checkpoint_of_another_run(workspace, typed):
     shutil.copy("other/checkpoints/step-000003.ckpt", "r/checkpoints/step-000009.ckpt")
     status, out, error = typed("train", "resume=r", "trainer.max_steps=4")
     assert status == 0, error
-    assert "step-000009.ckpt is of another run" in out and "1 checkpoints were set aside" in out, (
-        out
-    )
+    assert (
+        "step-000009.ckpt belongs to another run" in out and "1 checkpoints were set aside" in out
+    ), out
     assert [file.name for file in list_checkpoints(Path("r/checkpoints"))] == [
         "step-000004.ckpt",
         "step-000003.ckpt",
@@ -230,7 +230,7 @@ def test_data_fingerprint_depends_on_content_only():
             "is not the folder of a training run and holds a, b; try a new folder",
         ),
         (("hydra.run.dir=drawn", *Q), "is not the folder of a training run and holds"),
-        (("resume=drawn",), "resume=drawn is no run"),
+        (("resume=drawn",), "resume=drawn is not a run directory"),
     ],
 )
 def test_train_rejects_folders_that_are_not_runs(workspace, typed, overrides, message):

@@ -1,4 +1,4 @@
-"""Scripts typed in a shell in which no environment is activated, and the commands that they print."""
+"""Scripts in a shell without an active environment, and the commands that they print."""
 
 import ast
 import os
@@ -26,15 +26,15 @@ SCRIPTS = [
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """A Python without packages."""
-    image_folder = tmp_path_factory.mktemp("bare")
-    venv.create(image_folder, symlinks=True)
-    return image_folder / "bin" / "python"
+    """Return a Python without packages."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    return folder / "bin" / "python"
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout of one script, which ends with status 7."""
+    """Return a checkout of one script, which ends with status 7."""
     root = tmp_path / "a checkout"
     (root / "scripts").mkdir(parents=True)
     for name in ("__init__.py", "_venv.py"):
@@ -44,28 +44,27 @@ def checkout(tmp_path):
 
 
 def environment(root, packages=True):
-    """`root/.venv`, with the packages of this environment."""
+    """Create `root/.venv`, with the packages of this environment."""
     venv.create(root / ".venv", symlinks=True)
     if packages:
         (site,) = (root / ".venv" / "lib").glob("*/site-packages")
         (site / "all.pth").write_text(sysconfig.get_path("purelib"))
 
 
-def typed(python, script, *overrides, cwd):
-    clean = {
-        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
-    }
-    return subprocess.run(
-        [python, script, *overrides], cwd=cwd, capture_output=True, text=True, env=clean, timeout=60
-    )
+def run(python, script, *arguments, cwd):
+    hidden = ("PYTHONPATH", "VIRTUAL_ENV")
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
+    command = [python, script, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=60)
 
 
-def refused(done, *parts):
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
-    assert all(part in done.stderr for part in parts), done.stderr
+def check_error(result, *parts):
+    assert result.returncode == 2 and result.stdout == "", result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert all(part in result.stderr for part in parts), result.stderr
 
 
-def test_python_without_packages_restarts_with_the_checkouts_environment(bare, checkout, tmp_path):
+def test_bare_python_restarts_with_the_environment_of_the_checkout(bare, checkout, tmp_path):
     environment(checkout)
     (tmp_path / "link").symlink_to(checkout)
     for script, cwd in (
@@ -73,78 +72,81 @@ def test_python_without_packages_restarts_with_the_checkouts_environment(bare, c
         (checkout / "train.py", tmp_path),
         ("link/train.py", tmp_path),
     ):
-        done = typed(bare, script, "a b=c", "--d", cwd=cwd)
-        assert done.returncode == 7 and done.stdout == f"{checkout / '.venv'}|a b=c|--d\n", (
-            done.stderr
+        result = run(bare, script, "a b=c", "--d", cwd=cwd)
+        assert result.returncode == 7 and result.stdout == f"{checkout / '.venv'}|a b=c|--d\n", (
+            result.stderr
         )
 
 
-def test_without_an_environment_one_line_says_how_to_install(bare, checkout, tmp_path):
-    refused(
-        typed(bare, "train.py", cwd=checkout),
+def test_missing_environment_prints_how_to_install(bare, checkout, tmp_path):
+    check_error(
+        run(bare, "train.py", cwd=checkout),
         "lacks hydra",
         "try `make install`",
         "pip install -e .",
     )
-    refused(typed(bare, checkout / "train.py", cwd=tmp_path), f"try `make -C '{checkout}' install`")
+    check_error(
+        run(bare, checkout / "train.py", cwd=tmp_path), f"try `make -C '{checkout}' install`"
+    )
 
 
-def test_an_unusable_environment_is_one_line_and_no_loop(bare, checkout):
+def test_unusable_environment_is_an_error_and_not_a_loop(bare, checkout):
     environment(checkout, packages=False)
-    refused(typed(bare, "train.py", cwd=checkout), ".venv lacks hydra", "try `make clean install`")
-    (checkout / ".venv" / "pyvenv.cfg").unlink()  # it is now the Python that it was made with
-    refused(typed(bare, "train.py", cwd=checkout), "try `make clean install`")
+    check_error(
+        run(bare, "train.py", cwd=checkout), ".venv lacks hydra", "try `make clean install`"
+    )
+    (checkout / ".venv" / "pyvenv.cfg").unlink()  # now it is the bare Python
+    check_error(run(bare, "train.py", cwd=checkout), "try `make clean install`")
     (checkout / ".venv" / "bin" / "python").unlink()
     (checkout / ".venv" / "bin" / "python").symlink_to("/nowhere/python3")
-    refused(
-        typed(bare, "train.py", cwd=checkout),
+    check_error(
+        run(bare, "train.py", cwd=checkout),
         "cannot be used (No such file",
         "try `make clean install`",
     )
     shutil.rmtree(checkout / ".venv")
     (checkout / ".venv").mkdir()
-    refused(typed(bare, "train.py", cwd=checkout), "try `make clean install`")
+    check_error(run(bare, "train.py", cwd=checkout), "try `make clean install`")
 
 
-def test_an_interrupted_installation_is_noticed(bare, checkout):
+def test_interrupted_installation_is_detected(bare, checkout):
     environment(checkout)
     (checkout / ".venv" / ".partial").touch()
     for python in (bare, checkout / ".venv" / "bin" / "python"):
-        refused(
-            typed(python, "train.py", cwd=checkout), "is incomplete", "try `make clean install`"
+        check_error(
+            run(python, "train.py", cwd=checkout), "is incomplete", "try `make clean install`"
         )
 
 
 def test_python_with_packages_runs_the_script_itself(checkout):
     (checkout / ".venv").mkdir()
-    done = typed(sys.executable, "train.py", cwd=checkout)
-    assert done.returncode == 7 and done.stdout == f"{sys.prefix}\n", done.stderr
+    result = run(sys.executable, "train.py", cwd=checkout)
+    assert result.returncode == 7 and result.stdout == f"{sys.prefix}\n", result.stderr
 
 
-def test_all_requirements_are_looked_for():
+def test_required_packages_match_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = {requirement.partition(">")[0].lower() for requirement in project["dependencies"]}
-    found = packages_distributions()
+    distributions = packages_distributions()
     source = (ROOT / "scripts" / "_venv.py").read_text()
     names = next(
         ast.literal_eval(node.value)
         for node in ast.parse(source).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "REQUIRED"
     )
-    assert required == {found[name][0].lower().replace("_", "-") for name in names}
+    assert required == {distributions[name][0].lower().replace("_", "-") for name in names}
 
 
 @pytest.mark.parametrize("file", SCRIPTS)
-def test_every_script_looks_for_its_environment_first(file):
-    tree = ast.parse(
-        (ROOT / file).read_text(), feature_version=(3, 8)
-    )  # or an old Python could not say what is wrong
+def test_every_script_imports_its_environment_first(file):
+    # An old Python has to parse the script to print the error.
+    tree = ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
     first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
     assert first.names[0].name == ("_venv" if file.startswith("scripts") else "scripts._venv")
 
 
 @pytest.mark.parametrize(
-    ("started", "name", "command"),
+    ("program", "name", "command"),
     [
         ("train.py", "sample", "python sample.py"),
         ("scripts/share.py", "sample", "python sample.py"),
@@ -156,15 +158,15 @@ def test_every_script_looks_for_its_environment_first(file):
         ("ddpm-train", "scripts/share", "python scripts/share.py"),
     ],
 )
-def test_commands_are_printed_as_this_one_was_typed(monkeypatch, started, name, command):
+def test_script_command_follows_the_current_command(monkeypatch, program, name, command):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(sys, "argv", [started.format(root=ROOT)])
+    monkeypatch.setattr(sys, "argv", [program.format(root=ROOT)])
     monkeypatch.setattr(shell, "_python", lambda: "python")
     assert shell.script_command(name) == command.format(root=ROOT)
 
 
-def test_an_archive_in_place_of_a_folder_names_the_whole_command(tmp_path):
+def test_archive_as_image_folder_suggests_the_whole_command(tmp_path):
     file = tmp_path / "my images.zip"
     file.touch()
     with pytest.raises(

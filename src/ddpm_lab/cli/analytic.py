@@ -1,6 +1,5 @@
 """python evaluate.py model=exact"""
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from ddpm_lab.evaluation.analytic_tables import (
 )
 from ddpm_lab.reports.figures import save_lines
 from ddpm_lab.reports.terminal import format_grid, key_value_table
-from ddpm_lab.utils.atomic_io import make_directory
+from ddpm_lab.utils.atomic_io import make_directory, write_json
 from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
 from ddpm_lab.utils.shell import quiet_libraries
 
@@ -108,7 +107,7 @@ def _case(config: DictConfig, process: ForwardProcess, data: Data | None) -> Non
     if data is not None:
         metrics["protocol"] |= {key: config[key] for key in ("conditional", "count", "seed")}
     file = make_directory(config.out) / "metrics.json"
-    file.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(file, metrics)
     rows = key_value_table(analytic_case_rows(metrics))
     LOG.info("%s\n%s\n  saved in %s", analytic.name, rows, file)
 
@@ -188,7 +187,7 @@ def _tables(config: DictConfig, process: ForwardProcess, data: Data | None) -> N
             name: (steps, [value - entropy for value in row]) for name, row in rows.items()
         }
     out = make_directory(config.out)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(out / "metrics.json", metrics)
     units = {"distance to the data": "Wasserstein distance", "bound over entropy": "bits/dim"}
     file = out / "exact.png"
     plot = save_lines(panels, file, x="steps", y=units, log_x=[*panels], log_y=[*panels])

@@ -1,6 +1,5 @@
 """python evaluate.py run=DIR"""
 
-import json
 import logging
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from ddpm_lab.runs.partial_results import open_partial_results
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir, load_cascade
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.utils.atomic_io import directory_lock, make_directory, write_text
+from ddpm_lab.utils.atomic_io import directory_lock, make_directory, write_json
 from ddpm_lab.utils.distributed import init_process_group, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
 from ddpm_lab.utils.shell import quiet_libraries
@@ -98,14 +97,14 @@ def _measure(
             rows += format_rows(metric)
             if is_rank_zero():
                 file = make_directory(config.out) / "metrics.json"
-                write_text(file, json.dumps(results, indent=2) + "\n")
+                write_json(file, results)
     except BaseException:
         if is_rank_zero() and rows:
             tqdm.write(
                 f"{key_value_table(rows)}\n  these metrics are saved in {config.out}; repeat the "
                 "command to resume"
             )
-        partial_results.end(kept=True)
+        partial_results.close(keep_results=True)
         raise
     if not is_rank_zero():
         return
@@ -113,7 +112,7 @@ def _measure(
     saved = [out / "metrics.json"]
     if "nll" in metrics:
         saved.append(save_bound(results["nll"]["terms"], out / "bound.png"))
-    partial_results.end()
+    partial_results.close()
     LOG.info("%s\n  saved in %s", key_value_table(rows), ", ".join(map(str, saved)))
 
 

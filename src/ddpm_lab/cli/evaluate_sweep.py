@@ -1,6 +1,5 @@
 """python evaluate.py run=DIR sweep=guidance.w"""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from ddpm_lab.runs.partial_results import open_partial_results
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.pipeline import SamplingPipeline
-from ddpm_lab.utils.atomic_io import make_directory, write_text
+from ddpm_lab.utils.atomic_io import make_directory, write_json
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
 
@@ -89,12 +88,12 @@ def evaluate_sweep(
                 f"  {len(done)} of {len(values)} values are saved in {config.out}; repeat the "
                 "command to resume with the next"
             )
-        results.end(kept=True)
+        results.close(keep_results=True)
         raise
     if not is_rank_zero():
         return
     files = _save(config, values, results.parts, samples)
-    results.end()
+    results.close()
     table = _table(config, extractor, names, results.parts)
     LOG.info("%s\n  saved in %s (a row of samples per value)", table, ", ".join(map(str, files)))
 
@@ -117,7 +116,7 @@ def _save(
     }
     if unfinished := [value for name, value in values.items() if name not in done]:
         report["unfinished"] = unfinished
-    write_text(out / "metrics.json", json.dumps(report, indent=2) + "\n")
+    write_json(out / "metrics.json", report)
     plot = _plot(config.sweep, {name: values[name] for name in done}, results, out / "sweep.png")
     rows = torch.cat([samples[name][0].cpu() for name in done])
     return [out / "metrics.json", plot, save_grid(rows, out / "rows.png", columns=10)]

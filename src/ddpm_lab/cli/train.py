@@ -1,6 +1,5 @@
 """python train.py"""
 
-import json
 import logging
 import os
 import signal
@@ -47,7 +46,7 @@ from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.systems.data_module import DataModule
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import watchdog
-from ddpm_lab.utils.atomic_io import directory_lock, write_text
+from ddpm_lab.utils.atomic_io import directory_lock, write_json
 from ddpm_lab.utils.distributed import is_rank_zero
 from ddpm_lab.utils.errors import (
     CLIError,
@@ -105,7 +104,7 @@ def _train(
         run.mkdir(parents=True, exist_ok=True)
         resume.save_config(config, run, overrides)
         saving.run_id = run_record.write_record(run, fingerprint)
-        trusted_paths.remember_paths(config)
+        trusted_paths.add_trusted_paths(config)
         _add_loggers(trainer, config)
     _log_start(config, data, system, trainer, checkpoint)
     _fit(trainer, config, data, system, run, checkpoint)
@@ -251,7 +250,7 @@ def _report(
         **({"ode_nll": ode_nll} if ode_nll else {}),
         "training": training,
     }
-    write_text(run / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_json(run / "metrics.json", metrics)
     rows = (fid_rows(fid) if fid else []) + (ode_nll_rows(ode_nll) if ode_nll else [])
     rows += _accuracy_rows(validation) if "accuracy" in validation else []
     rows += _reconstruction_rows(reconstruction) if reconstruction else []

@@ -1,6 +1,5 @@
-"""Arguments of the verbs in the form that Hydra takes."""
+"""Command-line arguments in the form that Hydra takes."""
 
-import hashlib
 import json
 import re
 import shlex
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.config import messages
 from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.hashing import sha256_of_text
 from ddpm_lab.utils.safe_load import regular_file
 
 PACKAGE = Path(__file__).parents[1]
@@ -19,104 +19,103 @@ CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.par
 
 
 def split_command(arguments: list[str]) -> tuple[str, list[str]]:
-    """Which configuration the arguments of train.py are for, and they in Hydra's words."""
+    """Return the verb of the arguments of train.py, "train" or "ablate", and Hydra's arguments."""
     ablation = any(argument.startswith("ablation=") for argument in arguments)
-    several = {"-m", "--multirun"} & {*arguments}
-    if ablation and several:
+    search = any(argument.startswith("search=") for argument in arguments)
+    multirun = not {"-m", "--multirun"}.isdisjoint(arguments)
+    if ablation and multirun:
         raise UserError("ablation= is many runs already; leave out -m")
-    of_many = [argument for argument in arguments if re.match("(jobs|dry)=", argument)]
-    if of_many and not (
-        ablation or several or any(argument.startswith("search=") for argument in arguments)
-    ):
-        raise UserError(f"{of_many[0]} is for many runs: -m, search= or ablation=")
+    launcher = [argument for argument in arguments if re.match("(jobs|dry)=", argument)]
+    if launcher and not (ablation or multirun or search):
+        raise UserError(f"{launcher[0]} is for many runs: -m, search= or ablation=")
     arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
-    if any(argument.startswith("search=") for argument in arguments) and not several:
-        arguments = [
-            "-m",
-            *arguments,
-        ]  # which the choice says as well, but too late for Hydra's messages
+    if search and not multirun:
+        # The choice sets it as well, but too late for Hydra's messages.
+        arguments = ["-m", *arguments]
     return ("ablate", move_positional(arguments, "ablate")) if ablation else ("train", arguments)
 
 
 def slug(overrides: Iterable[str], digits: str | None = None) -> str:
-    """A name for a folder: what can be read of `words`, and digits that tell them from all others."""
-    said = [*overrides]
-    digits = digits or hashlib.sha256("\n".join(said).encode()).hexdigest()[:8]
-    return "-".join(filter(None, [re.sub(r"[^\w.]+", "-", "_".join(said)).strip("-")[:80], digits]))
+    """Return a folder name: the readable part of `overrides`, and `digits` that make it unique."""
+    words = [*overrides]
+    digits = digits or sha256_of_text("\n".join(words))[:8]
+    text = re.sub(r"[^\w.]+", "-", "_".join(words)).strip("-")[:80]
+    return "-".join(filter(None, [text, digits]))
 
 
 def move_positional(arguments: list[str], verb: str) -> list[str]:
-    """What `verb` has no key for goes into its list `words`, which every training run of the ablation hears; and what
-    begins with `evaluate.` into its list `evaluate`, for the evaluations. Raises UserError for a word without dots that
-    train.py has no key for either.
+    """Move arguments that `verb` has no key for into its lists `overrides` and `evaluate`.
+
+    `overrides` are for every training run, and `evaluate` has those that begin with `evaluate.`.
+    Raises UserError for a key without dots that train.py does not have either.
     """
     own = {str(key) for key in OmegaConf.load(CONFIGS / f"{verb}.yaml")}
-    roots = (
-        own | {"ablation", "seed"} | {group.name for group in CONFIGS.iterdir() if group.is_dir()}
-    )
-    mine: list[str] = []
-    said: dict[str, list[str]] = {"overrides": [], "evaluate": []}
-    for argument in (
-        re.sub("^ablation=", "ablations=", argument) for argument in arguments
-    ):  # no group for Hydra
+    groups = {group.name for group in CONFIGS.iterdir() if group.is_dir()}
+    roots = own | groups | {"ablation", "seed"}
+    rest: list[str] = []
+    lists: dict[str, list[str]] = {"overrides": [], "evaluate": []}
+    for argument in arguments:
+        argument = re.sub("^ablation=", "ablations=", argument)  # ablation is a group for Hydra
         key = argument.partition("=")[0]
         if re.fullmatch(r"\w+", key) and key not in roots:
             raise UserError(
-                f"{argument}: neither {verb} nor train.py has a key {key}{messages.suggest(key, roots)}"
+                f"{argument}: neither {verb} nor train.py has a key "
+                f"{key}{messages.suggest(key, roots)}"
             )
         if key.startswith("evaluate."):
-            said["evaluate"].append(argument.removeprefix("evaluate."))
+            lists["evaluate"].append(argument.removeprefix("evaluate."))
+        elif key in own or key.startswith(("hydra", "-")):
+            rest.append(argument)
         else:
-            (mine if key in own or key.startswith(("hydra", "-")) else said["overrides"]).append(
-                argument
-            )
-    return [
-        *mine,
-        *(
-            f"{name}=[{','.join(map(quote, overrides))}]"
-            for name, overrides in said.items()
-            if overrides
-        ),
+            lists["overrides"].append(argument)
+    return rest + [
+        f"{name}=[{','.join(map(quote, words))}]" for name, words in lists.items() if words
     ]
 
 
 def quote(text: str) -> str:
-    """As Hydra reads it, whatever characters it has."""
+    """Return `text` in quotes for Hydra, whatever characters it has."""
     return "'" + text.replace("'", "\\'") + "'"
 
 
 def format_override(key: str, value: object) -> str:
-    """A word that Hydra reads as this value, in quotes only where they are needed."""
+    """Return the override that sets `key` to `value`, in quotes only if Hydra needs them."""
     text = str(value)
     return f"{key}={text if re.fullmatch('[A-Za-z0-9_./+-]+', text) else quote(text)}"
 
 
 def shell_value(value: object) -> str:
-    """What a shell makes Hydra's word for this value of, to be typed behind `key=`."""
+    """Return `value` in quotes for Hydra and for a shell, to be typed after `key=`."""
     return shlex.quote(format_override("", value)[1:])
 
 
 def config_hash(config: DictConfig, root: Path) -> str:
-    """12 digits that are the same for configurations that compute the same: where results go does not matter, nor where
-    the cells lie whose folders they read, `root`. Of other runs whose folders they read, their configurations matter.
+    """Return 12 digits that are equal for configurations that compute the same results.
+
+    Output folders do not matter, nor where `root` is, the folder with the jobs that others read.
+    The configurations of other runs that the configuration refers to are included.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
     for key in ("hydra", "logger", "out", "trust"):
         content.pop(key, None)
     content.get("trainer", {}).pop("default_root_dir", None)
-    if "run" in content:  # whose configuration has the data
+    if "run" in content:  # its config.yaml has the data
         content.pop("data", None)
-    said = json.dumps(content, sort_keys=True, default=str).replace(f"{root}/", "runs/ablations/")
-    for text in sorted(_texts(content)):
-        file = Path(text.split()[0], "config.yaml")
+    text = json.dumps(content, sort_keys=True, default=str).replace(f"{root}/", "runs/ablations/")
+    for word in sorted(_texts(content)):
+        file = Path(word.split()[0], "config.yaml")
         if root not in file.parents and file.is_file():
-            said += regular_file(file).read_text()
-    return hashlib.sha256(said.encode()).hexdigest()[:12]
+            text += regular_file(file).read_text()
+    return sha256_of_text(text)[:12]
 
 
 def _texts(content: Any) -> Iterator[str]:
-    if isinstance(content, dict | list):
-        for value in content.values() if isinstance(content, dict) else content:
-            yield from _texts(value)
-    elif isinstance(content, str) and content.strip() and len(content) < 1000:
-        yield content
+    match content:
+        case dict():
+            for value in content.values():
+                yield from _texts(value)
+        case list():
+            for value in content:
+                yield from _texts(value)
+        case str() if content.strip() and len(content) < 1000:
+            yield content

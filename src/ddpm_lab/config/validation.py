@@ -1,7 +1,9 @@
-"""What only several keys together can be wrong about, and what the machine does not have: seen before a run has a
-folder. What one key alone can be wrong about is checked by what it builds, see `commands.build`.
+"""Checks that need several keys or the machine, before a run directory is created.
+
+`config.instantiate.build` checks the keys of a single object.
 """
 
+import inspect
 import logging
 import math
 import os
@@ -31,293 +33,244 @@ from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.errors import ResourceError, UserError
 from ddpm_lab.utils.shell import script_command
 
-WORK = (
-    "_target_",
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "precision",
-    "max_steps",
-    "val_check_interval",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "deterministic",
-    "benchmark",
-    "inference_mode",
-    "profiler",
-    "detect_anomaly",
-    "limit_val_batches",
-    "enable_model_summary",
-    "default_root_dir",
-    "use_distributed_sampler",
-    "log_every_n_steps",
-    "sync_batchnorm",
-)
-"""Keys of any value that Lightning takes"""
+LOG = logging.getLogger(__name__)
+EPOCHS = "there are steps and not epochs"
 FIXED: dict[str, tuple[Any, str]] = {
-    "enable_checkpointing": (
-        False,
-        "callbacks.checkpoints saves; try callbacks.checkpoints.every=N",
-    ),
+    "enable_checkpointing": (False, "try callbacks.checkpoints.every=N"),
     "enable_progress_bar": (True, "the bar is a callback; try ~callbacks.progress"),
     "callbacks": (None, "callbacks are a group of their own; try +callbacks.NAME._target_=..."),
     "logger": (None, "loggers are a group of their own; try logger=csv"),
-    "check_val_every_n_epoch": (None, "epochs do not end here; try trainer.val_check_interval=N"),
-    "num_sanity_val_steps": (
-        0,
-        "validation before training would change what is logged; try trainer=debug",
-    ),
-    "max_epochs": (None, "epochs do not end here; try trainer.max_steps=N"),
-    "min_epochs": (None, "epochs do not end here; try trainer.max_steps=N"),
+    "check_val_every_n_epoch": (None, f"{EPOCHS}; try trainer.val_check_interval=N"),
+    "num_sanity_val_steps": (0, "it would change what is logged; try trainer=debug"),
+    "max_epochs": (None, f"{EPOCHS}; try trainer.max_steps=N"),
+    "min_epochs": (None, f"{EPOCHS}; try trainer.max_steps=N"),
     "min_steps": (None, "training has trainer.max_steps steps; try trainer.max_steps=N"),
-    "max_time": (
-        None,
-        "training has trainer.max_steps steps; to stop earlier and go on later, try: timeout -s TERM",
-    ),
+    "max_time": (None, "to stop earlier, and resume later, try: timeout -s TERM"),
     "fast_dev_run": (False, "it would save nothing; try trainer=debug"),
     "overfit_batches": (0, "batches are endless; try fewer training samples"),
     "limit_train_batches": (None, "batches are endless; try trainer.max_steps=N"),
-    "reload_dataloaders_every_n_epochs": (0, "epochs do not end here"),
-    "gradient_clip_algorithm": (
-        None,
-        "gradients are clipped by their norm; try trainer.gradient_clip_val=1",
-    ),
-    "barebones": (
-        False,
-        "it would switch off loggers and callbacks; try callbacks=none logger=csv",
-    ),
-    "plugins": (
-        None,
-        "checkpoints and precision have their own here; try trainer.precision=bf16-mixed",
-    ),
+    "reload_dataloaders_every_n_epochs": (0, EPOCHS),
+    "gradient_clip_algorithm": (None, "it is the norm; try trainer.gradient_clip_val=1"),
+    "barebones": (False, "it disables loggers and callbacks; try callbacks=none logger=csv"),
+    "plugins": (None, "checkpoints have their own; try trainer.precision=bf16-mixed"),
 }
-"""Keys of one value, and why others are refused"""
+"""Keys of `trainer` with their only supported value, and the reason"""
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
+PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16")
+COPIES = 12
+"""Copies of the weights on disk: three checkpoints of weights, average and two moments of Adam"""
 
 
 def check_keys(trainer: DictConfig) -> None:
-    """Raises UserError for a key that works against ours, or that Lightning does not have."""
+    """Raise UserError for a key of `trainer` that Lightning or this package does not support."""
+    parameters = inspect.signature(Trainer).parameters
     for key in map(str, trainer):
-        if key in WORK:
-            continue
-        value = trainer[key]
-        if key not in FIXED:
-            known = [*WORK[1:], *FIXED]
+        if key in FIXED:
+            supported, reason = FIXED[key]
+            value = trainer[key]
+            if value is not None and value != supported:
+                raise UserError(f"trainer.{key}={value} is not supported: {reason}")
+        elif key != "_target_" and key not in parameters:
             raise UserError(
-                f"trainer.{key}={value} is not supported{suggest(key, known)}; keys: {', '.join(WORK[1:])}"
+                f"trainer.{key}={trainer[key]} is not supported{suggest(key, parameters)}; "
+                f"keys: {', '.join(parameters)}"
             )
-        wanted, why = FIXED[key]
-        if value != wanted and value is not None:
-            raise UserError(f"trainer.{key}={value} is not supported: {why}")
-
-
-LOG = logging.getLogger(__name__)
-MODES = ("default", "reduce-overhead", "max-autotune")
-"""Of torch.compile"""
-ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
-PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16")
-LEAST = {
-    "trainer.max_steps": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.val_check_interval": 1,
-    "trainer.num_nodes": 1,
-}
-COPIES = 12
-"""Of the weights: each of three checkpoints has them, their average and two moments of Adam"""
 
 
 def validate_settings(config: DictConfig) -> None:
-    """Before anything is built. Raises UserError, and Hindered for what this machine has not."""
+    """Validate the configuration before anything is built.
+
+    Raises UserError, and ResourceError for what this machine does not have.
+    """
     check_keys(config.trainer)
-    check_minimum(config, {"seed": 0} | _given(config, LEAST))
-    check_above(
-        config,
-        _given(config, {"optimizer.lr": 0, "hang_timeout": 0, "trainer.gradient_clip_val": 0}),
-    )
-    check_above(config, _given(config, {"optimizer.weight_decay": 0}), equal=True)
+    counts = ("max_steps", "accumulate_grad_batches", "val_check_interval", "num_nodes")
+    check_minimum(config, {"seed": 0} | _bounds(config, 1, *(f"trainer.{key}" for key in counts)))
+    positive = ("optimizer.lr", "hang_timeout", "trainer.gradient_clip_val")
+    check_above(config, _bounds(config, 0, *positive))
+    check_above(config, _bounds(config, 0, "optimizer.weight_decay"), equal=True)
     if config.model._target_ == "ddpm_lab.diffusion.analytic_denoisers.MixtureDenoiser":
         raise UserError(
-            f"model=exact is known in closed form and has nothing to train; try {script_command('evaluate')} model=exact"
+            "model=exact is known in closed form and has nothing to train; "
+            f"try {script_command('evaluate')} model=exact"
         )
-    _devices(config.trainer)
-    _compiler(config)
-    if config.trainer.precision in ("bf16", "bf16-mixed") and config.trainer.accelerator == "cpu":
+    _check_devices(config.trainer)
+    _check_compiler(config)
+    precision = config.trainer.precision
+    if precision in ("bf16", "bf16-mixed") and config.trainer.accelerator == "cpu":
         LOG.warning(
             "warning: trainer.precision=%s is many times slower than 32-true on most CPUs",
-            config.trainer.precision,
+            precision,
         )
-    if config.trainer.precision not in PRECISIONS:
+    if precision not in PRECISIONS:
         raise UserError(
-            f"trainer.precision={config.trainer.precision} would lose the float64 tables, or clip "
-            "gradients that are scaled; try 32-true or bf16-mixed"
+            f"trainer.precision={precision} would round the float64 tables, or clip scaled "
+            "gradients; try 32-true or bf16-mixed"
         )
 
 
 def validate_length(config: DictConfig) -> None:
-    """Raises UserError for a warm-up that is longer than the training, whose length is known by now."""
+    """Raise UserError for a warm-up that is longer than the training."""
     warmup, steps = config.lr_schedule.get("warmup"), config.trainer.max_steps
-    if isinstance(warmup, int) and warmup > steps:
+    if type(warmup) is int and warmup > steps:
         raise UserError(
-            f"lr_schedule.warmup={warmup} is longer than the training, trainer.max_steps={steps}, which "
-            f"would never come to optimizer.lr; try lr_schedule.warmup={steps // 2}"
+            f"lr_schedule.warmup={warmup} is longer than the training, "
+            f"trainer.max_steps={steps}, which would never reach optimizer.lr; "
+            f"try lr_schedule.warmup={steps // 2}"
         )
 
 
-def _compiler(config: DictConfig) -> None:
-    """Raises UserError for what is no mode of torch.compile, and Hindered where it finds no compiler."""
+def _check_compiler(config: DictConfig) -> None:
     if config.compile is None:
         return
-    if config.compile not in MODES:
-        raise UserError(f"compile={config.compile} is not one of {', '.join(MODES)}, or null")
-    if config.trainer.accelerator == "cpu" and not any(
-        map(shutil.which, ("g++", "clang++", "c++"))
-    ):
+    if config.compile not in COMPILE_MODES:
+        raise UserError(
+            f"compile={config.compile} is not one of {', '.join(COMPILE_MODES)}, or null"
+        )
+    compilers = ("g++", "clang++", "c++")
+    if config.trainer.accelerator == "cpu" and not any(map(shutil.which, compilers)):
         raise ResourceError(
-            f"compile={config.compile} needs a C++ compiler on a CPU, and there is none; install g++, or "
-            "try compile=null"
+            f"compile={config.compile} on a CPU needs a C++ compiler, which this machine does not "
+            "have; install g++, or try compile=null"
         )
 
 
-def _given(config: DictConfig, bounds: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: bound for key, bound in bounds.items() if OmegaConf.select(config, key) is not None
-    }
+def _bounds(config: DictConfig, bound: int, *keys: str) -> dict[str, int]:
+    """Return the bound of those `keys` that are not null."""
+    return {key: bound for key in keys if OmegaConf.select(config, key) is not None}
 
 
-def _devices(trainer: DictConfig) -> None:
-    """Raises UserError for what is no device, and Hindered where there is none, or too few."""
+def _check_devices(trainer: DictConfig) -> None:
+    """Raise UserError for an invalid device, and ResourceError for a missing one."""
     accelerator, devices = trainer.accelerator, trainer.devices
     if accelerator not in ACCELERATORS:
         raise UserError(
-            f"trainer.accelerator={accelerator} is not one of {', '.join(ACCELERATORS)}; try trainer=cpu"
+            f"trainer.accelerator={accelerator} is not one of {', '.join(ACCELERATORS)}; "
+            "try trainer=cpu"
         )
-    count = (
-        [*devices] if OmegaConf.is_list(devices) else devices if isinstance(devices, int) else None
-    )
-    if devices != "auto" and not (count and (count == -1 or isinstance(count, list) or count > 0)):
+    if OmegaConf.is_list(devices) and devices and {*map(type, devices)} == {int}:
+        needed = max(devices) + 1
+    elif type(devices) is int and (devices > 0 or devices == -1):
+        needed = devices
+    elif devices == "auto":
+        needed = 0
+    else:
         raise UserError(
             f"trainer.devices={devices} must be auto, or a whole number of at least 1; try 1"
         )
     if accelerator not in ("gpu", "cuda"):
         return
-    if not (here := torch.cuda.device_count()):
+    if not (available := torch.cuda.device_count()):
         raise ResourceError(
-            f"trainer.accelerator={accelerator}, and there is no GPU; try trainer=cpu"
+            f"trainer.accelerator={accelerator}, but this machine has no GPU; try trainer=cpu"
         )
-    wanted = max(count, default=0) + 1 if isinstance(count, list) else count or 0
-    if wanted > here:
+    if needed > available:
         raise ResourceError(
-            f"trainer.devices={devices}, and this machine has {here}; try trainer.devices={here}"
+            f"trainer.devices={devices}, but this machine has {available}; "
+            f"try trainer.devices={available}"
         )
     if trainer.precision in ("bf16", "bf16-mixed") and not torch.cuda.is_bf16_supported():
         raise ResourceError(
-            f"trainer.precision={trainer.precision}, which this GPU cannot; try trainer.precision=32-true"
+            f"trainer.precision={trainer.precision} is not supported by this GPU; "
+            "try trainer.precision=32-true"
         )
 
 
 def validate(
     config: DictConfig, data: Data, system: BaseSystem, callbacks: Mapping[str, Callback]
 ) -> None:
-    """What was built, before a trainer is. Raises UserError, and Hindered where there is no room for it."""
-    _fitting(callbacks, system, data)
+    """Validate the objects before the trainer is built. Raises UserError and ResourceError."""
+    _check_callbacks(callbacks, system, data)
     if config.compile is not None and system.compile_target is None:
         raise UserError(
-            f"compile={config.compile} is for system=diffusion and system=classifier; try compile=null"
+            f"compile={config.compile} is for system=diffusion and system=classifier; "
+            "try compile=null"
         )
-    if (
-        not isinstance(system, Diffusion)
-        and config.codec._target_ != "ddpm_lab.sampling.codecs.Pixels"
-    ):
+    if isinstance(system, Diffusion):
+        reach = data.train[0].abs().max().item() if isinstance(data.train, Points) else 1.0
+        if system.pipeline.sampler.clip is not None and reach > system.pipeline.sampler.clip:
+            raise UserError(
+                f"sampler.clip={system.pipeline.sampler.clip:g} would clip this data, which reaches "
+                f"{reach:.3g}; try sampler.clip={math.ceil(reach)}"
+            )
+    elif config.codec._target_ != "ddpm_lab.sampling.codecs.Pixels":
         raise UserError(
-            "codec=autoencoder is for system=diffusion, and nothing else works in latents; try codec=pixels"
+            "codec=autoencoder is for system=diffusion, and no other system works in latents; "
+            "try codec=pixels"
         )
-    reach = data.train[0].abs().max().item() if isinstance(data.train, Points) else 1.0
-    if (
-        isinstance(system, Diffusion)
-        and system.pipeline.sampler.clip is not None
-        and reach > system.pipeline.sampler.clip
-    ):
-        raise UserError(
-            f"sampler.clip={system.pipeline.sampler.clip:g} would cut this data, which reaches {reach:.3g}; "
-            f"try sampler.clip={math.ceil(reach)}"
-        )
-    _room(Path(config.trainer.default_root_dir).absolute(), system)
+    _check_disk_space(Path(config.trainer.default_root_dir).absolute(), system)
 
 
 def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
-    """What Lightning would take and we cannot. Raises UserError."""
+    """Raise UserError for a trainer that Lightning accepts and this package does not support."""
     if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
         raise UserError(
-            f"trainer.strategy={config.trainer.strategy} shards or splits what our checkpoints hold whole; "
-            "try trainer=ddp"
+            f"trainer.strategy={config.trainer.strategy} shards the weights, which checkpoints of "
+            "ddpm-lab hold whole; try trainer=ddp"
         )
-    shares = isinstance(trainer.strategy, DDPStrategy) and not config.trainer.get(
-        "use_distributed_sampler", True
-    )
-    if trainer.world_size > 1 and not shares:
+    ddp = isinstance(trainer.strategy, DDPStrategy)
+    world = trainer.world_size
+    if world > 1 and (not ddp or config.trainer.get("use_distributed_sampler", True)):
         raise UserError(
             f"trainer.devices={config.trainer.devices} is more than one device; try trainer=ddp"
         )
     size = config.data.batch_size
-    if size % trainer.world_size:
-        fits = -(-size // trainer.world_size) * trainer.world_size
+    if size % world:
+        multiple = -(-size // world) * world
         raise UserError(
-            f"data.batch_size={size} is that of all processes together, and {trainer.world_size} cannot "
-            f"share it; try data.batch_size={fits}"
+            f"data.batch_size={size} is the total of all processes, and {world} cannot share it; "
+            f"try data.batch_size={multiple}"
         )
-    if (told := int(os.environ.get("WORLD_SIZE", trainer.world_size))) != trainer.world_size:
+    if (launched := int(os.environ.get("WORLD_SIZE", world))) != world:
         raise UserError(
-            f"WORLD_SIZE={told} in the environment, and trainer.devices={config.trainer.devices} makes "
-            f"{trainer.world_size}; try trainer=ddp trainer.devices={told}"
+            f"WORLD_SIZE={launched} in the environment, and trainer.devices="
+            f"{config.trainer.devices} makes {world}; try trainer=ddp trainer.devices={launched}"
         )
 
 
-def _room(folder: Path, system: BaseSystem) -> None:
-    """Raises Hindered where checkpoints would not find room, or not be let in."""
-    place = next(one for one in (folder, *folder.parents) if one.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+def _check_disk_space(folder: Path, system: BaseSystem) -> None:
+    """Raise ResourceError if checkpoints in `folder` have no space or permission."""
+    parent = next(place for place in (folder, *folder.parents) if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ResourceError(
-            f"trainer.default_root_dir={folder} cannot be written to: {place} is no folder, or not ours; "
-            "choose another hydra.run.dir"
+            f"trainer.default_root_dir={folder} cannot be written to: {parent} is not a writable "
+            "folder; choose another hydra.run.dir"
         )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in system.parameters())
-    needed, free = COPIES * weights, shutil.disk_usage(place).free
+    needed, free = COPIES * weights, shutil.disk_usage(parent).free
     if free < needed:
         raise ResourceError(
-            f"trainer.default_root_dir={folder}: there are {free / 2**20:.0f} MiB of room, and checkpoints "
-            f"of this model take {needed / 2**20:.0f}; make room, or choose another hydra.run.dir"
+            f"trainer.default_root_dir={folder} has {free / 2**20:.0f} MiB of free space, and "
+            f"checkpoints of this model take {needed / 2**20:.0f}; free some, or choose another "
+            "hydra.run.dir"
         )
 
 
-def _fitting(callbacks: Mapping[str, Callback], system: BaseSystem, data: Data) -> None:
-    """Raises UserError where callbacks look at what there is not."""
-    if isinstance(system, ClassifierSystem):
-        kinds: tuple[type[Callback], ...] = (
-            EMA,
-            ScatterPlot,
-            ODELikelihood,
-            SampleGrid,
-            FID,
-            Reconstructions,
-        )
-        what, usual = "a classifier", "classifier"
-    elif isinstance(system, AutoencoderSystem):
-        kinds, what, usual = (
-            (EMA, ScatterPlot, ODELikelihood, SampleGrid, FID),
-            "an autoencoder",
-            "autoencoder",
-        )
-    elif data.bin_width is None:
-        kinds, what, usual = (SampleGrid, FID, Reconstructions), "points", "points"
-    else:
-        kinds, what, usual = (ScatterPlot, ODELikelihood, Reconstructions), "images", "default"
+def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data: Data) -> None:
+    """Raise UserError for callbacks that need what the system or the data does not have."""
+    sampling: tuple[type[Callback], ...] = (EMA, ScatterPlot, ODELikelihood, SampleGrid, FID)
+    unsupported: tuple[type[Callback], ...]
+    match system:
+        case ClassifierSystem():
+            unsupported, subject, choice = (
+                (*sampling, Reconstructions),
+                "a classifier",
+                "classifier",
+            )
+        case AutoencoderSystem():
+            unsupported, subject, choice = sampling, "an autoencoder", "autoencoder"
+        case _ if data.bin_width is None:
+            unsupported, subject, choice = (SampleGrid, FID, Reconstructions), "points", "points"
+        case _:
+            unsupported = (ScatterPlot, ODELikelihood, Reconstructions)
+            subject, choice = "images", "default"
     for name, callback in callbacks.items():
-        if not isinstance(callback, Callback):  # what an experiment sets of one that is not there
+        if not isinstance(callback, Callback):  # an experiment may set keys of a missing callback
             raise UserError(
                 f"callbacks.{name} sets keys of a callback that callbacks= does not have; "
                 f"try ~callbacks.{name}"
             )
-        if isinstance(callback, kinds):
+        if isinstance(callback, unsupported):
             raise UserError(
-                f"callbacks: {type(callback).__name__} is not for {what}; try callbacks={usual}"
+                f"callbacks: {type(callback).__name__} is not for {subject}; try callbacks={choice}"
             )

@@ -11,6 +11,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.hashing import sha256_of_file
 
 
 class Extractor(NamedTuple):
@@ -130,7 +131,7 @@ def inception(weights: str | None = None) -> Extractor:
             ) from error
     if not file.is_file():
         raise ValueError(f"weights={weights} is not a file; the usual name is {INCEPTION}")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = sha256_of_file(file)
     if not digest.startswith("6726825d"):  # torch-fidelity unpickles the file
         raise ValueError(
             f"weights={file} is not {INCEPTION}: its SHA-256 begins with {digest[:8]}, not 6726825d"

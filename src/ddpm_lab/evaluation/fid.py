@@ -1,6 +1,5 @@
 """FID and its relatives: distances of samples to reference images in feature space."""
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -28,6 +27,7 @@ from ddpm_lab.evaluation.statistics import (
     split_count,
 )
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
+from ddpm_lab.utils.hashing import sha256_of_text
 from ddpm_lab.utils.safe_load import load_tensors, read_sealed_json, save_tensors, write_sealed_json
 
 MAX_FEATURES = 50_000
@@ -80,7 +80,7 @@ class FIDEvaluator:
         self.dims = cast(int, extractor.features.num_features)
         self.data_sha256 = reference.digest()
         key = f"{VERSION} {self.data_sha256} {extractor.name} {extractor.sha256}"
-        self.digest = hashlib.sha256(f"{key} {bool(extra_metrics)}".encode()).hexdigest()
+        self.digest = sha256_of_text(f"{key} {bool(extra_metrics)}")
         statistics = _cached(
             cache_dir() / f"{self.digest}.safetensors",
             lambda: self._statistics(reference),
@@ -266,7 +266,7 @@ def _inception_score(scores: RunningStatistics, count: int) -> tuple[float, floa
 def baseline_scores(evaluator: FIDEvaluator, other: Split) -> Results:
     """Return the metrics of real images ("real") and of uniform "noise", cached like statistics."""
     key = f"{other.digest()} {NOISE_IMAGES} {sorted(evaluator.extra_metrics)}"
-    digest = hashlib.sha256(key.encode()).hexdigest()
+    digest = sha256_of_text(key)
 
     def compute() -> Results:
         shape = (min(other.size, NOISE_IMAGES), *other.shape)

@@ -1,95 +1,88 @@
 """init=DIR: a new run that starts from the weights of another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ddpm_lab.runs import resume, run_config, weights
+from ddpm_lab.runs import resume, weights
+from ddpm_lab.runs.run_config import load_config
 from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.utils.errors import UserError
 
 OWN = ("timestep_sampler.", "codec.")
-"""Parts that a new run makes of its own data"""
-MEANT = ("system", "prediction", "variance", "conditioner", "codec")
-"""Groups whose other choice means something else by the same weights"""
+"""Parts of the state that a new run computes from its own data"""
+MEANING = ("system", "prediction", "variance", "conditioner", "codec")
+"""Groups that decide what the weights mean, and must be the same in both runs"""
 
 
 def adopt_model(config: DictConfig) -> None:
-    """Complete the model of `config`, where it is null, by that of `config.init`."""
-    with _naming(str(config.init)):
-        saved = run_config.load_config(str(config.init))
+    """Replace nulls in `config.model` by the values of the run `config.init`."""
+    with _rename_key(str(config.init)):
+        saved = load_config(str(config.init))
     resume.adopt_derived(config, saved, ("model",))
 
 
 def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
-    """Load the weights of the run `config.init` into `system`, averaged ones if it has them, and return a line about
-    them. Raises UserError where they do not fit.
+    """Load the weights of the run `config.init` into `system`, averaged ones if it has them.
+
+    Return a log line. Raises UserError if the weights do not fit.
     """
     run = str(config.init)
-    with _naming(run):
-        saved = run_config.load_config(run)
+    with _rename_key(run):
+        saved = load_config(run)
         content, file = weights.read_weights(run)
-    for group in MEANT:
-        there, here = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
-        if there != here:
+    for group in MEANING:
+        other, own = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
+        if other != own:
             raise UserError(
-                f"init={run} was trained with {group}={there}, and this run has {here}; they must agree"
+                f"init={run} was trained with {group}={other}, and this run has {own}; "
+                "they must agree"
             )
     average = content["callbacks"].get("EMA", {}).get("average")
     averaged = {f"denoiser.{name}": value for name, value in (average or {}).items()}
-    found = _learned({**content["state_dict"], **averaged})
-    wanted = _learned(system.state_dict())
-    wrong = sorted(
-        name for name in {*found, *wanted} if _shape(found.get(name)) != _shape(wanted.get(name))
-    )
-    if wrong:
-        other = [
-            f"{key}={value}"
-            for key, value in _model(saved).items()
-            if _model(config).get(key) != value
-        ]
-        hint = (
-            f"its model has {' '.join(other[:4])}"
-            if other
-            else "its data has another shape or other classes"
-        )
+    state = {**content["state_dict"], **averaged}
+    actual, expected = _shapes(state), _shapes(system.state_dict())
+    if mismatches := sorted({name for name, _ in actual.items() ^ expected.items()}):
+        first = mismatches[0]
         raise UserError(
-            f"init={run}: {len(wrong)} of {len(wanted)} tensors do not fit, such as {wrong[0]}: "
-            f"{_shape(found.get(wrong[0]))} there, {_shape(wanted.get(wrong[0]))} here; {hint}"
+            f"init={run}: {len(mismatches)} of {len(expected)} tensors do not fit, such as {first}:"
+            f" {actual.get(first, 'missing')} there, {expected.get(first, 'missing')} here; "
+            f"{_difference(saved, config)}"
         )
     space = "codec._extra_state"
     if content["state_dict"].get(space) != system.state_dict().get(space):
         raise UserError(
             f"init={run} was trained in latents of another autoencoder; try its codec.run"
         )
-    system.load_state_dict(found, strict=False)
+    system.load_state_dict({name: state[name] for name in actual}, strict=False)
     kind = "averaged" if average is not None or content.get("weights") == "ema" else "raw"
     return f"starting from the {kind} weights of step {content['global_step']} in {file}"
 
 
 @contextmanager
-def _naming(run: str) -> Iterator[None]:
-    """Make errors about `run` name the key init."""
+def _rename_key(run: str) -> Iterator[None]:
+    """Let errors about run=DIR name the key init."""
     try:
         yield
     except UserError as error:
         raise type(error)(str(error).replace(f"run={run}", f"init={run}", 1)) from error
 
 
-def _learned(state: dict[str, Any]) -> dict[str, Tensor]:
+def _shapes(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return the shapes of the learned tensors as texts."""
     return {
-        name: value
+        name: "x".join(map(str, value.shape)) or "a number"
         for name, value in state.items()
         if isinstance(value, Tensor) and not name.startswith(OWN)
     }
 
 
-def _shape(value: Tensor | None) -> str:
-    return "missing" if value is None else "x".join(map(str, value.shape)) or "a number"
-
-
-def _model(config: DictConfig) -> dict[str, Any]:
-    return {".".join(("model", str(key))): value for key, value in config.model.items()}
+def _difference(saved: DictConfig, config: DictConfig) -> str:
+    """Return a phrase about what differs between the models of two runs."""
+    keys = [key for key, value in saved.model.items() if config.model.get(key) != value]
+    if not keys:
+        return "its data has another shape or other classes"
+    return "its model has " + " ".join(f"model.{key}={saved.model[key]}" for key in keys[:4])

@@ -38,6 +38,12 @@ MODELS = {
     "AutoencoderSystem": "an autoencoder",
 }
 """Names of systems in messages"""
+NETWORK_PREFIX = {
+    "Diffusion": "denoiser.network.",
+    "ClassifierSystem": "classifier.network.",
+    "AutoencoderSystem": "autoencoder.",
+}
+"""Prefix of the network in the state_dict of each system"""
 PIPELINE_PARTS = (
     "network",
     "codec",
@@ -128,7 +134,9 @@ class RunDir:
             raise UserError(f"run={self.path} is not {MODELS[kind]} but {MODELS.get(name, name)}")
         trusted_paths.require_named(self.config, f"run={self.path}", trusted_paths.MODELS)
         content, _ = self.checkpoint
-        network = safe_load.fitting(build(self.config, "model"), content["state_dict"])
+        network = safe_load.check_shapes(
+            build(self.config, "model"), content["state_dict"], NETWORK_PREFIX[kind]
+        )
         config = self.config.copy()
         nodes: Any = OmegaConf.to_container(system, resolve=False)
         config.system = {"_target_": target} | {part: nodes[part] for part in parts}

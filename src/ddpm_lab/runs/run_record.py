@@ -1,8 +1,5 @@
-"""`run.json`: the id of a run, the directory in which it was started, and a fingerprint of its data. And what may
-differ when a run is read: where things are.
-"""
+"""`run.json`, the identity of a run, and the keys that may differ when a run is read again."""
 
-import json
 import re
 import secrets
 from pathlib import Path
@@ -11,18 +8,18 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils import safe_load
-from ddpm_lab.utils.atomic_io import write_text
-from ddpm_lab.utils.errors import CorruptFileError, UserError, escape_control
+from ddpm_lab.utils.atomic_io import write_json
+from ddpm_lab.utils.errors import CorruptFileError, UserError
 
 FILE = "run.json"
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
-"""Groups without weights of the run's own: a finished run can be sampled and measured with other choices of them."""
+"""Groups without weights: a finished run can be sampled and measured with other choices"""
 ADJUSTABLE = {
     "conditioner": ("noise_level", "truncated_conditioning"),
     "codec": ("run",),
     "data": ("path", "name", "cache", "workers", "in_memory", "download"),
 }
-"""Groups that a run's weights belong to, and the keys of them that can be changed all the same."""
+"""Groups that the weights of a run depend on, and their keys that can be changed nevertheless"""
 PLACES = (
     "init",
     "data.path",
@@ -34,84 +31,87 @@ PLACES = (
     "conditioner.model",
     "extractor.weights",
 )
-"""Keys that may name a file or a folder"""
+"""Keys that may name a file or a directory"""
 
 
 class RunRecord(NamedTuple):
-    """Contents of `run.json`; empty for a run of an older version, and without a directory for a shared one."""
+    """Contents of `run.json`.
+
+    It is empty for a run of an older version, and has no directory for a shared run.
+    """
 
     id: str | None = None
     directory: str | None = None
+    """Working directory in which the run was started"""
     data: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    """Fingerprint of the data"""
 
 
 def read_record(run: str | Path) -> RunRecord:
-    """The record of `run`. Raises Unsafe."""
+    """Return the record of `run`, without invalid fields. Raises UnsafeFileError."""
     content = safe_load.read_json(Path(run, FILE))
-    key, directory, data = (content.get(name) for name in RunRecord._fields)
-    return RunRecord(
-        key if isinstance(key, str) and re.fullmatch("[0-9a-f]{16}", key) else None,
-        directory if isinstance(directory, str) else None,
-        data
-        if isinstance(data, dict)
-        and all(isinstance(data.get(one), dict) for one in ("train", "test"))
-        else {},
-    )
+    run_id = directory = None
+    data: Any = {}
+    match content.get("id"):
+        case str(text) if re.fullmatch("[0-9a-f]{16}", text):
+            run_id = text
+    match content.get("directory"):
+        case str(text):
+            directory = text
+    match content.get("data"):
+        case {"train": dict(), "test": dict()} as fields:
+            data = fields
+    return RunRecord(run_id, directory, data)
 
 
 def write_record(run: Path, data: dict[str, Any]) -> str:
-    """Write the record of `run`, which is started in the current directory with `data`. Return its id, made once."""
-    key = read_record(run).id or secrets.token_hex(8)
-    write_text(
-        run / FILE, json.dumps(RunRecord(key, str(Path.cwd()), data)._asdict(), indent=1) + "\n"
-    )
-    return key
+    """Write the record of `run` in the current directory, and return its id, drawn only once."""
+    run_id = read_record(run).id or secrets.token_hex(8)
+    write_json(run / FILE, RunRecord(run_id, str(Path.cwd()), data)._asdict())
+    return run_id
 
 
 class ForeignFileError(CorruptFileError):
-    """A checkpoint of another run."""
+    """A checkpoint belongs to another run."""
 
     suffix = "foreign"
 
 
 def check_owner(run: str | Path, file: Path, content: dict[str, Any]) -> None:
-    """Raises Foreign unless `content` of a checkpoint `file` is of `run`, as far as both have an id."""
-    key, other = read_record(run).id, content.get("run_id")
-    if key and other and key != other:
+    """Raise ForeignFileError if checkpoint `file` and `run` have different ids."""
+    own, other = read_record(run).id, content.get("run_id")
+    if own and other and own != other:
         raise ForeignFileError(
-            f"{file} is of another run ({escape_control(other)}, and {escape_control(run)} is {key})"
+            f"{file} belongs to another run (id {other}, and {run} has id {own})"
         )
 
 
 def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfig:
-    """`config` with absolute paths where a relative one exists in `directory`, so that it holds in any other."""
+    """Make relative paths of `config` that exist in `directory` absolute, in place."""
     for key in PLACES if directory else ():
         value = OmegaConf.select(config, key, throw_on_missing=False)
-        if isinstance(value, str) and value and (place := Path(str(directory), value)).exists():
+        if type(value) is str and value and (place := Path(str(directory), value)).exists():
             OmegaConf.update(config, key, str(place))
     return config
 
 
 def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> DictConfig:
-    """`saved`, the configuration of a run, with the `group` of `settings`, if it has one. Raises UserError where more
-    is changed of it than `ADJUSTABLE`.
+    """Replace `group` in the configuration `saved` of a run by that of `settings`, if it has one.
+
+    Raises UserError if keys other than those of `ADJUSTABLE` differ.
     """
     if not settings.get(group):
         return saved
-    check_owner: Any = OmegaConf.to_container(
-        saved[group]
-    )  # with references as they are, such as ${seed}
-    chosen: Any = OmegaConf.to_container(settings[group])
-    keys = [key for key in ADJUSTABLE[group] if key in check_owner]
-    if changed := [
-        key for key in {*check_owner, *chosen} - {*keys} if check_owner.get(key) != chosen.get(key)
-    ]:
-        what = group if "_target_" in changed else f"{group}.{min(changed)}"
-        only = (
-            f"of {group}, only {' and '.join(keys)} can be changed"
-            if keys
-            else "it cannot be changed"
-        )
-        raise UserError(f"{what} is part of what run={settings.run} was trained with; {only}")
-    saved[group] = chosen
+    # Containers keep references such as ${seed}.
+    trained: Any = OmegaConf.to_container(saved[group])
+    requested: Any = OmegaConf.to_container(settings[group])
+    keys = [key for key in ADJUSTABLE[group] if key in trained]
+    fixed = {*trained, *requested} - {*keys}
+    if changed := [key for key in fixed if trained.get(key) != requested.get(key)]:
+        name = group if "_target_" in changed else f"{group}.{min(changed)}"
+        hint = "it cannot be changed"
+        if keys:
+            hint = f"of {group}, only {' and '.join(keys)} can be changed"
+        raise UserError(f"{name} is part of what run={settings.run} was trained with; {hint}")
+    saved[group] = requested
     return saved

@@ -1,6 +1,4 @@
-"""Configurations: that of a run, which may come from elsewhere, is data until all of it is known; and what of one's own
-may be shown.
-"""
+"""Configurations of runs: untrusted ones are validated before use, and secrets are redacted."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -9,139 +7,135 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError, escape_control
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError
 from ddpm_lab.utils.safe_load import regular_file
 
-LARGEST = 2**20
-"""Bytes of a config.yaml"""
 FIXED = re.compile(
     r"\$\{hydra:runtime\.output_dir\}|"
     r"\$\{oc\.decode:\$\{oc\.env:SLURM_(JOB_NUM_NODES|NTASKS_PER_NODE),1\}\}"
 )
-"""All that is resolved besides references such as ${model.channels}"""
+"""Interpolations that are allowed besides references such as ${model.channels}"""
 TRUSTED: list[str] = []
-"""Packages that the user typed behind trust=, from which runs may build as well"""
+"""Packages of trust=, whose classes runs may build as well"""
 
 
 def set_trusted(arguments: list[str]) -> None:
-    """Makes `TRUSTED` what `arguments` say. Raises UserError."""
+    """Set `TRUSTED` from the arguments. Raises UserError."""
     TRUSTED.clear()
     for argument in arguments:
         if argument.startswith("trust="):
             packages = argument.removeprefix("trust=").strip("[]'\"")
             TRUSTED[:] = [package.strip("'\" ") for package in packages.split(",") if package]
-    if wrong := [package for package in TRUSTED if not re.fullmatch(r"\w+(\.\w+)*", package)]:
-        raise UserError(f"trust={wrong[0]} is no package; try trust=[my_package]")
+    if invalid := [package for package in TRUSTED if not re.fullmatch(r"\w+(\.\w+)*", package)]:
+        raise UserError(f"trust={invalid[0]} is not a package; try trust=[my_package]")
 
 
 def load_saved_config(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
-    """What a config.yaml says. Raises Damaged, Unsafe, and OSError where there is none.
+    """Return the validated content of a config.yaml, which may come from someone else.
 
-    Its `_target_`s are those that configs/ has in the same group, or begin with a package of `trusted`; nothing is
-    imported. References lead to what configs/ refers to from there, or to a value.
+    Each `_target_` must be one that configs/ has in the same group, or in a package of `trusted`.
+    References lead to values, or to groups that configs/ refers to. Nothing is imported.
+
+    Raises CorruptFileError, UnsafeFileError, and OSError if the file is missing.
     """
+    regular_file(file)
     try:
-        if (size := regular_file(file).stat().st_size) > LARGEST:
-            raise CorruptFileError(
-                f"{escape_control(file)} has {size} bytes, and a configuration has at most {LARGEST}"
-            )
-        text = file.read_text("utf-8")
-        if not text.endswith("\n"):
-            raise CorruptFileError(
-                f"{escape_control(file)} is {'cut short: its last line has no end' if text else 'empty'}"
-            )
-        for event in yaml.parse(text, yaml.SafeLoader):
-            if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise UnsafeFileError(
-                    f"{escape_control(file)} has tags or aliases, which no configuration of ours has"
-                )
-        content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        if not isinstance(content, dict):
-            raise CorruptFileError(
-                f"{escape_control(file)} is not a configuration of ddpm-lab, which is a list of groups"
-            )
-        if "hydra" in content:  # whose logging and callbacks may name any class
-            raise UnsafeFileError("hydra is no part of what a run was trained with")
+        content = _read(file)
         for group in content:
             _check(content, group, (str(group),), content, trusted)
         return OmegaConf.create(content)
-    except UnsafeFileError as error:
-        told = str(error)
-        raise UnsafeFileError(
-            told if told.startswith(escape_control(file)) else f"{escape_control(file)}: {told}"
-        ) from error
-    except (CorruptFileError, OSError):
-        raise
+    except (CorruptFileError, UnsafeFileError) as error:
+        raise type(error)(f"{file} {error}") from error
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise CorruptFileError(
-            f"{escape_control(file)} is damaged, and no configuration of ddpm-lab any more "
+            f"{file} is damaged, or not a configuration of ddpm-lab "
             f"({' '.join(str(error).split())[:160]})"
         ) from error
 
 
+def _read(file: Path) -> dict[Any, Any]:
+    """Return the plain content of a YAML file without tags and aliases."""
+    text = file.read_text("utf-8")
+    if not text.endswith("\n"):
+        raise CorruptFileError("is truncated: its last line has no end" if text else "is empty")
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise UnsafeFileError("has tags or aliases, which no configuration of ddpm-lab has")
+    content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    if not isinstance(content, dict):
+        raise CorruptFileError("is not a configuration of ddpm-lab, which is a list of groups")
+    if "hydra" in content:  # its logging and callbacks may name any class
+        raise UnsafeFileError("has the key hydra, which is not part of a run")
+    return content
+
+
 def _check(
-    parent: Any, key: Any, path: tuple[str, ...], whole: Any, trusted: Collection[str]
+    parent: Any, key: Any, path: tuple[str, ...], root: Any, trusted: Collection[str]
 ) -> None:
-    """Raises Unsafe unless `parent[key]` is what may stand there."""
-    value, where = parent[key], escape_control(".".join(path))
-    targets, groups = _own().get(path[0], (frozenset(), frozenset()))
-    if isinstance(value, dict | list):
-        for name in [*value] if isinstance(value, dict) else range(len(value)):
-            _check(value, name, (*path, str(name)), whole, trusted)
-    if not isinstance(key, int) and not re.fullmatch(r"\w[\w. -]*", str(key), re.ASCII):
-        raise UnsafeFileError(f"{where} is no name of a key")
-    if str(key).startswith("_") or key == "defaults":
-        if key == "_target_":
-            if (
-                not isinstance(value, str)
-                or not re.fullmatch(r"\w+(\.\w+)+", value, re.ASCII)
-                or not (
-                    value in targets
-                    or value.startswith(tuple(f"{package}." for package in trusted))
-                )
-            ):
-                raise UnsafeFileError(
-                    f"{where}={escape_control(value)} is nothing that configs/ has there, and is not imported; "
-                    "packages that you trust can be named: trust=[PACKAGE]"
-                )
-        elif key != "_partial_" or not isinstance(value, bool):
-            raise UnsafeFileError(f"{where}={escape_control(value)} is no key of ours")
-    if isinstance(value, str) and "${" in value:
-        parts = FIXED.sub(" ", value).split("${")
-        for part in parts[1:]:
-            to = re.match(r"([a-z_]\w*)(\.\w+)*\}", part, re.ASCII)
-            if to is None or (
-                isinstance(_at(whole, to[0][:-1]), dict | list) and to[1] not in groups
-            ):
-                if path[0] in _own() and path[0] != "logger":
-                    raise UnsafeFileError(
-                        f"{where}={escape_control(value)} refers to what it must not"
-                    )
-                parent[key] = "???"  # such as a secret; of a run nothing is built from here
+    """Raise UnsafeFileError unless `parent[key]` and all below it are allowed at `path`."""
+    value = parent[key]
+    entry = f"has {'.'.join(path)}={value}, which"
+    for name, _ in _items(value):
+        _check(value, name, (*path, str(name)), root, trusted)
+    if type(key) is not int and not re.fullmatch(r"\w[\w. -]*", str(key), re.ASCII):
+        raise UnsafeFileError(f"{entry} has an invalid key")
+    if key == "_target_":
+        _check_target(value, entry, path[0], trusted)
+    elif key == "_partial_":
+        if type(value) is not bool:
+            raise UnsafeFileError(f"{entry} is not one of true, false")
+    elif str(key).startswith("_") or key == "defaults":
+        raise UnsafeFileError(f"{entry} is not a key of ddpm-lab")
+    if not _references_allowed(value, path[0], root):
+        if path[0] in _allowed() and path[0] != "logger":
+            raise UnsafeFileError(f"{entry} refers to what a run must not read")
+        parent[key] = "???"  # may be a secret, and is not needed to build a run
 
 
-def _at(whole: Any, path: str) -> Any:
-    for part in path.split("."):
-        whole = whole.get(part) if isinstance(whole, dict) else None
-    return whole
+def _check_target(value: Any, entry: str, group: str, trusted: Collection[str]) -> None:
+    targets, _ = _allowed().get(group, (frozenset(), frozenset()))
+    packages = tuple(f"{package}." for package in trusted)
+    name = str(value)
+    valid = value == name and re.fullmatch(r"\w+(\.\w+)+", name, re.ASCII)
+    if not valid or not (name in targets or name.startswith(packages)):
+        raise UnsafeFileError(
+            f"{entry} is not a _target_ that configs/ has there, and is not imported; packages "
+            "that you trust can be named: trust=[PACKAGE]"
+        )
+
+
+def _references_allowed(value: Any, group: str, root: Any) -> bool:
+    """Return False for an interpolation that is not fixed, a value, or a group of configs/."""
+    _, groups = _allowed().get(group, (frozenset(), frozenset()))
+    text = FIXED.sub(" ", value) if type(value) is str else ""
+    for part in text.split("${")[1:]:
+        reference = re.match(r"([a-z_]\w*)(\.\w+)*\}", part, re.ASCII)
+        if reference is None:
+            return False
+        target = root
+        for name in reference[0][:-1].split("."):
+            target = dict(_items(target)).get(name)
+        if type(target) in (dict, list) and reference[1] not in groups:
+            return False
+    return True
 
 
 @cache
-def _own() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-    """By group: what configs/ builds there, and what groups are referred to."""
+def _allowed() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    """Return by group the `_target_`s of configs/ and the groups that these files refer to."""
     from ddpm_lab.config.overrides import CONFIGS
 
     targets: dict[str, set[str]] = {}
     groups: dict[str, set[str]] = {}
     for file in CONFIGS.glob("*/*.yaml"):
         text = file.read_text("utf-8")
-        parts = yaml.safe_load(text) or {}
-        everywhere = "@package _global_" in text.splitlines()[0:1][0] if text else False
-        for group, part in parts.items() if everywhere else [(file.parent.name, parts)]:
+        content = yaml.safe_load(text) or {}
+        is_global = "@package _global_" in text.partition("\n")[0]
+        for group, part in content.items() if is_global else [(file.parent.name, content)]:
             for key, value in _leaves(part):
                 if key == "_target_":
                     targets.setdefault(group, set()).add(value)
@@ -152,65 +146,65 @@ def _own() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
 
 
 def foreign_packages(config: DictConfig) -> list[str]:
-    """The packages that must be trusted for a run of `config` to be read: those of `_target_`s that configs/ does not
-    have in the same group.
-    """
+    """Return the packages that trust= must name for a run of `config` to be read."""
     content: Any = OmegaConf.to_container(config)
     return sorted(
         {
             str(value).partition(".")[0]
             for group, part in content.items()
             for key, value in _leaves(part)
-            if key == "_target_" and value not in _own().get(group, (frozenset(),))[0]
+            if key == "_target_" and value not in _allowed().get(group, (frozenset(),))[0]
         }
     )
 
 
+def _items(node: Any) -> list[tuple[Any, Any]]:
+    """Return the (key or index, value) pairs of a dict or list; [] for anything else."""
+    match node:
+        case dict():
+            return [*node.items()]
+        case list():
+            return [*enumerate(node)]
+        case _:
+            return []
+
+
 def _leaves(node: Any) -> Iterator[tuple[Any, Any]]:
-    for key, value in (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    ):
+    for key, value in _items(node):
         yield key, value
         yield from _leaves(value)
 
 
 def redact(config: DictConfig) -> dict[str, Any]:
-    """`config` resolved, but for what is, or refers to, an environment variable, as a secret is typed: of that the
-    reference. For all that is kept or shown.
-    """
-    asked: list[str] = []
+    """Return `config` resolved for logs, except for environment variables, which may be secrets.
 
-    def veiled(name: str, *default: Any) -> str:
-        asked.append(name)
+    Values that depend on an environment variable are replaced by their interpolations.
+    """
+    variables: list[str] = []
+
+    def record(name: str, *default: Any) -> str:
+        variables.append(name)
         return "null"
 
-    OmegaConf.register_new_resolver("oc.env", veiled, replace=True)
+    OmegaConf.register_new_resolver("oc.env", record, replace=True)
     try:
-        found: dict[str, Any] = _public(config, asked)
-        return found
+        content: dict[str, Any] = _redact(config, variables)
+        return content
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
-def _public(node: Any, asked: list[str]) -> Any:
-    found = {}
-    for key in node if isinstance(node, DictConfig) else range(len(node)):
-        asked.clear()
+def _redact(node: Any, variables: list[str]) -> Any:
+    content: Any = OmegaConf.to_container(node, resolve=False)
+    for key, _ in _items(content):
+        if OmegaConf.is_missing(node, key):
+            continue
+        variables.clear()
         try:
             value = node[key]
         except OmegaConfBaseException:
-            value = None
-            if not asked and not OmegaConf.is_missing(node, key):
+            if not variables:
                 raise
-        raw = node._get_node(key)
-        if asked or OmegaConf.is_missing(node, key):
-            found[key] = raw._value()
-        else:
-            found[key] = (
-                _public(value, asked) if isinstance(value, DictConfig | ListConfig) else value
-            )
-    return found if isinstance(node, DictConfig) else [*found.values()]
+        if not variables:
+            content[key] = _redact(value, variables) if OmegaConf.is_config(value) else value
+    return content

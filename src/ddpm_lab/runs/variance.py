@@ -1,6 +1,5 @@
-"""Variances for sampling and evaluation in place of the one that a run was trained with."""
+"""Variances for sampling and evaluation that replace the one a run was trained with."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError, choice_name, prefix_errors
+from ddpm_lab.utils.hashing import sha256_of_file
 
 if TYPE_CHECKING:
     from ddpm_lab.data.module import Data
@@ -26,24 +26,27 @@ def load_variance(
     checkpoint: Path,
     load_data: Callable[[], "Data"],
 ) -> "Variance":
-    """Another variance than the run's: a fixed one, or the analytic optimum, kept in the run once estimated."""
+    """Return a fixed variance, or the analytic optimum (Bao et al., 2022).
+
+    The optimum is estimated once for each checkpoint, and then read from the run.
+    Raises UserError for a learned variance, which needs training.
+    """
     import torch
 
     from ddpm_lab.config.instantiate import build
     from ddpm_lab.diffusion.variances import Analytic, Variance
 
-    chosen = build(settings, "variance")
-    if isinstance(chosen, Variance):
-        if chosen.outputs > 1:
+    variance = build(settings, "variance")
+    if isinstance(variance, Variance):
+        if variance.outputs > 1:
             own = choice_name(pipeline.denoiser.variance)
             raise UserError(
-                f"variance={choice_name(chosen)} must be learned, and this run was trained with {own}; "
-                "try variance=beta, beta_tilde or analytic"
+                f"variance={choice_name(variance)} must be learned, and this run was trained with "
+                f"{own}; try variance=beta, beta_tilde or analytic"
             )
-        return chosen
-    # All that the estimate depends on: of the weights, of the noise, and of how guesses are bounded.
-    with checkpoint.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+        return variance
+    # The name has all that the estimate depends on: weights, sample count and clipping.
+    digest = sha256_of_file(checkpoint)[:12]
     bounds = f"clip-{pipeline.sampler.clip}-{pipeline.sampler.dynamic_threshold}"
     name = f"analytic-{settings.weights}-{digest}-{settings.variance.samples}-{bounds}"
     file = Path(settings.run, "variances", f"{name}.safetensors")
@@ -51,10 +54,10 @@ def load_variance(
         try:
             return Analytic(safe_load.load_tensors(file)[0]["mse"])
         except CorruptFileError as error:
-            LOG.warning("%s; the variance is estimated anew", error)
+            LOG.warning("%s; the variance is estimated again", error)
     with prefix_errors("variance"):
-        found: Analytic = chosen(pipeline, load_data())
-    with suppress(OSError):  # it need not be kept
+        estimate: Analytic = variance(pipeline, load_data())
+    with suppress(OSError):  # the run may be read-only
         safe_load.reject_links(file.parent).mkdir(exist_ok=True)
-        safe_load.save_tensors({"mse": found.mse.to("cpu", torch.float64)}, file)
-    return found
+        safe_load.save_tensors({"mse": estimate.mse.to("cpu", torch.float64)}, file)
+    return estimate

@@ -1,6 +1,5 @@
 """Codecs: maps between the data and the space in which diffusion takes place."""
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -13,6 +12,7 @@ from ddpm_lab.conditioners.base import DataSpec
 from ddpm_lab.data.datasets import Split, head
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder
+from ddpm_lab.utils.hashing import sha256_of_tensors
 
 MEASURED = 50_000
 """Number of images, evenly spaced, on which mean and standard deviation are measured"""
@@ -73,7 +73,7 @@ class Latents(Codec):
                 f"shape {spec.shape}; they must agree"
             )
         self.shape, self.bin_width, self.origin = autoencoder.latent_shape, None, origin
-        self.space = _fingerprint(autoencoder)
+        self.space = sha256_of_tensors(autoencoder.state_dict())
         # In a list, which keeps it out of checkpoints.
         self._frozen = [autoencoder.requires_grad_(False).eval()]
         self.register_buffer("mean", torch.zeros(self.shape[0]))
@@ -121,10 +121,3 @@ class Latents(Codec):
                 f"run={self.origin} has changed since this model was trained on its latents; train "
                 "again, or restore the autoencoder"
             )
-
-
-def _fingerprint(autoencoder: Autoencoder) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(autoencoder.state_dict().items()):
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()

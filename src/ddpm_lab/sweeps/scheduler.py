@@ -14,7 +14,7 @@ from ddpm_lab.config.overrides import format_override
 from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.sweeps.executors import Executor
 from ddpm_lab.sweeps.job import Job, by_name, read_number
-from ddpm_lab.utils.atomic_io import directory_lock, write_text
+from ddpm_lab.utils.atomic_io import directory_lock, write_json, write_text
 from ddpm_lab.utils.errors import JobsFailedError, UserError
 from ddpm_lab.utils.safe_load import read_json
 
@@ -63,7 +63,7 @@ def _write_index(root: Path, jobs: Sequence[Job]) -> None:
         job.folder.name: {"name": job.name, "config": job.config_hash, "command": job.command}
         for job in jobs
     }
-    write_text(root / "sweep.json", json.dumps(index, indent=2) + "\n")
+    write_json(root / "sweep.json", index)
 
 
 def _run(todo: Sequence[Job], executor: Executor, max_workers: int) -> None:

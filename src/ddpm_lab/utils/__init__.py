@@ -1,1 +1,1 @@
-"""Errors, distributed helpers, atomic files, safe loading: no torch model is known here."""
+"""Errors, distributed helpers, atomic files and safe loading, independent of any model."""

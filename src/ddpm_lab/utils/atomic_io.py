@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process fills at a time."""
+"""Atomic file writes, and directories that one process at a time writes to."""
 
 import errno
 import fcntl
@@ -10,21 +10,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ddpm_lab.utils.errors import ResourceError, UserError
 
 LOG = logging.getLogger(__name__)
 PARTIAL = ".partial"
-HELD = {errno.EACCES, errno.EAGAIN}
-"""Errors of a lock that another process holds; others come from file systems without locks"""
+LOCKED = {errno.EACCES, errno.EAGAIN}
+"""Errors of a lock that another process owns; others come from file systems without locks"""
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
-"""Errors of file systems, such as some network ones, that cannot flush a folder"""
+"""Errors of file systems, such as some network ones, that cannot flush a directory"""
 
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to. What is there in the end is on the disk, and then takes the place of `file`;
-    where writing fails nothing is left of it, and `file` is as it was.
+    """Yield the path of a temporary file, which replaces `file` at the end, after an fsync.
+
+    If writing fails, `file` is unchanged and the temporary file is removed.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -37,7 +39,6 @@ def atomic_write(file: Path) -> Iterator[Path]:
 
 
 def _fsync(path: Path) -> None:
-    """On the disk, not only on the way there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,36 +50,44 @@ def _fsync(path: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """`text` to `file`, as `replaced` does."""
+    """Write `text` to `file` atomically."""
     with atomic_write(file) as partial:
         partial.write_text(text)
 
 
+def write_json(file: Path, content: Any) -> None:
+    """Write `content` as indented JSON to `file` atomically."""
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
 @contextmanager
-def directory_lock(folder: Path, what: str) -> Iterator[None]:
-    """Raises UserError if another process is doing `what` in `folder`, which it names."""
-    # A record lock, unlike flock, is not inherited by processes that read data and may live a little longer.
+def directory_lock(folder: Path, activity: str) -> Iterator[None]:
+    """Lock `folder` for an `activity` such as "training".
+
+    Raises UserError, with the process that owns the lock, if another one does.
+    """
+    # A record lock, unlike flock, is not inherited by data workers, which may outlive this process.
     with (folder / ".lock").open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in HELD:
+            if error.errno in LOCKED:
                 raise UserError(
-                    f"{folder}: another process is {what} in it ({lock_holder(folder)}); wait for it, or "
-                    "choose another folder"
+                    f"{folder}: another process is {activity} in it ({lock_holder(folder)}); "
+                    "wait for it, or choose another folder"
                 ) from error
             LOG.warning(
-                "warning: %s cannot be locked (%s); start no second run in it",
+                "warning: %s cannot be locked (%s); do not start a second run in it",
                 folder,
                 error.strerror,
             )
         file.truncate(0)
-        about = {
+        holder = {
             "process": os.getpid(),
             "on": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        file.write(json.dumps(about))
+        file.write(json.dumps(holder))
         file.flush()
         try:
             yield
@@ -87,30 +96,30 @@ def directory_lock(folder: Path, what: str) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process has `folder` to itself."""
+    """Return True if another process owns the lock of `folder`."""
     try:
         with (folder / ".lock").open("r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno in HELD
+        return error.errno in LOCKED
     return False
 
 
 def lock_holder(folder: Path) -> str:
-    """What the lock of `folder` says of who has it."""
+    """Return a phrase that describes the process that owns the lock of `folder`."""
     try:
-        about = json.loads((folder / ".lock").read_text()[:1000])
-        return ", ".join(f"{key} {value}" for key, value in about.items())
+        holder = json.loads((folder / ".lock").read_text()[:1000])
+        return ", ".join(f"{key} {value}" for key, value in holder.items())
     except (OSError, ValueError, AttributeError):
-        return "it does not say which"
+        return "of unknown number"
 
 
 def make_directory(folder: str) -> Path:
-    """`folder`, made if it was not there; before any work, so that nothing is computed in vain."""
+    """Create the output directory `folder` if it is missing. Raises ResourceError."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(
-            f"out={folder} cannot be made a folder ({error.strerror}); choose another"
+            f"out={folder} cannot be created ({error.strerror}); choose another folder"
         ) from error
     return Path(folder)

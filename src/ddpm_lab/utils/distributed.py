@@ -1,4 +1,4 @@
-"""One process of several: which it is, what is its part, and what all of them found. Alone, it is the first of one."""
+"""Helpers for several processes; each also works in a single process without a process group."""
 
 import atexit
 import os
@@ -12,50 +12,51 @@ T = TypeVar("T")
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process that writes and speaks, by what torchrun, Lightning or SLURM told it."""
-    told = (
-        os.environ.get(name, "0") for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
-    )
-    return all(number == "0" for number in told)
+    """Return True for the process that writes files and logs.
+
+    The rank comes from the environment variables of torchrun, Lightning or SLURM.
+    """
+    names = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def check_launch() -> None:
-    """Raises UserError where the variables of torchrun do not say which process of how many this is."""
-    said = {
-        name: os.environ[name]
-        for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        if name in os.environ
-    }
-    way = "torchrun sets all of them, and one process needs none: unset RANK LOCAL_RANK NODE_RANK WORLD_SIZE"
-    for name, value in said.items():
-        if not value.isdecimal() or (name.endswith("SIZE") and int(value) < 1):
+    """Raise UserError if torchrun's environment variables are incomplete or inconsistent."""
+    hint = (
+        "torchrun sets all of these variables, and a single process needs none of them: "
+        "unset RANK LOCAL_RANK NODE_RANK WORLD_SIZE"
+    )
+    variables = {}
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        if (value := os.environ.get(name)) is None:
+            continue
+        least = 1 if name.endswith("SIZE") else 0
+        if not value.isdecimal() or int(value) < least:
             raise UserError(
-                f"{name}={value} in the environment is no number of a process, or of processes; {way}"
+                f"{name}={value} in the environment must be a whole number of at least {least}; "
+                f"{hint}"
             )
-    numbers = {name: int(value) for name, value in said.items()}
-    world = numbers.get("WORLD_SIZE", 1)
-    for name, most in {
+        variables[name] = int(value)
+    world = variables.get("WORLD_SIZE", 1)
+    limits = {
         "RANK": world,
         "NODE_RANK": world,
-        "LOCAL_RANK": numbers.get("LOCAL_WORLD_SIZE", world),
-    }.items():
-        if numbers.get(name, 0) >= most:
+        "LOCAL_RANK": variables.get("LOCAL_WORLD_SIZE", world),
+    }
+    for name, limit in limits.items():
+        if variables.get(name, 0) >= limit:
             raise UserError(
-                f"{name}={said[name]} in the environment must be below the number of processes, {most}; "
-                f"{way}"
+                f"{name}={variables[name]} in the environment must be below the number of "
+                f"processes, {limit}; {hint}"
             )
-    if world > 1 and not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & {*os.environ}:
-        raise UserError(
-            f"WORLD_SIZE={world} in the environment, and no RANK says which of them this is; {way}"
-        )
+    if world > 1 and os.environ.keys().isdisjoint(("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        raise UserError(f"WORLD_SIZE={world} in the environment needs RANK as well; {hint}")
     if world > 1 and "MASTER_ADDR" not in os.environ:
-        raise UserError(
-            f"WORLD_SIZE={world} in the environment, and no MASTER_ADDR where they meet; {way}"
-        )
+        raise UserError(f"WORLD_SIZE={world} in the environment needs MASTER_ADDR as well; {hint}")
 
 
 def init_process_group() -> None:
-    """Joins the processes that torchrun started, if it did; each has a GPU of its own, where there are any."""
+    """Join the process group if torchrun started several processes; each gets its own GPU."""
     import torch
     from torch import distributed
 
@@ -64,13 +65,12 @@ def init_process_group() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    atexit.register(
-        distributed.destroy_process_group
-    )  # or its threads may end the process as if it had failed
+    # Otherwise threads of the group may end the process with an error status.
+    atexit.register(distributed.destroy_process_group)
 
 
 def rank_and_world() -> tuple[int, int]:
-    """(rank, number) of this process in the group that torch.distributed knows."""
+    """Return (rank, number of processes) of torch's process group; (0, 1) without one."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -79,13 +79,16 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def shard(batches: Sequence[T]) -> Sequence[T]:
-    """Those whose turn is this process's."""
+    """Return every n-th of `batches`, from the rank of this process on, for n processes."""
     rank, world = rank_and_world()
     return batches[rank::world]
 
 
 def all_gather(parts: Sequence[Any]) -> list[Any]:
-    """What all processes made of `mine(batches)`, in the order of the batches; every process must ask."""
+    """Return the `parts` of all processes in the order of the batches that `shard` distributed.
+
+    Every process must call this function.
+    """
     from torch import distributed
 
     _, world = rank_and_world()
@@ -93,10 +96,6 @@ def all_gather(parts: Sequence[Any]) -> list[Any]:
         return [*parts]
     lists: list[Any] = [None] * world
     distributed.all_gather_object(lists, [*parts])
-    nothing = object()
-    return [
-        part
-        for turn in zip_longest(*lists, fillvalue=nothing)
-        for part in turn
-        if part is not nothing
-    ]
+    missing = object()
+    turns = zip_longest(*lists, fillvalue=missing)
+    return [part for turn in turns for part in turn if part is not missing]

@@ -1,4 +1,4 @@
-"""How a program ends that could not do what it was asked for: a line on the terminal, and an exit status."""
+"""Errors that end a program with a message and an exit status, and the escaping of messages."""
 
 import errno
 import logging
@@ -6,29 +6,33 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 class CLIError(Exception):
-    """What ends a program with its message, in a line or three, and `status`. Any other exception is a bug of ours,
-    status 1.
+    """Error that ends a program with its message, of at most three lines, and `status`.
+
+    Any other exception is a bug, with status 1.
     """
 
     status = 1
 
 
 class JobsFailedError(CLIError):
-    """Some cells of a sweep failed; what became of each was said."""
+    """Some jobs of a sweep failed; the log has their results."""
 
 
 class UserError(CLIError, ValueError):
-    """A mistake of the user's: `group.key ...`. The message names the config key, the value and what would do."""
+    """Mistake of the user.
+
+    The message begins with the config key, and has the value and what is allowed.
+    """
 
     status = 2
 
 
 class ResourceError(CLIError):
-    """The machine does not let us: no space, no permission, no memory, a process that was killed."""
+    """Limit of the machine: no space, permission or memory, or a process that was killed."""
 
     status = 3
 
@@ -46,36 +50,43 @@ RESOURCE_ERRNOS = {
     errno.EMFILE,
     errno.ENAMETOOLONG,
 }
-"""Of an OSError the numbers that mean `Hindered`, and no bug"""
+"""Numbers of an OSError that are reported as ResourceError and not as a bug"""
 
 
 class DivergenceError(CLIError):
-    """Training came to numbers that are not finite."""
+    """Training diverged: numbers are not finite."""
 
     status = 4
 
 
-class UnsafeFileError(UserError):
-    """A file that comes from elsewhere is not what it says, or asks for what no file may ask for."""
+class FileError(UserError):
+    """Problem of a file that may come from someone else; control characters are escaped."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape_control(message))
+
+
+class UnsafeFileError(FileError):
+    """An untrusted file requests something that is not allowed."""
 
     status = 5
 
 
-class CorruptFileError(UserError):
-    """A file is cut short, has changed since it was written, or is none of ours."""
+class CorruptFileError(FileError):
+    """A file is truncated, changed since it was written, or not a file of ddpm-lab."""
 
     suffix = "damaged"
     """Suffix of the name under which a checkpoint is set aside"""
 
 
 class HangError(CLIError):
-    """Nothing happened for too long."""
+    """No progress for too long."""
 
     status = 124
 
 
 class InterruptedRunError(CLIError):
-    """A signal asked the program to end, and it did so in order: status 128 + its number."""
+    """Orderly end after a signal, with status 128 + its number."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -84,72 +95,70 @@ class InterruptedRunError(CLIError):
 
 @contextmanager
 def prefix_errors(group: str) -> Iterator[None]:
-    """Around code that a config group chose. By convention the message of its ValueError begins with the argument's
-    name, so that the group before it makes the key that the user typed.
+    """Turn a ValueError of code that a config `group` selects into a UserError.
+
+    By convention, the message begins with the name of an argument.
+    The prefix `group.` turns it into the config key.
     """
     try:
         yield
     except UserError:
         raise
     except ValueError as error:
-        said = str(error)  # which of other packages begins with a capital
-        said = prefix_message(said, group, re.findall("^[a-z_]+", said))
-        raise UserError(f"{group}{'.' if re.match('[a-z_]', said) else ': '}{said}") from error
+        message = str(error)  # begins with a capital letter if another package raised it
+        message = prefix_message(message, group, re.findall("^[a-z_]+", message))
+        separator = "." if re.match("[a-z_]", message) else ": "
+        raise UserError(f"{group}{separator}{message}") from error
 
 
 def prefix_message(message: str, group: str, names: Iterable[str]) -> str:
-    """`message` with the `names` of arguments in its last hint, behind "try", as keys of `group`."""
-    head, found, hint = message.rpartition("try ")
-    keys = "|".join(names)
-    return (
-        head
-        + found
-        + (re.sub(rf"(?<![\w.])({keys})=", rf"{group}.\1=", hint) if found and keys else hint)
-    )
+    """Return `message` with the argument `names` in its last "try ..." hint as keys of `group`."""
+    head, keyword, hint = message.rpartition("try ")
+    if keyword and (keys := "|".join(names)):
+        hint = re.sub(rf"(?<![\w.])({keys})=", rf"{group}.\1=", hint)
+    return head + keyword + hint
 
 
 def choice_name(part: object) -> str:
-    """What the user typed to get `part`: LearnedRange -> learned_range, the name of its yaml file."""
+    """Return the config choice that builds `part`: LearnedRange -> learned_range."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(part).__name__).lower()
 
 
 def escape_control(text: object, lines: bool = False) -> str:
-    """`text` for a terminal, which obeys control characters and turns text round at others: these are spelled out, and
-    so are the ends of lines unless `lines`.
+    """Return `text` with control and bidirectional characters escaped, for a terminal.
+
+    Newlines are escaped as well, unless `lines`.
     """
 
-    def spelled(found: re.Match[str]) -> str:
-        return found[0] if lines and found[0] == "\n" else ascii(found[0])[1:-1]
+    def escape(match: re.Match[str]) -> str:
+        return match[0] if lines and match[0] == "\n" else ascii(match[0])[1:-1]
 
     return re.sub(
         r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
-        spelled,
+        escape,
         str(text),
     )
 
 
 def plot_label(text: object) -> str:
-    """`text` for matplotlib, which takes what stands between dollars for mathematics; at most 120 characters."""
+    """Return the first 120 characters of `text` for matplotlib, without its math mode."""
     return escape_control(text)[:120].replace("$", r"\$")
 
 
 class EscapingFormatter(logging.Formatter):
-    """What the configuration of logging names."""
+    """Formatter that escapes control characters; the logging configuration of Hydra names it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escape_control(super().format(record), lines=True)
 
 
 def as_resource_error(error: BaseException) -> CLIError | None:
-    """What `error` is if the machine is to blame, in our words; None if it is not."""
+    """Return the ResourceError for a failure that the machine causes, or None for any other."""
     text = " ".join(str(error).split())[:200]
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(map(text.count, MEMORY))
-    ):
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or any(map(text.count, OUT_OF_MEMORY)):
         return ResourceError(f"not enough memory ({text}); try a smaller data.batch_size")
     if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
-        what = "the file that was being written" if error.filename is None else error.filename
-        return ResourceError(f"{what}: {error.strerror}; make room there, or choose another folder")
+        file = error.filename or "the file that was being written"
+        return ResourceError(f"{file}: {error.strerror}; make room there, or choose another folder")
     return None

@@ -1,9 +1,9 @@
-"""Files that come from elsewhere. Each is looked at before anything in it is used, and nothing in it is ever run.
+"""Readers of files that may come from someone else. Nothing in a file is ever executed.
 
-Raised are `Damaged`, where a file is not whole or none of ours, and `Unsafe`, where it asks for what no file may.
+They raise CorruptFileError if a file is damaged or not a file of ddpm-lab,
+and UnsafeFileError if it requests something that is not allowed.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -11,205 +11,206 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
-from functools import wraps
-from math import isfinite
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ddpm_lab.utils.atomic_io import atomic_write, write_text
-from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, escape_control
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError
+from ddpm_lab.utils.hashing import sha256_of_tensors, sha256_of_text
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from torch import Tensor
 
 SPEC = ("shape", "classes", "bin_width", "captions")
-"""The fields of `conditioners.Spec`"""
+"""Fields of `conditioners.base.DataSpec`"""
 
 
 def reject_links(path: str | Path) -> Path:
-    """`path`. Raises Unsafe if it is a link: what that leads to can be changed by whoever made it."""
+    """Return `path`. Raises UnsafeFileError if it is a link, which may lead anywhere."""
     if Path(path).is_symlink():
         raise UnsafeFileError(
-            f"{escape_control(path)} is a link to {escape_control(os.readlink(Path(path)))}; name that, if it is what you mean"
+            f"{path} is a link to {Path(path).readlink()}; if you trust it, name the target itself"
         )
     return Path(path)
 
 
 def reject_links_in_run(run: Path) -> Path:
-    """The folder `run`, if there is one. Raises Unsafe for links and the like in it that would be written through."""
-    folders = [run, run / "checkpoints", run / "images", run / "wandb" / "id.txt"]
-    for entry in (entry for folder in folders if folder.is_dir() for entry in os.scandir(folder)):
+    """Return the directory `run`, which may be missing.
+
+    Raises UnsafeFileError for links and special files in it that training would write through.
+    """
+    folders = [folder for folder in (run, run / "checkpoints", run / "images") if folder.is_dir()]
+    for entry in (entry for folder in folders for entry in os.scandir(folder)):
         if not reject_links(entry.path).is_dir() and not entry.is_file():
-            raise UnsafeFileError(f"{escape_control(entry.path)} is no regular file; remove it")
-    reject_links(folders[-1])
+            raise UnsafeFileError(f"{entry.path} is not a regular file; remove it")
+    reject_links(run / "wandb" / "id.txt")
     return run
 
 
 def regular_file(path: str | Path) -> Path:
-    """`path`, a regular file. Raises Unsafe, and OSError where there is none."""
-    if not stat.S_ISREG(
-        reject_links(path).lstat().st_mode
-    ):  # such as a FIFO, which would be waited for
-        raise UnsafeFileError(f"{escape_control(path)} is no regular file; remove it")
+    """Return `path`. Raises UnsafeFileError for links and special files, OSError if missing."""
+    # Opening a FIFO would wait for ever.
+    if not stat.S_ISREG(reject_links(path).lstat().st_mode):
+        raise UnsafeFileError(f"{path} is not a regular file; remove it")
     return Path(path)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """What a JSON file says; {} where there is none, or it was cut short. Raises Unsafe."""
+    """Return the content of a JSON file; {} if the file is missing or damaged.
+
+    Raises UnsafeFileError for links and special files.
+    """
     try:
-        found = json.loads(regular_file(file).read_bytes())
+        content = json.loads(regular_file(file).read_bytes())
     except UnsafeFileError:
         raise
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_sealed_json(content: dict[str, Any], file: Path) -> None:
-    """Write a JSON file that `sealed` reads: whole or not at all, with a checksum."""
-    text = json.dumps(content, sort_keys=True)
-    write_text(
-        file, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content})
-    )
+    """Write a JSON file with a checksum, for `read_sealed_json`, atomically."""
+    checksum = sha256_of_text(json.dumps(content, sort_keys=True))
+    write_text(file, json.dumps({"sha256": checksum, "content": content}))
 
 
 def read_sealed_json(file: Path) -> dict[str, Any]:
-    """The content of a file that `seal` wrote. Raises Damaged, Unsafe, and OSError where there is none."""
+    """Return the content of a file that `write_sealed_json` wrote.
+
+    Raises CorruptFileError, UnsafeFileError, and OSError if the file is missing.
+    """
     try:
-        whole = json.loads(regular_file(file).read_bytes())
-        text = json.dumps(whole["content"], sort_keys=True)
-        if hashlib.sha256(text.encode()).hexdigest() == whole["sha256"]:
-            return whole["content"]
-    except (UnsafeFileError, OSError):
+        sealed = json.loads(regular_file(file).read_bytes())
+        content, checksum = sealed["content"], sealed["sha256"]
+        if checksum == sha256_of_text(json.dumps(content, sort_keys=True)):
+            return content
+    except UnsafeFileError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"{escape_control(file)} is cut short or damaged") from error
-    raise CorruptFileError(f"{escape_control(file)} is damaged: its checksum is another")
+        raise CorruptFileError(f"{file} is truncated or damaged") from error
+    raise CorruptFileError(f"{file} is damaged: its checksum does not match")
 
 
 @contextmanager
 def read_npz(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Open an .npz. Raises Unsafe when an array of objects is read, and what numpy and zipfile raise."""
+    """Open an .npz file for reading.
+
+    Raises UnsafeFileError when an array of objects is read, and the errors of numpy and zipfile.
+    """
     import numpy as np
 
-    with zipfile.ZipFile(
-        regular_file(file)
-    ):  # raises BadZipFile for a single array and for a pickle
+    # Raises BadZipFile for a single array and for a pickle.
+    with zipfile.ZipFile(regular_file(file)):
         pass
     try:
-        with np.load(file, allow_pickle=False) as found:
-            yield found
+        with np.load(file, allow_pickle=False) as arrays:
+            yield arrays
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise UnsafeFileError(
-                f"{escape_control(file)} holds objects, and only arrays of numbers are loaded"
+                f"{file} holds objects, and only arrays of numbers are loaded"
             ) from error
         raise
 
 
 def save_tensors(
-    load_tensors: dict[str, Any], file: Path, metadata: dict[str, str] | None = None
+    tensors: Mapping[str, "Tensor"], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a .safetensors that `tensors` reads: whole or not at all, with a checksum of everything in it."""
+    """Write a .safetensors file with a checksum, for `load_tensors`, atomically."""
     from safetensors.torch import save_file
 
     metadata = metadata or {}
+    checksum = _checksum(tensors, metadata)
     with atomic_write(file) as partial:
-        save_file(load_tensors, partial, {**metadata, "sha256": _digest(load_tensors, metadata)})
+        save_file(dict(tensors), partial, {**metadata, "sha256": checksum})
 
 
-def load_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and metadata of a file that `save_tensors` wrote. Raises Damaged and Unsafe."""
+def load_tensors(file: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """Return the tensors and the metadata of a file that `save_tensors` wrote.
+
+    Raises CorruptFileError and UnsafeFileError.
+    """
     from safetensors import SafetensorError, safe_open
 
     regular_file(file)
     try:
         with safe_open(file, "pt") as stream:
-            found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = {name: stream.get_tensor(name) for name in sorted(stream.keys())}
             metadata = dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CorruptFileError(f"{file} is truncated, or does not match its header") from error
+    if metadata.pop("sha256", None) != _checksum(tensors, metadata):
         raise CorruptFileError(
-            f"{escape_control(file)} is cut short, or not what its header says"
-        ) from error
-    if metadata.pop("sha256", None) != _digest(found, metadata):
-        raise CorruptFileError(
-            f"{escape_control(file)} is damaged, or was not written by ddpm-lab: its checksum is another"
+            f"{file} is damaged, or was not written by ddpm-lab: its checksum does not match"
         )
-    _check_finite(found, file)
-    return found, metadata
+    _check_finite(tensors, file)
+    return tensors, metadata
 
 
-def _digest(load_tensors: dict[str, Any], metadata: dict[str, str]) -> str:
-    import torch
-
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, value in sorted(load_tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _checksum(tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> str:
+    return sha256_of_tensors(tensors, json.dumps(metadata, sort_keys=True))
 
 
 def load_checkpoint(file: str | Path) -> dict[str, Any]:
-    """What a checkpoint holds, "state_dict", "hyper_parameters" (the fields of `Spec`), "global_step" and "callbacks"
-    at least; of a .safetensors that scripts/share.py wrote, the same. Raises Damaged, Unsafe, and OSError where there
-    is no file.
+    """Return the content of a checkpoint, or of a .safetensors file of scripts/share.py.
+
+    Its keys are "state_dict", "hyper_parameters" (the fields of `DataSpec`), "global_step",
+    "callbacks" and others.
+    Raises CorruptFileError, UnsafeFileError, and OSError if the file is missing.
     """
     file = Path(file)
-    content = _shared(file) if file.suffix == ".safetensors" else _unpickled(regular_file(file))
-    wanted = {"state_dict": dict, "hyper_parameters": dict, "global_step": int, "callbacks": dict}
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), kind) for key, kind in wanted.items()
-    ):
-        raise CorruptFileError(
-            f"{escape_control(file)} is no checkpoint of ddpm-lab, which holds {', '.join(wanted)}"
-        )
-    if not _is_spec(content["hyper_parameters"]):
-        raise UnsafeFileError(
-            f"{escape_control(file)}: hyper_parameters must be {', '.join(SPEC)} of some data, and nothing else"
-        )
+    content = _load_shared(file) if file.suffix == ".safetensors" else _unpickle(regular_file(file))
+    match content:
+        case {
+            "state_dict": dict(),
+            "hyper_parameters": dict(spec),
+            "global_step": int(),
+            "callbacks": dict(),
+        }:
+            _check_spec(spec, file)
+        case _:
+            raise CorruptFileError(
+                f"{file} is not a checkpoint of ddpm-lab, which holds state_dict, "
+                "hyper_parameters, global_step, callbacks"
+            )
     _check_finite(content, file)
     return content
 
 
-def _unpickled(file: Path) -> Any:
-    """What a zip of a pickle and tensors holds. Raises Damaged and Unsafe."""
+def _unpickle(file: Path) -> Any:
+    """Return the content of a zip of tensors and a pickle of plain types."""
     import torch
 
     with file.open("rb") as stream:
-        head = stream.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise CorruptFileError(
-            f"{escape_control(file)} is a pointer of Git LFS, not the file that it stands for; try: git lfs pull"
-        )
-    if not head.startswith(b"PK\x03\x04"):
-        raise CorruptFileError(
-            f"{escape_control(file)} is {'not a checkpoint, or is damaged at its start' if head else 'empty'}"
-        )
+        if stream.read(64).startswith(b"version https://git-lfs"):
+            raise CorruptFileError(f"{file} is a pointer of Git LFS; try: git lfs pull")
     try:
         with zipfile.ZipFile(file) as archive:  # torch.load does not verify checksums
-            if bad := archive.testzip():
-                raise CorruptFileError(
-                    f"{escape_control(file)} is damaged: {escape_control(bad)} does not match its checksum"
-                )
+            if part := archive.testzip():
+                raise CorruptFileError(f"{file} is damaged: {part} does not match its checksum")
         return torch.load(file, map_location="cpu", weights_only=True)
     except (CorruptFileError, MemoryError, PermissionError):
         raise
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
-            f"{escape_control(file)} asks for more than tensors and numbers, and is not loaded"
+            f"{file} contains more than tensors and plain types, and is not loaded"
         ) from error
-    except (
-        Exception
-    ) as error:  # broken archives and pickles make their readers raise nearly anything
+    except Exception as error:  # damaged archives and pickles raise nearly anything
         if "allocate memory" in str(error):
             raise
         raise CorruptFileError(
-            f"{escape_control(file)} cannot be read: it is cut short or damaged ({type(error).__name__})"
+            f"{file} cannot be read: it is not a checkpoint, or is damaged ({type(error).__name__})"
         ) from error
 
 
-def _shared(file: Path) -> Any:
-    """What scripts/share.py wrote, as a checkpoint holds it. Raises Damaged and Unsafe."""
-    state, said = load_tensors(file)
+def _load_shared(file: Path) -> Any:
+    """Return the content of a file of scripts/share.py in the form of a checkpoint."""
+    state, metadata = load_tensors(file)
     try:
-        content = json.loads(said["ddpm_lab"])
+        content = json.loads(metadata["ddpm_lab"])
         average = {
             name.removeprefix("denoiser."): value
             for name, value in state.items()
@@ -221,13 +222,11 @@ def _shared(file: Path) -> Any:
             "callbacks": {"EMA": {"average": average}} if content["weights"] == "ema" else {},
         }
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise CorruptFileError(
-            f"{escape_control(file)} is not what scripts/share.py writes"
-        ) from error
+        raise CorruptFileError(f"{file} was not written by scripts/share.py") from error
 
 
 def default_plot_style() -> None:
-    """Undo what a `matplotlibrc` in the current directory, which may be a run of someone else, says."""
+    """Undo a `matplotlibrc` in the current directory, which may be someone else's run."""
     if not Path("matplotlibrc").exists():
         return
     import matplotlib
@@ -237,74 +236,81 @@ def default_plot_style() -> None:
     matplotlib.use("agg")
 
 
-def fitting(network: Callable[..., Any], weights: Mapping[str, Any]) -> Callable[..., Any]:
-    """`network`, which raises Damaged before it takes memory where its parameters are more than there are `weights`."""
+def check_shapes(
+    network: Callable[..., Any], weights: Mapping[str, Any], prefix: str
+) -> Callable[..., Any]:
+    """Return the constructor `network` with a check before it allocates memory.
+
+    The check builds the network on the meta device, and compares the names and shapes of its
+    parameters with `weights`, whose keys begin with `prefix`.
+    It raises CorruptFileError for the first mismatch.
+    """
 
     @wraps(network)
-    def built(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: Any, **kwargs: Any) -> Any:
         import torch
 
         with torch.device("meta"):
-            parameters = sum(
-                parameter.numel() for parameter in network(*args, **kwargs).parameters()
-            )
-        held = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
-        if parameters > held:
-            raise CorruptFileError(
-                f"the weights do not fit the model that config.yaml describes: it has "
-                f"{parameters} parameters, and the checkpoint holds {held} numbers"
-            )
+            parameters = dict(network(*args, **kwargs).named_parameters())
+        for name, parameter in parameters.items():
+            shape = getattr(weights.get(prefix + name), "shape", None)
+            if shape != parameter.shape:
+                actual = "is missing" if shape is None else f"has shape {tuple(shape)}"
+                raise CorruptFileError(
+                    "the weights do not fit the model that config.yaml describes: "
+                    f"{prefix}{name} {actual}, and the model has shape {tuple(parameter.shape)}"
+                )
         return network(*args, **kwargs)
 
-    return built
+    return checked
 
 
-def _is_spec(said: dict[str, Any]) -> bool:
-    """Whether these are the fields of `Spec`, of data that there may be: what builds a system gets them as they are."""
-    if {*said} != {*SPEC}:
-        return False
-    shape, classes, width, captions = (said[name] for name in SPEC)
-    return (
-        isinstance(shape, list)
-        and 1 <= len(shape) <= 3
-        and all(type(side) is int and side > 0 for side in shape)
-        and (classes is None or (type(classes) is int and classes > 0))
-        and (width is None or (type(width) is float and isfinite(width) and width > 0))
-        and (
-            not captions
-            or (
-                isinstance(captions, list)
-                and len(captions) == classes
-                and all(
-                    isinstance(texts, list)
-                    and texts
-                    and all(isinstance(text, str) for text in texts)
-                    for texts in captions
-                )
-            )
+@cache
+def _spec_model() -> "type[BaseModel]":
+    from pydantic import BaseModel, Field, FiniteFloat, PositiveInt
+
+    class Spec(BaseModel, strict=True, extra="forbid"):
+        shape: Annotated[list[PositiveInt], Field(min_length=1, max_length=3)]
+        classes: PositiveInt | None
+        bin_width: Annotated[FiniteFloat, Field(gt=0)] | None
+        captions: list[Annotated[list[str], Field(min_length=1)]] | None
+
+    return Spec
+
+
+def _check_spec(spec: dict[str, Any], file: Path) -> None:
+    """Raise UnsafeFileError unless `spec` has the fields of a valid DataSpec."""
+    try:
+        _spec_model().model_validate(spec)
+        valid = not spec["captions"] or len(spec["captions"]) == spec["classes"]
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UnsafeFileError(
+            f"{file}: hyper_parameters must be the valid {', '.join(SPEC)} of a "
+            "data set, and nothing else"
         )
-    )
 
 
 def _check_finite(content: Any, file: Path) -> None:
-    """Raises Damaged for a tensor whose numbers are not finite; lone ones may be, such as a best score where there is
-    none yet.
+    """Raise CorruptFileError for a tensor with numbers that are not finite.
+
+    Scalars may be infinite, such as a best score before the first one.
     """
     import torch
 
-    left, seen = [content], set()
-    while left:
-        one = left.pop()
-        if isinstance(one, torch.Tensor):
-            if (
-                one.dim()
-                and one.is_floating_point()
-                and not one.sum().isfinite()
-                and not one.isfinite().all()
-            ):
-                raise CorruptFileError(
-                    f"{escape_control(file)} has weights that are not finite numbers"
-                )
-        elif isinstance(one, dict | list | tuple) and id(one) not in seen:
-            seen.add(id(one))
-            left += one.values() if isinstance(one, dict) else one
+    pending, visited = [content], set()
+    while pending:
+        match pending.pop():
+            case torch.Tensor() as value:
+                # The sum is a fast test, but may overflow.
+                if (
+                    value.dim()
+                    and value.is_floating_point()
+                    and not value.sum().isfinite()
+                    and not value.isfinite().all()
+                ):
+                    raise CorruptFileError(f"{file} has weights that are not finite numbers")
+            case dict() | list() | tuple() as container if id(container) not in visited:
+                visited.add(id(container))
+                pending += container.values() if hasattr(container, "values") else container

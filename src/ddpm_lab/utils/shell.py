@@ -1,4 +1,4 @@
-"""Commands to type in the shell that started this program, environment activated or not."""
+"""Commands to type in the user's shell, and the output of libraries on the terminal."""
 
 import logging
 import os
@@ -10,16 +10,21 @@ from functools import cache
 
 
 def script_command(name: str) -> str:
-    """Return the command for `sample`, `scripts/share`, ...: a file of this checkout, or `ddpm-sample` if installed."""
-    folder, own = os.path.split(sys.argv[0])
-    if own.startswith("ddpm-") and not name.startswith("scripts/"):
+    """Return the command for `sample`, `scripts/share` and the like.
+
+    The command runs a file of this checkout, or `ddpm-sample` if the package is installed.
+    It also works in a shell without an active environment.
+    """
+    folder, program = os.path.split(sys.argv[0])
+    if program.startswith("ddpm-") and not name.startswith("scripts/"):
         installed = f"ddpm-{name}"
-        return (
-            installed if shutil.which(installed) else shlex.quote(os.path.join(folder, installed))
-        )
-    above = os.path.join(folder, "..")
-    roots = [root for root in (folder, above) if os.path.isfile(os.path.join(root, "train.py"))]
-    return f"{_python()} {shlex.quote(os.path.normpath(os.path.join(*roots[:1], f'{name}.py')))}"
+        if shutil.which(installed):
+            return installed
+        return shlex.quote(os.path.join(folder, installed))
+    parent = os.path.join(folder, "..")
+    roots = [root for root in (folder, parent) if os.path.isfile(os.path.join(root, "train.py"))]
+    script = os.path.normpath(os.path.join(*roots[:1], f"{name}.py"))
+    return f"{_python()} {shlex.quote(script)}"
 
 
 def install_command(package: str) -> str:
@@ -29,13 +34,12 @@ def install_command(package: str) -> str:
 
 @cache
 def _python() -> str:
-    return next(
-        (name for name in ("python", "python3") if shutil.which(name)), shlex.quote(sys.executable)
-    )
+    name = next(filter(shutil.which, ("python", "python3")), None)
+    return name or shlex.quote(sys.executable)
 
 
 def quiet_libraries() -> None:
-    """Keeps Lightning's advertisements, and warnings about what is meant, from the terminal."""
-    for noisy in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    """Silence Lightning's advertisements and the warnings of libraries about intended settings."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.|torchmetrics\.|pydantic\.")

@@ -1,7 +1,7 @@
-"""Signs of life, and the wish to end.
+"""Heartbeats, graceful stops after a signal, and a watchdog for runs that hang.
 
-Whatever takes long calls `beat` at each of its steps. While training, that ends it where a signal asked for it; and a
-watch ends the process where nothing beats for too long.
+Each step of anything slow calls `heartbeat`. After a signal, it ends training in order.
+`monitor` ends the process if the heartbeats stop.
 """
 
 import faulthandler
@@ -15,21 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from ddpm_lab.utils.errors import InterruptedRunError
+from ddpm_lab.utils.errors import HangError, InterruptedRunError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What asks for an end; the last is what SLURM sends some time before it ends a job itself"""
-HUNG = 124
+"""Signals that request a stop; SLURM sends SIGUSR1 some time before it ends a job"""
 
 
 class _State:
     last = time.monotonic()
-    asked: int | None = None
+    signal: int | None = None
     alone = True
 
 
 def install_signal_handlers(alone: bool) -> None:
-    """Signals ask for an end. One process `alone` ends at its next beat; of several, all must agree first."""
+    """Let signals request a stop.
+
+    A process that trains `alone` stops at its next heartbeat. Several have to agree first.
+    """
     _State.alone = alone
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -37,65 +39,65 @@ def install_signal_handlers(alone: bool) -> None:
 
 
 def heartbeat() -> None:
-    """Still alive. Raises Interrupted where a signal asked for it."""
+    """Record a sign of life. Raises InterruptedRunError if a signal requested a stop."""
     _State.last = time.monotonic()
-    if _State.asked and _State.alone:
+    if _State.signal and _State.alone:
         raise interruption()
 
 
 def stop_requested() -> bool:
-    """Whether a signal asked for an end."""
-    return _State.asked is not None
+    """Return True if this process received a signal to stop."""
+    return _State.signal is not None
 
 
 def interruption() -> InterruptedRunError:
-    """By the signal that was heard; if only another process heard one, by SIGTERM."""
-    number = _State.asked or signal.SIGTERM
+    """Return the error for the received signal, or for SIGTERM if only another process got one."""
+    number = _State.signal or signal.SIGTERM
     return InterruptedRunError(f"stopped by {signal.Signals(number).name}", number)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if _State.asked == number == signal.SIGINT:
-        signal.signal(number, signal.SIG_IGN)  # ending is soon done
-        raise InterruptedRunError("stopped by a second SIGINT, at once", number)
-    _State.asked = number
-    more = "; once more: now" if number == signal.SIGINT else ""
-    print(
-        f"\n{signal.Signals(number).name}: saving and ending after this step{more}", file=sys.stderr
-    )
+    if _State.signal == number == signal.SIGINT:
+        signal.signal(number, signal.SIG_IGN)  # a third one must not disturb the end
+        raise InterruptedRunError("stopped at once by a second SIGINT", number)
+    _State.signal = number
+    hint = "; repeat it to stop at once" if number == signal.SIGINT else ""
+    name = signal.Signals(number).name
+    print(f"\n{name}: saving, and stopping after this step{hint}", file=sys.stderr)
 
 
 @contextmanager
 def monitor(seconds: float | None, file: Path) -> Iterator[None]:
-    """Listens, and where nothing beats for so many `seconds`, writes the stacks of all threads to `file` and ends the
-    process with status 124; None waits for ever.
+    """Handle signals, and end the process `seconds` after the last heartbeat (None: never).
+
+    Before the process ends, with status 124, the stacks of all its threads are written to `file`.
     """
     over = threading.Event()
-    _State.last, _State.asked = time.monotonic(), None
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _State.last, _State.signal = time.monotonic(), None
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     install_signal_handlers(alone=False)  # until training begins
-
-    def log_mean() -> None:
-        assert seconds is not None
-        while not over.wait(min(seconds / 4, 10)):
-            if time.monotonic() - _State.last > seconds:
-                with file.open("w") as stacks:
-                    faulthandler.dump_traceback(stacks)
-                print(
-                    f"error: nothing has happened for {seconds:g} s (hang_timeout={seconds:g}); {file} says where every "
-                    "thread was",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(HUNG)
-
     if seconds is not None:
-        threading.Thread(target=log_mean, daemon=True).start()
+        watcher = threading.Thread(target=_watch, args=(seconds, file, over), daemon=True)
+        watcher.start()
     try:
         yield
     finally:
         over.set()
-        _State.asked = None
+        _State.signal = None
         if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def _watch(seconds: float, file: Path, over: threading.Event) -> None:
+    while not over.wait(min(seconds / 4, 10)):
+        if time.monotonic() - _State.last > seconds:
+            with file.open("w") as stacks:
+                faulthandler.dump_traceback(stacks)
+            print(
+                f"error: no progress for {seconds:g} s (hang_timeout={seconds:g}); "
+                f"{file} has the stacks of all threads",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(HangError.status)
