@@ -50,7 +50,7 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
     argument = first[0] if first and first[0] in names else None
     if isinstance(cause, UserError) and (argument is None or argument in config):
         return cause
-    expected = [ValueError]
+    expected: list[type[Exception]] = [ValueError]
     if configured and not part._target_.startswith("ddpm_lab."):
         expected += [TypeError, ImportError]  # raised by other packages for a wrong value
     # By its name, because Lightning takes seconds to import.
