@@ -717,14 +717,14 @@ MUTANTS = [
     Mutant(
         "recall for precision",
         "evaluation/fid.py",
-        'found["precision"], found["recall"] =',
-        'found["recall"], found["precision"] =',
+        'metrics["precision"], metrics["recall"] =',
+        'metrics["recall"], metrics["precision"] =',
         "quality",
     ),
     Mutant(
         "all values are drawn alike",
         "evaluation/sample_quality.py",
-        "        way()\n",
+        "        configure()\n",
         "        pass\n",
         "quality",
     ),
@@ -823,8 +823,8 @@ MUTANTS = [
     Mutant(
         "the analytic variance of latents without their own noise",
         "evaluation/analytic_variance.py",
-        "system.codec.encode(picked.x0.to(device), noise)",
-        "system.codec.encode(picked.x0.to(device), torch.zeros_like)",
+        "system.codec.encode(images.x0.to(device), noise)",
+        "system.codec.encode(images.x0.to(device), torch.zeros_like)",
         "latents",
     ),
     Mutant(
@@ -986,8 +986,8 @@ MUTANTS = [
     Mutant(
         "all samples in one block",
         "evaluation/fid.py",
-        "numbers * BLOCKS // count",
-        "numbers * 0",
+        "indices * BLOCKS // count",
+        "indices * 0",
         "quality",
     ),
     Mutant(

@@ -1,1 +1,1 @@
-"""Numbers and images of samples. Nothing here knows a model: it takes images."""
+"""Metrics of images and samples, and their registry (`metrics`)."""

@@ -1,4 +1,4 @@
-"""One case of the analytic tier: a sampler, a variance and a guidance, measured as evaluate.py measures a run."""
+"""One case of the analytic tier: metrics of a sampler, a variance and a guidance."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ OPTIMA: dict[type[Variance], Callable[[Analytic], Variance]] = {
     LearnedRange: OptimalRange,
     LearnedDiagonal: lambda optimum: optimum,
 }
-"""What variances that a network learns are at their optimum."""
+"""Optima of learned variances"""
 
 
 def evaluate_case(
@@ -41,26 +41,30 @@ def evaluate_case(
     count: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What `sampler` makes of noise, exactly for Gaussian data, else of `count` samples; where the law has an entropy,
-    the bound on the chain `times`; where the sampler can be run backwards, the error of a round trip; and the schedule.
+    """Return the metrics of samples, the bound, the reconstruction MSE and the schedule.
 
-    A `variance` that is learned is at its optimum, and None is `Analytic`.
+    - Samples of Gaussian data are measured exactly, those of other data from `count` samples.
+    - The bound on the chain `times` needs data with an entropy.
+    - The reconstruction MSE needs an invertible sampler.
+
+    A learned `variance` is at its optimum. None is `Analytic`.
     """
     optimum = Analytic(data.mse)
-    chosen = (
-        optimum if variance is None else OPTIMA.get(type(variance), lambda _: variance)(optimum)
-    )
-    denoiser = data.denoiser(chosen)
+    if variance is None:
+        variance = optimum
+    elif type(variance) in OPTIMA:
+        variance = OPTIMA[type(variance)](optimum)
+    denoiser = data.denoiser(variance)
     guided = guidance(denoiser)
     invertible = isinstance(sampler, DDIM) and sampler.eta == 0
     if isinstance(denoiser, GaussianDenoiser):
-        found = _exactly(denoiser, guided, sampler, invertible)
+        metrics = _exact_metrics(denoiser, guided, sampler, invertible)
     else:
-        found = _sampled(data, guided, sampler, invertible, count, seed)
+        metrics = _sample_metrics(data, guided, sampler, invertible, count, seed)
     if data.entropy is not None:
-        terms = analytic_vlb(denoiser.process, chosen, times, data.mse, data.second_moment)
+        terms = analytic_vlb(denoiser.process, variance, times, data.mse, data.second_moment)
         bits = (terms["L_T"] + terms["terms"].sum()).item()
-        found["nll"] = {
+        metrics["nll"] = {
             "bits_per_dim": bits,
             "entropy": data.entropy,
             "gap": bits - data.entropy,
@@ -71,32 +75,30 @@ def evaluate_case(
                 for (t, s), term in zip(pairwise(times), terms["terms"].tolist(), strict=True)
             ],
         }
-    return {**found, "schedule_curve": schedule_curve(denoiser.process)}
+    return {**metrics, "schedule_curve": schedule_curve(denoiser.process)}
 
 
-def _exactly(
+def _exact_metrics(
     denoiser: GaussianDenoiser, guided: DenoiserLike, sampler: Sampler, invertible: bool
 ) -> dict[str, Any]:
-    guided(
-        denoiser.mean[None], torch.ones(1, dtype=torch.int64)
-    )  # raises UserError where it needs labels
+    guided(denoiser.mean[None], torch.ones(1, dtype=torch.int64))  # UserError if it needs labels
     mean, covariance = propagate(sampler, denoiser)
-    found = {
+    metrics = {
         "wasserstein": wasserstein(denoiser, mean, covariance),
         "std": covariance.diagonal().mean().sqrt().item(),
         "std_of_data": denoiser.eigenvalues.mean().sqrt().item(),
     }
     if invertible:
-        # On each axis the trip is affine: what it makes of 0, and of 1.
+        # The reconstruction is affine on each axis, so its values at 0 and 1 determine it.
         probes = torch.stack([torch.zeros_like(denoiser.mean), denoiser.axes.sum(1)])
-        offset, one = _round_trip(sampler, denoiser, probes) @ denoiser.axes
-        missed = (one - offset - 1) * (denoiser.mean @ denoiser.axes) + offset
-        error = missed**2 + (one - offset - 1) ** 2 * denoiser.eigenvalues
-        found["reconstruction"] = error.mean().item() / 4
-    return found
+        offset, one = _reconstruct(sampler, denoiser, probes) @ denoiser.axes
+        bias = (one - offset - 1) * (denoiser.mean @ denoiser.axes) + offset
+        error = bias**2 + (one - offset - 1) ** 2 * denoiser.eigenvalues
+        metrics["reconstruction"] = error.mean().item() / 4
+    return metrics
 
 
-def _sampled(
+def _sample_metrics(
     data: AnalyticData,
     guided: DenoiserLike,
     sampler: Sampler,
@@ -105,49 +107,50 @@ def _sampled(
     seed: int,
 ) -> dict[str, Any]:
     assert data.mixture is not None
-    (wanted, label), (others, _) = (
+    (points, label), (others, _) = (
         data.mixture.labelled(count, make_generator(seed, 2 + i)) for i in range(2)
     )
     conditions = None
     if guided.classes is not None and data.mixture.labels is not None:
-        known = data.mixture.labels.unique()
-        conditions = known[torch.arange(count) % len(known)]
+        classes = data.mixture.labels.unique()
+        conditions = classes[torch.arange(count) % len(classes)]
     generator = make_generator(seed, 4)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, dtype=torch.float64, generator=generator)
 
-    x = sampler(guided, sampler.prior(guided.process, noise(wanted)), Condition(conditions), noise)
-    found = {
-        "sliced_wasserstein": sliced_wasserstein(x, wanted),
-        "sliced_wasserstein_of_data": sliced_wasserstein(others, wanted),
+    x = sampler(guided, sampler.prior(guided.process, noise(points)), Condition(conditions), noise)
+    metrics = {
+        "sliced_wasserstein": sliced_wasserstein(x, points),
+        "sliced_wasserstein_of_data": sliced_wasserstein(others, points),
     }
     if data.mixture.labels is not None:
-        # A finite set has no p(y | x_0) but at its points, so there it is p(y | x_1).
+        # A finite set has p(y | x_0) only at its points, so p(y | x_1) replaces it.
         time = torch.full((count,), 0 if data.mixture.std else 1)
         posterior = MixtureClassifier(guided.process, data.mixture)(x, time).exp()
-        found["inception_score"] = inception_score(posterior)
+        metrics["inception_score"] = inception_score(posterior)
         if conditions is not None:
-            found["class_accuracy"] = posterior.gather(1, conditions[:, None]).mean().item()
+            metrics["class_accuracy"] = posterior.gather(1, conditions[:, None]).mean().item()
     if invertible:
-        told = Condition(None if conditions is None else label)
-        found["reconstruction"] = (
-            ((_round_trip(sampler, guided, wanted, told) - wanted) / 2).square().mean().item()
-        )
-    return found
+        cond = Condition(None if conditions is None else label)
+        decoded = _reconstruct(sampler, guided, points, cond)
+        metrics["reconstruction"] = ((decoded - points) / 2).square().mean().item()
+    return metrics
 
 
-def _round_trip(
+def _reconstruct(
     sampler: Sampler, denoiser: DenoiserLike, x: Tensor, cond: Condition = Condition()
 ) -> Tensor:
-    """`x` (B, d) encoded and decoded (Song et al., 2021, section 5.4)."""
+    """Encode and decode `x` (B, d) (Song et al., 2021, section 5.4)."""
     (_, x_T) = deque(sampler.encode(denoiser, x, cond), maxlen=1)[0]
     return sampler(denoiser, x_T, cond)
 
 
 def schedule_curve(process: ForwardProcess) -> list[dict[str, float | None]]:
-    """A schedule at 101 times at most (Nichol & Dhariwal, 2021, figures 1 and 5): `t` as a share of T, alpha_bar, beta
-    of the full chain, and the ratio of its two variances; at t = 0, where no step begins, None.
+    """Return a schedule at up to 101 times (Nichol & Dhariwal, 2021, figures 1 and 5).
+
+    Each entry has t / T, alpha_bar, and beta and the ratio of variances of the full chain, which
+    are None at t = 0.
     """
     t = torch.tensor(sorted({round(i * process.steps / 100) for i in range(101)}))
     s = (t - 1).clamp(min=0)

@@ -1,9 +1,8 @@
-"""The analytic tier: what samplers make of data whose denoiser is known, and what bounds say of it, without a
-network.
-"""
+"""Analytic tier: samplers and bounds on data with an exact denoiser, without a network."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,11 +28,11 @@ from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedRange, Variance
 
 Rows = dict[str, list[float]]
-"""A number for each number of steps."""
+"""Values by row, one for each number of steps"""
 
 
 class AnalyticData(NamedTuple):
-    """Data of known law: its denoiser as a function of a variance, and what bounds need to know of it."""
+    """Data with an exact denoiser."""
 
     name: str
     denoiser: Callable[[Variance], GaussianDenoiser | MixtureDenoiser]
@@ -41,20 +40,23 @@ class AnalyticData(NamedTuple):
     """E|x_0 - E[x_0 | x_t]|^2 per dimension, (T + 1,)"""
     second_moment: float
     entropy: float | None
-    """In bits/dim; None for a finite set, which has no density"""
+    """Bits/dim; None for a finite set, which has no density"""
     draw: Callable[[int, torch.Generator], Tensor]
-    """(count, d) points of the data"""
+    """Return points of the data, (count, d)"""
     mixture: Mixture | None = None
-    """The law itself, where it is one, with its labels"""
+    """The distribution with labels; None for Gaussian data"""
 
 
 def gaussian_data(
     process: ForwardProcess, mean: Sequence[float], covariance: Sequence[Sequence[float]]
 ) -> AnalyticData:
-    """N(mean, covariance). Raises ValueError unless the covariance is symmetric, positive definite and of its size."""
+    """Return data from N(mean, covariance).
+
+    Raises ValueError unless the covariance is symmetric, positive definite and of matching size.
+    """
     try:
         m, c = (torch.tensor(part, dtype=torch.float64) for part in (mean, covariance))
-    except (TypeError, ValueError):  # what is no number, or rows of several lengths
+    except (TypeError, ValueError):  # not numbers, or rows of different lengths
         raise ValueError(
             f"mean={[*mean]} and covariance={[*covariance]} must be a list of numbers and a square "
             "matrix; try covariance=[[0.25]] mean=[0]"
@@ -65,17 +67,17 @@ def gaussian_data(
         or torch.linalg.eigvalsh(c).min() <= 0
     ):
         raise ValueError(
-            f"covariance={[*map(list, covariance)]} must be a symmetric, positive definite matrix of the "
-            f"size of mean={[*mean]}; try covariance=[[0.25]] mean=[0]"
+            f"covariance={[*map(list, covariance)]} must be a symmetric, positive definite matrix "
+            f"of the size of mean={[*mean]}; try covariance=[[0.25]] mean=[0]"
         )
-    one = GaussianDenoiser(process, BetaTilde(), m, c)
+    denoiser = GaussianDenoiser(process, BetaTilde(), m, c)
     factor = torch.linalg.cholesky(c)
     return AnalyticData(
         f"N(mean, covariance) in {len(m)} dimension{'s' if len(m) > 1 else ''}",
         lambda variance: GaussianDenoiser(process, variance, m, c),
-        one.mse(),
-        one.second_moment(),
-        one.entropy(),
+        denoiser.mse(),
+        denoiser.second_moment(),
+        denoiser.entropy(),
         lambda count, generator: (
             m + torch.randn(count, len(m), dtype=torch.float64, generator=generator) @ factor.T
         ),
@@ -90,177 +92,176 @@ def mixture_data(
     times: Iterable[int] | None = None,
     conditional: bool = False,
 ) -> AnalyticData:
-    """The law of `data`: its mixture where it has one, else a finite set, the first `count` of its training split;
-    where `conditional`, given the label. `times`: at which the denoiser's error is wanted (None: all); at others it is
-    0. That of a finite set is a mean over at most 512 draws.
+    """Return the mixture of `data`, or the finite set of its first `count` training samples.
+
+    `conditional`: Whether the denoiser takes labels.
+    `times`: Times at which the denoiser's error is computed (None: all); it is 0 at the others.
+    For a finite set, the error is a mean over at most 512 samples.
     """
-    some = data.train.select(slice(count))
-    x0 = some.x0.double().flatten(1)
+    train = data.train.select(slice(count))
+    x0 = train.x0.double().flatten(1)
     even = torch.full((len(x0),), 1 / len(x0), dtype=torch.float64)
-    known = data.mixture or Mixture(x0, even, 0.0, some.labels)
-    heard = known if conditional else known._replace(labels=None)
-    denoiser = MixtureDenoiser(process, BetaTilde(), heard)
-    wanted = range(1, process.steps + 1) if times is None else sorted({*times} - {0})
-    bar = tqdm(wanted, desc="errors of the exact denoiser", leave=False, disable=None)
-    mse, entropy = (
-        _integrated(denoiser, known, bar)
-        if known.std
-        else (_drawn(denoiser, known, bar, count, seed), None)
-    )
-    name = (
-        f"the law of {data.name}"
-        if known.std
-        else f"{len(x0)} points of {data.name}, as a finite set"
-    )
+    mixture = data.mixture or Mixture(x0, even, 0.0, train.labels)
+    denoised = mixture if conditional else mixture._replace(labels=None)
+    denoiser = MixtureDenoiser(process, BetaTilde(), denoised)
+    all_times = range(1, process.steps + 1) if times is None else sorted({*times} - {0})
+    bar = tqdm(all_times, desc="errors of the exact denoiser", leave=False, disable=None)
+    mse: Tensor
+    entropy: float | None
+    if mixture.std:
+        mse, entropy = _integrate(denoiser, mixture, bar)
+        name = f"the distribution of {data.name}"
+    else:
+        mse, entropy = _estimate_mse(denoiser, mixture, bar, count, seed), None
+        name = f"{len(x0)} points of {data.name}, as a finite set"
     return AnalyticData(
         name,
-        lambda variance: MixtureDenoiser(process, variance, heard),
+        lambda variance: MixtureDenoiser(process, variance, denoised),
         mse,
-        known.second_moment(),
+        mixture.second_moment(),
         entropy,
-        lambda count, generator: known.sample(count, generator)[0],
-        known,
+        lambda count, generator: mixture.sample(count, generator)[0],
+        mixture,
     )
 
 
-def _integrated(
-    denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int]
+def _integrate(
+    denoiser: MixtureDenoiser, mixture: Mixture, times: Iterable[int]
 ) -> tuple[Tensor, float]:
-    """The error at `times`, (T + 1,), and the entropy of a mixture in bits/dim, given the label if the denoiser hears
-    it: by Gauss-Hermite quadrature around every mean.
+    """Return the error at `times`, (T + 1,), and the entropy of a mixture in bits/dim.
+
+    Both use Gauss-Hermite quadrature around every mean. Both are conditional on the label if the
+    denoiser is.
     """
-    count, dims = known.means.shape
+    count, dims = mixture.means.shape
     nodes, weights = (
         torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(_nodes(dims))
     )
     z = torch.cartesian_prod(*[nodes] * dims).view(-1, dims)
     share = torch.cartesian_prod(*[weights / weights.sum()] * dims).view(-1, dims).prod(1)
-    label = None if known.labels is None else known.labels.repeat_interleave(len(z))
+    label = None if mixture.labels is None else mixture.labels.repeat_interleave(len(z))
     process = denoiser.process
 
     def around(t: int) -> tuple[Tensor, Tensor, Condition]:
-        alpha, noise, _, _ = process.table[t]
-        x_t = alpha * known.means[:, None] + torch.hypot(alpha * known.std, noise) * z
+        alpha, sigma, _, _ = process.table[t]
+        x_t = alpha * mixture.means[:, None] + torch.hypot(alpha * mixture.std, sigma) * z
         return x_t.flatten(0, 1), torch.full((len(z) * count,), t), Condition(label)
 
     def mean(values: Tensor) -> Tensor:
-        return known.weights @ (values.view(count, -1) @ share)
+        return mixture.weights @ (values.view(count, -1) @ share)
 
     mse = torch.zeros(process.steps + 1, dtype=torch.float64)
     for t in times:
         mse[t] = mean(denoiser.mse(*around(t)))
-    # H(x) = H(x | k) + H(k) - H(k | x) of the component k, all given the label where that is heard.
-    alike = (
-        torch.ones(count, count)
-        if denoiser.labels is None
-        else denoiser.labels[:, None] == denoiser.labels
-    )
-    before = known.weights @ (alike.double() @ known.weights / known.weights).log()
-    after = mean(torch.special.entr(denoiser.logits(*around(0)).softmax(1)).sum(1))
-    within = 0.5 * math.log(2 * math.pi * math.e * known.std**2)
-    return mse, (within + (before - after).item() / dims) / math.log(2)
+    # H(x) = H(x | k) + H(k) - H(k | x) of the component k, conditional on the label if used.
+    same_label = torch.ones(count, count, dtype=torch.bool)
+    if denoiser.labels is not None:
+        same_label = denoiser.labels[:, None] == denoiser.labels
+    weights = mixture.weights
+    prior = weights @ (same_label.double() @ weights / weights).log()
+    posterior = mean(torch.special.entr(denoiser.logits(*around(0)).softmax(1)).sum(1))
+    component = 0.5 * math.log(2 * math.pi * math.e * mixture.std**2)
+    return mse, (component + (prior - posterior).item() / dims) / math.log(2)
 
 
 def _nodes(dims: int) -> int:
-    """As many for each dimension as make about 600 in all."""
+    """Return the nodes per dimension, for about 600 in total."""
     return min(32, max(2, int(600 ** (1 / dims))))
 
 
-def _drawn(
-    denoiser: MixtureDenoiser, known: Mixture, times: Iterable[int], count: int, seed: int
+def _estimate_mse(
+    denoiser: MixtureDenoiser, mixture: Mixture, times: Iterable[int], count: int, seed: int
 ) -> Tensor:
-    """The error at `times`, (T + 1,)."""
+    """Estimate the error at `times`, (T + 1,)."""
     generator = make_generator(seed, 1)
-    points, label = known.labelled(min(count, 512), generator)
+    points, label = mixture.labelled(min(count, 512), generator)
     mse = torch.zeros(denoiser.process.steps + 1, dtype=torch.float64)
     for t in times:
-        at = torch.full((len(points),), t)
+        time = torch.full((len(points),), t)
         eps = torch.randn(points.shape, dtype=torch.float64, generator=generator)
-        estimate = denoiser(denoiser.process.diffuse(points, eps, at), at, Condition(label))
+        estimate = denoiser(denoiser.process.diffuse(points, eps, time), time, Condition(label))
         mse[t] = (estimate.x0 - points).square().mean()
     return mse
 
 
 def _samplers(optimum: Variance) -> dict[str, tuple[Callable[..., Sampler], Variance]]:
-    """The rows of DDIM's table 1, and what came after."""
+    """Return the rows of DDIM's table 1, and later samplers."""
 
-    def ddim(**options: object) -> Callable[..., Sampler]:
-        return lambda **where: DDIM(**(options | where))  # type: ignore[arg-type]
-
-    etas = {f"DDIM eta={eta:g}": (ddim(eta=eta), BetaTilde()) for eta in (0.0, 0.2, 0.5, 1.0)}
+    etas = {
+        f"DDIM eta={eta:g}": (partial(DDIM, eta=eta), BetaTilde()) for eta in (0.0, 0.2, 0.5, 1.0)
+    }
     return {
         **etas,
-        "DDIM sigma-hat (beta)": (ddim(eta=1.0, sigma_hat=True), BetaTilde()),
+        "DDIM sigma-hat (beta)": (partial(DDIM, eta=1.0, sigma_hat=True), BetaTilde()),
         "DDPM analytic variance": (DDPM, optimum),
-        "DDIM eta=0, quadratic": (ddim(eta=0.0, spacing="quadratic"), BetaTilde()),
-        "Heun, quadratic": (
-            lambda steps, clip: Heun(steps=steps, clip=clip, spacing="quadratic"),
-            BetaTilde(),
-        ),
-        "DPM-Solver++, quadratic": (
-            lambda steps, clip: DPMSolver(steps=steps, clip=clip, spacing="quadratic"),
-            BetaTilde(),
-        ),
+        "DDIM eta=0, quadratic": (partial(DDIM, eta=0.0, spacing="quadratic"), BetaTilde()),
+        "Heun, quadratic": (partial(Heun, spacing="quadratic"), BetaTilde()),
+        "DPM-Solver++, quadratic": (partial(DPMSolver, spacing="quadratic"), BetaTilde()),
     }
 
 
 def exact_sampler_tables(data: AnalyticData, steps: Sequence[int]) -> tuple[Rows, Rows]:
-    """Of Gaussian data: the standard deviation (root mean over dimensions) of what each sampler makes, and its
-    Wasserstein distance (2) to the data, both from the sampler's exact law.
+    """Return the standard deviation and W2 distance of each sampler on Gaussian data.
+
+    Both are those of the sampler's exact distribution. The standard deviation is the root mean
+    variance over dimensions.
     """
     stds: Rows = {}
     distances: Rows = {}
     for name, (sampler, variance) in _samplers(Analytic(data.mse)).items():
         denoiser = data.denoiser(variance)
         assert isinstance(denoiser, GaussianDenoiser)
-        laws = [propagate(sampler(steps=count, clip=None), denoiser) for count in steps]
-        stds[name] = [covariance.diagonal().mean().sqrt().item() for _, covariance in laws]
-        distances[name] = [wasserstein(denoiser, mean, covariance) for mean, covariance in laws]
+        distributions = [propagate(sampler(steps=count, clip=None), denoiser) for count in steps]
+        stds[name] = [covariance.diagonal().mean().sqrt().item() for _, covariance in distributions]
+        distances[name] = [
+            wasserstein(denoiser, mean, covariance) for mean, covariance in distributions
+        ]
     return stds, distances
 
 
 def wasserstein(data: GaussianDenoiser, mean: Tensor, covariance: Tensor) -> float:
-    """Distance (2) of N(mean, covariance) to the data, whose axes are its own, so that the covariances commute."""
+    """Return the W2 distance of N(mean, covariance) to the data, which has the same axes."""
     axes = (data.axes.T @ covariance @ data.axes).diagonal().clamp(min=0).sqrt()
-    apart = (mean - data.mean).square().sum() + (axes - data.eigenvalues.sqrt()).square().sum()
-    return apart.sqrt().item()
+    squared = (mean - data.mean).square().sum() + (axes - data.eigenvalues.sqrt()).square().sum()
+    return squared.sqrt().item()
 
 
 def sampled_sampler_table(data: AnalyticData, steps: Sequence[int], count: int, seed: int) -> Rows:
-    """Sliced Wasserstein distance (2) of `count` samples of each sampler to as many points of the data, and, as "data",
-    that of as many others, which no sampler can be expected to beat.
+    """Return the sliced W2 distance of `count` samples of each sampler to points of the data.
+
+    The row "data" is the distance of other points of the data: the expected optimum.
     """
     process = data.denoiser(BetaTilde()).process
-    wanted, others = (data.draw(count, make_generator(seed, 2 + i)) for i in range(2))
-    found: Rows = {"data": [sliced_wasserstein(others, wanted)] * len(steps)}
+    points, others = (data.draw(count, make_generator(seed, 2 + i)) for i in range(2))
+    distances: Rows = {"data": [sliced_wasserstein(others, points)] * len(steps)}
     rows = _samplers(Analytic(data.mse))
     for name, (sampler, variance) in tqdm(rows.items(), desc="samplers", leave=False, disable=None):
-        found[name] = []
-        for some in steps:
+        distances[name] = []
+        for step_count in steps:
             generator = make_generator(seed, 4)
-            made = sampler(steps=some, clip=None)
+            sample = sampler(steps=step_count, clip=None)
 
             def noise(like: Tensor, generator: torch.Generator = generator) -> Tensor:
                 return torch.randn(like.shape, dtype=torch.float64, generator=generator)
 
-            x = made.prior(process, noise(wanted))
-            found[name].append(
-                sliced_wasserstein(made(data.denoiser(variance), x, noise=noise), wanted)
-            )
-    return found
+            x = sample.prior(process, noise(points))
+            x = sample(data.denoiser(variance), x, noise=noise)
+            distances[name].append(sliced_wasserstein(x, points))
+    return distances
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 64) -> float:
-    """Root mean over random directions of the squared Wasserstein distance of the projections of a and b, (N, d)
-    each.
+    """Return the sliced W2 distance of a and b, (N, d) each.
+
+    It is the root mean of squared W2 distances of projections on random directions.
     """
-    along = torch.randn(a.shape[1], directions, dtype=torch.float64, generator=make_generator(0))
-    along = along / along.norm(dim=0)
-    return ((a @ along).sort(0).values - (b @ along).sort(0).values).square().mean().sqrt().item()
+    axes = torch.randn(a.shape[1], directions, dtype=torch.float64, generator=make_generator(0))
+    axes = axes / axes.norm(dim=0)
+    return ((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean().sqrt().item()
 
 
 def vlb_table(data: AnalyticData, steps: Sequence[int]) -> Rows:
-    """The bound in bits/dim with each variance, the learned one at its optimum, on even chains."""
+    """Return the bound in bits/dim with each variance on uniform chains."""
     process = data.denoiser(BetaTilde()).process
     optimum = Analytic(data.mse)
     rows: Rows = {"beta_tilde": [], "beta": [], "learned_range at its optimum": [], "analytic": []}
@@ -271,7 +272,7 @@ def vlb_table(data: AnalyticData, steps: Sequence[int]) -> Rows:
             optimal_variance_output(process, optimum, times),
         )
         variances = [(BetaTilde(), None), (Beta(), None), learned, (optimum, None)]
-        for row, (variance, said) in zip(rows.values(), variances, strict=True):
-            found = analytic_vlb(process, variance, times, data.mse, data.second_moment, said)
-            row.append((found["L_T"] + found["terms"].sum()).item())
+        for row, (variance, output) in zip(rows.values(), variances, strict=True):
+            vlb = analytic_vlb(process, variance, times, data.mse, data.second_moment, output)
+            row.append((vlb["L_T"] + vlb["terms"].sum()).item())
     return rows

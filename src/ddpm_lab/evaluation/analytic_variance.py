@@ -1,4 +1,4 @@
-"""The optimal variance of a trained network, estimated from the data (Bao et al., 2022)."""
+"""Optimal variance of a trained network, estimated from data (Bao et al., 2022)."""
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from ddpm_lab.systems.diffusion import Diffusion
 def estimate_variance(
     system: Diffusion, denoiser: Denoiser, data: DataModule, *, samples: int = 16, seed: int = 0
 ) -> Analytic:
-    """`Analytic` from `samples` noised training images at every time; guesses are bounded as the sampler bounds
-    them.
+    """Estimate `Analytic` from `samples` noised training images at every time.
+
+    Estimates of x_0 are clipped as in sampling.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1 (got {samples}); try 16")
@@ -37,12 +38,11 @@ def estimate_variance(
             index.split(256),
             strict=True,
         ):
-            picked = train.select(some)
-            x0 = system.codec.encode(picked.x0.to(device), noise)
-            cond = system.condition(denoiser, to_batch(picked), noise)
-            eps, at = torch.randn(x0.shape, generator=generator).to(device), t.to(device)
-            estimate = system.sampler.estimate(
-                denoiser, denoiser.process.diffuse(x0, eps, at), at, cond
-            )
+            images = train.select(some)
+            x0 = system.codec.encode(images.x0.to(device), noise)
+            cond = system.condition(denoiser, to_batch(images), noise)
+            eps, t_device = torch.randn(x0.shape, generator=generator).to(device), t.to(device)
+            x_t = denoiser.process.diffuse(x0, eps, t_device)
+            estimate = system.sampler.estimate(denoiser, x_t, t_device, cond)
             sums.index_add_(0, t, (estimate.x0 - x0).double().square().flatten(1).mean(1).cpu())
     return Analytic(sums / samples)

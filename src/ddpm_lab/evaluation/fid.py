@@ -1,4 +1,4 @@
-"""How far images are from those of a reference, in the features of an extractor."""
+"""FID, KID, precision, recall and scores of images, in the features of an extractor."""
 
 import hashlib
 import math
@@ -35,39 +35,37 @@ from ddpm_lab.evaluation.statistics import (
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
 from ddpm_lab.utils.safe_load import load_tensors, read_sealed_json, save_tensors, write_sealed_json
 
-KEPT = 50_000
-"""Of how many images of a reference, evenly over it, KID, precision and recall know the features"""
-SUBSETS = 1000
-"""How many images are in each subset of KID"""
-ENOUGH = 10
-"""Samples for each feature, from which on FID is close to a line in 1 / n"""
+MAX_FEATURES = 50_000
+"""Maximum number of reference images, evenly spaced, for KID, precision and recall"""
+KID_SUBSET_SIZE = 1000
+MIN_SAMPLES_PER_FEATURE = 10
+"""Samples per feature from which FID is close to linear in 1 / n"""
 READERS = min(8, os.cpu_count() or 1)
-"""How many processes read images that are streamed"""
-NOISE = 2000
-"""At most so many images of noise are measured"""
-VERSION = 2
-"""Of what the cache holds"""
+"""Processes that read streamed images"""
+MAX_NOISE_IMAGES = 2000
+CACHE_VERSION = 2
 
 IndexedBatches = Iterable[tuple[Tensor, InMemorySplit]]
-"""Batches, and the numbers (B,) of the samples in each"""
+"""Sample indices (B,) and the batch"""
 
 
 def cache_dir() -> Path:
-    """Where statistics of references are kept: $DDPM_LAB_CACHE, or ~/.cache/ddpm-lab."""
+    """Return the folder of cached statistics: $DDPM_LAB_CACHE, or ~/.cache/ddpm-lab."""
     return Path(os.environ.get("DDPM_LAB_CACHE") or "~/.cache/ddpm-lab").expanduser()
 
 
 def indexed_batches(split: Split, size: int = 500) -> Iterator[tuple[Tensor, InMemorySplit]]:
-    """The batches of images of a split that are this process's."""
-    chosen = shard(torch.arange(split.size).split(size))
-    return zip(chosen, read_batches(split, chosen, READERS), strict=True)
+    """Return this process's shard of a split's batches, with their indices."""
+    indices = shard(torch.arange(split.size).split(size))
+    return zip(indices, read_batches(split, indices, READERS), strict=True)
 
 
 class FIDEvaluator:
-    """An extractor and the images that samples are compared with. What it must know of these is computed once, and
-    kept in `cache()` by the hash of the images, of their labels and of the extractor.
+    """An extractor and reference statistics, with which samples are compared.
 
-    `thorough`: which of "kid" and "prc" (precision and recall) are wanted as well, for which features are kept.
+    The statistics are cached in `cache_dir()` by the hash of the images, labels and extractor.
+
+    `extra_metrics`: any of "kid" and "prc" (precision and recall), which need reference features.
     """
 
     def __init__(
@@ -77,155 +75,155 @@ class FIDEvaluator:
         extra_metrics: Collection[str] = (),
         device: torch.device = torch.device("cpu"),
     ) -> None:
-        self.extractor, self.extra_metrics, self.device = (
-            extractor.to(device),
-            extra_metrics,
-            device,
-        )
+        self.extractor = extractor.to(device)
+        self.extra_metrics, self.device = extra_metrics, device
         self.dims = cast(int, extractor.features.num_features)
         self.data_sha256 = reference.digest()
-        key = f"{VERSION} {self.data_sha256} {extractor.name} {extractor.sha256} {bool(extra_metrics)}"
+        key = (
+            f"{CACHE_VERSION} {self.data_sha256} {extractor.name} {extractor.sha256} "
+            f"{bool(extra_metrics)}"
+        )
         self.digest = hashlib.sha256(key.encode()).hexdigest()
         file = cache_dir() / f"{self.digest}.safetensors"
-        known = _kept(lambda: load_tensors(file)[0])
-        if known is None:
-            known = self._known(reference)
+        statistics = _read_cache(lambda: load_tensors(file)[0])
+        if statistics is None:
+            statistics = self._compute_reference(reference)
             if is_rank_zero():
-                _keep(file, lambda: save_tensors(known, file))
-        known = {name: value.to(device) for name, value in known.items()}
-        self.features = known.pop("features", None)
-        names = sorted({name.partition(".")[0] for name in known}, key=int)
-        each = {
-            int(name): Gaussian(
-                known[f"{name}.mean"], known[f"{name}.covariance"], int(known[f"{name}.size"])
+                _write_cache(file, lambda: save_tensors(statistics, file))
+        statistics = {name: value.to(device) for name, value in statistics.items()}
+        self.features = statistics.pop("features", None)
+        self.reference: dict[int, tuple[Gaussian, Tensor]] = {}
+        """Statistics and the root of the covariance, by label; label -1 is all images"""
+        for label in sorted({int(name.partition(".")[0]) for name in statistics}):
+            mean, covariance, size = (
+                statistics[f"{label}.{part}"] for part in ("mean", "covariance", "size")
             )
-            for name in names
-        }
-        self.reference = {label: (gaussian, gaussian.root()) for label, gaussian in each.items()}
-        """By label; -1: all of them"""
+            gaussian = Gaussian(mean, covariance, int(size))
+            self.reference[label] = (gaussian, gaussian.root())
 
     @torch.inference_mode()
     def __call__(self, samples: IndexedBatches, count: int) -> dict[str, Any]:
-        """FID of `count` samples, and the inception score, where the extractor has logits. Where images have labels
-        that the extractor's classifier knows, also the share of them it names, and the mean over classes of the FID
-        within each (Miyato & Koyama, 2018).
+        """Return the metrics of `count` samples, by key.
 
-        "standard_error" has those of them that samples can be had of; "fid_infinity" is what FID goes to with ever more
-        samples, where they are `ENOUGH` for that. KID is that of torch-fidelity, a mean over 100 subsets, and its error
-        the standard deviation over these. Precision and recall are the shares of samples within the manifold of the
-        reference and the other way round, by third neighbours (Kynkaanniemi et al., 2019). Several processes each give
-        batches of their own.
+        - fid, and fid_infinity, its limit for infinite samples, given enough samples.
+        - inception_score, if the extractor has logits.
+        - class_accuracy and intra_fid, the mean of FID within each class (Miyato & Koyama, 2018),
+          if samples have labels that the extractor's classifier supports.
+        - kid: torch-fidelity's mean over 100 subsets; its error is the deviation over these.
+        - precision and recall by third neighbors (Kynkaanniemi et al., 2019).
+        - standard_error: a mapping from those of the keys that have one.
+
+        Each of several processes passes its own batches.
         """
         sums = {label: self._sums(BLOCKS if label < 0 else 1) for label in self.reference}
         scores = self._scores()
-        right = torch.zeros(2, dtype=torch.float64, device=self.device)
-        kept = []
-        for numbers, batch in samples:
+        correct = torch.zeros(2, dtype=torch.float64, device=self.device)
+        all_features = []
+        for indices, batch in samples:
             assert isinstance(batch, Images)  # points have no extractor
             features = self.extractor.features(batch.pixels.to(self.device))
-            block = numbers * BLOCKS // count
+            block = indices * BLOCKS // count
             self._add(sums, features, batch.labels, block)
             if self.extractor.logits is not None and scores is not None:
                 scores.add(score_terms(self.extractor.logits(features).softmax(1)), block)
             if batch.labels is not None and self.extractor.classifier is not None:
-                answers = self.extractor.classifier(features).argmax(1) == batch.labels.to(
+                matches = self.extractor.classifier(features).argmax(1) == batch.labels.to(
                     self.device
                 )
-                right += torch.stack([answers.sum(), answers.new_ones(len(answers)).sum()])
+                correct += torch.stack([matches.sum(), matches.new_ones(len(matches)).sum()])
             if self.extra_metrics:
-                kept.append(features.cpu())
-        gathered = torch.cat(all_gather(kept)) if self.extra_metrics else None
-        return self._found(sums, scores, right, gathered, count)
+                all_features.append(features.cpu())
+        gathered = torch.cat(all_gather(all_features)) if self.extra_metrics else None
+        return self._compute(sums, scores, correct, gathered, count)
 
-    def _found(
+    def _compute(
         self,
         sums: dict[int, RunningStatistics],
         scores: RunningStatistics | None,
-        right: Tensor,
-        kept: Tensor | None,
+        correct: Tensor,
+        features: Tensor | None,
         count: int,
     ) -> dict[str, Any]:
-        everything = RunningStatistics(2, 1, self.device, squares=False)
-        everything.add(right[None], torch.zeros(1, dtype=torch.long))
-        for part in (*sums.values(), *([scores] if scores else []), everything):
+        accuracy = RunningStatistics(2, 1, self.device, squares=False)
+        accuracy.add(correct[None], torch.zeros(1, dtype=torch.long))
+        for part in (*sums.values(), *([scores] if scores else []), accuracy):
             part.reduce()
-        named, conditions = everything.total[0].tolist()
         fid = jackknife(
             lambda without: frechet(sums[-1].gaussian(without), *self.reference[-1]), count
         )
-        found: dict[str, Any] = {"fid": fid.value}
+        metrics: dict[str, Any] = {"fid": fid.value}
         errors = {"fid": fid.standard_error}
-        if fid.infinite is not None and count >= ENOUGH * self.dims:
-            found["fid_infinity"] = fid.infinite
-        within = [label for label in self.reference if label >= 0]
-        if within and all(sums[label].count.item() >= 2 for label in within):
-            each = [frechet(sums[label].gaussian(), *self.reference[label]) for label in within]
-            found["intra_fid"] = sum(each) / len(each)
+        if fid.infinite is not None and count >= MIN_SAMPLES_PER_FEATURE * self.dims:
+            metrics["fid_infinity"] = fid.infinite
+        classes = [label for label in self.reference if label >= 0]
+        if classes and all(sums[label].count.item() >= 2 for label in classes):
+            each = [frechet(sums[label].gaussian(), *self.reference[label]) for label in classes]
+            metrics["intra_fid"] = sum(each) / len(each)
         if scores is not None:
-            found["inception_score"], errors["inception_score"] = _inception_score(scores, count)
-        if conditions:
-            share = found["class_accuracy"] = named / conditions
-            errors["class_accuracy"] = math.sqrt(share * (1 - share) / conditions)
-        if self.features is not None and kept is not None:
-            self._thoroughly(kept, self.features, found, errors)
-        return {
-            **found,
-            "standard_error": {name: error for name, error in errors.items() if error is not None},
-        }
+            metrics["inception_score"], errors["inception_score"] = _inception_score(scores, count)
+        matches, labels = accuracy.total[0].tolist()
+        if labels:
+            share = metrics["class_accuracy"] = matches / labels
+            errors["class_accuracy"] = math.sqrt(share * (1 - share) / labels)
+        if self.features is not None and features is not None:
+            self._compare_features(features, self.features, metrics, errors)
+        standard_error = {name: error for name, error in errors.items() if error is not None}
+        return {**metrics, "standard_error": standard_error}
 
-    def _thoroughly(
+    def _compare_features(
         self,
-        kept: Tensor,
+        features: Tensor,
         reference: Tensor,
-        found: dict[str, Any],
+        metrics: dict[str, Any],
         errors: dict[str, float | None],
     ) -> None:
-        fewest = min(len(kept), len(reference))
-        if "prc" in self.extra_metrics and fewest > 3:
-            found["precision"], found["recall"] = calculate_precision_recall_part(
-                kept.to(self.device), reference
+        size = min(len(features), len(reference))
+        if size <= 3:
+            return
+        if "prc" in self.extra_metrics:
+            metrics["precision"], metrics["recall"] = calculate_precision_recall_part(
+                features.to(self.device), reference
             )
-        if "kid" in self.extra_metrics and fewest > 3:
+        if "kid" in self.extra_metrics:
             kid = kid_features_to_metric(
-                kept, reference, kid_subset_size=min(SUBSETS, fewest), verbose=False
+                features, reference, kid_subset_size=min(KID_SUBSET_SIZE, size), verbose=False
             )
-            found["kid"], errors["kid"] = kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD]
+            metrics["kid"], errors["kid"] = kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD]
 
     @torch.inference_mode()
-    def _known(self, reference: Split) -> dict[str, Tensor]:
+    def _compute_reference(self, reference: Split) -> dict[str, Tensor]:
         sums = {-1: self._sums(1)}
         if self.extractor.classifier is not None and reference.labels is not None:
             labels, counts = reference.labels.unique(return_counts=True)
             if counts.min() >= 2:  # a class of one image has no covariance
                 sums |= {label: self._sums(1) for label in labels.tolist()}
-        stride, kept = math.ceil(reference.size / KEPT), []
-        batches = math.ceil(reference.size / 500)
-        hidden = (
-            None if is_rank_zero() and batches > 20 else True
-        )  # shown on a terminal, where it takes long
-        for some, batch in tqdm(
-            indexed_batches(reference), "features of the data", batches, leave=False, disable=hidden
+        stride, all_features = math.ceil(reference.size / MAX_FEATURES), []
+        total = math.ceil(reference.size / 500)
+        disable = None if is_rank_zero() and total > 20 else True  # short bars only flicker
+        batches = indexed_batches(reference)
+        for indices, batch in tqdm(
+            batches, "features of the data", total, leave=False, disable=disable
         ):
             assert isinstance(batch, Images)
             features = self.extractor.features(batch.pixels.to(self.device))
-            self._add(sums, features, batch.labels, torch.zeros_like(some))
+            self._add(sums, features, batch.labels, torch.zeros_like(indices))
             if self.extra_metrics:
-                kept.append(features[(some % stride == 0).to(self.device)].cpu())
-        known: dict[str, Tensor] = {}
+                all_features.append(features[(indices % stride == 0).to(self.device)].cpu())
+        statistics: dict[str, Tensor] = {}
         for label, part in sums.items():
             part.reduce()
             mean, covariance, size = part.gaussian()
-            known |= {
+            statistics |= {
                 f"{label}.mean": mean,
                 f"{label}.covariance": covariance,
                 f"{label}.size": torch.tensor(size),
             }
         if self.extra_metrics:
-            known["features"] = torch.cat(all_gather(kept)).to(self.device)
-        return known
+            statistics["features"] = torch.cat(all_gather(all_features)).to(self.device)
+        return statistics
 
     def _scores(self) -> RunningStatistics | None:
-        """For the inception score; also in a process that will have no batch, since all add up theirs."""
+        """Return sums for the inception score. A process without batches takes part in reduce."""
         if self.extractor.logits is None:
             return None
         classes = self.extractor.logits(torch.zeros(1, self.dims, device=self.device)).shape[1]
@@ -246,61 +244,61 @@ class FIDEvaluator:
             labels = labels.to(self.device)
             for label, part in sums.items():
                 if label >= 0:
-                    some = features[labels == label]
-                    part.add(some, torch.zeros(len(some), dtype=torch.long))
+                    members = features[labels == label]
+                    part.add(members, torch.zeros(len(members), dtype=torch.long))
 
 
 def _inception_score(scores: RunningStatistics, count: int) -> tuple[float, float | None]:
-    """The score, and its standard error: the standard deviation over splits (Salimans et al., 2016), where there are
-    several, else by the jackknife.
+    """Return the score and its standard error.
+
+    The error is the standard deviation over splits (Salimans et al., 2016), or the jackknife's for
+    a single split.
     """
     if split_count(count) > 1:
         each = [score(scores.total[i : i + 1], scores.count[i : i + 1]) for i in range(BLOCKS)]
         return score(scores.total, scores.count), torch.tensor(each).std(correction=0).item()
 
     def without(block: int | None) -> float:
-        chosen = torch.tensor([i for i in range(BLOCKS) if i != block], device=scores.total.device)
-        return score(
-            scores.total[chosen].sum(0, keepdim=True), scores.count[chosen].sum(0, keepdim=True)
-        )
+        rest = torch.tensor([i for i in range(BLOCKS) if i != block], device=scores.total.device)
+        total, size = (part[rest].sum(0, keepdim=True) for part in (scores.total, scores.count))
+        return score(total, size)
 
     return jackknife(without, count)[:2]
 
 
 def baseline_scores(evaluator: FIDEvaluator, other: Split) -> dict[str, Any]:
-    """What `judge` says of real images, "real", and of uniform "noise", as many if they are not over `NOISE`, without
-    which an FID says nothing; kept as statistics are.
+    """Return the metrics of the images of `other`, "real", and of uniform "noise".
+
+    There are as many noise images as real ones, up to `MAX_NOISE_IMAGES`. The results are cached.
     """
-    digest = hashlib.sha256(
-        f"{other.digest()} {NOISE} {sorted(evaluator.extra_metrics)}".encode()
-    ).hexdigest()
+    key = f"{other.digest()} {MAX_NOISE_IMAGES} {sorted(evaluator.extra_metrics)}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
     file = cache_dir() / f"{evaluator.digest[:32]}-{digest[:32]}.json"
-    found: dict[str, Any] | None = _kept(lambda: read_sealed_json(file))
-    if found is None:
-        shape = (min(other.size, NOISE), *other.shape)
-        noise = Images(
-            torch.randint(256, shape, generator=make_generator(0), dtype=torch.uint8), None
-        )
-        found = {
+    baselines: dict[str, Any] | None = _read_cache(lambda: read_sealed_json(file))
+    if baselines is None:
+        shape = (min(other.size, MAX_NOISE_IMAGES), *other.shape)
+        pixels = torch.randint(256, shape, generator=make_generator(0), dtype=torch.uint8)
+        noise = Images(pixels, None)
+        baselines = {
             name: evaluator(indexed_batches(split), split.size)
             for name, split in (("real", other), ("noise", noise))
         }
         if is_rank_zero():
-            _keep(file, lambda: write_sealed_json(found, file))
-    return found
+            _write_cache(file, lambda: write_sealed_json(baselines, file))
+    return baselines
 
 
-def _kept(read_batches: Callable[[], Any]) -> Any:
-    """What the cache holds; None where it does not, or is damaged, for any of the processes."""
+def _read_cache(read: Callable[[], Any]) -> Any:
+    """Return the content, or None if it is missing or corrupt in any process."""
     try:
-        found = read_batches()
+        content = read()
     except (OSError, ValueError):
-        found = None
-    return found if all(all_gather([found is not None])) else None
+        content = None
+    return content if all(all_gather([content is not None])) else None
 
 
-def _keep(file: Path, write: Callable[[], None]) -> None:
-    """A cache that cannot be written to is done without."""
+def _write_cache(file: Path, write: Callable[[], None]) -> None:
+    """Write to the cache; errors are ignored."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write()

@@ -1,5 +1,6 @@
-"""The bound on -log p(x_0) of images, term by term, and what it says of rate and distortion."""
+"""Variational bound on -log p(x_0) of images, by term, with rate and distortion."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,45 +31,34 @@ def evaluate_nll(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Bits/dim of the first `count` images of a split (None: all), each term at one draw of x_t per image, without
-    guidance and given their labels where the model hears any. Standard errors are over images.
+    """Return the bits/dim of the first `count` images of a split (None: all).
 
-    Raises UserError for data that was not rounded to 8 bits.
+    Each term uses one sample of x_t per image. Sampling guidance is not used. Images are
+    conditioned on their labels if the model is conditional. Standard errors are over images.
+
+    Raises UserError if the data are not 8-bit pixels.
     """
-    if system.codec.bin_width is None:
-        what, instead = ("points", "ode_nll") if system.bin_width is None else ("latents", "fid")
-        raise UserError(
-            "metrics=[nll] counts the bits of 8-bit pixels: its last term is the probability of a bin, "
-            f"and {what} have no bins; try metrics=[{instead}]"
-        )
+    _check_bins(system)
     times = timesteps(denoiser.process.steps, steps, spacing)
     images = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
     index = torch.arange(images.size).split(batch_size)
     with tqdm(
         total=len(index) * (len(times) - 1), desc="bits/dim", unit="step", disable=None, leave=False
     ) as bar:
-        parts = [
-            _terms(
-                system,
-                denoiser,
-                images.select(some),
-                times,
-                clip,
-                PerSampleGenerator(seed, some.tolist()),
-                bar,
-            )
-            for some in index
-        ]
+        parts = []
+        for some in index:
+            noise = PerSampleGenerator(seed, some.tolist())
+            parts.append(_terms(system, denoiser, images.select(some), times, clip, noise, bar))
     prior, terms, errors = (torch.cat(part, dim=-1).cpu() for part in zip(*parts, strict=True))
     total = prior + terms.sum(0)
-    left = terms.mean(1)
-    known = prior.mean() + left.cumsum(0) - left  # bits spent when x_t is known
+    means = terms.mean(1)
+    rates = prior.mean() + means.cumsum(0) - means  # bits spent to transmit x_t
     rmse = 127.5 * errors.mean(1).sqrt()
     return {
         "bits_per_dim": total.mean().item(),
         "standard_error": _standard_error(total),
         "L_T": {"bits": prior.mean().item(), "standard_error": _standard_error(prior)},
-        "L_0": {"bits": left[-1].item(), "standard_error": _standard_error(terms[-1])},
+        "L_0": {"bits": means[-1].item(), "standard_error": _standard_error(terms[-1])},
         "terms": [
             {
                 "t": t,
@@ -78,8 +68,8 @@ def evaluate_nll(
                 "rate": rate.item(),
                 "rmse": distortion.item(),
             }
-            for t, s, bits, rate, distortion in zip(
-                times, times[1:], terms, known, rmse, strict=False
+            for (t, s), bits, rate, distortion in zip(
+                pairwise(times), terms, rates, rmse, strict=True
             )
         ],
         "protocol": {
@@ -100,6 +90,15 @@ def evaluate_nll(
     }
 
 
+def _check_bins(system: Diffusion) -> None:
+    if system.codec.bin_width is None:
+        kind, metric = ("points", "ode_nll") if system.bin_width is None else ("latents", "fid")
+        raise UserError(
+            "metrics=[nll] needs 8-bit pixels, because its last term is the probability of a bin; "
+            f"{kind} have no bins; try metrics=[{metric}]"
+        )
+
+
 def _terms(
     system: Diffusion,
     denoiser: Denoiser,
@@ -109,7 +108,7 @@ def _terms(
     noise: PerSampleGenerator,
     bar: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L_T (B,), the terms (K, B) and the mean square errors (K, B)."""
+    """Return L_T (B,), the terms (K, B) and the mean squared errors (K, B)."""
     terms = []
     with eval_mode(denoiser):
         cond = system.condition(denoiser, to_batch(images), noise)

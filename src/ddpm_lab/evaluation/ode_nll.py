@@ -1,4 +1,4 @@
-"""The likelihood of points, and the entropy of their law where it is known."""
+"""Likelihood of points under the probability-flow ODE."""
 
 from typing import Any
 
@@ -20,32 +20,30 @@ STEPS = 200
 def evaluate_ode_nll(
     system: Diffusion, denoiser: Denoiser, data: DataModule, *, weights: str, split: str, count: int
 ) -> dict[str, Any]:
-    """-log p(x_0), in nats per point, under the probability-flow ODE without guidance, of the first `count` points of a
-    split, given their labels where the model hears any; beside it, where the law of the data is known, what that says
-    of the same points.
+    """Return -log p(x_0) of the first `count` points of a split, in nats per point.
+
+    Sampling guidance is not used. Points are conditioned on their labels if the model is
+    conditional. For mixture data, "data" is the exact value of the same points.
+
+    Raises UserError for images.
     """
     if data.bin_width is not None:
         raise UserError(
-            "metrics=[ode_nll] is of points; images have far too many dimensions for its determinants; "
-            "try metrics=[nll]"
+            "metrics=[ode_nll] is of points: images have too many dimensions for its "
+            "determinants; try metrics=[nll]"
         )
     points = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
     assert isinstance(points, Points)
     times = timesteps(denoiser.process.steps, min(STEPS, denoiser.process.steps), "quadratic_full")
-    with (
-        eval_mode(denoiser),
-        tqdm(
-            total=len(times) - 1, desc="likelihood", unit="step", disable=None, leave=False
-        ) as bar,
-    ):
-        nll = -log_prob(
-            denoiser, points.x0, times, system.condition(denoiser, to_batch(points)), bar
-        )
-    found = {"nll": nll.mean().item(), "standard_error": nll.std().item() / len(nll) ** 0.5}
+    bar = tqdm(total=len(times) - 1, desc="likelihood", unit="step", disable=None, leave=False)
+    with eval_mode(denoiser), bar:
+        cond = system.condition(denoiser, to_batch(points))
+        nll = -log_prob(denoiser, points.x0, times, cond, bar)
+    metrics = {"nll": nll.mean().item(), "standard_error": nll.std().item() / len(nll) ** 0.5}
     if data.mixture is not None:
         exact = MixtureDenoiser(denoiser.process.cpu(), denoiser.variance, data.mixture)
-        told = None if points.labels is None or denoiser.classes is None else points.labels.cpu()
-        found["data"] = -exact.log_prob(points.x0.cpu(), told).mean().item()
+        labels = None if points.labels is None or denoiser.classes is None else points.labels.cpu()
+        metrics["data"] = -exact.log_prob(points.x0.cpu(), labels).mean().item()
     protocol = {
         "weights": weights,
         "split": split,
@@ -55,4 +53,4 @@ def evaluate_ode_nll(
         "spacing": "quadratic_full",
         "labels": "the points'" if denoiser.classes else "none",
     }
-    return {**found, "protocol": protocol}
+    return {**metrics, "protocol": protocol}

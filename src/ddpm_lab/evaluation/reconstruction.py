@@ -1,4 +1,4 @@
-"""How well DDIM's encoding of data can be undone (Song et al., 2021, section 5.4)."""
+"""Reconstruction from DDIM's encoding of data (Song et al., 2021, section 5.4)."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -18,14 +18,16 @@ from ddpm_lab.systems.diffusion import Diffusion
 def reconstruct(
     system: Diffusion, denoiser: Denoiser, data: Tensor, conditions: Batch, batch_size: int
 ) -> tuple[Tensor, Tensor, float]:
-    """x_T (N, *codec.shape) of `data` (N, *shape) in [-1, 1], what is decoded from it, (N, *shape), and the mean square
-    error per dimension, of data in [0, 1]. Every sample is told what is `asked` (see `Diffusion.settle`).
+    """Encode and decode `data` (N, *shape) in [-1, 1] under `conditions`.
 
-    Raises ValueError, which begins with an option of the sampler, where that cannot be run backwards.
+    Return x_T (N, *codec.shape), the reconstruction (N, *shape), and the mean squared error per
+    dimension of data scaled to [0, 1].
+
+    Raises ValueError, which begins with a sampler option, if the sampler is not invertible.
     """
     index = torch.arange(len(data), device=data.device).split(batch_size)
     steps = len(system.sampler.timesteps(denoiser.process.steps)) - 1
-    ends = []
+    pairs = []
     with tqdm(
         total=2 * steps * len(index),
         desc="encoding and decoding",
@@ -34,22 +36,21 @@ def reconstruct(
         disable=None,
     ) as bar:
 
-        def end(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:
-            x = torch.empty(0)
-            for _, x in trajectory:  # noqa: B007 (the last is the end)
+        def last(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:
+            states = []
+            for _, x in trajectory:
+                states = [x]
                 bar.update()
-            return x
+            return states[0]
 
         for some in index:
-            told = select_rows(conditions, some)
-            top = end(
-                system.encode(denoiser, system.codec.encode(data[some], torch.zeros_like), told)
-            )
-            down = system.decode(denoiser, top, told, torch.zeros_like)
-            ends.append(
-                (top, system.codec.decode(end(islice(down, 1, None))))
-            )  # the first is `top` itself
-    x_T, decoded = (torch.cat(parts) for parts in zip(*ends, strict=True))
+            rows = select_rows(conditions, some)
+            latents = system.codec.encode(data[some], torch.zeros_like)
+            x_T = last(system.encode(denoiser, latents, rows))
+            states = system.decode(denoiser, x_T, rows, torch.zeros_like)
+            states = islice(states, 1, None)  # the first is `x_T` itself
+            pairs.append((x_T, system.codec.decode(last(states))))
+    x_T, decoded = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return x_T, decoded, ((decoded - data) / 2).square().mean().item()
 
 
@@ -63,17 +64,21 @@ def evaluate_reconstruction(
     count: int | None,
     batch_size: int,
 ) -> dict[str, Any]:
-    """The error of a round trip of the first `count` samples of a split (None: all), given their labels where the model
-    or its guidance hears any (Song et al., 2021, table 2, without guidance).
+    """Return the reconstruction MSE of the first `count` samples of a split (None: all).
+
+    Samples are conditioned on their labels if the model or its guidance is conditional. Without
+    guidance, this is table 2 of Song et al. (2021).
     """
-    given = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
-    _, _, mse = reconstruct(system, denoiser, given.x0, system.resolve(to_batch(given)), batch_size)
+    samples = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
+    _, _, mse = reconstruct(
+        system, denoiser, samples.x0, system.resolve(to_batch(samples)), batch_size
+    )
     labels = "none" if system.classes is None else "the samples'"
     protocol = {
         **system.protocol(),
         "weights": weights,
         "split": split,
-        "count": given.size,
+        "count": samples.size,
         "labels": labels,
     }
     return {"mse": mse, "protocol": protocol}

@@ -1,4 +1,4 @@
-"""How good the samples of a model are, and all that the figures depend on."""
+"""Sample quality, with the protocol that it depends on."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import head
+from ddpm_lab.data.datasets import Batch, head
 from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
@@ -37,114 +37,102 @@ def evaluate_samples(
     seed: int,
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    """The quality of `count` samples of `denoiser`, measured against a split of the data, after each of `ways` was
-    called, which makes the system draw in that way; their names stand before each line of progress. Before it may stand
-    other stages of a cascade; `thorough` is as in `Judge`. What it will cost is estimated and said before it begins.
+    """Yield the metrics of `count` samples against a split of the data, once per configuration.
 
-    Beside it stand what the same measurement says of the other split's real images (the floor) and of uniform noise,
-    without which an FID says nothing, and the protocol: all that the figures depend on.
+    Each result includes "real" (images of the other split), "noise" (uniform noise) and the
+    "protocol". The time is estimated and printed before sampling begins.
+
+    Args:
+        before: Earlier stages of a cascade.
+        configurations: Functions that configure `system`, by a prefix for progress messages.
+        extra_metrics: As in `FIDEvaluator`.
     """
     splits = {"train": head(data.train), "test": data.test}
     reference = splits.pop(split)
     (other,) = splits.values()
     evaluator = FIDEvaluator(extractor, reference, extra_metrics, system.device)
-    others = baseline_scores(evaluator, other)
+    baselines = baseline_scores(evaluator, other)
     cascade = Cascade([*before, system])
     conditions = cascade.stages[0].make_conditions(count, given=data.test)
-    weights_sha256 = weights_digest(denoiser)
-    labels = "all, in turn" if "label" in conditions else "none"
-    said = (
-        {"labels": "those of the images given", "given": "test"}
-        if "low_res" in conditions
-        else {"labels": labels}
-    )
-    for name, way in configurations.items():
-        way()
-        named = f"{name}: " if name else ""
-        total, batches = (
-            cascade.steps(count, batch_size),
-            len(shard(range(math.ceil(count / batch_size)))),
-        )
+    protocol = {
+        "weights": weights,
+        "weights_sha256": weights_digest(denoiser),
+        "count": count,
+        "seed": seed,
+        "split": split,
+        "data": data.name,
+        "data_count": reference.size,
+        "data_sha256": evaluator.data_sha256,
+        **_condition_protocol(conditions),
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "features": evaluator.dims,
+        "resize": extractor.resize,
+    }
+    if extractor.logits is not None:
+        protocol["inception_score_splits"] = split_count(count)
+    for name, configure in configurations.items():
+        configure()
+        prefix = f"{name}: " if name else ""
+        steps = cascade.steps(count, batch_size)
         if is_rank_zero():
-            seconds = batches * _seconds(cascade, denoiser, extractor, data, min(count, batch_size))
+            batches = len(shard(range(math.ceil(count / batch_size))))
+            batch_seconds = _seconds(cascade, denoiser, extractor, data, min(count, batch_size))
             tqdm.write(
-                f"{named}FID of {count} samples, {total // batches} steps for each batch of {batch_size}: about "
-                f"{_spelled(seconds)}"
+                f"{prefix}FID of {count} samples, {steps // batches} steps for each batch of "
+                f"{batch_size}: about {_format_duration(batches * batch_seconds)}"
             )
         with tqdm(
-            total=total,
-            desc=f"{named}sampling {count}",
+            total=steps,
+            desc=f"{prefix}sampling {count}",
             unit="step",
             disable=None if is_rank_zero() else True,
             leave=False,
         ) as bar:
-            _, last = cascade.sample_earlier_stages(
-                conditions, count, seed=seed, batch_size=batch_size, bar=bar
-            )
-            samples = system.sample(
-                denoiser, count, conditions=last, seed=seed, batch_size=batch_size, bar=bar
-            )
-            numbers = shard(torch.arange(count).split(batch_size))
-            found = evaluator(zip(numbers, samples, strict=True), count)
-        yield {
-            **found,
-            **others,
-            "protocol": {
-                **cascade.protocol(),
-                "weights": weights,
-                "weights_sha256": weights_sha256,
-                "count": count,
-                "seed": seed,
-                "split": split,
-                "data": data.name,
-                "data_count": reference.size,
-                "data_sha256": evaluator.data_sha256,
-                **said,
-                "extractor": extractor.name,
-                "extractor_sha256": extractor.sha256,
-                "features": evaluator.dims,
-                "resize": extractor.resize,
-                **(
-                    {"inception_score_splits": split_count(count)}
-                    if extractor.logits is not None
-                    else {}
-                ),
-            },
-        }
+            options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "bar": bar}
+            _, last = cascade.sample_earlier_stages(conditions, count, **options)
+            samples = system.sample(denoiser, count, conditions=last, **options)
+            indices = shard(torch.arange(count).split(batch_size))
+            metrics = evaluator(zip(indices, samples, strict=True), count)
+        yield {**metrics, **baselines, "protocol": {**cascade.protocol(), **protocol}}
+
+
+def _condition_protocol(conditions: Batch) -> dict[str, str]:
+    if "low_res" in conditions:
+        return {"labels": "those of the images given", "given": "test"}
+    return {"labels": "all, in turn" if "label" in conditions else "none"}
 
 
 def weights_digest(denoiser: Denoiser) -> str:
-    """SHA-256 of its weights."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of the weights."""
+    digest = hashlib.sha256()
     for name, value in denoiser.state_dict().items():
         if isinstance(value, torch.Tensor):
-            found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.inference_mode()
 def _seconds(
     cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: DataModule, size: int
 ) -> float:
-    """How long a batch of `size` samples takes, about: one step of each stage and the features are timed."""
+    """Estimate the time of a batch of `size` samples from one step of each stage."""
     total = 0.0
     for stage in cascade.stages:
-        own = denoiser if stage is cascade.stages[-1] else stage.denoiser
-        trajectory = stage.trajectory(
-            own, range(size), stage.make_conditions(size, given=data.test), seed=0
-        )
-        times = [
-            (x.sum().item(), time.perf_counter())[1] for _, x in islice(trajectory, 3)
-        ]  # the first is where it begins
+        stage_denoiser = denoiser if stage is cascade.stages[-1] else stage.denoiser
+        conditions = stage.make_conditions(size, given=data.test)
+        trajectory = stage.trajectory(stage_denoiser, range(size), conditions, seed=0)
+        # The first state is the noise; sum().item() waits for the device.
+        times = [(x.sum().item(), time.perf_counter())[1] for _, x in islice(trajectory, 3)]
         trajectory.close()
         total += (times[-1] - times[-2]) * (len(stage.sampler.timesteps(stage.process.steps)) - 1)
     pixels = torch.zeros(size, *data.shape, dtype=torch.uint8, device=cascade.stages[-1].device)
-    started = time.perf_counter()
+    start = time.perf_counter()
     extractor.features(pixels).sum().item()
-    return total + time.perf_counter() - started
+    return total + time.perf_counter() - start
 
 
-def _spelled(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return next(
         f"{seconds / unit:.0f} {name}"
         for unit, name in ((3600, "h"), (60, "min"), (1, "s"))

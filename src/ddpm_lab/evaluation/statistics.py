@@ -1,7 +1,7 @@
-"""Sums over samples, from which scores of whatever number of samples are made: memory does not grow with it.
+"""Running sums over samples, in constant memory, and the scores computed from them.
 
-Samples fall into `BLOCKS` blocks by their numbers, so that a score can be had without each of them: its uncertainty and
-its bias, by the jackknife.
+Samples fall into `BLOCKS` consecutive blocks. The jackknife over blocks gives a score's standard
+error and bias.
 """
 
 import math
@@ -17,28 +17,30 @@ from ddpm_lab.utils.distributed import rank_and_world
 
 
 def split_count(count: int) -> int:
-    """Of how many splits the score of `count` samples is a mean: ten, or one of fewer than 5000. The score of n samples
-    lies below its limit by a share of up to (classes - 1) / 2n, so that small splits say little.
+    """Return the number of splits of the inception score: ten, or one below 5000 samples.
+
+    The score of n samples is biased low by up to a factor (classes - 1) / 2n.
     """
     return 10 if count >= 5000 else 1
 
 
 def score_terms(p: Tensor) -> Tensor:
-    """What the score is made of, (N, classes + 1): `p` (N, classes) and sum p log p, of each sample, in float64."""
+    """Return `p` (N, classes) and sum p log p of each sample, (N, classes + 1) float64."""
     p = p.double()
     return torch.cat([p, xlogy(p, p).sum(1, keepdim=True)], dim=1)
 
 
 def score(total: Tensor, count: Tensor) -> float:
-    """exp E KL(p(y | x) || p(y)), the mean over splits, from the sums (splits, classes + 1) of `said` over as many
-    samples, (splits,): 1 .. classes.
+    """Return exp E KL(p(y | x) || p(y)), the mean over splits, in 1 .. classes.
+
+    `total` (splits, classes + 1) is the sum of `score_terms` over `count` (splits,) samples.
     """
     mean = total / count[:, None]
     return (mean[:, -1] - xlogy(mean[:, :-1], mean[:, :-1]).sum(1)).exp().mean().item()
 
 
 def inception_score(p: Tensor, splits: int = 1) -> float:
-    """That of `p` (N, classes), over consecutive `splits`."""
+    """Return the inception score of `p` (N, classes), the mean over consecutive `splits`."""
     parts = score_terms(p).tensor_split(splits)
     return score(
         torch.stack([part.sum(0) for part in parts]),
@@ -50,7 +52,7 @@ BLOCKS = 10
 
 
 class RunningStatistics:
-    """Of features, or probabilities, (N, d) each, by block."""
+    """Sums of features or probabilities (N, d), by block."""
 
     def __init__(self, dims: int, blocks: int, device: torch.device, squares: bool) -> None:
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
@@ -58,24 +60,27 @@ class RunningStatistics:
         self.outer = zeros(blocks, dims, dims) if squares else None
 
     def add(self, values: Tensor, block: Tensor) -> None:
-        """`values` (B, d), each of a `block` (B,), in order. Without waiting for the device."""
-        blocks, counts = block.unique_consecutive(return_counts=True)  # on the CPU
+        """Add `values` (B, d), each to its `block` (B,), sorted, on the CPU.
+
+        The device is not synchronized.
+        """
+        blocks, counts = block.unique_consecutive(return_counts=True)
         parts = values.double().split(counts.tolist())
-        for one, count, some in zip(blocks.tolist(), counts.tolist(), parts, strict=True):
-            self.count[one] += count
-            self.total[one] += some.sum(0)
+        for i, count, part in zip(blocks.tolist(), counts.tolist(), parts, strict=True):
+            self.count[i] += count
+            self.total[i] += part.sum(0)
             if self.outer is not None:
-                self.outer[one].addmm_(some.T, some)
+                self.outer[i].addmm_(part.T, part)
 
     def reduce(self) -> None:
-        """Those of all processes."""
+        """Sum over all processes."""
         if rank_and_world()[1] > 1:
             for part in (self.count, self.total, self.outer):
                 if part is not None:
                     distributed.all_reduce(part)
 
     def gaussian(self, without: int | None = None) -> "Gaussian":
-        """Mean and covariance of all blocks, or all but one."""
+        """Return mean and covariance, leaving out block `without`."""
         assert self.outer is not None
         count, total, outer = (
             part.sum(0) - (0 if without is None else part[without])
@@ -86,26 +91,26 @@ class RunningStatistics:
 
 
 class Gaussian(NamedTuple):
-    """What FID takes features for."""
+    """Mean and covariance of features."""
 
     mean: Tensor
     """(d,) float64"""
     covariance: Tensor
     """(d, d) float64"""
     size: int
-    """How many samples it was made from"""
+    """Number of samples"""
 
     def root(self) -> Tensor:
-        """The symmetric square root of the covariance, (d, d)."""
+        """Return the symmetric square root of the covariance, (d, d)."""
         values, axes = torch.linalg.eigh(self.covariance)
         return (axes * values.clamp(min=0).sqrt()) @ axes.T
 
 
 def frechet(samples: Gaussian, reference: Gaussian, root: Tensor) -> float:
-    """The squared Frechet distance (Heusel et al., 2017, eq. 6); `root` is that of the reference.
+    """Return the squared Frechet distance (Heusel et al., 2017, eq. 6).
 
-    The trace of the root of a product of covariances is that of root @ covariance @ root, which is symmetric: the
-    jackknife need not wait for eigenvalues of a general matrix, as torchmetrics and torch-fidelity do for the same.
+    `root` is the square root of the reference covariance. The symmetric root @ covariance @ root
+    has the eigenvalues of the product of covariances, and faster solvers than a general matrix.
     """
     shared = torch.linalg.eigvalsh(root @ samples.covariance @ root).clamp(min=0).sqrt().sum()
     traces = samples.covariance.trace() + reference.covariance.trace()
@@ -113,17 +118,19 @@ def frechet(samples: Gaussian, reference: Gaussian, root: Tensor) -> float:
 
 
 class Score(NamedTuple):
-    """What the jackknife says of a number."""
+    """A score with its jackknife estimates, None for too few samples."""
 
     value: float
     standard_error: float | None
-    """Of other samples of the same model; None where there are too few"""
     infinite: float | None
-    """Where it goes with ever more samples, as a line in 1 / n (Chong & Forsyth, 2020, by leaving out blocks)"""
+    """Limit for infinite samples, assuming linearity in 1 / n (Chong & Forsyth, 2020)"""
 
 
 def jackknife(score: Callable[[int | None], float], count: int) -> Score:
-    """Of `score`, which is given the block to be left out (None: none), of `count` samples (Efron & Stein, 1981)."""
+    """Apply the jackknife (Efron & Stein, 1981) to the score of `count` samples.
+
+    `score` takes the block to leave out; None leaves out no block.
+    """
     value = score(None)
     if count < 2 * BLOCKS:
         return Score(value, None, None)

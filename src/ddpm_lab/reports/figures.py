@@ -1,7 +1,8 @@
-"""Images of images, and of numbers."""
+"""PNG files: image grids, scatter plots and curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -17,32 +18,32 @@ default_plot_style()
 
 
 def save_grid(pixels: Tensor, file: Path, columns: int, least: int = 64) -> Path:
-    """(N, C, H, W) uint8 as a PNG, row by row; small images are enlarged to `least` pixels a side or more."""
+    """Save (N, C, H, W) uint8 as a PNG, row by row.
+
+    Small images are enlarged to at least `least` pixels a side.
+    """
     scale = -(-least // pixels.shape[-1])
     enlarged = pixels.cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     file.parent.mkdir(parents=True, exist_ok=True)
-    image: Image.Image = to_pil_image(
-        make_grid(enlarged, nrow=columns, padding=max(2, scale // 2), pad_value=40)
-    )
+    grid = make_grid(enlarged, nrow=columns, padding=max(2, scale // 2), pad_value=40)
+    image: Image.Image = to_pil_image(grid)
     image.save(file)
     return file
 
 
 def save_scatter(panels: Mapping[str, tuple[Tensor, Tensor | None]], file: Path) -> Path:
-    """Named panels of points (N, 2), coloured by their labels (N,), side by side as a PNG; all show [-1.1, 1.1], but
-    for noise, which does not fit.
+    """Save panels of points (N, 2), colored by their labels (N,), side by side as a PNG.
+
+    Panels show [-1.1, 1.1], or a wider range for noise.
     """
-    figure = Figure(figsize=(2.4 * len(panels), 2.7), layout="constrained", dpi=120)
-    for axes, (name, (points, labels)) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        colours = None if labels is None else labels[: len(points)].cpu() % 10
-        axes.scatter(
-            *points.cpu().T,
-            color=None if colours is None else colormaps["tab10"](colours.numpy()),
-            s=1.5,
-            linewidths=0,
+    figure, all_axes = _panels(len(panels), (2.4 * len(panels), 2.7))
+    for axes, (name, (points, labels)) in zip(all_axes, panels.items(), strict=True):
+        colors = (
+            None
+            if labels is None
+            else colormaps["tab10"]((labels[: len(points)].cpu() % 10).numpy())
         )
+        axes.scatter(*points.cpu().T, color=colors, s=1.5, linewidths=0)
         reach = 1.1 if points.abs().quantile(0.99) < 1.1 else 3.3
         axes.set(
             title=plot_label(name),
@@ -52,18 +53,15 @@ def save_scatter(panels: Mapping[str, tuple[Tensor, Tensor | None]], file: Path)
             yticks=(),
             aspect="equal",
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
-    return file
+    return _save(figure, file)
 
 
 def save_bound(terms: Sequence[Mapping[str, float]], file: Path) -> Path:
-    """The terms of a bound against t, and the rate-distortion curve, side by side as a PNG."""
+    """Save the terms of a bound against t, and the rate-distortion curve, as a PNG."""
     t, bits, rate, rmse = ([term[key] for term in terms] for key in ("t", "bits", "rate", "rmse"))
-    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=120)
-    left, right = figure.subplots(1, 2)
-    few = "o" if len(terms) < 60 else None
-    left.plot(t, bits, marker=few, markersize=3)
+    figure, (left, right) = _panels(2, (11, 4.2))
+    marker = "o" if len(terms) < 60 else None
+    left.plot(t, bits, marker=marker, markersize=3)
     left.set(
         xlabel="t (the step from t towards the data)",
         ylabel="bits/dim of the term",
@@ -71,17 +69,15 @@ def save_bound(terms: Sequence[Mapping[str, float]], file: Path) -> Path:
         yscale="log",
         title="terms of the bound",
     )
-    right.plot(rate, rmse, marker=few, markersize=3)
+    right.plot(rate, rmse, marker=marker, markersize=3)
     right.set(
-        xlabel="rate: bits/dim spent when x_t is known",
+        xlabel="rate: bits/dim spent to transmit x_t",
         ylabel="distortion: RMSE of x_0, of 255",
         title="rate and distortion",
     )
     for axes in (left, right):
         axes.grid(which="both", alpha=0.2)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
-    return file
+    return _save(figure, file)
 
 
 def save_lines(
@@ -93,14 +89,13 @@ def save_lines(
     log_x: Sequence[str] = (),
     log_y: Sequence[str] = (),
 ) -> Path:
-    """Named panels of named lines (xs, ys), side by side as a PNG; `y` has the unit of each panel, `log_x` and `log_y`
-    name those with logarithmic axes.
+    """Save panels of named lines (xs, ys), side by side as a PNG.
+
+    `y` maps each panel to its unit. `log_x` and `log_y` are the panels with logarithmic axes.
     """
-    figure = Figure(figsize=(5.2 * len(panels), 4.6), layout="constrained", dpi=120)
-    shared = len({tuple(lines) for lines in panels.values()}) == 1
-    for axes, (title, lines) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    figure, all_axes = _panels(len(panels), (5.2 * len(panels), 4.6))
+    common_legend = len({tuple(lines) for lines in panels.values()}) == 1
+    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
         for name, (xs, ys) in lines.items():
             axes.plot(
                 [plot_label(x) if isinstance(x, str) else x for x in xs],
@@ -110,33 +105,29 @@ def save_lines(
                 markersize=3,
                 linewidth=1.4,
             )
-        axes.set(title=plot_label(title), xlabel=plot_label(x), ylabel=plot_label(y[title]))
         axes.set(
+            title=plot_label(title),
+            xlabel=plot_label(x),
+            ylabel=plot_label(y[title]),
             xscale="log" if title in log_x else "linear",
             yscale="log" if title in log_y else "linear",
         )
         axes.grid(which="both", alpha=0.2)
-        if not shared:
+        if not common_legend:
+            below = (0.5, -0.16)
             axes.legend(
-                frameon=False,
-                fontsize="small",
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.16),
-                ncols=2,
+                frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=below, ncols=2
             )
-    if shared:
+    if common_legend:
         figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right upper")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
-    return file
+    return _save(figure, file)
 
 
 def save_curves(
     curves: Mapping[str, Sequence[tuple[float, float]]], file: Path, x: str = "step"
 ) -> Path:
-    """Named curves of (x, y > 0) points as a PNG, y on a logarithmic scale."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=120)
-    axes = figure.subplots()
+    """Save named curves of (x, y > 0) points as a PNG, y on a logarithmic scale."""
+    figure, (axes,) = _panels(1, (7, 4.5))
     for name, points in sorted(curves.items()):
         bold = not name[-1:].isdigit()
         axes.plot(
@@ -149,6 +140,15 @@ def save_curves(
     axes.set(xlabel=plot_label(x), ylabel="loss", yscale="log")
     axes.grid(which="both", alpha=0.2)
     axes.legend(frameon=False)
+    return _save(figure, file)
+
+
+def _panels(count: int, size: tuple[float, float]) -> tuple[Figure, Any]:
+    figure = Figure(figsize=size, layout="constrained", dpi=120)
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _save(figure: Figure, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     return file
