@@ -315,7 +315,7 @@ def test_statistics_of_a_reference_are_computed_once_and_known_by_what_they_are_
         raise AssertionError("computed again")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FIDEvaluator, "_known", never)
+        patch.setattr(FIDEvaluator, "_compute_reference", never)
         assert ask(FIDEvaluator(extractor, data.train), data.test) == once
         changed = Images(data.train.pixels.clone(), data.train.labels)
         changed.pixels[0, 0, 0, 0] += 1

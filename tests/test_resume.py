@@ -366,7 +366,7 @@ def test_each_process_takes_up_its_own_half_of_a_mean():
         system = SimpleNamespace(device=torch.device("cpu"))
         losses.on_train_start(trainer, system)
         assert (
-            losses.found == {name: [value] for name, value in kept[rank][0].items()}
+            losses.values == {name: [value] for name, value in kept[rank][0].items()}
             and losses.batches == 3
         )
     checkpoint = {"callbacks": {"Losses": losses.state_dict()}}
@@ -408,7 +408,7 @@ def test_images_that_find_no_room_do_not_end_training(caplog):
     observer = Full()
     observer.on_train_batch_end(trainer, None)
     assert (
-        "step 5: full could not be kept (told); training goes on" in caplog.text
+        "step 5: full could not be saved (told); training continues" in caplog.text
         and observer.seen == 5
     )
     observer.seen, number = 0, 2
