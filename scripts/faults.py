@@ -41,7 +41,7 @@ from ddpm_lab.cli import main as commands
 from ddpm_lab.cli import train as imported  # noqa: F401 (not in each trial)
 from ddpm_lab.data import shards
 from ddpm_lab.data.image_transform import ImageTransform
-from ddpm_lab.runs import load, resume, run_record, weights
+from ddpm_lab.runs import resume, run_config, run_record, weights
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError
@@ -587,7 +587,7 @@ def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
     safe_load.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, kept)
     seal = bench.room() / "cache.json"
     safe_load.write_sealed_json({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
-    config, logging_was = load.load_config(str(run)), logging.root.manager.disable
+    config, logging_was = run_config.load_config(str(run)), logging.root.manager.disable
     logging.disable(logging.WARNING)
     wrong: dict[str, list[str]] = {}
     for kind, hurt in DAMAGE.items():

@@ -580,9 +580,9 @@ MUTANTS = [
     ),
     Mutant(
         "labels dropped at sampling",
-        "systems/diffusion.py",
-        "cond = denoiser.conditioner(conditions, noise)",
-        "cond = denoiser.conditioner(conditions, noise).drop(denoiser.conditioner.dropout)",
+        "sampling/pipeline.py",
+        "cond: Condition = self.denoiser.conditioner(conditions, noise)",
+        "cond: Condition = self.denoiser.conditioner(conditions, noise).drop(self.denoiser.conditioner.dropout)",
         "system",
     ),
     Mutant(
@@ -609,8 +609,8 @@ MUTANTS = [
     Mutant(
         "EMA not used for sampling",
         "callbacks/ema.py",
-        'return ("ema", averages[0]) if averages else ("raw", system.denoiser)',
-        'return "raw", system.denoiser',
+        'return "ema", system.pipeline.with_denoiser(averages[0])',
+        'return "raw", system.pipeline',
         "system",
     ),
     # Conditions, and how a network hears them
@@ -717,15 +717,15 @@ MUTANTS = [
     Mutant(
         "recall for precision",
         "evaluation/fid.py",
-        'metrics["precision"], metrics["recall"] =',
-        'metrics["recall"], metrics["precision"] =',
+        'results["precision"], results["recall"] = pair',
+        'results["recall"], results["precision"] = pair',
         "quality",
     ),
     Mutant(
         "all values are drawn alike",
         "evaluation/sample_quality.py",
-        "        configure()\n",
-        "        pass\n",
+        "        configure()\n        prefix",
+        "        prefix",
         "quality",
     ),
     # Latents and cascades
@@ -823,8 +823,8 @@ MUTANTS = [
     Mutant(
         "the analytic variance of latents without their own noise",
         "evaluation/analytic_variance.py",
-        "system.codec.encode(images.x0.to(device), noise)",
-        "system.codec.encode(images.x0.to(device), torch.zeros_like)",
+        "pipeline.codec.encode(images.x0.to(device), noise)",
+        "pipeline.codec.encode(images.x0.to(device), torch.zeros_like)",
         "latents",
     ),
     Mutant(
@@ -837,14 +837,14 @@ MUTANTS = [
     Mutant(
         "levels by the variance of the noise, not its angle",
         "sampling/cascade.py",
-        "torch.atan2(noise, alpha)",
-        "torch.atan2(noise**2, alpha**2)",
+        "torch.atan2(sigma, alpha)",
+        "torch.atan2(sigma**2, alpha**2)",
         "cascade",
     ),
     Mutant(
         "stages of a cascade share their noise",
-        "systems/diffusion.py",
-        "PerSampleGenerator(seed, samples, denoiser.conditioner.stream)",
+        "sampling/pipeline.py",
+        "PerSampleGenerator(seed, samples, self.denoiser.conditioner.stream)",
         "PerSampleGenerator(seed, samples)",
         "cascade",
     ),
@@ -972,22 +972,22 @@ MUTANTS = [
     Mutant(
         "jackknife: an error of one block",
         "evaluation/statistics.py",
-        "(BLOCKS - 1) * each.var(correction=0)",
-        "each.var(correction=0)",
+        "(BLOCKS - 1) * scores.var(correction=0)",
+        "scores.var(correction=0)",
         "quality",
     ),
     Mutant(
         "jackknife: the limit is the value",
         "evaluation/statistics.py",
-        "BLOCKS * value - (BLOCKS - 1) * each.mean().item()",
+        "BLOCKS * value - (BLOCKS - 1) * scores.mean().item()",
         "value",
         "quality",
     ),
     Mutant(
         "all samples in one block",
         "evaluation/fid.py",
-        "indices * BLOCKS // count",
-        "indices * 0",
+        "numbers * BLOCKS // count",
+        "numbers * 0",
         "quality",
     ),
     Mutant(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddpm_lab.cli.next_commands import complete_command, typed_overrides
 from ddpm_lab.config.overrides import shell_value
-from ddpm_lab.runs import load, run_record
+from ddpm_lab.runs import run_config, run_record
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
 from ddpm_lab.runs.weights import read_weights
 from ddpm_lab.utils import safe_load
@@ -38,7 +38,7 @@ NEXT = {
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
     """Raises UserError."""
-    load.load_config(run)
+    run_config.load_config(run)
     config, (content, _) = (
         load_saved_config(Path(run, "config.yaml"), TRUSTED),
         read_weights(run),

@@ -368,7 +368,7 @@ TABLE = [
         35,
         "evaluate run=RUN extractor=inception extractor.weights=nowhere",
         2,
-        f"extractor.weights=nowhere is not a file; expected {INCEPTION}",
+        f"extractor.weights=nowhere is not a file; the usual name is {INCEPTION}",
     ),
     (
         35,

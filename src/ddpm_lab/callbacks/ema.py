@@ -8,6 +8,7 @@ import torch
 
 from ddpm_lab.callbacks.lightning_internals import callbacks
 from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.diffusion import Diffusion
 
 
@@ -48,7 +49,9 @@ class EMA(L.Callback):
         self.average.load_state_dict(state_dict["average"])
 
 
-def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> tuple[str, Denoiser]:
-    """Return "ema" and the averaged denoiser, or "raw" and the system's if there is no EMA."""
+def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> tuple[str, SamplingPipeline]:
+    """Return "ema" and the pipeline of the average, or "raw" and the system's without an EMA."""
     averages = [each.average for each in callbacks(trainer) if isinstance(each, EMA)]
-    return ("ema", averages[0]) if averages else ("raw", system.denoiser)
+    if averages:
+        return "ema", system.pipeline.with_denoiser(averages[0])
+    return "raw", system.pipeline

@@ -141,7 +141,7 @@ def _one_line(error: Exception) -> str:
 
 
 class CSVHistory(CSVLogger):
-    """metrics.csv with all rows in memory. Each save replaces the file; a failed one loses no rows."""
+    """metrics.csv with all rows in memory. Saves replace the file. A failed save loses no rows."""
 
     @property
     def text(self) -> str:

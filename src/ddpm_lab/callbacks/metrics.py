@@ -11,12 +11,13 @@ from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
 from ddpm_lab.callbacks.periodic import Periodic, log_metrics
 from ddpm_lab.evaluation.extractors import Extractor
-from ddpm_lab.evaluation.metrics import LOGGED
 from ddpm_lab.evaluation.ode_nll import evaluate_ode_nll
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
 LOG = logging.getLogger(__name__)
+LOGGED = ("fid", "fid_infinity", "intra_fid", "class_accuracy")
 
 
 class ODELikelihood(L.Callback):
@@ -30,10 +31,10 @@ class ODELikelihood(L.Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        weights, denoiser = ema_or_raw(trainer, pl_module)
+        weights, pipeline = ema_or_raw(trainer, pl_module)
         data = datamodule(trainer)
         self.result = evaluate_ode_nll(
-            pl_module, denoiser, data, weights=weights, split="test", count=self.count
+            pipeline, data, weights=weights, split="test", count=self.count
         )
         log_metrics(trainer, {"eval/ode_nll": self.result["nll"]})
 
@@ -53,7 +54,7 @@ class FID(Periodic):
     ) -> None:
         if count < 2:
             raise ValueError(
-                f"count must be at least 2 (got {count}), and FID of few samples is not meaningful; "
+                f"count must be at least 2 (got {count}); FID of few samples is not meaningful, "
                 "try 1000"
             )
         if batch_size < 1 or (every is not None and every < 1):
@@ -86,11 +87,10 @@ class FID(Periodic):
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
         if self.extractor is None:
             return
-        weights, denoiser = ema_or_raw(trainer, system)
+        weights, pipeline = ema_or_raw(trainer, system)
         self.result = next(
             evaluate_samples(
-                system,
-                denoiser,
+                Cascade([pipeline]),
                 datamodule(trainer),
                 self.extractor,
                 weights=weights,

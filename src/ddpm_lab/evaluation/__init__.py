@@ -1,1 +1,1 @@
-"""Metrics of images and samples, and their registry (`metrics`)."""
+"""Numbers and images of samples. Nothing here knows a model: it takes images."""

@@ -1,9 +1,8 @@
-"""One case of the analytic tier: metrics of a sampler, a variance and a guidance."""
+"""One sampler, variance and guidance on data with a closed-form denoiser."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +21,14 @@ from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.diffusion.samplers import DDIM, Sampler
 from ddpm_lab.diffusion.variances import Analytic, LearnedDiagonal, LearnedRange, Variance
 from ddpm_lab.evaluation.analytic_tables import AnalyticData, sliced_wasserstein, wasserstein
+from ddpm_lab.evaluation.metrics import Results, Rows
 from ddpm_lab.evaluation.statistics import inception_score
 
 OPTIMA: dict[type[Variance], Callable[[Analytic], Variance]] = {
     LearnedRange: OptimalRange,
     LearnedDiagonal: lambda optimum: optimum,
 }
-"""Optima of learned variances"""
+"""Learned variances at their optimum"""
 
 
 def evaluate_case(
@@ -40,14 +40,12 @@ def evaluate_case(
     times: Sequence[int],
     count: int,
     seed: int,
-) -> dict[str, Any]:
-    """Return the metrics of samples, the bound, the reconstruction MSE and the schedule.
+) -> Results:
+    """Measure `sampler`: exactly for Gaussian data, else from `count` samples.
 
-    - Samples of Gaussian data are measured exactly, those of other data from `count` samples.
-    - The bound on the chain `times` needs data with an entropy.
-    - The reconstruction MSE needs an invertible sampler.
-
-    A learned `variance` is at its optimum. None is `Analytic`.
+    Includes the variational bound on the chain `times` if the data has an entropy, the
+    reconstruction error of a deterministic sampler, and the curve of the schedule. A learned
+    `variance` is at its optimum; None stands for `Analytic`.
     """
     optimum = Analytic(data.mse)
     if variance is None:
@@ -58,84 +56,113 @@ def evaluate_case(
     guided = guidance(denoiser)
     invertible = isinstance(sampler, DDIM) and sampler.eta == 0
     if isinstance(denoiser, GaussianDenoiser):
-        metrics = _exact_metrics(denoiser, guided, sampler, invertible)
+        results = _evaluate_exactly(denoiser, guided, sampler, invertible)
     else:
-        metrics = _sample_metrics(data, guided, sampler, invertible, count, seed)
+        results = _evaluate_samples(data, guided, sampler, invertible, count, seed)
     if data.entropy is not None:
         terms = analytic_vlb(denoiser.process, variance, times, data.mse, data.second_moment)
         bits = (terms["L_T"] + terms["terms"].sum()).item()
-        metrics["nll"] = {
+        pairs = zip(pairwise(times), terms["terms"].tolist(), strict=True)
+        results["nll"] = {
             "bits_per_dim": bits,
             "entropy": data.entropy,
             "gap": bits - data.entropy,
             "L_T": terms["L_T"].item(),
             "L_0": terms["terms"][-1].item(),
-            "terms": [
-                {"t": t, "s": s, "bits": term}
-                for (t, s), term in zip(pairwise(times), terms["terms"].tolist(), strict=True)
-            ],
+            "terms": [{"t": t, "s": s, "bits": term} for (t, s), term in pairs],
         }
-    return {**metrics, "schedule_curve": schedule_curve(denoiser.process)}
+    return {**results, "schedule_curve": schedule_curve(denoiser.process)}
 
 
-def _exact_metrics(
+def analytic_case_rows(results: Results) -> Rows:
+    """Format the results of `evaluate_case`."""
+    protocol = results["protocol"]
+    steps = f"{protocol['steps']} of {protocol['T']} steps"
+    chain = f"{protocol['sampler']['name']}, {steps}, {protocol['variance']}"
+    rows: Rows = []
+    if "wasserstein" in results:
+        rows.append(("Wasserstein distance", f"{results['wasserstein']:.4f}", f"exactly; {chain}"))
+        remark = f"of the data: {results['std_of_data']:.4f}"
+        rows.append(("standard deviation", f"{results['std']:.4f}", remark))
+    else:
+        remark = f"other points of the data: {results['sliced_wasserstein_of_data']:.4f}"
+        remark += f"; {protocol['count']} samples, {chain}"
+        rows.append(("sliced Wasserstein", f"{results['sliced_wasserstein']:.4f}", remark))
+    if "class_accuracy" in results:
+        text = f"{100 * results['class_accuracy']:.1f} %"
+        rows.append(("class accuracy", text, "mean p(label | x_0) of the label in the condition"))
+    if "inception_score" in results:
+        text = f"{results['inception_score']:.3f}"
+        rows.append(("inception score", text, "by the exact p(y | x_0)"))
+    if "nll" in results:
+        nll = results["nll"]
+        remark = f"{nll['gap']:.4f} above the entropy {nll['entropy']:.4f}"
+        remark += f"; {len(nll['terms'])} steps"
+        rows.append(("NLL, bits/dim", f"<= {nll['bits_per_dim']:.4f}", remark))
+    if "reconstruction" in results:
+        text = f"{results['reconstruction']:.2g}"
+        rows.append(("reconstruction, MSE", text, "encoded and decoded, on data in [0, 1]"))
+    return rows
+
+
+def _evaluate_exactly(
     denoiser: GaussianDenoiser, guided: DenoiserLike, sampler: Sampler, invertible: bool
-) -> dict[str, Any]:
+) -> Results:
     guided(denoiser.mean[None], torch.ones(1, dtype=torch.int64))  # UserError if it needs labels
     mean, covariance = propagate(sampler, denoiser)
-    metrics = {
+    results = {
         "wasserstein": wasserstein(denoiser, mean, covariance),
         "std": covariance.diagonal().mean().sqrt().item(),
         "std_of_data": denoiser.eigenvalues.mean().sqrt().item(),
     }
     if invertible:
-        # The reconstruction is affine on each axis, so its values at 0 and 1 determine it.
+        # Reconstruction is affine on each axis: 0 and 1 determine it.
         probes = torch.stack([torch.zeros_like(denoiser.mean), denoiser.axes.sum(1)])
         offset, one = _reconstruct(sampler, denoiser, probes) @ denoiser.axes
         bias = (one - offset - 1) * (denoiser.mean @ denoiser.axes) + offset
         error = bias**2 + (one - offset - 1) ** 2 * denoiser.eigenvalues
-        metrics["reconstruction"] = error.mean().item() / 4
-    return metrics
+        results["reconstruction"] = error.mean().item() / 4
+    return results
 
 
-def _sample_metrics(
+def _evaluate_samples(
     data: AnalyticData,
     guided: DenoiserLike,
     sampler: Sampler,
     invertible: bool,
     count: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Results:
     assert data.mixture is not None
     (points, label), (others, _) = (
         data.mixture.labelled(count, make_generator(seed, 2 + i)) for i in range(2)
     )
-    conditions = None
+    labels = None
     if guided.classes is not None and data.mixture.labels is not None:
         classes = data.mixture.labels.unique()
-        conditions = classes[torch.arange(count) % len(classes)]
+        labels = classes[torch.arange(count) % len(classes)]
     generator = make_generator(seed, 4)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, dtype=torch.float64, generator=generator)
 
-    x = sampler(guided, sampler.prior(guided.process, noise(points)), Condition(conditions), noise)
-    metrics = {
+    x = sampler(guided, sampler.prior(guided.process, noise(points)), Condition(labels), noise)
+    results = {
         "sliced_wasserstein": sliced_wasserstein(x, points),
         "sliced_wasserstein_of_data": sliced_wasserstein(others, points),
     }
     if data.mixture.labels is not None:
-        # A finite set has p(y | x_0) only at its points, so p(y | x_1) replaces it.
+        # A finite set has p(y | x_0) only at its points, so p(y | x_1) stands in for it.
         time = torch.full((count,), 0 if data.mixture.std else 1)
         posterior = MixtureClassifier(guided.process, data.mixture)(x, time).exp()
-        metrics["inception_score"] = inception_score(posterior)
-        if conditions is not None:
-            metrics["class_accuracy"] = posterior.gather(1, conditions[:, None]).mean().item()
+        results["inception_score"] = inception_score(posterior)
+        if labels is not None:
+            results["class_accuracy"] = posterior.gather(1, labels[:, None]).mean().item()
     if invertible:
-        cond = Condition(None if conditions is None else label)
-        decoded = _reconstruct(sampler, guided, points, cond)
-        metrics["reconstruction"] = ((decoded - points) / 2).square().mean().item()
-    return metrics
+        cond = Condition(None if labels is None else label)
+        error = (_reconstruct(sampler, guided, points, cond) - points) / 2
+        results["reconstruction"] = error.square().mean().item()
+    return results
 
 
 def _reconstruct(
@@ -149,13 +176,13 @@ def _reconstruct(
 def schedule_curve(process: ForwardProcess) -> list[dict[str, float | None]]:
     """Return a schedule at up to 101 times (Nichol & Dhariwal, 2021, figures 1 and 5).
 
-    Each entry has t / T, alpha_bar, and beta and the ratio of variances of the full chain, which
-    are None at t = 0.
+    `t` is a share of T. beta and beta_tilde / beta of the full chain are None at t = 0.
     """
     t = torch.tensor(sorted({round(i * process.steps / 100) for i in range(101)}))
     s = (t - 1).clamp(min=0)
     alpha_bar = (process.alpha_sigma(t)[0] / process.scale(t)) ** 2
     beta, ratio = process.beta(t, s), process.beta_tilde(t, s) / process.beta(t, s)
+    columns = (t.tolist(), alpha_bar.tolist(), beta.tolist(), ratio.tolist())
     return [
         {
             "t": time / process.steps,
@@ -163,7 +190,5 @@ def schedule_curve(process: ForwardProcess) -> list[dict[str, float | None]]:
             "beta": b if time else None,
             "beta_tilde_over_beta": r if time else None,
         }
-        for time, a, b, r in zip(
-            t.tolist(), alpha_bar.tolist(), beta.tolist(), ratio.tolist(), strict=True
-        )
+        for time, a, b, r in zip(*columns, strict=True)
     ]
