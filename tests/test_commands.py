@@ -1214,11 +1214,11 @@ def test_images_that_the_extractor_does_not_judge_are_trained_on_all_the_same(ty
     small = ["data=synthetic", "extractor=digits", "data.resolution=8"]
     status, said, _ = typed("train", *FAST, *small, f"hydra.run.dir={tmp_path}/r")
     assert (
-        status == 0 and "FID will not be measured: extractor=digits needs images of 1x8x8" in said
+        status == 0 and "FID will not be measured: extractor=digits takes images of 1x8x8" in said
     )
     assert "fid" not in json.loads((tmp_path / "r" / "metrics.json").read_text())
     status, _, error = typed("evaluate", f"run={tmp_path}/r", "count=20")
-    assert status == 2 and "extractor=digits needs images of 1x8x8 (got 3x8x8)" in error
+    assert status == 2 and "extractor=digits takes images of 1x8x8 (got 3x8x8)" in error
 
 
 def test_words_for_a_truth_value_are_understood():

@@ -44,7 +44,9 @@ class Save(L.Callback):
     def _save(self, trainer):
         checkpoint = trainer._checkpoint_connector.dump_checkpoint()
         lightning_internals.set_end_of_batch(checkpoint)
-        self.loops[trainer.global_step] = checkpoint["loops"]["fit_loop"]
+        loops = checkpoint["loops"]["fit_loop"]
+        del loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"]  # a restart ignores it
+        self.loops[trainer.global_step] = loops
 
     def on_train_batch_end(self, trainer, *args):
         if self.hook == "batch":
