@@ -45,13 +45,14 @@ from ddpm_lab.callbacks.loggers import finish
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import CONFIGS
-from ddpm_lab.data.module import DataModule, TrainBatches
+from ddpm_lab.data.module import Data, TrainBatches
 from ddpm_lab.diffusion import langevin, ode_solvers, samplers
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.variances import BetaTilde
+from ddpm_lab.systems.data_module import DataModule
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.shell import quiet_libraries
 
@@ -150,7 +151,7 @@ def cast(precision: Any) -> AbstractContextManager[Any]:
     return torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def made(overrides: list[str]) -> tuple[DataModule, Diffusion, DictConfig]:
+def made(overrides: list[str]) -> tuple[Data, Diffusion, DictConfig]:
     config = compose("train", overrides)
     data = build(config, "data")
     return data, build_system(config, data), config
@@ -158,7 +159,7 @@ def made(overrides: list[str]) -> tuple[DataModule, Diffusion, DictConfig]:
 
 def bare(
     system: Diffusion,
-    data: DataModule,
+    data: Data,
     precision: Any,
     compiled: str | None = None,
     *,
@@ -192,7 +193,7 @@ def bare(
     )
 
 
-def image_batches(data: DataModule) -> Iterator[list[Tensor]]:
+def image_batches(data: Data) -> Iterator[list[Tensor]]:
     """As peers' scripts serve them."""
     x0, labels = (
         TrainBatches(data.train, data.train.size, flip=False, seed=0).__iter__().__next__()[k]
@@ -204,7 +205,7 @@ def image_batches(data: DataModule) -> Iterator[list[Tensor]]:
         )
 
 
-def twin(config: DictConfig, data: DataModule) -> nn.Module:
+def twin(config: DictConfig, data: Data) -> nn.Module:
     """diffusers' U-Net of the architecture of `config.model`."""
     from diffusers import UNet2DModel
 
@@ -229,7 +230,7 @@ def twin(config: DictConfig, data: DataModule) -> nn.Module:
     ).to(DEVICE)
 
 
-def diffusers(config: DictConfig, data: DataModule, precision: Any) -> Call:
+def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
     """The loop of its examples/unconditional_image_generation, with EMA."""
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
@@ -260,7 +261,7 @@ def diffusers(config: DictConfig, data: DataModule, precision: Any) -> Call:
     return training(loss, network, optimizer, average, cast(precision))
 
 
-def lucidrains(config: DictConfig, data: DataModule, precision: Any) -> Call:
+def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
     """The loop of denoising_diffusion_pytorch.Trainer; its network has another kind of attention, and fewer FLOPs."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
@@ -370,7 +371,7 @@ def step(overrides: list[str]) -> dict[str, Any]:
         trainer = build(
             config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()]
         )
-        trainer.fit(system, data)
+        trainer.fit(system, DataModule(data))
         finish()
     visits.seconds = {"Trainer": timer.seconds, **visits.seconds}
     rows = visits.rows()
@@ -509,7 +510,7 @@ class Borrowed(nn.Module):
 
 
 def images(
-    config: DictConfig, data: DataModule, system: Diffusion, x: Tensor, steps: int
+    config: DictConfig, data: Data, system: Diffusion, x: Tensor, steps: int
 ) -> dict[str, Row]:
     """The same network of diffusers under its pipeline and under our sampler; and our own network."""
     from diffusers import DDIMPipeline, DDIMScheduler

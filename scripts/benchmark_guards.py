@@ -22,6 +22,7 @@ from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.systems.base import BaseSystem
+from ddpm_lab.systems.data_module import DataModule
 from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
 from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.shell import quiet_libraries
@@ -87,7 +88,7 @@ def main() -> None:
         trainer = build(
             config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()]
         )
-        trainer.fit(system, data)
+        trainer.fit(system, DataModule(data))
     guarded, bare = (
         turns.seconds[which][1:] for which in (True, False)
     )  # the first rounds warm up

@@ -69,22 +69,22 @@ MUTANTS = [
     Mutant(
         "cosine: beta not cut",
         "diffusion/schedules.py",
-        "(1 - f[1:] / f[:-1]).clamp(max=_cut(max_beta))",
+        "_clip(1 - f[1:] / f[:-1], max_beta)",
         "(1 - f[1:] / f[:-1]).clamp(max=1 - 1e-15)",
         "schedules",
     ),
     Mutant(
         "cosine: beta cut at the wrong end",
         "diffusion/schedules.py",
-        "(1 - f[1:] / f[:-1]).clamp(max=_cut(max_beta))",
+        "_clip(1 - f[1:] / f[:-1], max_beta)",
         "(1 - f[1:] / f[:-1]).clamp(1 - max_beta, 0.9999)",
         "schedules",
     ),
     Mutant(
         "cosine: not divided by f(0)",
         "diffusion/schedules.py",
-        "return from_betas((1 - f[1:] / f[:-1])",
-        "f[0] = 1\n    return from_betas((1 - f[1:] / f[:-1])",
+        "return from_betas(_clip(1 - f[1:] / f[:-1]",
+        "f[0] = 1\n    return from_betas(_clip(1 - f[1:] / f[:-1]",
         "schedules",
     ),
     Mutant(
@@ -168,8 +168,8 @@ MUTANTS = [
     Mutant(
         "mean: x_t's share not taken off",
         "diffusion/predictions.py",
-        "return -process.posterior_coef_xt(t, t - 1) / posterior_coef_x0, 1",
-        "return 0 * posterior_coef_x0, 1",
+        "return -process.posterior_coef_xt(t, t - 1) / coef_x0, 1",
+        "return 0 * coef_x0, 1",
         "predictions",
     ),
     Mutant(
@@ -196,30 +196,30 @@ MUTANTS = [
     Mutant(
         "exploding x_t not scaled for the network",
         "diffusion/denoiser.py",
-        "self.network(narrowed * x_t, t",
+        "self.network(c_in * x_t, t",
         "self.network(x_t, t",
         "denoiser",
     ),
     Mutant(
         "halves of the network's answer swapped",
         "diffusion/denoiser.py",
-        "prediction, variance_output = said.chunk",
-        "variance_output, prediction = said.chunk",
+        "prediction, variance_output = output.chunk",
+        "variance_output, prediction = output.chunk",
         "denoiser",
     ),
     # Variances
     Mutant(
         "learned v read from [0, 1]",
         "diffusion/variances.py",
-        "per_pixel((high + low) / 2, like) + per_pixel((high - low) / 2, like) * variance_output",
-        "per_pixel(low, like) + per_pixel(high - low, like) * variance_output",
+        "return middle + half * output",
+        "return per_pixel(low, like) + per_pixel(high - low, like) * output",
         "variances",
     ),
     Mutant(
         "learned v clamped",
         "diffusion/variances.py",
-        "per_pixel((high - low) / 2, like) * variance_output",
-        "per_pixel((high - low) / 2, like) * variance_output.clamp(-1, 1)",
+        "half * output",
+        "half * output.clamp(-1, 1)",
         "variances",
     ),
     Mutant(
@@ -254,8 +254,8 @@ MUTANTS = [
     Mutant(
         "the bound's gradient reaches the mean",
         "diffusion/objectives.py",
-        "output._replace(prediction=output.prediction.detach()) if frozen else output",
-        "output",
+        "output = output._replace(prediction=output.prediction.detach())",
+        "output = output._replace(prediction=output.prediction)",
         "objectives",
     ),
     Mutant(
@@ -275,7 +275,7 @@ MUTANTS = [
     Mutant(
         "weights of x_0 on errors of eps",
         "diffusion/objectives.py",
-        "denoiser.prediction.x0_error_scale(denoiser.process, batch.t) ** 2 * self.weight",
+        "scale**2 * self.weight",
         "self.weight",
         "objectives",
     ),
@@ -303,8 +303,8 @@ MUTANTS = [
     Mutant(
         "importance: weights left out",
         "diffusion/timestep_samplers.py",
-        "(1 / (self.steps * law[t])).float()",
-        "torch.ones_like(law[t]).float()",
+        "(1 / (self.steps * p[t])).float()",
+        "torch.ones_like(p[t]).float()",
         "timesteps",
     ),
     Mutant(
@@ -324,8 +324,8 @@ MUTANTS = [
     Mutant(
         "stratified: no random offset",
         "diffusion/timestep_samplers.py",
-        "places = (offset + torch",
-        "places = (torch",
+        "positions = (offset + torch",
+        "positions = (torch",
         "timesteps",
     ),
     # The bound
@@ -405,15 +405,15 @@ MUTANTS = [
     Mutant(
         "chains end at t = 1",
         "diffusion/timestep_spacing.py",
-        "return [*reversed(SPACINGS[spacing](last, last if steps is None else steps)), 0]",
-        "return [*reversed(SPACINGS[spacing](last, last if steps is None else steps))]",
+        "times = [*reversed(_from_name(T, steps, str(spacing))), 0]",
+        "return [*reversed(_from_name(T, steps, str(spacing)))]",
         "samplers",
     ),
     Mutant(
         "uniform chains do not begin at T",
         "diffusion/timestep_spacing.py",
-        "return [int(last - i * stride + 0.5)",
-        "return [int(last - i * stride - 0.5) or 1",
+        "return [int(T - i * stride + 0.5)",
+        "return [int(T - i * stride - 0.5) or 1",
         "samplers",
     ),
     Mutant(
@@ -433,7 +433,7 @@ MUTANTS = [
     Mutant(
         "an Euler step forgets what x_0 is in x_t",
         "diffusion/process.py",
-        "alpha_s - kept * alpha_t",
+        "alpha_s - ratio * alpha_t",
         "alpha_s",
         "samplers",
     ),
@@ -511,8 +511,8 @@ MUTANTS = [
     Mutant(
         "guidance: w without its 1",
         "diffusion/guidance.py",
-        "guided = given + w * (given - absent)",
-        "guided = absent + w * (given - absent)",
+        "guided = x0 + w * (x0 - baseline)",
+        "guided = baseline + w * (x0 - baseline)",
         "guidance",
     ),
     Mutant(
@@ -525,29 +525,29 @@ MUTANTS = [
     Mutant(
         "guidance: the interval's outside",
         "diffusion/guidance.py",
-        "per_pixel(inside, given).bool(), guided, given)",
-        "per_pixel(inside, given).bool(), given, guided)",
+        "per_pixel(inside, x0).bool(), guided, x0)",
+        "per_pixel(inside, x0).bool(), x0, guided)",
         "guidance",
     ),
     Mutant(
         "classifier: gradient with the wrong sign",
         "diffusion/classifier_guidance.py",
-        "return estimate._replace(x0=estimate.x0 + push)",
-        "return estimate._replace(x0=estimate.x0 - push)",
+        "return estimate._replace(x0=estimate.x0 + shift)",
+        "return estimate._replace(x0=estimate.x0 - shift)",
         "classifier",
     ),
     Mutant(
         "classifier: without the root of 1 - alpha_bar",
         "diffusion/classifier_guidance.py",
-        "self.scale * noise**2 / alpha, x_t)",
-        "self.scale * noise / alpha, x_t)",
+        "self.scale * sigma**2 / alpha, x_t)",
+        "self.scale * sigma / alpha, x_t)",
         "classifier",
     ),
     Mutant(
         "classifier: gradient of the batch's mean",
         "diffusion/classifier_guidance.py",
-        "torch.autograd.grad(wanted.sum(), leaf)",
-        "torch.autograd.grad(wanted.mean(), leaf)",
+        "torch.autograd.grad(log_prob.sum(), leaf)",
+        "torch.autograd.grad(log_prob.mean(), leaf)",
         "classifier",
     ),
     Mutant(
@@ -560,8 +560,8 @@ MUTANTS = [
     Mutant(
         "clipping before guidance",
         "diffusion/guidance.py",
-        "given, absent = both.x0.chunk(2)",
-        "given, absent = both.x0.clamp(-1, 1).chunk(2)",
+        "conditional, null = both.x0.chunk(2)",
+        "conditional, null = both.x0.clamp(-1, 1).chunk(2)",
         "guidance",
     ),
     Mutant(
@@ -587,7 +587,7 @@ MUTANTS = [
     ),
     Mutant(
         "dropout of the network at sampling",
-        "systems/base.py",
+        "sampling/pipeline.py",
         "module.eval()",
         "pass",
         "system",
@@ -616,7 +616,7 @@ MUTANTS = [
     # Conditions, and how a network hears them
     Mutant(
         "always the first caption",
-        "conditioners/base.py",
+        "conditioners/text.py",
         "(chance * counts).long().clamp(max=counts - 1)",
         "torch.zeros_like(label)",
         "conditioners",
@@ -631,8 +631,8 @@ MUTANTS = [
     Mutant(
         "the small image gains variance with its noise",
         "conditioners/low_res.py",
-        "noisy = angle.cos() * z",
-        "noisy = z",
+        "z = angle.cos() * z",
+        "z = z",
         "conditioners",
     ),
     Mutant(
@@ -645,15 +645,15 @@ MUTANTS = [
     Mutant(
         "dropped tokens are heard",
         "networks/layers.py",
-        "if cond.dropped is None else torch.where(cond.dropped[:, None, None]",
-        "if cond else torch.where(cond.dropped[:, None, None]",
+        "torch.where(cond.dropped[:, None, None], self.null, tokens)",
+        "tokens",
         "networks",
     ),
     Mutant(
         "keys for values",
         "networks/layers.py",
-        "        k, v = (\n            self.kv(conditioning",
-        "        v, k = (\n            self.kv(conditioning",
+        "k, v = self.kv(",
+        "v, k = self.kv(",
         "networks",
     ),
     Mutant(
@@ -673,7 +673,7 @@ MUTANTS = [
     Mutant(
         "the guess before is forgotten at sampling",
         "diffusion/samplers.py",
-        "previous=step.estimate.x0)",
+        "previous_x0=step.estimate.x0)",
         "previous=None)",
         "guidance",
     ),
@@ -694,8 +694,8 @@ MUTANTS = [
     Mutant(
         "DiT: x for y in the places",
         "networks/dit.py",
-        "for place in (x, y)",
-        "for place in (x, x)",
+        "for position in (x, y)",
+        "for position in (x, x)",
         "networks",
     ),
     # Judging
@@ -760,22 +760,22 @@ MUTANTS = [
     Mutant(
         "the penalty per image beside a loss per pixel",
         "systems/autoencoder_system.py",
-        "passed.penalty / x[0].numel()",
-        "passed.penalty",
+        "encoding.penalty / x[0].numel()",
+        "encoding.penalty",
         "latents",
     ),
     Mutant(
         "the adversary's loss reaches the autoencoder",
         "systems/autoencoder_system.py",
-        "discriminator(found.detach())",
-        "discriminator(found)",
+        "discriminator(reconstruction.detach())",
+        "discriminator(reconstruction)",
         "latents",
     ),
     Mutant(
         "the autoencoder's loss reaches the adversary",
         "systems/autoencoder_system.py",
-        "functional_call(discriminator, held, (found,))",
-        "discriminator(found)",
+        "functional_call(discriminator, frozen, (reconstruction,))",
+        "discriminator(reconstruction)",
         "latents",
     ),
     Mutant(
@@ -817,7 +817,7 @@ MUTANTS = [
         "a truncated chain ends at a stop, not at its time",
         "diffusion/samplers.py",
         "if t > t_end), t_end]",
-        "if t > t_end), t_end and max(t for t in timesteps(last, self.steps, self.spacing) if t <= t_end)]",
+        "if t > t_end), t_end and max(t for t in timesteps(T, self.steps, self.spacing) if t <= t_end)]",
         "cascade",
     ),
     Mutant(
@@ -844,7 +844,7 @@ MUTANTS = [
     Mutant(
         "stages of a cascade share their noise",
         "sampling/pipeline.py",
-        "PerSampleGenerator(seed, samples, self.denoiser.conditioner.stream)",
+        "PerSampleGenerator(seed, samples, self.denoiser.conditioner.noise_stream)",
         "PerSampleGenerator(seed, samples)",
         "cascade",
     ),
@@ -858,8 +858,8 @@ MUTANTS = [
     Mutant(
         "every small image is blurred",
         "conditioners/low_res.py",
-        "(chance < 0.5) * torch.exp",
-        "(chance < 2) * torch.exp",
+        "uniform(noise, noise_level) < 0.5",
+        "uniform(noise, noise_level) < 2",
         "conditioners",
     ),
     Mutant(
@@ -902,15 +902,15 @@ MUTANTS = [
     Mutant(
         "a cell is done whatever its configuration",
         "sweeps/job.py",
-        'return found if found.get("config") == self.config else {}',
-        "return found",
+        'return state if state.get("config") == self.config_hash else {}',
+        "return state",
         "sweeps",
     ),
     Mutant(
         "a cell does not wait for what it needs",
         "sweeps/scheduler.py",
-        "elif len(running) < jobs and all(need.done() for need in cell.needs):",
-        "elif len(running) < jobs:",
+        "elif len(running) < max_workers and all(need.done() for need in job.needs):",
+        "elif len(running) < max_workers:",
         "sweeps",
     ),
     Mutant(
@@ -930,8 +930,8 @@ MUTANTS = [
     Mutant(
         "a claim that holds for the last column only",
         "ablations/tables.py",
-        "passed = passed if held else False",
-        "passed = held",
+        "holds = holds if in_order else False",
+        "holds = in_order",
         "ablations",
     ),
     Mutant(
@@ -958,15 +958,15 @@ MUTANTS = [
     Mutant(
         "processes draw the same rows",
         "diffusion/rng.py",
-        "drawn.narrow(0, self.before, len(like))",
-        "drawn.narrow(0, 0, len(like))",
+        "batch.narrow(0, self.before, len(like))",
+        "batch.narrow(0, 0, len(like))",
         "ranks",
     ),
     Mutant(
         "processes read the same rows",
         "data/module.py",
-        "slice(start + self.rank * mine, start + (self.rank + 1) * mine)",
-        "slice(start, start + mine)",
+        "slice(start + self.rank * self.rows, start + (self.rank + 1) * self.rows)",
+        "slice(start, start + self.rows)",
         "ranks",
     ),
     Mutant(
@@ -1113,7 +1113,7 @@ MUTANTS = [
     Mutant(
         "steps that are not finite go on for ever",
         "systems/nonfinite_steps.py",
-        "if self.known[1] >= LIMIT:",
+        "if self.host_counts[1] >= LIMIT:",
         "if False:",
         "resume",
     ),

@@ -1,11 +1,12 @@
-"""Turns images into a compact store, once: python scripts/prepare_data.py SOURCE TARGET [options]
+"""Convert images to a compact store: python scripts/prepare_data.py SOURCE TARGET [options]
 
-SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with a sub-folder per class or without, or with such
-folders in train/ and test/ (or val/). TARGET is a new folder; it appears when all is done. Then:
+SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with a sub-folder per class or
+without, or with such folders in train/ and test/ (or val/). TARGET is a new folder, which appears
+when it is complete. Then:
 
     python train.py data=store data.path=TARGET
 
-Or looks at every byte of a store: python scripts/prepare_data.py TARGET --check
+To verify the checksums of a store: python scripts/prepare_data.py TARGET --check
 """
 
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
@@ -22,7 +23,8 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +35,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ddpm_lab.config.overrides import shell_value
-from ddpm_lab.data.image_folder import BAD, ImageFiles, SkipUnreadable, report_skipped, run_count
+from ddpm_lab.data.image_folder import (
+    MAX_SKIPPED,
+    ImageFiles,
+    SkipUnreadable,
+    inspect_files,
+    report_skipped,
+)
 from ddpm_lab.data.image_transform import infer_transform
 from ddpm_lab.data.image_tree import LITTER, list_splits
 from ddpm_lab.data.shards import Shards, write_store
@@ -41,54 +49,39 @@ from ddpm_lab.utils.errors import UnsafeFileError, escape_control
 from ddpm_lab.utils.shell import script_command
 
 CHUNK = 2**20
-"""Bytes of pixels that a process decodes at a time"""
+"""Bytes of pixels per batch of a decoding process"""
 UNPACKED = 100, 2**30
-"""What is in an archive may take so many times its size, or so many bytes; more is a bomb"""
-TOO_LARGE = f"it holds over {UNPACKED[0]} times its size, or more than the disk has room for; unpack it yourself"
+"""Limit of an unpacked archive: the larger of a multiple of its size and a number of bytes"""
+TOO_LARGE = (
+    f"it holds over {UNPACKED[0]} times its size, or more than the disk has room for; "
+    "unpack it yourself"
+)
 
 
-def main() -> None:
+def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE")
-    parser.add_argument("target", type=Path, metavar="TARGET", nargs="?")
-    parser.add_argument(
-        "--resolution", type=int, help="side of the square images (default: that of the images)"
-    )
-    parser.add_argument(
-        "--channels", type=int, help="1 (grey) or 3 (RGB; default: those of the images)"
-    )
-    parser.add_argument(
-        "--convert", action="store_true", help="scale, crop and recolor images that differ"
-    )
-    parser.add_argument(
-        "--bits", type=int, help="of grey with more than 8 bits, the bits that it uses, such as 12"
-    )
-    parser.add_argument(
-        "--no-splits",
-        action="store_false",
-        dest="splits",
-        help="folders named train and test (or val) are classes",
-    )
-    parser.add_argument(
-        "--background", default="white", help="colour that shows through transparency (white)"
-    )
-    parser.add_argument(
-        "--on-error",
-        choices=["error", "skip"],
-        default="error",
-        help=f"skip leaves out what cannot be used, at most {BAD:.0%}".replace("%", "%%"),
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes that decode (%(default)s)",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="verify the checksums of the store SOURCE"
-    )
+    add, share = parser.add_argument, f"{MAX_SKIPPED:.0%}".replace("%", "%%")
+    add("source", type=Path, metavar="SOURCE")
+    add("target", type=Path, metavar="TARGET", nargs="?")
+    add("--resolution", type=int, help="side of the square images (default: that of the images)")
+    add("--channels", type=int, help="1 (grey) or 3 (RGB; default: those of the images)")
+    add("--convert", action="store_true", help="scale, crop and recolor images that differ")
+    add("--bits", type=int, help="used bits of grey with more than 8 bits, such as 12")
+    help = "folders named train and test (or val) are classes"
+    add("--no-splits", action="store_false", dest="splits", help=help)
+    add("--background", default="white", help="color behind transparent pixels (white)")
+    help = f"skip leaves out unusable images, at most {share}"
+    add("--on-error", choices=["error", "skip"], default="error", help=help)
+    workers = os.cpu_count() or 1
+    add("--workers", type=int, default=workers, help="decoding processes (%(default)s)")
+    add("--check", action="store_true", help="verify the checksums of the store SOURCE")
+    return parser
+
+
+def main() -> None:
+    parser = create_parser()
     options = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -99,18 +92,16 @@ def main() -> None:
         else:
             prepare(**options)
     except (ValueError, OSError) as error:
-        told = re.sub(
-            r"\bdata\.(convert|resolution|channels|bits|background)\b(=true)?", r"--\1", str(error)
-        )
-        told = re.sub(r"\bdata\.path=", "SOURCE=", told)
+        keys = r"\bdata\.(convert|resolution|channels|bits|background)\b(=true)?"
+        message = re.sub(r"\bdata\.path=", "SOURCE=", re.sub(keys, r"--\1", str(error)))
         status = getattr(error, "status", 3 if isinstance(error, OSError) else 2)
-        parser.exit(status, f"error: {escape_control(told, lines=True)}\n")
+        parser.exit(status, f"error: {escape_control(message, lines=True)}\n")
     except KeyboardInterrupt:
         parser.exit(130, "interrupted; nothing was written\n")
 
 
 def check(root: Path) -> None:
-    """Raises ValueError that names the first file that is not what was written."""
+    """Verify a store. Raises ValueError that names the first file with another checksum."""
     parts = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
     for part in parts:
         Shards(part).verify()
@@ -129,8 +120,35 @@ def prepare(
     on_error: Any = "error",
     workers: int = 0,
 ) -> None:
-    """Writes the store `target`. Raises ValueError that names the file or the option."""
+    """Write the store `target`. Raises ValueError that names the file or the option."""
     started = time.perf_counter()
+    check_arguments(source, target, workers)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    indices, changes = [], Counter[str]()
+    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        store, unpacked = Path(scratch, "store"), Path(scratch, "unpacked")
+        with replace_path(unpacked, source):
+            root = source if source.is_dir() else unpack(source, unpacked)
+            parts = list_splits(root, splits)
+            infos = inspect_files(
+                [file for part in parts.values() for file in part.files], on_error
+            )
+            transform = infer_transform(
+                infos, resolution, channels, convert, bits, background, on_error
+            )
+            for name, part in parts.items():
+                files = ImageFiles(root, part.files, transform)
+                batches = read(files, part.labels, on_error, workers, name, changes)
+                index = write_store(store / name, batches, part.classes, transform, source.name)
+                indices.append(index)
+        store.rename(target)
+    if changes:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(changes.items()))
+        print(f"converted: {kinds}")
+    summarize(target, indices, time.perf_counter() - started)
+
+
+def check_arguments(source: Path, target: Path, workers: int) -> None:
     if target.exists():
         raise ValueError(
             f"TARGET={target} exists, and a store is never overwritten; remove it or name another"
@@ -139,63 +157,37 @@ def prepare(
         raise ValueError(f"--workers must be at least 0 (got {workers})")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise ValueError(
-            f"TARGET={target} lies in SOURCE={source}, whose images would be others then; name another"
+            f"TARGET={target} lies in SOURCE={source}, which would then contain it; name another"
         )
     if not source.exists():
         raise ValueError(
             f"SOURCE={source} is not there; it is a folder, a .zip, a .tar or a .tar.gz"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        unpacked = Path(scratch, "unpacked")
-        try:
-            root = source if source.is_dir() else unpack(source, unpacked)
-            parts = list_splits(root, splits)
-            files = [file for part in parts.values() for file in part.files]
-            fit = infer_transform(
-                run_count(files, on_error),
-                resolution,
-                channels,
-                convert,
-                bits,
-                background,
-                on_error,
-            )
-            indices, changes = [], Counter[str]()
-            for name, part in parts.items():
-                chunks = read(
-                    ImageFiles(root, part.files, fit), part.labels, on_error, workers, name, changes
-                )
-                indices.append(
-                    write_store(
-                        Path(scratch, "store", name), chunks, part.classes, fit, source.name
-                    )
-                )
-        except ValueError as error:
-            kind = UnsafeFileError if isinstance(error, UnsafeFileError) else ValueError
-            raise kind(
-                str(error)
-                .replace(f"path={unpacked}", f"SOURCE={source}")
-                .replace(str(unpacked), str(source))
-            ) from error
-        Path(scratch, "store").rename(target)
-    count, seconds = sum(index["count"] for index in indices), time.perf_counter() - started
-    size = sum(file.stat().st_size for file in target.rglob("*.npy"))
-    if changes:
-        print(
-            "converted: "
-            + ", ".join(f"{number} {kind}" for kind, number in sorted(changes.items()))
-        )
-    classes = next(iter(parts.values())).classes
+
+
+@contextmanager
+def replace_path(unpacked: Path, source: Path) -> Iterator[None]:
+    """Name `source` in errors about the unpacked files."""
+    try:
+        yield
+    except ValueError as error:
+        kind = UnsafeFileError if isinstance(error, UnsafeFileError) else ValueError
+        message = str(error).replace(f"path={unpacked}", f"SOURCE={source}")
+        raise kind(message.replace(str(unpacked), str(source))) from error
+
+
+def summarize(target: Path, indices: Sequence[dict[str, Any]], seconds: float) -> None:
+    """Print the counts, the speed and the next command."""
+    counts, classes = [index["count"] for index in indices], indices[0]["classes"]
+    shape = "x".join(map(str, indices[0]["shape"]))
+    splits = f", {' + '.join(map(str, counts))} in train/ and test/" if len(counts) > 1 else ""
+    size = sum(file.stat().st_size for file in target.rglob("*.npy")) / 2**30
     print(
-        f"{count} images of {fit.channels}x{fit.side}x{fit.side}"
-        + f", {' + '.join(str(index['count']) for index in indices)} in train/ and test/"
-        * (len(indices) > 1)
-        + f", {len(classes) or 'no'} classes, {size / 2**30:.2f} GiB, in {seconds:.0f} s: "
-        f"{count / seconds:.0f} images/s\n  next     {script_command('train')} data=store data.path={shell_value(target)}"
-        + " conditioner=label"
-        * bool(classes)
+        f"{sum(counts)} images of {shape}{splits}, {len(classes) or 'no'} classes, {size:.2f} GiB, "
+        f"in {seconds:.0f} s: {sum(counts) / seconds:.0f} images/s"
     )
+    command = f"{script_command('train')} data=store data.path={shell_value(target)}"
+    print(f"  next     {command}{' conditioner=label' * bool(classes)}")
 
 
 def read(
@@ -206,57 +198,56 @@ def read(
     name: str,
     changes: Counter[str],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images (n, C, H, W) uint8 and their labels (n,), in order, and count in `changes` what `Fit` did to them.
-    Raises ValueError.
+    """Yield images (n, C, H, W) uint8 and their labels (n,) in order, and count `changes`.
+
+    Raises ValueError for unusable images, see `report_skipped`.
     """
-    reasons: list[str] = []
+    errors: list[str] = []
     labels = torch.zeros(len(files), dtype=torch.int64) if labels is None else labels
+    chunks = Chunks(files)
     loader: Any = DataLoader(
-        Chunks(files), batch_size=None, num_workers=workers, generator=torch.Generator()
+        chunks, batch_size=None, num_workers=workers, generator=torch.Generator()
     )
-    with tqdm(
-        total=len(files), desc=f"preparing {name}".strip(), unit=" images", disable=None
-    ) as bar:
-        for pixels, index, bad, changed in loader:
-            changes.update(changed)
-            reasons += bad
-            if bad and on_error == "error":
-                raise ValueError(bad[0])
-            if len(reasons) > BAD * len(files):
+    description = f"preparing {name}".strip()
+    with tqdm(total=len(files), desc=description, unit=" images", disable=None) as bar:
+        for pixels, index, chunk_errors, chunk_changes in loader:
+            changes.update(chunk_changes)
+            errors += chunk_errors
+            if chunk_errors and on_error == "error":
+                raise ValueError(chunk_errors[0])
+            if len(errors) > MAX_SKIPPED * len(files):
                 break
             yield pixels, labels[index]
-            bar.update(len(index) + len(bad))
-    report_skipped(reasons, len(files))
+            bar.update(len(index) + len(chunk_errors))
+    report_skipped(errors, len(files))
 
 
 class Chunks(Dataset):
-    """Images of `files`, a few at a time: pixels (n, C, H, W) uint8, their numbers (n,), the reasons for those that are
-    left out, and the changes to the others.
+    """A few images of `files` at a time.
+
+    Items are pixels (n, C, H, W) uint8, indices (n,), the errors of unusable images, and the
+    changes to the others.
     """
 
     def __init__(self, files: ImageFiles) -> None:
         self.files = files
-        self.index = torch.arange(len(files)).split(
-            max(1, CHUNK // torch.Size(files.fit.shape).numel())
-        )
+        size = max(1, CHUNK // torch.Size(files.transform.shape).numel())
+        self.indices = torch.arange(len(files)).split(size)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.indices)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
-        source, index, counts = (
-            SkipUnreadable(self.files),
-            self.index[place],
-            self.files.fit.changes.counts,
-        )
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
+        source, index = SkipUnreadable(self.files), self.indices[number]
+        counts = self.files.transform.changes.counts
         counts.clear()
         pixels = torch.stack([source[i] for i in index.tolist()])
-        good = torch.tensor([i not in source.bad for i in index.tolist()])
-        return pixels[good], index[good], [*source.bad.values()], dict(counts)
+        usable = torch.tensor([i not in source.errors for i in index.tolist()])
+        return pixels[usable], index[usable], [*source.errors.values()], dict(counts)
 
 
 def unpack(archive: Path, into: Path) -> Path:
-    """Unpack the files of `archive` into the folder `into`, and return it. Raises ValueError that names the member."""
+    """Unpack `archive` into the new folder `into`. Raises ValueError that names the member."""
     try:
         (unzip if zipfile.is_zipfile(archive) else untar)(archive, into)
     except (
@@ -270,21 +261,16 @@ def unpack(archive: Path, into: Path) -> Path:
         zlib.error,
         lzma.LZMAError,
     ) as error:
-        kind = (
-            UnsafeFileError
-            if isinstance(error, UnsafeFileError | tarfile.FilterError)
-            else ValueError
-        )
-        raise kind(
-            f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})"
-        ) from error
+        unsafe = isinstance(error, UnsafeFileError | tarfile.FilterError)
+        message = f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})"
+        raise (UnsafeFileError if unsafe else ValueError)(message) from error
     if not into.is_dir():
         raise ValueError(f"SOURCE={archive} holds no images")
     return into
 
 
 class Member(tarfile.TarInfo):
-    """One whose name and attributes do not fill the memory."""
+    """A member of a tar whose name and attributes have a limited size."""
 
     def _proc_member(self, tar: Any) -> Any:
         if self.size > CHUNK and self.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE):
@@ -293,52 +279,49 @@ class Member(tarfile.TarInfo):
 
 
 def untar(archive: Path, into: Path) -> None:
-    size, limit = 0, most(archive, into)
-    bar = tqdm.wrapattr(
-        archive.open("rb"), "read", total=archive.stat().st_size, desc="unpacking", disable=None
-    )
+    size, limit = 0, max_size(archive, into)
+    total = archive.stat().st_size
+    bar = tqdm.wrapattr(archive.open("rb"), "read", total=total, desc="unpacking", disable=None)
     with bar as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
         for member in tar:
             if (size := size + member.size) > limit:
                 raise UnsafeFileError(TOO_LARGE)
-            if wanted(member.name) and not member.isdir():
-                if member.name.startswith(
-                    "/"
-                ):  # which the filter would take for a name in the folder
+            if is_unpacked(member.name) and not member.isdir():
+                if member.name.startswith("/"):  # the filter would strip it
                     raise UnsafeFileError(f"{member.name} leads out of it")
-                tar.extract(
-                    member, into, filter="data"
-                )  # which refuses what would leave the folder
+                tar.extract(member, into, filter="data")  # refuses paths out of the folder
 
 
 def unzip(archive: Path, into: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         members = [
-            member for member in file.infolist() if wanted(member.filename) and not member.is_dir()
+            member
+            for member in file.infolist()
+            if is_unpacked(member.filename) and not member.is_dir()
         ]
-        if sum(member.file_size for member in members) > most(
-            archive, into
-        ):  # no more than this is read of each
+        # The declared sizes limit what is read of each member.
+        if sum(member.file_size for member in members) > max_size(archive, into):
             raise UnsafeFileError(TOO_LARGE)
         for member in members:
             path = PurePosixPath(member.filename)
-            odd = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG)
-            if path.is_absolute() or ".." in path.parts or odd:
+            special = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG)
+            if path.is_absolute() or ".." in path.parts or special:
                 raise UnsafeFileError(f"{path} is a link or a device, or leads out of it")
         for member in tqdm(members, "unpacking", disable=None):
             file.extract(member, into)
 
 
-def wanted(name: str) -> bool:
-    """Return whether a member is unpacked: not if it is hidden, or left behind by an operating system."""
+def is_unpacked(name: str) -> bool:
+    """Return whether a member is neither hidden nor left behind by an operating system."""
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "..", "/")]
     return not any(part.startswith(".") or LITTER.fullmatch(part) for part in parts)
 
 
-def most(archive: Path, into: Path) -> int:
-    """Bytes that it may unpack to."""
-    times, floor = UNPACKED
-    return min(max(times * archive.stat().st_size, floor), shutil.disk_usage(into.parent).free)
+def max_size(archive: Path, into: Path) -> int:
+    """Return the largest number of bytes that `archive` may unpack to."""
+    multiple, floor = UNPACKED
+    free = shutil.disk_usage(into.parent).free
+    return min(max(multiple * archive.stat().st_size, floor), free)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes small sets in the formats of the real ones, and returns what is in them."""
+"""Functions that write small data sets in the formats of the real ones and return their content."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ FILES = (
     "mnist",
     "store",
 )
-"""The choices of data that read files"""
+"""Options of the group `data` that read files"""
 WNIDS = ("n01440764", "n01443537")
 NAMES = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",)}
 
@@ -38,28 +38,28 @@ def noise(count, height, width, channels=3, seed=0):
 
 
 def dump(file, content):
-    """Pickles, and returns the MD5 that torchvision would ask for."""
+    """Pickle `content` and return the MD5 that torchvision verifies."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(pickle.dumps(content))
     return hashlib.md5(file.read_bytes()).hexdigest()
 
 
 def cifar(root, patch, kind=datasets.CIFAR10, each=4, test=3, classes=10):
-    """`each` images in each of the training files. Their MD5s take the place of those of the real ones."""
+    """Write `each` images to each training file, and patch torchvision's MD5s."""
     label = "labels" if kind is datasets.CIFAR10 else "fine_labels"
-    found = {"train": ([], []), "test": ([], [])}
+    content = {"train": ([], []), "test": ([], [])}
 
-    def batches(listed, split, count):
-        for i, (name, _) in enumerate(listed):
+    def batches(files, split, count):
+        for i, (name, _) in enumerate(files):
             pixels = noise(count, 32, 32, seed=10 * len(split) + i).transpose(0, 3, 1, 2)
             labels = [(i + j) % classes for j in range(count)]
-            found[split][0].append(pixels), found[split][1].extend(labels)
-            content = {
+            content[split][0].append(pixels), content[split][1].extend(labels)
+            batch = {
                 "data": pixels.reshape(count, 3072),
                 label: labels,
                 "filenames": [f"{j}.png" for j in labels],
             }
-            yield [name, dump(root / kind.base_folder / name, content)]
+            yield [name, dump(root / kind.base_folder / name, batch)]
 
     patch.setattr(kind, "train_list", [*batches(kind.train_list, "train", each)])
     patch.setattr(kind, "test_list", [*batches(kind.test_list, "test", test)])
@@ -68,7 +68,7 @@ def cifar(root, patch, kind=datasets.CIFAR10, each=4, test=3, classes=10):
     patch.setattr(kind, "meta", kind.meta | {"md5": md5})
     return {
         split: (torch.tensor(np.concatenate(pixels)), torch.tensor(labels))
-        for split, (pixels, labels) in found.items()
+        for split, (pixels, labels) in content.items()
     }
 
 
@@ -79,19 +79,17 @@ def idx(file, array):
 
 
 def mnist(root, kind=datasets.MNIST, train=12, test=4):
-    found, raw = {}, root / kind.__name__ / "raw"
+    content, raw = {}, root / kind.__name__ / "raw"
     for split, name, count in (("train", "train", train), ("test", "t10k", test)):
         pixels, labels = noise(count, 28, 28, 1, seed=count), np.arange(count) % 10
-        (
-            idx(raw / f"{name}-images-idx3-ubyte", pixels),
-            idx(raw / f"{name}-labels-idx1-ubyte", labels),
-        )
-        found[split] = torch.tensor(pixels)[:, None], torch.tensor(labels)
-    return found
+        idx(raw / f"{name}-images-idx3-ubyte", pixels)
+        idx(raw / f"{name}-labels-idx1-ubyte", labels)
+        content[split] = torch.tensor(pixels)[:, None], torch.tensor(labels)
+    return content
 
 
 def celeba(root, patch, splits="0000001122"):
-    """Images of the split that each digit says, as PNG under their real names, since JPEG would lose the pixels."""
+    """Write images of the split that each digit names: lossless PNGs with the real names."""
     base, names = root / "celeba", [f"{i + 1:06}.jpg" for i in range(len(splits))]
     (base / "img_align_celeba").mkdir(parents=True)
     pixels = noise(len(splits), 218, 178)
@@ -109,20 +107,20 @@ def celeba(root, patch, splits="0000001122"):
     rows("list_bbox_celeba.txt", lambda i: "1 2 3 4", f"{count}image_id x_1 y_1 width height\n")
     rows("list_landmarks_align_celeba.txt", lambda i: "1 2", f"{count}lefteye_x lefteye_y\n")
     rows("list_attr_celeba.txt", lambda i: "1 -1", f"{count}Bald Young \n")
-    listed = [
+    file_list = [
         (key, hashlib.md5((base / name).read_bytes()).hexdigest(), name)
         for key, _, name in datasets.CelebA.file_list
         if name.endswith(".txt")
     ]
-    patch.setattr(datasets.CelebA, "file_list", [*listed, ("", None, "img_align_celeba.zip")])
+    patch.setattr(datasets.CelebA, "file_list", [*file_list, ("", None, "img_align_celeba.zip")])
     return torch.tensor(pixels).permute(0, 3, 1, 2)
 
 
 def lsun(root, category="church_outdoor", size=(24, 16), train=9, test=4):
-    """lmdbs of WebP images, as LSUN's are, but without loss."""
+    """Write LMDB files of WebP images, as in LSUN, but lossless."""
     import lmdb
 
-    found = {}
+    content = {}
     for split, count in (("train", train), ("val", test)):
         pixels = noise(count, size[1], size[0], seed=count)
         with (
@@ -130,38 +128,36 @@ def lsun(root, category="church_outdoor", size=(24, 16), train=9, test=4):
             base.begin(write=True) as txn,
         ):
             for image in pixels:
-                txn.put(
-                    hashlib.sha1(image.tobytes()).hexdigest().encode(),
-                    encoded(image, "WEBP", lossless=True),
-                )
+                key = hashlib.sha1(image.tobytes()).hexdigest().encode()
+                txn.put(key, encoded(image, "WEBP", lossless=True))
         order = sorted(range(count), key=lambda i: hashlib.sha1(pixels[i].tobytes()).hexdigest())
-        found[split] = torch.tensor(pixels[order]).permute(0, 3, 1, 2)
-    return found
+        content[split] = torch.tensor(pixels[order]).permute(0, 3, 1, 2)
+    return content
 
 
 def encoded(image, kind="PNG", **kwargs):
-    held = io.BytesIO()
-    Image.fromarray(image).save(held, format=kind, **kwargs)
-    return held.getvalue()
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, format=kind, **kwargs)
+    return stream.getvalue()
 
 
 def imagenet(root, size=(16, 16), train=4, test=2, named=True):
-    """`train` and `test` images of each of two classes."""
-    found = {}
+    """Write `train` and `test` images of each of two classes."""
+    content = {}
     for split, count in (("train", train), ("val", test)):
         pixels = noise(count * len(WNIDS), size[1], size[0], seed=count)
         for i, image in enumerate(pixels):
             where = root / split / WNIDS[i // count]
             where.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(where / f"{WNIDS[i // count]}_{i}.JPEG", format="PNG")
-        found[split] = torch.tensor(pixels).permute(0, 3, 1, 2)
+        content[split] = torch.tensor(pixels).permute(0, 3, 1, 2)
     if named:
         torch.save((NAMES, []), root / "meta.bin")
-    return found
+    return content
 
 
 def parquet(root, train=12, test=4, size=8, shards=1):
-    """Tables of PNGs and labels, as the Hub keeps them."""
+    """Write tables of PNGs and labels, as on the Hub."""
     import datasets as hub
 
     root.mkdir(parents=True, exist_ok=True)
@@ -172,7 +168,7 @@ def parquet(root, train=12, test=4, size=8, shards=1):
             "id": hub.Value("int64"),
         }
     )
-    found = {}
+    content = {}
     for split, count in (("train", train), ("test", test)):
         pixels = noise(count, size, size, seed=count)
         rows = [
@@ -184,13 +180,13 @@ def parquet(root, train=12, test=4, size=8, shards=1):
             if part:
                 table = hub.Dataset.from_list(part, features=features)
                 table.to_parquet(root / f"{split}-{shard:05}-of-{shards:05}.parquet")
-        found[split] = torch.tensor(pixels).permute(0, 3, 1, 2)
-    return found
+        content[split] = torch.tensor(pixels).permute(0, 3, 1, 2)
+    return content
 
 
 def overrides(option, root, patch, side=8):
-    """Writes what data=`option` reads, a few images of `side`, and returns the words that find it."""
-    found = [f"data.path={root}", f"data.resolution={side}"]
+    """Write a few images of `side` for data=`option`, and return the overrides that name them."""
+    overrides = [f"data.path={root}", f"data.resolution={side}"]
     if option.startswith("cifar"):
         cifar(root, patch, getattr(datasets, option.upper()))
     elif option.endswith("mnist"):
@@ -203,16 +199,16 @@ def overrides(option, root, patch, side=8):
         imagenet(root, (side, side))
     elif option == "hub":
         parquet(root, size=side)
-        found = [f"data.name={root}", f"data.cache={root}/cache"]
+        overrides = [f"data.name={root}", f"data.cache={root}/cache"]
     elif option == "store":
         pixels = torch.tensor(noise(8, side, side)).permute(0, 3, 1, 2)
         write_store(
             root / "store", [(pixels, torch.zeros(8))], [], ImageTransform(side, 3), "noise"
         )
-        found = [f"data.path={root}/store"]
+        overrides = [f"data.path={root}/store"]
     else:
         (root / "images").mkdir()
         for i, image in enumerate(noise(8, side, side)):
             Image.fromarray(image).save(root / "images" / f"{i}.png")
-        found[0] += "/images"
-    return found
+        overrides[0] += "/images"
+    return overrides

@@ -148,7 +148,7 @@ TABLE = [
         11,
         "train model.multipliers=[1,2,2,2,2]",
         2,
-        "8x8 cannot be; try a resolution of 16, or fewer multipliers",
+        "8x8 does not allow; try a resolution of 16, or fewer multipliers",
     ),
     (
         12,
@@ -168,7 +168,7 @@ TABLE = [
         14,
         "train model.multipliers=[]",
         2,
-        "model.multipliers must hold one or more numbers above 0 (got [])",
+        "model.multipliers must be one or more numbers above 0 (got [])",
     ),
     (14, "train model.blocks=0", 2, "model.blocks must be at least 1 (got 0)"),
     (
@@ -218,7 +218,7 @@ TABLE = [
         19,
         "sample run=DEAF guidance=classifier_free guidance.w=1",
         2,
-        "guidance.w=1 needs a model that hears a",
+        "guidance.w=1 needs a conditional model",
     ),
     (
         20,
@@ -304,12 +304,12 @@ TABLE = [
         2,
         "MIXED/20.png; a model needs squares of one size; try data.convert=true",
     ),
-    (27, f"{FOLDER} data.path=MODES", 2, "and 8x8 RGB is wanted; try data.convert=true"),
+    (27, f"{FOLDER} data.path=MODES", 2, ", expected 8x8 RGB; try data.convert=true"),
     (
         28,
         f"{FOLDER} data.path=DEEP",
         2,
-        "DEEP/20.png is 8x8 I;16, and 8x8 RGB is wanted; try data.convert=true",
+        "DEEP/20.png is 8x8 I;16, expected 8x8 RGB; try data.convert=true",
     ),
     (29, f"{FOLDER} data.path=BROKEN", 2, "BROKEN/03.png cannot be read as an image"),
     (
@@ -458,9 +458,9 @@ TABLE = [
         45,
         "train -m seed=range(0,0)",
         2,
-        "seed=range(0,0) holds no value, so that this sweep has no job; try seed=A,B",
+        "seed=range(0,0) has no values, so this sweep has no jobs; try seed=A,B",
     ),
-    (45, "train ablation=[]", 2, "ablation=[] names nothing"),
+    (45, "train ablation=[]", 2, "ablation=[] selects nothing"),
 ]
 
 

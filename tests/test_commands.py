@@ -22,6 +22,7 @@ from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.runs import run_config, weights
+from ddpm_lab.systems.data_module import DataModule
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +456,7 @@ def test_a_model_draws_what_a_text_says(tiny, typed, tmp_path):
     assert np.abs(made["a"] - made["d"])[[0, 2]].max() <= 1 < np.abs(made["a"] - made["d"])[1].max()
     for wrong, told in {
         "text=''": "text is empty",
-        f"text={'x' * 25}": "has 25 bytes, and the model hears 24",
+        f"text={'x' * 25}": "has 25 bytes, and this model takes 24",
         "label=10": "0 zero, 1 one",
         "text=7": "text=7 must be a text",
         "text=[]": "text=[] must be a text",
@@ -572,15 +573,15 @@ TRAIN_MISTAKES = {
     "data=folder data.path=nowhere": "data.path",
     "data=folder data.path=EMPTY": "data.path=EMPTY holds 0 images",
     "data=folder data.path=MIXED": "one size; try data.convert=true data.resolution=8",
-    "data=folder data.path=MODES data.channels=1": "is 8x8 RGB, and 8x8 L is wanted; try data.channels=3",
+    "data=folder data.path=MODES data.channels=1": "is 8x8 RGB, expected 8x8 L; try data.channels=3",
     "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
     "sampler.eta=2": "sampler.eta must lie in [0, 1]",
     "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would cut this data, which reaches",
-    "conditioner=none guidance.w=1": "guidance.w=1 needs a model that hears a condition",
+    "conditioner=none guidance.w=1": "guidance.w=1 needs a conditional model",
     "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
     "guidance.w=-1": "guidance.w must",
-    'sampler.spacing="90,60"': "sampler.spacing=90,60 makes 150 steps, and steps=25 were asked for",
+    'sampler.spacing="90,60"': "sampler.spacing=90,60 makes 150 steps, but steps=25",
     "sampler.spacing=even": "sampler.spacing=even is not one of uniform, quadratic",
     "sampler.spacing=[1000,500] sampler.steps=null": "sampler.spacing=[1000,500] must descend from at most 1000",
     "sampler.spacing=[500,1000,0] sampler.steps=null": "sampler.spacing=[500,1000,0] must descend",
@@ -793,7 +794,7 @@ def test_a_mistake_is_told_in_a_line_or_two_before_training(
         (
             "evaluate",
             ["model=exact", "sampler=ddim", "guidance=classifier_free", "guidance.w=1"],
-            "guidance.w=1 needs a condition to strengthen",
+            "guidance.w=1 needs conditions",
         ),
         (
             "evaluate",
@@ -999,13 +1000,13 @@ def test_a_classifier_guides_a_model_that_hears_no_labels(named, tiny, typed, tm
             ["model=classifier"],
             "model is one that cannot draw; classifier is for system=classifier",
         ),
-        ("train", ["system=classifier", "model=autoencoder_kl"], "model does not name classes"),
+        ("train", ["system=classifier", "model=autoencoder_kl"], "model is not a classifier"),
         (
             "train",
             ["system=classifier", "model=unet"],
-            "model does not name classes; try model=classifier",
+            "model is not a classifier; try model=classifier",
         ),
-        ("train", ["system=classifier", "data=toy", "model=mlp"], "model does not name classes"),
+        ("train", ["system=classifier", "data=toy", "model=mlp"], "model is not a classifier"),
         (
             "train",
             ["system=classifier", "data=toy", "model=classifier"],
@@ -1041,7 +1042,7 @@ def one_step(tmp_path, *overrides):
     trainer = build(
         config, "trainer", callbacks=[*build(config, "callbacks").values()], logger=loggers
     )
-    trainer.fit(system, data)
+    trainer.fit(system, DataModule(data))
     moved = [not torch.equal(p, q) for p, q in zip(system.parameters(), before, strict=True)]
     assert any(moved) and all(torch.isfinite(p).all() for p in system.parameters())
 

@@ -1,69 +1,59 @@
-"""Data: what the images are, and in which order they come."""
+"""Data sets without files, and the batches of the data module."""
 
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import pytest
 import torch
 
-from ddpm_lab.data.datasets import Images, MapSplit, to_batch
+from ddpm_lab.data.datasets import Images, MapSplit, Points, Splits, to_batch
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.module import TrainBatches, ValidationBatches
+from ddpm_lab.data.module import TrainBatches, ValidationBatches, dataset
 from ddpm_lab.data.synthetic import synthetic
 from ddpm_lab.data.toy import SHAPES, gaussian_mixture, toy
 from ddpm_lab.utils.errors import UserError
 
 
 def numbered(count=10, size=2):
-    """Images that carry their number, with a bright left column."""
-    pixels = (
-        torch.arange(count, dtype=torch.uint8)[:, None, None, None]
-        .expand(-1, 1, size, size)
-        .clone()
-    )
+    """Return images whose pixels are their index, with a bright left column."""
+    index = torch.arange(count, dtype=torch.uint8)
+    pixels = index[:, None, None, None].expand(-1, 1, size, size).clone()
     pixels[..., 0] += 100
     return Images(pixels, torch.arange(count))
 
 
-def test_digits_are_all_there_once_and_split():
+def test_digits_splits_and_levels():
     data = digits()
     assert data.shape == (1, 8, 8) and data.classes == 10
     assert (len(data.train.pixels), len(data.test.pixels)) == (1437, 360)
     counts = torch.bincount(data.train.labels) + torch.bincount(data.test.labels)
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert torch.cat([data.train.pixels, data.test.pixels]).unique().tolist() == [
-        round(g * 255 / 16) for g in range(17)
-    ]
+    levels = torch.cat([data.train.pixels, data.test.pixels]).unique().tolist()
+    assert levels == [round(g * 255 / 16) for g in range(17)]
 
 
-def test_a_batch_is_in_minus_1_to_1():
-    made = to_batch(
-        Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None).select(
-            torch.tensor([1, 0])
-        )
-    )
-    assert made["x0"].flatten().tolist() == [1, -1] and "label" not in made
+def test_batch_range():
+    images = Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None)
+    batch = to_batch(images.select(torch.tensor([1, 0])))
+    assert batch["x0"].flatten().tolist() == [1, -1] and "label" not in batch
 
 
-def test_the_width_of_a_bin_is_the_distance_of_neighbouring_bytes():
+def test_bin_width_is_the_distance_of_neighboring_bytes():
     data = digits()
     x0 = Images(torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1), None).x0.flatten()
     torch.testing.assert_close(x0.diff(), torch.full((255,), data.bin_width))
 
 
-def test_an_epoch_shows_each_image_once_in_another_order_each_time():
+def test_epochs_are_permutations_that_differ():
     stream = iter(TrainBatches(numbered(), batch_size=5, flip=False, seed=0))
     epochs = [torch.cat([next(stream)["label"], next(stream)["label"]]).tolist() for _ in range(3)]
-    assert (
-        all(sorted(epoch) == list(range(10)) for epoch in epochs)
-        and epochs[0] != epochs[1] != epochs[2]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    again, other = (
+        next(iter(TrainBatches(numbered(), 5, flip=False, seed=seed)))["label"] for seed in (0, 1)
     )
-    again = iter(TrainBatches(numbered(), batch_size=5, flip=False, seed=0))
-    assert next(again)["label"].tolist() == epochs[0][:5]
-    assert (
-        next(iter(TrainBatches(numbered(), 5, flip=False, seed=1)))["label"].tolist()
-        != epochs[0][:5]
-    )
+    assert again.tolist() == epochs[0][:5] != other.tolist()
 
 
 def test_half_of_the_images_are_mirrored():
@@ -74,7 +64,7 @@ def test_half_of_the_images_are_mirrored():
 
 
 class Broken:
-    """Images of which the fourth cannot be read."""
+    """A source whose fourth image cannot be read."""
 
     def __len__(self):
         return 8
@@ -89,7 +79,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_image_that_breaks_while_it_is_streamed_is_told_in_a_line(workers):
+def test_unreadable_image_raises_user_error(workers):
     split = MapSplit(Broken(), torch.arange(8), (1, 2, 2), None)
     for batches in (
         TrainBatches(split, 4, flip=False, seed=0, workers=workers),
@@ -98,42 +88,54 @@ def test_a_image_that_breaks_while_it_is_streamed_is_told_in_a_line(workers):
         with pytest.raises(UserError, match=r"^data: 3\.png cannot be read$"):
             for _ in zip(batches, range(2), strict=False):
                 pass
-    first = next(iter(ValidationBatches(replace(split, indices=torch.arange(3)), 3, workers)))["x0"]
-    assert ((first[:, 0, 0, 0] + 1) * 127.5).tolist() == pytest.approx([0, 1, 2], abs=1e-5)
+    readable = ValidationBatches(replace(split, indices=torch.arange(3)), 3, workers)
+    x0 = next(iter(readable))["x0"]
+    assert ((x0[:, 0, 0, 0] + 1) * 127.5).tolist() == pytest.approx([0, 1, 2], abs=1e-5)
 
 
-def test_synthetic_is_what_was_asked_and_classes_differ():
+def test_dataset_merges_signatures():
+    @dataset
+    def points(count: int, scale: float = 1.0) -> Splits:
+        split = Points(scale * torch.ones(count, 2), None)
+        return Splits("points", split, split)
+
+    keys = [*signature(points).parameters]
+    assert keys == ["count", "scale", "flip", "batch_size", "workers", "seed"]
+    data = points(8, batch_size=4, scale=2.0, seed=3)
+    assert (data.batch_size, data.seed, data.classes) == (4, 3, None)
+    assert data.train.x0.unique().tolist() == [2]
+    with pytest.raises(ValueError, match=r"^flip mirrors images, and these are points"):
+        points(8, flip=True)
+
+
+def test_synthetic_shape_and_classes():
     data = synthetic(resolution=12, channels=1, classes=3, count=60, batch_size=9)
-    assert (
-        data.shape == (1, 12, 12) and len(data.train.pixels) == 60 and len(data.test.pixels) == 15
-    )
-    means = torch.stack(
-        [data.train.pixels[data.train.labels == y].float().mean(0) for y in range(3)]
-    )
+    assert data.shape == (1, 12, 12) and (data.train.size, data.test.size) == (60, 15)
+    pixels, labels = data.train.pixels.float(), data.train.labels
+    means = torch.stack([pixels[labels == y].mean(0) for y in range(3)])
     assert torch.pdist(means.flatten(1)).min() > 100
 
 
-def test_a_mixture_has_the_law_it_says():
+def test_mixture_moments():
     data = gaussian_mixture(modes=3, radius=0.5, std=0.1, count=30_000)
     assert data.shape == (2,) and data.classes == 3 and data.bin_width is None
     for y in range(3):
         points = data.train.x0[data.train.labels == y]
         angle = 2 * np.pi * y / 3
-        assert points.mean(0).tolist() == pytest.approx(
-            [0.5 * np.cos(angle), 0.5 * np.sin(angle)], abs=0.005
-        )
+        center = [0.5 * np.cos(angle), 0.5 * np.sin(angle)]
+        assert points.mean(0).tolist() == pytest.approx(center, abs=0.005)
         assert points.std(0).tolist() == pytest.approx([0.1, 0.1], abs=0.004)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_toys_are_two_classes_within_the_range_of_pixels(shape):
+def test_toys_have_two_classes_in_range(shape):
     data = toy(shape)
     assert data.train.labels.unique().tolist() == [0, 1] and data.train.x0.abs().max() < 1.05
     assert data.train.x0.std() > 0.25 and torch.equal(toy(shape).train.x0, data.train.x0)
 
 
 @pytest.mark.parametrize(
-    ("function", "kwargs", "told"),
+    ("function", "kwargs", "message"),
     [
         (toy, {"shape": "moon"}, "shape=moon is not one of moons"),
         (gaussian_mixture, {"modes": 0}, "modes"),
@@ -141,6 +143,6 @@ def test_toys_are_two_classes_within_the_range_of_pixels(shape):
         (toy, {"count": 3}, "count"),
     ],
 )
-def test_points_that_cannot_be_are_refused(function, kwargs, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_point_settings_raise(function, kwargs, message):
+    with pytest.raises(ValueError, match=message):
         function(**kwargs)

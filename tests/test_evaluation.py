@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.data.datasets import Images
+from ddpm_lab.data.datasets import Images, Splits
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.data.toy import gaussian_mixture
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, MixtureDenoiser
 from ddpm_lab.diffusion.conditioning import Condition
@@ -194,9 +194,8 @@ def test_analytic_variance_is_estimated_once_per_run(run, typed, tmp_path):
 def test_estimated_variance_matches_the_exact_error():
     pipeline, _ = build_pipeline("schedule.steps=5", "sampler.steps=5", "conditioner=none")
     pixels = (127.5 + 64 * torch.randn(4000, 1, 8, 8)).clamp(0, 255).byte()
-    data = DataModule(
-        "noise", Images(pixels, None), Images(pixels, None), classes=None, batch_size=16
-    )
+    images = Images(pixels, None)
+    data = Data(Splits("noise", images, images), batch_size=16)
     x0 = data.train.x0.double()
     exact = GaussianDenoiser(
         pipeline.process,
@@ -444,7 +443,7 @@ def test_error_and_entropy_of_a_mixture_match_monte_carlo():
     process, data = ForwardProcess(linear(100)), gaussian_mixture(std=0.2)
     for conditional in (False, True):
         exact = mixture_data(process, data, 10, 0, times=[5, 60], conditional=conditional)
-        x, label = data.mixture.labelled(200_000, torch.Generator().manual_seed(0))
+        x, label = data.mixture.sample_with_labels(200_000, torch.Generator().manual_seed(0))
         denoiser, label = exact.denoiser(BetaTilde()), label if conditional else None
         assert exact.entropy == pytest.approx(
             -denoiser.log_prob(x, label).mean().item() / np.log(4), abs=0.005

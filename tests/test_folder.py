@@ -1,4 +1,4 @@
-"""Images on disk: every kind of file gives the right pixels or is refused by name, and so is every store."""
+"""Image folders and stores: exact pixels, and errors that name the file."""
 
 import importlib.util
 import io
@@ -13,6 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -31,10 +32,25 @@ from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.data.module import TrainBatches
 from ddpm_lab.data.shards import Shards, image_store
 
+raises = partial(pytest.raises, ValueError)
 
-def png(width, height, depth, colour, pixels=b"", *chunks):
-    """A PNG as the standard has it, for what PIL cannot write."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+
+@pytest.fixture(autouse=True)
+def log_level(caplog):
+    caplog.set_level(logging.INFO)
+
+
+def blank(mode, size=(8, 8), color=0):
+    return Image.new(mode, size, color)
+
+
+def file_names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def png(width, height, depth, color, pixels=b"", *chunks):
+    """Return a standard PNG of a kind that Pillow cannot write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -42,56 +58,54 @@ def png(width, height, depth, colour, pixels=b"", *chunks):
     )
 
 
-def write(path, size=(8, 8), mode="RGB", colour=None):
+def write_image(path, size=(8, 8), mode="RGB", color=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour or ((10, 20, 30) if mode == "RGB" else 0)).save(path)
+    Image.new(mode, size, color or ((10, 20, 30) if mode == "RGB" else 0)).save(path)
 
 
-def noise(root, count=12, classes=("",), size=8):
-    """Images of noise in class folders, and their pixels by name."""
-    made = {}
-    for i, pixels in enumerate(
-        np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    ):
+def write_noise(root, count=12, classes=("",), size=8):
+    """Write images of noise to class folders. Return their pixels by name."""
+    content = {}
+    shape = (count, size, size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for i, pixels in enumerate(images):
         file = root / classes[i % len(classes)] / f"{i:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file)
-        made[str(file.relative_to(root))] = pixels.transpose(2, 0, 1)
-    return made
+        content[str(file.relative_to(root))] = pixels.transpose(2, 0, 1)
+    return content
 
 
-def same(one, other, count=8):
-    """Whether two data sets give the same batches, and hold out the same."""
-    for first, second in islice(
-        zip(*(TrainBatches(data.train, 2, True, 0) for data in (one, other)), strict=True), count
-    ):
-        assert first.keys() == second.keys() and all(
-            torch.equal(first[name], second[name]) for name in first
-        )
-    held = [data.test.select(torch.arange(data.test.size)) for data in (one, other)]
-    return torch.equal(held[0].pixels, held[1].pixels)
+def same_batches(one, other, count=8):
+    """Return whether two data sets have the same training batches and held-out images."""
+    streams = [TrainBatches(data.train, 2, True, 0) for data in (one, other)]
+    for first, second in islice(zip(*streams, strict=True), count):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (data.test.select(torch.arange(data.test.size)) for data in (one, other))
+    return torch.equal(first.pixels, second.pixels)
 
 
-def palette(*colours, **info):
-    image = Image.new("P", (len(colours), 1))
-    image.putpalette([value for colour in colours for value in colour])
-    image.putdata(range(len(colours)))
+def palette(*colors, **info):
+    image = Image.new("P", (len(colors), 1))
+    image.putpalette([value for color in colors for value in color])
+    image.putdata(range(len(colors)))
     image.info.update(info)
     return image
 
 
-def deep(values, kind=np.uint16):
+def image_16_bit(values, kind=np.uint16):
     return Image.fromarray(np.array([values], kind))
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
-KINDS = {  # images of one row, with the channels that are wanted, and what they become
+MODES = {  # an image of one row, the channels to convert to, the expected pixels
     "grey": (Image.new("L", (1, 1), 77), 1, [77]),
     "grey as RGB": (Image.new("L", (1, 1), 77), 3, [(77, 77, 77)]),
     "RGB as grey": (Image.new("RGB", (1, 1), RED), 1, [76]),
     "one bit": (Image.new("1", (1, 1), 1), 1, [255]),
     "palette": (palette(RED, BLUE), 3, [RED, BLUE]),
-    "palette, one colour clear": (palette(RED, BLUE, transparency=0), 3, [(255, 255, 255), BLUE]),
+    "palette, one color clear": (palette(RED, BLUE, transparency=0), 3, [(255, 255, 255), BLUE]),
     "palette, half clear": (
         palette(RED, BLUE, transparency=b"\x80\xff"),
         3,
@@ -101,52 +115,49 @@ KINDS = {  # images of one row, with the channels that are wanted, and what they
     "RGBA as grey": (Image.new("RGBA", (1, 1), (0, 0, 0, 0)), 1, [255]),
     "grey with alpha": (Image.new("LA", (1, 1), (0, 128)), 1, [127]),
     "grey with a clear level": (png(2, 1, 8, 0, b"\7\x08", (b"tRNS", b"\0\7")), 1, [255, 8]),
-    "RGB with a clear colour": (
+    "RGB with a clear color": (
         png(2, 1, 8, 2, b"\1\2\3\1\2\4", (b"tRNS", b"\0\1\0\2\0\3")),
         3,
         [(255, 255, 255), (1, 2, 4)],
     ),
     "CMYK": (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), 3, [RED]),
-    "16 bits, PNG": (deep([0, 257, 128, 129, 257 * 77, 65535]), 1, [0, 1, 0, 1, 77, 255]),
+    "16 bits, PNG": (image_16_bit([0, 257, 128, 129, 257 * 77, 65535]), 1, [0, 1, 0, 1, 77, 255]),
     "16 bits of a standard PNG": (
         png(3, 1, 16, 0, struct.pack(">3H", 300, 40000, 65535)),
         1,
         [1, 156, 255],
     ),
-    "16 bits as RGB": (deep([257 * 9]), 3, [(9, 9, 9)]),
-    "16 bits of an int": (deep([0, 65535], np.int32), 1, [0, 255]),
-    "16 bits of colour": (
-        png(1, 1, 16, 2, struct.pack(">3H", 65535, 257 * 7, 0)),
-        3,
-        [(255, 7, 0)],
-    ),
+    "16 bits as RGB": (image_16_bit([257 * 9]), 3, [(9, 9, 9)]),
+    "16 bits of an int": (image_16_bit([0, 65535], np.int32), 1, [0, 255]),
+    "16 bits of color": (png(1, 1, 16, 2, struct.pack(">3H", 65535, 257 * 7, 0)), 3, [(255, 7, 0)]),
     "RGBA of 16 bits": (png(1, 1, 16, 6, struct.pack(">4H", 65535, 0, 0, 0)), 3, [(255, 255, 255)]),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_image_gives_its_pixels(kind, tmp_path):
-    image, channels, pixels = KINDS[kind]
+@pytest.mark.parametrize("kind", MODES)
+def test_image_modes_convert_to_expected_pixels(kind, tmp_path):
+    image, channels, pixels = MODES[kind]
     file = tmp_path / f"a.{'tif' if 'CMYK' in kind or 'int' in kind else 'png'}"
     if isinstance(image, bytes):
         file.write_bytes(image)
     else:
         image.save(file)
     for x, pixel in enumerate(pixels):
-        made = ImageTransform(1, channels, convert=True)(
-            open_image(file).crop((x, 0, x + 1, 1)), "a"
-        )
-        assert (made.shape, made.dtype) == ((channels, 1, 1), torch.uint8)
-        assert made.flatten().tolist() == list(np.atleast_1d(pixel)), f"pixel {x}"
+        crop = open_image(file).crop((x, 0, x + 1, 1))
+        result = ImageTransform(1, channels, convert=True)(crop, "a")
+        assert (result.shape, result.dtype) == ((channels, 1, 1), torch.uint8)
+        assert result.flatten().tolist() == list(np.atleast_1d(pixel)), f"pixel {x}"
 
 
 @pytest.mark.parametrize(
-    ("background", "seen"),
+    ("background", "expected"),
     [("white", (255, 127, 127)), ("black", (128, 0, 0)), ("#0000ff", (128, 0, 127))],
 )
-def test_half_of_the_background_shows_through_half_transparency(background, seen):
-    made = ImageTransform(4, 3, True, background)(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "a")
-    assert made.flatten(1).unique(dim=1).T.tolist() == [list(seen)]
+def test_transparency_is_composited_over_background(background, expected):
+    result = ImageTransform(4, 3, True, background)(
+        Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "a"
+    )
+    assert result.flatten(1).unique(dim=1).T.tolist() == [list(expected)]
 
 
 @pytest.mark.parametrize(
@@ -163,79 +174,68 @@ def test_half_of_the_background_shows_through_half_transparency(background, seen
     ],
 )
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_a_image_is_turned_as_its_exif_tag_says(tag, corner, suffix, tmp_path):
+def test_exif_orientation_is_applied(tag, corner, suffix, tmp_path):
     stored = Image.new("RGB", (32, 16))
     stored.paste((255, 255, 255), (0, 0, 8, 8))
     exif = stored.getexif()
     exif[0x0112] = tag
     stored.save(tmp_path / f"a.{suffix}", exif=exif)
-    found = np.asarray(open_image(tmp_path / f"a.{suffix}").convert("L"))
+    pixels = np.asarray(open_image(tmp_path / f"a.{suffix}").convert("L"))
     row, column = corner
-    assert found.shape == ((16, 32) if tag < 5 else (32, 16))
-    assert found[row * 8 + 4, column * 8 + 4] > 200 and (found > 128).mean() == pytest.approx(
-        1 / 8, abs=0.02
-    )
+    assert pixels.shape == ((16, 32) if tag < 5 else (32, 16))
+    assert pixels[row * 8 + 4, column * 8 + 4] > 200
+    assert (pixels > 128).mean() == pytest.approx(1 / 8, abs=0.02)
 
 
-def test_what_differs_in_size_is_scaled_and_its_centre_is_cut():
+def test_resize_and_center_crop_match_pillow():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
-    wanted = pil_to_tensor(ImageOps.fit(Image.fromarray(pixels), (8, 8), Image.Resampling.LANCZOS))
-    assert torch.equal(ImageTransform(8, 3, convert=True)(Image.fromarray(pixels), "a"), wanted)
+    fitted = ImageOps.fit(Image.fromarray(pixels), (8, 8), Image.Resampling.LANCZOS)
+    expected = pil_to_tensor(fitted)
+    assert torch.equal(ImageTransform(8, 3, convert=True)(Image.fromarray(pixels), "a"), expected)
     bars = Image.new("RGB", (24, 8), BLUE)
     bars.paste(RED, (8, 0, 16, 8))
-    assert torch.equal(
-        ImageTransform(8, 3, convert=True)(bars, "a"), pil_to_tensor(Image.new("RGB", (8, 8), RED))
-    )
+    expected = pil_to_tensor(blank("RGB", color=RED))
+    assert torch.equal(ImageTransform(8, 3, convert=True)(bars, "a"), expected)
 
 
 @pytest.mark.parametrize(
-    ("image", "channels", "convert", "told"),
+    ("image", "channels", "convert", "message"),
     [
+        (blank("RGB", (9, 8)), 3, False, "^a is 9x8 RGB, expected 8x8 RGB; try data.convert=true"),
         (
-            Image.new("RGB", (9, 8)),
-            3,
-            False,
-            "^a is 9x8 RGB, and 8x8 RGB is wanted; try data.convert=true",
-        ),
-        (
-            Image.new("RGB", (8, 8)),
+            blank("RGB"),
             1,
             False,
-            "^a is 8x8 RGB, and 8x8 L is wanted; try data.channels=3, or data.conv",
+            "^a is 8x8 RGB, expected 8x8 L; try data.channels=3, or data.conv",
         ),
-        (Image.new("CMYK", (8, 8)), 3, False, "^a is 8x8 CMYK, .*; try data.convert=true$"),
+        (blank("CMYK"), 3, False, "^a is 8x8 CMYK, .*; try data.convert=true$"),
         (
-            Image.new("RGB", (9, 8)),
+            blank("RGB", (9, 8)),
             1,
             False,
             "; try data.convert=true data.resolution=8 data.channels=3$",
         ),
         (
-            Image.new("RGBA", (8, 8)),
+            blank("RGBA"),
             3,
             False,
-            "^a is 8x8 RGBA and transparent.*try data.convert=true, which lays it",
+            "^a is 8x8 RGBA and transparent.*try data.convert=true, which lays",
         ),
-        (Image.new("LA", (8, 8)), 1, False, "^a is 8x8 LA and transparent"),
-        (deep([0] * 8).resize((8, 8)), 1, False, "^a is 8x8 I;16, and 8x8 L"),
-        (deep([-1, 0], np.int32), 1, True, "^a has values from -1 to 0"),
-        (deep([0, 65536], np.int32), 1, True, "^a has values from 0 to 65536"),
-        (
-            deep([0.5], np.float32),
-            1,
-            True,
-            "^a has pixels of mode F with values from 0.5 to 0.5, which can be read",
-        ),
-        (Image.new("La", (8, 8)), 1, True, "^a has pixels of mode La"),
+        (blank("LA"), 1, False, "^a is 8x8 LA and transparent"),
+        (image_16_bit([0] * 8).resize((8, 8)), 1, False, "^a is 8x8 I;16, expected 8x8 L"),
+        (image_16_bit([-1, 0], np.int32), 1, True, "^a has values from -1 to 0"),
+        (image_16_bit([0, 65536], np.int32), 1, True, "^a has values from 0 to 65536"),
+        (image_16_bit([0.5], np.float32), 1, True, "^a has .*mode F with values from 0.5 to 0.5, "),
+        (blank("La"), 1, True, "^a has pixels of mode La"),
     ],
 )
-def test_what_is_not_as_wanted_or_not_clear_is_refused(image, channels, convert, told):
-    with pytest.raises(ValueError, match=told):
+def test_lossy_and_ambiguous_conversions_raise(image, channels, convert, message):
+    with raises(match=message):
         ImageTransform(8, channels, convert)(image, "a")
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ((8, 2), "^channels must be 1"),
         ((0, 3), "^resolution must lie in 1..8192"),
@@ -244,24 +244,27 @@ def test_what_is_not_as_wanted_or_not_clear_is_refused(image, channels, convert,
         ((8, 3, True, "#ffffff80"), "^background=#ffffff80"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_transform_settings_raise(settings, message):
+    with raises(match=message):
         ImageTransform(*settings)
 
 
-def broken():
-    whole = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(whole, "PNG")
-    jpeg = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(jpeg, "JPEG")
+PAGE = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+
+
+def broken_files():
+    image, png_file, jpeg_file = Image.effect_noise((64, 64), 50), io.BytesIO(), io.BytesIO()
+    image.save(png_file, "PNG")
+    image.save(jpeg_file, "JPEG")
+    whole, jpeg = png_file.getvalue(), jpeg_file.getvalue()
     return {
         "zero.png": b"",
         "text.png": b"hello",
-        "program.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n",
-        "cut.png": whole.getvalue()[:2000],
-        "cut.jpg": jpeg.getvalue()[:1000],
-        "header.png": whole.getvalue()[:20],
-        "wrong.png": whole.getvalue()[:1000] + bytes(500) + whole.getvalue()[1500:],
+        "program.png": PAGE,
+        "cut.png": whole[:2000],
+        "cut.jpg": jpeg[:1000],
+        "header.png": whole[:20],
+        "wrong.png": whole[:1000] + bytes(500) + whole[1500:],
         "bomb.png": png(50000, 50000, 8, 2),
         "warned.png": png(10000, 9000, 8, 2),
         "over.png": png(8193, 8192, 8, 2),
@@ -270,19 +273,17 @@ def broken():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", broken())
-def test_a_file_that_holds_no_whole_image_is_named(name, tmp_path):
-    (tmp_path / name).write_bytes(broken()[name])
-    with pytest.raises(
-        ValueError, match=rf"^{tmp_path / name} cannot be read as an image \(.+\)$"
-    ) as refusal:
+@pytest.mark.parametrize("name", broken_files())
+def test_broken_image_errors_name_the_file(name, tmp_path):
+    (tmp_path / name).write_bytes(broken_files()[name])
+    with raises(match=rf"^{tmp_path / name} cannot be read as an image \(.+\)$") as error:
         open_image(tmp_path / name)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
-def hurry():
-    """A hang is a failure."""
+def time_limit():
+    """Fail after 20 s."""
 
     def late(*_):
         raise TimeoutError("it hangs")
@@ -294,133 +295,117 @@ def hurry():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.usefixtures("hurry")
-def test_what_is_no_regular_file_is_never_opened(tmp_path):
-    noise(tmp_path)
+@pytest.mark.usefixtures("time_limit")
+def test_special_files_are_not_opened(tmp_path):
+    write_noise(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ValueError, match=r"pipe\.png cannot be read .*not a regular file"):
+    with raises(match=r"pipe\.png cannot be read .*not a regular file"):
         open_image(tmp_path / "pipe.png")
     for on_error in ("error", "skip"):
-        with pytest.raises(ValueError, match=r"pipe\.png, which is not a regular file"):
-            image_folder(str(tmp_path), on_error=on_error)
+        with raises(match=r"pipe\.png, which is not a regular file"):
+            image_folder(tmp_path, on_error=on_error)
 
 
-def test_a_folder_is_read_to_the_pixel(tmp_path):
-    pixels = noise(tmp_path, 6)
+def test_folder_pixels_are_exact(tmp_path):
+    pixels = write_noise(tmp_path, 6)
     (tmp_path / "notes.txt").write_text("not a image")
     (tmp_path / "._000.png").write_text("a Mac's")
-    data = image_folder(str(tmp_path), batch_size=2, held_out=0.4)
-    found = torch.cat([data.train.pixels, data.test.pixels]).numpy()
+    data = image_folder(tmp_path, held_out=0.4)
     assert data.classes is None and len(data.test.pixels) == 2
-    assert sorted(p.tobytes() for p in found) == sorted(p.tobytes() for p in pixels.values())
+    assert image_bytes(data) == sorted(p.tobytes() for p in pixels.values())
 
 
-def test_sub_folders_are_classes(tmp_path):
+def test_class_folders(tmp_path):
     for i, name in enumerate(["cat", "dog", "emu"]):
         for j in range(4):
-            write(tmp_path / name / f"{j}.png", mode="L", colour=50 * i)
+            write_image(tmp_path / name / f"{j}.png", mode="L", color=50 * i)
     (tmp_path / ".hidden").mkdir()
-    data = image_folder(str(tmp_path), channels=1, batch_size=2)
+    data = image_folder(tmp_path, channels=1)
     assert data.classes == 3 and data.captions == [["cat"], ["dog"], ["emu"]]
     assert torch.equal(data.train.pixels[:, 0, 0, 0].long(), 50 * data.train.labels)
 
 
-def test_convert_fits_what_differs(tmp_path):
-    write(tmp_path / "a.png")
-    write(tmp_path / "b.png", size=(30, 16), mode="L", colour=77)
+def test_convert_mixed_folder(tmp_path):
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "b.png", size=(30, 16), mode="L", color=77)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
-    deep([257 * 9] * 8).resize((8, 8)).save(tmp_path / "d.png")
-    data = image_folder(str(tmp_path), convert=True, background="blue", bits=16, batch_size=1)
+    image_16_bit([257 * 9] * 8).resize((8, 8)).save(tmp_path / "d.png")
+    data = image_folder(tmp_path, convert=True, background="blue", bits=16)
     pixels = torch.cat([data.train.pixels, data.test.pixels])
-    assert {tuple(p[:, 4, 4].tolist()) for p in pixels} == {
-        (10, 20, 30),
-        (77, 77, 77),
-        BLUE,
-        (9, 9, 9),
-    }
+    colors = {tuple(p[:, 4, 4].tolist()) for p in pixels}
+    assert colors == {(10, 20, 30), (77, 77, 77), BLUE, (9, 9, 9)}
 
 
 FOUR: dict = {f"{name}.png": {} for name in "abcd"}
+WIDE = {name: {"size": (640, 480)} for name in FOUR}
+MIXED = {name: {"size": (500, 20 + i)} for i, name in enumerate(FOUR)}
+ODD = FOUR | {"b.png": {"size": (9, 8)}}
+DEEP = FOUR | {"e.png": {"mode": "I;16", "color": 65535}}
 
 
 @pytest.mark.parametrize(
-    ("files", "kwargs", "told"),
+    ("files", "kwargs", "message"),
     [
         ({}, {}, "holds 0 images and at least 4 are needed$"),
         (
-            FOUR | {"b.png": {"size": (9, 8)}},
+            ODD,
             {},
             r"are 8x8 \(3\), 9x8 \(1\), the first of another size .*b\.png; a model "
             r"needs squares of one size; try data\.convert=true data\.resolution=8$",
         ),
-        (FOUR | {"b.png": {"size": (9, 8)}}, {"resolution": 8}, r"b\.png is 9x8 RGB, and 8x8 RGB"),
-        (
-            {name: {"size": (640, 480)} for name in FOUR},
-            {},
-            r"images are 640x480 \(4\); .*=true data\.resolution=64$",
-        ),
-        ({name: {"size": (500, 20 + i)} for i, name in enumerate(FOUR)}, {}, r"resolution=16$"),
-        (
-            FOUR,
-            {"channels": 1},
-            r"\.png is 8x8 RGB, and 8x8 L is wanted; try data\.channels=3, or data\.convert",
-        ),
+        (ODD, {"resolution": 8}, r"b\.png is 9x8 RGB, expected 8x8 RGB"),
+        (WIDE, {}, r"images are 640x480 \(4\); .*=true data\.resolution=64$"),
+        (MIXED, {}, r"resolution=16$"),
+        (FOUR, {"channels": 1}, r"expected 8x8 L; try data\.channels=3, or data\.convert"),
         (FOUR, {"batch_size": 9}, r"batch_size must lie in 1\.\.2"),
         (FOUR, {"channels": 2}, "channels"),
         (FOUR, {"resolution": 40000}, "resolution must lie in"),
-        (FOUR, {"resolution": 16, "in_memory": False}, r"\.png is 8x8 RGB, and 16x16 RGB"),
+        (FOUR, {"resolution": 16, "in_memory": False}, r"\.png is 8x8 RGB, expected 16x16 RGB"),
         (FOUR, {"resolution": 0}, "resolution"),
         (FOUR, {"background": "whitish"}, "background=whitish"),
         (FOUR, {"held_out": 1.0}, "held_out"),
         (FOUR, {"on_error": "skip", "in_memory": False}, "on_error=skip is for .*prepare_data"),
-        (
-            FOUR | {"e.png": {"mode": "I;16", "colour": 65535}},
-            {"channels": 3},
-            r"e\.png is 8x8 I;16",
-        ),
+        (DEEP, {"channels": 3}, r"e\.png is 8x8 I;16"),
     ],
 )
-def test_a_folder_that_will_not_do_is_refused_by_name(tmp_path, files, kwargs, told):
+def test_folder_errors_name_file_and_key(tmp_path, files, kwargs, message):
     for name, image in files.items():
-        write(tmp_path / name, **image)
-    with pytest.raises(ValueError, match=told):
-        image_folder(str(tmp_path), **kwargs)
+        write_image(tmp_path / name, **image)
+    with raises(match=message):
+        image_folder(tmp_path, **kwargs)
 
 
-def test_a_broken_image_is_named(tmp_path):
+def test_broken_image_in_folder(tmp_path):
     for name in FOUR:
-        write(tmp_path / name)
+        write_image(tmp_path / name)
     (tmp_path / "b.png").write_text("hello")
-    with pytest.raises(ValueError, match=r"^path=.*b\.png cannot be read"):
-        image_folder(str(tmp_path))
-    with pytest.raises(ValueError, match="nowhere"):
+    with raises(match=r"^path=.*b\.png cannot be read"):
+        image_folder(tmp_path)
+    with raises(match="nowhere"):
         image_folder("nowhere")
 
 
-def test_bad_files_are_left_out_up_to_a_bound_and_told_in_one_line(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    pixels = noise(tmp_path, 200, classes=["cat", "dog"])
+def test_on_error_skip_limit_and_messages(tmp_path, caplog):
+    pixels = write_noise(tmp_path, 200, classes=["cat", "dog"])
     for name in ("000", "100"):
         (tmp_path / "cat" / f"{name}.png").write_text("hello")
-    data = image_folder(str(tmp_path), on_error="skip", batch_size=2)
+    data = image_folder(tmp_path, on_error="skip")
     whole = [data.train.select(slice(None)), data.test.select(slice(None))]
     for images in whole:
-        assert all(np.array_equal(pixels[name], image) for name, image in named(pixels, images))
+        for name, image in with_names(pixels, images):
+            assert np.array_equal(pixels[name], image)
     assert sum(len(images.pixels) for images in whole) == 198
     (line,) = (message for message in caplog.messages if message.startswith("left"))
-    assert line.startswith(
-        f"left out 2 of 200 images; the first: {tmp_path}/cat/000.png cannot be read"
-    )
+    first = tmp_path / "cat" / "000.png"
+    assert line.startswith(f"left out 2 of 200 images; the first: {first} cannot be read")
     (tmp_path / "dog" / "001.png").write_text("hello")
-    with pytest.raises(
-        ValueError, match=r"at most 1% of 200 images, and 3 are bad; the first: .*000\.png"
-    ) as told:
-        image_folder(str(tmp_path), on_error="skip")
-    assert "\n" not in str(told.value)
+    with raises(match=r"at most 1% of 200 images, and 3 are bad; the first: .*000\.png") as error:
+        image_folder(tmp_path, on_error="skip")
+    assert "\n" not in str(error.value)
 
 
-def named(pixels, images):
-    """Each image with the name of the one that it is, of the class that its label says."""
+def with_names(pixels, images):
+    """Yield each image with its name, and check its label."""
     names = {value.tobytes(): name for name, value in pixels.items()}
     for image, label in zip(images.pixels.numpy(), images.labels.tolist(), strict=True):
         name = names[image.tobytes()]
@@ -428,36 +413,23 @@ def named(pixels, images):
         yield name, image
 
 
-def test_a_streamed_folder_is_the_same_as_one_in_memory(tmp_path):
-    noise(tmp_path, classes=["cat", "dog"])
-    held, streamed = (
-        image_folder(str(tmp_path), batch_size=2, in_memory=in_memory)
-        for in_memory in (True, False)
-    )
-    assert (
-        isinstance(held.train, Images)
-        and isinstance(streamed.train, MapSplit)
-        and same(held, streamed)
-    )
+def test_streamed_folder_matches_in_memory(tmp_path):
+    write_noise(tmp_path, classes=["cat", "dog"])
+    in_memory, streamed = (image_folder(tmp_path, in_memory=value) for value in (True, False))
+    assert isinstance(in_memory.train, Images) and isinstance(streamed.train, MapSplit)
+    assert same_batches(in_memory, streamed)
     before = streamed.train.digest()
-    assert before == image_folder(str(tmp_path), batch_size=2, in_memory=False).train.digest()
+    assert before == image_folder(tmp_path, in_memory=False).train.digest()
     os.utime(tmp_path / "cat" / "000.png", ns=(1, 1))
     assert before != streamed.train.digest()
 
 
-# What a folder may hold
+def image_bytes(data):
+    """Return all images of a data set as bytes, sorted."""
+    parts = [split.select(slice(None)).pixels for split in (data.train, data.test)]
+    return sorted(image.tobytes() for image in torch.cat(parts).numpy())
 
 
-def whole(data):
-    """All images of a data set, as bytes."""
-    return sorted(
-        p.tobytes()
-        for split in (data.train, data.test)
-        for p in split.select(slice(None)).pixels.numpy()
-    )
-
-
-PAGE = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
 ENCODED = {  # lossless for these images: (file name, format that Pillow writes)
     "a.png": "PNG",
     "b.apng": "PNG",
@@ -479,21 +451,18 @@ ENCODED = {  # lossless for these images: (file name, format that Pillow writes)
 }
 
 
-def test_every_format_that_pillow_decodes_is_used_and_the_rest_is_counted(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    pixels = noise(tmp_path / "made", len(ENCODED), size=16)
-    made = {}
+def test_pillow_formats_are_read_and_other_files_counted(tmp_path, caplog):
+    pixels = write_noise(tmp_path / "made", len(ENCODED), size=16)
+    expected = {}
     for name, (file, value) in zip(ENCODED, pixels.items(), strict=True):
         options = {"irreversible": False} if ENCODED[name] == "JPEG2000" else {}
         Image.open(tmp_path / "made" / file).save(tmp_path / name, ENCODED[name], **options)
-        made[name] = value
+        expected[name] = value
     shutil.rmtree(tmp_path / "made")
     for name in ("0.jfif", "0.jpe", "0.avif"):
-        Image.new("RGB", (16, 16), (1, 2, 3)).save(
-            tmp_path / name, "AVIF" if "avif" in name else "JPEG"
-        )
-    raw = Image.new("RGB", (16, 16))
-    raw.save(tmp_path / "thumbnail.nef", "TIFF")
+        image = blank("RGB", (16, 16), (1, 2, 3))
+        image.save(tmp_path / name, "AVIF" if "avif" in name else "JPEG")
+    blank("RGB", (16, 16)).save(tmp_path / "thumbnail.nef", "TIFF")
     others = {
         "notes.txt": b"hello",
         "b.json": b"{}",
@@ -508,282 +477,228 @@ def test_every_format_that_pillow_decodes_is_used_and_the_rest_is_counted(tmp_pa
         (tmp_path / name).write_bytes(content)
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "._a.png").write_bytes(b"x")
-    data = image_folder(str(tmp_path), batch_size=1)
+    data = image_folder(tmp_path)
     assert data.classes is None and data.train.size + data.test.size == len(ENCODED) + 3 - 1
-    found = whole(data)
-    assert all(value.tobytes() in found for name, value in made.items() if name != "p.img")
+    images = image_bytes(data)
+    assert all(value.tobytes() in images for name, value in expected.items() if name != "p.img")
     (line,) = (message for message in caplog.messages if message.startswith("left aside"))
-    for part in (
-        "2 .txt",
-        "1 .json",
-        "2 without suffix",
-        "1 .eps",
-        "1 .h5",
-        "1 .nef",
-        "1 .img",
-        "(not images)",
-        "1 hidden",
-    ):
+    counts = ("2 .txt", "1 .json", "2 without suffix", "1 .eps", "1 .h5", "1 .nef", "1 .img")
+    for part in (*counts, "(not images)", "1 hidden"):
         assert part in line, line
 
 
 @pytest.mark.parametrize("name", ["page.ps", "page.eps", "page.png", "page"])
-def test_no_image_starts_a_program(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "subprocess.Popen", lambda *args, **kwargs: pytest.fail("a program was started")
-    )
-    noise(tmp_path)
+def test_postscript_starts_no_program(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **kwargs: pytest.fail("it was started"))
+    write_noise(tmp_path)
     (tmp_path / name).write_bytes(PAGE)
     if name.endswith("png"):
-        with pytest.raises(ValueError, match="not in an image format that Pillow decodes"):
-            image_folder(str(tmp_path), batch_size=1)
+        with raises(match="not in an image format that Pillow decodes"):
+            image_folder(tmp_path)
     else:
-        assert image_folder(str(tmp_path), batch_size=1).train.size == 10
+        assert image_folder(tmp_path).train.size == 10
 
 
-def test_a_pointer_of_git_lfs_is_told(tmp_path):
-    noise(tmp_path)
-    (tmp_path / "000.png").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    )
-    with pytest.raises(ValueError, match="Git LFS pointer; fetch the images with: git lfs pull"):
-        image_folder(str(tmp_path))
+def test_git_lfs_pointer_message(tmp_path):
+    write_noise(tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (tmp_path / "000.png").write_text(pointer)
+    with raises(match="Git LFS pointer; fetch the images with: git lfs pull"):
+        image_folder(tmp_path)
 
 
-def test_sub_folders_of_any_depth_are_read(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    pixels = noise(tmp_path / "classes", 12, ["cat", "cat/sub", "dog/a/b", "dog"])
+def test_nested_folders(tmp_path, caplog):
+    pixels = write_noise(tmp_path / "classes", 12, ["cat", "cat/sub", "dog/a/b", "dog"])
     (tmp_path / "classes" / "labels").mkdir()
     (tmp_path / "classes" / "labels" / "cat.txt").write_text("0")
-    data = image_folder(str(tmp_path / "classes"), batch_size=1)
+    data = image_folder(tmp_path / "classes")
     assert data.captions == [["cat"], ["dog"]] and data.train.size + data.test.size == 12
-    assert sorted(
-        name for split in (data.train, data.test) for name, _ in named(pixels, split)
-    ) == sorted(pixels)
+    names = [name for split in (data.train, data.test) for name, _ in with_names(pixels, split)]
+    assert sorted(names) == sorted(pixels)
     assert "1 without images (labels)" in caplog.text
-    pixels = noise(tmp_path / "flat", 12, ["", "a", "a/b", "c"])
-    data = image_folder(str(tmp_path / "flat"), batch_size=1)
+    pixels = write_noise(tmp_path / "flat", 12, ["", "a", "a/b", "c"])
+    data = image_folder(tmp_path / "flat")
     assert data.classes is None and data.captions is None
-    assert whole(data) == sorted(value.tobytes() for value in pixels.values())
+    assert image_bytes(data) == sorted(value.tobytes() for value in pixels.values())
     assert "all 12 are read as one set without classes" in caplog.text
     for inner in ("outer/images", "outer/all"):
-        noise(tmp_path / inner / "train", 6, ["cat", "dog"])
-    noise(tmp_path / "single" / "data" / "images", 6)
-    assert image_folder(str(tmp_path / "single"), batch_size=1).classes is None
-    noise(tmp_path / "single2" / "data", 6, ["cat", "dog"])
-    assert image_folder(str(tmp_path / "single2"), batch_size=1).captions == [["cat"], ["dog"]]
+        write_noise(tmp_path / inner / "train", 6, ["cat", "dog"])
+    write_noise(tmp_path / "single" / "data" / "images", 6)
+    assert image_folder(tmp_path / "single").classes is None
+    write_noise(tmp_path / "single2" / "data", 6, ["cat", "dog"])
+    assert image_folder(tmp_path / "single2").captions == [["cat"], ["dog"]]
 
 
-def test_class_folders_that_are_numbers_are_sorted_as_numbers(tmp_path):
-    noise(tmp_path, 24, [str(i) for i in range(12)])
-    data = image_folder(str(tmp_path), batch_size=1)
+def test_numeric_class_folders_are_sorted_numerically(tmp_path):
+    write_noise(tmp_path, 24, [str(i) for i in range(12)])
+    data = image_folder(tmp_path)
     assert data.captions == [[str(i)] for i in range(12)]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "testing", "Test", "VAL"])
-def test_folders_for_training_and_testing_are_splits(name, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    noise(tmp_path / "a" / "train", 8, ["cat", "dog"])
-    pixels = noise(tmp_path / "a" / name, 6, ["cat", "dog"])
-    data = image_folder(str(tmp_path / "a"), batch_size=2)
+def test_train_and_test_folders_are_splits(name, tmp_path, caplog):
+    write_noise(tmp_path / "a" / "train", 8, ["cat", "dog"])
+    pixels = write_noise(tmp_path / "a" / name, 6, ["cat", "dog"])
+    data = image_folder(tmp_path / "a")
     assert (data.train.size, data.test.size, data.captions) == (8, 6, [["cat"], ["dog"]])
-    assert [found for found, _ in named(pixels, data.test)] == sorted(pixels)
+    assert [file for file, _ in with_names(pixels, data.test)] == sorted(pixels)
     assert f"held out: the 6 images in {name}/" in caplog.text
-    noise(tmp_path / "b" / "Training" / "images", 8)
-    noise(tmp_path / "b" / name / "images", 4)
-    data = image_folder(str(tmp_path / "b"), batch_size=2)
+    write_noise(tmp_path / "b" / "Training" / "images", 8)
+    write_noise(tmp_path / "b" / name / "images", 4)
+    data = image_folder(tmp_path / "b")
     assert (data.train.size, data.test.size, data.classes) == (8, 4, None)
-    data = image_folder(str(tmp_path / "a"), splits=False, batch_size=2)
+    data = image_folder(tmp_path / "a", splits=False)
     assert data.classes == 2 and data.train.size + data.test.size == 14
 
 
-def test_folders_beside_the_splits_are_counted(tmp_path, caplog, script):
-    caplog.set_level(logging.INFO)
+def test_other_folders_beside_splits_are_counted(tmp_path, caplog, script):
     for part, count in {"train": 8, "valid": 6, "test": 4, "extra": 5}.items():
-        noise(tmp_path / "s" / part, count, ["cat", "dog"])
-    write(tmp_path / "s" / "preview.png")
-    data = image_folder(str(tmp_path / "s"), batch_size=2)
+        write_noise(tmp_path / "s" / part, count, ["cat", "dog"])
+    write_image(tmp_path / "s" / "preview.png")
+    data = image_folder(tmp_path / "s")
     assert (data.train.size, data.test.size) == (8, 4)
     line = next(message for message in caplog.messages if message.startswith("left aside"))
-    assert all(
-        part in line
-        for part in ("5 images in extra/", "6 images in valid/", "1 images beside train/")
-    ), line
+    for part in ("5 images in extra/", "6 images in valid/", "1 images beside train/"):
+        assert part in line, line
     script.prepare(tmp_path / "s", tmp_path / "store")
-    assert same(data, image_store(str(tmp_path / "store"), batch_size=2))
+    assert same_batches(data, image_store(tmp_path / "store"))
     script.prepare(tmp_path / "s", tmp_path / "flat", splits=False)
-    assert image_store(str(tmp_path / "flat"), batch_size=2).train.size + data.test.size > 8
+    assert image_store(tmp_path / "flat").train.size + data.test.size > 8
 
 
 def test_classes_of_splits_must_agree(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    noise(tmp_path / "a" / "train", 9, ["cat", "dog", "emu"])
-    pixels = noise(tmp_path / "a" / "val", 4, ["dog"])
-    noise(tmp_path / "a" / "test", 4)  # without class folders, as some competitions have it
-    data = image_folder(str(tmp_path / "a"), batch_size=2)
+    write_noise(tmp_path / "a" / "train", 9, ["cat", "dog", "emu"])
+    pixels = write_noise(tmp_path / "a" / "val", 4, ["dog"])
+    write_noise(tmp_path / "a" / "test", 4)  # without class folders, as some competitions have it
+    data = image_folder(tmp_path / "a")
     assert data.test.labels.tolist() == [1] * 4 and len(pixels) == 4
-    assert (
-        "val/ has no images of 2 classes (cat, emu)" in caplog.text
-        and "4 images in test/" in caplog.text
-    )
+    assert "val/ has no images of 2 classes (cat, emu)" in caplog.text
+    assert "4 images in test/" in caplog.text
     shutil.rmtree(tmp_path / "a" / "val")
-    with pytest.raises(
-        ValueError, match=r"test/ has no class folders, and train/ has 3; try data\.path=.*/a/train"
-    ):
-        image_folder(str(tmp_path / "a"), batch_size=2)
-    assert image_folder(str(tmp_path / "a" / "train"), batch_size=2).classes == 3
+    with raises(match=r"test/ has no class folders, and train/ has 3; try data\.path=.*/a/train"):
+        image_folder(tmp_path / "a")
+    assert image_folder(tmp_path / "a" / "train").classes == 3
 
 
-def test_a_training_folder_without_another_is_the_whole_set(tmp_path):
-    noise(tmp_path / "train", 8, ["cat", "dog"])
-    data = image_folder(str(tmp_path), batch_size=2)
+def test_single_train_folder_is_the_whole_set(tmp_path):
+    write_noise(tmp_path / "train", 8, ["cat", "dog"])
+    data = image_folder(tmp_path)
     assert data.captions == [["cat"], ["dog"]] and (data.train.size, data.test.size) == (6, 2)
-    noise(tmp_path / "bus", 8)
-    assert image_folder(str(tmp_path), batch_size=2).captions == [["bus"], ["train"]]
+    write_noise(tmp_path / "bus", 8)
+    assert image_folder(tmp_path).captions == [["bus"], ["train"]]
 
 
+THREE = palette(RED, BLUE, (0, 0, 0), transparency=2)
 OPAQUE = {
     "RGBA": Image.new("RGBA", (8, 8), (1, 2, 3, 255)),
     "palette with opaque alpha": palette(RED, BLUE, transparency=b"\xff\xff").resize((8, 8)),
-    "palette with an unused clear color": palette(RED, BLUE, (0, 0, 0), transparency=2)
-    .crop((0, 0, 2, 1))
-    .resize((8, 8)),
+    "palette with an unused clear color": THREE.crop((0, 0, 2, 1)).resize((8, 8)),
 }
 
 
 @pytest.mark.parametrize("kind", OPAQUE)
-def test_an_alpha_channel_that_is_opaque_changes_no_pixel(kind, tmp_path):
+def test_opaque_alpha_keeps_pixels(kind, tmp_path):
     OPAQUE[kind].save(tmp_path / "a.png")
-    wanted = pil_to_tensor(OPAQUE[kind].convert("RGBA").convert("RGB"))
-    assert torch.equal(ImageTransform(8, 3)(open_image(tmp_path / "a.png"), "a"), wanted)
+    expected = pil_to_tensor(OPAQUE[kind].convert("RGBA").convert("RGB"))
+    assert torch.equal(ImageTransform(8, 3)(open_image(tmp_path / "a.png"), "a"), expected)
     grey = Image.new("LA", (8, 8), (77, 255))
     assert ImageTransform(8, 1)(grey, "a").unique().tolist() == [77]
     assert ImageTransform(8, 3)(grey, "a").unique().tolist() == [77]
-    assert ImageTransform(8, 1)(
-        palette((9, 9, 9), (7, 7, 7)).resize((8, 8)), "a"
-    ).unique().tolist() == [7, 9]
+    grey = palette((9, 9, 9), (7, 7, 7)).resize((8, 8))
+    assert ImageTransform(8, 1)(grey, "a").unique().tolist() == [7, 9]
     (tmp_path / "b.png").write_bytes(png(1, 1, 8, 2, b"\1\2\3", (b"tRNS", b"\0\1\0\2\0\4")))
-    assert ImageTransform(1, 3)(open_image(tmp_path / "b.png"), "b").flatten().tolist() == [
-        1,
-        2,
-        3,
-    ], "its clear color does not occur"
+    unused = ImageTransform(1, 3)(open_image(tmp_path / "b.png"), "b")
+    assert unused.flatten().tolist() == [1, 2, 3], "its clear color does not occur"
     (tmp_path / "c.png").write_bytes(png(1, 1, 16, 0, b"\xff\xff", (b"tRNS", b"\0\7")))
-    assert ImageTransform(1, 1, convert=True)(
-        open_image(tmp_path / "c.png"), "c"
-    ).flatten().tolist() == [255]
+    unused = ImageTransform(1, 1, convert=True)(open_image(tmp_path / "c.png"), "c")
+    assert unused.flatten().tolist() == [255]
 
 
-def test_a_grey_folder_is_grey_and_a_mixed_one_is_rgb(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+def test_channels_follow_the_images(tmp_path, caplog):
     for i, mode in enumerate(("L", "L", "1", "LA", "P")):
         image = Image.effect_noise((8, 8), 50).convert("L").convert("P" if mode == "P" else mode)
         image.save(tmp_path / f"{i}.png")
-    data = image_folder(str(tmp_path), batch_size=1)
-    assert (
-        data.shape == (1, 8, 8)
-        and "images are read as 8x8 grey (resolution and channels of the 5" in caplog.text
-    )
+    data = image_folder(tmp_path)
+    assert data.shape == (1, 8, 8)
+    assert "as 8x8 grey (resolution and channels of 5 inspected images)" in caplog.text
     assert "converted: 1 from 1 to L, 1 from LA to L, 1 from P to L" in caplog.text
-    write(tmp_path / "5.png")
-    data = image_folder(str(tmp_path), batch_size=1)
+    write_image(tmp_path / "5.png")
+    data = image_folder(tmp_path)
     assert data.shape == (3, 8, 8) and "2 from L to RGB" in caplog.text
-    with pytest.raises(
-        ValueError,
-        match=r"5\.png is 8x8 RGB, and 8x8 L is wanted; try data\.channels=3, or data\.convert",
-    ):
-        image_folder(str(tmp_path), channels=1, batch_size=1)
+    with raises(match=r"5\.png is 8x8 RGB, expected 8x8 L; try data\.channels=3, or data\.convert"):
+        image_folder(tmp_path, channels=1)
 
 
 @pytest.mark.parametrize(("most", "bits"), [(1000, 10), (4095, 12), (12000, 14), (200, 8)])
 @pytest.mark.parametrize(
     ("kind", "suffix"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif"), (">u2", "tif")]
 )
-def test_grey_that_uses_few_of_16_bits_is_told_and_scaled(most, bits, kind, suffix, tmp_path):
+def test_dark_16_bit_grey_suggests_bits(most, bits, kind, suffix, tmp_path):
     values = np.linspace(0, most, 64).astype(kind).reshape(8, 8)
     for i in range(4):
         Image.fromarray(values).save(tmp_path / f"{i}.{suffix}")
-    with pytest.raises(
-        ValueError,
-        match=rf"values up to {most} of 65535, .*{bits} bits.*; try data\.convert=true data\.bits={bits}, ",
-    ):
-        image_folder(str(tmp_path), batch_size=1)
-    with pytest.raises(ValueError, match=rf"; try data\.bits={bits}, or data\.bits=16 "):
-        image_folder(str(tmp_path), convert=True, batch_size=1)
-    data = image_folder(str(tmp_path), convert=True, bits=bits, batch_size=1)
-    wanted = np.floor(values.astype(float) * 255 / (2**bits - 1) + 0.5)
-    assert np.array_equal(data.test.pixels[0, 0], wanted)
-    with pytest.raises(
-        ValueError,
-        match=rf"0 to {2 ** (bits - 1) - 1} is .*; try data\.bits={most.bit_length()}"
-        if bits > 8
-        else "bits",
-    ):
-        image_folder(str(tmp_path), convert=True, bits=bits - 1, batch_size=1)
-    assert image_folder(
-        str(tmp_path), convert=True, bits=16, batch_size=1
-    ).test.pixels.max() == round(most / 257)
+    advice = rf"; try data\.convert=true data\.bits={bits}, "
+    with raises(match=rf"values up to {most} of 65535, .*{bits} bits.*{advice}"):
+        image_folder(tmp_path)
+    with raises(match=rf"; try data\.bits={bits}, or data\.bits=16 "):
+        image_folder(tmp_path, convert=True)
+    data = image_folder(tmp_path, convert=True, bits=bits)
+    expected = np.floor(values.astype(float) * 255 / (2**bits - 1) + 0.5)
+    assert np.array_equal(data.test.pixels[0, 0], expected)
+    too_few = rf"0 to {2 ** (bits - 1) - 1} \(.*; try data\.bits={most.bit_length()}"
+    with raises(match=too_few if bits > 8 else "bits"):
+        image_folder(tmp_path, convert=True, bits=bits - 1)
+    assert image_folder(tmp_path, convert=True, bits=16).test.pixels.max() == round(most / 257)
 
 
-def test_color_that_uses_few_of_16_bits_is_told(tmp_path):
+def test_dark_16_bit_color_raises(tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(png(1, 1, 16, 2, struct.pack(">3H", 4095, 300, i)))
-    with pytest.raises(
-        ValueError, match=r"color images of 16 bits .* would be nearly black; save them with 8 bits"
-    ):
-        image_folder(str(tmp_path), batch_size=1)
+    with raises(match=r"color images of 16 bits .* would be nearly black; save them with 8 bits"):
+        image_folder(tmp_path)
 
 
-def test_links_are_followed_and_those_that_lead_nowhere_are_counted(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    pixels = noise(tmp_path / "blobs", 12)
+def test_symlinks_are_followed_and_dangling_links_counted(tmp_path, caplog):
+    pixels = write_noise(tmp_path / "blobs", 12)
     root = tmp_path / "set"
     for i, name in enumerate(pixels):
         (root / ["cat", "dog"][i % 2]).mkdir(parents=True, exist_ok=True)
         (root / ["cat", "dog"][i % 2] / name).symlink_to(tmp_path / "blobs" / name)
-    noise(tmp_path / "elsewhere", 6)
+    write_noise(tmp_path / "elsewhere", 6)
     (root / "emu").symlink_to(tmp_path / "elsewhere")
     (root / "cat" / "loop").symlink_to(root)
     (root / "cat" / "self.png").symlink_to("self.png")
     (root / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "link").symlink_to(root)
     for in_memory in (True, False):
-        data = image_folder(str(tmp_path / "link"), batch_size=1, in_memory=in_memory)
-        assert (
-            data.captions == [["cat"], ["dog"], ["emu"]] and data.train.size + data.test.size == 18
-        )
-    assert (
-        "2 dangling links" in caplog.text and "1 links to a folder that holds them" in caplog.text
-    )
+        data = image_folder(tmp_path / "link", in_memory=in_memory)
+        assert data.captions == [["cat"], ["dog"], ["emu"]]
+        assert data.train.size + data.test.size == 18
+    assert "2 dangling links" in caplog.text
+    assert "1 links to a folder that contains them" in caplog.text
     assert folder_images(tmp_path / "link" / "cat", (3, 8, 8)).size == 6 + 12
 
 
-def test_a_store_may_consist_of_links(prepared, tmp_path):
+def test_store_of_symlinks(store, tmp_path):
     (tmp_path / "blobs").mkdir()
-    for file in [*prepared.iterdir()]:
+    for file in [*store.iterdir()]:
         file.rename(tmp_path / "blobs" / f"{file.name}.blob")
         file.symlink_to(tmp_path / "blobs" / f"{file.name}.blob")
-    assert image_store(str(prepared), batch_size=2).classes == 2
+    assert image_store(store).classes == 2
 
 
-def test_names_that_are_not_text_are_read(tmp_path):
+def test_undecodable_file_names(tmp_path):
     name = os.fsdecode(b"\xe9t\xe9")
-    noise(tmp_path, 8, [name, "dog"])
-    (tmp_path / "dog" / os.fsdecode(b"\xff.png")).write_bytes(
-        (tmp_path / "dog" / "001.png").read_bytes()
-    )
-    data = image_folder(str(tmp_path), batch_size=1, in_memory=False)
+    write_noise(tmp_path, 8, [name, "dog"])
+    shutil.copy(tmp_path / "dog" / "001.png", tmp_path / "dog" / os.fsdecode(b"\xff.png"))
+    data = image_folder(tmp_path, in_memory=False)
     assert data.captions == [["dog"], ["\ufffdt\ufffd"]] and len(data.train.digest()) == 64
-
-
-# The store
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location(
-        "prepare_data", Path(__file__).parents[1] / "scripts/prepare_data.py"
-    )
+    file = Path(__file__).parents[1] / "scripts/prepare_data.py"
+    spec = importlib.util.spec_from_file_location("prepare_data", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules["prepare_data"] = module
     spec.loader.exec_module(module)
@@ -791,190 +706,155 @@ def script():
 
 
 @pytest.fixture
-def typed_words(script, monkeypatch, capsys):
-    """Calls the script: (exit status, standard output, standard error)."""
+def run_script(script, monkeypatch, capsys):
+    """Return a function that runs the script: (exit status, standard output, standard error)."""
 
-    def call(*overrides):
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, overrides), "--workers=0"])
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, options), "--workers=0"])
         status = 0
         try:
             script.main()
-        except SystemExit as ended:
-            status = ended.code
+        except SystemExit as exit:
+            status = exit.code
         return status, *capsys.readouterr()
 
     return call
 
 
 @pytest.fixture
-def prepared(tmp_path, script, monkeypatch):
-    """A store of twelve images of two classes in several shards, and its source."""
+def store(tmp_path, script, monkeypatch):
+    """Write a store of twelve images of two classes in several shards, and its source."""
     monkeypatch.setattr(stores, "SHARD", 4 * 192)
     monkeypatch.setattr(script, "CHUNK", 2 * 192)
-    noise(tmp_path / "source", classes=["cat", "dog"])
+    write_noise(tmp_path / "source", classes=["cat", "dog"])
     script.prepare(tmp_path / "source", tmp_path / "store")
     return tmp_path / "store"
 
 
-def test_a_store_is_the_folder_that_it_was_made_of(prepared, tmp_path):
-    assert sorted(file.name for file in prepared.iterdir()) == [
-        "index.json",
-        "labels.npy",
-        "pixels-00000.npy",
-        "pixels-00001.npy",
-        "pixels-00002.npy",
-    ]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "store"]
-    source = image_folder(str(tmp_path / "source"), batch_size=2)
-    held, streamed = (
-        image_store(str(prepared), batch_size=2, in_memory=in_memory) for in_memory in (True, False)
-    )
-    assert isinstance(held.train, Images) and isinstance(streamed.train, MapSplit)
-    assert held.captions == source.captions and held.classes == 2 and held.name == "store"
-    assert same(source, held) and same(source, streamed)
-    sent = pickle.dumps(streamed.train.source)
-    assert len(sent) < 1000 and torch.equal(pickle.loads(sent)[5], streamed.train.source[5])
+def test_store_matches_its_folder(store, tmp_path):
+    shards = [f"pixels-{i:05}.npy" for i in range(3)]
+    assert file_names(store) == ["index.json", "labels.npy", *shards]
+    assert file_names(tmp_path) == ["source", "store"]
+    source = image_folder(tmp_path / "source")
+    data, streamed = (image_store(store, in_memory=value) for value in (True, False))
+    assert isinstance(data.train, Images) and isinstance(streamed.train, MapSplit)
+    assert data.captions == source.captions and data.classes == 2 and data.name == "store"
+    assert same_batches(source, data) and same_batches(source, streamed)
+    pickled = pickle.dumps(streamed.train.source)
+    assert len(pickled) < 1000 and torch.equal(pickle.loads(pickled)[5], streamed.train.source[5])
 
 
-def test_the_digest_of_a_store_is_that_of_its_content(script, tmp_path):
-    noise(tmp_path / "a")
-    noise(tmp_path / "b")
-    write(tmp_path / "b" / "000.png", colour=(1, 2, 3))
+def test_store_digest_depends_on_content(script, tmp_path):
+    write_noise(tmp_path / "a")
+    write_noise(tmp_path / "b")
+    write_image(tmp_path / "b" / "000.png", color=(1, 2, 3))
     (tmp_path / "c").symlink_to(tmp_path / "a")
     for name in "abc":
         script.prepare(tmp_path / name, tmp_path / "stores" / name, workers=2)
     a, b, c = (Shards(tmp_path / "stores" / name).digest() for name in "abc")
     assert a == c != b
-    assert image_store(str(tmp_path / "stores" / "a"), batch_size=2).classes is None
+    assert image_store(tmp_path / "stores" / "a").classes is None
 
 
-def flipped(file):
+def flip_bit(file):
     content = bytearray(file.read_bytes())
     content[-7] ^= 1
     file.write_bytes(content)
 
 
-def edited(**changes):
+def edit_index(**changes):
     return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def truncate(size):
+    return lambda file: os.truncate(file, size)
+
+
+def save_array(array):
+    return lambda file: np.save(file, array)
+
+
+def write_text(text):
+    return lambda file: file.write_text(text)
+
+
+PIXELS = "pixels-00001.npy"
+
+
 @pytest.mark.parametrize(
-    ("name", "damage", "told"),
+    ("name", "damage", "message"),
     [
-        ("pixels-00001.npy", flipped, r"pixels-00001\.npy is damaged, its SHA-256"),
-        ("labels.npy", flipped, r"labels\.npy is damaged, its SHA-256"),
-        (
-            "pixels-00001.npy",
-            lambda file: os.truncate(file, 500),
-            r"pixels-00001\.npy is damaged or missing",
-        ),
-        (
-            "pixels-00001.npy",
-            lambda file: os.truncate(file, 5000),
-            r"pixels-00001\.npy is damaged or missing",
-        ),
-        (
-            "pixels-00001.npy",
-            lambda file: os.truncate(file, 0),
-            r"pixels-00001\.npy is damaged or missing",
-        ),
-        ("pixels-00001.npy", Path.unlink, r"pixels-00001\.npy is damaged or missing"),
-        (
-            "pixels-00001.npy",
-            lambda file: np.save(file, np.zeros((4, 3, 8, 9), np.uint8)),
-            r"\(4, 3, 8, 9\) uint8",
-        ),
-        (
-            "pixels-00001.npy",
-            lambda file: np.save(file, np.array([{}]), allow_pickle=True),
-            r"pixels-00001\.npy is",
-        ),
-        (
-            "labels.npy",
-            lambda file: np.save(file, np.zeros(11, np.int64)),
-            r"labels\.npy is damaged",
-        ),
-        ("index.json", Path.unlink, r"index\.json is no index of a store"),
-        ("index.json", lambda file: file.write_text("[1]"), r"index\.json is no index"),
-        (
-            "index.json",
-            lambda file: file.write_text('{"name": "of something else"}'),
-            r"index\.json is no index",
-        ),
-        ("index.json", edited(classes=["dog", "cat"]), r"index\.json is no index .*was changed"),
-        ("index.json", edited(format="ddpm-lab images 9"), r"index\.json is no index"),
+        (PIXELS, flip_bit, r"pixels-00001\.npy is damaged, its SHA-256"),
+        ("labels.npy", flip_bit, r"labels\.npy is damaged, its SHA-256"),
+        (PIXELS, truncate(500), r"pixels-00001\.npy is damaged or missing"),
+        (PIXELS, truncate(5000), r"pixels-00001\.npy is damaged or missing"),
+        (PIXELS, truncate(0), r"pixels-00001\.npy is damaged or missing"),
+        (PIXELS, Path.unlink, r"pixels-00001\.npy is damaged or missing"),
+        (PIXELS, save_array(np.zeros((4, 3, 8, 9), np.uint8)), r"\(4, 3, 8, 9\) uint8"),
+        (PIXELS, save_array(np.array([{}])), r"pixels-00001\.npy is"),
+        ("labels.npy", save_array(np.zeros(11, np.int64)), r"labels\.npy is damaged"),
+        ("index.json", Path.unlink, r"index\.json is not the index of a complete store"),
+        ("index.json", write_text("[1]"), r"index\.json is not the index"),
+        ("index.json", write_text('{"name": "another"}'), r"index\.json is not the index"),
+        ("index.json", edit_index(classes=["dog", "cat"]), r"is not the index .*was changed"),
+        ("index.json", edit_index(format="ddpm-lab images 9"), r"index\.json is not the index"),
     ],
 )
-def test_a_store_that_is_not_as_it_was_written_is_refused_by_name(
-    prepared, name, damage, told, typed_words
-):
-    assert typed_words(prepared, "--check")[:2] == (0, f"{prepared} is as it was written\n")
-    damage(prepared / name)
-    with pytest.raises(ValueError, match=f"^path: .*{told}"):
-        image_store(str(prepared), batch_size=2)
-    status, _, error = typed_words(prepared, "--check")
+def test_damaged_store_errors_name_the_file(store, name, damage, message, run_script):
+    assert run_script(store, "--check")[:2] == (0, f"{store} is as it was written\n")
+    damage(store / name)
+    with raises(match=f"^path: .*{message}"):
+        image_store(store)
+    status, _, error = run_script(store, "--check")
     assert status == 2 and error.startswith("error: path") and name in error
 
 
-def test_a_store_may_have_a_test_set_of_its_own(script, tmp_path):
-    noise(tmp_path / "source" / "train", 8, ["cat", "dog"])
-    pixels = noise(tmp_path / "source" / "val", 6, ["cat", "dog"])
+def test_store_with_test_split(script, tmp_path):
+    write_noise(tmp_path / "source" / "train", 8, ["cat", "dog"])
+    pixels = write_noise(tmp_path / "source" / "val", 6, ["cat", "dog"])
     script.prepare(tmp_path / "source", tmp_path / "store")
-    data = image_store(str(tmp_path / "store"), batch_size=2)
+    data = image_store(tmp_path / "store")
     assert (data.train.size, data.test.size, data.classes) == (8, 6, 2)
-    assert [name for name, _ in named(pixels, data.test)] == sorted(pixels)
+    assert [name for name, _ in with_names(pixels, data.test)] == sorted(pixels)
     (tmp_path / "source" / "val" / "dog").rename(tmp_path / "source" / "val" / "emu")
-    with pytest.raises(
-        ValueError, match=r"val/ has other classes than train/ \(emu\); try data\.path=.*/train"
-    ):
+    with raises(match=r"val/ has other classes than train/ \(emu\); try data\.path=.*/train"):
         script.prepare(tmp_path / "source", tmp_path / "other")
 
 
-def packed(kind, source, archive, extra=()):
-    """An archive of `source` and of `extra` (name, content), or (name, None) for a link to /etc/passwd."""
-    files = [
-        (f"top/{file.relative_to(source)}", file.read_bytes())
-        for file in sorted(source.rglob("*.png"))
-    ]
+def write_archive(kind, source, archive, extra=()):
+    """Write an archive of `source` and of `extra` (name, content); content None is a symlink."""
+    images = sorted(source.rglob("*.png"))
+    files = [(f"top/{image.relative_to(source)}", image.read_bytes()) for image in images]
     if kind == "zip":
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
             for name, content in [*files, *extra]:
                 info = zipfile.ZipInfo(name)
                 info.compress_type = zipfile.ZIP_DEFLATED
                 info.external_attr = (0o120777 if content is None else 0o644) << 16
-                made.writestr(info, content or b"/etc/passwd")
+                file.writestr(info, content or b"/etc/passwd")
         return
-    with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as made:
+    with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as file:
         for name, content in [*files, *extra]:
             info = tarfile.TarInfo(name)
             if content is None:
                 info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
             info.size = len(content or b"")
-            made.addfile(info, io.BytesIO(content or b""))
+            file.addfile(info, io.BytesIO(content or b""))
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_an_archive_is_as_good_as_its_folder(kind, script, tmp_path, monkeypatch):
-    noise(tmp_path / "source", classes=["cat", "dog"])
+def test_archive_matches_its_folder(kind, script, tmp_path, monkeypatch):
+    write_noise(tmp_path / "source", classes=["cat", "dog"])
     archive = tmp_path / f"source.{kind}"
-    packed(
-        kind,
-        tmp_path / "source",
-        archive,
-        [("__MACOSX/top/cat/._000.png", b"a Mac's"), ("top/readme.txt", b"hi")],
-    )
+    extra = [("__MACOSX/top/cat/._000.png", b"a Mac's"), ("top/readme.txt", b"hi")]
+    write_archive(kind, tmp_path / "source", archive, extra)
     script.prepare(archive, tmp_path / "a")
     script.prepare(tmp_path / "source", tmp_path / "b")
     assert Shards(tmp_path / "a").digest() == Shards(tmp_path / "b").digest()
     monkeypatch.setattr(script, "UNPACKED", (0.1, 1000))
-    with pytest.raises(ValueError, match=rf"source\.{kind} cannot be unpacked .*times its size"):
+    with raises(match=rf"source\.{kind} cannot be unpacked .*times its size"):
         script.prepare(archive, tmp_path / "c")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
-        "a",
-        "b",
-        "source",
-        f"source.{kind}",
-    ]
+    assert file_names(tmp_path) == ["a", "b", "source", f"source.{kind}"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
@@ -982,66 +862,65 @@ def test_an_archive_is_as_good_as_its_folder(kind, script, tmp_path, monkeypatch
     ("name", "content"),
     [("../evil.png", b"x"), ("top/cat/../../../evil.png", b"x"), ("top/cat/evil.png", None)],
 )
-def test_an_archive_cannot_leave_its_folder(kind, name, content, script, tmp_path):
-    noise(tmp_path / "in" / "source")
+def test_archive_members_stay_in_the_folder(kind, name, content, script, tmp_path):
+    write_noise(tmp_path / "in" / "source")
     archive = tmp_path / "in" / "a.archive"
-    packed(kind, tmp_path / "in" / "source", archive, [(name, content)])
-    with pytest.raises(ValueError, match=r"a\.archive cannot be unpacked .*evil\.png"):
+    write_archive(kind, tmp_path / "in" / "source", archive, [(name, content)])
+    with raises(match=r"a\.archive cannot be unpacked .*evil\.png"):
         script.prepare(archive, tmp_path / "in" / "target")
     assert not [*tmp_path.rglob("evil.png")] and not (tmp_path / "in" / "target").exists()
 
 
-def test_an_interrupted_preparation_leaves_nothing(script, tmp_path, monkeypatch):
-    noise(tmp_path / "source")
+def test_interrupted_preparation_leaves_nothing(script, tmp_path, monkeypatch):
+    write_noise(tmp_path / "source")
     monkeypatch.setattr(script, "CHUNK", 192)
     monkeypatch.setattr(stores, "SHARD", 192)
-    whole = ImageFiles.__getitem__
+    read = ImageFiles.__getitem__
 
-    def late(self, index):
+    def interrupt(self, index):
         if index == 7:
             raise KeyboardInterrupt
-        return whole(self, index)
+        return read(self, index)
 
-    monkeypatch.setattr(ImageFiles, "__getitem__", late)
+    monkeypatch.setattr(ImageFiles, "__getitem__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         script.prepare(tmp_path / "source", tmp_path / "store")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+    assert file_names(tmp_path) == ["source"]
 
 
-def test_what_the_preparation_says(typed_words, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    noise(tmp_path / "source", 100, ["cat", "dog"])
+def test_preparation_messages(run_script, tmp_path, caplog):
+    write_noise(tmp_path / "source", 100, ["cat", "dog"])
     source, target = tmp_path / "source", tmp_path / "store"
     (source / "cat" / "000.png").write_text("hello")
-    status, _, error = typed_words(source, target, "--resolution=8")
+    status, _, error = run_script(source, target, "--resolution=8")
     assert status == 2 and "000.png cannot be read as an image" in error and not target.exists()
-    status, out, _ = typed_words(source, target, "--on-error=skip")
+    status, out, _ = run_script(source, target, "--on-error=skip")
     assert status == 0 and out.startswith("99 images of 3x8x8, 2 classes, 0.00 GiB, in ")
     assert f"next     python train.py data=store data.path={target} conditioner=label" in out
     (line,) = (message for message in caplog.messages if message.startswith("left"))
     assert line.startswith("left out 1 of 100 images; the first: ")
-    assert image_store(str(target), batch_size=2).train.size == 90
-    status, _, error = typed_words(source, target)
+    assert image_store(target).train.size == 90
+    status, _, error = run_script(source, target)
     assert status == 2 and "a store is never overwritten" in error
 
 
-def test_what_cannot_be_prepared_is_told_in_the_words_of_the_command(typed_words, tmp_path):
-    noise(tmp_path / "source", 100)
+def test_preparation_errors_name_command_line_options(run_script, tmp_path):
+    write_noise(tmp_path / "source", 100)
     (tmp_path / "text.zip").write_text("hello")
     for name in ("007", "008"):
-        write(tmp_path / "source" / f"{name}.png", size=(9, 8))
-    for overrides, told in [
+        write_image(tmp_path / "source" / f"{name}.png", size=(9, 8))
+    for options, message in [
         (["source"], "images are 8x8 (98), 9x8 (2), the first of another size "),
         (["source"], "; a model needs squares of one size; try --convert --resolution=8\n"),
         (
             ["source", "--resolution=8"],
-            "007.png is 9x8 RGB, and 8x8 RGB is wanted; try --convert --resolution=8\n",
+            "is 9x8 RGB, expected 8x8 RGB; try --convert --resolution=8",
         ),
         (["source", "--on-error=skip"], "at most 1% of 100 images, and 2 are bad; the first: "),
         (["source", "--background=whitish"], "error: background=whitish"),
         (["nowhere"], "nowhere is not there"),
         (["text.zip"], "text.zip cannot be unpacked as a .zip, .tar or .tar.gz"),
     ]:
-        status, _, error = typed_words(tmp_path / overrides[0], tmp_path / "store", *overrides[1:])
-        assert status == 2 and told in error and "Traceback" not in error
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source", "text.zip"]
+        status, _, error = run_script(tmp_path / options[0], tmp_path / "store", *options[1:])
+        assert status == 2 and message in error and "Traceback" not in error
+    assert file_names(tmp_path) == ["source", "text.zip"]

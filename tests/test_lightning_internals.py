@@ -28,6 +28,8 @@ class Module(L.LightningModule):
 class Data(L.LightningDataModule):
     """Eight batches for training, two for validation."""
 
+    data = "data"
+
     def train_dataloader(self):
         return torch.utils.data.DataLoader(torch.ones(8, 1))
 
@@ -77,9 +79,9 @@ def test_callbacks_are_those_of_the_trainer():
 
 
 def test_datamodule_is_that_of_fit():
-    trainer, data = trainer_of(), Data()
-    trainer.fit(Module(), data)
-    assert lightning_internals.datamodule(trainer) is data
+    trainer = trainer_of()
+    trainer.fit(Module(), Data())
+    assert lightning_internals.datamodule(trainer) is Data.data
 
 
 def test_max_steps_can_be_set():

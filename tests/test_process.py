@@ -20,11 +20,11 @@ def at(*numbers):
 
 @functools.cache
 def single_steps(name):
-    """Gain and variance of each q(x_t | x_{t-1}), t = 1..1000, in numpy, from the papers' formulas."""
+    """Return gain and variance of each q(x_t | x_{t-1}), t = 1..1000, by the papers' formulas."""
     f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     if name == "geometric":
-        noise = np.concatenate([[0], 0.01 * 5000 ** (np.arange(1000) / 999)])
-        return np.ones(1000), np.diff(noise**2)
+        sigma = np.concatenate([[0], 0.01 * 5000 ** (np.arange(1000) / 999)])
+        return np.ones(1000), np.diff(sigma**2)
     betas = {
         "linear": np.linspace(1e-4, 0.02, 1000),
         "quadratic": np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2,
@@ -34,111 +34,96 @@ def single_steps(name):
 
 
 def chain(name, t, s):
-    """Gain and variance of q(x_t | x_s), by composing single steps."""
+    """Return gain and variance of q(x_t | x_s) by composing single steps."""
     gain, variance = 1.0, 0.0
-    for step_gain, step_variance in zip(
-        *(numbers[s:t] for numbers in single_steps(name)), strict=True
-    ):
+    steps = zip(*(numbers[s:t] for numbers in single_steps(name)), strict=True)
+    for step_gain, step_variance in steps:
         gain, variance = gain * step_gain, variance * step_gain**2 + step_variance
     return gain, variance
 
 
 @EVERY_PROCESS
 @pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_one_time_for_all_samples_is_that_time_for_each(name, t, s):
+def test_scalar_time_equals_time_per_sample(name, t, s):
     process, x0, x_t = PROCESSES[name], *torch.randn(2, 3, 1, 2, 2)
-    everyones, each = (torch.tensor(t), torch.tensor(s)), (torch.full((3,), t), torch.full((3,), s))
-    for found, expected in zip(
-        *(
-            (
-                *process.posterior(x0, x_t, *at),
-                process.ddim_update(x_t, x0, *at),
-                process.diffuse(x0, x_t, at[0]),
-            )
-            for at in (everyones, each)
-        ),
-        strict=True,
-    ):
-        assert torch.equal(found.expand_as(expected), expected)
+
+    def outputs(t, s):
+        posterior = process.posterior(x0, x_t, t, s)
+        return (*posterior, process.ddim_update(x_t, x0, t, s), process.diffuse(x0, x_t, t))
+
+    scalar = outputs(torch.tensor(t), torch.tensor(s))
+    per_sample = outputs(torch.full((3,), t), torch.full((3,), s))
+    for result, expected in zip(scalar, per_sample, strict=True):
+        assert torch.equal(result.expand_as(expected), expected)
 
 
 @EVERY_PROCESS
 @pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_posterior_is_bayes_rule_on_the_chain(name, t, s):
+def test_posterior_matches_bayes_rule_on_the_chain(name, t, s):
     process = PROCESSES[name]
     (gain, beta), (a, v) = chain(name, t, s), chain(name, s, 0)
-    # x_s = a x0 + sqrt(v) z and x_t = gain x_s + sqrt(beta) z': condition the one on the other.
-    kalman = v * gain / (gain**2 * v + beta)
-    beta_tilde = v * beta / (gain**2 * v + beta)
+    # Condition x_s = a x0 + sqrt(v) z on x_t = gain x_s + sqrt(beta) z'.
+    total = gain**2 * v + beta
+    kalman, beta_tilde = v * gain / total, v * beta / total
     assert process.beta(at(t), at(s)).item() == pytest.approx(beta, rel=1e-9)
     assert process.beta_tilde(at(t), at(s)).item() == pytest.approx(beta_tilde, rel=1e-9)
     assert process.posterior_coef_xt(at(t), at(s)).item() == pytest.approx(kalman, rel=1e-9)
-    assert process.posterior_coef_x0(at(t), at(s)).item() == pytest.approx(
-        a * beta / (gain**2 * v + beta), rel=1e-9
-    )
-    x0, x_t = (
-        torch.tensor([[0.3]], dtype=torch.float64),
-        torch.tensor([[-1.1]], dtype=torch.float64),
-    )
+    coef_x0 = process.posterior_coef_x0(at(t), at(s)).item()
+    assert coef_x0 == pytest.approx(a * beta / total, rel=1e-9)
+    x0, x_t = torch.tensor([[[0.3]], [[-1.1]]], dtype=torch.float64)
     mean = a * 0.3 + kalman * (-1.1 - gain * a * 0.3)
     assert process.posterior_mean(x0, x_t, at(t), at(s)).item() == pytest.approx(mean, rel=1e-7)
     posterior = process.posterior(x0, x_t, at(t), at(s))
-    assert (
-        posterior.mean.item() == pytest.approx(mean, rel=1e-7)
-        and torch.isfinite(posterior.log_var).all()
-    )
+    assert posterior.mean.item() == pytest.approx(mean, rel=1e-7)
+    assert torch.isfinite(posterior.log_var).all()
     if s > 0:
         assert posterior.log_var.item() == pytest.approx(np.log(beta_tilde), abs=1e-9)
 
 
 @EVERY_PROCESS
-def test_posterior_is_the_same_in_float32(name):
+def test_posterior_mean_in_float32(name):
     process, x = PROCESSES[name], torch.randn(2, len(PAIRS), 1, 2, 2)
     t, s = torch.tensor(PAIRS).T
-    exact = process.posterior_mean(*x.double(), t, s)
-    torch.testing.assert_close(
-        process.posterior_mean(*x, t, s).double(), exact, rtol=1e-5, atol=1e-5
-    )
+    exact, mean = process.posterior_mean(*x.double(), t, s), process.posterior_mean(*x, t, s)
+    torch.testing.assert_close(mean.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @EVERY_PROCESS
 @pytest.mark.parametrize("t", [1, 500, 1000])
-def test_diffuse_is_the_chain_of_single_steps(name, t):
+def test_diffuse_matches_chain_of_single_steps(name, t):
     gain, variance = chain(name, t, 0)
     process, x0 = PROCESSES[name], torch.tensor([[0.5]], dtype=torch.float64)
-    assert process.diffuse(x0, torch.zeros(1, 1), at(t)).item() == pytest.approx(
-        0.5 * gain, rel=1e-9
-    )
-    assert process.diffuse(0 * x0, torch.ones(1, 1), at(t)).item() == pytest.approx(
-        variance**0.5, rel=1e-9
-    )
+    x_t = process.diffuse(x0, torch.zeros(1, 1), at(t))
+    assert x_t.item() == pytest.approx(0.5 * gain, rel=1e-9)
+    x_t = process.diffuse(0 * x0, torch.ones(1, 1), at(t))
+    assert x_t.item() == pytest.approx(variance**0.5, rel=1e-9)
     assert process.log_snr(at(t)).item() == pytest.approx(np.log(gain**2 / variance), rel=1e-9)
     assert process.scale(at(t)).item() == pytest.approx((gain**2 + variance) ** 0.5, rel=1e-9)
 
 
-def test_diffuse_has_the_signal_of_the_root_of_alpha_bar():
+def test_diffuse_scales_x0_by_sqrt_alpha_bar():
     process, x0 = PROCESSES["linear"], torch.full((200_000, 1), 0.5)
     x_t = process.diffuse(x0, torch.randn_like(x0), torch.full((len(x0),), 300))
     alpha_bar = process.table[300, 0].item() ** 2
     assert x_t.mean().item() == pytest.approx(0.5 * alpha_bar**0.5, abs=0.01)
     assert x_t.var().item() == pytest.approx(1 - alpha_bar, abs=0.01)
-    assert abs(x_t.mean().item() - 0.5 * alpha_bar) > 0.05, "the slip alpha_bar x_0 would be seen"
+    assert abs(x_t.mean().item() - 0.5 * alpha_bar) > 0.05, "must differ from alpha_bar x_0"
 
 
 @EVERY_PROCESS
-def test_x0_and_eps_invert_diffuse_and_the_score_follows(name):
+def test_x0_eps_and_score_invert_diffuse(name):
     process = PROCESSES[name]
     x0, eps = torch.randn(2, 4, 1, 2, 2, dtype=torch.float64)
     t = at(1, 10, 500, 1000)
     x_t = process.diffuse(x0, eps, t)
     torch.testing.assert_close(process.x0(x_t, eps, t), x0)
     torch.testing.assert_close(process.eps(x_t, x0, t), eps)
-    noise = process.alpha_sigma(t)[1].view(4, 1, 1, 1)
-    torch.testing.assert_close(process.score(x_t, x0, t), -eps / noise)
+    sigma = process.alpha_sigma(t)[1].view(4, 1, 1, 1)
+    torch.testing.assert_close(process.score(x_t, x0, t), -eps / sigma)
 
 
 @EVERY_PROCESS
-def test_the_score_is_the_gradient_of_the_log_density(name):
+def test_score_is_gradient_of_log_density(name):
     process, x0, t = PROCESSES[name], torch.tensor([[0.4, -2.0]], dtype=torch.float64), at(123)
     gain, variance = chain(name, 123, 0)
     x_t = torch.tensor([[0.1, 1.5]], dtype=torch.float64, requires_grad=True)
@@ -147,7 +132,7 @@ def test_the_score_is_the_gradient_of_the_log_density(name):
 
 
 @pytest.mark.parametrize("step", [1, 500, 1000])
-def test_a_chain_begins_with_the_variance_of_data_of_unit_variance(step):
+def test_prior_variance(step):
     z = torch.randn(3, 1, 2, 2)
     t = torch.full((3,), step)
     torch.testing.assert_close(PROCESSES["cosine"].prior(z, t), z)
@@ -156,33 +141,32 @@ def test_a_chain_begins_with_the_variance_of_data_of_unit_variance(step):
 
 
 @EVERY_PROCESS
-def test_the_last_log_variance_is_that_of_the_next_step(name):
+def test_log_beta_tilde_at_the_data_is_that_of_the_next_step(name):
     process = PROCESSES[name]
     for t in (1, 50, 400):
         (gain, beta), (_, v) = chain(name, 2 * t, t), chain(name, t, 0)
         expected = np.log(v * beta / (gain**2 * v + beta))
         assert process.log_beta_tilde(at(t), at(0)).item() == pytest.approx(expected, abs=1e-9)
     # T = 1000 has no next step of 600 or 1000.
-    clamped = process.beta_tilde(at(1000), at(600)).log()
-    assert process.log_beta_tilde(at(600), at(0)).item() == pytest.approx(clamped.item(), abs=1e-12)
-    assert process.log_beta_tilde(at(1000), at(0)).item() == pytest.approx(
-        np.log(chain(name, 1000, 0)[1]), abs=1e-9
-    )
+    for t, expected in (
+        (600, process.beta_tilde(at(1000), at(600)).log().item()),
+        (1000, np.log(chain(name, 1000, 0)[1])),
+    ):
+        assert process.log_beta_tilde(at(t), at(0)).item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_times_of_a_batch_do_not_mix():
+def test_batch_rows_are_independent():
     process, x = PROCESSES["linear"], torch.randn(2, len(PAIRS), 1, 2, 2, dtype=torch.float64)
     t, s = torch.tensor(PAIRS).T
-    together = process.posterior(*x, t, s)
+    batch = process.posterior(*x, t, s)
     for i in range(len(PAIRS)):
         row = slice(i, i + 1)
-        alone = process.posterior(x[0, row], x[1, row], t[row], s[row])
-        assert torch.equal(together.mean[row], alone.mean) and torch.equal(
-            together.log_var[row], alone.log_var
-        )
+        single = process.posterior(x[0, row], x[1, row], t[row], s[row])
+        assert torch.equal(batch.mean[row], single.mean)
+        assert torch.equal(batch.log_var[row], single.log_var)
 
 
-def test_tables_are_float64_whatever_the_model_and_stay_out_of_checkpoints():
+def test_table_is_float64_and_not_in_checkpoints():
     process = ForwardProcess(linear())
     assert process.table.dtype == torch.float64 and process.table.shape == (1001, 4)
     assert process.state_dict() == {}

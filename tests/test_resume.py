@@ -174,7 +174,7 @@ def test_a_file_that_is_not_read_in_time_is_named(bench):
 
     _, status, said = spent(bench, STREAMED, slow, "data.workers=1")
     assert status == 124 and re.search(
-        r"error: data: nothing was read for 1 s; awaited are \S+\.png, ", said
+        r"error: data: nothing was read for 1 s; pending are \S+\.png, ", said
     ), said
 
 
@@ -254,11 +254,11 @@ def test_only_the_same_command_goes_on(bench, stopped, typed, monkeypatch, tmp_p
     assert status == 2 and "hydra.run.dir= names no folder" in error
     status, _, error = typed("train", *overrides, "resume=null", f"hydra.run.dir={run}")
     assert status == 2 and f"hydra.run.dir={run} holds one" in error, error
-    begun = {*run.parent.iterdir()}
+    restored = {*run.parent.iterdir()}
     assert (
         typed("train", *overrides, "resume=null", "trainer.max_steps=1")[0] == 0
     )  # as it says, a new one
-    assert len({*run.parents[1].glob("*/*")} - begun) == 1
+    assert len({*run.parents[1].glob("*/*")} - restored) == 1
 
 
 @pytest.mark.slow

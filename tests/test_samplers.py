@@ -1,4 +1,4 @@
-"""Samplers on data whose denoiser is exact: the law of what comes out is known."""
+"""Samplers with analytic denoisers, for which the distribution of the samples is known."""
 
 import itertools
 import random
@@ -9,37 +9,38 @@ import torch
 from conftest import composed, options
 from hydra.utils import instantiate
 
-from ddpm_lab.diffusion import analytic_denoisers
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
+from ddpm_lab.diffusion.analytic_propagation import propagate
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
 from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import DDIM, DDPM, slerp
-from ddpm_lab.diffusion.schedules import cosine, geometric, linear
+from ddpm_lab.diffusion.schedules import cosine, geometric, jsd, linear
 from ddpm_lab.diffusion.timestep_spacing import SPACINGS, timesteps
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde
 
 LINEAR = ForwardProcess(linear())
 
 
-def GaussianDenoiser(process, variance, mean=0.0, std=0.5):  # noqa: N802
-    """Exact, for one number x_0 ~ N(mean, std^2)."""
-    numbers = (
-        torch.tensor([mean], dtype=torch.float64),
-        torch.tensor([[std**2]], dtype=torch.float64),
-    )
-    return analytic_denoisers.GaussianDenoiser(process, variance, *numbers)
+def numbers(*values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
-def law(sampler, denoiser):
-    """Mean and standard deviation of the one number that comes out."""
-    mean, covariance = analytic_denoisers.propagate(sampler, denoiser)
+def gaussian(process, variance, mean=0.0, std=0.5):
+    """Return the exact denoiser of one number x_0 ~ N(mean, std^2)."""
+    return GaussianDenoiser(process, variance, numbers(mean), numbers([std**2]))
+
+
+def moments(sampler, denoiser):
+    """Return mean and standard deviation of a sample of one number."""
+    mean, covariance = propagate(sampler, denoiser)
     return mean.item(), covariance.item() ** 0.5
 
 
 STEPS = (10, 20, 50, 100, 1000)
-# Standard deviation of the samples for x_0 ~ N(0, 0.5^2), linear schedule, T = 1000: the order of DDIM's table 1.
+# Standard deviation of samples for x_0 ~ N(0, 0.5^2), linear schedule, T = 1000 (DDIM's table 1).
 TABLE = {
     "eta 0": (DDIM, {"eta": 0.0}, BetaTilde(), (0.3616, 0.4305, 0.4719, 0.4858, 0.4985)),
     "eta 0.5": (DDIM, {"eta": 0.5}, BetaTilde(), (0.3551, 0.4224, 0.4661, 0.4821, 0.4980)),
@@ -49,64 +50,55 @@ TABLE = {
     "optimal variance": (
         DDPM,
         {},
-        Analytic(GaussianDenoiser(LINEAR, BetaTilde()).mse()),
-        (0.4999, 0.4999, 0.4999, 0.4999, 0.4999),
+        Analytic(gaussian(LINEAR, BetaTilde()).mse()),
+        (0.4999,) * 5,
     ),
 }
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_the_analytic_table_of_ddim(row):
+def test_analytic_version_of_ddim_table_1(row):
     sampler, kwargs, variance, expected = TABLE[row]
-    denoiser = GaussianDenoiser(LINEAR, variance)
-    found = [law(sampler(steps=steps, clip=None, **kwargs), denoiser)[1] for steps in STEPS]
-    assert np.abs(np.array(found) - expected).max() < 5.1e-5
+    denoiser = gaussian(LINEAR, variance)
+    stds = [moments(sampler(steps=steps, clip=None, **kwargs), denoiser)[1] for steps in STEPS]
+    assert np.abs(np.array(stds) - expected).max() < 5.1e-5
 
 
-# Schedules that leave the data so fast that 200 steps are too coarse there.
+# Schedules for which 200 steps are too coarse near the data.
 COARSE = {"constant": 0.2, "warmup10": 0.12}
 
 
 @pytest.mark.parametrize("schedule", options("schedule"))
 @pytest.mark.parametrize("sampler", options("sampler"))
-def test_every_sampler_finds_the_data_on_every_schedule(sampler, schedule):
-    config = composed(
-        f"sampler={sampler}", f"schedule={schedule}", "sampler.steps=200", "sampler.clip=null"
-    )
-    denoiser = GaussianDenoiser(ForwardProcess(instantiate(config.schedule)), BetaTilde(), mean=0.3)
-    mean, std = law(instantiate(config.sampler), denoiser)
-    assert mean == pytest.approx(0.3, abs=0.01)  # what remains of x_T's mean
+def test_every_sampler_recovers_the_data_on_every_schedule(sampler, schedule):
+    process = ForwardProcess(instantiate(composed(f"schedule={schedule}").schedule))
+    sampler = instantiate(composed(f"sampler={sampler}").sampler, steps=200, clip=None)
+    mean, std = moments(sampler, gaussian(process, BetaTilde(), mean=0.3))
+    assert mean == pytest.approx(0.3, abs=0.01)
     assert std == pytest.approx(0.5, abs=COARSE.get(schedule, 0.065))
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "jsd", "geometric"])
+@pytest.mark.parametrize("schedule", [cosine, linear, jsd, geometric])
 @pytest.mark.parametrize("sampler", [Heun, DPMSolver])
-def test_solvers_do_not_blow_up_where_noise_falls_by_orders_of_magnitude_at_once(sampler, schedule):
-    denoiser = GaussianDenoiser(
-        ForwardProcess(instantiate(composed(f"schedule={schedule}").schedule)), BetaTilde()
-    )
-    made = sampler(steps=25, spacing="uniform", clip=None)
-    assert law(made, denoiser)[1] == pytest.approx(0.5, abs=0.1)
-    start = made.prior(denoiser.process, torch.ones(1, 1, dtype=torch.float64))
-    trajectory = [x.abs().item() for _, x in made.trajectory(denoiser, start)]
-    assert max(trajectory) <= start.item() * 1.01, (
-        "no stop lies further out than the noise it came from"
-    )
+def test_solvers_are_stable_in_the_first_step(sampler, schedule):
+    denoiser = gaussian(ForwardProcess(schedule()), BetaTilde())
+    sampler = sampler(steps=25, spacing="uniform", clip=None)
+    assert moments(sampler, denoiser)[1] == pytest.approx(0.5, abs=0.1)
+    start = sampler.prior(denoiser.process, torch.ones(1, 1, dtype=torch.float64))
+    trajectory = [x.abs().item() for _, x in sampler.trajectory(denoiser, start)]
+    assert max(trajectory) <= start.item() * 1.01, "x_t is bounded by x_T"
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine])
 @pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (Heun, 2), (DPMSolver, 2)])
 def test_solvers_converge_at_their_order(sampler, order, schedule):
-    # Even chains, below the last steps of cosine, which are cut at beta = 0.999 and so cannot be refined.
-    # Differences of successive refinements are free of what the last step, which is always the same, leaves.
-    denoiser, top = (
-        GaussianDenoiser(ForwardProcess(schedule(4000)), BetaTilde()),
-        4000 if schedule is linear else 3600,
-    )
-    stds = []
+    # Even chains, below the last steps of cosine, whose beta is clipped and cannot be refined.
+    # Differences of successive refinements cancel the error of the last step, which is constant.
+    denoiser = gaussian(ForwardProcess(schedule(4000)), BetaTilde())
+    top, stds = 4000 if schedule is linear else 3600, []
     for steps in (80, 160, 320, 640):
         times = [round(1 + (top - 1) * (steps - i) / steps) for i in range(steps + 1)]
-        stds.append(law(sampler(spacing=[*times, 0], clip=None), denoiser)[1])
+        stds.append(moments(sampler(spacing=[*times, 0], clip=None), denoiser)[1])
     gaps = np.abs(np.diff(stds))
     assert np.log2(gaps[:-1] / gaps[1:]) == pytest.approx([order, order], abs=0.3)
 
@@ -122,11 +114,10 @@ def test_solvers_converge_at_their_order(sampler, order, schedule):
     ],
 )
 @pytest.mark.parametrize("schedule", [linear, geometric])
-def test_correlated_samples_have_the_propagated_law(sampler, schedule):
-    process, mean = ForwardProcess(schedule()), torch.tensor([0.3, -0.2], dtype=torch.float64)
-    covariance = torch.tensor([[0.25, 0.1], [0.1, 0.09]], dtype=torch.float64)
-    denoiser = analytic_denoisers.GaussianDenoiser(process, BetaTilde(), mean, covariance)
-    expected_mean, expected = analytic_denoisers.propagate(sampler, denoiser)
+def test_correlated_samples_have_the_propagated_moments(sampler, schedule):
+    process, covariance = ForwardProcess(schedule()), numbers([0.25, 0.1], [0.1, 0.09])
+    denoiser = GaussianDenoiser(process, BetaTilde(), numbers(0.3, -0.2), covariance)
+    expected_mean, expected = propagate(sampler, denoiser)
     x = sampler(denoiser, sampler.prior(process, torch.randn(40_000, 2, dtype=torch.float64)))
     size = expected.diagonal().max().item()
     torch.testing.assert_close(x.mean(0), expected_mean, rtol=0, atol=5 * (size / 40_000) ** 0.5)
@@ -134,159 +125,136 @@ def test_correlated_samples_have_the_propagated_law(sampler, schedule):
 
 
 def test_sigma_hat_is_ddpm_with_beta():
-    denoiser, x = GaussianDenoiser(LINEAR, Beta()), torch.randn(5, 1, dtype=torch.float64)
-    made = [
-        sampler(denoiser, x, noise=PerSampleGenerator(0, range(5)))
-        for sampler in (DDPM(steps=40), DDIM(steps=40, eta=1.0, sigma_hat=True))
-    ]
-    torch.testing.assert_close(*made)
+    denoiser, x = gaussian(LINEAR, Beta()), torch.randn(5, 1, dtype=torch.float64)
+    samplers = DDPM(steps=40), DDIM(steps=40, eta=1.0, sigma_hat=True)
+    samples = [s(denoiser, x, noise=PerSampleGenerator(0, range(5))) for s in samplers]
+    torch.testing.assert_close(*samples)
 
 
-def test_encoding_and_decoding_meet_as_steps_grow():
-    denoiser, x = (
-        GaussianDenoiser(LINEAR, BetaTilde()),
-        torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None],
-    )
-    errors = []
+def test_encode_decode_error_falls_with_steps():
+    denoiser, errors = gaussian(LINEAR, BetaTilde()), []
+    x = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None]
     for steps in (50, 100, 200):
         sampler = DDIM(steps=steps, clip=None)
         x_T = list(sampler.encode(denoiser, x))[-1][1]
         errors.append((sampler(denoiser, x_T) - x).abs().max().item())
-    assert (
-        errors[0] / errors[1] == pytest.approx(2, abs=0.3) == errors[1] / errors[2]
-        and errors[2] < 0.03
-    )
-    assert x_T.std() == pytest.approx(2 * x.std().item(), rel=0.05), (
-        "N(0, 0.5^2) is carried to N(0, 1)"
-    )
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.3) == errors[1] / errors[2]
+    assert errors[2] < 0.03
+    assert x_T.std() == pytest.approx(2 * x.std().item(), rel=0.05), "N(0, 0.5^2) to N(0, 1)"
 
 
 @pytest.mark.parametrize("sampler", [DDPM(), DDIM(eta=0.5), Heun()])
-def test_a_sampler_with_noise_has_no_way_back(sampler):
+def test_encode_requires_a_deterministic_sampler(sampler):
     with pytest.raises(ValueError, match="cannot be run backwards"):
-        list(sampler.encode(GaussianDenoiser(LINEAR, BetaTilde()), torch.zeros(1, 1)))
+        list(sampler.encode(gaussian(LINEAR, BetaTilde()), torch.zeros(1, 1)))
 
 
-def test_a_dynamic_threshold_scales_the_quantile_to_the_bound():
-    numbers = torch.full((10,), 3.0, dtype=torch.float64), 0.25 * torch.eye(10, dtype=torch.float64)
-    denoiser, x = (
-        analytic_denoisers.GaussianDenoiser(LINEAR, BetaTilde(), *numbers),
-        torch.randn(2, 10),
-    )
-    t = torch.tensor([400, 400])
-    loose = DDIM(clip=None).estimate(denoiser, x, t, Condition()).x0
-    bound = loose.abs().sort(1).values[:, 8:9].clamp(min=1)
-    found = DDIM(clip=1.0, dynamic_threshold=0.9).estimate(denoiser, x, t, Condition()).x0
-    torch.testing.assert_close(found, loose.clamp(-bound, bound) / bound)
-    wide = loose.abs().max().item() + 1
-    assert torch.equal(
-        DDIM(clip=wide, dynamic_threshold=0.9).estimate(denoiser, x, t, Condition()).x0, loose
-    )
+def test_dynamic_threshold_scales_the_quantile_to_the_bound():
+    mean, covariance = numbers(*[3.0] * 10), 0.25 * torch.eye(10, dtype=torch.float64)
+    denoiser = GaussianDenoiser(LINEAR, BetaTilde(), mean, covariance)
+    x, t = torch.randn(2, 10), torch.tensor([400, 400])
+
+    def x0(clip, quantile=None):
+        sampler = DDIM(clip=clip, dynamic_threshold=quantile)
+        return sampler.estimate(denoiser, x, t, Condition()).x0
+
+    unbounded = x0(None)
+    bound = unbounded.abs().sort(1).values[:, 8:9].clamp(min=1)
+    torch.testing.assert_close(x0(1.0, 0.9), unbounded.clamp(-bound, bound) / bound)
+    assert torch.equal(x0(unbounded.abs().max().item() + 1, 0.9), unbounded)
 
 
-def test_slerp_keeps_the_length_between_its_ends():
+def test_slerp_preserves_the_norm():
     a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    made = slerp(a, b, torch.linspace(0, 1, 5))
-    torch.testing.assert_close(made.flatten(1).norm(dim=1), torch.full((5,), 3.0))
-    torch.testing.assert_close(made[0], a)
-    torch.testing.assert_close(made[-1], b)
+    path = slerp(a, b, torch.linspace(0, 1, 5))
+    torch.testing.assert_close(path.flatten(1).norm(dim=1), torch.full((5,), 3.0))
+    torch.testing.assert_close(path[0], a)
+    torch.testing.assert_close(path[-1], b)
     torch.testing.assert_close(slerp(a, a, torch.tensor([0.3]))[0], a)
 
 
 @pytest.mark.parametrize("last", [1, 2, 3, 10, 100])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_every_spacing_visits_as_many_times_as_it_is_asked(spacing, last):
+def test_every_spacing_has_the_requested_steps(spacing, last):
     for steps in range(1, last + 1):
         times = timesteps(last, steps, spacing)
         assert len(times) == steps + 1 and times[-1] == 0 and 1 <= times[-2] <= times[0] <= last
         assert all(t > s for t, s in itertools.pairwise(times))
 
 
-def test_spacings_are_those_of_the_papers():
+def test_spacing_examples():
     assert timesteps(1000, 4, "leading") == [751, 501, 251, 1, 0]
     assert timesteps(1000, 4, "trailing") == [1000, 750, 500, 250, 0]
-    assert (
-        timesteps(1000, 10, "quadratic")[:-1]
-        == [int(r**2) + 1 for r in np.linspace(0, 800**0.5, 10)][::-1]
-    )
+    squares = [int(r**2) + 1 for r in np.linspace(0, 800**0.5, 10)]
+    assert timesteps(1000, 10, "quadratic") == [*reversed(squares), 0]
     assert timesteps(100, None, "3,2") == [100, 51, 50, 25, 1, 0]
-    assert (
-        timesteps(1000, 250, "90,60,60,20,20")[0] == 1000
-        and len(timesteps(1000, 250, "90,60,60,20,20")) == 251
-    )
+    times = timesteps(1000, 250, "90,60,60,20,20")
+    assert times[0] == 1000 and len(times) == 251
 
 
 def space_timesteps(last, text):
-    """Restatement of improved-diffusion's function of this name, which counts times from 0."""
+    """improved-diffusion's function of this name, which counts times from 0."""
     if text.startswith("ddim"):
         for stride in range(1, last):
             if len(range(0, last, stride)) == int(text[4:]):
                 return {*range(0, last, stride)}
         raise ValueError
     counts = [int(count) for count in text.split(",")]
-    chosen, start = set(), 0
+    times, start = set(), 0
     for i, count in enumerate(counts):
         size = last // len(counts) + (i < last % len(counts))
         if count > size:
             raise ValueError
         stride, offset = 1 if count <= 1 else (size - 1) / (count - 1), 0.0
         for _ in range(count):
-            chosen.add(start + round(offset))
+            times.add(start + round(offset))
             offset += stride
         start += size
-    return chosen
+    return times
 
 
 @pytest.mark.parametrize("last", [1, 2, 7, 50, 99, 100, 101, 300, 1000, 4000])
-def test_sections_are_those_of_improved_diffusion(last):
+def test_sections_match_improved_diffusion(last):
     generator = random.Random(last)
-    texts = [
-        f"{count}"
-        for count in {1, 2, last // 2, last, *(generator.randint(1, last) for _ in range(60))}
-        if 1 <= count <= last
-    ]
+    counts = {1, 2, last // 2, last, *(generator.randint(1, last) for _ in range(60))}
+    texts = [f"{count}" for count in counts if 1 <= count <= last]
     for parts in (2, 3, 5):
         texts += [
             ",".join(f"{generator.randint(1, last // parts)}" for _ in range(parts))
             for _ in range(40 if last >= parts else 0)
         ]
     for text in [*texts, *(["10,15,20"] if last == 300 else [])]:
-        assert timesteps(last, None, text) == [
-            *sorted((t + 1 for t in space_timesteps(last, text)), reverse=True),
-            0,
-        ], text
+        times = sorted((t + 1 for t in space_timesteps(last, text)), reverse=True)
+        assert timesteps(last, None, text) == [*times, 0], text
 
 
 @pytest.mark.parametrize("last", [2, 7, 100, 1000])
-def test_ddim_n_is_that_of_improved_diffusion(last):
+def test_ddim_n_matches_improved_diffusion(last):
     for count in range(1, last + 1):
         try:
-            wanted = sorted((t + 1 for t in space_timesteps(last, f"ddim{count}")), reverse=True)
+            times = sorted((t + 1 for t in space_timesteps(last, f"ddim{count}")), reverse=True)
         except ValueError:
             with pytest.raises(ValueError, match=rf"spacing=ddim{count} needs an integer stride"):
                 timesteps(last, None, f"ddim{count}")
         else:
-            assert timesteps(last, None, f"ddim{count}") == [*wanted, 0]
+            assert timesteps(last, None, f"ddim{count}") == [*times, 0]
 
 
 @pytest.mark.parametrize("last", [15, 100, 128, 1000, 4000])
-def test_spacings_are_those_of_the_code_that_they_name(last):
+def test_spacings_match_diffusers_and_ddim(last):
     for steps in range(1, last + 1, max(1, last // 150)):
-        assert timesteps(last, steps, "leading")[-2::-1] == [
-            1 + t for t in np.arange(steps) * (last // steps)
-        ]
+        leading = [1 + t for t in np.arange(steps) * (last // steps)]
+        assert timesteps(last, steps, "leading")[-2::-1] == leading
         trailing = np.round(np.arange(last, 0, -last / steps))
-        if (
-            len(trailing) == steps
-        ):  # rounding errors make diffusers take a step more for some numbers
+        if len(trailing) == steps:  # diffusers rounds to one step more for some numbers
             assert timesteps(last, steps, "trailing")[:-1] == [*trailing]
         squares = [int(r**2) + 1 for r in np.linspace(0, (0.8 * last) ** 0.5, steps)][::-1]
-        if steps > 1 and len({*squares}) == steps:  # DDIM's code visits repeated times repeatedly
+        if steps > 1 and len({*squares}) == steps:  # DDIM's code repeats times
             assert timesteps(last, steps, "quadratic")[:-1] == squares
 
 
 @pytest.mark.parametrize(
-    ("steps", "spacing", "told"),
+    ("steps", "spacing", "message"),
     [
         (251, "90,60,60,20,20", "makes 250 steps"),
         (None, "300,10,10,10,10", "300 times in a section"),
@@ -296,14 +264,14 @@ def test_spacings_are_those_of_the_code_that_they_name(last):
         (None, [1001, 0], "must descend"),
     ],
 )
-def test_spacings_that_cannot_be_are_refused(steps, spacing, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_spacings_raise(steps, spacing, message):
+    with pytest.raises(ValueError, match=message):
         timesteps(1000, steps, spacing)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, 100])
-def test_ddim_is_song_et_als_recursion(eta, steps):
+def test_ddim_matches_the_recursion_of_song_et_al(eta, steps):
     process = ForwardProcess(cosine())
     sampler = DDIM(steps=steps, eta=eta, clip=None)
     times, ab, variance = sampler.timesteps(1000), process.table[:, 0].numpy() ** 2, 1.0
@@ -313,31 +281,28 @@ def test_ddim_is_song_et_als_recursion(eta, steps):
         eps = (1 - np.sqrt(ab[t]) * gain) / np.sqrt(1 - ab[t])
         slope = np.sqrt(ab[s]) * gain + np.sqrt(max(1 - ab[s] - sigma2, 0)) * eps
         variance = slope**2 * variance + sigma2
-    assert law(sampler, GaussianDenoiser(process, BetaTilde()))[1] == pytest.approx(
-        variance**0.5, rel=1e-9
-    )
+    std = moments(sampler, gaussian(process, BetaTilde()))[1]
+    assert std == pytest.approx(variance**0.5, rel=1e-9)
 
 
 def test_ddim_with_eta_1_is_ddpm_with_beta_tilde():
-    denoiser, x = GaussianDenoiser(LINEAR, BetaTilde()), torch.randn(5, 1, dtype=torch.float64)
-    made = [
-        sampler(steps=40)(denoiser, x, noise=PerSampleGenerator(0, range(5)))
-        for sampler in (DDPM, lambda **kwargs: DDIM(eta=1.0, **kwargs))
-    ]
-    torch.testing.assert_close(*made)
+    denoiser, x = gaussian(LINEAR, BetaTilde()), torch.randn(5, 1, dtype=torch.float64)
+    samplers = DDPM(steps=40), DDIM(steps=40, eta=1.0)
+    samples = [s(denoiser, x, noise=PerSampleGenerator(0, range(5))) for s in samplers]
+    torch.testing.assert_close(*samples)
 
 
 @pytest.mark.parametrize("sampler", [DDPM(steps=30, clip=None), DDIM(steps=30, eta=0.5, clip=None)])
-def test_samples_have_the_law(sampler):
-    denoiser = GaussianDenoiser(LINEAR, Beta(), mean=0.3)
-    mean, std = law(sampler, denoiser)
+def test_samples_have_the_propagated_moments(sampler):
+    denoiser = gaussian(LINEAR, Beta(), mean=0.3)
+    mean, std = moments(sampler, denoiser)
     x = sampler(denoiser, torch.randn(100_000, 1))
     assert x.mean().item() == pytest.approx(mean, abs=4 * std / 100_000**0.5)
     assert x.std().item() == pytest.approx(std, rel=4 / 200_000**0.5)
 
 
 @pytest.mark.parametrize("last", [1, 2, 10, 1000])
-def test_any_number_of_steps_descends_to_the_data(last):
+def test_timesteps_descend_to_0_for_any_number_of_steps(last):
     for steps in range(1, last + 1):
         times = DDPM(steps=steps).timesteps(last)
         assert times[0] == last and times[-1] == 0 and len(times) == steps + 1
@@ -346,95 +311,86 @@ def test_any_number_of_steps_descends_to_the_data(last):
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_other_numbers_of_steps_are_refused(steps):
+def test_invalid_steps_raise(steps):
     with pytest.raises(ValueError, match=r"steps must lie in 1\.\.1000"):
         DDPM(steps=steps).timesteps(1000)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
-def test_eta_outside_0_1_is_refused(eta):
+def test_invalid_eta_raises(eta):
     with pytest.raises(ValueError, match="eta"):
         DDIM(eta=eta)
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
-def test_a_bound_that_is_none_is_refused(clip):
+def test_invalid_clip_raises(clip):
     with pytest.raises(ValueError, match="clip"):
         DDPM(clip=clip)
 
 
-def test_the_last_step_adds_no_noise():
-    denoiser = GaussianDenoiser(LINEAR, Beta())
+def test_last_step_adds_no_noise():
+    denoiser = gaussian(LINEAR, Beta())
     x = torch.randn(3, 1)
-    one = DDPM(steps=1, clip=None)
-    torch.testing.assert_close(one(denoiser, x), denoiser(x, torch.full((3,), 1000)).x0)
+    sampler = DDPM(steps=1, clip=None)
+    torch.testing.assert_close(sampler(denoiser, x), denoiser(x, torch.full((3,), 1000)).x0)
 
 
 def test_clipping_bounds_x0_and_what_follows_from_it():
-    denoiser, x = GaussianDenoiser(LINEAR, BetaTilde(), mean=3.0), torch.randn(3, 1)
+    denoiser, x = gaussian(LINEAR, BetaTilde(), mean=3.0), torch.randn(3, 1)
     assert DDIM(steps=10, clip=1.0)(denoiser, x).abs().max() <= 1.0
     assert DDIM(steps=10, clip=None)(denoiser, x).abs().max() > 2.0
 
 
-TWO = [600, 300, 0]
+TWO_STEPS = [600, 300, 0]
 
 
 @pytest.mark.parametrize(
     "sampler",
     [
-        DDPM(spacing=TWO),
-        DDIM(spacing=TWO),
-        DDIM(spacing=TWO, eta=1.0),
-        Heun(spacing=TWO),
-        DPMSolver(spacing=TWO),
+        DDPM(spacing=TWO_STEPS),
+        DDIM(spacing=TWO_STEPS),
+        DDIM(spacing=TWO_STEPS, eta=1.0),
+        Heun(spacing=TWO_STEPS),
+        DPMSolver(spacing=TWO_STEPS),
     ],
 )
-def test_what_follows_from_a_clipped_x0_is_as_if_it_had_been_guessed(sampler):
-    far, x = (
-        GaussianDenoiser(LINEAR, BetaTilde(), mean=30.0, std=0.1),
-        torch.randn(3, 1, dtype=torch.float64),
-    )
-    at_bound = GaussianDenoiser(LINEAR, BetaTilde(), mean=1.0, std=0.0)
-    walks = [
-        list(sampler.trajectory(denoiser, x, noise=torch.ones_like)) for denoiser in (far, at_bound)
-    ]
-    for (_, clipped_modules), (_, wanted) in zip(*walks, strict=True):
-        torch.testing.assert_close(clipped_modules, wanted)
+def test_trajectory_of_a_clipped_x0(sampler):
+    outside = gaussian(LINEAR, BetaTilde(), mean=30.0, std=0.1)
+    at_bound = gaussian(LINEAR, BetaTilde(), mean=1.0, std=0.0)
+    x = torch.randn(3, 1, dtype=torch.float64)
+    trajectories = (sampler.trajectory(d, x, noise=torch.ones_like) for d in (outside, at_bound))
+    for (_, clipped), (_, expected) in zip(*trajectories, strict=True):
+        torch.testing.assert_close(clipped, expected)
 
 
-def test_a_samples_noise_does_not_depend_on_its_company():
+def test_per_sample_noise_is_independent_of_the_batch():
     like = torch.empty(4, 1, 3, 3)
-    together, alone = PerSampleGenerator(5, range(4)), PerSampleGenerator(5, [2])
+    batch, single = PerSampleGenerator(5, range(4)), PerSampleGenerator(5, [2])
     for _ in range(3):
-        assert torch.equal(together(like)[2:3], alone(like[:1]))
-    assert not torch.equal(
-        PerSampleGenerator(5, [0])(like[:1]), PerSampleGenerator(5, [1])(like[:1])
-    )
-    assert not torch.equal(
-        PerSampleGenerator(5, [1])(like[:1]), PerSampleGenerator(6, [0])(like[:1])
-    )
+        assert torch.equal(batch(like)[2:3], single(like[:1]))
+    a, b, c = (PerSampleGenerator(seed, [i])(like[:1]) for seed, i in ((5, 0), (5, 1), (6, 0)))
+    assert not torch.equal(a, b) and not torch.equal(b, c)
 
 
-def test_sample_noise_is_standard_normal():
-    drawn = PerSampleGenerator(0, range(2000))(torch.empty(2000, 100))
-    assert abs(drawn.mean().item()) < 0.01 and drawn.std().item() == pytest.approx(1, abs=0.01)
-    assert torch.corrcoef(drawn[:50]).triu(1).abs().max() < 0.5, "neighbouring seeds are unrelated"
+def test_per_sample_noise_is_standard_normal():
+    z = PerSampleGenerator(0, range(2000))(torch.empty(2000, 100))
+    assert abs(z.mean().item()) < 0.01 and z.std().item() == pytest.approx(1, abs=0.01)
+    assert torch.corrcoef(z[:50]).triu(1).abs().max() < 0.5, "neighbouring seeds are unrelated"
 
 
-def test_encoding_remembers_the_guess_before():
-    told = []
+def test_self_conditioning_in_encode():
+    calls = []
 
-    class Recalling(analytic_denoisers.GaussianDenoiser):
+    class SelfConditioning(GaussianDenoiser):
         self_conditioning = True
 
         def forward(self, x_t, t, cond=Condition()):
             estimate = super().forward(x_t, t)
-            told.append((cond.previous, estimate.x0))
+            calls.append((cond.previous_x0, estimate.x0))
             return estimate
 
-    law = torch.tensor([0.0], dtype=torch.float64), torch.tensor([[0.25]], dtype=torch.float64)
-    denoiser = Recalling(LINEAR, BetaTilde(), *law)
+    denoiser = SelfConditioning(LINEAR, BetaTilde(), numbers(0.0), numbers([0.25]))
     list(DDIM(steps=4, clip=None).encode(denoiser, torch.randn(3, 1, dtype=torch.float64)))
-    assert told[0][0] is None
-    for (_, before), (previous, _) in itertools.pairwise(told):
-        assert torch.equal(previous, before)
+    assert calls[0][0] is None
+    for (_, estimate), (previous, _) in itertools.pairwise(calls):
+        assert torch.equal(previous, estimate)

@@ -21,15 +21,14 @@ from ddpm_lab.diffusion.schedules import (
     warmup,
 )
 
-SCHEDULES = {
-    name: instantiate(composed(f"schedule={name}").schedule) for name in options("schedule")
-}
+CONFIGS = {name: composed(f"schedule={name}").schedule for name in options("schedule")}
+SCHEDULES = {name: instantiate(config) for name, config in CONFIGS.items()}
 PRESERVING = [name for name in SCHEDULES if name != "geometric"]
 BETAS = (linear, quadratic, sigmoid, constant, warmup)
 
 
 def betas_of_the_papers(name, steps, start=1e-4, end=0.02):
-    """Ho et al.'s `get_beta_schedule`, the DDIM code's sigmoid and improved-diffusion's cosine."""
+    """Return Ho et al.'s `get_beta_schedule`, DDIM's sigmoid or improved-diffusion's cosine."""
 
     def rising(share):
         betas = end * np.ones(steps)
@@ -53,17 +52,17 @@ def betas_of_the_papers(name, steps, start=1e-4, end=0.02):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_it_runs_from_the_data_to_noise(name):
-    alpha, noise = SCHEDULES[name]
-    assert (alpha[0], noise[0]) == (1, 0) and alpha.dtype == noise.dtype == torch.float64
-    assert (noise[1:] > noise[:-1]).all()
-    assert alpha[-1] ** 2 / (alpha[-1] ** 2 + noise[-1] ** 2) < 1e-3
+def test_schedule_runs_from_data_to_noise(name):
+    alpha, sigma = SCHEDULES[name]
+    assert (alpha[0], sigma[0]) == (1, 0) and alpha.dtype == sigma.dtype == torch.float64
+    assert (sigma[1:] > sigma[:-1]).all()
+    assert alpha[-1] ** 2 / (alpha[-1] ** 2 + sigma[-1] ** 2) < 1e-3
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_variance_is_preserved_or_explodes(name):
-    alpha, noise = SCHEDULES[name]
-    total = alpha**2 + noise**2
+def test_variance_is_preserved_or_explodes(name):
+    alpha, sigma = SCHEDULES[name]
+    total = alpha**2 + sigma**2
     if name == "geometric":
         assert (alpha == 1).all() and total[-1] == pytest.approx(2501)
     else:
@@ -73,53 +72,47 @@ def test_the_variance_is_preserved_or_explodes(name):
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("steps", [1000, 4000])
 @pytest.mark.parametrize("name", PRESERVING)
-def test_alpha_bar_is_the_product_of_the_alphas_of_the_papers(name, steps, rescale):
+def test_alpha_bar_matches_the_papers_betas(name, steps, rescale):
     scale = 1000 / steps if rescale else 1.0
-    choice = [f"schedule={name}", f"schedule.steps={steps}"]
+    overrides = {"steps": steps}
     if name not in ("jsd", "cosine"):
-        choice.append(f"schedule.rescale={rescale}")
+        overrides["rescale"] = rescale
     elif not rescale:
-        pytest.skip("it has no betas to rescale")
+        pytest.skip("no betas to rescale")
     betas = betas_of_the_papers(name, steps, 1e-4 * scale, 0.02 * scale)
-    alpha, noise = (number.numpy() for number in instantiate(composed(*choice).schedule))
+    alpha, sigma = (number.numpy() for number in instantiate(CONFIGS[name], **overrides))
     alpha_bar = np.concatenate([[1], np.cumprod(1 - betas)])
     assert np.abs(alpha**2 - alpha_bar).max() < 1e-10
-    assert np.abs(noise**2 - (1 - alpha_bar)).max() < 1e-10
-    assert np.abs(1 - (alpha[1:] / alpha[:-1]) ** 2 - betas).max() < 1e-10, (
-        "each step, also where little is left"
-    )
-    assert noise[1] ** 2 == pytest.approx(betas[0], rel=1e-12), (
-        "1 - alpha_bar_1 is beta_1, without cancellation"
-    )
+    assert np.abs(sigma**2 - (1 - alpha_bar)).max() < 1e-10
+    assert np.abs(1 - (alpha[1:] / alpha[:-1]) ** 2 - betas).max() < 1e-10
+    assert sigma[1] ** 2 == pytest.approx(betas[0], rel=1e-12), "no cancellation"
 
 
 @pytest.mark.parametrize("steps", [50, 1000, 4000])
-def test_cosine_is_nichol_and_dhariwals(steps):
+def test_cosine_matches_nichol_dhariwal(steps):
     t = np.arange(steps)
     f = np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     alpha_bar = cosine(steps).alpha.numpy() ** 2
-    assert np.abs(alpha_bar[:-1] - f / f[0]).max() < 1e-12, "only the last beta is cut"
+    assert np.abs(alpha_bar[:-1] - f / f[0]).max() < 1e-12, "only the last beta is clipped"
     assert alpha_bar[-1] / alpha_bar[-2] == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("steps", [1000, 4000])
-def test_jsd_loses_an_equal_share_of_the_signal_at_every_step(steps):
+def test_jsd_alpha_bar_is_linear(steps):
     alpha_bar = jsd(steps).alpha.numpy() ** 2
     assert np.abs(alpha_bar[:-1] - (1 - np.arange(steps) / steps)).max() < 1e-10
-    assert alpha_bar[-1] == pytest.approx(1e-3 / steps), (
-        "the last beta would be 1, and is cut at 0.999"
-    )
+    assert alpha_bar[-1] == pytest.approx(1e-3 / steps), "the last beta is clipped to 0.999"
 
 
 @pytest.mark.parametrize("steps", [2, 1000, 4000])
-def test_geometric_grows_in_equal_ratios(steps):
-    alpha, noise = (number.numpy() for number in geometric(steps))
+def test_geometric_sigma_grows_in_equal_ratios(steps):
+    alpha, sigma = (number.numpy() for number in geometric(steps))
     expected = 0.01 * 5000 ** (np.arange(steps) / (steps - 1))
-    assert np.abs(noise[1:] / expected - 1).max() < 1e-10 and noise[0] == 0 and (alpha == 1).all()
-    assert np.ptp(noise[2:] / noise[1:-1]) < 1e-10
+    assert np.abs(sigma[1:] / expected - 1).max() < 1e-10 and sigma[0] == 0 and (alpha == 1).all()
+    assert np.ptp(sigma[2:] / sigma[1:-1]) < 1e-10
 
 
-def test_rescaling_keeps_the_last_image_and_is_a_choice():
+def test_rescale_preserves_terminal_snr():
     at_1000 = linear(1000).alpha[-1] ** 2
     for steps in (100, 4000):
         assert 0.5 < linear(steps).alpha[-1] ** 2 / at_1000 < 1.1
@@ -129,61 +122,46 @@ def test_rescaling_keeps_the_last_image_and_is_a_choice():
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_one_step_is_a_chain(steps):
-    for schedule in (
-        *(f(steps, rescale=False) for f in BETAS),
-        cosine(steps),
-        jsd(steps),
-        geometric(steps),
-    ):
-        assert (
-            torch.isfinite(torch.stack(schedule)).all()
-            and len(schedule.alpha) == len(schedule.sigma) == steps + 1
-        )
+def test_chains_of_one_and_two_steps(steps):
+    unscaled = (f(steps, rescale=False) for f in BETAS)
+    for schedule in (*unscaled, cosine(steps), jsd(steps), geometric(steps)):
+        assert torch.isfinite(torch.stack(schedule)).all()
+        assert len(schedule.alpha) == len(schedule.sigma) == steps + 1
         assert (schedule.sigma[1:] > 0).all() and (schedule.alpha > 0).all()
     assert geometric(1).sigma[1] == 50 and jsd(1).alpha[1] ** 2 == pytest.approx(1e-3)
 
 
-def test_a_schedule_that_ends_in_signal_warns_with_the_figure(caplog):
+def test_nonzero_terminal_snr_warns_with_alpha_bar(caplog):
     with caplog.at_level(logging.WARNING):
         ForwardProcess(linear(100, rescale=False))
     (record,) = caplog.records
     assert "t = 100" in record.message and "alpha_bar = 0.36" in record.message
     assert np.prod(1 - np.linspace(1e-4, 0.02, 100)) == pytest.approx(0.36, abs=0.005)
     caplog.clear()
-    ForwardProcess(geometric(high=10.0))  # the share of signal is 1 / 101
+    ForwardProcess(geometric(high=10.0))
     assert "alpha_bar = 0.0099 is above 1e-3" in caplog.text
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_one_that_ends_in_noise_does_not_warn(name, caplog):
+def test_zero_terminal_snr_does_not_warn(name, caplog):
     with caplog.at_level(logging.WARNING):
         ForwardProcess(SCHEDULES[name])
     assert not caplog.records
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, float("nan")])
-def test_a_beta_outside_0_1_is_refused(beta):
+def test_from_betas_rejects_beta_outside_0_1(beta):
     with pytest.raises(ValueError, match="beta_2"):
         from_betas(torch.tensor([0.1, beta, 0.2], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
-    ("function", "kwargs", "told"),
+    ("function", "kwargs", "message"),
     [
-        *[
-            (function, {"steps": 0}, r"steps.*got 0")
-            for function in (*BETAS, cosine, jsd, geometric)
-        ],
-        *[
-            (function, {"start": 0.0}, r"^start.*got 0\b")
-            for function in (linear, quadratic, sigmoid, warmup)
-        ],
-        *[
-            (function, {"end": 1.0}, r"^end.*got 1\b")
-            for function in (linear, quadratic, sigmoid, warmup)
-        ],
-        *[(function, {"steps": 10}, r"steps=21") for function in BETAS],
+        *[(f, {"steps": 0}, r"steps.*got 0") for f in (*BETAS, cosine, jsd, geometric)],
+        *[(f, {"start": 0.0}, r"^start.*got 0\b") for f in (linear, quadratic, sigmoid, warmup)],
+        *[(f, {"end": 1.0}, r"^end.*got 1\b") for f in (linear, quadratic, sigmoid, warmup)],
+        *[(f, {"steps": 10}, r"steps=21") for f in BETAS],
         (linear, {"steps": 20}, r"^end=0\.02 rescaled to 20 steps"),
         (constant, {"beta": -0.1}, r"^beta.*got -0\.1"),
         (sigmoid, {"width": 0.0}, r"^width.*got 0\b"),
@@ -197,10 +175,10 @@ def test_a_beta_outside_0_1_is_refused(beta):
         (geometric, {"high": float("inf")}, "^low.*high=inf"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(function, kwargs, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_parameters_raise(function, kwargs, message):
+    with pytest.raises(ValueError, match=message):
         function(**kwargs)
 
 
-def test_the_least_number_of_steps_that_is_offered_works():
+def test_number_of_steps_in_the_hint_is_valid():
     assert torch.isfinite(linear(21).alpha).all()

@@ -18,6 +18,7 @@ from ddpm_lab.diffusion.timestep_samplers import Stratified
 from ddpm_lab.runs import weights
 from ddpm_lab.sampling.class_names import captions_differ
 from ddpm_lab.sampling.conditions import class_labels, low_res_conditions
+from ddpm_lab.systems.data_module import DataModule
 from ddpm_lab.systems.lr_schedules import Constant, Cosine
 from ddpm_lab.utils import safe_load
 
@@ -47,7 +48,7 @@ def fitted(tmp_path, *overrides, steps=8, callbacks=(), **kwargs):
         val_check_interval=kwargs.pop("val", 1000),
         **kwargs,
     )
-    trainer.fit(system, data)
+    trainer.fit(system, DataModule(data))
     return trainer, system
 
 
@@ -82,12 +83,12 @@ def test_half_of_the_draws_hear_a_guess_that_no_gradient_goes_through():
         torch.nn.init.normal_(parameter, std=0.1)
     some, t = to_batch(data.train.select(slice(2))), torch.full((2,), 300)
     draws = [system.noise_batch(some, t) for _ in range(200)]
-    told = [draw for draw in draws if draw.cond.previous is not None]
+    told = [draw for draw in draws if draw.cond.previous_x0 is not None]
     assert len(told) / 200 == pytest.approx(0.5, abs=0.1)
     draw = told[0]
-    expected = system.denoiser(draw.x_t, t, replace(draw.cond, previous=None)).x0.clamp(-1, 1)
-    torch.testing.assert_close(draw.cond.previous, expected.detach())
-    assert not draw.cond.previous.requires_grad and draw.cond.previous.abs().max() > 0.1
+    expected = system.denoiser(draw.x_t, t, replace(draw.cond, previous_x0=None)).x0.clamp(-1, 1)
+    torch.testing.assert_close(draw.cond.previous_x0, expected.detach())
+    assert not draw.cond.previous_x0.requires_grad and draw.cond.previous_x0.abs().max() > 0.1
 
 
 class Held(L.Callback):
@@ -339,7 +340,7 @@ def test_training_learns_the_digits(tmp_path, prediction):
         default_root_dir=tmp_path,
         limit_val_batches=0,
     )
-    trainer.fit(system, data)
+    trainer.fit(system, DataModule(data))
     # 0.53, 0.42 and 0.45 of the start were measured after 200 steps; a network that learns nothing stays at 1.
     assert loss() < 0.7 * before
 

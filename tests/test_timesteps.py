@@ -1,4 +1,4 @@
-"""At which times training looks: the laws, and what importance sampling remembers, by brute force."""
+"""Timestep samplers: their distributions, and importance sampling against a reference."""
 
 import io
 
@@ -18,8 +18,8 @@ SAMPLERS = {
 }
 
 
-class Remembers:
-    """Importance sampling with a list per time."""
+class ReferenceImportance:
+    """Importance sampling with one list per time."""
 
     def __init__(self, steps, history, uniform):
         self.steps, self.history, self.uniform = steps, history, uniform
@@ -36,8 +36,8 @@ class Remembers:
         return (1 - self.uniform) * size / size.sum() + self.uniform / self.steps
 
 
-def taught(sampler, rounds, size=32, seed=0):
-    """What `rounds` batches teach, with losses that grow with t."""
+def update(sampler, rounds, size=32, seed=0):
+    """Update `sampler` with `rounds` batches of losses that grow with t, and return it."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(rounds):
         t = torch.randint(1, sampler.steps + 1, (size,), generator=generator)
@@ -46,7 +46,7 @@ def taught(sampler, rounds, size=32, seed=0):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_times_are_1_to_the_last_and_as_yet_uniform_with_weight_1(name):
+def test_initial_times_are_uniform_with_weight_1(name):
     sampler = SAMPLERS[name](7)
     t, weight = sampler(70_000, CPU)
     assert t.dtype == torch.int64 and (weight == 1).all()
@@ -55,55 +55,50 @@ def test_times_are_1_to_the_last_and_as_yet_uniform_with_weight_1(name):
 
 
 @pytest.mark.parametrize("size", [1, 7, 10, 64])
-def test_stratified_times_fill_equal_strata_evenly(size):
-    seen = torch.zeros(11, dtype=torch.int64)
+def test_stratified_times_fill_the_strata_evenly(size):
+    total = torch.zeros(11, dtype=torch.int64)
     for _ in range(2000):
         t, _ = Stratified(10)(size, CPU)
         counts = t.bincount(minlength=11)
-        seen += counts
-        # So many places at equal strides fall into a stratum; none has one more than it must.
+        total += counts
         assert set(counts[1:].tolist()) <= {size // 10, -(-size // 10)}
-    assert (seen[1:] / (200 * size)).tolist() == pytest.approx(
-        [1] * 10, abs=0.3 if size == 1 else 0.15
-    )
+    share = (total[1:] / (200 * size)).tolist()
+    assert share == pytest.approx([1] * 10, abs=0.3 if size == 1 else 0.15)
 
 
-def test_stratified_batches_vary_less():
-    def variance_output(sampler):
-        return (
-            torch.stack([sampler(64, CPU)[0].double().square().mean() for _ in range(300)])
-            .std()
-            .item()
-        )
+def test_stratified_reduces_the_variance_of_batches():
+    def std(sampler):
+        means = [sampler(64, CPU)[0].double().square().mean() for _ in range(300)]
+        return torch.stack(means).std().item()
 
-    # Of t^2: sqrt(4 / 45) T^2 / 8 from 64 independent times; of one offset, T^2 / (64 sqrt(12)).
-    assert variance_output(Uniform(1000)) == pytest.approx(37_268, rel=0.15)
-    assert variance_output(Stratified(1000)) == pytest.approx(4_511, rel=0.15)
+    # Std of the mean t^2: sqrt(4 / 45) T^2 / 8 if independent, T^2 / (64 sqrt(12)) if stratified.
+    assert std(Uniform(1000)) == pytest.approx(37_268, rel=0.15)
+    assert std(Stratified(1000)) == pytest.approx(4_511, rel=0.15)
 
 
 @pytest.mark.parametrize("size", [1, 3, 32, 500])
-def test_importance_remembers_the_newest_losses_of_each_time(size):
-    ours, theirs = Importance(5, history=4, uniform=0.01), Remembers(5, 4, 0.01)
+def test_importance_matches_the_reference(size):
+    sampler, reference = Importance(5, history=4, uniform=0.01), ReferenceImportance(5, 4, 0.01)
     for seed in range(20):
-        taught(ours, 2, size, seed), taught(theirs, 2, size, seed)
-        np.testing.assert_allclose(ours.weights().numpy(), theirs.weights(), rtol=1e-12)
-        for row, kept in zip(ours.losses[1:], theirs.losses, strict=True):
-            assert sorted(row[row > 0].tolist()) == pytest.approx(sorted(kept))
-    assert size < 32 or ours.weights()[4] > 4 * ours.weights()[0]
+        update(sampler, 2, size, seed), update(reference, 2, size, seed)
+        np.testing.assert_allclose(sampler.weights().numpy(), reference.weights(), rtol=1e-12)
+        for row, losses in zip(sampler.losses[1:], reference.losses, strict=True):
+            assert sorted(row[row > 0].tolist()) == pytest.approx(sorted(losses))
+    assert size < 32 or sampler.weights()[4] > 4 * sampler.weights()[0]
 
 
-def test_its_weights_undo_its_law():
-    sampler = taught(Importance(20), 60)
+def test_importance_weights_are_unbiased():
+    sampler = update(Importance(20), 60)
     t, weight = sampler(400_000, CPU)
-    law = sampler.weights()
-    torch.testing.assert_close((t.bincount()[1:] / len(t)).double(), law, rtol=0.1, atol=1e-3)
-    torch.testing.assert_close(weight, (1 / (20 * law[t - 1])).float())
-    wanted = torch.arange(1, 21).square().float().mean().item()
-    assert (weight * t**2).mean().item() == pytest.approx(wanted, rel=0.01)
-    assert (t**2).float().mean().item() > 1.2 * wanted, "the slip of leaving them out would be seen"
+    p = sampler.weights()
+    torch.testing.assert_close((t.bincount()[1:] / len(t)).double(), p, rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(weight, (1 / (20 * p[t - 1])).float())
+    expected = torch.arange(1, 21).square().float().mean().item()
+    assert (weight * t**2).mean().item() == pytest.approx(expected, rel=0.01)
+    assert (t**2).float().mean().item() > 1.2 * expected, "biased without weights"
 
 
-def test_it_is_uniform_until_every_time_has_been_heard_often_enough():
+def test_importance_is_uniform_until_every_history_is_full():
     sampler = Importance(3, history=2)
     sampler.update(torch.tensor([1, 1, 1, 2, 2, 3]), torch.arange(1.0, 7.0))
     assert sampler.weights().tolist() == [1 / 3] * 3
@@ -111,22 +106,20 @@ def test_it_is_uniform_until_every_time_has_been_heard_often_enough():
     assert sampler.weights()[1] > 0.38
 
 
-def test_losses_of_nothing_leave_it_uniform():
+def test_importance_is_uniform_for_zero_losses():
     sampler = Importance(3, history=1)
     sampler.update(torch.arange(1, 4), torch.zeros(3))
     assert sampler.weights().tolist() == [1 / 3] * 3
 
 
-def test_it_goes_on_from_a_checkpoint():
-    whole, first = taught(Importance(5, 4), 30, seed=1), taught(Importance(5, 4), 30, seed=1)
-    saved = io.BytesIO()
-    torch.save(first.state_dict(), saved)
+def test_importance_resumes_from_a_checkpoint():
+    sampler, file = update(Importance(5, 4), 30, seed=1), io.BytesIO()
+    torch.save(sampler.state_dict(), file)
     resumed = Importance(5, 4)
-    resumed.load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
-    taught(whole, 3, seed=2), taught(resumed, 3, seed=2)
-    assert torch.equal(whole.losses, resumed.losses) and torch.equal(
-        whole.weights(), resumed.weights()
-    )
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    update(sampler, 3, seed=2), update(resumed, 3, seed=2)
+    assert torch.equal(sampler.losses, resumed.losses)
+    assert torch.equal(sampler.weights(), resumed.weights())
 
 
 def _rank(rank, batches, folder):
@@ -138,28 +131,26 @@ def _rank(rank, batches, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_learn_from_each_other_and_agree(tmp_path):
+def test_importance_gathers_losses_from_all_ranks(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    batches = [
-        [
-            (torch.randint(1, 6, (8,), generator=generator), torch.rand(8, generator=generator))
-            for _ in range(6)
-        ]
-        for _ in range(2)
-    ]
+
+    def batch():
+        return torch.randint(1, 6, (8,), generator=generator), torch.rand(8, generator=generator)
+
+    batches = [[batch() for _ in range(6)] for _ in range(2)]
     multiprocessing.spawn(_rank, (batches, tmp_path), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(one["losses"], two["losses"]) and torch.equal(one["counts"], two["counts"])
-    alone = Importance(5, 4)
+    single = Importance(5, 4)
     for pair in zip(*batches, strict=True):
-        alone.update(*(torch.cat(both) for both in zip(*pair, strict=True)))
-    assert torch.equal(alone.losses, one["losses"])
+        single.update(*(torch.cat(both) for both in zip(*pair, strict=True)))
+    assert torch.equal(single.losses, one["losses"])
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "told"),
+    ("kwargs", "message"),
     [({"history": 0}, "history must"), ({"uniform": 0.0}, "share"), ({"uniform": 1.5}, "share")],
 )
-def test_what_cannot_be_is_refused_by_name(kwargs, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_parameters_raise(kwargs, message):
+    with pytest.raises(ValueError, match=message):
         Importance(10, **kwargs)

@@ -1,4 +1,4 @@
-"""Well-known sets and those of the Hub, written in their real formats: pixels, labels, splits, and what is refused."""
+"""Data sets of torchvision and of the Hub in their real formats: pixels, labels, splits, errors."""
 
 import logging
 import re
@@ -15,142 +15,115 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from ddpm_lab.data import torchvision_datasets
 from ddpm_lab.data.datasets import Images, IterableSplit, MapSplit
 from ddpm_lab.data.huggingface import hub
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.data.module import TrainBatches
+from ddpm_lab.data.torchvision_datasets import (
+    celeba64,
+    cifar10,
+    cifar100,
+    fashion_mnist,
+    imagenet,
+    lsun,
+    mnist,
+)
 
 
 def same_batches(one, other, workers=0, count=5):
-    """Whether two splits are served alike, to a single process and to the second of two."""
+    """Check that two splits give the same batches, to one process and to the second of two."""
     for rank, world in ((0, 1), (1, 2)):
         streams = [
             TrainBatches(split, 4, flip=True, seed=3, workers=workers, rank=rank, world=world)
             for split in (one, other)
         ]
         for left, right in islice(zip(*streams, strict=True), count):
-            assert left.keys() == right.keys() and all(
-                torch.equal(left[key], right[key]) for key in left
-            )
+            assert left.keys() == right.keys()
+            assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 @pytest.mark.parametrize(
     ("make", "kind", "classes"),
-    [
-        (torchvision_datasets.cifar10, datasets.CIFAR10, 10),
-        (torchvision_datasets.cifar100, datasets.CIFAR100, 100),
-    ],
+    [(cifar10, datasets.CIFAR10, 10), (cifar100, datasets.CIFAR100, 100)],
 )
-def test_cifar_is_read_to_the_pixel(make, kind, classes, tmp_path, monkeypatch):
-    found = sets.cifar(tmp_path, monkeypatch, kind, classes=classes)
-    data = make(str(tmp_path), batch_size=2)
+def test_cifar_pixels_are_exact(make, kind, classes, tmp_path, monkeypatch):
+    content = sets.cifar(tmp_path, monkeypatch, kind, classes=classes)
+    data = make(str(tmp_path))
     assert data.shape == (3, 32, 32) and data.classes == classes and data.bin_width == 2 / 255
     for split, name in ((data.train, "train"), (data.test, "test")):
         assert isinstance(split, Images) and split.pixels.is_contiguous()
-        assert torch.equal(split.pixels, found[name][0]) and torch.equal(
-            split.labels, found[name][1]
-        )
+        assert torch.equal(split.pixels, content[name][0])
+        assert torch.equal(split.labels, content[name][1])
     assert data.captions[:2] == [["sea creature 0"], ["sea creature 1"]]
-    half = make(str(tmp_path), resolution=16, batch_size=2).train.pixels
-    means = found["train"][0].unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).float().mean((-1, -3))
+    half = make(str(tmp_path), resolution=16).train.pixels
+    means = content["train"][0].unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).float().mean((-1, -3))
     assert torch.equal(half, means.round().byte())
 
 
 @pytest.mark.parametrize(
-    ("make", "kind"),
-    [
-        (torchvision_datasets.mnist, datasets.MNIST),
-        (torchvision_datasets.fashion_mnist, datasets.FashionMNIST),
-    ],
+    ("make", "kind"), [(mnist, datasets.MNIST), (fashion_mnist, datasets.FashionMNIST)]
 )
-def test_mnist_has_a_margin_or_is_as_it_is(make, kind, tmp_path):
-    found = sets.mnist(tmp_path, kind)
-    data, plain = (make(str(tmp_path), resolution=side, batch_size=2) for side in (32, 28))
+def test_mnist_margin(make, kind, tmp_path):
+    content = sets.mnist(tmp_path, kind)
+    data, plain = (make(str(tmp_path), resolution=side) for side in (32, 28))
     assert data.shape == (1, 32, 32) and plain.shape == (1, 28, 28) and data.classes == 10
     for name in ("train", "test"):
         padded, pixels = getattr(data, name), getattr(plain, name)
-        assert torch.equal(pixels.pixels, found[name][0]) and torch.equal(
-            padded.labels, found[name][1]
-        )
+        assert torch.equal(pixels.pixels, content[name][0])
+        assert torch.equal(padded.labels, content[name][1])
         assert torch.equal(padded.pixels[..., 2:-2, 2:-2], pixels.pixels)
         assert padded.pixels.sum() == pixels.pixels.sum(), "the margin is black"
     assert data.captions[3] == (["3", "three"] if kind is datasets.MNIST else ["Dress"])
 
 
-def test_celeba_is_the_square_of_ddims_code(tmp_path, monkeypatch):
+def test_celeba_crop_matches_ddim(tmp_path, monkeypatch):
     pixels = sets.celeba(tmp_path, monkeypatch)
-    data = torchvision_datasets.celeba64(str(tmp_path), resolution=128, batch_size=4)
+    data = celeba64(str(tmp_path), resolution=128)
     assert data.shape == (3, 128, 128) and data.classes is None and data.train.labels is None
     assert torch.equal(data.train.pixels, pixels[:6, :, 57:185, 25:153])
-    assert torch.equal(data.test.pixels, pixels[8:, :, 57:185, 25:153]), (
-        "the validation split is not used"
-    )
+    assert torch.equal(data.test.pixels, pixels[8:, :, 57:185, 25:153])  # 6 and 7: validation
     small, streamed = (
-        torchvision_datasets.celeba64(str(tmp_path), in_memory=held, batch_size=4).train
-        for held in (True, False)
+        celeba64(str(tmp_path), in_memory=in_memory).train for in_memory in (True, False)
     )
     face = Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).crop((25, 57, 153, 185))
-    wanted = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.array_equal(small.pixels[0].permute(1, 2, 0), wanted)
+    expected = np.asarray(face.resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.array_equal(small.pixels[0].permute(1, 2, 0), expected)
     assert isinstance(streamed, MapSplit)
     same_batches(small, streamed)
 
 
-def test_lsun_is_the_centres_of_a_category(tmp_path, monkeypatch):
+def test_lsun_center_crops(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = sets.lsun(tmp_path)
-    data, streamed = (
-        torchvision_datasets.lsun(str(tmp_path), resolution=16, in_memory=held, batch_size=4)
-        for held in (None, False)
-    )
+    content = sets.lsun(tmp_path)
+    data, streamed = (lsun(str(tmp_path), "church_outdoor", 16, value) for value in (None, False))
     assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
-    assert torch.equal(data.train.pixels, found["train"][..., 4:20])
-    assert torch.equal(data.test.pixels, found["val"][..., 4:20])
+    assert torch.equal(data.train.pixels, content["train"][..., 4:20])
+    assert torch.equal(data.test.pixels, content["val"][..., 4:20])
     same_batches(data.train, streamed.train, workers=2)
-    source = streamed.train.source
-    assert (
-        source.digest()
-        == torchvision_datasets.lsun(
-            str(tmp_path), resolution=16, in_memory=False, batch_size=4
-        ).train.source.digest()
-    )
-    assert (
-        source.digest()
-        != torchvision_datasets.lsun(
-            str(tmp_path), resolution=8, in_memory=False, batch_size=4
-        ).train.source.digest()
-    )
-    assert sorted(part.name for part in tmp_path.iterdir()) == [
-        "church_outdoor_train_lmdb",
-        "church_outdoor_val_lmdb",
-    ]
+    again, small = (lsun(str(tmp_path), resolution=side, in_memory=False) for side in (16, 8))
+    assert streamed.train.digest() == again.train.digest() != small.train.digest()
+    folders = [f"church_outdoor_{split}_lmdb" for split in ("train", "val")]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == folders
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_imagenet_is_a_folder_per_class(named, tmp_path):
-    found = sets.imagenet(tmp_path, (24, 16), named=named)
+@pytest.mark.parametrize("has_names", [True, False])
+def test_imagenet_classes_and_center_crops(has_names, tmp_path):
+    content = sets.imagenet(tmp_path, (24, 16), named=has_names)
     data, streamed = (
-        torchvision_datasets.imagenet(str(tmp_path), 16, in_memory=held, batch_size=4)
-        for held in (None, False)
+        imagenet(str(tmp_path), 16, in_memory=in_memory) for in_memory in (None, False)
     )
     assert data.shape == (3, 16, 16) and data.classes == 2
-    assert data.captions == (
-        [["tench"], ["goldfish"]] if named else [[name] for name in sets.WNIDS]
-    )
-    assert data.train.labels.tolist() == 4 * [0] + 4 * [1] and data.test.labels.tolist() == [
-        0,
-        0,
-        1,
-        1,
-    ]
-    assert torch.equal(data.train.pixels, found["train"][..., 4:20])
-    assert torch.equal(data.test.pixels, found["val"][..., 4:20])
+    names = ("tench", "goldfish") if has_names else sets.WNIDS
+    assert data.captions == [[name] for name in names]
+    assert data.train.labels.tolist() == 4 * [0] + 4 * [1]
+    assert data.test.labels.tolist() == 2 * [0] + 2 * [1]
+    assert torch.equal(data.train.pixels, content["train"][..., 4:20])
+    assert torch.equal(data.test.pixels, content["val"][..., 4:20])
     same_batches(data.train, streamed.train)
 
 
-def told(make, *args, **kwargs):
-    """The one or two lines of a refusal, however long its paths are."""
+def error_message(make, *args, **kwargs):
+    """Return the message of an error, which is short except for its paths."""
     with pytest.raises(ValueError) as error:
         make(*args, **kwargs)
     assert "\n" not in str(error.value) and len(re.sub(r"/\S+", "", str(error.value))) < 360
@@ -166,56 +139,48 @@ def offline(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "wanted"),
+    ("make", "expected"),
     [
-        (torchvision_datasets.cifar10, ["cifar-10-batches-py", "cifar-10-python.tar.gz"]),
-        (torchvision_datasets.cifar100, ["cifar-100-python.tar.gz"]),
-        (torchvision_datasets.mnist, ["train-images-idx3-ubyte.gz", "MNIST/raw"]),
-        (torchvision_datasets.fashion_mnist, ["FashionMNIST/raw"]),
-        (torchvision_datasets.celeba64, ["img_align_celeba", "list_eval_partition.txt"]),
-        (torchvision_datasets.lsun, ["church_outdoor_train_lmdb"]),
-        (lambda path: torchvision_datasets.imagenet(path, 64), ["train and val", "image-net.org"]),
+        (cifar10, ["cifar-10-batches-py", "cifar-10-python.tar.gz"]),
+        (cifar100, ["cifar-100-python.tar.gz"]),
+        (mnist, ["train-images-idx3-ubyte.gz", "MNIST/raw"]),
+        (fashion_mnist, ["FashionMNIST/raw"]),
+        (celeba64, ["img_align_celeba", "list_eval_partition.txt"]),
+        (lsun, ["church_outdoor_train_lmdb"]),
+        (lambda path: imagenet(path, 64), ["train and val", "image-net.org"]),
     ],
 )
-def test_what_is_not_there_is_asked_for_by_name(make, wanted, tmp_path, offline):
-    said = told(make, str(tmp_path))
-    assert said.startswith(f"path={tmp_path} ") and all(word in said for word in wanted), said
+def test_missing_files_are_named(make, expected, tmp_path, offline):
+    message = error_message(make, str(tmp_path))
+    assert message.startswith(f"path={tmp_path} ")
+    assert all(file in message for file in expected), message
     assert socket.getdefaulttimeout() is None
 
 
-def test_no_network_is_asked_unless_it_may(tmp_path, offline):
-    for make in (torchvision_datasets.cifar10, torchvision_datasets.mnist):
-        said = told(make, str(tmp_path), download=False)
-        assert "try data.download=true" in said and "no network" not in said
-        assert "no network" in told(make, str(tmp_path))
+def test_download_false_uses_no_network(tmp_path, offline):
+    for make in (cifar10, mnist):
+        message = error_message(make, str(tmp_path), download=False)
+        assert "try data.download=true" in message and "no network" not in message
+        assert "no network" in error_message(make, str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        torchvision_datasets.cifar10,
-        torchvision_datasets.cifar100,
-        torchvision_datasets.mnist,
-        torchvision_datasets.fashion_mnist,
-    ],
-)
-def test_a_set_that_is_not_there_leaves_no_folder(make, tmp_path, offline):
+@pytest.mark.parametrize("make", [cifar10, cifar100, mnist, fashion_mnist])
+def test_failed_download_leaves_no_folder(make, tmp_path, offline):
     for download in (True, False):
-        assert "does not hold the set" in told(
-            make, str(tmp_path / "no" / "where"), download=download
-        )
+        message = error_message(make, str(tmp_path / "no" / "where"), download=download)
+        assert "does not hold the complete data set" in message
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_download_is_moved_into_place_when_it_is_whole(tmp_path, monkeypatch):
-    made = sets.cifar(tmp_path / "server", monkeypatch)
+def test_download_is_atomic(tmp_path, monkeypatch):
+    content = sets.cifar(tmp_path / "server", monkeypatch)
     source = tmp_path / "server" / datasets.CIFAR10.base_folder
 
     def download(self, names=None, stop=None):
-        place = Path(self.root) / self.base_folder
-        place.mkdir(parents=True, exist_ok=True)
+        target = Path(self.root) / self.base_folder
+        target.mkdir(parents=True, exist_ok=True)
         for file in sorted(source.iterdir())[:names]:
-            shutil.copy(file, place)
+            shutil.copy(file, target)
         if stop is not None:
             raise stop
 
@@ -223,239 +188,202 @@ def test_a_download_is_moved_into_place_when_it_is_whole(tmp_path, monkeypatch):
     for stop in (OSError("the connection was reset"), KeyboardInterrupt()):
         monkeypatch.setattr(datasets.CIFAR10, "download", partialmethod(download, 2, stop))
         with pytest.raises((ValueError, KeyboardInterrupt)):
-            torchvision_datasets.cifar10(str(home), batch_size=2)
+            cifar10(str(home))
         assert not home.exists() and [part.name for part in tmp_path.iterdir()] == ["server"]
     monkeypatch.setattr(datasets.CIFAR10, "download", download)
     (home / datasets.CIFAR10.base_folder).mkdir(parents=True)
     (home / datasets.CIFAR10.base_folder / "test_batch").write_text("cut short")
-    assert torch.equal(
-        torchvision_datasets.cifar10(str(home), batch_size=2).train.pixels, made["train"][0]
-    )
+    assert torch.equal(cifar10(str(home)).train.pixels, content["train"][0])
     assert sorted(part.name for part in tmp_path.iterdir()) == ["home", "server"]
     monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("it was there"))
-    torchvision_datasets.cifar10(str(home), batch_size=2)
+    cifar10(str(home))
 
 
-def test_a_damaged_set_is_refused(tmp_path, monkeypatch, offline):
+def test_damaged_files_raise(tmp_path, monkeypatch, offline):
     sets.cifar(tmp_path, monkeypatch)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-1] + b"x")
-    assert "corrupted" in told(torchvision_datasets.cifar10, str(tmp_path), download=False), (
-        "it is not unpickled"
-    )
+    assert "corrupted" in error_message(cifar10, str(tmp_path), download=False)  # not unpickled
     raw = tmp_path / "MNIST" / "raw"
     for broken in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         for cut in (slice(-1), slice(2), slice(0)):
             sets.mnist(tmp_path)
             (raw / broken).write_bytes((raw / broken).read_bytes()[cut])
-            assert told(torchvision_datasets.mnist, str(tmp_path)).startswith(
-                f"path={tmp_path} does not hold the set"
-            )
+            message = error_message(mnist, str(tmp_path))
+            assert message.startswith(f"path={tmp_path} does not hold the complete data set")
     sets.mnist(tmp_path)
     sets.idx(raw / "train-labels-idx1-ubyte", np.arange(12))
-    assert "labels of up to 11" in told(torchvision_datasets.mnist, str(tmp_path))
+    assert "labels of up to 11" in error_message(mnist, str(tmp_path))
     sets.lsun(tmp_path)
     (tmp_path / "church_outdoor_val_lmdb" / "data.mdb").write_bytes(b"broken" * 999)
-    assert "church_outdoor_val_lmdb" in told(torchvision_datasets.lsun, str(tmp_path))
+    assert "church_outdoor_val_lmdb" in error_message(lsun, str(tmp_path))
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\n")
-    assert "corrupted" in told(torchvision_datasets.celeba64, str(tmp_path))
+    assert "corrupted" in error_message(celeba64, str(tmp_path))
 
 
-@pytest.mark.parametrize("held", [None, False])
-def test_a_broken_image_is_named(held, tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_memory", [None, False])
+def test_broken_image_is_named(in_memory, tmp_path, monkeypatch):
     sets.imagenet(tmp_path)
     first = tmp_path / "train" / sets.WNIDS[0] / f"{sets.WNIDS[0]}_0.JPEG"
     first.write_bytes(first.read_bytes()[:80])
-    assert f"path: {first} cannot be read" in told(
-        torchvision_datasets.imagenet, str(tmp_path), 16, in_memory=held, batch_size=2
-    )
+    message = error_message(imagenet, str(tmp_path), 16, in_memory=in_memory)
+    assert f"path: {first} cannot be read" in message
     (tmp_path / "val" / "n02").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "val" / "n02" / "a.png")
     (tmp_path / "meta.bin").unlink()
-    assert "other classes" in told(torchvision_datasets.imagenet, str(tmp_path), 16)
+    assert "other classes" in error_message(imagenet, str(tmp_path), 16)
     sets.celeba(tmp_path, monkeypatch)
     (tmp_path / "celeba" / "img_align_celeba" / "000001.jpg").unlink()
-    assert "000001.jpg" in told(torchvision_datasets.celeba64, str(tmp_path), in_memory=held)
+    assert "000001.jpg" in error_message(celeba64, str(tmp_path), in_memory=in_memory)
 
 
-def test_values_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+def test_invalid_values_raise(tmp_path, monkeypatch):
     sets.cifar(tmp_path, monkeypatch)
-    assert told(torchvision_datasets.cifar10, str(tmp_path), resolution=24).startswith(
-        "resolution must be 32"
-    )
-    assert told(torchvision_datasets.cifar10, str(tmp_path), batch_size=99).startswith(
-        "batch_size must lie in 1..20"
-    )
-    assert told(torchvision_datasets.imagenet, str(tmp_path), 0).startswith("resolution")
+    assert error_message(cifar10, str(tmp_path), resolution=24).startswith("resolution must be 32")
+    message = error_message(cifar10, str(tmp_path), batch_size=99)
+    assert message.startswith("batch_size must lie in 1..20")
+    assert error_message(imagenet, str(tmp_path), 0).startswith("resolution")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory):
-    where = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", where)
-        patch.setattr(
-            "datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.02
-        )  # 5 s at the end of each epoch
-        yield where
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        # The default is 5 s at the end of each epoch.
+        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.02)
+        yield
 
 
-def test_a_set_of_the_hub_is_read_to_the_pixel(tmp_path):
-    found = sets.parquet(tmp_path, shards=2)
-    data, streamed = (hub(str(tmp_path), in_memory=held, batch_size=4) for held in (None, False))
+def test_hub_pixels_are_exact(tmp_path):
+    content = sets.parquet(tmp_path, shards=2)
+    data, streamed = (hub(tmp_path, in_memory=in_memory) for in_memory in (None, False))
     assert data.shape == (3, 8, 8) and data.classes == 2 and data.captions == [["cat"], ["dog"]]
-    assert torch.equal(data.train.pixels, found["train"]) and torch.equal(
-        data.test.pixels, found["test"]
-    )
+    assert torch.equal(data.train.pixels, content["train"])
+    assert torch.equal(data.test.pixels, content["test"])
     assert data.train.labels.tolist() == 6 * [0, 1] and data.test.labels.tolist() == [0, 1, 0, 1]
     same_batches(data.train, streamed.train, workers=2)
-    assert (
-        streamed.train.source.digest()
-        == hub(str(tmp_path), in_memory=False, batch_size=4).train.source.digest()
-    )
-    grey = hub(str(tmp_path), resolution=4, channels=1, convert=True, batch_size=4)
-    image = Image.fromarray(found["train"][0].permute(1, 2, 0).numpy())
-    assert grey.shape == (1, 4, 4) and torch.equal(
-        grey.train.pixels[0], ImageTransform(4, 1, convert=True)(image, "")
-    )
-    part = hub(str(tmp_path), split_test=None, held_out=0.25, batch_size=4)
+    assert streamed.train.source.digest() == hub(tmp_path, in_memory=False).train.source.digest()
+    grey = hub(tmp_path, resolution=4, channels=1, convert=True)
+    image = Image.fromarray(content["train"][0].permute(1, 2, 0).numpy())
+    expected = ImageTransform(4, 1, convert=True)(image, "")
+    assert grey.shape == (1, 4, 4) and torch.equal(grey.train.pixels[0], expected)
+    part = hub(tmp_path, split_test=None, held_out=0.25)
     assert (part.train.size, part.test.size) == (9, 3)
-    together = torch.cat([part.train.pixels, part.test.pixels])
-    assert {p.numpy().tobytes() for p in together} == {p.numpy().tobytes() for p in found["train"]}
+    images = torch.cat([part.train.pixels, part.test.pixels]).numpy()
+    assert {p.tobytes() for p in images} == {p.numpy().tobytes() for p in content["train"]}
 
 
-def test_a_folder_of_images_is_a_set_of_the_hub(tmp_path):
+def test_hub_reads_image_folders(tmp_path):
     for split, count in (("train", 3), ("test", 2)):
         for label, name in enumerate(("cat", "dog")):
             for i in range(count):
-                where = tmp_path / split / name
-                where.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (8, 8), (100 * label, i, 0)).save(where / f"{i}.png")
+                folder = tmp_path / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (100 * label, i, 0)).save(folder / f"{i}.png")
     for streaming in (False, True):
-        data = hub(str(tmp_path), batch_size=2, streaming=streaming, size=6)
+        data = hub(tmp_path, streaming=streaming, size=6)
         assert data.captions == [["cat"], ["dog"]] and data.test.size == 4
         assert torch.equal(data.test.pixels[:, 0, 0, 0].long(), 100 * data.test.labels)
 
 
-def test_the_splits_of_a_set_of_the_hub_are_chosen_and_told(tmp_path, caplog):
+def test_hub_selects_and_logs_splits(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     sets.parquet(tmp_path / "a")
-    (tmp_path / "a" / "test-00000-of-00001.parquet").rename(
-        tmp_path / "a" / "validation-00000-of-00001.parquet"
+    test, validation = (
+        tmp_path / "a" / f"{split}-00000-of-00001.parquet" for split in ("test", "validation")
     )
-    data = hub(str(tmp_path / "a"), batch_size=4)
-    assert (data.train.size, data.test.size) == (
-        12,
-        4,
-    ) and "held out: the split validation" in caplog.text
+    test.rename(validation)
+    data = hub(tmp_path / "a")
+    assert (data.train.size, data.test.size) == (12, 4)
+    assert "held out: the split validation" in caplog.text
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     sets.parquet(tmp_path / "b")
-    assert hub(str(tmp_path / "b"), batch_size=4).test.size == 4
+    assert hub(tmp_path / "b").test.size == 4
     assert "left aside in" in caplog.text and "the splits validation" in caplog.text
-    (tmp_path / "a" / "validation-00000-of-00001.parquet").unlink()
-    assert hub(str(tmp_path / "a"), batch_size=4).test.size == 2
-    assert "held out: a part of the training split" in caplog.text
+    validation.unlink()
+    assert hub(tmp_path / "a").test.size == 2
+    assert "held out: a share of the training split" in caplog.text
 
 
-def test_a_grey_set_of_the_hub_is_grey_and_sizes_that_differ_are_told(tmp_path, caplog):
+def test_hub_infers_channels_and_resolution(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     for i in range(6):
         (tmp_path / "grey").mkdir(exist_ok=True)
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("L", (8, 8), i).save(tmp_path / "grey" / f"{i}.png")
         Image.new("RGB", (90, 40 + i), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
-    data = hub(str(tmp_path / "grey"), batch_size=2)
+    data = hub(tmp_path / "grey")
     assert data.shape == (1, 8, 8) and data.captions is None
-    said = told(hub, str(tmp_path / "photos"), batch_size=2)
-    assert said.endswith(
-        "a model needs squares of one size; try data.convert=true data.resolution=32"
-    ), said
-    data = hub(str(tmp_path / "photos"), convert=True, resolution=32, batch_size=2)
+    message = error_message(hub, str(tmp_path / "photos"))
+    assert message.endswith("squares of one size; try data.convert=true data.resolution=32")
+    data = hub(tmp_path / "photos", convert=True, resolution=32)
     assert data.shape == (3, 32, 32) and "converted: 6 scaled and cropped to 32x32" in caplog.text
 
 
-def seen(batches, count):
-    """(bytes, label) of each image of `count` batches, by its first row."""
-    rows = chain.from_iterable(
-        zip(made["x0"], made["label"], strict=True) for made in islice(batches, count)
-    )
-    return [
-        (tuple(((x.flatten()[:24] + 1) * 127.5).round().int().tolist()), int(label))
-        for x, label in rows
-    ]
+def read_rows(batches, count):
+    """Return (first row, label) of each image of `count` batches."""
+    rows = []
+    for batch in islice(batches, count):
+        pixels = ((batch["x0"].flatten(1)[:, :24] + 1) * 127.5).round().int()
+        rows += zip(map(tuple, pixels.tolist()), batch["label"].tolist(), strict=True)
+    return rows
 
 
 @pytest.mark.parametrize(("shards", "workers"), [(1, 0), (1, 2), (4, 2)])
-@pytest.mark.parametrize("own", [True, False])
-def test_a_stream_shows_each_image_once_an_epoch(own, shards, workers, tmp_path):
-    found = sets.parquet(tmp_path, shards=shards)
-    data = hub(
-        str(tmp_path),
-        split_test="test" if own else None,
-        streaming=True,
-        size=12,
-        test_size=4,
-        batch_size=4,
-        shuffle_buffer=6,
-    )
-    held = found["test" if own else "train"][:4]
-    assert (
-        isinstance(data.train, IterableSplit)
-        and torch.equal(data.test.pixels, held)
-        and data.bin_width == 2 / 255
-    )
-    training = found["train"] if own else found["train"][4:]
-    assert data.train.size == len(training) and torch.equal(
-        data.train.select(slice(2)).pixels, training[:2]
-    )
+@pytest.mark.parametrize("split_test", ["test", None])
+def test_stream_yields_each_image_once_per_epoch(split_test, shards, workers, tmp_path):
+    content = sets.parquet(tmp_path, shards=shards)
+    options = {"streaming": True, "size": 12, "test_size": 4, "shuffle_buffer": 6}
+    data = hub(tmp_path, split_test=split_test, **options)
+    assert isinstance(data.train, IterableSplit) and data.bin_width == 2 / 255
+    assert torch.equal(data.test.pixels, content[split_test or "train"][:4])
+    training = content["train"] if split_test else content["train"][4:]
+    assert data.train.size == len(training)
+    assert torch.equal(data.train.select(slice(2)).pixels, training[:2])
     assert torch.equal(data.train.select(torch.tensor([3, 1])).pixels, training[[3, 1]])
-    wanted = [(tuple(p.flatten()[:24].tolist()), i % 2) for i, p in enumerate(training)]
+    expected = [(tuple(p.flatten()[:24].tolist()), i % 2) for i, p in enumerate(training)]
     for world in (1, 2):
         parts = [
             TrainBatches(data.train, 4, flip=False, seed=0, workers=workers, rank=rank, world=world)
             for rank in range(world)
         ]
-        both = [
-            seen(part, 2 * len(training) // 4) for part in parts
-        ]  # epochs: workers begin their second in a batch
-        assert sorted(chain.from_iterable(both)) == sorted(2 * wanted)
-        assert both == [seen(part, 2 * len(training) // 4) for part in parts], "the same each time"
-    two = seen(TrainBatches(data.train, 4, flip=False, seed=0), 2 * len(training) // 4)
-    assert two[: len(training)] != two[len(training) :], "another order each epoch"
-    assert two[: len(training)] != seen(
-        TrainBatches(data.train, 4, flip=False, seed=1), len(training) // 4
+        count = 2 * len(training) // 4  # two epochs, the second of which begins within a batch
+        rows = [read_rows(part, count) for part in parts]
+        assert sorted(chain.from_iterable(rows)) == sorted(2 * expected)
+        assert rows == [read_rows(part, count) for part in parts]
+    rows, other = (
+        read_rows(TrainBatches(data.train, 4, flip=False, seed=seed), count) for seed in (0, 1)
     )
+    first, second = rows[: len(training)], rows[len(training) :]
+    assert first != second and first != other[: len(training)]
 
 
-def test_a_stream_is_mirrored_by_halves(tmp_path):
+def test_stream_mirrors_half_of_the_images(tmp_path):
     sets.parquet(tmp_path)
-    data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
+    data = hub(tmp_path, streaming=True, size=12)
     plain, mirrored = (TrainBatches(data.train, 4, flip=flip, seed=0) for flip in (False, True))
-    turned = [
+    differences = [
         not torch.equal(x, y)
         for one, other in islice(zip(plain, mirrored, strict=True), 60)
         for x, y in zip(one["x0"], other["x0"], strict=True)
     ]
-    assert 90 < sum(turned) < 150
+    assert 90 < sum(differences) < 150
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "wanted"),
+    ("kwargs", "expected"),
     [
         (
             {"split_test": "validation"},
-            "split_test=validation is no split of .*; try train, test, or null",
+            "split_test=validation is not a split of .*; try train, test, or null",
         ),
-        ({"split_train": "all"}, "split_train=all is no split"),
-        ({"image": "image"}, "image=image is no column of kind Image; try img"),
-        ({"label": "id"}, "label=id is no column of kind ClassLabel; try label"),
-        (
-            {"resolution": 4},
-            "name=.*: row 0 is 8x8 RGB, and 4x4 RGB is wanted; try data.convert=true data.resolution=4",
-        ),
+        ({"split_train": "all"}, "split_train=all is not a split"),
+        ({"image": "image"}, "image=image is not a column of type Image; try img"),
+        ({"label": "id"}, "label=id is not a column of type ClassLabel; try label"),
+        ({"resolution": 4}, "name=.*: row 0 is 8x8 RGB, expected 4x4 RGB; try data.convert=true"),
         ({"channels": 2}, "channels must be 1"),
-        ({"streaming": True}, "size is needed"),
+        ({"streaming": True}, "size, the number of training images, is required"),
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
         (
             {"streaming": True, "size": 12, "split_test": None},
@@ -464,25 +392,26 @@ def test_a_stream_is_mirrored_by_halves(tmp_path):
         ({"config": "other"}, "name=.* cannot be loaded .*other"),
     ],
 )
-def test_a_set_of_the_hub_that_will_not_do_is_refused(kwargs, wanted, tmp_path):
+def test_hub_errors_name_the_key(kwargs, expected, tmp_path):
     sets.parquet(tmp_path)
-    with pytest.raises(ValueError, match=f"^{wanted}"):
-        hub(str(tmp_path), batch_size=4, **kwargs)
+    with pytest.raises(ValueError, match=f"^{expected}"):
+        hub(tmp_path, **kwargs)
 
 
-def test_the_hub_that_cannot_be_reached_is_told_at_once(tmp_path, offline, monkeypatch):
-    assert told(hub, "nobody/nothing").startswith("name=nobody/nothing cannot be loaded (")
-    assert "try data.name=OWNER/NAME" in told(hub, None)
-    assert "data files" in told(hub, str(tmp_path))
+def test_hub_cannot_be_loaded(tmp_path, offline, monkeypatch):
+    assert error_message(hub, "nobody/nothing").startswith("name=nobody/nothing cannot be loaded (")
+    assert "try data.name=OWNER/NAME" in error_message(hub, None)
+    assert "data files" in error_message(hub, str(tmp_path))
     (tmp_path / "train.parquet").write_bytes(b"PAR1 is how it should begin")
-    assert "cannot be loaded" in told(hub, str(tmp_path))
+    assert "cannot be loaded" in error_message(hub, str(tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    assert "-m pip install datasets" in told(hub, "nobody/nothing")
+    assert "-m pip install datasets" in error_message(hub, "nobody/nothing")
 
 
-def test_a_stream_says_what_it_cannot_do(tmp_path, monkeypatch):
+def test_stream_selects_among_the_first_images_only(tmp_path, monkeypatch):
     sets.parquet(tmp_path)
     monkeypatch.setattr("ddpm_lab.data.datasets.HEAD_SIZE", 5)
-    data = hub(str(tmp_path), streaming=True, size=12, batch_size=4)
+    data = hub(tmp_path, streaming=True, size=12)
     assert data.train.select(slice(5)).size == 5
-    assert told(data.train.select, slice(6)).startswith("streaming gives the first 5")
+    message = error_message(data.train.select, slice(6))
+    assert message.startswith("data.streaming=true selects among the first 5 images")

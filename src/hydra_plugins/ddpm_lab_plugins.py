@@ -1,4 +1,4 @@
-"""Hydra looks for plugins in this package only, and imports it at every start: so nothing heavy."""
+"""Hydra's launcher and sweeper. Hydra imports this package at every start, so imports are lazy."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -6,6 +6,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+# Undocumented parts of Hydra: this parser, `Plugins.instantiate_launcher` and, on the config
+# loader of the context, `load_sweep_config`. The sweepers that Hydra ships use them too.
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -16,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class JobLauncher(Launcher):
-    """Each job a cell: in a process of its own, `jobs` at a time, done once, and failing alone.
+    """Run each job of a sweep once, `jobs` at a time, in a process of its own.
 
-    `cluster`: null, processes of this machine; or "slurm", or "local", which does as if; with `parameters` for
-    submitit. `dry`: only the plan. Of a grid there may be `limit` cells.
+    `cluster` is null for processes on this machine; "slurm" (or "local", for testing) uses submitit
+    with `parameters`. `dry` prints the plan only. A sweep may have at most `limit` jobs.
     """
 
     def __init__(
@@ -30,13 +32,8 @@ class JobLauncher(Launcher):
         parameters: dict[str, Any] | None = None,
         limit: int = 1000,
     ) -> None:
-        self.jobs, self.dry, self.cluster, self.parameters, self.limit = (
-            jobs,
-            dry,
-            cluster,
-            parameters,
-            limit,
-        )
+        self.max_workers, self.dry, self.limit = jobs, dry, limit
+        self.cluster, self.parameters = cluster, parameters
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -47,31 +44,45 @@ class JobLauncher(Launcher):
         self.check()
         main.SWEEPS.append(Path(config.hydra.sweep.dir))
         if not config.hydra.sweeper._target_.endswith(".OptunaSweeper"):
-            self.count(config.hydra.overrides.task)
+            self.check_size(config.hydra.overrides.task)
 
-    def count(self, overrides: Sequence[str]) -> None:
-        """Raises UserError for a grid without cells, or of more than `limit`, before all are composed."""
+    def check(self) -> None:
+        """Raise UserError if a setting is invalid."""
         from ddpm_lab.utils.errors import UserError
 
-        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
-            [*overrides]
-        )
-        swept = [one for one in parsed if one.is_discrete_sweep()]
+        if type(self.max_workers) is not int or self.max_workers < 1:
+            raise UserError(
+                f"jobs={self.max_workers} must be a whole number of at least 1; try jobs=2"
+            )
+        if type(self.dry) is not bool:
+            raise UserError(f"dry={self.dry} is not one of true, false")
+        if type(self.limit) is not int or self.limit < 1:
+            raise UserError(
+                f"hydra.launcher.limit={self.limit} must be a whole number of at least 1; try 1000"
+            )
+
+    def check_size(self, overrides: Sequence[str]) -> None:
+        """Raise UserError for a grid of no jobs or of more than `limit`, before composing them."""
+        from ddpm_lab.utils.errors import UserError
+
+        sweeps = [each for each in _parse(self.context, overrides) if each.is_discrete_sweep()]
         counts = [
-            sum(1 for _ in islice(one.sweep_string_iterator(), self.limit + 1)) for one in swept
+            sum(1 for _ in islice(sweep.sweep_string_iterator(), self.limit + 1))
+            for sweep in sweeps
         ]
-        for one, count in zip(swept, counts, strict=True):
+        for sweep, count in zip(sweeps, counts, strict=True):
             if not count:
                 raise UserError(
-                    f"{one.input_line} holds no value, so that this sweep has no job; try "
-                    f"{one.get_key_element()}=A,B"
+                    f"{sweep.input_line} has no values, so this sweep has no jobs; try "
+                    f"{sweep.get_key_element()}=A,B"
                 )
         if prod(counts) > self.limit:
-            said = " x ".join(
+            factors = [
                 f"{count}" if count <= self.limit else f"more than {self.limit}" for count in counts
-            )
+            ]
             raise UserError(
-                f"this sweep has {said} jobs, and at most hydra.launcher.limit={self.limit} are done; "
+                f"this sweep has {' x '.join(factors)} jobs, and at most "
+                f"hydra.launcher.limit={self.limit} are allowed; "
                 "sweep over fewer values, or set hydra.launcher.limit"
             )
 
@@ -85,68 +96,51 @@ class JobLauncher(Launcher):
         ]
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
-        """The cell of each job. Composes them, so that a slip is told before anything runs."""
+        """Return the jobs of these overrides. Composes them, so that errors precede all runs."""
         from ddpm_lab.config.overrides import config_hash, format_override, slug
-        from ddpm_lab.sweeps.job import Job, estimate_work
+        from ddpm_lab.sweeps.job import Job, estimate_cost
 
         root, verb = Path(self.config.hydra.sweep.dir), self.config.hydra.job.name
-        typed = {*self.config.hydra.overrides.task}
-        cells = []
+        constants = {*self.config.hydra.overrides.task}
+        jobs = []
         for overrides in job_overrides:
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            cascade = any(
-                word.startswith("cascade=") for word in overrides
-            )  # says which run is the last
-            left = ("search=", "run=") if cascade else ("search=",)
-            overrides = [word for word in overrides if not word.startswith(left)]
-            own = [word for word in overrides if word not in typed] or overrides
+            implied = ["search="]
+            if any(override.startswith("cascade=") for override in overrides):
+                implied += ["run="]  # the last stage of the cascade
+            overrides = [each for each in overrides if not each.startswith((*implied,))]
+            varied = [each for each in overrides if each not in constants] or overrides
             logger = OmegaConf.select(config, "logger.wandb")
             if logger is not None and logger.group is None:
                 overrides.append(format_override("logger.wandb.group", root.name))
             del config.hydra
-            digits = config_hash(config, root)
-            folder = root / slug(own, digits[:8])
-            cells.append(
-                Job(
-                    ", ".join(own) or "default",
-                    verb,
-                    tuple(overrides),
-                    folder,
-                    digits,
-                    estimate_work(verb, config),
-                )
-            )
-        return cells
+            digest = config_hash(config, root)
+            name, folder = ", ".join(varied) or "default", root / slug(varied, digest[:8])
+            cost = estimate_cost(verb, config)
+            jobs.append(Job(name, verb, tuple(overrides), folder, digest, cost))
+        return jobs
 
-    def check(self) -> None:
-        """Raises UserError."""
-        from ddpm_lab.utils.errors import UserError
-
-        if type(self.jobs) is not int or self.jobs < 1:
-            raise UserError(f"jobs={self.jobs} must be a whole number of at least 1; try jobs=2")
-        if type(self.dry) is not bool:
-            raise UserError(f"dry={self.dry} is not one of true, false")
-        if type(self.limit) is not int or self.limit < 1:
-            raise UserError(
-                f"hydra.launcher.limit={self.limit} must be a whole number of at least 1; try 1000"
-            )
-
-    def run_jobs(self, cells: Sequence[Any], root: Path) -> None:
-        """Runs `cells`, whose folders lie in `root`. Raises CellsFailed."""
+    def run_jobs(self, jobs: Sequence[Any], root: Path) -> None:
+        """Run jobs in folders below `root`. Raises JobsFailedError if a job fails."""
         from ddpm_lab.cli.main import run_job
         from ddpm_lab.sweeps.executors import Executor, ProcessExecutor, SlurmExecutor
         from ddpm_lab.sweeps.scheduler import run_jobs
 
-        preload = [f"ddpm_lab.cli.{verb}" for verb in ("train", "sample", "evaluate", "analytic")]
-        pool: Executor = ProcessExecutor(self.jobs, run_job, preload)
-        if self.cluster is not None and not self.dry:
-            pool = SlurmExecutor(root / "submitit", self.cluster, run_job, self.parameters)
-        run_jobs(cells, pool, root, jobs=self.jobs, dry=self.dry)
+        executor: Executor
+        if self.cluster is None or self.dry:
+            preload = [
+                f"ddpm_lab.cli.{verb}" for verb in ("train", "sample", "evaluate", "analytic")
+            ]
+            executor = ProcessExecutor(self.max_workers, run_job, preload)
+        else:
+            executor = SlurmExecutor(root / "submitit", self.cluster, run_job, self.parameters)
+        run_jobs(jobs, executor, root, max_workers=self.max_workers, dry=self.dry)
 
 
 class OptunaSweeper(Sweeper):
-    """Trials that Optuna proposes, as many at a time as the launcher runs. With the same seed the same are proposed, so
-    that a search that is started again goes on where it was.
+    """Run trials that Optuna suggests, as many at a time as the launcher runs.
+
+    The same seed gives the same trials, so that a repeated search continues.
     """
 
     def __init__(
@@ -166,12 +160,19 @@ class OptunaSweeper(Sweeper):
         from ddpm_lab.sweeps.search import search
         from ddpm_lab.utils.errors import UserError
 
-        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(
-            arguments
-        )
         if not isinstance(self.launcher, JobLauncher):
-            raise UserError("search=optuna runs cells; try hydra/launcher=processes, or slurm")
-        root = Path(self.launcher.config.hydra.sweep.dir)
+            raise UserError("search=optuna needs hydra/launcher=processes or slurm")
         return search(
-            parsed, self.launcher, root, self.trials, self.metric, self.direction, self.seed
+            _parse(self.context, arguments),
+            self.launcher,
+            Path(self.launcher.config.hydra.sweep.dir),
+            self.trials,
+            self.metric,
+            self.direction,
+            self.seed,
         )
+
+
+def _parse(context: HydraContext, overrides: Sequence[str]) -> Any:
+    parser = OverridesParser.create(config_loader=context.config_loader)
+    return parser.parse_overrides([*overrides])

@@ -1,1 +1,1 @@
-"""Ablations: a paper's table as a set of jobs."""
+"""Ablations: the table of a paper as a set of jobs, and its report."""

@@ -1,6 +1,6 @@
-"""The plots and images of an ablation's report."""
+"""Plots and images of an ablation's report."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,110 +11,106 @@ from ddpm_lab.reports.table import Panel, Table
 from ddpm_lab.sweeps.job import Job, get_nested
 from ddpm_lab.utils.safe_load import read_json
 
-Lines = dict[str, tuple[list[Any], list[float]]]
+Line = tuple[list[Any], list[float]]
 
-CURVES = 14
-"""Curves of training in one plot, at most"""
+MAX_CURVES = 14
+"""Training curves in one plot; more cannot be told apart"""
 
 
 def build_panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
-    """Those of one entry of an ablation's plots; none of what was not run. What a tier measures in place of the paper's
-    metric is not drawn beside the paper's.
+    """Build the panels of one plot: one for `bars` and `curve`, else the paper's and ours.
+
+    Lines without numbers, and panels without lines, are left out.
     """
     names = [column.name for column in table.columns]
-    at_column = names.index(plot.column) if plot.column in names else 0
-    metric = plot.y or table.columns[at_column].metric
-
-    def panel(title: str, y: str, lines: Lines) -> list[Panel]:
-        return [Panel(title, plot.x, y, lines, plot.log_x, plot.log_y)] if lines else []
-
+    index = names.index(plot.column) if plot.column in names else 0
+    metric = plot.y or table.columns[index].metric
     if plot.kind == "curve":
-        return panel(plot.title, plot.y, _curves(plan, table, plot, names[at_column]))
+        return _panel(plot, plot.title, plot.y, _curves(plan, table, plot, names[index]))
     if plot.kind == "bars":
-        shown = [(row, entries[at_column]) for row, entries in table.rows.items()]
-        bars = {
-            "ours": _points([(row, entry.ours) for row, entry in shown]),
-            "paper": _points(
-                [(row, entry.theirs if entry.comparable else None) for row, entry in shown]
-            ),
-        }
-        return panel(
-            plot.title,
-            metric,
-            {name: bar for name, bar in bars.items() if bar[0]} if bars["ours"][0] else {},
-        )
-    lines: dict[str, Lines] = {}
-    for which in ("ours", "theirs"):
-        if plot.kind == "columns":
-            xs = [
-                column.x if which == "ours" else last_number(column.name)
-                for column in table.columns
-            ]
-            made = {
-                row: _points(
-                    [(x, getattr(entry, which)) for x, entry in zip(xs, entries, strict=True)]
-                )
-                for row, entries in table.rows.items()
-            }
-        else:
-            made = {
-                name: _points(
-                    [
-                        (last_number(row), getattr(entries[i], which))
-                        for row, entries in table.rows.items()
-                    ]
-                )
-                for i, name in enumerate(names)
-                if name.startswith(plot.column or "")
-            }
-        lines[which] = {name: line for name, line in made.items() if line[0]}
-    published = METRICS.get(plan.published(names[at_column]), ("", None))[0]
+        bars = _bars(table, index)
+        return _panel(plot, plot.title, metric, bars if bars["ours"][0] else {}, bars=True)
+    axis = _columns if plot.kind == "columns" else _rows
+    paper_label, _ = METRICS.get(plan.paper_metric(names[index]), ("", None))
     return [
-        *panel(f"{plot.title}: the paper", plot.y or published, lines["theirs"]),
-        *panel(f"{plot.title}: ours, {plan.tier}", metric, lines["ours"]),
+        *_panel(
+            plot, f"{plot.title}: the paper", plot.y or paper_label, axis(table, plot, "theirs")
+        ),
+        *_panel(plot, f"{plot.title}: ours, {plan.tier}", metric, axis(table, plot, "ours")),
     ]
 
 
-def _points(pairs: list[tuple[Any, float | None]]) -> tuple[list[Any], list[float]]:
-    known = [(x, y) for x, y in pairs if x is not None and y is not None]
-    return [x for x, _ in known], [y for _, y in known]
+def _panel(
+    plot: Plot, title: str, y: str, lines: Mapping[str, Line], bars: bool = False
+) -> list[Panel]:
+    lines = {name: line for name, line in lines.items() if line[0]}
+    return [Panel(title, plot.x, y, lines, plot.log_x, plot.log_y, bars)] if lines else []
 
 
-def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> Lines:
-    """Of the first seed."""
-    lines: Lines = {}
-    for row in table.rows:
-        cell = plan.places.get(JobKey(row, column, plan.stage.seeds[0]))
-        found = (
-            get_nested(read_json(cell.metrics), plot.path)
-            if cell is not None and cell.done()
-            else None
+def _bars(table: Table, index: int) -> dict[str, Line]:
+    entries = {row: entries[index] for row, entries in table.rows.items()}
+    return {
+        "ours": _line((row, entry.ours) for row, entry in entries.items()),
+        # Another metric than the paper's does not belong beside it.
+        "paper": _line((row, entry.theirs) for row, entry in entries.items() if entry.comparable),
+    }
+
+
+def _columns(table: Table, plot: Plot, source: str) -> dict[str, Line]:
+    """Return a line per row; `source` is "ours" or "theirs"."""
+    ours = source == "ours"
+    xs = [column.x if ours else last_number(column.name) for column in table.columns]
+    return {
+        row: _line(zip(xs, [getattr(entry, source) for entry in entries], strict=True))
+        for row, entries in table.rows.items()
+    }
+
+
+def _rows(table: Table, plot: Plot, source: str) -> dict[str, Line]:
+    """Return a line per column; `source` is "ours" or "theirs"."""
+    return {
+        column.name: _line(
+            (last_number(row), getattr(entries[i], source)) for row, entries in table.rows.items()
         )
-        both = [(one[plot.x_key], one[plot.y_key]) for one in found or []]
-        if both := [
-            (x, y) for x, y in both if (x > 0 or not plot.log_x) and (y > 0 or not plot.log_y)
-        ]:
-            lines[row] = ([x for x, _ in both], [y for _, y in both])
+        for i, column in enumerate(table.columns)
+        if column.name.startswith(plot.column or "")
+    }
+
+
+def _line(points: Iterable[tuple[Any, float | None]]) -> Line:
+    complete = [(x, y) for x, y in points if x is not None and y is not None]
+    return [x for x, _ in complete], [y for _, y in complete]
+
+
+def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> dict[str, Line]:
+    """Return a line per row, of its first seed."""
+    lines: dict[str, Line] = {}
+    for row in table.rows:
+        job = plan.by_key.get(JobKey(row, column, plan.spec.seeds[0]))
+        if job is not None and job.done():
+            items = get_nested(read_json(job.metrics), plot.path) or []
+            points = [(item[plot.x_key], item[plot.y_key]) for item in items]
+            lines[row] = _line(
+                (x, y) for x, y in points if (x > 0 or not plot.log_x) and (y > 0 or not plot.log_y)
+            )
     return lines
 
 
-def training_panels(cells: Mapping[str, Job]) -> list[Panel]:
-    """The losses of those that train, each curve once; nothing where they are more than a reader can tell apart."""
-    lines: Lines = {}
-    for name, cell in cells.items():
-        if cell.done() and (curve := read_losses(cell.folder)) and curve not in lines.values():
+def training_panels(jobs: Mapping[str, Job]) -> list[Panel]:
+    """Plot the training losses, equal curves once; nothing for more than `MAX_CURVES`."""
+    lines: dict[str, Line] = {}
+    for name, job in jobs.items():
+        if job.done() and (curve := read_losses(job.folder)) and curve not in lines.values():
             lines[name] = curve
-    return (
-        [Panel("loss of training", "step", "loss", lines, log_y=True)]
-        if 0 < len(lines) <= CURVES
-        else []
-    )
+    if not 0 < len(lines) <= MAX_CURVES:
+        return []
+    return [Panel("training loss", "step", "loss", lines, log_y=True)]
 
 
-def sample_images(cells: Mapping[str, Job]) -> dict[str, Path]:
-    """What those that train drew at the end, each image once."""
-    found: dict[str, Path] = {}
-    for name, cell in cells.items():
-        if cell.done() and (last := last_sample_grid(cell.folder)) and last not in found.values():
-            found[name] = last
-    return found
+def sample_images(jobs: Mapping[str, Job]) -> dict[str, Path]:
+    """Return the last sample grids of training runs, each file once."""
+    images: dict[str, Path] = {}
+    for name, job in jobs.items():
+        if job.done() and (last := last_sample_grid(job.folder)) and last not in images.values():
+            images[name] = last
+    return images

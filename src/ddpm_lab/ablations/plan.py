@@ -1,4 +1,4 @@
-"""python train.py ablation=NAME"""
+"""Plan and run the jobs of an ablation: python train.py ablation=NAME"""
 
 import re
 import shlex
@@ -16,16 +16,16 @@ from ddpm_lab.ablations.spec import Ablation, Tier, select_tiers
 from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, config_hash, format_override
 from ddpm_lab.runs.run_config import expand_cascade, load_config, register_run_choices
-from ddpm_lab.sweeps.job import Job, estimate_work
+from ddpm_lab.sweeps.job import Job, estimate_cost
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.shell import script_command
 
-EXACT = ("schedule", "variance", "sampler", "guidance", "nll", "conditional")
-"""What a cell says of these holds in the analytic tier as well."""
+ANALYTIC_KEYS = ("schedule", "variance", "sampler", "guidance", "nll", "conditional")
+"""Keys of rows and columns that apply without a network, in the analytic tier"""
 
 
 class JobKey(NamedTuple):
-    """Where a number stands: a row, a column, and the seed it is for."""
+    """Position of a number in a table, and its seed."""
 
     row: str
     column: str
@@ -33,175 +33,184 @@ class JobKey(NamedTuple):
 
 
 class Plan:
-    """The cells of an ablation in a tier. Everything is composed, so that a slip is told before anything runs."""
+    """The jobs of an ablation in a tier.
+
+    Composes all configurations. Raises UserError if one does not compose.
+    """
 
     def __init__(self, name: str, ablation: Ablation, tier: Tier, settings: DictConfig) -> None:
-        self.name, self.ablation, self.tier, self.root = (
-            name,
-            ablation,
-            tier,
-            Path(settings.jobs_dir),
-        )
-        self.stage = ablation.tiers[tier]
-        self.extra, self.asked = [*settings.overrides], [*settings.evaluate]
+        self.name, self.ablation, self.tier = name, ablation, tier
+        self.root = Path(settings.jobs_dir)
+        self.spec = ablation.tiers[tier]
+        self.user_overrides = [*settings.overrides]
+        self.user_evaluate = [*settings.evaluate]
         self.command = command_line("train", name, tier, settings)
-        self.cells: dict[Path, Job] = {}
-        self.known: dict[tuple[str, ...], Job] = {}
+        self.jobs: dict[Path, Job] = {}
+        self.by_command: dict[tuple[str, ...], Job] = {}
+        self.by_key: dict[JobKey, Job] = {}
         self.configs: dict[str, DictConfig] = {}
-        self.places: dict[JobKey, Job] = {}
-        self.trained: dict[str, Job] = {}
-        """By row, that of the first column and seed"""
-        if self.stage.skip_reason:
+        self.training: dict[str, Job] = {}
+        """By row, the training of the first column and seed"""
+        if self.spec.skip_reason:
             return
-        if any(word.startswith("seed=") for word in self.extra):
-            raise UserError(f"seed= is said by {name} itself, whose seeds are {self.stage.seeds}")
-        for row, column, seed in self._runnable():
-            self.places[JobKey(row, column, seed)] = self._place(row, column, seed)
+        if any(override.startswith("seed=") for override in self.user_overrides):
+            raise UserError(f"seed= cannot be set, because {name} sets it: {self.spec.seeds}")
+        for key in self._keys():
+            self.by_key[key] = self._job(key)
 
     def metric(self, column: str) -> str:
-        """In this tier, the keys of metrics.json joined by dots."""
-        return self.stage.metrics.get(self.published(column), self.published(column))
+        """Return the dotted key of metrics.json that a column shows in this tier."""
+        return self.spec.metrics.get(self.paper_metric(column), self.paper_metric(column))
 
-    def published(self, column: str) -> str:
-        """The same, in the paper."""
+    def paper_metric(self, column: str) -> str:
+        """Return the dotted key of the paper's metric."""
         return self.ablation.columns[column].metric or self.ablation.metric
 
-    def here(self, overrides: list[str]) -> list[str]:
-        """The words of the paper as this tier says them."""
-        said = [self.stage.substitutions.get(word, word) for word in overrides]
-        return [word for one in said for word in ([one] if isinstance(one, str) else one)]
+    def substitute(self, overrides: list[str]) -> list[str]:
+        """Apply this tier's substitutions to overrides of a row or a column."""
+        replaced = self.spec.substitutions
+        return [
+            word
+            for override in overrides
+            for word in (replaced[override].split() if override in replaced else [override])
+        ]
 
-    def _runnable(self) -> Iterator[JobKey]:
-        for row, spec in self.ablation.rows.items():
-            for column in self.ablation.columns if self.tier in spec.tiers else ():
-                for seed in self.stage.seeds:
+    def _keys(self) -> Iterator[JobKey]:
+        for row, row_spec in self.ablation.rows.items():
+            for column in self.ablation.columns if self.tier in row_spec.tiers else ():
+                for seed in self.spec.seeds:
                     yield JobKey(row, column, seed)
 
-    def _place(self, row: str, column: str, seed: int) -> Job:
+    def _job(self, key: JobKey) -> Job:
+        """Return the job whose metrics.json has the number of `key`, and add the jobs it needs."""
+        row, column, seed = key
         parts = (self.ablation.rows[row], self.ablation.columns[column])
-        name = self._named(f"{row}, {column}", seed)
+        name = self._label(f"{row}, {column}", seed)
         train, evaluate, exact = (
-            self.here([word for part in parts for word in getattr(part, verb)])
+            self.substitute([override for part in parts for override in getattr(part, verb)])
             for verb in ("train", "evaluate", "exact")
         )
         if self.tier == "analytic":
             common = [
-                word
-                for word in (*train, *evaluate)
-                if re.split("[.=]", word)[0] in EXACT and "{" not in word
+                override
+                for override in (*train, *evaluate)
+                if re.split("[.=]", override)[0] in ANALYTIC_KEYS and "{" not in override
             ]
-            return self._cell(
-                name,
-                "evaluate",
-                ["model=exact", *self.stage.evaluate, *common, *exact, *self.asked],
-            )
-        seeds = [f"seed={seed}"] if seed else []
-        overrides = [*self.here(self.stage.train), *train, *seeds, *self.extra]
-        trained = self._cell(self._named(f"{row} (training)", seed), "train", overrides, seed)
-        self.trained.setdefault(row, trained)
-        overrides = [*self.stage.evaluate, *evaluate]
+            overrides = ["model=exact", *self.spec.evaluate, *common, *exact, *self.user_evaluate]
+            return self._add(name, "evaluate", overrides)
+        overrides = [*self.substitute(self.spec.train), *train]
+        training = self._add_training(f"{row} (training)", overrides, seed)
+        self.training.setdefault(row, training)
+        overrides = [*self.spec.evaluate, *evaluate]
         if not overrides:
-            return trained
-        if not any(word.startswith("cascade=") for word in overrides):
-            overrides = [format_override("run", trained.folder), *overrides]
-        return self._cell(name, "evaluate", [*overrides, *seeds, *self.asked], seed, trained)
+            return training
+        if not any(override.startswith("cascade=") for override in overrides):
+            overrides = [format_override("run", training.folder), *overrides]
+        overrides += [*_seed(seed), *self.user_evaluate]
+        return self._add(name, "evaluate", overrides, seed, training)
 
-    def _named(self, what: str, seed: int) -> str:
-        return f"{self.name} {what}" + (f", seed {seed}" if len(self.stage.seeds) > 1 else "")
+    def _add_training(self, label: str, overrides: list[str], seed: int) -> Job:
+        overrides = [*overrides, *_seed(seed), *self.user_overrides]
+        return self._add(self._label(label, seed), "train", overrides, seed)
 
-    def _cell(self, name: str, verb: str, overrides: list[str], seed: int = 0, *needs: Job) -> Job:
-        """Raises UserError if `words` are not what the verb takes."""
-        others: dict[str, Job] = {}
+    def _label(self, text: str, seed: int) -> str:
+        return f"{self.name} {text}" + (f", seed {seed}" if len(self.spec.seeds) > 1 else "")
 
-        def other(found: re.Match[str]) -> str:
-            if found[1] == "train":
+    def _add(self, name: str, verb: str, overrides: list[str], seed: int = 0, *needs: Job) -> Job:
+        """Return the job of a command; equal configurations share one job.
+
+        "{train}" in an override is the folder of `needs[0]`, any other "{name}" that of
+        `runs.name`, whose training is added. Raises UserError if the overrides do not compose.
+        """
+        auxiliary: dict[str, Job] = {}
+
+        def folder(match: re.Match[str]) -> str:
+            run = match[1]
+            if run == "train":
                 return str(needs[0].folder)
-            seeds = [f"seed={seed}"] if seed else []
-            own = [*self.stage.runs[found[1]], *seeds, *self.extra]
-            others[found[1]] = self._cell(self._named(found[1], seed), "train", own, seed)
-            return str(others[found[1]].folder)
+            auxiliary[run] = self._add_training(run, self.spec.runs[run], seed)
+            return str(auxiliary[run].folder)
 
         overrides = [
-            word if word in self.extra else re.sub(r"\{(\w+)\}", other, word) for word in overrides
+            each if each in self.user_overrides else re.sub(r"\{(\w+)\}", folder, each)
+            for each in overrides
         ]
-        said = (verb, *overrides)
-        if said in self.known:
-            return self.known[said]
+        command = (verb, *overrides)
+        if command in self.by_command:
+            return self.by_command[command]
+        config = self._compose(name, verb, overrides)
+        logger = OmegaConf.select(config, "logger.wandb")
+        if verb == "train" and logger and logger.group is None:
+            overrides = [*overrides, format_override("logger.wandb.group", self.name)]
+        digest = config_hash(config, self.root)
+        path = self.root / f"{verb}-{digest}"
+        cost, needs = estimate_cost(verb, config), (*needs, *auxiliary.values())
+        job = Job(name, verb, tuple(overrides), path, digest, cost, needs)
+        self.configs[str(path)] = config
+        self.by_command[command] = self.jobs.setdefault(path, job)
+        return self.by_command[command]
+
+    def _compose(self, name: str, verb: str, overrides: list[str]) -> DictConfig:
         exact = "model=exact" in overrides
         try:
             if verb == "train":
-                config = compose("train", overrides=overrides)
-                if OmegaConf.select(config, "logger.wandb") and config.logger.wandb.group is None:
-                    overrides = [*overrides, format_override("logger.wandb.group", self.name)]
-            elif exact:
-                config = compose("exact", overrides=overrides)
-            else:
-                command_line = expand_cascade(overrides)
-                register_run_choices(
-                    command_line,
-                    lambda run: self.configs[run] if run in self.configs else load_config(run),
-                )
-                config = compose("evaluate", overrides=command_line)
-        except (HydraException, UserError) as error:
-            told = (
-                messages.explain_error(error, "exact" if exact else verb, CONFIGS, overrides)
-                if isinstance(error, HydraException)
-                else str(error)
+                return compose("train", overrides=overrides)
+            if exact:
+                return compose("exact", overrides=overrides)
+            expanded = expand_cascade(overrides)
+            register_run_choices(
+                expanded,
+                lambda run: self.configs[run] if run in self.configs else load_config(run),
             )
-            raise (type(error) if isinstance(error, UserError) else UserError)(
-                f"{name}: {told}"
-            ) from error
-        digits = config_hash(config, self.root)
-        folder = self.root / f"{verb}-{digits}"
-        cell = Job(
-            name,
-            verb,
-            tuple(overrides),
-            folder,
-            digits,
-            estimate_work(verb, config),
-            (*needs, *others.values()),
-        )
-        self.configs[str(folder)] = config
-        self.known[said] = self.cells.setdefault(folder, cell)
-        return self.known[said]
+            return compose("evaluate", overrides=expanded)
+        except UserError as error:
+            raise type(error)(f"{name}: {error}") from error
+        except HydraException as error:
+            verb = "exact" if exact else verb
+            message = messages.explain_error(error, verb, CONFIGS, overrides)
+            raise UserError(f"{name}: {message}") from error
+
+
+def _seed(seed: int) -> list[str]:
+    return [f"seed={seed}"] if seed else []
 
 
 def run_ablation(settings: DictConfig) -> None:
-    """Runs what is not done yet of the ablations that `settings` name. Raises CellsFailed if some of it failed."""
+    """Run the unfinished jobs of the ablations in `settings`.
+
+    Raises UserError for invalid settings, JobsFailedError if a job fails.
+    """
     if settings.tier is None:
         raise UserError("tier=null is not one of analytic, tiny, paper")
     launcher = instantiate(HydraConfig.get().launcher)
     launcher.check()
-    found = select_tiers(settings.ablations, settings.tier)
+    ablations = select_tiers(settings.ablations, settings.tier)
     if settings.tier == "analytic" and settings.overrides:
         raise UserError(
-            f"{settings.overrides[0]} is for training, and tier=analytic has none; try tier=tiny"
+            f"{settings.overrides[0]} applies to training, and tier=analytic trains nothing; "
+            "try tier=tiny"
         )
-    cells: dict[Path, Job] = {}
-    for name, ablation in found.items():
-        if why := ablation.tiers[settings.tier].skip_reason:
-            print(f"  {name} has no tier={settings.tier}: {why}")
-        cells |= Plan(name, ablation, settings.tier, settings).cells
-    if settings.evaluate and not any(cell.verb == "evaluate" for cell in cells.values()):
+    jobs: dict[Path, Job] = {}
+    for name, ablation in ablations.items():
+        if reason := ablation.tiers[settings.tier].skip_reason:
+            print(f"  {name} has no tier={settings.tier}: {reason}")
+        jobs |= Plan(name, ablation, settings.tier, settings).jobs
+    if settings.evaluate and not any(job.verb == "evaluate" for job in jobs.values()):
         raise UserError(
-            f"evaluate.{settings.evaluate[0]} is for evaluations, and this has none: its numbers are those "
-            "that training ends with"
+            f"evaluate.{settings.evaluate[0]} applies to evaluations, and this ablation has none: "
+            "its numbers are the final metrics of training"
         )
-    if cells:
-        launcher.run_jobs([*cells.values()], Path(settings.jobs_dir))
-        what = settings.ablations if isinstance(settings.ablations, str) else f"[{','.join(found)}]"
-        print(f"  next     {command_line('report', what, settings.tier, settings)}")
+    if jobs:
+        launcher.run_jobs([*jobs.values()], Path(settings.jobs_dir))
+        several = OmegaConf.is_list(settings.ablations)
+        names = f"[{','.join(ablations)}]" if several else settings.ablations
+        print(f"  next     {command_line('report', names, settings.tier, settings)}")
 
 
 def command_line(verb: str, ablation: str, tier: str, settings: DictConfig) -> str:
-    """The command with all that `settings` have of the user's."""
-    overrides = [*settings.overrides, *(f"evaluate.{word}" for word in settings.evaluate)]
-    overrides += (
-        []
-        if settings.jobs_dir == "runs/ablations"
-        else [format_override("jobs_dir", settings.jobs_dir)]
-    )
-    return (
-        f"{script_command(verb)} {shlex.join([f'ablation={ablation}', f'tier={tier}', *overrides])}"
-    )
+    """Return the command of `verb` for an ablation, with the user's overrides in `settings`."""
+    overrides = [f"ablation={ablation}", f"tier={tier}", *settings.overrides]
+    overrides += [f"evaluate.{override}" for override in settings.evaluate]
+    if settings.jobs_dir != "runs/ablations":
+        overrides.append(format_override("jobs_dir", settings.jobs_dir))
+    return f"{script_command(verb)} {shlex.join(overrides)}"

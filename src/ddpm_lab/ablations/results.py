@@ -1,4 +1,4 @@
-"""What the cells' files say."""
+"""Read numbers, protocols, losses and images from the folders of jobs."""
 
 import csv
 import re
@@ -19,15 +19,15 @@ METRICS: dict[str, tuple[str, Any]] = {
     "precision": ("precision", "higher"),
     "recall": ("recall", "higher"),
     "nll.bits_per_dim": ("bits/dim", "lower"),
-    "nll.gap": ("bits/dim over entropy", "lower"),
+    "nll.gap": ("bits/dim above the entropy", "lower"),
     "nll.L_T": ("bits/dim", "lower"),
     "nll.L_T.bits": ("bits/dim", "lower"),
     "nll.L_0": ("bits/dim", "lower"),
     "nll.L_0.bits": ("bits/dim", "lower"),
     "wasserstein": ("W2 distance", "lower"),
     "sliced_wasserstein": ("sliced W2", "lower"),
-    "reconstruction.mse": ("mean square error", "lower"),
-    "reconstruction": ("mean square error", "lower"),
+    "reconstruction.mse": ("mean squared error", "lower"),
+    "reconstruction": ("mean squared error", "lower"),
     "ode_nll.nll": ("NLL, nats", "lower"),
     "psnr": ("PSNR, dB", "higher"),
     "ssim": ("SSIM", "higher"),
@@ -35,57 +35,57 @@ METRICS: dict[str, tuple[str, Any]] = {
     "training.val_loss": ("validation loss", "lower"),
     "accuracy": ("accuracy", "higher"),
 }
-"""What keys of metrics.json are called, and which way is better."""
-
+"""Label and better direction, by dotted key of metrics.json"""
 
 WEIGHTS = "weights_sha256"
-"""Key of a protocol that is another for each run that is trained, and so no difference in how it is measured"""
+"""Protocol key that differs between runs, and so is not a difference of protocol"""
 
 
 def last_number(text: str) -> float | None:
-    """What a name or a word such as sampler.steps=10 ends with."""
+    """Return the number at the end of a name or override, such as 10 of sampler.steps=10."""
     last = re.split(r"[\s=]", text)[-1]
     return float(last) if re.fullmatch(r"\d+(\.\d+)?", last) else None
 
 
-def read_source(cell: Job, key: str, command: str | None = None) -> Source:
-    """Of the number `key` of a cell, of which `command` is how it is typed, if it does not say so itself."""
-    state = cell.state().get("status")
-    status: Status = "not run" if state is None else "failed" if state else "done"
-    value = read_number(cell.metrics, key) if status == "done" else None
-    return Source(command or cell.command, cell.config, cell.metrics, status, value)
+def read_source(job: Job, key: str, command: str | None = None) -> Source:
+    """Read the number under a dotted key of a job's metrics.json.
+
+    `command` replaces the job's own command line in the result.
+    """
+    exit_status = job.state().get("status")
+    status: Status = "not run" if exit_status is None else "failed" if exit_status else "done"
+    value = read_number(job.metrics, key) if status == "done" else None
+    return Source(command or job.command, job.config_hash, job.metrics, status, value)
 
 
 def read_protocol(file: Path, key: str) -> dict[str, str]:
-    """What the number `key` depends on, flat: that which stands nearest to it."""
-    parts = key.split(".")
+    """Return the flattened protocol nearest to the dotted `key` in metrics.json."""
+    content, parts = read_json(file), key.split(".")
     for depth in range(len(parts) - 1, -1, -1):
-        found = get_nested(read_json(file), ".".join([*parts[:depth], "protocol"]))
-        if isinstance(found, dict):
-            return dict(_flat({name: value for name, value in found.items() if name != WEIGHTS}))
+        protocol = get_nested(content, ".".join([*parts[:depth], "protocol"]))
+        if isinstance(protocol, dict):
+            return _flatten({name: value for name, value in protocol.items() if name != WEIGHTS})
     return {}
 
 
-def _flat(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    return [
-        pair
-        for name, value in found.items()
-        for pair in (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else [(prefix + name, str(value))]
-        )
-    ]
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
+    return flat
 
 
 def read_losses(folder: Path) -> tuple[list[Any], list[float]] | None:
-    """Steps and losses of a training, where any were logged."""
+    """Return (steps, losses) of a training run; None if it logged none."""
     file = folder / "metrics.csv"
     if not file.exists():
         return None
     try:
         with regular_file(file).open() as stream:
-            found = [
+            points = [
                 (int(row["step"]), float(row["train/loss"]))
                 for row in csv.DictReader(stream)
                 if row.get("train/loss")
@@ -93,11 +93,13 @@ def read_losses(folder: Path) -> tuple[list[Any], list[float]] | None:
     except UnsafeFileError:
         raise
     except (ValueError, OverflowError, KeyError, TypeError, csv.Error) as error:
-        raise CorruptFileError(f"{escape_control(file)} is cut short, or none of ours") from error
-    return ([x for x, _ in found], [y for _, y in found]) if found else None
+        raise CorruptFileError(
+            f"{escape_control(file)} is truncated, or not a metrics.csv of a run"
+        ) from error
+    return ([step for step, _ in points], [loss for _, loss in points]) if points else None
 
 
 def last_sample_grid(folder: Path) -> Path | None:
-    """The last grid of samples of a run."""
+    """Return the last sample grid of a run; None if there is none."""
     last = max((folder / "images").glob("samples-*.png"), default=None)
     return None if last is None else regular_file(reject_links(last.parent) / last.name)

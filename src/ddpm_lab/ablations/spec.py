@@ -1,4 +1,4 @@
-"""What a file of configs/ablation says."""
+"""Schema of the files in configs/ablation."""
 
 from typing import Any, Literal, get_args
 
@@ -14,51 +14,54 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 
 
 class Overrides(BaseModel, extra="forbid"):
-    """What a part of a table says to the verbs."""
+    """Overrides of a row or a column, by verb."""
 
     train: list[str] = []
     evaluate: list[str] = []
     exact: list[str] = []
-    """To evaluate.py in the analytic tier only"""
+    """Additional overrides of evaluate.py in the analytic tier"""
 
 
 class Row(Overrides):
-    """One row of a table; `paper` is what is published, column by column, a number behind "~" from memory."""
+    """A row of a table."""
 
     paper: list[int | float | str | None] = []
+    """Published numbers, one per column; "~" precedes a number quoted from memory"""
     tiers: list[Tier] = [*TIERS]
-    """Where it can be run"""
+    """Tiers that can run the row"""
 
 
 class Column(Overrides):
-    """One column: of a metric, of a setting, or both."""
+    """A column of a table: a metric, a setting, or both."""
 
     metric: str | None = None
-    """Keys of metrics.json, joined by dots; null: that of the table"""
+    """Dotted key of metrics.json; null: the metric of the table"""
 
 
 class TierSpec(BaseModel, extra="forbid"):
-    """One tier."""
+    """Settings of a tier."""
 
     skip_reason: str = ""
-    """Why there is no such tier"""
+    """Reason why the tier does not exist"""
     note: str = ""
     seeds: list[int] = [0]
     train: list[str] = []
     evaluate: list[str] = []
-    """If it, the row and the column have none, numbers are those that training itself ends with"""
+    """If a row and its column add no others, the metrics of training are used"""
     runs: dict[str, list[str]] = {}
-    """Other models that cells need, and all the words of their training: {name} in a word is the folder"""
-    substitutions: dict[str, str | list[str]] = {}
-    """Words of rows and columns, and what takes their places"""
+    """Training overrides of auxiliary models; "{name}" in an override is the run directory"""
+    substitutions: dict[str, str] = {}
+    """Overrides of rows and columns to replace, each by overrides separated by spaces"""
     metrics: dict[str, str] = {}
+    """Metrics of columns to replace"""
     protocol: dict[str, str] = {}
-    """As in `Ablation`, of what metrics.json does not say"""
+    """Entries to add to the protocol in metrics.json"""
 
 
 class OrderClaim(BaseModel, extra="forbid"):
-    """A claim: the numbers of these rows, in each of `columns`, or of these columns, in each of `rows`, rise in this
-    order, each at least `ratio` times the one before.
+    """A claim: numbers increase in `order`, each at least by a factor of `ratio`.
+
+    `order` lists rows, compared in each of `columns`, or columns, compared in each of `rows`.
     """
 
     text: str
@@ -67,12 +70,16 @@ class OrderClaim(BaseModel, extra="forbid"):
     columns: list[str] | None = None
     ratio: float = 1.0
     omitted: dict[Tier, str] = {}
-    """Tiers whose numbers cannot show it, and why"""
+    """Tiers that cannot test the claim, and the reason"""
 
 
 class Plot(BaseModel, extra="forbid"):
-    """`columns`: a line per row over the numbers of the columns' words; `rows`: a line per column over those of the
-    rows' names; `bars`: a metric per row; `curve`: lists that metrics.json has.
+    """A plot of a table.
+
+    - `columns`: one line per row; x is the number at the end of a column's overrides.
+    - `rows`: one line per column; x is the number at the end of a row's name.
+    - `bars`: one bar per row.
+    - `curve`: one line per row, from a list in metrics.json.
     """
 
     kind: Literal["columns", "rows", "bars", "curve"]
@@ -80,9 +87,9 @@ class Plot(BaseModel, extra="forbid"):
     x: str = ""
     y: str = ""
     column: str | None = None
-    """Of `bars` and `curve`; null: the first. Of `rows`, what the columns' names begin with"""
+    """`bars`, `curve`: the column; null: the first. `rows`: prefix of the columns' names"""
     path: str = ""
-    """Of `curve`: the list in metrics.json, of which `x_key` and `y_key` are drawn"""
+    """`curve`: dotted key of the list, whose items have `x_key` and `y_key`"""
     x_key: str = ""
     y_key: str = ""
     log_x: bool = False
@@ -90,15 +97,14 @@ class Plot(BaseModel, extra="forbid"):
 
 
 class Ablation(BaseModel, extra="forbid"):
-    """A paper's table or figure."""
+    """A table or figure of a paper."""
 
     title: str
     source: str
     row_header: str
-    """What its rows are"""
     metric: str = "fid"
     protocol: dict[str, str]
-    """How the paper's numbers were measured, in the words of metrics.json"""
+    """Protocol of the paper's numbers, with the keys of metrics.json"""
     rows: dict[str, Row]
     columns: dict[str, Column]
     tiers: dict[Tier, TierSpec]
@@ -107,36 +113,37 @@ class Ablation(BaseModel, extra="forbid"):
 
 
 def names() -> list[str]:
+    """List the available ablations."""
     return sorted(file.stem for file in (CONFIGS / "ablation").glob("*.yaml"))
 
 
 def select_tiers(ablation: Any, tier: str | None) -> dict[str, Ablation]:
-    """What `ablation=` names. Raises UserError."""
-    known = names()
+    """Load the ablations that `ablation=` selects. Raises UserError for an unknown name or tier."""
+    available = names()
     if OmegaConf.is_list(ablation):
-        wanted = [str(name) for name in ablation]
+        selection = [str(name) for name in ablation]
     else:
-        wanted = known if ablation == "all" else [str(ablation)]
-    for name in wanted:
-        if name not in known:
-            raise UserError(
-                f"ablation={name} is not a choice{suggest(name, known)}; choices: {', '.join(known)}, all"
-            )
-    if not wanted:
-        raise UserError(f"ablation=[] names nothing; choices: {', '.join(known)}, all")
+        selection = available if ablation == "all" else [str(ablation)]
+    choices = f"choices: {', '.join(available)}, all"
+    for name in selection:
+        if name not in available:
+            hint = suggest(name, available)
+            raise UserError(f"ablation={name} is not a choice{hint}; {choices}")
+    if not selection:
+        raise UserError(f"ablation=[] selects nothing; {choices}")
     if tier not in (None, *TIERS):
         raise UserError(f"tier={tier} is not one of {', '.join(TIERS)}{suggest(str(tier), TIERS)}")
-    return {name: load_ablation(name) for name in wanted}
+    return {name: load_ablation(name) for name in selection}
 
 
 def load_ablation(name: str) -> Ablation:
-    """Raises UserError if the file is not what it must be."""
+    """Load configs/ablation/NAME.yaml. Raises UserError if it violates the schema."""
     content = OmegaConf.to_container(OmegaConf.load(CONFIGS / "ablation" / f"{name}.yaml"))
     try:
         return Ablation.model_validate(content)
     except ValidationError as error:
-        told = error.errors()[0]
-        where = ".".join(map(str, told["loc"]))
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"configs/ablation/{name}.yaml: {where}: {told['msg']} (got {told['input']})"
+            f"configs/ablation/{name}.yaml: {key}: {first['msg']} (got {first['input']})"
         ) from error

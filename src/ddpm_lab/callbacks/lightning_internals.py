@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger
 
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 
 
 def callbacks(trainer: L.Trainer) -> list[L.Callback]:
@@ -13,9 +13,9 @@ def callbacks(trainer: L.Trainer) -> list[L.Callback]:
     return vars(trainer)["callbacks"]
 
 
-def datamodule(trainer: L.Trainer) -> DataModule:
-    """Return the trainer's data module. Lightning's data connector sets the attribute."""
-    return vars(trainer)["datamodule"]
+def datamodule(trainer: L.Trainer) -> Data:
+    """Return the data of the trainer's data module. Lightning's connector sets the attribute."""
+    return vars(trainer)["datamodule"].data
 
 
 def set_max_steps(trainer: L.Trainer, steps: int) -> None:

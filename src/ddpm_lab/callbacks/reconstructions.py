@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ddpm_lab.callbacks.lightning_internals import datamodule
 from ddpm_lab.callbacks.periodic import Periodic, log_image, log_metrics
 from ddpm_lab.data.datasets import Images, to_uint8
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import FIDEvaluator, indexed_batches
 from ddpm_lab.reports.figures import save_grid
@@ -75,7 +75,7 @@ class Reconstructions(Periodic):
         pixels = to_uint8(torch.cat([half for pair in pairs for half in pair]))
         log_image(trainer, "reconstructions", save_grid(pixels, file, columns))
 
-    def _measure(self, data: DataModule, system: AutoencoderSystem) -> dict[str, Any]:
+    def _measure(self, data: Data, system: AutoencoderSystem) -> dict[str, Any]:
         values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
         codes: list[Tensor] = []
         batches = _reconstruct(data, system, values, codes)
@@ -105,7 +105,7 @@ class Reconstructions(Periodic):
 
 
 def _reconstruct(
-    data: DataModule,
+    data: Data,
     system: AutoencoderSystem,
     values: dict[str, list[Tensor]],
     codes: list[Tensor],

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ddpm_lab.config.instantiate import build, check_booleans, check_minimum
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.analytic_denoisers import MixtureClassifier
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import Sampler
@@ -50,7 +50,7 @@ def evaluate_exact(config: DictConfig) -> None:
 
 
 def _analytic_data(
-    config: DictConfig, process: ForwardProcess, data: DataModule | None, **options: Any
+    config: DictConfig, process: ForwardProcess, data: Data | None, **options: Any
 ) -> AnalyticData:
     try:
         if data is not None:
@@ -61,7 +61,7 @@ def _analytic_data(
         raise UserError(str(error)) from error
 
 
-def _case(config: DictConfig, process: ForwardProcess, data: DataModule | None) -> None:
+def _case(config: DictConfig, process: ForwardProcess, data: Data | None) -> None:
     """Measure one sampler, with the keys of evaluate.py for a run."""
     if config.steps is not None:
         raise UserError(
@@ -119,7 +119,7 @@ def _checked_guidance(guidance: "partial[Any]", sampler: Sampler) -> Callable[[A
     def guide(denoiser: Any) -> Any:
         with prefix_errors("guidance"):
             guided = guidance(denoiser)
-            if getattr(guided, "reversing", False) and not sampler.uses_reverse:
+            if getattr(guided, "requires_reverse", False) and not sampler.uses_reverse:
                 raise ValueError(
                     "form=mean shifts the means of ancestral steps, which "
                     f"sampler={choice_name(sampler)} does not draw; "
@@ -151,7 +151,7 @@ def _guidance(
     return partial(guidance.func, **guidance.keywords, classifier=classifier)
 
 
-def _tables(config: DictConfig, process: ForwardProcess, data: DataModule | None) -> None:
+def _tables(config: DictConfig, process: ForwardProcess, data: Data | None) -> None:
     """Measure samplers and variances against the number of steps, as tables and a plot."""
     overrides = HydraConfig.get().overrides.task
     if unused := [text for text in overrides if re.split("[.=]", text)[0] in CASE_GROUPS]:
@@ -196,7 +196,7 @@ def _tables(config: DictConfig, process: ForwardProcess, data: DataModule | None
     LOG.info("%s\n%s\n  saved in %s, %s", analytic.name, text, out / "metrics.json", plot)
 
 
-def _steps(config: DictConfig, process: ForwardProcess, data: DataModule | None) -> list[int]:
+def _steps(config: DictConfig, process: ForwardProcess, data: Data | None) -> list[int]:
     """Return the numbers of steps of the tables. Raises UserError."""
     if config.steps is None:
         defaults = [10, 20, 50, 100] + ([1000] if data is None else [])

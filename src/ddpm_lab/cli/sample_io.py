@@ -9,8 +9,8 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points
 from ddpm_lab.data.image_folder import read_images
@@ -147,8 +147,10 @@ def save_samples(
         arrays = to_arrays("points", values, conditions)
     else:
         (out / "images").mkdir(exist_ok=True)
-        for i, image in enumerate(values):
-            to_pil_image(image).save(out / "images" / f"{i:06d}.png")
+        for i, pixels in enumerate(values.permute(0, 2, 3, 1).numpy()):
+            Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
+                out / "images" / f"{i:06d}.png"
+            )
         grid = save_grid(values[:400], out / "grid.png", columns=min(columns, len(values)))
         lines = [("grid", grid), ("images", out / "images")]
         arrays = to_arrays("images", values.permute(0, 2, 3, 1), conditions)

@@ -34,7 +34,7 @@ from ddpm_lab.config.validation import (
     validate_trainer,
 )
 from ddpm_lab.data.datasets import IterableSplit
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.metrics import Results, Rows
 from ddpm_lab.evaluation.ode_nll import ode_nll_rows
 from ddpm_lab.evaluation.sample_quality import fid_rows
@@ -44,6 +44,7 @@ from ddpm_lab.runs.saved_config import foreign_packages, redact
 from ddpm_lab.sampling.class_names import is_numbered, legend
 from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.systems.base import BaseSystem
+from ddpm_lab.systems.data_module import DataModule
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.atomic_io import directory_lock, write_text
@@ -83,7 +84,7 @@ def _train(
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch's optimizers look for a GPU at each step
     torch.manual_seed(config.seed)
-    data: DataModule = build(config, "data")
+    data: Data = build(config, "data")
     system: BaseSystem = build_system(config, data)
     validate_length(config)
     system.seed = config.seed
@@ -140,7 +141,7 @@ def _add_loggers(trainer: Trainer, config: DictConfig) -> None:
 
 def _log_start(
     config: DictConfig,
-    data: DataModule,
+    data: Data,
     system: BaseSystem,
     trainer: Trainer,
     checkpoint: Path | None,
@@ -176,7 +177,7 @@ def _num_parameters(system: BaseSystem) -> int:
 def _fit(
     trainer: Trainer,
     config: DictConfig,
-    data: DataModule,
+    data: Data,
     system: BaseSystem,
     run: Path,
     checkpoint: Path | None,
@@ -184,7 +185,7 @@ def _fit(
     """Train, and end interrupted or diverged runs with a message that names the next command."""
     try:
         with watchdog.monitor(config.hang_timeout, run / "hang.txt"):
-            trainer.fit(system, data, ckpt_path=checkpoint)
+            trainer.fit(system, DataModule(data), ckpt_path=checkpoint)
     except DivergenceError as error:
         last = next(iter(list_checkpoints(run / "checkpoints")), "none")
         raise DivergenceError(f"{error}; the last checkpoint is {last}") from error
@@ -196,7 +197,7 @@ def _fit(
         raise InterruptedRunError(message, number) from error
     except Exception as error:  # Lightning raises any type for a checkpoint that is not one
         ours = isinstance(error, CLIError | OSError | MemoryError)
-        if checkpoint and not system.begun and not ours:
+        if checkpoint and not system.restored and not ours:
             raise CorruptFileError(
                 f"{checkpoint} cannot be resumed ({type(error).__name__}: {error}); remove it "
                 f"to use the one before it, or try init={run} for a new run from its weights"

@@ -1,4 +1,4 @@
-"""The condition of super-resolution: a smaller image, made noisy (Ho et al., 2022, cascaded diffusion models)."""
+"""The conditioner of super-resolution: a smaller, noisy image (Ho et al., 2022)."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_lab.conditioners.base import DataSpec, check_dropout
+from ddpm_lab.conditioners.base import Batch, DataSpec, check_dropout
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.rng import uniform
@@ -16,14 +16,19 @@ from ddpm_lab.utils.errors import UserError
 
 
 class LowRes(Conditioner):
-    """The same image at 1 / `factor` of the resolution, and with `label` its class (None: where there are classes):
-    super-resolution, and a stage of a cascade.
+    """The image at 1 / `factor` of the resolution, for super-resolution and cascades.
 
-    It is made noisy, cos(pi/2 l) z + sin(pi/2 l) eps, and the network hears the noise_level l: drawn from [0, `max_noise_level`] in
-    training, `noise_level` at sampling, so that a model is not thrown by what another model drew. With `truncated_conditioning`, what the
-    stage before draws is noisy because it stops early, not because noise is added. `blur`: half of the training's small
-    images are blurred, by a standard deviation drawn from [low, high] pixels (all of this in their section 4). Raises
-    ValueError where the images cannot be divided, or a noise_level is out of range.
+    The image z becomes cos(pi/2 l) z + sin(pi/2 l) eps, and the network takes the noise level l as
+    well. Training draws l, so that the model is robust to errors of the previous stage (Ho et al.,
+    2022, section 4). Raises ValueError if a value is out of range, UserError for points.
+
+    Args:
+        max_noise_level: Training draws l uniformly from [0, max_noise_level].
+        noise_level: l at sampling.
+        blur: [low, high], standard deviations in pixels of a Gaussian blur of half of the images in
+            training; None for no blur.
+        truncated_conditioning: Stop the previous stage at the noise level instead of adding noise.
+        label: Condition on the class as well; None: if the data has classes.
     """
 
     def __init__(
@@ -38,43 +43,33 @@ class LowRes(Conditioner):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if len(spec.shape) != 3:
-            raise UserError(
-                "conditioner=low_res is for images, and this data has none; try conditioner=label"
-            )
-        channels, *sides = spec.shape
-        if factor < 2 or any(side % factor for side in sides):
-            fits = [n for n in range(2, 1 + min(sides)) if not any(side % n for side in sides)]
-            raise ValueError(
-                f"factor={factor} must be at least 2 and divide images of {sides[0]}x{sides[1]}; "
-                + (f"try factor={fits[0]}" if fits else "none does")
-            )
+        self.small = _downsampled_shape(spec.shape, factor)
         label = spec.classes is not None if label is None else label
         if label and spec.classes is None:
-            raise ValueError("label=true needs labels, which this data has not; try label=false")
+            raise ValueError(
+                "label=true needs labels, which this data does not have; try label=false"
+            )
         if blur is not None and not (len(blur) == 2 and 0 < blur[0] <= blur[1] < math.inf):
             raise ValueError(
-                f"blur must be [low, high], standard deviations above 0, or null (got {list(blur)}); "
-                "try [0.4,0.6]"
+                "blur must be [low, high], standard deviations above 0, or null "
+                f"(got {list(blur)}); try [0.4,0.6]"
             )
-        self.small = (channels, *(side // factor for side in sides))
-        self.factor, self.max_noise_level, self.blur = (
-            factor,
-            _check_level(max_noise_level=max_noise_level),
-            blur,
-        )
+        _check_noise_level(max_noise_level=max_noise_level)
+        self.factor, self.max_noise_level, self.blur = factor, max_noise_level, blur
         self.classes, self.dropout = spec.classes if label else None, check_dropout(dropout)
-        self.cond_dims = {"image": channels} | (
-            {} if self.classes is None else {"classes": self.classes}
-        )
-        self.stream = math.prod(self.small)
+        self.cond_dims = {"image": spec.shape[0]}
+        if self.classes is not None:
+            self.cond_dims["classes"] = self.classes
+        self.noise_stream = math.prod(self.small)
         self.set_sampling_options(noise_level, truncated_conditioning)
 
     def set_sampling_options(self, noise_level: float, truncated_conditioning: bool) -> None:
-        """These, from now on, at sampling. Raises ValueError for a noise_level above what training saw."""
-        if _check_level(noise_level=noise_level) > self.max_noise_level:
+        """Set the options for sampling. Raises ValueError for a level above those of training."""
+        _check_noise_level(noise_level=noise_level)
+        if noise_level > self.max_noise_level:
             raise ValueError(
-                f"noise_level must be at most max_noise_level={self.max_noise_level:g}, that of training (got {noise_level:g})"
+                f"noise_level must be at most max_noise_level={self.max_noise_level:g}, that of "
+                f"training (got {noise_level:g})"
             )
         self.noise_level, self.truncated_conditioning = noise_level, truncated_conditioning
 
@@ -85,52 +80,62 @@ class LowRes(Conditioner):
             "truncated_conditioning": self.truncated_conditioning,
         }
 
-    def forward(
-        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
-    ) -> Condition:
-        z = self._small(batch)
-        if "noise_level" in batch:  # it is as noisy as that already
-            noise_level, noisy = batch["noise_level"], z
+    def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
+        z = self._low_res(batch)
+        if "noise_level" in batch:  # z is noisy already
+            noise_level = batch["noise_level"]
         else:
             noise_level = torch.full((len(z),), self.noise_level, device=z.device)
             if self.training:
                 noise_level = self.max_noise_level * uniform(noise, noise_level)
-                z = (
-                    z
-                    if self.blur is None
-                    else _blurred(
-                        z, self.blur, uniform(noise, noise_level), uniform(noise, noise_level)
-                    )
-                )
+                if self.blur is not None:
+                    blur_half = uniform(noise, noise_level) < 0.5
+                    z = _blur(z, blur_half, self.blur, uniform(noise, noise_level))
             angle = per_pixel(math.pi / 2 * noise_level, z)
-            noisy = angle.cos() * z + angle.sin() * noise(z)
-        image = F.interpolate(noisy, scale_factor=float(self.factor), mode="bilinear")
-        return Condition(
-            batch["label"] if self.classes else None, image=image, noise_level=1000 * noise_level
-        )
+            z = angle.cos() * z + angle.sin() * noise(z)
+        image = F.interpolate(z, scale_factor=float(self.factor), mode="bilinear")
+        label = batch["label"] if self.classes else None
+        return Condition(label, image=image, noise_level=1000 * noise_level)
 
-    def resolve(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"low_res": self._small(batch), **super().resolve(batch)}
+    def resolve(self, batch: Batch) -> Batch:
+        return {"low_res": self._low_res(batch), **super().resolve(batch)}
 
-    def _small(self, batch: dict[str, Tensor]) -> Tensor:
+    def _low_res(self, batch: Batch) -> Tensor:
         return batch["low_res"] if "low_res" in batch else F.avg_pool2d(batch["x0"], self.factor)
 
 
-def _blurred(x: Tensor, stds: Sequence[float], chance: Tensor, check_dropout: Tensor) -> Tensor:
-    """(B, C, H, W), of which half has been through a Gaussian filter of 3x3 pixels, by two numbers in [0, 1) each."""
+def _blur(x: Tensor, mask: Tensor, stds: Sequence[float], chance: Tensor) -> Tensor:
+    """Apply a Gaussian filter of 3x3 pixels to the images (B, C, H, W) of `mask` (B,).
+
+    `chance` (B,) in [0, 1) sets the standard deviation between the two `stds`.
+    """
     low, high = stds
-    std = low + (high - low) * check_dropout
-    side = per_pixel((chance < 0.5) * torch.exp(-1 / (2 * std**2)), x)
+    std = low + (high - low) * chance
+    side = per_pixel(mask * torch.exp(-1 / (2 * std**2)), x)
     for axis in (2, 3):
-        near = F.pad(x, (1, 1, 1, 1), mode="replicate").narrow(5 - axis, 1, x.shape[5 - axis])
-        x = (
-            x + side * (near.narrow(axis, 0, x.shape[axis]) + near.narrow(axis, 2, x.shape[axis]))
-        ) / (1 + 2 * side)
+        size = x.shape[axis]
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate").narrow(5 - axis, 1, x.shape[5 - axis])
+        neighbors = padded.narrow(axis, 0, size) + padded.narrow(axis, 2, size)
+        x = (x + side * neighbors) / (1 + 2 * side)
     return x
 
 
-def _check_level(**levels: float) -> float:
-    ((name, value),) = levels.items()
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a noise level and must lie in [0, 1] (got {value:g})")
-    return value
+def _downsampled_shape(shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    if len(shape) != 3:
+        raise UserError(
+            "conditioner=low_res is for images, and this data are points; try conditioner=label"
+        )
+    channels, height, width = shape
+    if factor < 2 or height % factor or width % factor:
+        divisor = next((n for n in range(2, 1 + min(shape[1:])) if height % n == width % n == 0), 0)
+        raise ValueError(
+            f"factor={factor} must be at least 2 and divide images of {height}x{width}; "
+            + (f"try factor={divisor}" if divisor else "none does")
+        )
+    return channels, height // factor, width // factor
+
+
+def _check_noise_level(**levels: float) -> None:
+    for name, level in levels.items():
+        if not 0 <= level <= 1:
+            raise ValueError(f"{name} is a noise level and must lie in [0, 1] (got {level:g})")

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ddpm_lab.conditioners.base import DataSpec
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.utils.errors import prefix_errors
 
 LOG = logging.getLogger(__name__)
@@ -21,13 +21,13 @@ RATE, WIDTH_RATE = 4e-3, 0.256
 """The learning rate is WIDTH_RATE / (channels of the widest level), at most RATE"""
 
 
-def build_system(config: DictConfig, data: DataModule, **given: Any) -> Any:
+def build_system(config: DictConfig, data: Data, **given: Any) -> Any:
     """The system that `config` describes, `complete` for `data`."""
     fill_defaults(config, data)
     return build(config, "system", **data.spec, **given)
 
 
-def fill_defaults(config: DictConfig, data: DataModule) -> None:
+def fill_defaults(config: DictConfig, data: Data) -> None:
     """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and of the size of batches and images of `data`.
 
     They are logged in a line, and saved with the run, so that a run stays what it is when rules or images change.
@@ -97,7 +97,7 @@ def _sizes(value: Any) -> list[Any]:
     return sizes if all(type(size) in (int, float) and size > 0 for size in sizes) else []
 
 
-def _shape(config: DictConfig, data: DataModule) -> Sequence[int]:
+def _shape(config: DictConfig, data: Data) -> Sequence[int]:
     """Shape of the network's input: that of the data or, with codec=autoencoder, of its latents."""
     if "codec" not in config.system:
         return data.shape

@@ -23,7 +23,7 @@ from ddpm_lab.callbacks.scatter_plot import ScatterPlot
 from ddpm_lab.config.instantiate import check_above, check_minimum
 from ddpm_lab.config.messages import suggest
 from ddpm_lab.data.datasets import Points
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.systems.autoencoder_system import AutoencoderSystem
 from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.systems.classifier_system import ClassifierSystem
@@ -216,7 +216,7 @@ def _devices(trainer: DictConfig) -> None:
 
 
 def validate(
-    config: DictConfig, data: DataModule, system: BaseSystem, callbacks: Mapping[str, Callback]
+    config: DictConfig, data: Data, system: BaseSystem, callbacks: Mapping[str, Callback]
 ) -> None:
     """What was built, before a trainer is. Raises UserError, and Hindered where there is no room for it."""
     _fitting(callbacks, system, data)
@@ -289,7 +289,7 @@ def _room(folder: Path, system: BaseSystem) -> None:
         )
 
 
-def _fitting(callbacks: Mapping[str, Callback], system: BaseSystem, data: DataModule) -> None:
+def _fitting(callbacks: Mapping[str, Callback], system: BaseSystem, data: Data) -> None:
     """Raises UserError where callbacks look at what there is not."""
     if isinstance(system, ClassifierSystem):
         kinds: tuple[type[Callback], ...] = (

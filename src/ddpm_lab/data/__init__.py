@@ -1,1 +1,1 @@
-"""Data: functions that return `Data`, one module each."""
+"""Data sets: functions that return `Splits`, and the data module that serves them in batches."""

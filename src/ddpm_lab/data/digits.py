@@ -1,11 +1,11 @@
-"""The 8x8 handwritten digits that ship with scikit-learn (a test set of UCI's, Alpaydin & Kaynak, 1998)."""
+"""Handwritten 8x8 digits from scikit-learn: a test set of UCI (Alpaydin & Kaynak, 1998)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Images
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.datasets import Images, Splits
+from ddpm_lab.data.module import dataset
 
 CAPTIONS = [
     ["zero", "a zero", "null"],
@@ -21,9 +21,11 @@ CAPTIONS = [
 ]
 
 
-def digits(resolution: int = 8, batch_size: int = 64, seed: int = 0) -> DataModule:
-    """1,437 training and 360 held-out images of ten classes; the split is always the same. They are (1, 8, 8), or
-    (1, `resolution`, `resolution`) by the means of pixels. Raises ValueError unless it divides 8.
+@dataset
+def digits(resolution: int = 8) -> Splits:
+    """Return 1,437 training and 360 held-out images (1, 8, 8) of ten classes; the split is fixed.
+
+    Another `resolution` is reached by averaging pixels. Raises ValueError unless it divides 8.
     """
     if resolution not in (1, 2, 4, 8):
         raise ValueError(
@@ -33,19 +35,18 @@ def digits(resolution: int = 8, batch_size: int = 64, seed: int = 0) -> DataModu
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    splits = train_test_split(
+    parts = train_test_split(
         bunch.images, bunch.target, test_size=360, random_state=0, stratify=bunch.target
     )
-    train, test, train_labels, test_labels = (torch.as_tensor(part) for part in splits)
-    images = [
-        Images(_bytes(grey, resolution), labels.long())
-        for grey, labels in ((train, train_labels), (test, test_labels))
-    ]
-    return DataModule(
-        "digits", *images, classes=10, batch_size=batch_size, seed=seed, captions=CAPTIONS
+    train, test, train_labels, test_labels = (torch.as_tensor(part) for part in parts)
+    return Splits(
+        "digits",
+        Images(_to_bytes(train, resolution), train_labels.long()),
+        Images(_to_bytes(test, resolution), test_labels.long()),
+        CAPTIONS,
     )
 
 
-def _bytes(grey: Tensor, resolution: int) -> Tensor:
-    """17 levels of grey, 0..16, spread over 0..255."""
+def _to_bytes(grey: Tensor, resolution: int) -> Tensor:
+    """Scale the 17 levels 0..16 to 0..255: (N, 8, 8) to (N, 1, H, W) uint8."""
     return (F.avg_pool2d(grey[:, None], 8 // resolution) * (255 / 16)).round().byte()

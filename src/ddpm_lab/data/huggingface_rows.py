@@ -1,4 +1,4 @@
-"""Rows that the library `datasets` reads: by number from disk, or one after another from afar."""
+"""Rows of the `datasets` library: by index from disk, or one after another from the network."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,30 +20,30 @@ from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
 
 PROTOCOLS = ("hf", "zip", "tar", "gzip")
-"""Where a row may say that its image is, besides in a file: in the Hub, or in an archive"""
+"""URL schemes that the path of a row's image may have: the Hub, or an archive"""
 
 
 @dataclass(frozen=True)
 class RowDecoder:
-    """From a row to a image, and its label where `label` is a column."""
+    """Decodes the image of a row, and its label if `label` is a column."""
 
     image: str
     label: str | None
-    fit: ImageTransform
+    transform: ImageTransform
 
     def pixels(self, row: Mapping[str, Any], name: str) -> Tensor:
-        """(C, H, W) uint8. Raises ValueError that begins with what is known of the row."""
-        return self.fit(open_image(row[self.image], name), name)
+        """Return (C, H, W) uint8. Raises ValueError that begins with `name`."""
+        return self.transform(open_image(row[self.image], name), name)
 
     def __call__(self, row: Mapping[str, Any], name: str) -> Images:
-        """Of size 1."""
+        """Return `Images` of size 1."""
         labels = None if self.label is None else label_tensor([row[self.label]])
         return Images(self.pixels(row, name)[None], labels)
 
 
 @dataclass(frozen=True)
 class HubTable:
-    """Those of a table that the library maps from disk."""
+    """The images of a table that the library maps from disk."""
 
     table: Any
     decoder: RowDecoder
@@ -55,35 +55,33 @@ class HubTable:
         return self.decoder.pixels(self.table[index], f"row {index}")
 
     def digest(self) -> str:
-        """What the library says of its content, and how it is read."""
+        """Return the library's fingerprint of the table, and the decoder."""
         return f"{self.table._fingerprint} {self.decoder}"
 
 
 @dataclass
 class HubStream:
-    """Rows of an iterable set, but for the first `skipped`, shuffled within a buffer."""
+    """The images of an iterable set without the first `skipped`, shuffled within a buffer."""
 
     rows: Any
     decoder: RowDecoder
     buffer: int
     skipped: int
     origin: str
-    known: Images | None = None
-    """What was read of the first"""
+    cache: Images | None = None
+    """The first images, as far as they were read"""
 
     def epoch(self, seed: int, epoch: int, rank: int, world: int) -> Iterator[Images]:
         from datasets.distributed import split_dataset_by_node
 
-        number = int(torch.randint(2**31, (), generator=make_generator(seed, epoch)))
+        shuffle_seed = int(torch.randint(2**31, (), generator=make_generator(seed, epoch)))
         rows = self.rows.skip(self.skipped) if self.skipped else self.rows
-        rows = rows.shuffle(seed=number, buffer_size=self.buffer)
-        # The library splits a skip among shards, which would train on what was held out.
-        share = (
-            islice(rows, rank, None, world)
-            if self.skipped
-            else split_dataset_by_node(rows, rank, world)
-        )
-        return (self.decoder(row, f"a row of {self.origin}") for row in share)
+        rows = rows.shuffle(seed=shuffle_seed, buffer_size=self.buffer)
+        if self.skipped:  # the library would skip within each shard, and train on held-out images
+            rows = islice(rows, rank, None, world)
+        else:
+            rows = split_dataset_by_node(rows, rank, world)
+        return (self.decoder(row, f"a row of {self.origin}") for row in rows)
 
     def readers(self, world: int) -> int:
         from datasets.distributed import split_dataset_by_node
@@ -91,44 +89,47 @@ class HubStream:
         return 1 if self.skipped else split_dataset_by_node(self.rows, 0, world).num_shards
 
     def first(self, count: int) -> Images:
-        if self.known is None or self.known.size < count:
+        if self.cache is None or self.cache.size < count:
             rows = islice(self.rows, self.skipped, self.skipped + count)
-            self.known = concat(
+            self.cache = concat(
                 [self.decoder(row, f"row {i} of {self.origin}") for i, row in enumerate(rows)]
             )
-        return self.known.select(slice(count))
+        return self.cache.select(slice(count))
 
     def digest(self) -> str:
-        """Where it comes from, and how it is read: nothing is known of the content."""
+        """Return the origin and the decoder; the content of a stream has no digest."""
         return f"{self.origin} {self.skipped} {self.decoder}"
 
 
-def open_image(held: Mapping[str, Any] | None, name: str) -> Image.Image:
-    """The image of a cell, its bytes or where they are. Raises ValueError that begins with `name`."""
-    with open_stream(held, name) as (stream, where):
-        return decode_image(stream, where)
+def open_image(entry: Mapping[str, Any] | None, name: str) -> Image.Image:
+    """Return the image of a table entry, as `decode_image`."""
+    with open_stream(entry, name) as (stream, full_name):
+        return decode_image(stream, full_name)
 
 
 @contextmanager
-def open_stream(held: Mapping[str, Any] | None, name: str) -> Iterator[tuple[BinaryIO, str]]:
-    """Open the image file of a cell, and name it. Raises ValueError that begins with `name`."""
-    if held is None:
+def open_stream(entry: Mapping[str, Any] | None, name: str) -> Iterator[tuple[BinaryIO, str]]:
+    """Open the image of a table entry and name it. Raises ValueError that begins with `name`."""
+    if entry is None:
         raise ValueError(f"{name} has no image")
-    if held["bytes"] is not None:
-        yield BytesIO(held["bytes"]), name
+    path = entry["path"]
+    if entry["bytes"] is not None:
+        yield BytesIO(entry["bytes"]), name
         return
-    if odd := {*re.findall(r"(\w+)://", held["path"])} - {*PROTOCOLS}:
+    if schemes := {*re.findall(r"(\w+)://", path)} - {*PROTOCOLS}:
         raise UnsafeFileError(
-            f"{name} is {escape_control(held['path'])}, and {min(odd)} is none of {', '.join(PROTOCOLS)}"
+            f"{name} is {escape_control(path)}, and {min(schemes)} is not one of "
+            f"{', '.join(PROTOCOLS)}"
         )
-    with fsspec.open(held["path"], "rb") as file:  # a path, or an address of the Hub
-        yield file, f"{name}, {held['path']},"
+    with fsspec.open(path, "rb") as file:  # a path, or a URL of the Hub
+        yield file, f"{name}, {path},"
 
 
-def label_tensor(found: list[int | None]) -> Tensor:
-    """Labels (N,) int64. Raises ValueError where some are missing."""
-    if missing := sum(label is None or label < 0 for label in found):
+def label_tensor(labels: list[int | None]) -> Tensor:
+    """Return labels (N,) int64. Raises ValueError if some are missing."""
+    if missing := sum(label is None or label < 0 for label in labels):
         raise ValueError(
-            f"label: {missing} of {len(found)} rows have none; try another data.label or data.split_test"
+            f"label: {missing} of {len(labels)} rows have none; "
+            "try another data.label or data.split_test"
         )
-    return torch.tensor(found)
+    return torch.tensor(labels)

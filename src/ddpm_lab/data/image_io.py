@@ -1,4 +1,4 @@
-"""From a file to the image in it, or a refusal that names the file."""
+"""Decoding of image files, with errors that name the file."""
 
 import stat
 import warnings
@@ -12,58 +12,52 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 UNDECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
-"""Formats that Pillow registers but does not decode itself: it starts another program, or has only a stub."""
+"""Formats that Pillow registers but does not decode: it starts a program, or has only a stub"""
 UNREADABLE = "cannot be read as an image"
 MAX_PIXELS = 2**26
 """Largest number of pixels of an image, 8192 x 8192"""
 HIGH_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 
-warnings.filterwarnings(
-    "ignore", category=Image.DecompressionBombWarning
-)  # `PIXELS` is the lower bound
+# `MAX_PIXELS` is the lower bound.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Formats that Pillow decodes. Those with a signature come first: the others accept more than their own files."""
+    """Return the formats that Pillow decodes.
+
+    Formats with a signature come first: the others also accept files of other formats.
+    """
     Image.init()
-    return tuple(
-        sorted(
-            (name for name in Image.OPEN if name not in UNDECODED),
-            key=lambda name: not _signed(name),
-        )
-    )
+    decoded = (name for name in Image.OPEN if name not in UNDECODED)
+    return tuple(sorted(decoded, key=lambda name: not _has_signature(name)))
 
 
 @cache
 def suffixes() -> frozenset[str]:
-    """File suffixes of `formats`, in lower case."""
-    return frozenset(
-        suffix
-        for suffix, name in Image.registered_extensions().items()
-        if name in (*formats(), "MPO")
-    )
+    """Return the file suffixes of `formats` in lower case."""
+    decoded = (*formats(), "MPO")
+    registered = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in registered if name in decoded)
 
 
-def _signed(name: str) -> bool:
+def _has_signature(name: str) -> bool:
     return Image.OPEN[name][1] is not None
 
 
 def is_image(file: Path) -> bool:
-    """Return whether a regular file is meant as an image: by its suffix or, if the suffix is not one of an image
-    format, by the signature of its content.
+    """Return whether a regular file has the suffix or the signature of an image format.
 
-    A TIFF needs its suffix: camera raw files are TIFFs whose first image is a thumbnail.
+    A TIFF with another suffix is excluded: camera raw files are TIFFs that begin with a thumbnail.
     """
     if file.suffix.lower() in suffixes():
         return True
-    signed = tuple(
-        name for name in formats() if _signed(name) and (name != "TIFF" or not file.suffix)
-    )
+    excluded = {"TIFF"} if file.suffix else set()
+    candidates = tuple(f for f in formats() if _has_signature(f) and f not in excluded)
     try:
-        with file.open("rb") as stream, Image.open(stream, formats=signed):
+        with file.open("rb") as stream, Image.open(stream, formats=candidates):
             return True
-    except Exception:  # Pillow raises nearly anything for content that is not an image
+    except Exception:  # Pillow raises many types for other content
         return False
 
 
@@ -71,10 +65,10 @@ def is_image(file: Path) -> bool:
 def open_stream(file: Path) -> Iterator[BinaryIO]:
     """Open `file`. Raises ValueError that names it unless it is a regular file with content."""
     try:
-        about = file.stat()
-        if not stat.S_ISREG(about.st_mode):  # opening a FIFO would wait for a writer
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
             raise ValueError("it is not a regular file")
-        if not about.st_size:
+        if not status.st_size:
             raise ValueError("it is empty")
         stream = file.open("rb")
     except (OSError, ValueError) as error:
@@ -84,35 +78,35 @@ def open_stream(file: Path) -> Iterator[BinaryIO]:
 
 
 def open_image(file: Path) -> Image.Image:
-    """Return the image in `file`, as `decoded`. Raises ValueError also if it is not a regular file."""
+    """Return the image in `file`, as `decode_image`. Raises ValueError if it is not regular."""
     with open_stream(file) as stream:
         return decode_image(stream, str(file))
 
 
 def decode_image(stream: BinaryIO, name: str) -> Image.Image:
-    """Return the image in `stream`, rotated as its EXIF tag says; of an animation the first frame. Raises ValueError
-    that begins with `name` unless the image is whole and has at most `PIXELS`.
+    """Return the image in `stream`, rotated by its EXIF tag; of an animation the first frame.
+
+    Raises ValueError that begins with `name` unless the image is complete and has at most
+    `MAX_PIXELS`.
     """
-    with _naming(name):
-        image = _identified(stream)
-        if image.mode == "RGB" and _deep_colour(image) and "transparency" in image.info:
-            raise ValueError(
-                "it has a transparent color of 16 bits; save it with 8"
-            )  # Pillow compares 8 of them
+    with _prefix_name(name):
+        image = _open(stream)
+        if image.mode == "RGB" and _has_deep_color(image) and "transparency" in image.info:
+            # Pillow compares only 8 bits.
+            raise ValueError("it has a transparent color of 16 bits; save it with 8")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
-def _identified(stream: BinaryIO) -> Image.Image:
+def _open(stream: BinaryIO) -> Image.Image:
     try:
         image = Image.open(stream, formats=formats())
     except UnidentifiedImageError:
         stream.seek(0)
         if stream.read(40).startswith(b"version https://git-lfs"):
-            raise ValueError(
-                "it is a Git LFS pointer; fetch the images with: git lfs pull"
-            ) from None
+            message = "it is a Git LFS pointer; fetch the images with: git lfs pull"
+            raise ValueError(message) from None
         raise ValueError("it is not in an image format that Pillow decodes") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} are over {MAX_PIXELS} pixels")
@@ -120,20 +114,20 @@ def _identified(stream: BinaryIO) -> Image.Image:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _prefix_name(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a broken image makes Pillow raise nearly anything
+    except Exception as error:  # Pillow raises many types for broken images
         raise ValueError(f"{name} {UNREADABLE} ({' '.join(str(error).split())})") from error
 
 
-def _deep_colour(image: Image.Image) -> bool:
-    """Return whether a color image that is not loaded yet is stored with 16 bits; Pillow keeps the high 8."""
+def _has_deep_color(image: Image.Image) -> bool:
+    """Return whether an unloaded color image has 16 bits per channel; Pillow keeps the high 8."""
     return ";16" in str(getattr(image, "tile", ""))
 
 
 class ImageInfo(NamedTuple):
-    """Properties of an image that decide how a set is read."""
+    """Properties of an image that determine the transform of its data set."""
 
     name: str
     size: tuple[int, int]
@@ -144,28 +138,28 @@ class ImageInfo(NamedTuple):
 
 
 def inspect_image(stream: BinaryIO, name: str) -> ImageInfo:
-    """Read the header of the image in `stream`, and its pixels only if it has more than 8 bits per channel. Raises
-    ValueError that begins with `name`.
+    """Read the header of an image, and its pixels if it has more than 8 bits per channel.
+
+    Raises ValueError that begins with `name`.
     """
-    with _naming(name):
-        image = _identified(stream)
-        size, of_16 = image.size, _deep_colour(image)
-        loads = (
-            image.format == "PNG" and "exif" not in image.info
-        )  # to find the tag behind the pixels
-        if not loads and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+    with _prefix_name(name):
+        image = _open(stream)
+        size, deep_color = image.size, _has_deep_color(image)
+        # PNG: searching for an EXIF tag behind the pixels would decode them.
+        search = image.format != "PNG" or "exif" in image.info
+        if search and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
             size = size[::-1]
         grey = image.mode in HIGH_BIT_MODES | {"1", "L", "LA"} or has_grey_palette(image)
         deep = None
         if image.mode in HIGH_BIT_MODES:
             values = np.asarray(image)
             deep = int(values.max()) if values.min() >= 0 else None
-        elif of_16:
+        elif deep_color:
             image.load()
             deep = 257 * int(np.asarray(image.convert("RGB")).max())
     return ImageInfo(name, size, grey, deep)
 
 
 def has_grey_palette(image: Image.Image) -> bool:
-    colours = image.getpalette() if image.mode == "P" else None
-    return colours is not None and colours[::3] == colours[1::3] == colours[2::3]
+    palette = image.getpalette() if image.mode == "P" else None
+    return palette is not None and palette[::3] == palette[1::3] == palette[2::3]

@@ -1,5 +1,6 @@
-"""Images in an lmdb, as LSUN has them. Read with lmdb itself: torchvision's class leaves a pickle of the keys in the
-working directory, and cannot be sent to worker processes.
+"""Images in an LMDB file, the format of LSUN.
+
+torchvision's class writes a pickle of the keys to the working directory and cannot be pickled.
 """
 
 import hashlib
@@ -19,30 +20,33 @@ from ddpm_lab.utils.shell import install_command
 
 @dataclass(frozen=True)
 class Database:
-    """Every value of an lmdb, in the order of the keys, as `fit` makes it."""
+    """The images of an LMDB file in the order of their keys."""
 
     path: Path
     keys: list[bytes]
-    fit: ImageTransform
+    transform: ImageTransform
 
     @classmethod
-    def select(cls, path: Path, fit: ImageTransform) -> "Database":
-        """Raises ValueError without lmdb, or what lmdb raises."""
-        with _environment(path).begin() as decoder:
-            return cls(path, list(decoder.cursor().iternext(keys=True, values=False)), fit)
+    def open(cls, path: Path, transform: ImageTransform) -> "Database":
+        """Raises ValueError if lmdb is not installed, and the errors of lmdb."""
+        with _environment(path).begin() as transaction:
+            keys = list(transaction.cursor().iternext(keys=True, values=False))
+        return cls(path, keys, transform)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Tensor:
-        key, name = self.keys[index], f"{self.path}: {self.keys[index].decode(errors='replace')}"
-        with _environment(self.path).begin() as decoder:
-            return self.fit(decode_image(BytesIO(decoder.get(key)), name), name)
+        key = self.keys[index]
+        name = f"{self.path}: {key.decode(errors='replace')}"
+        with _environment(self.path).begin() as transaction:
+            return self.transform(decode_image(BytesIO(transaction.get(key)), name), name)
 
     def digest(self) -> str:
-        """SHA-256 of the keys, the size of the file, and `fit`: not of the images."""
+        """Return the SHA-256 of the keys, the file size and the transform, not of the images."""
         size = (self.path / "data.mdb").stat().st_size
-        return hashlib.sha256(b"\n".join([repr((size, self.fit)).encode(), *self.keys])).hexdigest()
+        header = repr((size, self.transform)).encode()
+        return hashlib.sha256(b"\n".join([header, *self.keys])).hexdigest()
 
 
 @lru_cache
@@ -54,5 +58,5 @@ def _environment(path: Path) -> Any:
     return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
 
 
-# An open lmdb cannot be taken through a fork: what is forked opens its own, once what it inherited is forgotten.
+# An open environment must not be used after a fork: a child process opens its own.
 os.register_at_fork(after_in_child=_environment.cache_clear)

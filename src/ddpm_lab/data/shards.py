@@ -1,7 +1,8 @@
-"""A prepared set of images: raw bytes in a few files that are checked and mapped. scripts/prepare_data.py writes it.
+"""Stores: prepared image sets of raw bytes in a few checksummed, memory-mapped files.
 
-A store is a folder with `index.json`, `pixels-00000.npy` and so on, (N, C, H, W) uint8 of about `SHARD` bytes each,
-and, where there are classes, `labels.npy` (N,) int64. It may be two of them, in `train/` and `test/`.
+A store is a folder with `index.json`, `pixels-00000.npy` and so on, (N, C, H, W) uint8 of about
+`SHARD` bytes each, and, with classes, `labels.npy` (N,) int64. A store with a test split consists
+of two such folders, `train/` and `test/`. scripts/prepare_data.py writes stores.
 """
 
 import hashlib
@@ -17,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.datasets import IN_MEMORY_BYTES, Images, MapSplit, Split
+from ddpm_lab.data.datasets import Images, MapSplit, Split, Splits, fits_in_memory
 from ddpm_lab.data.image_folder import train_test_split
 from ddpm_lab.data.image_transform import ImageTransform
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
 from ddpm_lab.utils.safe_load import regular_file
 
@@ -28,16 +29,17 @@ FORMAT = "ddpm-lab images 1"
 INDEX, LABELS = "index.json", "labels.npy"
 SHARD = 256 * 2**20
 CONTENT = ("count", "shape", "classes", "labels", "shards")
-"""What of the index `sha256` is of; the rest tells where it came from"""
+"""Keys of the index that its `sha256` covers; the others describe the origin"""
 
 
 class Shards:
-    """What is in the store `root`, mapped. Raises ValueError that names the file unless all of it is there and as long
-    as the index says; `verify` looks at every byte.
+    """The mapped images of the store `root`.
+
+    Raises ValueError that names the file unless all files have the size that the index states.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root, self.index = root, _index(root / INDEX)
+        self.root, self.index = root, _read_index(root / INDEX)
         self.shape: tuple[int, ...] = tuple(self.index["shape"])
         self.classes: list[str] = self.index["classes"]
         shards = self.index["shards"]
@@ -48,7 +50,7 @@ class Shards:
         self.starts = [0, *accumulate(shard["count"] for shard in shards)]
         if self.starts[-1] != len(self):
             raise ValueError(
-                f"path: {root / INDEX} says count={len(self)}, and its shards hold {self.starts[-1]}"
+                f"path: {root / INDEX} has count={len(self)}, but its shards hold {self.starts[-1]}"
             )
         self.labels = None
         if self.index["labels"]:
@@ -56,7 +58,7 @@ class Shards:
             self.labels = torch.tensor(_mapped(file, (len(self),), np.int64))
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return Shards, (self.root,)  # a map would be sent byte by byte
+        return Shards, (self.root,)  # a map would be pickled with its content
 
     def __len__(self) -> int:
         return self.index["count"]
@@ -66,7 +68,7 @@ class Shards:
         return torch.tensor(self.maps[shard][index - self.starts[shard]])
 
     def read(self, indices: Tensor) -> Tensor:
-        """Those numbered `chosen` (N,): (N, C, H, W) uint8"""
+        """Return the images at `indices` (N,): (N, C, H, W) uint8."""
         pixels = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
         for start, images in zip(self.starts, self.maps, strict=False):
             here = (indices >= start) & (indices < start + len(images))
@@ -74,116 +76,92 @@ class Shards:
         return pixels
 
     def verify(self) -> None:
-        """Raises ValueError that names the first file whose bytes are not those that were written."""
-        for entry in [
-            *self.index["shards"],
-            *([self.index["labels"]] if self.index["labels"] else []),
-        ]:
+        """Raises ValueError that names the first file whose checksum does not match."""
+        for entry in _entries(self.index):
             if _sha256(file := self.root / entry["name"]) != entry["sha256"]:
                 raise ValueError(
                     f"path: {file} is damaged, its SHA-256 is not that of {INDEX}; prepare it again"
                 )
 
     def digest(self) -> str:
-        """SHA-256 of all that it holds, as its index has it."""
+        """Return the SHA-256 of the content, which the index states."""
         return self.index["sha256"]
 
 
-def image_store(
-    path: str | None,
-    held_out: float = 0.1,
-    in_memory: bool | None = None,
-    flip: bool = False,
-    batch_size: int | None = None,
-    workers: int = 2,
-    seed: int = 0,
-) -> DataModule:
-    """What scripts/prepare_data.py wrote to `path`. A share `held_out` is kept from training, unless the store has a
-    test set of its own.
+@dataset
+def image_store(path: str | None, held_out: float = 0.1, in_memory: bool | None = None) -> Splits:
+    """Load the store `path`. A share `held_out` is held out unless the store has a test split.
 
-    A split is read into memory if it is `resident` (None: if it takes at most `RESIDENT` bytes), else from the mapped
-    files. What is read into memory whole is verified. Raises ValueError that names the file.
+    Splits are read into memory, and their files verified, if `fits_in_memory`. Otherwise images
+    are read from the mapped files on request. Raises ValueError that names the file.
     """
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
         raise ValueError(
-            f"path must be a store that scripts/prepare_data.py wrote (got {path}); try data.path=DIR"
+            f"path must be a store that scripts/prepare_data.py wrote (got {path}); "
+            "try data.path=DIR"
         )
-    if (root / "train").is_dir():
-        sources = [Shards(root / "train"), Shards(root / "test")]
-        parts = [torch.arange(len(source)) for source in sources]
-    else:
-        sources = [Shards(root)] * 2
-        parts = [*train_test_split(len(sources[0]), held_out)]
-    train, test = sources
+    folders = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
+    sources = [Shards(folder) for folder in folders]
+    train, test = sources[0], sources[-1]
     if (train.shape, train.classes) != (test.shape, test.classes):
         raise ValueError(
-            f"path={path} has a test set of {test.shape} and classes {test.classes}, and its training set "
-            f"is of {train.shape} and {train.classes}; prepare it again"
+            f"path={path} has a test set of {test.shape} and classes {test.classes}, but a "
+            f"training set of {train.shape} and classes {train.classes}; prepare it again"
         )
-    splits = [_held(source, part, in_memory) for source, part in zip(sources, parts, strict=True)]
-    if isinstance(splits[0], Images):
-        for source in {id(source): source for source in sources}.values():
+    indices = [torch.arange(len(source)) for source in sources]
+    if len(sources) == 1:
+        indices = [*train_test_split(len(train), held_out)]
+    if fits_in_memory(len(indices[0]), train.shape, in_memory):
+        for source in sources:
             source.verify()
     for source in sources:
-        labels = source.labels
-        if (
-            labels is not None
-            and len(labels)
-            and not 0 <= labels.min() <= labels.max() < len(source.classes)
-        ):
-            raise ValueError(
-                f"path={path} has labels of other than its {len(source.classes)} classes"
-            )
-    return DataModule(
+        _check_labels(source, path)
+    return Splits(
         root.resolve().name,
-        *splits,
-        classes=len(train.classes) or None,
-        batch_size=batch_size,
-        flip=flip,
-        workers=workers,
-        seed=seed,
-        captions=[[name] for name in train.classes] or None,
+        _load_or_stream(train, indices[0], in_memory),
+        _load_or_stream(test, indices[1], in_memory),
+        [[name] for name in train.classes],
     )
 
 
 def write_store(
     root: Path,
-    read: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     classes: Sequence[str],
-    fit: ImageTransform,
+    transform: ImageTransform,
     source: str,
 ) -> dict[str, Any]:
-    """Images `read`, (n, C, H, W) uint8 and their labels (n,) a few at a time, to the new folder `root`: the index,
-    which is written last.
+    """Write images (n, C, H, W) uint8 and labels (n,) to the new folder `root`.
+
+    The index is written last, and returned.
     """
     root.mkdir(parents=True)
     shards: list[dict[str, Any]] = []
-    waiting: list[Tensor] = []
+    buffer: list[Tensor] = []
     labels = [torch.empty(0, dtype=torch.int64)]
 
-    def shard() -> None:
-        pixels = torch.cat(waiting)
-        waiting.clear()
-        shards.append(
-            _saved(root / f"pixels-{len(shards):05d}.npy", pixels) | {"count": len(pixels)}
-        )
+    def write_shard() -> None:
+        pixels = torch.cat(buffer)
+        buffer.clear()
+        file = root / f"pixels-{len(shards):05d}.npy"
+        shards.append(_save(file, pixels) | {"count": len(pixels)})
 
-    for pixels, numbers in read:
-        waiting.append(pixels)
+    for pixels, numbers in batches:
+        buffer.append(pixels)
         labels.append(numbers)
-        if sum(held.nbytes for held in waiting) >= SHARD:
-            shard()
-    if waiting:
-        shard()
+        if sum(part.nbytes for part in buffer) >= SHARD:
+            write_shard()
+    if buffer:
+        write_shard()
     index: dict[str, Any] = {
         "format": FORMAT,
         "source": source,
-        "fit": fit.settings,
+        "fit": transform.settings,
         "count": sum(entry["count"] for entry in shards),
-        "shape": fit.shape,
+        "shape": transform.shape,
         "classes": [*classes],
-        "labels": _saved(root / LABELS, torch.cat(labels)) if classes else None,
+        "labels": _save(root / LABELS, torch.cat(labels)) if classes else None,
         "shards": shards,
     }
     index["sha256"] = _content(index)
@@ -191,53 +169,60 @@ def write_store(
     return index
 
 
-def _held(source: Shards, indices: Tensor, in_memory: bool | None) -> Split:
+def _check_labels(source: Shards, path: str) -> None:
+    labels, classes = source.labels, len(source.classes)
+    if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"path={path} has labels of other than its {classes} classes")
+
+
+def _load_or_stream(source: Shards, indices: Tensor, in_memory: bool | None) -> Split:
     labels = None if source.labels is None else source.labels[indices]
-    size = len(indices) * torch.Size(source.shape).numel()
-    if size <= IN_MEMORY_BYTES if in_memory is None else in_memory:
+    if fits_in_memory(len(indices), source.shape, in_memory):
         return Images(source.read(indices), labels)
     return MapSplit(source, indices, source.shape, labels)
 
 
-def _index(file: Path) -> dict[str, Any]:
+def _read_index(file: Path) -> dict[str, Any]:
     try:
         index = json.loads(regular_file(file.resolve()).read_bytes())
         if index["format"] != FORMAT or index["sha256"] != _content(index):
             raise ValueError(f"it is not of {FORMAT}, or was changed")
-        for entry in [*index["shards"], *([index["labels"]] if index["labels"] else [])]:
+        for entry in _entries(index):
             if not re.fullmatch(r"[\w-]+\.npy", entry["name"]):
                 raise UnsafeFileError(
-                    f"{file} names {escape_control(entry['name'])}, which is no file of a store"
+                    f"{file} names {escape_control(entry['name'])}, which is not a file of a store"
                 )
     except UnsafeFileError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"path: {file} is no index of a store that scripts/prepare_data.py finished ({error!r}); "
-            "prepare it again, or try data=folder"
+            f"path: {file} is not the index of a complete store of scripts/prepare_data.py "
+            f"({error!r}); prepare it again, or try data=folder"
         ) from error
     return index
 
 
-def _mapped(file: Path, shape: tuple[int, ...], kind: type) -> np.memmap:
+def _entries(index: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*index["shards"], *([index["labels"]] if index["labels"] else [])]
+
+
+def _mapped(file: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     try:
-        found = np.load(regular_file(file.resolve()), mmap_mode="r", allow_pickle=False)
-        if (found.shape, found.dtype) != (
-            shape,
-            kind,
-        ) or file.stat().st_size != found.offset + found.nbytes:
-            raise ValueError(f"it is {found.shape} {found.dtype}, {file.stat().st_size} bytes")
+        array = np.load(regular_file(file.resolve()), mmap_mode="r", allow_pickle=False)
+        size = file.stat().st_size
+        if (array.shape, array.dtype, size) != (shape, dtype, array.offset + array.nbytes):
+            raise ValueError(f"it is {array.shape} {array.dtype}, {size} bytes")
     except UnsafeFileError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
-            f"path: {file} is damaged or missing ({error}), and {shape} {np.dtype(kind)} is wanted; "
+            f"path: {file} is damaged or missing ({error}), expected {shape} {np.dtype(dtype)}; "
             "prepare it again"
         ) from error
-    return found
+    return array
 
 
-def _saved(file: Path, values: Tensor) -> dict[str, Any]:
+def _save(file: Path, values: Tensor) -> dict[str, Any]:
     np.save(file, values.numpy(), allow_pickle=False)
     return {"name": file.name, "sha256": _sha256(file)}
 
@@ -248,6 +233,6 @@ def _sha256(file: Path) -> str:
 
 
 def _content(index: dict[str, Any]) -> str:
-    return hashlib.sha256(
-        json.dumps({key: index[key] for key in CONTENT}, sort_keys=True).encode()
-    ).hexdigest()
+    """Return the SHA-256 of the keys `CONTENT`."""
+    content = {key: index[key] for key in CONTENT}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,43 +1,37 @@
-"""Points, the fastest playground: laws that are known exactly, and toys of two dimensions. All lie well within [-1, 1],
-as pixels do.
-"""
+"""Points in the plane, within [-1, 1]: Gaussian mixtures with an exact density, and toy shapes."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Points
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.datasets import Points, Splits
+from ddpm_lab.data.module import dataset
 from ddpm_lab.diffusion.analytic_denoisers import Mixture
 from ddpm_lab.diffusion.rng import make_generator
 
 
+@dataset
 def gaussian_mixture(
-    modes: int = 8,
-    radius: float = 0.7,
-    std: float = 0.05,
-    count: int = 8000,
-    batch_size: int = 512,
-    seed: int = 0,
-) -> DataModule:
-    """`modes` round Gaussians on a circle, each a class of its own: (2,), its density known.
+    modes: int = 8, radius: float = 0.7, std: float = 0.05, count: int = 8000
+) -> Splits:
+    """Return points (2,) of `modes` isotropic Gaussians on a circle, each of them a class.
 
-    `count` training points and a quarter as many held out.
+    There are `count` training points and a quarter as many held-out points.
     """
     if modes < 1:
         raise ValueError(f"modes must be at least 1 (got {modes})")
     if not 0 < std < math.inf or not 0 <= radius < math.inf:
         raise ValueError(
-            f"std={std:g} must be above 0, and radius={radius:g} at least 0; try std=0.05 radius=0.7"
+            f"std={std:g} must be above 0, and radius={radius:g} at least 0; "
+            "try std=0.05 radius=0.7"
         )
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     means = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
-    mixture = Mixture(
-        means, torch.full((modes,), 1 / modes, dtype=torch.float64), std, torch.arange(modes)
-    )
+    weights = torch.full((modes,), 1 / modes, dtype=torch.float64)
+    mixture = Mixture(means, weights, std, torch.arange(modes))
     x0, component = mixture.sample(_total(count), make_generator(0))
-    return _data("gaussian_mixture", x0, component, count, modes, batch_size, seed, mixture)
+    return _split("gaussian_mixture", x0, component, count, modes, mixture)
 
 
 def _moons(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,17 +67,16 @@ def _checkerboard(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 SHAPES = {shape.__name__[1:]: shape for shape in (_moons, _spirals, _rings, _checkerboard)}
 
 
-def toy(
-    shape: str = "moons", count: int = 8000, batch_size: int = 512, seed: int = 0
-) -> DataModule:
-    """Two classes of points in the shape of moons, spirals, rings or a checkerboard: (2,)."""
+@dataset
+def toy(shape: str = "moons", count: int = 8000) -> Splits:
+    """Return points (2,) of two classes: moons, spirals, rings or a checkerboard."""
     if shape not in SHAPES:
         raise ValueError(f"shape={shape} is not one of {', '.join(SHAPES)}")
-    stream = make_generator(0)
-    total = _total(count)
-    u, z = torch.rand(total, 2, generator=stream), torch.randn(total, 2, generator=stream)
-    x0, label = SHAPES[shape](u, z)
-    return _data(f"toy {shape}", x0, label, count, 2, batch_size, seed, None)
+    generator, total = make_generator(0), _total(count)
+    u = torch.rand(total, 2, generator=generator)
+    z = torch.randn(total, 2, generator=generator)
+    x0, labels = SHAPES[shape](u, z)
+    return _split(f"toy {shape}", x0, labels, count, classes=2)
 
 
 def _total(count: int) -> int:
@@ -92,19 +85,9 @@ def _total(count: int) -> int:
     return count + count // 4
 
 
-def _data(
-    name: str,
-    x0: Tensor,
-    labels: Tensor,
-    count: int,
-    classes: int,
-    batch_size: int,
-    seed: int,
-    mixture: Mixture | None,
-) -> DataModule:
-    train, test = (
-        Points(x0[part].float(), labels[part]) for part in (slice(count), slice(count, None))
-    )
-    return DataModule(
-        name, train, test, classes=classes, batch_size=batch_size, seed=seed, mixture=mixture
-    )
+def _split(
+    name: str, x0: Tensor, labels: Tensor, count: int, classes: int, mixture: Mixture | None = None
+) -> Splits:
+    x0, captions = x0.float(), [[str(label)] for label in range(classes)]
+    train, test = Points(x0[:count], labels[:count]), Points(x0[count:], labels[count:])
+    return Splits(name, train, test, captions, mixture)

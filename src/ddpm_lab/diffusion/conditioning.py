@@ -1,4 +1,4 @@
-"""What a denoiser is told beside x_t. A condition knows where it is absent, so there is no magic index."""
+"""Conditions of a denoiser. A condition carries its own absence, without a null index."""
 
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass, fields, replace
@@ -12,44 +12,42 @@ from ddpm_lab.diffusion.rng import NoiseSampler, uniform
 
 @dataclass(frozen=True)
 class Condition:
-    """`Condition()` says nothing. Every field has one row per sample."""
+    """Inputs with one row per sample. `Condition()` is unconditional."""
 
     label: Tensor | None = None
-    """(B,) int64, a class index"""
+    """(B,) int64, class indices"""
     _: KW_ONLY
     context: Tensor | None = None
-    """(B, M, D), tokens to attend to"""
+    """(B, M, D), tokens for cross-attention"""
     image: Tensor | None = None
-    """(B, C', H, W), a image beside x_t"""
+    """(B, C', H, W), an image to concatenate with x_t"""
     noise_level: Tensor | None = None
-    """(B,), how noisy that image was made, on a scale of 1000"""
-    previous: Tensor | None = None
-    """(B, C, H, W), the guess of x_0 before this one (self-conditioning); no condition, so it is never dropped"""
+    """(B,), the noise level of `image`, in 0..1000"""
+    previous_x0: Tensor | None = None
+    """(B, C, H, W), the previous x_0 estimate (self-conditioning); it is never dropped"""
     dropped: Tensor | None = None
-    """(B,) bool, where the network's learned null stands in for the condition; None: nowhere"""
+    """(B,) bool, rows whose condition is replaced by the network's learned null; None: no row"""
 
     @property
-    def said(self) -> Tensor | None:
-        """One of the things that it says; None: it says nothing."""
-        return next(
-            (said for said in (self.label, self.context, self.image) if said is not None), None
-        )
+    def value(self) -> Tensor | None:
+        """The label, context or image; None for an unconditional denoiser."""
+        values = (self.label, self.context, self.image)
+        return next((value for value in values if value is not None), None)
 
     def drop(self, p: float, noise: NoiseSampler = torch.randn_like) -> "Condition":
-        """With each row dropped with probability `p` (Ho & Salimans, 2022, algorithm 1)."""
-        if self.said is None or p == 0:
+        """Drop each row with probability `p` (Ho & Salimans, 2022, algorithm 1)."""
+        if self.value is None or p == 0:
             return self
-        return replace(
-            self, dropped=uniform(noise, torch.empty(len(self.said), device=self.said.device)) < p
-        )
+        chance = uniform(noise, torch.empty(len(self.value), device=self.value.device))
+        return replace(self, dropped=chance < p)
 
     def null(self) -> "Condition":
-        """With every row dropped."""
-        return self if self.said is None else replace(self, dropped=torch.ones_like(self._dropped))
+        """Drop every row."""
+        return self if self.value is None else replace(self, dropped=torch.ones_like(self._dropped))
 
     def cat(self, other: "Condition") -> "Condition":
-        """The rows of this one, then those of `other`, which says things of the same kinds."""
-        if self.said is None:
+        """Append the rows of `other`, which must have the same fields."""
+        if self.value is None:
             return self
         pairs = {
             field.name: (getattr(self, field.name), getattr(other, field.name))
@@ -62,42 +60,45 @@ class Condition:
 
     @property
     def _dropped(self) -> Tensor:
-        assert self.said is not None
+        assert self.value is not None
         if self.dropped is not None:
             return self.dropped
-        return torch.zeros(len(self.said), dtype=torch.bool, device=self.said.device)
+        return torch.zeros(len(self.value), dtype=torch.bool, device=self.value.device)
 
 
 class Conditioner(nn.Module, ABC):
-    """From a batch to a condition. It never drops anything itself: training does, with its `dropout`."""
+    """A map from a batch to a `Condition`. Dropping conditions is left to training."""
 
     cond_dims: dict[str, int]
-    """What a network must be built with to hear it: `classes`, `context` (D), `image` (C')"""
+    """Sizes that the network needs: `classes`, channels of `context` and of `image`"""
     dropout: float
-    """Share of conditions that training drops, for classifier-free guidance"""
+    """Probability with which training drops a condition, for classifier-free guidance"""
     classes: int | None
-    """How many labels it understands; None: none"""
-    stream = 0
-    """Of a sample's random numbers, the stream that its model draws from: stages of one cascade have different ones"""
+    """Number of labels; None: unlabelled"""
+    noise_stream = 0
+    """Random stream of the noise of a sample; differs between the stages of a cascade"""
 
     @property
     def sampling_options(self) -> dict[str, Any]:
-        """What can be chosen at sampling."""
+        """Options that can be changed at sampling, by name."""
         return {}
 
     @abstractmethod
     def forward(
         self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
     ) -> Condition:
-        """`noise` decides what is left to chance."""
+        """Return the condition of `batch`. `noise` is the source of all random choices."""
 
     def resolve(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All that it reads of `batch`, nothing left to chance and without x0: what can be kept and said again."""
+        """Return the inputs of the condition, without x0 and with random choices made.
+
+        They can be saved and passed to `forward` again.
+        """
         return {name: value for name, value in batch.items() if name != "x0"}
 
 
 class Unconditional(Conditioner):
-    """Says nothing."""
+    """No condition."""
 
     def __init__(self, spec: object = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The one thing that training and sampling know: (x_t, t, condition) -> an estimate of x_0."""
+"""The denoiser, on which training and sampling depend: (x_t, t, condition) -> x_0 estimate."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,64 +16,63 @@ from ddpm_lab.diffusion.variances import Variance
 
 
 class Estimate(NamedTuple):
-    """What a denoiser believes. x_0 is the canonical form; eps follows from it, so the two cannot disagree."""
+    """Output of a denoiser. eps, v and score are derived from x_0, so they cannot disagree."""
 
     x0: Tensor
     """(B, ...)"""
     variance_output: Tensor | None = None
-    """(B, ...), what a network with a learned variance says of it, else None"""
+    """(B, ...), the network's output for a learned variance, else None"""
 
 
 class NetworkOutput(NamedTuple):
-    """The network's own words."""
+    """Output of the network, before it is converted to x_0."""
 
     prediction: Tensor
-    """(B, ...), in the terms of its prediction"""
+    """(B, ...), the quantity of `Prediction`"""
     variance_output: Tensor | None
-    """(B, ...), of a network with a learned variance"""
+    """(B, ...), for a learned variance, else None"""
     preconditioning: tuple[Tensor, Tensor]
-    """a and b of x_0 = a x_t + b own"""
+    """c_skip and c_out of x_0 = c_skip x_t + c_out prediction"""
 
 
 class DenoiserLike(Protocol):
-    """`Denoiser`, every guidance around one, and the exact denoisers."""
+    """Interface of `Denoiser`, the guidances and the analytic denoisers."""
 
     process: ForwardProcess
     shape: tuple[int, ...] | None
-    """That of x_0, without the batch, where it is known"""
+    """Shape of x_0 without the batch dimension, if fixed"""
     space: str
-    """What tells spaces of latents apart; "" for that of the data"""
+    """Fingerprint of the latent space; "" for pixels"""
     classes: int | None
-    """How many labels it understands; None: none"""
+    """Number of labels; None: unlabelled"""
     supports_cfg: bool
-    """Whether it gives a meaningful answer where the condition is dropped"""
+    """True if dropped conditions are meaningful, because training dropped some"""
     self_conditioning: bool
-    """Whether it wants to hear its guess before (self-conditioning)"""
+    """True if the previous x_0 estimate is an input"""
     cond_dims: Mapping[str, int]
-    """By which it hears a condition; see `Conditioner`"""
+    """Sizes of the condition; see `Conditioner`"""
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = ...) -> Estimate: ...
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = ...) -> Estimate:
+        """Estimate x_0 from x_t (B, ...) at times t (B,)."""
+        ...
 
     def reverse(
         self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = ...
-    ) -> Gaussian: ...
+    ) -> Gaussian:
+        """Return p(x_s | x_t)."""
+        ...
 
 
 class BaseDenoiser(nn.Module, ABC):
-    """An estimate of x_0 and a variance: together they are a step of the reverse chain."""
+    """An x_0 estimate and a variance, which together define the reverse step."""
 
     shape: tuple[int, ...] | None = None
-    """That of x_0, without the batch, where it is known"""
     space = ""
-    """What tells spaces of latents apart; "" for that of the data"""
     classes: int | None = None
-    """How many labels it understands; None: none"""
     cond_dims: Mapping[str, int] = MappingProxyType({})
-    """By which it hears a condition; see `Conditioner`"""
     self_conditioning = False
-    """Whether it wants to hear its guess before (self-conditioning)"""
     origin = ""
-    """Where it was read from, for reports"""
+    """Run that it was loaded from, for reports"""
 
     def __init__(self, process: ForwardProcess, variance: Variance, supports_cfg: bool) -> None:
         super().__init__()
@@ -86,20 +85,20 @@ class BaseDenoiser(nn.Module, ABC):
     def reverse(
         self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
     ) -> Gaussian:
-        """p(x_s | x_t): the posterior with the guess in place of the truth."""
+        """p(x_s | x_t): the mean of q(x_s | x_t, x_0) at the x_0 estimate, with `variance`."""
         log_var = self.variance.log_var(self.process, estimate.variance_output, x_t, t, s)
         return Gaussian(self.process.posterior_mean(estimate.x0, x_t, t, s), log_var)
 
 
 class Denoiser(BaseDenoiser):
-    """A network, what it is told, and what its answers mean.
+    """A network with its prediction, variance and conditioner.
 
-    Running the network (`answer`), reading x_0 out of it (`read`) and turning that into a step (`reverse`) are three
-    calls: a loss needs the first, a sampler all of them.
+    Running the network (`run_network`), converting its output to x_0 (`to_estimate`) and making a
+    step (`reverse`) are separate calls: a loss needs the first, a sampler needs all of them.
     """
 
     preconditioning: Tensor
-    """(T + 1, 3) float64: 1 / scale, and what its prediction's `reading` is at all times"""
+    """(T + 1, 3) float64: c_in = 1 / scale, c_skip, c_out"""
 
     def __init__(
         self,
@@ -124,18 +123,23 @@ class Denoiser(BaseDenoiser):
         self.register_buffer("preconditioning", preconditioning, persistent=False)
 
     def run_network(self, x_t: Tensor, t: Tensor, cond: Condition) -> NetworkOutput:
-        """It sees x_t at unit variance and time on a scale of 1000, so that its weights suit any schedule and T."""
+        """Run the network on c_in x_t, which has unit variance, and on time rescaled to 0..1000.
+
+        Its weights therefore fit any schedule and any T.
+        """
         numbers = self.preconditioning[t].to(x_t.dtype).view(-1, 3, *[1] * (x_t.ndim - 1))
-        narrowed, a, b = numbers.unbind(1)
-        said = self.network(narrowed * x_t, t * (1000 / self.process.steps), cond).to(x_t.dtype)
-        if said.shape == x_t.shape:
-            return NetworkOutput(said, None, (a, b))
-        prediction, variance_output = said.chunk(2, dim=1)
-        return NetworkOutput(prediction, variance_output, (a, b))
+        c_in, c_skip, c_out = numbers.unbind(1)
+        output = self.network(c_in * x_t, t * (1000 / self.process.steps), cond).to(x_t.dtype)
+        if output.shape == x_t.shape:
+            return NetworkOutput(output, None, (c_skip, c_out))
+        prediction, variance_output = output.chunk(2, dim=1)
+        return NetworkOutput(prediction, variance_output, (c_skip, c_out))
 
     def to_estimate(self, output: NetworkOutput, x_t: Tensor) -> Estimate:
-        a, b = output.preconditioning
-        return Estimate(torch.addcmul(a * x_t, b, output.prediction), output.variance_output)
+        """Convert a network output to x_0 = c_skip x_t + c_out prediction."""
+        c_skip, c_out = output.preconditioning
+        x0 = torch.addcmul(c_skip * x_t, c_out, output.prediction)
+        return Estimate(x0, output.variance_output)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.to_estimate(self.run_network(x_t, t, cond), x_t)

@@ -1,4 +1,4 @@
-"""Guidance is a denoiser around a denoiser; samplers and metrics never hear of it."""
+"""Guidance: a denoiser around a denoiser. Samplers and metrics are unaware of it."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -19,20 +19,16 @@ def none(denoiser: DenoiserLike) -> DenoiserLike:
 
 
 class Guidance:
-    """A denoiser like the one that it is around, and here all the same."""
+    """A wrapper with the interface of the denoiser inside; this base class changes nothing."""
 
-    reversing = False
-    """Whether only samplers that draw from `reverse` feel it"""
+    requires_reverse = False
+    """True if guidance acts in `reverse` only, which requires a sampler with `uses_reverse`"""
 
     def __init__(self, denoiser: DenoiserLike) -> None:
         self.denoiser, self.process = denoiser, denoiser.process
-        self.shape, self.space = denoiser.shape, denoiser.space
-        self.classes, self.supports_cfg, self.self_conditioning = (
-            denoiser.classes,
-            denoiser.supports_cfg,
-            denoiser.self_conditioning,
-        )
-        self.cond_dims = denoiser.cond_dims
+        self.shape, self.space, self.classes = denoiser.shape, denoiser.space, denoiser.classes
+        self.supports_cfg, self.cond_dims = denoiser.supports_cfg, denoiser.cond_dims
+        self.self_conditioning = denoiser.self_conditioning
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.denoiser(x_t, t, cond)
@@ -44,12 +40,12 @@ class Guidance:
 
 
 MAX_SCALE = 10_000
-"""Beyond it, a difference in the last of float32's digits moves x_0 by as much as the data's range"""
+"""Above it, a difference in float32's last digit moves x_0 by as much as the range of the data"""
 
 
-def check_strength(**said: float) -> None:
-    """Raises ValueError unless each is in 0..`STRONGEST`."""
-    for name, value in said.items():
+def check_strength(**strengths: float) -> None:
+    """Raise ValueError unless each number is in 0..`MAX_SCALE`."""
+    for name, value in strengths.items():
         if not 0 <= value <= MAX_SCALE:
             raise ValueError(
                 f"{name} must be a number of at least 0, and at most {MAX_SCALE} (got {value}); "
@@ -58,14 +54,15 @@ def check_strength(**said: float) -> None:
 
 
 class ClassifierFreeGuidance(Guidance):
-    """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6); w = 0 is off. `scale` = 1 + w says it in
-    the terms of other papers: 1 is off, 0 the model without its condition.
+    """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6).
 
-    Said of x_0, which is affine in eps; a learned variance stays that of the given condition. `interval` (low, high):
-    only at low <= t <= high (Kynkaanniemi et al., 2024). `rescale` in [0, 1] is that part of the way to the standard
-    deviation, per image, that x_0 had unguided (Lin et al., 2024, section 3.4). One network call of twice the batch
-    per step.
-    Raises ValueError if it is not off and the denoiser was not trained with dropped conditions.
+    w = 0 is off. `scale` = 1 + w is the other convention: 1 is off, 0 is unconditional. Guidance is
+    applied to x_0, which is affine in eps. A learned variance is that of the conditional output.
+    `interval` (low, high) limits guidance to low <= t <= high (Kynkaanniemi et al., 2024).
+    `rescale` in [0, 1] moves each image's standard deviation of x_0 towards the conditional one
+    (Lin et al., 2024, section 3.4). Each step is one network call with twice the batch.
+
+    Raises ValueError if it is on and the denoiser was not trained with dropped conditions.
     """
 
     def __init__(
@@ -81,44 +78,38 @@ class ClassifierFreeGuidance(Guidance):
             check_strength(scale=scale)
         if w and scale is not None:
             raise ValueError(
-                f"w={w:g} and scale={scale:g} both say how strong it is: scale = 1 + w; give one of them"
+                f"w={w:g} and scale={scale:g} both set the strength, scale = 1 + w; try one of them"
             )
-        if not 0 <= rescale <= 1:
-            raise ValueError(
-                f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7"
-            )
-        said = f"w={w:g}" if scale is None else f"scale={scale:g}"
+        _check_rescale(rescale)
         super().__init__(denoiser)
         self.w = w if scale is None else scale - 1
+        self.option = f"w={w:g}" if scale is None else f"scale={scale:g}"
         if self.w and not denoiser.supports_cfg:
             raise ValueError(
-                f"{said} needs a model that hears a condition, of which training dropped some; try w=0, "
-                "or train with conditioner=label or conditioner.dropout=0.1"
+                f"{self.option} needs a conditional model, trained with some conditions dropped; "
+                "try w=0, or train with conditioner=label or conditioner.dropout=0.1"
             )
-        self.said, self.rescale = said, rescale
-        self.interval = _interval(interval, denoiser.process)
+        self.rescale, self.interval = rescale, _check_interval(interval, denoiser.process)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         if self.w == 0:
             return self.denoiser(x_t, t, cond)
-        if cond.said is None:
-            raise UserError(
-                f"guidance.{self.said} needs a condition to strengthen, and there is none"
-            )
+        if cond.value is None:
+            raise UserError(f"guidance.{self.option} needs conditions, but sampling has none")
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.cat(cond.null()))
-        given, absent = both.x0.chunk(2)
+        conditional, null = both.x0.chunk(2)
         variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]
-        return Estimate(
-            apply_guidance(given, absent, self.w, t, self.interval, self.rescale), variance_output
-        )
+        x0 = apply_guidance(conditional, null, self.w, t, self.interval, self.rescale)
+        return Estimate(x0, variance_output)
 
 
 class Autoguidance(Guidance):
-    """x_0 moved by `w` of its difference to what `weak` says: a denoiser of the same data under the same condition that
-    is smaller, or was trained for less long (Karras et al., 2024, eq. 5, whose w is w + 1). `interval` and `rescale`
-    are those of `ClassifierFree`.
+    """x_0 + w (x_0 - x_0 of `weak`) (Karras et al., 2024, eq. 5, whose w is w + 1).
 
-    Raises ValueError where the two are not of the same images, classes and schedule.
+    `weak` denoises the same data under the same condition, but is smaller or was trained for a
+    shorter time. `interval` and `rescale` are those of `ClassifierFreeGuidance`.
+
+    Raises ValueError unless both have the same image shape, classes, schedule and condition.
     """
 
     def __init__(
@@ -130,62 +121,71 @@ class Autoguidance(Guidance):
         rescale: float = 0.0,
     ) -> None:
         check_strength(w=w)
-        if not 0 <= rescale <= 1:
-            raise ValueError(
-                f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7"
-            )
+        _check_rescale(rescale)
         check_compatible("weak", weak, denoiser)
         if "context" in weak.cond_dims or weak.cond_dims != denoiser.cond_dims:
             raise ValueError(
-                "weak must hear the same condition as this model, of label, none or low_res; tokens come "
-                "from an encoder of its own"
+                "weak must have the conditioner of this model, label, none or low_res; "
+                "tokens depend on each model's own encoder"
             )
         super().__init__(denoiser)
         self.self_conditioning = denoiser.self_conditioning or weak.self_conditioning
-        self.w, self.rescale, self.interval = w, rescale, _interval(interval, denoiser.process)
+        self.w, self.rescale = w, rescale
+        self.interval = _check_interval(interval, denoiser.process)
         self.weak = weak.to(denoiser.process.table.device).eval()
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        strong = self.denoiser(x_t, t, cond)
-        x0 = apply_guidance(
-            strong.x0, self.weak(x_t, t, cond).x0, self.w, t, self.interval, self.rescale
-        )
+        strong, weak = self.denoiser(x_t, t, cond), self.weak(x_t, t, cond)
+        x0 = apply_guidance(strong.x0, weak.x0, self.w, t, self.interval, self.rescale)
         return strong._replace(x0=x0)
 
 
-class _Trained(Protocol):
+class _Model(Protocol):
     shape: tuple[int, ...] | None
     space: str
-    classes: int | None
     process: ForwardProcess
+
+    @property
+    def classes(self) -> int | None: ...
 
 
 def check_compatible(
-    name: str, other: _Trained, denoiser: DenoiserLike, hears: bool = True
+    name: str, other: _Model, denoiser: DenoiserLike, require_classes: bool = True
 ) -> None:
-    """Raises ValueError, which begins with `name`, unless both are of the same images, classes and schedule; without
-    `hears`, a denoiser may also know no classes.
+    """Raise ValueError, which begins with `name`, unless image shape, classes and schedule agree.
+
+    Without `require_classes`, the denoiser may be unconditional.
     """
-    for what in ("shape", "classes"):
-        own, its = getattr(denoiser, what), getattr(other, what)
-        if own != its and (hears or own is not None):
+    for key in ("shape", "classes"):
+        ours, theirs = getattr(denoiser, key), getattr(other, key)
+        if ours != theirs and (require_classes or ours is not None):
             raise ValueError(
-                f"{name} was trained on data of {what} {its}, and this model on {own}; they must agree"
+                f"{name} was trained on data of {key} {theirs}, and this model on {ours}; "
+                "they must agree"
             )
     if denoiser.space != other.space:
-        own, its = (
+        ours, theirs = (
             f"latents {part.space[:8]}" if part.space else "pixels" for part in (denoiser, other)
         )
-        raise ValueError(f"{name} was trained in {its}, and this model in {own}; they must agree")
-    table, its_table = (part.process.table.cpu() for part in (denoiser, other))
-    if table.shape != its_table.shape or not torch.equal(table, its_table):
+        raise ValueError(
+            f"{name} was trained in {theirs}, and this model in {ours}; they must agree"
+        )
+    table, other_table = (part.process.table.cpu() for part in (denoiser, other))
+    if table.shape != other_table.shape or not torch.equal(table, other_table):
         raise ValueError(
             f"{name} was trained with another schedule (T = {other.process.steps}) than this model "
             f"(T = {denoiser.process.steps}); they must agree"
         )
 
 
-def _interval(interval: Sequence[int] | None, process: ForwardProcess) -> tuple[int, int] | None:
+def _check_rescale(rescale: float) -> None:
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
+
+
+def _check_interval(
+    interval: Sequence[int] | None, process: ForwardProcess
+) -> tuple[int, int] | None:
     if interval is None:
         return None
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= process.steps:
@@ -197,20 +197,20 @@ def _interval(interval: Sequence[int] | None, process: ForwardProcess) -> tuple[
 
 
 def apply_guidance(
-    given: Tensor,
-    absent: Tensor,
+    x0: Tensor,
+    baseline: Tensor,
     w: float,
     t: Tensor,
     interval: tuple[int, int] | None,
     rescale: float,
 ) -> Tensor:
-    """`given` moved away from `absent` by `w` of their difference, (B, ...)."""
-    guided = given + w * (given - absent)
+    """x_0 + w (x_0 - baseline), (B, ...), for times `t` within `interval`."""
+    guided = x0 + w * (x0 - baseline)
     if rescale:
-        axes = list(range(1, given.ndim))
-        ratio = given.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-12)
+        axes = list(range(1, x0.ndim))
+        ratio = x0.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-12)
         guided = guided * (1 - rescale + rescale * ratio)
     if interval is None:
         return guided
     inside = (t >= interval[0]) & (t <= interval[1])
-    return torch.where(per_pixel(inside, given).bool(), guided, given)
+    return torch.where(per_pixel(inside, x0).bool(), guided, x0)

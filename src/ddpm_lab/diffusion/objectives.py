@@ -1,4 +1,4 @@
-"""What training minimises: (denoiser, draw) -> one loss per sample."""
+"""Training losses: (denoiser, noised batch) -> one loss per sample."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from ddpm_lab.diffusion.process import ForwardProcess
 
 
 class NoisedBatch(NamedTuple):
-    """One noised batch."""
+    """A batch with x_t = alpha_t x_0 + sigma_t eps at random times."""
 
     x0: Tensor
     """(B, ...) in [-1, 1]"""
@@ -24,52 +24,53 @@ class NoisedBatch(NamedTuple):
     """(B,) int64 in 1..T"""
     cond: Condition
     bin_width: float | None
-    """That of the bins that x_0 was rounded to, 2 / 255 for bytes; None: it was not"""
+    """Width of the bins to which x_0 was quantized, 2 / 255 for bytes; None: continuous"""
 
 
 class Objective(ABC):
-    """Losses that training averages."""
+    """A loss per sample, which training averages."""
 
     trains_variance = False
-    """Whether it teaches a learned variance; one that does not leaves it as it began."""
+    """True if a learned variance receives gradients"""
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
-        """Losses, (B,)."""
+        """Return the losses, (B,)."""
 
 
 def prediction_mse(denoiser: Denoiser, batch: NoisedBatch, output: NetworkOutput) -> Tensor:
-    """Mean squared error in the network's own terms, over dimensions, (B,)."""
+    """Mean squared error of the predicted quantity (eps, x_0, v, ...) over dimensions, (B,)."""
     target = denoiser.prediction.target(denoiser.process, batch.x0, batch.eps, batch.x_t, batch.t)
     return (output.prediction - target).square().flatten(1).mean(1)
 
 
 class Simple(Objective):
-    """The error in the network's own terms, for every t alike (Ho et al., 2020, eq. 14)."""
+    """L_simple: the unweighted error of the predicted quantity (Ho et al., 2020, eq. 14)."""
 
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
         return prediction_mse(denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond))
 
 
 class Weighted(Objective):
-    """The mean squared error of x_0, over dimensions, times a weight of t: the same whatever the network predicts."""
+    """weight(t) |x_0 - x_0 estimate|^2, averaged over dimensions, for every prediction alike."""
 
     @abstractmethod
     def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
-        """(B,)"""
+        """Return the weights of the x_0 errors, (B,)."""
 
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
-        error = prediction_mse(
-            denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond)
-        )
-        weight = denoiser.prediction.x0_error_scale(denoiser.process, batch.t) ** 2 * self.weight(
-            denoiser.process, batch.t
-        )
+        process, output = denoiser.process, denoiser.run_network(batch.x_t, batch.t, batch.cond)
+        error = prediction_mse(denoiser, batch, output)
+        scale = denoiser.prediction.x0_error_scale(process, batch.t)
+        weight = scale**2 * self.weight(process, batch.t)
         return weight.to(error.dtype) * error
 
 
 class Snr(Weighted):
-    """SNR_t |x_0 error|^2, which is |eps error|^2, and for scores Song & Ermon's (2019, eq. 5) noise^2 |error|^2."""
+    """SNR_t |x_0 error|^2 = |eps error|^2.
+
+    For scores it is sigma^2 |score error|^2 (Song & Ermon, 2019, eq. 5).
+    """
 
     def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
         return process.log_snr(t).exp()
@@ -88,27 +89,29 @@ class MinSnr(Weighted):
 
 
 class MeanMatching(Weighted):
-    """|error of the posterior's mean|^2, unweighted (Ho et al., 2020, table 2)."""
+    """|error of the posterior mean|^2, unweighted (Ho et al., 2020, table 2)."""
 
     def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
         return process.posterior_coef_x0(t, t - 1) ** 2
 
 
 class Vlb(Objective):
-    """T times the bound's term at t, in bits/dim: on average over uniform t the bound, but for L_T, which has nothing
-    to learn (Ho et al., 2020, eq. 5).
+    """L_vlb: T times the bound's term at t, in bits/dim (Ho et al., 2020, eq. 5).
+
+    Its mean over uniform t is the bound without L_T, which has no parameters.
     """
 
     trains_variance = True
 
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
-        return _vlb(
-            denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond), frozen=False
-        )
+        return _vlb(denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond))
 
 
 class Hybrid(Objective):
-    """L_simple + `weight` L_vlb, of which the mean feels only the former (Nichol & Dhariwal, 2021, eq. 16)."""
+    """L_simple + `weight` L_vlb (Nichol & Dhariwal, 2021, eq. 16).
+
+    L_vlb has no gradient with respect to the mean.
+    """
 
     trains_variance = True
 
@@ -119,14 +122,13 @@ class Hybrid(Objective):
 
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
         output = denoiser.run_network(batch.x_t, batch.t, batch.cond)
-        return prediction_mse(denoiser, batch, output) + self.weight * _vlb(
-            denoiser, batch, output, frozen=True
-        )
+        simple = prediction_mse(denoiser, batch, output)
+        output = output._replace(prediction=output.prediction.detach())
+        return simple + self.weight * _vlb(denoiser, batch, output)
 
 
-def _vlb(denoiser: Denoiser, batch: NoisedBatch, output: NetworkOutput, frozen: bool) -> Tensor:
-    """T times the bound's term, (B,); `frozen` keeps its gradient from the mean."""
-    output = output._replace(prediction=output.prediction.detach()) if frozen else output
+def _vlb(denoiser: Denoiser, batch: NoisedBatch, output: NetworkOutput) -> Tensor:
+    """T times the bound's term, (B,)."""
     estimate = denoiser.to_estimate(output, batch.x_t)
     term = vlb_term(denoiser, estimate, batch.x0, batch.x_t, batch.t, batch.t - 1, batch.bin_width)
     return denoiser.process.steps * term

@@ -1,5 +1,6 @@
-"""Solvers of the probability-flow ODE, of second order. In x / signal and sigma = noise / signal it reads dx = eps
-dsigma.
+"""Second-order solvers of the probability-flow ODE.
+
+In x / alpha and sigma / alpha the ODE is d(x / alpha) = eps d(sigma / alpha).
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from ddpm_lab.diffusion.samplers import Sampler, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Heun(Sampler):
-    """Two evaluations a step, the second at its end (Karras et al., 2022, algorithm 1), so 2 K - 2 calls of the network
-    in K > 1 steps: the step to the data is Euler's, and so is the first. There noise / signal may fall by orders of
-    magnitude at once, and the mean of two eps carries the small difference of two x_0 multiplied by that.
+    """Heun's method (Karras et al., 2022, algorithm 1), with 2 K - 2 network calls in K > 1 steps.
+
+    The first step and the step to the data are Euler steps. In the first step sigma / alpha may
+    fall by orders of magnitude, which would amplify the small difference of the two x_0.
     """
 
     def step(
@@ -36,8 +38,10 @@ class Heun(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolver(Sampler):
-    """DPM-Solver++(2M): one evaluation a step, the trend of x_0 from the step before (Lu et al., 2022, algorithm 2).
-    The first step and the step to the data are of first order.
+    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), with one network call per step.
+
+    x_0 is extrapolated from the previous estimate. The first step and the step to the data are of
+    first order.
     """
 
     def step(
@@ -45,12 +49,11 @@ class DPMSolver(Sampler):
     ) -> Tensor:
         process, x0 = denoiser.process, step.estimate.x0
         if step.previous is not None and not step.last:
-            half_log_snr = [
-                0.5 * process.log_snr(time) for time in (step.previous.t, step.t, step.s)
-            ]
-            ratio = (half_log_snr[2] - half_log_snr[1]) / (half_log_snr[1] - half_log_snr[0])
+            times = (step.previous.t, step.t, step.s)
+            start, middle, end = [0.5 * process.log_snr(time) for time in times]
+            ratio = (end - middle) / (middle - start)
             x0 = x0 + per_pixel(ratio / 2, x0) * (x0 - step.previous.estimate.x0)
-        # x_s = (noise_s / noise_t) x_t - signal_s (exp(-h) - 1) x0, with h the step in log(signal / noise)
+        # x_s = (sigma_s / sigma_t) x_t - alpha_s (exp(-h) - 1) x_0, h = step in log(alpha / sigma)
         (_, sigma_t), (alpha_s, sigma_s) = process.alpha_sigma(step.t), process.alpha_sigma(step.s)
         fall = torch.expm1(0.5 * (process.log_snr(step.t) - process.log_snr(step.s)))
         return per_pixel(sigma_s / sigma_t, x0) * step.x_t - per_pixel(alpha_s * fall, x0) * x0

@@ -1,4 +1,4 @@
-"""What the network is asked for, and how x_0 is read from its answer. All else is derived from x_0."""
+"""Parameterizations: the quantity that the network predicts, and the x_0 that follows from it."""
 
 from abc import ABC, abstractmethod
 
@@ -9,30 +9,28 @@ from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 
 
 class Prediction(ABC):
-    """The maps between x_0 and the network's terms; images are (B, ...), `t` is (B,)."""
+    """A quantity that is affine in x_0 given x_t. Images are (B, ...), times (B,)."""
 
     @abstractmethod
     def target(
         self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
     ) -> Tensor:
-        """What a perfect network would answer."""
+        """Return the output of a perfect network."""
 
     @abstractmethod
     def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b, each (B,) float64, of x_0 = a x_t + b answer."""
+        """Return c_skip and c_out of x_0 = c_skip x_t + c_out output, each (B,) float64.
 
-    def x0(self, process: ForwardProcess, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The x_0 that an answer implies."""
-        a, b = self.preconditioning(process, t)
-        return per_pixel(a, x_t) * x_t + per_pixel(b, x_t) * output
+        Names as in Karras et al. (2022, eq. 7).
+        """
 
     def x0_error_scale(self, process: ForwardProcess, t: Tensor) -> Tensor:
-        """|d x0 / d answer|, (B,): by how much an error in the answer is one in x_0."""
+        """|d x_0 / d output| = |c_out|, (B,): the error of x_0 per error of the output."""
         return self.preconditioning(process, t)[1].abs()
 
 
 class Eps(Prediction):
-    """The noise (Ho et al., 2020, eq. 12)."""
+    """The noise eps (Ho et al., 2020, eq. 12)."""
 
     def target(
         self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
@@ -45,7 +43,7 @@ class Eps(Prediction):
 
 
 class X0(Prediction):
-    """The data."""
+    """The data x_0."""
 
     def target(
         self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
@@ -58,9 +56,7 @@ class X0(Prediction):
 
 
 class V(Prediction):
-    """v = signal eps - noise x_0 (Salimans & Ho, 2022, appendix D), over hypot(signal, noise), which is 1 if it is
-    VP.
-    """
+    """v = (alpha eps - sigma x_0) / scale (Salimans & Ho, 2022, appendix D; scale is 1 if VP)."""
 
     def target(
         self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
@@ -82,12 +78,12 @@ class Mean(Prediction):
         return process.posterior_mean(x0, x_t, t, t - 1)
 
     def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-        posterior_coef_x0 = process.posterior_coef_x0(t, t - 1)
-        return -process.posterior_coef_xt(t, t - 1) / posterior_coef_x0, 1 / posterior_coef_x0
+        coef_x0 = process.posterior_coef_x0(t, t - 1)
+        return -process.posterior_coef_xt(t, t - 1) / coef_x0, 1 / coef_x0
 
 
 class Score(Prediction):
-    """The score, -eps / noise (Song & Ermon, 2019, eq. 4)."""
+    """The score -eps / sigma (Song & Ermon, 2019, eq. 4)."""
 
     def target(
         self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor

@@ -1,4 +1,4 @@
-"""Random numbers that belong to samples, not to batches."""
+"""Random numbers as functions of the sample, independent of batches and devices."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,24 +7,24 @@ import torch
 from torch import Tensor
 
 NoiseSampler = Callable[[Tensor], Tensor]
-"""Standard normal numbers like a tensor: `torch.randn_like`, `SampleNoise`."""
+"""Standard normal noise in the shape of a tensor, such as `torch.randn_like`."""
 
 
 def make_generator(*numbers: int) -> torch.Generator:
-    """A CPU generator seeded by a hash of `numbers`, each at least 0: neighbouring numbers give unrelated streams."""
+    """Return a CPU generator seeded by a hash of `numbers`, so that neighbours are independent."""
     return torch.Generator().manual_seed(derive_seed(*numbers))
 
 
 def derive_seed(*numbers: int) -> int:
-    """A hash of `numbers`, each at least 0; zeros at their end do not count."""
+    """Hash `numbers`, each at least 0. Trailing zeros do not count."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class PerSampleGenerator:
-    """Standard normal numbers of which sample i draws the same whatever batch or device it is computed in.
+    """A `NoiseSampler` with one CPU generator per sample.
 
-    One CPU generator per sample, seeded by a hash of (seed, i), and of `stream` where that is not 0; draws like
-    `torch.randn_like`.
+    The noise of sample i depends on (seed, i) and a nonzero `stream` only, not on batch or device.
+    Raises ValueError if `seed` is negative.
     """
 
     def __init__(self, seed: int, samples: Iterable[int], stream: int = 0) -> None:
@@ -35,47 +35,43 @@ class PerSampleGenerator:
         ]
 
     def __call__(self, like: Tensor) -> Tensor:
-        """(B, ...) in the shape, type and place of `like`, whose rows are the samples."""
-        drawn = torch.stack(
-            [
-                torch.randn(like.shape[1:], generator=make_generator)
-                for make_generator in self.generators
-            ]
-        )
-        return drawn.to(like, non_blocking=True)
+        """Draw noise in the shape, dtype and device of `like` (B, ...), one row per sample."""
+        rows = [torch.randn(like.shape[1:], generator=generator) for generator in self.generators]
+        return torch.stack(rows).to(like, non_blocking=True)
 
 
 class BatchGenerator:
-    """Random numbers for some rows of a batch, like `torch.randn_like`. They are drawn for the whole batch from one
-    stream and the others thrown away, so that what training meets does not depend on how many processes share a batch.
+    """A `NoiseSampler` for a rank's rows of a batch.
 
-    `before` and `after` are the numbers of the others' rows; `stream` None is torch's own.
+    It draws numbers for the whole batch and discards those of the `before` rows ahead of and the
+    `after` rows behind its own. Training is then independent of the number of ranks.
+    `generator` None is torch's default.
     """
 
-    def __init__(self, before: int, after: int, stream: torch.Generator | None = None) -> None:
-        self.before, self.after, self.stream = before, after, stream
+    def __init__(self, before: int, after: int, generator: torch.Generator | None = None) -> None:
+        self.before, self.after, self.generator = before, after, generator
 
     def __call__(self, like: Tensor) -> Tensor:
         return self._rows(torch.randn, like)
 
     def uniform(self, like: Tensor) -> Tensor:
-        """In [0, 1)"""
+        """Draw numbers in [0, 1) in the shape of `like` (B, ...)."""
         return self._rows(torch.rand, like)
 
     def _rows(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
-        size = self.before + len(like) + self.after
-        drawn = draw(
-            size, *like.shape[1:], dtype=like.dtype, device=like.device, generator=self.stream
-        )
-        return drawn.narrow(0, self.before, len(like))
+        shape = (self.before + len(like) + self.after, *like.shape[1:])
+        batch = draw(*shape, dtype=like.dtype, device=like.device, generator=self.generator)
+        return batch.narrow(0, self.before, len(like))
 
 
 def uniform(noise: NoiseSampler, like: Tensor) -> Tensor:
-    """Numbers in [0, 1) like a tensor, from where `noise` comes from in training."""
-    return noise.uniform(like) if isinstance(noise, BatchGenerator) else torch.rand_like(like)
+    """Draw numbers in [0, 1) in the shape of `like`, from the source of `noise`."""
+    draw: NoiseSampler = getattr(noise, "uniform", torch.rand_like)
+    return draw(like)
 
 
 def bernoulli(noise: NoiseSampler) -> bool:
-    """The same for the whole batch, from where `noise` comes from in training."""
-    stream = noise.stream if isinstance(noise, BatchGenerator) else None
-    return bool(torch.rand((), generator=stream, device=stream.device if stream else "cpu") < 0.5)
+    """Draw one fair bit for the whole batch, from the source of `noise`."""
+    generator: torch.Generator | None = getattr(noise, "generator", None)
+    device = generator.device if generator else "cpu"
+    return bool(torch.rand((), generator=generator, device=device) < 0.5)

@@ -1,4 +1,4 @@
-"""Which times a strided chain visits. A spacing places `steps` distinct times, ascending, in 1..T."""
+"""Timesteps of a strided chain. A spacing is `steps` distinct times, ascending, in 1..T."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,61 +7,67 @@ from itertools import accumulate, pairwise
 Spacing = str | Sequence[int]
 
 
-def uniform(last: int, steps: int) -> list[int]:
-    """Evenly from 1 to T, both ends visited."""
-    stride = (last - 1) / max(steps - 1, 1)
-    return [int(last - i * stride + 0.5) for i in range(steps)][::-1]
+def uniform(T: int, steps: int) -> list[int]:
+    """Evenly from 1 to T, both included."""
+    stride = (T - 1) / max(steps - 1, 1)
+    return [int(T - i * stride + 0.5) for i in range(steps)][::-1]
 
 
-def quadratic(last: int, steps: int) -> list[int]:
-    """Squares of even steps from 0 to sqrt(0.8 T), densest near the data (the code of Song et al.'s DDIM). Where that
-    repeats a time, the later one moves up. The chain begins at 0.8 T, where the linear schedule is noise already and
-    the cosine schedule is not.
+def quadratic(T: int, steps: int) -> list[int]:
+    """Squares of even steps from 0 to sqrt(0.8 T), densest near the data.
+
+    From the code of DDIM (Song et al., 2021). A repeated time is replaced by the next higher one.
+    The chain begins at 0.8 T, where x_t is noise under the linear schedule but not under cosine.
     """
-    return _squares(last, 0.0, (0.8 * last) ** 0.5, steps, 1)
+    return _squares(T, 0.0, (0.8 * T) ** 0.5, steps, 1)
 
 
-def quadratic_full(last: int, steps: int) -> list[int]:
-    """Squares of even steps from 1 to sqrt(T), both ends visited: `quadratic` for any schedule."""
-    return _squares(last, 1.0, last**0.5, steps, 0.5)
+def quadratic_full(T: int, steps: int) -> list[int]:
+    """Squares of even steps from 1 to sqrt(T), both included: `quadratic` for any schedule."""
+    return _squares(T, 1.0, T**0.5, steps, 0.5)
 
 
-def _squares(last: int, start: float, end: float, steps: int, shift: float) -> list[int]:
-    """floor(square + shift); where two fall on the same time, the later moves up."""
-    stride = (end - start) / max(steps - 1, 1)
-    roots = [
-        *(start + i * stride for i in range(steps - 1)),
-        end if steps > 1 else last**0.5,
-    ]  # as numpy.linspace
+def _squares(T: int, start: float, end: float, steps: int, shift: float) -> list[int]:
+    """floor(square + shift), each above the one before."""
+    stride = (end - start) / max(steps - 1, 1)  # as numpy.linspace, for equal rounding
+    roots = [*(start + i * stride for i in range(steps - 1)), end if steps > 1 else T**0.5]
     times: list[int] = []
     for root in roots:
-        times.append(min(max(int(root**2 + shift), times[-1] + 1 if times else 1), last))
+        times.append(min(max(int(root**2 + shift), times[-1] + 1 if times else 1), T))
     return times
 
 
-def leading(last: int, steps: int) -> list[int]:
-    """1, 1 + c, 1 + 2c, ... with c = T // K, so that the chain begins below T (diffusers' "leading" without offset)."""
-    return [1 + i * (last // steps) for i in range(steps)]
+def leading(T: int, steps: int) -> list[int]:
+    """1, 1 + c, 1 + 2c, ... with c = T // steps (diffusers' "leading" without offset).
 
-
-def trailing(last: int, steps: int) -> list[int]:
-    """T, T - T/K, T - 2T/K, ..., halves rounded to even (diffusers' "trailing"; Lin et al., 2024, table 2)."""
-    stride = (last - last / steps) - last  # as numpy.arange
-    return [round(last + i * stride) for i in range(steps)][::-1]
-
-
-def sections(last: int, counts: Sequence[int]) -> list[int]:
-    """So many times in each of as many equal parts of 1..T, from the data up; within a part evenly, both ends visited
-    (`space_timesteps` of Nichol & Dhariwal's code; Dhariwal & Nichol, 2021, table 15). The stride is accumulated in
-    floating point, as in that code: a product rounds differently.
+    The chain begins below T.
     """
-    size, extra = divmod(last, len(counts))
+    return [1 + i * (T // steps) for i in range(steps)]
+
+
+def trailing(T: int, steps: int) -> list[int]:
+    """T, T - T/K, T - 2T/K, ... for K steps, halves rounded to even.
+
+    diffusers' "trailing" (Lin et al., 2024, table 2).
+    """
+    stride = (T - T / steps) - T  # as numpy.arange, for equal rounding
+    return [round(T + i * stride) for i in range(steps)][::-1]
+
+
+def sections(T: int, counts: Sequence[int]) -> list[int]:
+    """Divide 1..T into equal sections, with counts[i] evenly spaced times in section i.
+
+    Both ends of a section are included. `space_timesteps` of Nichol & Dhariwal's code (Dhariwal &
+    Nichol, 2021, table 15). The stride is accumulated in floating point as in that code, because
+    a product rounds differently.
+    """
+    size, extra = divmod(T, len(counts))
     times, start = [], 1
     for i, count in enumerate(counts):
         length = size + (i < extra)
         if not 1 <= count <= length:
             raise ValueError(
-                f"spacing={_text(counts)} asks for {count} times in a section that has {length}; "
+                f"spacing={','.join(map(str, counts))} has {count} times in a section of {length}; "
                 f"each number must lie in 1..{size}"
             )
         stride = (length - 1) / max(count - 1, 1)
@@ -70,20 +76,20 @@ def sections(last: int, counts: Sequence[int]) -> list[int]:
     return times
 
 
-def strided(last: int, count: int) -> list[int]:
-    """1, 1 + c, 1 + 2c, ... up to T, with the smallest integer c that makes `count` times ("ddimN" of
-    `space_timesteps`).
+def strided(T: int, count: int) -> list[int]:
+    """1, 1 + c, 1 + 2c, ..., with the smallest integer c that gives `count` times up to T.
+
+    "ddimN" of `space_timesteps`.
     """
-    strides = [stride for stride in range(1, last) if -(-last // stride) == count]
+    counts = {stride: -(-T // stride) for stride in range(1, T)}
+    strides = [stride for stride in counts if counts[stride] == count]
     if not strides:
-        possible = sorted(
-            {-(-last // stride) for stride in range(1, last)}, key=lambda other: abs(other - count)
-        )
+        nearest = min(sorted({*counts.values()}), key=lambda other: abs(other - count), default=1)
         raise ValueError(
-            f"spacing=ddim{count} needs an integer stride that makes {count} steps of T = {last}, and "
-            f"there is none; try spacing=ddim{possible[0] if possible else 1}, or spacing=uniform"
+            f"spacing=ddim{count} needs an integer stride that makes {count} steps of T = {T}, but "
+            f"no stride does; try spacing=ddim{nearest}, or spacing=uniform"
         )
-    return [*range(1, last + 1, strides[0])]
+    return [*range(1, T + 1, strides[0])]
 
 
 SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
@@ -91,50 +97,55 @@ SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
 }
 
 
-def timesteps(last: int, steps: int | None, spacing: Spacing) -> list[int]:
-    """The stops of a chain from its first time, T = `last` for most spacings, down to 0.
+def timesteps(T: int, steps: int | None, spacing: Spacing) -> list[int]:
+    """Return the timesteps of a chain, descending to 0.
 
-    `spacing` is a name, a text of sections ("90,60,60,20,20", which sum to `steps`), "ddim" and a number of steps
-    ("ddim25"), or the stops themselves.
-    `steps` is the number of steps; None: all T, or as many as `spacing` says. Raises ValueError that names either.
+    `spacing` is a key of `SPACINGS`, counts per section ("90,60,60,20,20", which sum to `steps`),
+    "ddim" and a number of steps ("ddim25"), or the timesteps themselves.
+    `steps` None is all T, or as many as `spacing` gives. Raises ValueError if the two do not fit.
     """
-    if steps is not None and not (isinstance(steps, int) and 1 <= steps <= last):
-        raise ValueError(f"steps must lie in 1..{last}, the T of the schedule (got {steps})")
-    spacing = (
-        spacing if isinstance(spacing, Sequence) else str(spacing)
-    )  # what was typed may be a number
-    if isinstance(spacing, str) and spacing in SPACINGS:
-        return [*reversed(SPACINGS[spacing](last, last if steps is None else steps)), 0]
-    if isinstance(spacing, str) and (fixed := re.fullmatch(r"ddim(\d{1,7})", spacing)):
-        times = [*reversed(strided(last, int(fixed[1]))), 0]
-    elif isinstance(spacing, str):
-        counts = spacing.replace(" ", "").split(",")
-        if not all(count.isdecimal() for count in counts):
-            raise ValueError(
-                f"spacing={spacing} is not one of {', '.join(SPACINGS)}, ddimN such as "
-                'ddim25, a text of sections such as "90,60,60,20,20", or a list of times'
-            )
-        times = [*reversed(sections(last, [int(count) for count in counts])), 0]
-    else:
-        times = list(spacing)
-        if (
-            len(times) < 2
-            or not all(isinstance(t, int) for t in times)
-            or times[-1] != 0
-            or times[0] > last
-            or any(s >= t for t, s in pairwise(times))
-        ):
-            raise ValueError(
-                f"spacing={_text(times)} must descend from at most {last}, the T of the schedule, to 0; "
-                f"try [{last},{last // 2},0]"
-            )
+    if steps is not None and not (isinstance(steps, int) and 1 <= steps <= T):
+        raise ValueError(f"steps must lie in 1..{T}, the T of the schedule (got {steps})")
+    match spacing:
+        case [*times]:
+            _check_descent(T, times)
+        case _:  # on the command line, a name may be a number
+            times = [*reversed(_from_name(T, steps, str(spacing))), 0]
     if steps not in (None, len(times) - 1):
         raise ValueError(
-            f"spacing={_text(spacing)} makes {len(times) - 1} steps, and steps={steps} were asked for; "
+            f"spacing={_text(spacing)} makes {len(times) - 1} steps, but steps={steps}; "
             f"try steps={len(times) - 1}, or steps=null"
         )
     return times
 
 
+def _from_name(T: int, steps: int | None, name: str) -> list[int]:
+    if name in SPACINGS:
+        return SPACINGS[name](T, T if steps is None else steps)
+    if ddim := re.fullmatch(r"ddim(\d{1,7})", name):
+        return strided(T, int(ddim[1]))
+    counts = name.replace(" ", "").split(",")
+    if not all(count.isdecimal() for count in counts):
+        raise ValueError(
+            f"spacing={name} is not one of {', '.join(SPACINGS)}, ddimN such as "
+            'ddim25, a text of sections such as "90,60,60,20,20", or a list of times'
+        )
+    return sections(T, [int(count) for count in counts])
+
+
+def _check_descent(T: int, times: Sequence[int]) -> None:
+    if (
+        len(times) < 2
+        or not all(isinstance(t, int) for t in times)
+        or times[-1] != 0
+        or times[0] > T
+        or any(s >= t for t, s in pairwise(times))
+    ):
+        raise ValueError(
+            f"spacing={_text(times)} must descend from at most {T}, the T of the schedule, to 0; "
+            f"try [{T},{T // 2},0]"
+        )
+
+
 def _text(spacing: Spacing) -> str:
-    return spacing if isinstance(spacing, str) else f"[{','.join(map(str, spacing))}]"
+    return str(spacing).replace(" ", "")

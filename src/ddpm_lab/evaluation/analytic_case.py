@@ -7,13 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm_lab.diffusion.analytic_denoisers import (
-    GaussianDenoiser,
-    MixtureClassifier,
-    OptimalRange,
-    analytic_vlb,
-    propagate,
-)
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, MixtureClassifier
+from ddpm_lab.diffusion.analytic_propagation import OptimalRange, analytic_vlb, propagate
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import DenoiserLike
 from ddpm_lab.diffusion.process import ForwardProcess
@@ -135,7 +130,7 @@ def _evaluate_samples(
 ) -> Results:
     assert data.mixture is not None
     (points, label), (others, _) = (
-        data.mixture.labelled(count, make_generator(seed, 2 + i)) for i in range(2)
+        data.mixture.sample_with_labels(count, make_generator(seed, 2 + i)) for i in range(2)
     )
     labels = None
     if guided.classes is not None and data.mixture.labels is not None:

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.module import DataModule
-from ddpm_lab.diffusion.analytic_denoisers import (
-    GaussianDenoiser,
-    Mixture,
-    MixtureDenoiser,
+from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.analytic_propagation import (
     analytic_vlb,
     optimal_variance_output,
     propagate,
@@ -86,7 +84,7 @@ def gaussian_data(
 
 def mixture_data(
     process: ForwardProcess,
-    data: DataModule,
+    data: Data,
     count: int,
     seed: int,
     times: Iterable[int] | None = None,
@@ -165,7 +163,7 @@ def _sampled_mse(
 ) -> Tensor:
     """Return the error at `times`, (T + 1,), as a mean over draws."""
     generator = make_generator(seed, 1)
-    points, label = mixture.labelled(min(count, 512), generator)
+    points, label = mixture.sample_with_labels(min(count, 512), generator)
     mse = torch.zeros(denoiser.process.steps + 1, dtype=torch.float64)
     for t in times:
         time = torch.full((len(points),), t)

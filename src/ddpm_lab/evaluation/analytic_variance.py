@@ -5,7 +5,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.data.datasets import head, to_batch
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.diffusion.variances import Analytic
 from ddpm_lab.sampling.pipeline import SamplingPipeline, eval_mode
@@ -13,7 +13,7 @@ from ddpm_lab.sampling.pipeline import SamplingPipeline, eval_mode
 
 @torch.no_grad()
 def estimate_variance(
-    pipeline: SamplingPipeline, data: DataModule, *, samples: int = 16, seed: int = 0
+    pipeline: SamplingPipeline, data: Data, *, samples: int = 16, seed: int = 0
 ) -> Analytic:
     """Estimate the mean square error of x_0 from `samples` noised training images at every t.
 

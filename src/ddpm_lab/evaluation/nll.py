@@ -5,7 +5,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.data.datasets import InMemorySplit, to_batch
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.likelihood import prior_term, vlb_terms
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.timestep_spacing import timesteps
@@ -16,7 +16,7 @@ from ddpm_lab.utils.errors import UserError, choice_name
 
 def evaluate_nll(
     pipeline: SamplingPipeline,
-    data: DataModule,
+    data: Data,
     *,
     weights: str,
     split: str,

@@ -3,7 +3,7 @@
 from tqdm import tqdm
 
 from ddpm_lab.data.datasets import Points, to_batch
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.analytic_denoisers import MixtureDenoiser
 from ddpm_lab.diffusion.ode_likelihood import log_prob
 from ddpm_lab.diffusion.timestep_spacing import timesteps
@@ -15,7 +15,7 @@ STEPS = 200
 
 
 def evaluate_ode_nll(
-    pipeline: SamplingPipeline, data: DataModule, *, weights: str, split: str, count: int
+    pipeline: SamplingPipeline, data: Data, *, weights: str, split: str, count: int
 ) -> Results:
     """Compute -log p(x_0) in nats of the first `count` points of a split, without guidance.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.data.datasets import Batch, select_rows, to_batch
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.metrics import Results, Rows
 from ddpm_lab.sampling.pipeline import SamplingPipeline, Step
 
@@ -48,7 +48,7 @@ def reconstruct(
 
 def evaluate_reconstruction(
     pipeline: SamplingPipeline,
-    data: DataModule,
+    data: Data,
     *,
     weights: str,
     split: str,

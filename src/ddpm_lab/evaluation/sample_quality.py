@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ddpm_lab.data.datasets import head
-from ddpm_lab.data.module import DataModule
+from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import FIDEvaluator, baseline_scores
@@ -22,7 +22,7 @@ from ddpm_lab.utils.hashing import sha256_of_tensors
 
 def evaluate_samples(
     cascade: Cascade,
-    data: DataModule,
+    data: Data,
     extractor: Extractor,
     *,
     configurations: Mapping[str, Callable[[], None]] = MappingProxyType({"": lambda: None}),
@@ -141,7 +141,7 @@ def weights_digest(denoiser: Denoiser) -> str:
 
 
 @torch.inference_mode()
-def _seconds(cascade: Cascade, extractor: Extractor, data: DataModule, size: int) -> float:
+def _seconds(cascade: Cascade, extractor: Extractor, data: Data, size: int) -> float:
     """Estimate the seconds of a batch from one timed step of each stage and the features."""
     total = 0.0
     for stage in cascade.stages:

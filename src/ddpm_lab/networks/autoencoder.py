@@ -1,4 +1,4 @@
-"""Autoencoders of images, whose latents diffusion can work in (Rombach et al., 2022, section 3.1)."""
+"""Autoencoders of images, in whose latents diffusion works (Rombach et al., 2022, section 3.1)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,72 +10,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import NoiseSampler
-from ddpm_lab.networks.layers import Attention, BlockConditioning, Down, ResBlock, Stack, Up, norm
-
-
-class PatchDiscriminator(nn.Module):
-    """(B, C, H, W) -> (B, 1, h, w), above 0 where a patch looks real (Isola et al., 2017)."""
-
-    def __init__(self, in_channels: int, channels: int, halvings: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [
-            nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-        ]
-        for _ in range(halvings - 1):
-            layers += [
-                nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
-                norm(2 * channels),
-                nn.LeakyReLU(0.2),
-            ]
-            channels *= 2
-        self.body = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
+from ddpm_lab.networks.layers import (
+    Attention,
+    BlockConditioning,
+    Down,
+    ResBlock,
+    Stack,
+    Up,
+    check_positive,
+    level_shapes,
+    level_widths,
+    norm,
+)
 
 NO_CONDITIONING = BlockConditioning()
 
 
 class BottleneckOutput(NamedTuple):
-    """What a bottleneck lets through."""
-
     z: Tensor
     """(B, latent, h, w)"""
     penalty: Tensor
-    """(B,), what it adds to the loss, summed over z"""
+    """(B,), term of the loss, summed over z"""
     codes: Tensor | None = None
-    """(B, h, w) int64, which of a codebook's vectors"""
+    """(B, h, w) int64, indices into the codebook; None without one"""
 
 
 class Bottleneck(nn.Module, ABC):
-    """What stands between encoder and decoder."""
+    """Map from the encoder's output to latents, and from latents to the decoder's input."""
 
     latent: int
     """Channels of z"""
     inputs: int
-    """Channels that it wants of the encoder"""
+    """Channels of the encoder's output"""
     codes: int | None = None
-    """How many vectors its codebook has; None: it has none"""
+    """Size of the codebook; None without one"""
 
     @abstractmethod
     def forward(self, h: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
-        """(B, inputs, h, w). `noise` decides what is left to chance."""
+        """Return latents of `h` (B, inputs, h, w). `noise` draws the random numbers."""
 
     def restore(self, z: Tensor) -> Tensor:
-        """(B, latent, h, w), what the decoder is given of `z`."""
+        """Return the decoder's input for `z`, (B, latent, h, w) -> (B, latent, h, w)."""
         return z
 
 
 class KL(Bottleneck):
-    """A normal distribution, held near the standard one by `weight` times the divergence (Kingma & Welling, 2014)."""
+    """Normal distribution, with `weight` times its KL divergence to N(0, 1) as penalty.
+
+    Source: Kingma & Welling, 2014.
+    """
 
     def __init__(self, latent: int = 4, weight: float = 1e-6) -> None:
         super().__init__()
-        _positive(latent=latent)
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight must be at least 0 (got {weight:g})")
+        check_positive(latent=latent)
+        _check_weights(weight=weight)
         self.latent, self.inputs, self.weight = latent, 2 * latent, weight
 
     def forward(self, h: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
@@ -86,9 +74,14 @@ class KL(Bottleneck):
 
 
 class VQ(Bottleneck):
-    """The nearest of `codes` learned vectors at each place (van den Oord et al., 2017, eq. 3). `weight` is that of what
-    draws the vectors to the encoder, `commitment` times it that of what holds the encoder to them. z is what comes
-    before the quantisation, so that diffusion may err without harm.
+    """Vector quantization (van den Oord et al., 2017, eq. 3).
+
+    z is the vector before quantization, so that small errors of the diffusion model vanish.
+
+    Args:
+        codes: Size of the codebook.
+        commitment: Weight of the commitment loss, relative to the codebook loss.
+        weight: Weight of both.
     """
 
     codes: int
@@ -97,43 +90,39 @@ class VQ(Bottleneck):
         self, latent: int = 4, codes: int = 256, commitment: float = 0.25, weight: float = 1.0
     ) -> None:
         super().__init__()
-        _positive(latent=latent, codes=codes)
-        for name, value in {"commitment": commitment, "weight": weight}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 0 (got {value:g})")
+        check_positive(latent=latent, codes=codes)
+        _check_weights(commitment=commitment, weight=weight)
         self.latent, self.inputs, self.codes = latent, latent, codes
-        self.commitment, self.weight, self.codebook = (
-            commitment,
-            weight,
-            nn.Parameter(torch.randn(codes, latent)),
-        )
+        self.commitment, self.weight = commitment, weight
+        self.codebook = nn.Parameter(torch.randn(codes, latent))
 
     def forward(self, h: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
-        codes, nearest = self.quantise(h)
-        penalty = (nearest - h.detach()).square() + self.commitment * (
-            h - nearest.detach()
-        ).square()
+        codes, nearest = self.quantize(h)
+        codebook_loss = (nearest - h.detach()).square()
+        penalty = codebook_loss + self.commitment * (h - nearest.detach()).square()
         return BottleneckOutput(h, self.weight * penalty.flatten(1).sum(1), codes)
 
-    def quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, h, w), and the vectors themselves, (B, latent, h, w)."""
-        codes = (
-            torch.cdist(z.movedim(1, -1).flatten(0, 2), self.codebook)
-            .argmin(1)
-            .view(len(z), *z.shape[2:])
-        )
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the nearest codes, (B, h, w), and their vectors, (B, latent, h, w)."""
+        distances = torch.cdist(z.movedim(1, -1).flatten(0, 2), self.codebook)
+        codes = distances.argmin(1).view(len(z), *z.shape[2:])
         return codes, F.embedding(codes, self.codebook).movedim(-1, 1)
 
     def restore(self, z: Tensor) -> Tensor:
-        _, nearest = self.quantise(z)
-        return z + (nearest - z).detach()  # gradients pass as if nothing had happened
+        _, nearest = self.quantize(z)
+        return z + (nearest - z).detach()  # straight-through gradient
 
 
 class Autoencoder(nn.Module):
     """(B, C, H, W) <-> (B, latent, H / f, W / f), f = 2^(len(multipliers) - 1).
 
-    Level i has `channels * multipliers[i]` channels and `blocks` residual blocks (one more on the way back); the
-    coarsest has attention. `shape` (C, H, W) comes from the data. Raises ValueError where it cannot be halved so often.
+    The data determines `shape` (C, H, W). Raises ValueError if the sizes do not fit one another.
+
+    Args:
+        channels: Channels of the first level, for a multiplier of 1.
+        multipliers: Factors on `channels`, one per level. Each level halves the resolution.
+        blocks: Residual blocks per level of the encoder; the decoder has one more.
+        heads: Attention heads at the coarsest level.
     """
 
     def __init__(
@@ -147,83 +136,92 @@ class Autoencoder(nn.Module):
         heads: int = 1,
     ) -> None:
         super().__init__()
-        _positive(channels=channels, blocks=blocks, heads=heads)
-        if len(shape) != 3:
-            raise ValueError(f"shape of the data must be that of images, (C, H, W) (got {shape})")
-        if not multipliers or min(multipliers) <= 0:
-            raise ValueError(
-                f"multipliers must hold one or more numbers above 0 (got {list(multipliers)})"
-            )
-        factor = 2 ** (len(multipliers) - 1)
-        if any(size % factor for size in shape[1:]):
-            raise ValueError(
-                f"multipliers={list(multipliers)} makes latents {factor} times smaller, and "
-                f"{shape[1]}x{shape[2]} cannot be; try fewer multipliers"
-            )
-        widths = [int(channels * multiplier) for multiplier in multipliers]
-        if min(widths) < 1:
-            raise ValueError(
-                f"multipliers={list(multipliers)} of {channels} channels leave a level without any"
-            )
+        check_positive(channels=channels, blocks=blocks, heads=heads)
+        widths = level_widths(channels, multipliers)
+        self.shape = shape
+        self.latent_shape = (bottleneck.latent, *level_shapes(shape, multipliers)[-1])
         if widths[-1] % heads:
             raise ValueError(
-                f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; try heads=1"
+                f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; "
+                "try heads=1"
             )
-        self.shape, self.latent_shape = (
-            shape,
-            (bottleneck.latent, shape[1] // factor, shape[2] // factor),
-        )
-
-        def middle() -> list[nn.Module]:
-            width = widths[-1]
-            return [_block(width, width), Attention(width, heads), _block(width, width)]
-
-        layers: list[nn.Module] = []
-        width = widths[0]
-        for i, out in enumerate(widths):
-            for _ in range(blocks):
-                layers.append(_block(width, out))
-                width = out
-            if i < len(widths) - 1:
-                layers.append(Down(width))
-        self.encoder = Stack([*layers, *middle()])
-        layers = middle()
-        for i, out in reversed(list(enumerate(widths))):
-            for _ in range(blocks + 1):
-                layers.append(_block(width, out))
-                width = out
-            if i:
-                layers.append(Up(width))
-        self.decoder = Stack(layers)
+        self.encoder = _encoder(widths, blocks, heads)
+        self.decoder = _decoder(widths, blocks, heads)
         self.first = _conv(shape[0], widths[0])
-        self.quant_conv = nn.Sequential(
-            norm(widths[-1]), nn.SiLU(), _conv(widths[-1], bottleneck.inputs)
-        )
+        quant_conv = _conv(widths[-1], bottleneck.inputs)
+        self.quant_conv = nn.Sequential(norm(widths[-1]), nn.SiLU(), quant_conv)
         self.bottleneck, self.post_quant_conv = bottleneck, _conv(bottleneck.latent, widths[-1])
         self.end, self.last = nn.Sequential(norm(widths[0]), nn.SiLU()), _conv(widths[0], shape[0])
 
     def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
-        """Images in [-1, 1]. `noise` decides what is left to chance."""
-        passed: BottleneckOutput = self.bottleneck(
-            self.quant_conv(self.encoder(self.first(x), NO_CONDITIONING)), noise
-        )
-        return passed
+        """Return the latents of images in [-1, 1]. `noise` draws the random numbers."""
+        h = self.quant_conv(self.encoder(self.first(x), NO_CONDITIONING))
+        output: BottleneckOutput = self.bottleneck(h, noise)
+        return output
 
     def decode(self, z: Tensor) -> Tensor:
-        """(B, latent, h, w) -> (B, C, H, W), about [-1, 1]"""
+        """Return images, approximately in [-1, 1], (B, latent, h, w) -> (B, C, H, W)."""
         h = self.decoder(self.post_quant_conv(self.bottleneck.restore(z)), NO_CONDITIONING)
         return self.last(self.end(h))
 
 
-def _positive(**numbers: int) -> None:
-    for name, count in numbers.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1 (got {count})")
+class PatchDiscriminator(nn.Module):
+    """(B, C, H, W) -> (B, 1, h, w), positive for real patches (Isola et al., 2017)."""
+
+    def __init__(self, in_channels: int, channels: int, halvings: int) -> None:
+        super().__init__()
+        layers = [_strided_conv(in_channels, channels), nn.LeakyReLU(0.2)]
+        for _ in range(halvings - 1):
+            conv = _strided_conv(channels, 2 * channels)
+            channels *= 2
+            layers += [conv, norm(channels), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers, _conv(channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
 
 
-def _block(in_channels: int, out: int) -> ResBlock:
-    return ResBlock(in_channels, out, None, 0.0)
+def _encoder(widths: Sequence[int], blocks: int, heads: int) -> Stack:
+    layers: list[nn.Module] = []
+    width = widths[0]
+    for i, out in enumerate(widths):
+        for _ in range(blocks):
+            layers.append(_block(width, out))
+            width = out
+        if i < len(widths) - 1:
+            layers.append(Down(width))
+    return Stack([*layers, *_middle(width, heads)])
 
 
-def _conv(in_channels: int, out: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out, 3, padding=1)
+def _decoder(widths: Sequence[int], blocks: int, heads: int) -> Stack:
+    width = widths[-1]
+    layers = _middle(width, heads)
+    for i, out in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            layers.append(_block(width, out))
+            width = out
+        if i:
+            layers.append(Up(width))
+    return Stack(layers)
+
+
+def _middle(width: int, heads: int) -> list[nn.Module]:
+    return [_block(width, width), Attention(width, heads), _block(width, width)]
+
+
+def _block(channels: int, out: int) -> ResBlock:
+    return ResBlock(channels, out, emb=None, dropout=0.0)
+
+
+def _conv(channels: int, out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, 3, padding=1)
+
+
+def _strided_conv(channels: int, out: int) -> nn.Module:
+    return nn.Conv2d(channels, out, 4, stride=2, padding=1)
+
+
+def _check_weights(**weights: float) -> None:
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{name} must be at least 0 (got {weight:g})")

@@ -1,4 +1,4 @@
-"""Networks that name what they see."""
+"""Classifiers of noisy images."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.networks.layers import norm
+from ddpm_lab.networks.layers import multi_head_attention, norm
 from ddpm_lab.networks.unet import Encoder, UNetConfig
 
 
 class AttentionPool(nn.Module):
-    """Features as one vector: their mean asks every place (Radford et al., 2021; Dhariwal & Nichol, 2021)."""
+    """Attention of the mean feature to all pixels (Radford et al., 2021)."""
 
     def __init__(self, channels: int, heads: int, out: int) -> None:
         super().__init__()
@@ -22,17 +22,17 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, out)"""
-        places = x.flatten(2).transpose(1, 2)  # (B, HW, C)
-        q = self.query(places.mean(1, keepdim=True)).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        k, v = self.places(places).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+        pixels = x.flatten(2).transpose(1, 2)  # (B, HW, C)
+        q = self.query(pixels.mean(1, keepdim=True))
+        k, v = self.places(pixels).chunk(2, dim=2)
+        return self.out(multi_head_attention(q, k, v, self.heads).flatten(1))
 
 
 class EncoderClassifier(nn.Module):
-    """(B, C, H, W), t (B,) on a scale of 1000, a condition -> logits (B, classes), by the half of a U-Net that goes
-    down.
+    """Encoder of a U-Net with attention pooling: (B, C, H, W), t (B,), condition -> (B, classes).
 
-    `shape` (C, H, W) and `classes` come from the data; the rest is said in `Layout`.
+    t is on a scale of 1000. The data determines `shape` (C, H, W) and `classes`. For the other
+    arguments see `UNetConfig`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class EncoderClassifier(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        layout = UNetConfig(
+        config = UNetConfig(
             channels=channels,
             multipliers=multipliers,
             blocks=blocks,
@@ -64,9 +64,9 @@ class EncoderClassifier(nn.Module):
             dropout=dropout,
             checkpointing=checkpointing,
         )
-        self.encoder = Encoder(shape, layout)
-        width = layout.widths[-1]
-        self.norm, self.pool = norm(width), AttentionPool(width, layout.count_heads(width), classes)
+        self.encoder = Encoder(shape, config)
+        width = config.widths[-1]
+        self.norm, self.pool = norm(width), AttentionPool(width, config.count_heads(width), classes)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x, _, _ = self.encoder(x, t, cond)

@@ -1,7 +1,7 @@
-"""The U-Net's parts. Every layer takes (x, told), so that they stack."""
+"""Layers that the networks share. Those of the U-Net take (x, conditioning), so that they stack."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,16 +12,63 @@ from ddpm_lab.diffusion.conditioning import Condition
 
 
 class BlockConditioning(NamedTuple):
-    """What all layers are told beside x."""
+    """Input of every layer besides x."""
 
     emb: Tensor | None = None
-    """(B, E), the activated embedding of the time and of what joins it"""
+    """(B, E), activated embedding of the time and of labels and noise levels"""
     context: Tensor | None = None
-    """(B, M, D), tokens to attend to"""
+    """(B, M, D), tokens for cross-attention"""
+
+
+def check_positive(**counts: int | None) -> None:
+    """Raise ValueError if a count is below 1. None is allowed."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1 (got {count})")
+
+
+def check_image_shape(shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `shape` is (C, H, W)."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"shape of the data must be that of images, (C, H, W) (got {shape}); for points, try "
+            "model=mlp"
+        )
+
+
+def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
+    """Return the channels of each level. Raises ValueError unless all are positive."""
+    if not multipliers or min(multipliers) <= 0:
+        raise ValueError(
+            f"multipliers must be one or more numbers above 0 (got {list(multipliers)})"
+        )
+    widths = [int(channels * multiplier) for multiplier in multipliers]
+    if min(widths) < 1:
+        raise ValueError(
+            f"multipliers={list(multipliers)} of {channels} channels leave a level without channels"
+        )
+    return widths
+
+
+def level_shapes(shape: tuple[int, ...], multipliers: Sequence[float]) -> list[tuple[int, int]]:
+    """Return (H, W) of each level. Raises ValueError if images cannot be halved so often."""
+    check_image_shape(shape)
+    halvings = len(multipliers) - 1
+    factor = 2**halvings
+    for size in shape[1:]:
+        if size % factor:
+            low = size // factor * factor
+            sizes = " or ".join(str(n) for n in (low, low + factor) if n)
+            raise ValueError(
+                f"multipliers={list(multipliers)} halves images {halvings} times, which "
+                f"{shape[1]}x{shape[2]} does not allow; try a resolution of {sizes}, or fewer "
+                "multipliers"
+            )
+    return [(shape[1] // 2**i, shape[2] // 2**i) for i in range(len(multipliers))]
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm in up to 32 groups, a power of two, of at least 4 channels."""
+    """GroupNorm in at most 32 groups, a power of two, of at least 4 channels each."""
     groups = math.gcd(32, channels)
     while groups > 1 and channels // groups < 4:
         groups //= 2
@@ -29,7 +76,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """With all parameters 0, so that a residual branch starts as nothing (Ho et al., 2020, appendix B)."""
+    """Set all parameters to 0, so that a residual branch starts as 0 (Ho et al., 2020, app. B)."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -51,57 +98,61 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def time_embedding(channels: int, emb: int) -> nn.Sequential:
+    """Sinusoidal embedding of width `channels` and a two-layer MLP, (B,) -> (B, emb)."""
+    return nn.Sequential(
+        SinusoidalEmbedding(channels), nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb)
+    )
+
+
 class LabelEmbedding(nn.Module):
-    """What a class says to the time embedding; where there is none, or it was dropped, a learned null says it."""
+    """Embedding of the label; a learned null vector replaces labels that are absent or dropped."""
 
     def __init__(self, classes: int, channels: int) -> None:
         super().__init__()
         self.table, self.null = nn.Embedding(classes, channels), nn.Parameter(torch.zeros(channels))
 
     def forward(self, cond: Condition, size: int) -> Tensor:
-        """(size, channels)"""
+        """Return (size, channels)."""
         if cond.label is None:
             return self.null.expand(size, -1)
-        given = self.table(cond.label)
-        return (
-            given if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, given)
-        )
+        emb = self.table(cond.label)
+        return emb if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, emb)
 
 
 class CrossAttentionContext(nn.Module):
-    """Tokens as the layers hear them; where there are none, or they were dropped, all are one learned null."""
+    """Tokens for cross-attention; a learned null token replaces absent and dropped ones."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.null = nn.Parameter(torch.zeros(width))
 
     def forward(self, cond: Condition, size: int) -> Tensor:
-        """(size, M, width)"""
-        if cond.context is None:
+        """Return (size, M, width)."""
+        tokens = cond.context
+        if tokens is None:
             return self.null.expand(size, 1, -1)
-        return (
-            cond.context
-            if cond.dropped is None
-            else torch.where(cond.dropped[:, None, None], self.null, cond.context)
-        )
+        if cond.dropped is None:
+            return tokens
+        return torch.where(cond.dropped[:, None, None], self.null, tokens)
 
 
 class ConcatConditioning(nn.Module):
-    """A image laid beside x, and how noisy it is, which joins the time embedding (Ho et al., 2022, cascades); where
-    there is none, or it was dropped, a learned colour and no level.
+    """Concatenation of an image with x, and an embedding of its noise level (Ho et al., 2022).
+
+    A learned color and a zero embedding replace images that are absent or dropped.
     """
 
-    def __init__(self, channels: int, waves: int, emb: int) -> None:
+    def __init__(self, channels: int, frequency_channels: int, emb: int) -> None:
         super().__init__()
         self.null = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.level = time_embedding(waves, emb)
+        self.level = time_embedding(frequency_channels, emb)
 
     def forward(self, cond: Condition, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C + channels, H, W), and (B, emb)"""
+        """(B, C, H, W) -> (B, C + channels, H, W), and the embedding (B, emb)."""
         if cond.image is None:
-            return torch.cat([x, self.null.expand(len(x), -1, *x.shape[2:])], dim=1), torch.zeros(
-                1, device=x.device
-            )
+            image = self.null.expand(len(x), -1, *x.shape[2:])
+            return torch.cat([x, image], dim=1), torch.zeros(1, device=x.device)
         assert cond.noise_level is not None
         image, level = cond.image, self.level(cond.noise_level)
         if cond.dropped is not None:
@@ -110,27 +161,25 @@ class ConcatConditioning(nn.Module):
         return torch.cat([x, image], dim=1), level
 
 
-def time_embedding(waves: int, emb: int) -> nn.Sequential:
-    """(B,) on a scale of 1000 -> (B, emb)"""
-    return nn.Sequential(
-        SinusoidalEmbedding(waves), nn.Linear(waves, emb), nn.SiLU(), nn.Linear(emb, emb)
-    )
-
-
 def downsample(x: Tensor) -> Tensor:
-    """Half the resolution, by means of four."""
+    """Halve the resolution by average pooling."""
     return F.avg_pool2d(x, 2)
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Twice the resolution, by nearest neighbours."""
+    """Double the resolution by nearest neighbors."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class ResBlock(nn.Module):
-    """Two convolutions; between them the embedding scales and shifts (Dhariwal & Nichol, 2021, AdaGN) or, without
-    `scale_shift`, is added before the norm (Ho et al., 2020). `resample` changes the resolution of both branches before
-    the first convolution (Brock et al., 2019, BigGAN). Without `emb`, it is told nothing.
+    """Residual block of two convolutions, (B, channels, H, W) -> (B, out, H', W').
+
+    Args:
+        emb: Size of the embedding; None for a block without one.
+        scale_shift: The embedding scales and shifts between the convolutions (Dhariwal & Nichol,
+            2021, AdaGN); if False, it is added before the second norm (Ho et al., 2020).
+        resample: `downsample` or `upsample`, applied to both branches before the first
+            convolution (Brock et al., 2019, BigGAN).
     """
 
     def __init__(
@@ -146,15 +195,11 @@ class ResBlock(nn.Module):
         self.scale_shift, self.resample = scale_shift, resample
         self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
         self.emb = None if emb is None else nn.Linear(emb, 2 * out if scale_shift else out)
-        self.norm2, self.dropout, self.conv2 = (
-            norm(out),
-            nn.Dropout(dropout),
-            zero_module(nn.Conv2d(out, out, 3, padding=1)),
-        )
+        self.norm2, self.dropout = norm(out), nn.Dropout(dropout)
+        self.conv2 = zero_module(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
-        """(B, channels, H, W) -> (B, out, H', W')"""
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -169,60 +214,49 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 
+def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head softmax(Q K^T / sqrt(d)) V, (B, N, C) x (B, M, C) x (B, M, C) -> (B, N, C)."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
-    """Self-attention between the places of a image."""
+    """Residual self-attention between the pixels of an image, (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm, self.qkv, self.out = (
-            norm(channels),
-            nn.Linear(channels, 3 * channels),
-            nn.Linear(channels, channels),
-        )
+        self.heads, self.norm = heads, norm(channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         zero_module(self.out)
 
     def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)"""
-        positions = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        q, k, v = (
-            self.qkv(positions).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, HW, C/heads)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q, k, v = self.qkv(pixels).chunk(3, dim=2)
+        h = self.out(multi_head_attention(q, k, v, self.heads))
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class CrossAttention(nn.Module):
-    """softmax(Q K^T / sqrt(d)) V, the queries from the places of a image, keys and values from tokens of `width`
-    numbers (Rombach et al., 2022, section 3.3).
+    """Residual attention of the pixels of an image (B, C, H, W) to tokens (B, M, width).
+
+    Source: Rombach et al., 2022, section 3.3.
     """
 
     def __init__(self, channels: int, heads: int, width: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm, self.q, self.kv = (
-            norm(channels),
-            nn.Linear(channels, channels),
-            nn.Linear(width, 2 * channels),
-        )
+        self.heads, self.norm = heads, norm(channels)
+        self.q, self.kv = nn.Linear(channels, channels), nn.Linear(width, 2 * channels)
         self.out = zero_module(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)"""
-        positions = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        q = (
-            self.q(positions).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        )  # (B, heads, HW, C/heads)
-        # (B, heads, M, C/heads)
-        k, v = (
-            self.kv(conditioning.context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+        q = self.q(self.norm(x).flatten(2).transpose(1, 2))  # (B, HW, C)
+        k, v = self.kv(conditioning.context).chunk(2, dim=2)  # (B, M, C)
+        h = self.out(multi_head_attention(q, k, v, self.heads))
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class Down(nn.Module):
-    """Half the resolution, by a strided convolution."""
+    """Halve the resolution by a strided convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -233,7 +267,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the resolution, by nearest neighbours and a convolution."""
+    """Double the resolution by nearest neighbors and a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -244,7 +278,7 @@ class Up(nn.Module):
 
 
 class Stack(nn.ModuleList):
-    """Layers, one after another."""
+    """Layers in sequence."""
 
     def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
         for layer in self:

@@ -1,4 +1,4 @@
-"""A residual network for points, and for images so small that places do not matter."""
+"""A residual MLP for points and for very small images."""
 
 import math
 
@@ -7,34 +7,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.networks.layers import LabelEmbedding, time_embedding, zero_module
+from ddpm_lab.networks.layers import LabelEmbedding, check_positive, time_embedding, zero_module
 
 
 class Block(nn.Module):
-    """A residual layer of width `channels` that the embedding scales and shifts."""
+    """Residual block of width `channels`, scaled and shifted by the embedding."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm, self.emb = (
-            nn.LayerNorm(channels, elementwise_affine=False),
-            nn.Linear(channels, 2 * channels),
-        )
-        self.first, self.second = (
-            nn.Linear(channels, channels),
-            zero_module(nn.Linear(channels, channels)),
-        )
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.emb, self.first = nn.Linear(channels, 2 * channels), nn.Linear(channels, channels)
+        self.second = zero_module(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, channels) -> (B, channels)"""
+        """(B, channels), (B, channels) -> (B, channels)"""
         scale, shift = self.emb(emb).chunk(2, dim=1)
         return x + self.second(F.silu(self.first(self.norm(x) * (1 + scale) + shift)))
 
 
 class MLP(nn.Module):
-    """(B, *shape), t (B,) on a scale of 1000, a condition -> (B, outputs * shape[0], *shape[1:]).
+    """(B, *shape), t (B,) on a scale of 1000, condition -> (B, outputs * shape[0], *shape[1:]).
 
-    `shape` and `classes` come from the data, `outputs` from the variance. Beside x it is shown sin and cos of 2^k pi x
-    for k < `fourier_frequencies`, which help it with shapes of fine detail (Tancik et al., 2020, section 6) and not with others.
+    The data determines `shape` and `classes`, the variance `outputs`. Raises ValueError for sizes
+    out of range.
+
+    Args:
+        fourier_frequencies: Number of features sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., which
+            help with fine detail (Tancik et al., 2020, section 6).
     """
 
     fourier_frequencies: Tensor
@@ -51,22 +50,16 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
-            raise ValueError(
-                f"channels must be even, for the waves of the time embedding (got {channels})"
-            )
-        if blocks < 1:
-            raise ValueError(f"blocks must be at least 1 (got {blocks})")
+            raise ValueError(f"channels must be even, for the time embedding (got {channels})")
+        check_positive(blocks=blocks)
         if fourier_frequencies < 0:
             raise ValueError(f"fourier_frequencies must be at least 0 (got {fourier_frequencies})")
         size = math.prod(shape)
-        self.answer_shape = (outputs * shape[0], *shape[1:])
+        self.output_shape = (outputs * shape[0], *shape[1:])
         self.time = time_embedding(channels, channels)
         self.label = None if classes is None else LabelEmbedding(classes, channels)
-        self.register_buffer(
-            "fourier_frequencies",
-            math.pi * 2.0 ** torch.arange(fourier_frequencies),
-            persistent=False,
-        )
+        frequencies = math.pi * 2.0 ** torch.arange(fourier_frequencies)
+        self.register_buffer("fourier_frequencies", frequencies, persistent=False)
         self.first = nn.Linear(size * (1 + 2 * fourier_frequencies), channels)
         self.blocks = nn.ModuleList([Block(channels) for _ in range(blocks)])
         self.last = nn.Sequential(
@@ -81,4 +74,4 @@ class MLP(nn.Module):
         x = self.first(torch.cat([x, angles.sin(), angles.cos()], dim=1))
         for block in self.blocks:
             x = block(x, emb)
-        return self.last(x).unflatten(1, self.answer_shape)
+        return self.last(x).unflatten(1, self.output_shape)

@@ -1,53 +1,48 @@
-"""A small encoder of captions, trained along with the network that attends to what it says."""
+"""A small caption encoder, trained together with the network that attends to its output."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def encode_text(texts: Sequence[str], length: int) -> Tensor:
-    """The bytes of `texts` in UTF-8, with zeros behind, (N, length) uint8: any text can be said, without a vocabulary.
+    """Return the UTF-8 bytes of `texts`, padded with zeros, (N, length) uint8.
 
-    Raises ValueError for a text that is empty, or longer.
+    Raises ValueError for a text that is empty or has more than `length` bytes.
     """
     rows = torch.zeros(len(texts), length, dtype=torch.uint8)
     for row, text in zip(rows, texts, strict=True):
-        said = text.strip().encode()
-        if not said:
-            raise ValueError("text is empty; say something, such as text='a seven'")
-        if len(said) > length:
+        encoded = text.strip().encode()
+        if not encoded:
+            raise ValueError("text is empty; try text='a seven'")
+        if len(encoded) > length:
             raise ValueError(
-                f"text={text} has {len(said)} bytes, and the model hears {length}; try a shorter one, or "
-                f"train with conditioner.length={len(said)}"
+                f"text={text} has {len(encoded)} bytes, and this model takes {length}; try a "
+                f"shorter text, or train with conditioner.length={len(encoded)}"
             )
-        row[: len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+        row[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
     return rows
 
 
-def decode_text(text: Tensor) -> list[str]:
-    """The texts that `spelled` spelled."""
-    return [bytes(row).rstrip(b"\0").decode() for row in text.tolist()]
+def decode_text(rows: Tensor) -> list[str]:
+    """Return the texts that `encode_text` encoded."""
+    return [bytes(row).rstrip(b"\0").decode() for row in rows.tolist()]
 
 
 class TextEncoder(nn.Module):
-    """(B, length) uint8 -> (B, length, width). What is behind the end of a text is a byte like others, as padding is in
-    latent diffusion (Rombach et al., 2022).
+    """Transformer on bytes, (B, length) uint8 -> (B, length, width).
+
+    Padding is not masked, as in latent diffusion (Rombach et al., 2022).
     """
 
     def __init__(self, length: int, width: int, blocks: int, heads: int) -> None:
         super().__init__()
         self.bytes, self.places = nn.Embedding(256, width), nn.Parameter(torch.randn(length, width))
+        options: dict[str, Any] = {"activation": "gelu", "batch_first": True, "norm_first": True}
         layers = [
-            nn.TransformerEncoderLayer(
-                width,
-                heads,
-                4 * width,
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
+            nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, **options)
             for _ in range(blocks)
         ]
         self.body = nn.Sequential(*layers, nn.LayerNorm(width))

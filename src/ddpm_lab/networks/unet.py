@@ -21,7 +21,10 @@ from ddpm_lab.networks.layers import (
     ResBlock,
     Stack,
     Up,
+    check_positive,
     downsample,
+    level_shapes,
+    level_widths,
     norm,
     time_embedding,
     upsample,
@@ -31,14 +34,21 @@ from ddpm_lab.networks.layers import (
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """What the parts of a U-Net have in common.
+    """Options that encoder and decoder share, and the layers that follow from them.
 
-    Level i has `channels * multipliers[i]` channels, `blocks` residual blocks and half the resolution of level i - 1.
-    `attention` lists the resolutions (H) that get self-attention, of which those above the image's are passed over;
-    None: the coarsest; "all": every one. There are `heads`, or as many as have `head_channels` channels each: one of
-    the two is given. `scale_shift` and `resblock_updown` are those of `ResBlock`. With `checkpointing`, what is inside a layer
-    is not kept for the gradients but computed again. Where there is a `context`, of tokens of so many numbers, places
-    that attend to one another attend to the tokens as well.
+    Args:
+        channels: Channels of the first level, for a multiplier of 1.
+        multipliers: Factors on `channels`, one per level. Each level halves the resolution.
+        blocks: Residual blocks per level.
+        attention: Resolutions (H) with self-attention; None for the coarsest, "all" for every one.
+            Resolutions above the image's are ignored.
+        heads: Number of attention heads; None if `head_channels` is given.
+        head_channels: Channels per attention head; None if `heads` is given.
+        scale_shift: See `ResBlock`.
+        resblock_updown: Change the resolution by residual blocks (BigGAN), not by convolutions.
+        dropout: Probability of dropout in residual blocks.
+        checkpointing: Recompute activations inside layers in the backward pass.
+        context: Width of the tokens for cross-attention, which follows every self-attention.
     """
 
     channels: int
@@ -54,28 +64,20 @@ class UNetConfig:
     context: int | None = None
 
     def __post_init__(self) -> None:
-        numbers = {
-            "channels": self.channels,
-            "blocks": self.blocks,
-            "heads": self.heads,
-            "head_channels": self.head_channels,
-        }
-        for name, count in numbers.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1 (got {count})")
+        check_positive(
+            channels=self.channels,
+            blocks=self.blocks,
+            heads=self.heads,
+            head_channels=self.head_channels,
+        )
         if self.channels % 2:
-            raise ValueError(
-                f"channels must be even, for the waves of the time embedding (got {self.channels})"
-            )
+            raise ValueError(f"channels must be even, for the time embedding (got {self.channels})")
         if (self.heads is None) == (self.head_channels is None):
             raise ValueError(
-                f"heads={self.heads} and head_channels={self.head_channels}: one must be given, and the "
-                "other null; try heads=4 head_channels=null"
+                f"heads={self.heads} head_channels={self.head_channels}: one must be a number and "
+                "the other null; try heads=4 head_channels=null"
             )
-        if not self.multipliers or min(self.multipliers) <= 0:
-            raise ValueError(
-                f"multipliers must hold one or more numbers above 0 (got {list(self.multipliers)})"
-            )
+        level_widths(self.channels, self.multipliers)  # raises ValueError
         if not 0 <= self.dropout < 1:
             raise ValueError(
                 f"dropout is a probability and must lie in [0, 1) (got {self.dropout:g})"
@@ -83,54 +85,37 @@ class UNetConfig:
 
     @property
     def emb(self) -> int:
-        """Numbers in the time embedding."""
+        """Size of the time embedding."""
         return 4 * self.channels
 
     @property
     def widths(self) -> list[int]:
         """Channels of each level."""
-        return [int(self.channels * multiplier) for multiplier in self.multipliers]
+        return level_widths(self.channels, self.multipliers)
 
-    def resolutions(self, shape: tuple[int, ...]) -> list[int]:
-        """The H of each level. Raises ValueError where images of `shape` cannot be halved so often."""
-        if len(shape) != 3:
+    def levels(self, shape: tuple[int, ...]) -> list[tuple[int, bool]]:
+        """Return the channels of each level, with True for self-attention.
+
+        Raises ValueError if images of `shape` cannot be halved so often, or do not reach a
+        resolution of `attention`.
+        """
+        resolutions = [height for height, _ in level_shapes(shape, self.multipliers)]
+        if self.attention is None:
+            attended = resolutions[-1:]
+        elif self.attention == "all":
+            attended = resolutions
+        else:
+            attended = [int(resolution) for resolution in self.attention]
+        if absent := {size for size in attended if size <= shape[1]} - {*resolutions}:
             raise ValueError(
-                f"shape of the data must be that of images, (C, H, W) (got {shape}); try model=mlp"
+                f"attention={attended}: resolution {min(absent)} does not occur; "
+                f"images of {shape[1]}x{shape[2]} reach {resolutions}; try attention=null"
             )
-        halvings = len(self.multipliers) - 1
-        factor = 2**halvings
-        for size in shape[1:]:
-            if size % factor:
-                low = size // factor * factor
-                fits = " or ".join(str(n) for n in (low, low + factor) if n)
-                raise ValueError(
-                    f"multipliers={list(self.multipliers)} halves images {halvings} times, and "
-                    f"{shape[1]}x{shape[2]} cannot be; try a resolution of {fits}, or fewer multipliers"
-                )
-        found = [shape[1] // 2**i for i in range(len(self.multipliers))]
-        asked = (
-            []
-            if self.attention is None or self.attention == "all"
-            else [int(n) for n in self.attention]
-        )
-        if absent := {n for n in asked if n <= shape[1]} - {*found}:
-            raise ValueError(
-                f"attention={asked}: resolution {min(absent)} does not occur; "
-                f"images of {shape[1]}x{shape[2]} reach {found}; try attention=null"
-            )
-        return found
-
-    def res(self, in_channels: int, out: int) -> ResBlock:
-        return ResBlock(in_channels, out, self.emb, self.dropout, self.scale_shift)
-
-    def attend(self, width: int) -> list[nn.Module]:
-        """Attention to what there is. Raises ValueError where heads do not divide the channels."""
-        heads = self.count_heads(width)
-        own = Attention(width, heads)
-        return [own] if self.context is None else [own, CrossAttention(width, heads, self.context)]
+        pairs = zip(self.widths, resolutions, strict=True)
+        return [(width, resolution in attended) for width, resolution in pairs]
 
     def count_heads(self, width: int) -> int:
-        """Raises ValueError where they do not divide the channels."""
+        """Return the number of heads for `width` channels. Raises ValueError if it is not whole."""
         name, count = ("heads", self.heads) if self.heads else ("head_channels", self.head_channels)
         assert count is not None
         if width % count:
@@ -140,24 +125,29 @@ class UNetConfig:
             )
         return count if self.heads else width // count
 
-    def level(self, in_channels: int, out: int, resolution: int, resolutions: list[int]) -> Stack:
-        """A residual block, and attention where the resolution asks for it."""
-        if self.attention is None:
-            attended: Sequence[int] = resolutions[-1:]
-        else:
-            attended = resolutions if self.attention == "all" else [int(n) for n in self.attention]
-        attend = self.attend(out) if resolution in attended else []
-        return Stack([self.res(in_channels, out), *attend])
+    def res_block(
+        self, channels: int, out: int, resample: Callable[[Tensor], Tensor] | None = None
+    ) -> ResBlock:
+        return ResBlock(channels, out, self.emb, self.dropout, self.scale_shift, resample)
+
+    def attention_layers(self, width: int) -> list[nn.Module]:
+        """Return self-attention, and cross-attention if there are tokens."""
+        heads = self.count_heads(width)
+        layers: list[nn.Module] = [Attention(width, heads)]
+        if self.context is not None:
+            layers.append(CrossAttention(width, heads, self.context))
+        return layers
+
+    def block(self, channels: int, out: int, attention: bool) -> Stack:
+        """Return a residual block, with attention layers if `attention`."""
+        layers = self.attention_layers(out) if attention else []
+        return Stack([self.res_block(channels, out), *layers])
 
     def down(self, width: int) -> nn.Module:
-        if not self.resblock_updown:
-            return Down(width)
-        return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, downsample)
+        return self.res_block(width, width, downsample) if self.resblock_updown else Down(width)
 
     def up(self, width: int) -> nn.Module:
-        if not self.resblock_updown:
-            return Up(width)
-        return ResBlock(width, width, self.emb, self.dropout, self.scale_shift, upsample)
+        return self.res_block(width, width, upsample) if self.resblock_updown else Up(width)
 
     def run(
         self,
@@ -165,52 +155,53 @@ class UNetConfig:
         x: Tensor,
         conditioning: BlockConditioning,
     ) -> Tensor:
-        """layer(x, told)"""
+        """Return layer(x, conditioning), with checkpointing if configured."""
         if self.checkpointing and x.requires_grad:
-            again: Tensor = checkpoint(layer, x, conditioning, use_reentrant=False)
-            return again
+            output: Tensor = checkpoint(layer, x, conditioning, use_reentrant=False)
+            return output
         return layer(x, conditioning)
 
 
 class Encoder(nn.Module):
-    """(B, C, H, W), t (B,) on a scale of 1000, a condition -> the coarsest features (B, widths[-1], h, w), all that
-    were passed on the way, and what the layers were told.
+    """Downsampling half and middle of a U-Net.
 
-    The doors to a condition: `classes`, the layout's `context`, and `image`, the channels of a image beside x. With
-    `recalls` it sees its guess before as well, or zeros (Chen et al., 2023, self-conditioning).
+    Maps (B, C, H, W), t (B,) on a scale of 1000 and a condition to the coarsest features
+    (B, widths[-1], h, w), the skip connections and the input of the layers.
+
+    Args:
+        classes: Number of labels; None for a network without labels.
+        image: Channels of the image to concatenate with x; None for none.
+        self_conditioning: Concatenate the previous estimate of x_0, or zeros (Chen et al., 2023).
     """
 
     def __init__(
         self,
         shape: tuple[int, ...],
-        layout: UNetConfig,
+        config: UNetConfig,
         classes: int | None = None,
         image: int | None = None,
         self_conditioning: bool = False,
     ) -> None:
         super().__init__()
-        resolutions, widths = layout.resolutions(shape), layout.widths
-        self.layout, self.self_conditioning = layout, self_conditioning
-        self.time = time_embedding(layout.channels, layout.emb)
-        self.label = None if classes is None else LabelEmbedding(classes, layout.emb)
-        self.context = None if layout.context is None else CrossAttentionContext(layout.context)
-        self.image = (
-            None if image is None else ConcatConditioning(image, layout.channels, layout.emb)
-        )
-        self.first = nn.Conv2d(
-            shape[0] * (1 + self_conditioning) + (image or 0), widths[0], 3, padding=1
-        )
-        self.down, self.skips, width = nn.ModuleList(), [widths[0]], widths[0]
-        for i, (out, resolution) in enumerate(zip(widths, resolutions, strict=True)):
-            for _ in range(layout.blocks):
-                self.down.append(layout.level(width, out, resolution, resolutions))
-                self.skips.append(width := out)
-            if i < len(widths) - 1:
-                self.down.append(layout.down(width))
-                self.skips.append(width)
-        self.middle = Stack(
-            [layout.res(width, width), *layout.attend(width), layout.res(width, width)]
-        )
+        levels, emb = config.levels(shape), config.emb
+        self.config, self.self_conditioning = config, self_conditioning
+        self.time = time_embedding(config.channels, emb)
+        self.label = None if classes is None else LabelEmbedding(classes, emb)
+        self.context = None if config.context is None else CrossAttentionContext(config.context)
+        self.image = None if image is None else ConcatConditioning(image, config.channels, emb)
+        in_channels, width = shape[0] * (1 + self_conditioning) + (image or 0), config.widths[0]
+        self.first = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.down, self.skip_widths = nn.ModuleList(), [width]
+        for i, (out, attention) in enumerate(levels):
+            for _ in range(config.blocks):
+                self.down.append(config.block(width, out, attention))
+                self.skip_widths.append(width := out)
+            if i < len(levels) - 1:
+                self.down.append(config.down(width))
+                self.skip_widths.append(width)
+        first = config.res_block(width, width)
+        attention_layers = config.attention_layers(width)
+        self.middle = Stack([first, *attention_layers, config.res_block(width, width)])
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Condition
@@ -219,31 +210,32 @@ class Encoder(nn.Module):
         if self.label is not None:
             emb = emb + self.label(cond, len(t))
         if self.self_conditioning:
-            x = torch.cat(
-                [x, torch.zeros_like(x) if cond.previous is None else cond.previous], dim=1
-            )
+            previous = torch.zeros_like(x) if cond.previous_x0 is None else cond.previous_x0
+            x = torch.cat([x, previous], dim=1)
         if self.image is not None:
             x, level = self.image(cond, x)
             emb = emb + level
-        conditioning = BlockConditioning(
-            F.silu(emb), None if self.context is None else self.context(cond, len(t))
-        )
+        context = None if self.context is None else self.context(cond, len(t))
+        conditioning = BlockConditioning(F.silu(emb), context)
         x = self.first(x)
         skips = [x]
         for layer in self.down:
-            x = self.layout.run(layer, x, conditioning)
+            x = self.config.run(layer, x, conditioning)
             skips.append(x)
-        return self.layout.run(self.middle, x, conditioning), skips, conditioning
+        return self.config.run(self.middle, x, conditioning), skips, conditioning
 
 
 class UNet(nn.Module):
-    """(B, C, H, W), t (B,) on a scale of 1000, a condition -> (B, outputs * C, H, W).
+    """(B, C, H, W), t (B,) on a scale of 1000, condition -> (B, outputs * C, H, W).
 
-    `shape` (C, H, W) comes from the data, `outputs` from the variance; `classes`, `context` (width of tokens) and
-    `image` (channels of a image beside x) from the condition. With `self_conditioning` it hears its guess before.
-    With `channels_last` its weights, and so all that convolutions answer, lie in memory with the channels innermost.
-    The rest is said in `Layout`.
-    Raises ValueError where these do not fit the shape.
+    The data determines `shape` (C, H, W), the variance `outputs`, the conditioner `classes`,
+    `context` and `image`. Raises ValueError if the options do not fit the shape.
+
+    Args:
+        outputs: Number of output images per input image.
+        self_conditioning, classes, image: See `Encoder`.
+        channels_last: Store weights, and so activations, with the channels innermost.
+        others: See `UNetConfig`.
     """
 
     def __init__(
@@ -268,7 +260,7 @@ class UNet(nn.Module):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.layout = layout = UNetConfig(
+        self.config = UNetConfig(
             channels=channels,
             multipliers=multipliers,
             blocks=blocks,
@@ -282,26 +274,28 @@ class UNet(nn.Module):
             context=context,
         )
         self.self_conditioning = self_conditioning
-        self.encoder = Encoder(shape, layout, classes, image, self_conditioning)
-        resolutions, widths = layout.resolutions(shape), layout.widths
-        self.up, skips, width = nn.ModuleList(), list(self.encoder.skips), widths[-1]
-        for i, (out, resolution) in reversed(
-            list(enumerate(zip(widths, resolutions, strict=True)))
-        ):
-            for j in range(blocks + 1):
-                stack = layout.level(width + skips.pop(), out, resolution, resolutions)
-                width = out
-                if i and j == blocks:
-                    stack.append(layout.up(width))
-                self.up.append(stack)
-        self.last = nn.Sequential(
-            norm(width), nn.SiLU(), zero_module(nn.Conv2d(width, outputs * shape[0], 3, padding=1))
-        )
+        self.encoder = Encoder(shape, self.config, classes, image, self_conditioning)
+        self.up = self._decoder(shape)
+        width = self.config.widths[0]
+        last = zero_module(nn.Conv2d(width, outputs * shape[0], 3, padding=1))
+        self.last = nn.Sequential(norm(width), nn.SiLU(), last)
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _decoder(self, shape: tuple[int, ...]) -> nn.ModuleList:
+        config, skip_widths = self.config, list(self.encoder.skip_widths)
+        layers, width = nn.ModuleList(), config.widths[-1]
+        for i, (out, attention) in reversed(list(enumerate(config.levels(shape)))):
+            for j in range(config.blocks + 1):
+                block = config.block(width + skip_widths.pop(), out, attention)
+                width = out
+                if i and j == config.blocks:
+                    block.append(config.up(width))
+                layers.append(block)
+        return layers
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x, skips, conditioning = self.encoder(x, t, cond)
         for layer in self.up:
-            x = self.layout.run(layer, torch.cat([x, skips.pop()], dim=1), conditioning)
+            x = self.config.run(layer, torch.cat([x, skips.pop()], dim=1), conditioning)
         return self.last(x)

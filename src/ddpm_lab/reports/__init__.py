@@ -1,1 +1,1 @@
-"""Tables of a paper's numbers and ours, and the pages that show them. Neither torch nor Hydra is needed here."""
+"""Tables and pages of a paper's numbers beside ours. Requires neither torch nor Hydra."""

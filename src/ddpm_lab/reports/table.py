@@ -1,4 +1,4 @@
-"""What a report is made of: every number of ours with the file that says it, and what a paper says there."""
+"""Content of a report: our numbers with the files they come from, beside the paper's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,14 +12,13 @@ Status = Literal["done", "failed", "not run"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one number comes from, or would come from."""
+    """Origin of one number: a job, finished or planned."""
 
     command: str
-    """As it is typed"""
-    config: str
-    """The first digits of the SHA-256 of the configuration, without where it saves"""
+    config_hash: str
+    """First digits of the SHA-256 of the configuration, without the output folder"""
     file: Path
-    """`metrics.json` of the cell"""
+    """metrics.json of the job"""
     status: Status
     value: float | None = None
     """None unless done and measured"""
@@ -27,25 +26,29 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper says: a number, or a word such as "unstable"."""
+    """A published result: a number, or a word such as "unstable"."""
 
     value: float | str
     recalled: bool = False
-    """From memory, and not checked against the paper's text: shown grey, and nothing may be asserted of it"""
+    """From memory, not checked against the paper; no claim may depend on it"""
+
+    @property
+    def number(self) -> float | None:
+        return None if isinstance(self.value, str) else self.value
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of a table; several `sources` are the same cell with other seeds."""
+    """One number of a table, with one source per seed."""
 
     paper: Published | None
     sources: tuple[Source, ...] = ()
     protocol: Mapping[str, Any] = field(default_factory=dict)
-    """What the number depends on beside what the table varies, flat"""
+    """Flattened settings of the measurement"""
     marks: tuple[str, ...] = ()
-    """Of the notes below the table that hold for it"""
+    """Keys of the table's notes that apply"""
     comparable: bool = True
-    """Whether ours is the paper's metric, and not what a tier measures in its place"""
+    """False if this tier measures another metric than the paper"""
 
     @property
     def values(self) -> list[float]:
@@ -53,63 +56,61 @@ class Entry:
 
     @property
     def ours(self) -> float | None:
-        """The mean over seeds; None unless all of them are there."""
+        """Mean over seeds; None unless all values exist."""
         return mean(self.values) if self.sources and len(self.values) == len(self.sources) else None
 
     @property
     def theirs(self) -> float | None:
-        """The paper's, where it is a number."""
-        return None if self.paper is None or isinstance(self.paper.value, str) else self.paper.value
+        """The paper's number; None for a word."""
+        return self.paper.number if self.paper else None
 
     @property
-    def spread(self) -> float | None:
-        """The standard deviation over seeds; None where a value is not finite."""
+    def std(self) -> float | None:
+        """Standard deviation over seeds; None for one seed or a value that is not finite."""
         finite = self.ours is not None and isfinite(self.ours)
         return stdev(self.values) if finite and len(self.values) > 1 else None
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's."""
-        return (
-            None
-            if self.ours is None or self.theirs is None or not self.comparable
-            else self.ours - self.theirs
-        )
+        """Ours minus the paper's."""
+        if self.ours is None or self.theirs is None or not self.comparable:
+            return None
+        return self.ours - self.theirs
 
     @property
     def status(self) -> Status:
-        """Of the worst of its sources."""
-        found = {source.status for source in self.sources} or {"not run"}
-        return "failed" if "failed" in found else "not run" if "not run" in found else "done"
+        """Worst status of the sources."""
+        statuses = {source.status for source in self.sources} or {"not run"}
+        return "failed" if "failed" in statuses else "not run" if "not run" in statuses else "done"
 
 
 @dataclass(frozen=True)
 class Column:
-    """Of one metric."""
+    """A column of one metric."""
 
     name: str
-    """As the paper heads it"""
+    """Header in the paper"""
     metric: str
-    """What is measured in this tier, such as "FID" """
+    """Label of the metric that this tier measures, such as "FID" """
     better: Literal["lower", "higher"] | None
     x: float | None = None
-    """Where it lies on the axis of a plot: a number of steps, a scale"""
+    """Position on the x-axis of a plot, such as a number of steps"""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An order or ratio that a paper's numbers show, and whether ours do."""
+    """An order or ratio in the paper's numbers, tested on ours."""
 
     text: str
-    passed: bool | None
-    """None where a number that it needs was not run"""
+    holds: bool | None
+    """None if a number is missing"""
     detail: str
-    """The numbers it is about"""
+    """The numbers compared"""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot: named lines (xs, ys), or bars where the xs are words."""
+    """A plot of named lines (xs, ys), or of bars, whose xs are words."""
 
     title: str
     x: str
@@ -117,33 +118,33 @@ class Panel:
     lines: Mapping[str, tuple[list[Any], list[float]]]
     log_x: bool = False
     log_y: bool = False
+    bars: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A paper's table or figure in one tier, or a sweep, which has no paper."""
+    """A table or figure of a paper in one tier, or a sweep, which has no paper."""
 
     name: str
-    """Of files, such as ddim_table1-tiny"""
+    """Prefix of file names, such as ddim_table1-tiny"""
     title: str
     source: str
-    """The paper, and where in it"""
+    """Citation of the paper"""
     tier: str
     row_header: str
-    """What the rows differ in"""
     columns: tuple[Column, ...]
     rows: Mapping[str, tuple[Entry, ...]]
     paper_protocol: str = ""
     our_protocol: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
-    """Mark to text"""
+    """Footnotes by mark"""
     claims: tuple[Claim, ...] = ()
     omitted: Mapping[str, str] = field(default_factory=dict)
-    """Claims that are not made of this tier, and why"""
+    """Claims that this tier cannot test, with the reason"""
     panels: tuple[Panel, ...] = ()
     images: Mapping[str, Path] = field(default_factory=dict)
-    """Samples and the like: caption to PNG"""
+    """PNG files by caption"""
     command: str = ""
-    """That makes the whole of it"""
+    """Command that computes the whole table"""
     skip_reason: str = ""
-    """Why this tier has no such table; then there are no rows"""
+    """Reason why this tier has no such table, and no rows"""

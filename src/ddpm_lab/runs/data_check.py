@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.data.datasets import Images, MapSplit, Split
-from ddpm_lab.data.module import DataModule, read_batches
+from ddpm_lab.data.module import Data, read_batches
 from ddpm_lab.runs import run_record
 from ddpm_lab.utils.errors import UserError
 
@@ -18,7 +18,7 @@ SAMPLED = 2**24
 """Bytes of the pixels of each split that a fingerprint covers"""
 
 
-def data_fingerprint(data: DataModule) -> dict[str, Any]:
+def data_fingerprint(data: Data) -> dict[str, Any]:
     """Return shape, class names, split sizes and a SHA-256 of the images, independent of paths."""
     classes = None if data.captions is None else [names[0] for names in data.captions]
     splits = {
@@ -66,7 +66,7 @@ def verify_data(run: str | Path, config: DictConfig, new: dict[str, Any]) -> Non
         LOG.warning("warning: %s has other images than %s was trained on", key, run)
 
 
-def warn_if_changed(old: dict[str, Any], data: DataModule, config: DictConfig, run: str) -> None:
+def warn_if_changed(old: dict[str, Any], data: Data, config: DictConfig, run: str) -> None:
     """Log how `data` differs from the fingerprint `old` of the training data of `run`."""
     new = data_fingerprint(data)
     if changes := differences(old, new) or (["other images"] if images_differ(old, new) else []):

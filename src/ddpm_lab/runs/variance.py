@@ -14,7 +14,7 @@ from ddpm_lab.utils.errors import CorruptFileError, UserError, choice_name, pref
 
 if TYPE_CHECKING:
     from ddpm_lab.diffusion.variances import Variance
-    from ddpm_lab.data.module import DataModule
+    from ddpm_lab.data.module import Data
     from ddpm_lab.sampling.pipeline import SamplingPipeline
 
 LOG = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def load_variance(
     settings: DictConfig,
     pipeline: "SamplingPipeline",
     checkpoint: Path,
-    load_data: Callable[[], "DataModule"],
+    load_data: Callable[[], "Data"],
 ) -> "Variance":
     """Another variance than the run's: a fixed one, or the analytic optimum, kept in the run once estimated."""
     import torch

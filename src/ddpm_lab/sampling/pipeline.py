@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.base import CaptionConditioner, DataSpec
+from ddpm_lab.conditioners.base import DataSpec
 from ddpm_lab.conditioners.low_res import LowRes
+from ddpm_lab.conditioners.text import CaptionConditioner
 from ddpm_lab.data.datasets import (
     Batch,
     Images,
@@ -131,7 +132,7 @@ class SamplingPipeline:
             guided = guidance(self.denoiser)
             self.classes = guided.classes
             self.captions = common_captions(self.captions, getattr(guided, "classifier", None))
-            if getattr(guided, "reversing", False) and not sampler.uses_reverse:
+            if getattr(guided, "requires_reverse", False) and not sampler.uses_reverse:
                 raise ValueError(
                     "form=mean shifts the means of ancestral steps, which "
                     f"sampler={choice_name(sampler)} does not draw; "
@@ -179,7 +180,7 @@ class SamplingPipeline:
         self, samples: Sequence[int], conditions: Batch, seed: int, t_end: int = 0
     ) -> Generator[Step, None, None]:
         """Yield (t, x_t) from the prior down to `t_end` for the samples with these numbers."""
-        noise = PerSampleGenerator(seed, samples, self.denoiser.conditioner.stream)
+        noise = PerSampleGenerator(seed, samples, self.denoiser.conditioner.noise_stream)
         z = noise(torch.empty(len(samples), *self.codec.shape, device=self.device))
         yield from self.decode(self.sampler.prior(self.process, z), conditions, noise, t_end)
 

@@ -1,4 +1,4 @@
-"""Where cells run: in processes of this machine, or on a SLURM cluster. Nothing heavy is imported here."""
+"""Executors of jobs: processes on this machine, or a SLURM cluster. Imports nothing heavy."""
 
 import multiprocessing
 import os
@@ -17,101 +17,94 @@ from ddpm_lab.utils.shell import install_command
 
 RunJob = Callable[[str, list[str], Path], int]
 """(verb, overrides, log file) -> exit status"""
-GRACE = 30
-"""Seconds to end in order"""
+GRACE_SECONDS = 30
+"""Time between SIGTERM and SIGKILL, for training to save a checkpoint"""
 
 
 class Executor(ABC):
-    """Runs a verb with its words elsewhere."""
+    """Runs a verb with its overrides outside this process."""
 
     stopped = False
 
     @abstractmethod
     def __call__(self, verb: str, overrides: list[str], log: Path) -> int:
-        """The exit status; what is said goes to `log`. Several threads call it at once."""
+        """Return the exit status; write the output to `log`. Thread-safe."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends what runs."""
+        """End all running jobs."""
 
 
 class ProcessExecutor(Executor):
-    """A process for each cell, so that one that is killed takes nothing with it. They are forked from a server that has
-    imported torch and Lightning once, and die with their parent.
+    """One process per job, so that a killed job affects no other.
+
+    Processes are forked from a server that has imported torch and Lightning once. They end when
+    their parent ends. Each uses the least used of CUDA_VISIBLE_DEVICES.
     """
 
-    def __init__(self, jobs: int, run: RunJob, preload: Sequence[str] = ()) -> None:
+    def __init__(self, max_workers: int, run: RunJob, preload: Sequence[str] = ()) -> None:
         self.run = run
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.threads = max(1, (os.cpu_count() or 1) // max_workers)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([*preload])
-        self.devices = [
-            device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device
-        ]
+        self.devices = [*filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))]
         self.lock = threading.Lock()
         self.running: dict[BaseProcess, str | None] = {}
 
     def __call__(self, verb: str, overrides: list[str], log: Path) -> int:
-        with self.lock:  # a device that the fewest use
+        with self.lock:
             used = [*self.running.values()]
             device = min(self.devices, key=used.count) if self.devices else None
-            process = self.context.Process(
-                target=_forked,
-                args=(self.run, verb, overrides, log, self.threads, device),
-            )
-            process.start()  # the first waits for the server
+            args = (self.run, verb, overrides, log, self.threads, device)
+            process = self.context.Process(target=_run_in_child, args=args)
+            process.start()
             self.running[process] = device
         if self.stopped:
             process.kill()
         connection.wait([process.sentinel])
-        with (
-            self.lock
-        ):  # the exit status can be read once, and start() reads that of all that have ended
+        # An exit status can be read only once, and start() reads those of all ended processes.
+        with self.lock:
             status = process.exitcode
         del self.running[process]
         return 1 if status is None else status
 
     def stop(self) -> None:
         self.stopped = True
-        running, until = [*self.running], time.monotonic() + GRACE
+        processes, deadline = [*self.running], time.monotonic() + GRACE_SECONDS
         try:
-            for process in running:
-                process.terminate()  # what trains saves itself first
-            while (
-                left := [process.sentinel for process in running if process in self.running]
-            ) and (seconds := until - time.monotonic()) > 0:
-                connection.wait(left, min(seconds, 0.1))
-        finally:  # also when interrupted once more
+            for process in processes:
+                process.terminate()
+            while (seconds := deadline - time.monotonic()) > 0:
+                sentinels = [process.sentinel for process in processes if process in self.running]
+                if not sentinels:
+                    break
+                connection.wait(sentinels, min(seconds, 0.1))
+        finally:  # also after a second interrupt
             for process in [*self.running]:
                 process.kill()
 
 
 class SlurmExecutor(Executor):
-    """A SLURM job for each cell, through submitit. `parameters` are submitit's: slurm_partition, gpus_per_node,
-    cpus_per_task, timeout_min, and so on. `cluster=local` runs them as processes of this machine, to try it out.
+    """One SLURM job per job, through submitit.
+
+    `parameters` are submitit's: slurm_partition, gpus_per_node, cpus_per_task, timeout_min, ...
+    `cluster=local` runs the jobs as local processes, for testing.
     """
 
     def __init__(
         self, folder: Path, cluster: str, run: RunJob, parameters: dict[str, Any] | None = None
     ) -> None:
+        key = f"hydra.launcher.cluster={cluster}"
         try:
             from submitit import AutoExecutor
         except ImportError as error:
-            raise UserError(
-                f"hydra.launcher.cluster={cluster} needs submitit; try {install_command('submitit')}"
-            ) from error
+            raise UserError(f"{key} needs submitit; try {install_command('submitit')}") from error
         try:
             self.executor = AutoExecutor(str(folder), cluster=cluster)
             self.executor.update_parameters(**(parameters or {}))
-        except (
-            RuntimeError,
-            ValueError,
-            NameError,
-            TypeError,
-        ) as error:  # no SLURM; no such cluster or parameter
-            raise UserError(
-                f"hydra.launcher.cluster={cluster}: {' '.join(str(error).split())[:200]}"
-            ) from error
+        # submitit's errors for a missing SLURM, an unknown cluster or an unknown parameter
+        except (RuntimeError, ValueError, NameError, TypeError) as error:
+            raise UserError(f"{key}: {' '.join(str(error).split())[:200]}") from error
         self.run = run
         self.running: list[Any] = []
 
@@ -137,25 +130,24 @@ class SlurmExecutor(Executor):
             job.cancel(check=False)
 
 
-def _forked(
+def _run_in_child(
     run: RunJob, verb: str, overrides: list[str], log: Path, threads: int, device: str | None
 ) -> None:
     import torch
     from tqdm import tqdm
 
-    os.setsid()  # Ctrl-C is for the parent, which ends the others in order
-    tqdm.set_lock(
-        threading.RLock()
-    )  # tqdm's own is a semaphore, which a process that is killed would leave behind
+    os.setsid()  # Ctrl-C reaches the parent only, which then stops its children in order
+    # tqdm's default lock is a semaphore, which a killed process would leave behind.
+    tqdm.set_lock(threading.RLock())
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     sys.exit(run(verb, overrides, log))

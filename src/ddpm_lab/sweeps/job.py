@@ -1,4 +1,4 @@
-"""Cells of sweeps and ablations: one command each, in a folder of its own."""
+"""Jobs of sweeps and ablations: one command each, in a folder of its own."""
 
 import shlex
 from collections import Counter
@@ -15,21 +15,22 @@ from ddpm_lab.utils.safe_load import read_json
 
 @dataclass(frozen=True)
 class Job:
-    """A command and the folder that it fills. `config` identifies what it computes, `work` is what its time is
-    proportional to, and `needs` are cells whose folders it reads.
+    """A command and the folder of its output.
+
+    The expected time is proportional to `cost`. `needs` are the jobs whose folders it reads.
     """
 
     name: str
     verb: str
     overrides: tuple[str, ...]
     folder: Path
-    config: str
-    work: float
+    config_hash: str
+    cost: float
     needs: tuple["Job", ...] = ()
 
     @property
     def command(self) -> str:
-        """As it is typed, but for the folder."""
+        """The command line, without the override of the folder."""
         return f"python {self.verb}.py {shlex.join(self.overrides)}"
 
     @property
@@ -37,61 +38,64 @@ class Job:
         return self.folder / "metrics.json"
 
     def state(self) -> dict[str, Any]:
-        """What the last attempt left: its exit "status" and "seconds"; {} where there was none, or none that ended."""
-        found = read_json(self.folder / "job.json")
-        return found if found.get("config") == self.config else {}
+        """Return job.json: the exit "status", the "seconds" and the "error" of the last attempt.
+
+        Empty if no attempt has ended, or if it ran another configuration.
+        """
+        state = read_json(self.folder / "job.json")
+        return state if state.get("config") == self.config_hash else {}
 
     def done(self) -> bool:
         return self.state().get("status") == 0
 
 
-def estimate_work(verb: str, config: DictConfig) -> float:
-    """Passes of images through the network, about; those that train count three times."""
+def estimate_cost(verb: str, config: DictConfig) -> float:
+    """Estimate the number of images passed through the network; training counts three times."""
     if verb == "train":
-        factors = (
-            config.trainer.max_steps or 800,
-            config.data.batch_size or 64,
-            config.trainer.accumulate_grad_batches,
+        return 3.0 * prod(
+            (
+                _positive(config.trainer.max_steps or 800),
+                _positive(config.data.batch_size or 64),
+                _positive(config.trainer.accumulate_grad_batches),
+            )
         )
-        numbers = [
-            max(1, factor) if isinstance(factor, int) else 1 for factor in factors
-        ]  # slips are told later
-        return 3.0 * prod(numbers)
     chain = OmegaConf.select(config, "schedule.steps") or 1000
     steps = OmegaConf.select(config, "sampler.steps") or chain
-    count = config.get("count") or 100
-    return float(
-        max(1, count if isinstance(count, int) else 1)
-        * max(1, steps if isinstance(steps, int) else 1)
-    )
+    return float(_positive(config.get("count") or 100) * _positive(steps))
 
 
-def by_name(cells: Sequence[Job]) -> dict[str, Job]:
-    """By their names, to which the folder is added where several have the same."""
-    counts = Counter(cell.name for cell in cells)
+def _positive(value: Any) -> int:
+    """Return 1 for invalid values, which the job itself rejects."""
+    return max(1, value) if isinstance(value, int) else 1
+
+
+def by_name(jobs: Sequence[Job]) -> dict[str, Job]:
+    """Index jobs by name; append the folder to names that occur more than once."""
+    counts = Counter(job.name for job in jobs)
     return {
-        cell.name if counts[cell.name] == 1 else f"{cell.name} ({cell.folder.name})": cell
-        for cell in cells
+        job.name if counts[job.name] == 1 else f"{job.name} ({job.folder.name})": job
+        for job in jobs
     }
 
 
 def read_number(file: Path, key: str) -> float | None:
-    """What a metrics.json says under `key`, which may have dots; None where it says no number, or there is none."""
-    value = get_nested(read_json(file), key)
-    return (
-        float(value)
-        if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
-        else None
-    )
+    """Return the number under a dotted key of a JSON file; None if there is none."""
+    match get_nested(read_json(file), key):
+        case float(value):
+            return value
+        case int(value) if abs(value) < 2**63:
+            return float(value)
+    return None
 
 
-def get_nested(found: Any, key: str) -> Any:
-    """What keys that are joined by dots lead to; None where they lead nowhere."""
+def get_nested(content: Any, key: str) -> Any:
+    """Return the value under a dotted key; None if there is none."""
     for part in key.split("."):
-        if isinstance(found, list) and part.isdigit() and int(part) < len(found):
-            found = found[int(part)]
-        elif isinstance(found, dict):
-            found = found.get(part)
-        else:
-            return None
-    return found
+        match content:
+            case list() if part.isdigit() and int(part) < len(content):
+                content = content[int(part)]
+            case dict():
+                content = content.get(part)
+            case _:
+                return None
+    return content

@@ -1,4 +1,4 @@
-"""Carrying out cells: those that are not done, each once, each alone."""
+"""Run jobs: each once, in the order of their needs, independent of the failures of others."""
 
 import json
 import logging
@@ -13,41 +13,33 @@ from statistics import linear_regression, mean
 from ddpm_lab.config.overrides import format_override
 from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.sweeps.executors import Executor
-from ddpm_lab.sweeps.job import Job, by_name
+from ddpm_lab.sweeps.job import Job, by_name, read_number
 from ddpm_lab.utils.atomic_io import directory_lock, write_text
 from ddpm_lab.utils.errors import JobsFailedError, UserError
 from ddpm_lab.utils.safe_load import read_json
 
 LOG = logging.getLogger(__name__)
-ENOUGH = 3
-"""Cells of a kind, from which on the time that others take is estimated"""
-Finished = dict[str, list[tuple[float, float]]]
-"""By kind, the work and the seconds of finished cells"""
+MIN_HISTORY = 3
+"""Finished jobs of a kind that an estimate of time requires"""
+History = dict[str, list[tuple[float, float]]]
+"""(cost, seconds) of finished jobs, by kind"""
 
 
-def _remember(root: Path, cells: Sequence[Job]) -> None:
-    """Adds `cells` to the list of a sweep, `sweep.json`, which `report.py dir=` reads."""
-    known = read_json(root / "sweep.json")
-    known |= {
-        cell.folder.name: {"name": cell.name, "config": cell.config, "command": cell.command}
-        for cell in cells
-    }
-    write_text(root / "sweep.json", json.dumps(known, indent=2) + "\n")
+def run_jobs(
+    jobs: Sequence[Job], executor: Executor, root: Path, *, max_workers: int, dry: bool
+) -> None:
+    """Run the jobs that are not done, each after its needs, and log a table of all.
 
-
-def run_jobs(cells: Sequence[Job], pool: Executor, root: Path, *, jobs: int, dry: bool) -> None:
-    """Runs those of `cells` that are not done, `jobs` at a time, each after what it needs, and says what became of
-    all. Raises CellsFailed if some could not be done.
-
-    Training and evaluations go on with what a killed attempt left of a cell; what is left of samples is removed.
+    An interrupted training or evaluation resumes; interrupted sampling starts from scratch.
+    Raises JobsFailedError if a job fails, UserError if `root` cannot be created.
     """
-    cells = [*{cell.folder: cell for cell in cells}.values()]
-    todo = [cell for cell in cells if not cell.done()]
-    estimate = _estimate(todo, root, jobs)
+    jobs = [*{job.folder: job for job in jobs}.values()]
+    todo = [job for job in jobs if not job.done()]
+    estimate = _estimate_from_disk(todo, root, max_workers)
     if dry:
-        LOG.info("%s\n  %s", _table(cells), estimate)
+        LOG.info("%s\n  %s", _table(jobs), estimate)
         return
-    LOG.info("%d cells, of which %d are done; %s", len(cells), len(cells) - len(todo), estimate)
+    LOG.info("%d jobs, of which %d are done; %s", len(jobs), len(jobs) - len(todo), estimate)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,180 +47,163 @@ def run_jobs(cells: Sequence[Job], pool: Executor, root: Path, *, jobs: int, dry
             f"{root} cannot be made a folder ({error.strerror}); choose another"
         ) from error
     with directory_lock(root, "running a sweep"):
-        _remember(root, cells)
-        _run(todo, pool, jobs)
-    LOG.info("%s", _table(cells))
-    if failed := [cell for cell in cells if not cell.done()]:
+        _write_index(root, jobs)
+        _run(todo, executor, max_workers)
+    LOG.info("%s", _table(jobs))
+    if failed := [job for job in jobs if not job.done()]:
         raise JobsFailedError(
-            f"{len(failed)} of {len(cells)} cells failed; the same command tries them again"
+            f"{len(failed)} of {len(jobs)} jobs failed; repeat the command to retry them"
         )
 
 
-def _run(todo: Sequence[Job], pool: Executor, jobs: int) -> None:
+def _write_index(root: Path, jobs: Sequence[Job]) -> None:
+    """Add `jobs` to sweep.json, which `report.py dir=` reads."""
+    index = read_json(root / "sweep.json")
+    index |= {
+        job.folder.name: {"name": job.name, "config": job.config_hash, "command": job.command}
+        for job in jobs
+    }
+    write_text(root / "sweep.json", json.dumps(index, indent=2) + "\n")
+
+
+def _run(todo: Sequence[Job], executor: Executor, max_workers: int) -> None:
     waiting, ended = [*todo], 0
     running: dict[Future[int], Job] = {}
     failed: set[Path] = set()
-    done: Finished = {}
-    with ThreadPoolExecutor(jobs) as threads:
+    history: History = {}
+    with ThreadPoolExecutor(max_workers) as threads:
         try:
             while waiting or running:
-                for cell in [*waiting]:
-                    if any(need.folder in failed for need in cell.needs):
-                        waiting.remove(cell)
-                        failed.add(cell.folder)
-                        _keep(
-                            cell,
-                            1,
-                            0.0,
-                            f"needs {next(n.name for n in cell.needs if n.folder in failed)}",
-                        )
-                    elif len(running) < jobs and all(need.done() for need in cell.needs):
-                        waiting.remove(cell)
-                        running[threads.submit(_attempt, cell, pool)] = cell
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    cell = running.pop(future)
+                for job in [*waiting]:
+                    blockers = [need.name for need in job.needs if need.folder in failed]
+                    if blockers:
+                        waiting.remove(job)
+                        failed.add(job.folder)
+                        _write_state(job, 1, 0.0, f"needs {blockers[0]}")
+                    elif len(running) < max_workers and all(need.done() for need in job.needs):
+                        waiting.remove(job)
+                        running[threads.submit(_attempt, job, executor)] = job
+                completed, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in completed:
+                    job = running.pop(future)
                     ended += 1
                     if status := future.result():
-                        failed.add(cell.folder)
+                        failed.add(job.folder)
                     else:
-                        done.setdefault(_kind(cell.command), []).append(
-                            (cell.work, cell.state()["seconds"])
-                        )
-                    left = [*waiting, *running.values()]
-                    rest = f"  ({_left(left, done, jobs)})" if left else ""
-                    LOG.info(
-                        "[%d/%d] %s %s%s",
-                        ended,
-                        len(todo),
-                        "failed:" if status else "done:  ",
-                        cell.name,
-                        rest,
-                    )
-        except BaseException:  # also when interrupted: what runs is stopped, what is done stays
-            pool.stop()
+                        _add_to_history(history, job.command, job.cost, job.state()["seconds"])
+                    rest = [*waiting, *running.values()]
+                    estimate = f"  ({_estimate(rest, history, max_workers)})" if rest else ""
+                    verdict = "failed:" if status else "done:  "
+                    LOG.info("[%d/%d] %s %s%s", ended, len(todo), verdict, job.name, estimate)
+        except BaseException:  # KeyboardInterrupt too: stop the running jobs, keep the finished
+            executor.stop()
             raise
 
 
-def _attempt(cell: Job, pool: Executor) -> int:
-    started, log = time.monotonic(), cell.folder / "log.txt"
+def _attempt(job: Job, executor: Executor) -> int:
+    start, log = time.monotonic(), job.folder / "log.txt"
     try:
-        if cell.verb == "sample":
-            shutil.rmtree(cell.folder, ignore_errors=True)
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        (cell.folder / "job.json").unlink(missing_ok=True)
-        status = pool(
-            cell.verb, [*cell.overrides, format_override("hydra.run.dir", cell.folder)], log
-        )
-        if pool.stopped:
+        if job.verb == "sample":
+            shutil.rmtree(job.folder, ignore_errors=True)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "job.json").unlink(missing_ok=True)
+        overrides = [*job.overrides, format_override("hydra.run.dir", job.folder)]
+        status = executor(job.verb, overrides, log)
+        if executor.stopped:
             return 1
-        if status == 0 and cell.verb != "sample" and not cell.metrics.is_file():
-            status = 1  # such as a run that was told to end
-        _keep(cell, status, time.monotonic() - started, "" if status == 0 else _complaint(log))
-    except OSError as error:  # of this cell's folder; the others go on
-        LOG.info("%s: %s", cell.name, error)
+        if status == 0 and job.verb != "sample" and not job.metrics.is_file():
+            status = 1  # Lightning exits with status 0 when a signal ends a run
+        _write_state(job, status, time.monotonic() - start, _last_error(log) if status else "")
+    except OSError as error:  # a problem of this job's folder only
+        LOG.info("%s: %s", job.name, error)
         return 1
     return status
 
 
-def _keep(cell: Job, status: int, seconds: float, why: str) -> None:
-    """Last of all, and at once, so that a cell is done only when all of it is there."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    write_text(
-        cell.folder / "job.json",
-        json.dumps(
-            {
-                "status": status,
-                "seconds": round(seconds, 1),
-                "work": cell.work,
-                "why": why,
-                "verb": cell.verb,
-                "config": cell.config,
-                "command": cell.command,
-            }
-        ),
-    )
+def _write_state(job: Job, status: int, seconds: float, error: str) -> None:
+    """Write job.json atomically, after all other files: it marks the job as ended."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "status": status,
+        "seconds": round(seconds, 1),
+        "cost": job.cost,
+        "error": error,
+        "verb": job.verb,
+        "config": job.config_hash,
+        "command": job.command,
+    }
+    write_text(job.folder / "job.json", json.dumps(state))
 
 
-def _complaint(log: Path) -> str:
-    """The line of a log that says what went wrong."""
-    lines = (
-        [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        if log.is_file()
-        else []
-    )
-    told = [line for line in lines if line.startswith("error: ")]
-    return (told or lines or ["it ended without a word"])[-1][:200]
+def _last_error(log: Path) -> str:
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["no output"])[-1][:200]
 
 
-def _table(cells: Sequence[Job]) -> str:
-    rows, said = {}, []
-    for name, cell in by_name(cells).items():
-        state = cell.state()
+def _table(jobs: Sequence[Job]) -> str:
+    rows, errors = {}, []
+    for name, job in by_name(jobs).items():
+        state = job.state()
         status = state.get("status")
         word = "to do" if status is None else "failed" if status else "done"
-        rows[name] = [
-            word,
-            _span(state["seconds"]) if state else "-",
-            *_figures(cell),
-            cell.folder.name,
-        ]
+        seconds = _format_seconds(state["seconds"]) if state else "-"
+        metrics = [read_number(job.metrics, key) for key in ("fid", "nll.bits_per_dim")]
+        numbers = ["-" if value is None else f"{value:.3g}" for value in metrics]
+        rows[name] = [word, seconds, *numbers, job.folder.name]
         if status:
-            said.append(f"  {cell.name}: {state['why']}\n    its log: {cell.folder / 'log.txt'}")
-    title = f"{len(cells)} cells in {cells[0].folder.parent}"
-    return "\n".join(
-        [format_grid(title, "cell", ["state", "time", "FID", "NLL", "folder"], rows), *said]
-    )
+            errors.append(f"  {job.name}: {state['error']}\n    log: {job.folder / 'log.txt'}")
+    title = f"{len(jobs)} jobs in {jobs[0].folder.parent}"
+    grid = format_grid(title, "job", ["state", "time", "FID", "NLL", "folder"], rows)
+    return "\n".join([grid, *errors])
 
 
-def _figures(cell: Job) -> list[str]:
-    found = read_json(cell.metrics)
-    values = [found.get("fid"), (found.get("nll") or {}).get("bits_per_dim")]
-    return [f"{value:.3g}" if isinstance(value, int | float) else "-" for value in values]
-
-
-def _estimate(todo: Sequence[Job], root: Path, jobs: int) -> str:
-    """How long `todo` may take, from how long cells of the same kinds took here."""
-    done: Finished = {}
+def _estimate_from_disk(todo: Sequence[Job], root: Path, max_workers: int) -> str:
+    history: History = {}
     for file in root.glob("*/job.json"):
         state = read_json(file)
         if state.get("status") == 0:
-            done.setdefault(_kind(state["command"]), []).append((state["work"], state["seconds"]))
-    return _left(todo, done, jobs) if todo else "nothing is left to do"
+            _add_to_history(history, state["command"], state["cost"], state["seconds"])
+    return _estimate(todo, history, max_workers) if todo else "nothing is left to do"
 
 
-def _left(cells: Sequence[Job], done: Finished, jobs: int) -> str:
-    """How long `cells` may take, as far as that is known."""
-    times = [_seconds(done.get(_kind(cell.command), ()), cell) for cell in cells]
-    known = [seconds for seconds in times if seconds is not None]
-    if len(known) < len(times):
-        return f"{len(cells)} left, time unknown yet"
-    return f"{len(cells)} left, about {_span(sum(known) / jobs)}"
+def _estimate(jobs: Sequence[Job], history: History, max_workers: int) -> str:
+    times = [_estimate_seconds(history.get(_kind(job.command), ()), job) for job in jobs]
+    estimates = [seconds for seconds in times if seconds is not None]
+    if len(estimates) < len(times):
+        return f"{len(jobs)} left, time unknown yet"
+    return f"{len(jobs)} left, about {_format_seconds(sum(estimates) / max_workers)}"
 
 
-def _seconds(done: Sequence[tuple[float, float]], cell: Job) -> float | None:
-    """How long `cell` may take, from the (work, seconds) of cells of its kind: a start and a time for its work. None
-    for fewer than `ENOUGH`, or for far more work than any of them.
+def _estimate_seconds(history: Sequence[tuple[float, float]], job: Job) -> float | None:
+    """Estimate the time of `job` by linear regression of seconds on cost.
+
+    None if fewer than `MIN_HISTORY` jobs are in `history`, or if none has half its cost.
     """
-    works, seconds = [work for work, _ in done], [taken for _, taken in done]
-    if len(done) < ENOUGH:
+    if len(history) < MIN_HISTORY:
         return None
-    if _kind(cell.command) == "exact":  # of which hardly anything depends on the work
-        return mean(seconds)
-    if cell.work > 2 * max(works):
+    costs, times = [cost for cost, _ in history], [seconds for _, seconds in history]
+    if _kind(job.command) == "exact":  # hardly depends on the cost
+        return mean(times)
+    if job.cost > 2 * max(costs):
         return None
-    if len({*works}) == 1:
-        return mean(seconds) * cell.work / works[0]
-    slope, start = linear_regression(works, seconds)
+    if len({*costs}) == 1:
+        return mean(times) * job.cost / costs[0]
+    slope, start = linear_regression(costs, times)
     if start < 0:
-        slope, start = linear_regression(works, seconds, proportional=True)
-    return start + slope * cell.work if slope > 0 else mean(seconds)
+        slope, start = linear_regression(costs, times, proportional=True)
+    return start + slope * job.cost if slope > 0 else mean(times)
+
+
+def _add_to_history(history: History, command: str, cost: float, seconds: float) -> None:
+    history.setdefault(_kind(command), []).append((cost, seconds))
 
 
 def _kind(command: str) -> str:
-    """Of what takes about as long for the same work."""
+    """Return the class of commands in which equal cost means about equal time."""
     return "exact" if "model=exact" in command else command.split()[1]
 
 
-def _span(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))

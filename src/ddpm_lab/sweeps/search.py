@@ -1,4 +1,4 @@
-"""python train.py search=optuna"""
+"""Search for hyperparameters: python train.py search=optuna"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
+# Undocumented parts of Hydra, which its own Optuna sweeper uses too.
 from hydra.core.override_parser.types import (
     ChoiceSweep,
     IntervalSweep,
@@ -20,21 +21,21 @@ from ddpm_lab.sweeps.job import Job, read_number
 from ddpm_lab.utils.errors import JobsFailedError, UserError
 from ddpm_lab.utils.shell import install_command
 
-DIRECTIONS: dict[str, Any] = {"minimize": "minimize", "maximize": "maximize"}
+DIRECTIONS = ("minimize", "maximize")
 LOG = logging.getLogger(__name__)
 
 
 class JobLauncherLike(Protocol):
-    """A launcher of cells."""
+    """A launcher of jobs."""
 
-    jobs: int
+    max_workers: int
     dry: bool
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Job]:
-        """A cell for each."""
+        """Return the jobs of these overrides."""
 
-    def run_jobs(self, cells: Sequence[Job], root: Path) -> None:
-        """Raises CellsFailed."""
+    def run_jobs(self, jobs: Sequence[Job], root: Path) -> None:
+        """Run jobs in folders below `root`. Raises JobsFailedError if a job fails."""
 
 
 def search(
@@ -46,9 +47,49 @@ def search(
     direction: str,
     seed: int,
 ) -> dict[str, Any]:
-    """The best of `trials` by `metric`, a key of metrics.json. A trial that fails is told so to Optuna, and the search
-    goes on. Raises UserError, and CellsFailed if none succeeds.
+    """Return the best parameters of `trials` trials by `metric`, a dotted key of metrics.json.
+
+    A failed job counts as a failed trial, and the search continues.
+    Raises UserError for invalid settings, JobsFailedError if no trial has a value.
     """
+    study = _create_study(trials, direction, seed)
+    parameters = {
+        override.get_key_element(): _suggestion(override)
+        for override in parsed
+        if override.is_sweep_override()
+    }
+    constants = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
+    if not parameters:
+        raise UserError(
+            "search=optuna has nothing to search for; try 'optimizer.lr=interval(1e-3,1e-2)'"
+        )
+    rows: dict[str, list[str]] = {}
+    for start in range(0, trials, launcher.max_workers):
+        batch = [study.ask() for _ in range(min(launcher.max_workers, trials - start))]
+        values = [
+            [str(suggest(trial, key)) for key, suggest in parameters.items()] for trial in batch
+        ]
+        overrides = [
+            [*constants, *map("=".join, zip(parameters, row, strict=True))] for row in values
+        ]
+        jobs = launcher.plan(overrides)
+        with suppress(JobsFailedError):
+            launcher.run_jobs(jobs, root)
+        if launcher.dry:
+            return {}
+        for trial, row, job in zip(batch, values, jobs, strict=True):
+            result = _finish_trial(study, trial, job, metric)
+            rows[f"{trial.number}"] = [*row, result, job.folder.name]
+    columns = [*parameters, metric, "folder"]
+    LOG.info("%s", format_grid(f"{trials} trials", "trial", columns, rows))
+    if all(trial.value is None for trial in study.trials):
+        raise JobsFailedError(f"no trial has a finite {metric} in its metrics.json")
+    best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
+    LOG.info("  best: %s, with %s=%.4g", best, metric, study.best_value)
+    return dict(study.best_params)
+
+
+def _create_study(trials: int, direction: Any, seed: int) -> Any:
     try:
         import optuna
     except ImportError as error:
@@ -57,79 +98,46 @@ def search(
         raise UserError(
             f"hydra.sweeper.direction={direction} is not one of {', '.join(DIRECTIONS)}"
         )
-    for name, given, least in (("trials", trials, 1), ("seed", seed, 0)):
-        if type(given) is not int or given < least:
+    for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
+        if type(value) is not int or value < least:
             raise UserError(
-                f"hydra.sweeper.{name}={given} must be a whole number of at least {least}"
+                f"hydra.sweeper.{name}={value} must be a whole number of at least {least}"
             )
-    free = {one.get_key_element(): _suggestion(one) for one in parsed if one.is_sweep_override()}
-    fixed = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
-    if not free:
-        raise UserError(
-            "search=optuna has nothing to search for; try 'optimizer.lr=interval(1e-3,1e-2)'"
-        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        direction=DIRECTIONS[direction], sampler=optuna.samplers.TPESampler(seed=seed)
-    )
-    rows: dict[str, list[str]] = {}
-    for first in range(0, trials, launcher.jobs):
-        asked = [study.ask() for _ in range(min(launcher.jobs, trials - first))]
-        overrides = [
-            [*fixed, *(f"{key}={suggest(trial, key)}" for key, suggest in free.items())]
-            for trial in asked
-        ]
-        cells = launcher.plan(overrides)
-        with suppress(JobsFailedError):
-            launcher.run_jobs(cells, root)
-        if launcher.dry:
-            return {}
-        for trial, said, cell in zip(asked, overrides, cells, strict=True):
-            value = read_number(cell.metrics, metric) if cell.done() else None
-            if value is not None and isfinite(value):
-                study.tell(trial, value)
-            else:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            shown = "failed" if not cell.done() else "no value" if value is None else f"{value:.4g}"
-            chosen = [word.partition("=")[2] for word in said[len(fixed) :]]
-            rows[f"{trial.number}"] = [*chosen, shown, cell.folder.name]
-    LOG.info("%s", format_grid(f"{trials} trials", "trial", [*free, metric, "folder"], rows))
-    if all(trial.value is None for trial in study.trials):
-        raise JobsFailedError(f"no trial has a finite {metric} in its metrics.json")
-    LOG.info(
-        "  best: %s, with %s=%.4g",
-        " ".join(f"{key}={value}" for key, value in study.best_params.items()),
-        metric,
-        study.best_value,
-    )
-    return dict(study.best_params)
+    sampler = optuna.samplers.TPESampler(seed=seed)
+    return optuna.create_study(direction=direction, sampler=sampler)
+
+
+def _finish_trial(study: Any, trial: Any, job: Job, metric: str) -> str:
+    """Report the metric of a job to Optuna, and return it formatted."""
+    from optuna.trial import TrialState
+
+    value = read_number(job.metrics, metric) if job.done() else None
+    if value is not None and isfinite(value):
+        study.tell(trial, value)
+    else:
+        study.tell(trial, state=TrialState.FAIL)
+    return "failed" if not job.done() else "no value" if value is None else f"{value:.4g}"
 
 
 def _suggestion(override: Override) -> Callable[[Any, str], Any]:
-    """What Optuna proposes for a sweep of Hydra's grammar; tags: log. Raises UserError."""
-    value = override.value()
-    refused = UserError(
-        f"{override.input_line} cannot be searched; try choice(a,b), range(1,4), or interval(low,high) "
-        "with low < high, in tag(log,...) above 0"
-    )
-    if isinstance(value, IntervalSweep):
-        low, high, log = value.start, value.end, "log" in value.tags
-        if low is None or high is None or not low < high or (log and low <= 0):
-            raise refused
-        if isinstance(low, int) and isinstance(high, int):
-            return lambda trial, key: trial.suggest_int(key, low, high, log=log)
-        return lambda trial, key: trial.suggest_float(key, low, high, log=log)
-    if isinstance(value, RangeSweep):
-        start, stop, step = value.start, value.stop, value.step
-        if (
-            not isinstance(start, int)
-            or not isinstance(stop, int)
-            or not isinstance(step, int)
-            or not (start < stop and step > 0)
+    """Return (trial, key) -> value for a sweep in Hydra's grammar. Raises UserError."""
+    match sweep := override.value():
+        case IntervalSweep(start=int() | float() as low, end=int() | float() as high) if (
+            low < high and (low > 0 or "log" not in sweep.tags)
         ):
-            raise refused
-        return lambda trial, key: trial.suggest_int(key, start, stop - 1, step=step)
-    if not isinstance(value, ChoiceSweep):
-        raise refused
-    choices = [*override.sweep_iterator(Transformer.encode)]
-    return lambda trial, key: trial.suggest_categorical(key, choices)
+            log = "log" in sweep.tags
+            if type(low) is type(high) is int:
+                return lambda trial, key: trial.suggest_int(key, low, high, log=log)
+            return lambda trial, key: trial.suggest_float(key, low, high, log=log)
+        case RangeSweep(start=int(start), stop=int(stop), step=int(step)) if (
+            start < stop and step > 0
+        ):
+            return lambda trial, key: trial.suggest_int(key, start, stop - 1, step=step)
+        case ChoiceSweep():
+            choices = [*override.sweep_iterator(Transformer.encode)]
+            return lambda trial, key: trial.suggest_categorical(key, choices)
+    raise UserError(
+        f"{override.input_line} cannot be searched; try choice(a,b), range(1,4), or "
+        "interval(low,high) with low < high, in tag(log,...) above 0"
+    )

@@ -1,1 +1,1 @@
-"""Lightning modules: where the pieces meet."""
+"""Lightning modules, for training only."""

@@ -1,4 +1,4 @@
-"""Training an autoencoder, the first stage of latent diffusion (Rombach et al., 2022, section 3.1, appendix G)."""
+"""Training of autoencoders (Rombach et al., 2022, section 3.1 and appendix G)."""
 
 import inspect
 import math
@@ -16,16 +16,21 @@ from ddpm_lab.data.datasets import Batch
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder, PatchDiscriminator
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.systems.base import BaseSystem, eval_mode
+from ddpm_lab.sampling.pipeline import eval_mode
+from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.utils.errors import UserError, prefix_errors
 
 
 class AutoencoderSystem(BaseSystem):
-    """|x - x^| plus the bottleneck's own penalty and, from step `start` on, `adversarial` times what an adversary says
-    of x^, by its hinge loss, in units of the reconstruction's gradient (Esser et al., 2021, eq. 7); `perceptual` weighs
-    LPIPS (Zhang et al., 2018), whose weights torchvision downloads.
+    """Mean absolute error of the reconstruction plus the penalty of the bottleneck.
 
-    Of what the data dictates, `shape` completes the `network`. Raises UserError for points.
+    `shape` of the data completes the `network`. Raises UserError for points.
+
+    Args:
+        perceptual: Weight of LPIPS (Zhang et al., 2018), whose weights torchvision downloads.
+        adversarial: Weight of a hinge-loss discriminator, relative to the gradient of the other
+            terms (Esser et al., 2021, eq. 7).
+        start: Step from which on the discriminator is trained.
     """
 
     def __init__(
@@ -47,22 +52,10 @@ class AutoencoderSystem(BaseSystem):
             DataSpec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)}
         )
         if bin_width is None:
-            raise UserError("system=autoencoder is for images; points have nothing to be left out")
-        for name, value in {
-            "perceptual": perceptual,
-            "adversarial": adversarial,
-            "start": start,
-        }.items():
-            if not 0 <= value < math.inf:
-                raise UserError(
-                    f"system.{name} must be a number of at least 0 (got {value:g}); try 0"
-                )
-        for name, value, least in (("perceptual", perceptual, 16), ("adversarial", adversarial, 4)):
-            if value and min(shape[1:]) < least:
-                raise UserError(
-                    f"system.{name}={value:g} looks at images of at least {least}x{least}, and these are "
-                    f"{format_size(shape)}; try 0"
-                )
+            raise UserError("system=autoencoder is for images, and this data are points")
+        _check_nonnegative(perceptual=perceptual, adversarial=adversarial, start=start)
+        _check_min_size("perceptual", perceptual, shape, 16)
+        _check_min_size("adversarial", adversarial, shape, 4)
         if "bottleneck" not in inspect.signature(network).parameters:
             raise UserError(
                 "model is not an autoencoder; try model=autoencoder_kl or autoencoder_vq"
@@ -71,25 +64,24 @@ class AutoencoderSystem(BaseSystem):
             self.autoencoder = network(tuple(shape))
         self.perceptual, self.adversarial, self.start = perceptual, adversarial, start
         self.discriminator = PatchDiscriminator(shape[0], 32, 2) if adversarial else None
-        self._lpips = (
-            [_lpips(perceptual)] if perceptual else []
-        )  # in a list, so that it is in no checkpoint
+        # In a list, so that LPIPS is not part of checkpoints.
+        self._lpips = [_load_lpips(perceptual)] if perceptual else []
         self.set_optimizer(optimizer, lr_schedule)
 
     def losses(
         self, x: Tensor, noise: NoiseSampler = torch.randn_like
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The parts that add up to the loss, each (B,) or the same for all, and reconstructions, (B, C, H, W)."""
-        passed = self.autoencoder.encode(x, noise)
-        found = self.autoencoder.decode(passed.z)
-        parts = {
-            "l1": (found - x).abs().flatten(1).mean(1),
-            "penalty": passed.penalty / x[0].numel(),
+        """Return the terms of the loss, each (B,) or a scalar, and reconstructions (B, C, H, W)."""
+        encoding = self.autoencoder.encode(x, noise)
+        reconstruction = self.autoencoder.decode(encoding.z)
+        terms = {
+            "l1": (reconstruction - x).abs().flatten(1).mean(1),
+            "penalty": encoding.penalty / x[0].numel(),
         }
         for lpips in self._lpips:
-            colour = (x.expand(-1, 3, -1, -1), found.clamp(-1, 1).expand(-1, 3, -1, -1))
-            parts["lpips"] = self.perceptual * lpips.to(x.device)(*colour)
-        return parts, found
+            pair = (image.expand(-1, 3, -1, -1) for image in (x, reconstruction.clamp(-1, 1)))
+            terms["lpips"] = self.perceptual * lpips.to(x.device)(*pair)
+        return terms, reconstruction
 
     def batch_losses(self, batch: Batch) -> Tensor:
         return total(self.losses(batch["x0"])[0])
@@ -98,71 +90,89 @@ class AutoencoderSystem(BaseSystem):
         return batch["x0"].abs().mean().item()
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
-        parts, found = self.losses(batch["x0"], self.noise(len(batch["x0"])))
-        losses = total(parts)
+        x = batch["x0"]
+        terms, reconstruction = self.losses(x, self.noise(len(x)))
+        losses = total(terms)
         loss = losses.mean()
         if self.discriminator is not None and self.trainer.global_step >= self.start:
-            parts["hinge"], parts["fooled"] = self._adversary(
-                self.discriminator, batch["x0"], found, loss
-            )
-            loss = loss + parts["hinge"] + parts["fooled"]
-        return {"loss": loss, "losses": losses.detach(), "parts": parts}
+            adversarial = self._adversarial_losses(self.discriminator, x, reconstruction, loss)
+            terms["hinge"], terms["fooled"] = adversarial
+            loss = loss + terms["hinge"] + terms["fooled"]
+        return {"loss": loss, "losses": losses.detach(), "parts": terms}
 
-    def _adversary(
-        self, discriminator: PatchDiscriminator, x: Tensor, found: Tensor, loss: Tensor
+    def _adversarial_losses(
+        self, discriminator: PatchDiscriminator, x: Tensor, reconstruction: Tensor, loss: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Its own loss and the autoencoder's: each is blind to the other's weights, so one optimizer does."""
-        hinge = (
-            F.relu(1 - discriminator(x)) + F.relu(1 + discriminator(found.detach()))
-        ).mean() / 2
-        held = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-        fooled = -functional_call(discriminator, held, (found,)).mean()
+        """Return the losses of discriminator and autoencoder.
+
+        Neither has a gradient for the weights of the other, so that one optimizer trains both.
+        """
+        real = F.relu(1 - discriminator(x))
+        fake = F.relu(1 + discriminator(reconstruction.detach()))
+        hinge = (real + fake).mean() / 2
+        frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+        fooled = -functional_call(discriminator, frozen, (reconstruction,)).mean()
         last = self.autoencoder.last.weight
-        sizes = [
-            torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, fooled)
-        ]
-        weight = (
-            (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()
-        )  # both numbers are those of their code
+        loss_norm, fooled_norm = (
+            torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, fooled)
+        )
+        # Both constants are from the authors' code.
+        weight = (loss_norm / (fooled_norm + 1e-4)).clamp(max=1e4).detach()
         return hinge, self.adversarial * weight * fooled
 
     def clipped_modules(self) -> list[nn.Module]:
-        """Each side alone, so that the adversary's gradients do not set the autoencoder's step."""
+        """Return autoencoder and discriminator, which are clipped independently of each other."""
         return [part for part in (self.autoencoder, self.discriminator) if part is not None]
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, C, H, W) in [-1, 1], and its codes (B, h, w), where it has a codebook; nothing is left to chance."""
+        """Return reconstructions (B, C, H, W) in [-1, 1], without noise, and codes (B, h, w).
+
+        Codes are None without a codebook.
+        """
         with eval_mode(self.autoencoder):
-            passed = self.autoencoder.encode(x, torch.zeros_like)
-            return self.autoencoder.decode(passed.z).clamp(-1, 1), passed.codes
+            encoding = self.autoencoder.encode(x, torch.zeros_like)
+            return self.autoencoder.decode(encoding.z).clamp(-1, 1), encoding.codes
 
     def validation_step(self, batch: Batch, index: int) -> None:
         x = batch["x0"][self.shard_slice(len(batch["x0"]))]
-        parts, found = self.losses(x, torch.zeros_like)
+        terms, reconstruction = self.losses(x, torch.zeros_like)
         psnr = peak_signal_noise_ratio(
-            found.clamp(-1, 1), x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3)
+            reconstruction.clamp(-1, 1), x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3)
         )
-        self.log_mean("val/loss", total(parts))
+        self.log_mean("val/loss", total(terms))
         self.log_mean("val/psnr", psnr)
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         return [("train", f"codec=autoencoder codec.run={run}")]
 
 
-def total(parts: dict[str, Tensor]) -> Tensor:
-    """Their sum."""
-    return torch.stack(torch.broadcast_tensors(*parts.values())).sum(0)
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """Return the sum of the terms, each (B,) or a scalar."""
+    return torch.stack(torch.broadcast_tensors(*terms.values())).sum(0)
 
 
-def _lpips(weight: float) -> Any:
-    """Raises UserError where its weights cannot be had."""
+def _check_nonnegative(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"system.{name} must be a number of at least 0 (got {value:g}); try 0")
+
+
+def _check_min_size(name: str, value: float, shape: tuple[int, ...], minimum: int) -> None:
+    if value and min(shape[1:]) < minimum:
+        raise UserError(
+            f"system.{name}={value:g} needs images of at least {minimum}x{minimum} (got "
+            f"{format_size(shape)}); try 0"
+        )
+
+
+def _load_lpips(weight: float) -> Any:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     try:
         return LearnedPerceptualImagePatchSimilarity("vgg").requires_grad_(False)
-    except OSError as error:  # URLError is one
+    except OSError as error:  # includes URLError
         raise UserError(
-            f"system.perceptual={weight:g} needs the weights of VGG, which torchvision could not download "
-            f"({error}); try system.perceptual=0"
+            f"system.perceptual={weight:g} needs the weights of VGG, which torchvision could not "
+            f"download ({error}); try system.perceptual=0"
         ) from error

@@ -1,4 +1,4 @@
-"""What all systems share: losses at random times, the same held-out draw at every validation, one optimizer."""
+"""Base of all systems: losses at random times, validation with fixed noise, one optimizer."""
 
 import math
 from abc import ABC, abstractmethod
@@ -21,53 +21,57 @@ from ddpm_lab.utils.distributed import rank_and_world
 from ddpm_lab.utils.errors import CorruptFileError, prefix_errors
 
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
-"""What torch's optimizers call the means that are like a weight"""
+"""State of torch's optimizers that has the shape of the weight"""
 
 
 class BaseSystem(L.LightningModule, ABC):
-    """One optimizer and its learning rate.
+    """One optimizer and its learning-rate schedule.
 
-    Each random number of training is a function of `seed`, the number of the batch and the process, so that a run that
-    was killed goes on bit for bit, and what looks at it in between does not matter.
+    All random numbers of training are functions of `seed`, the batch number and the process.
+    Interrupted runs therefore resume bit for bit, and callbacks do not change the training.
     """
 
     seed = 0
     generator: torch.Generator | None = None
-    """What processes draw from that train together, for each batch anew (None: torch's own)"""
-    begun = False
-    """Whether all that a checkpoint held was taken"""
+    """Generator for noise that the processes share, seeded for each batch (None: torch's own)"""
+    restored = False
+    """True once the checkpoint has been restored completely"""
     skips = NonFiniteGuard(torch.device("cpu"))
-    """Anew in each training"""
+    """Replaced at the start of each training"""
     zero_loss: float | None = None
     """Loss of a network whose output is zero, on the first batch"""
-    network_calls = 0
-    """Forward passes of the network that a sample takes"""
     validation_metrics: dict[str, float]
-    """What the last validation found, by the names it has in the logs"""
+    """Metrics of the last validation, by their names in the logs"""
+    _restored: dict[str, Any] | None = None
 
     @property
     def compile_target(self) -> nn.Module | None:
-        """What torch.compile may make faster, if anything."""
+        """The module for torch.compile; None if there is nothing to compile."""
         return None
+
+    @property
+    def network_calls(self) -> int:
+        """Number of forward passes of the network per sample."""
+        return 0
 
     @abstractmethod
     def batch_losses(self, batch: Batch) -> Tensor:
-        """Loss of each sample, (B,), at random times where the system has times."""
+        """Return the loss of each sample, (B,), at random times if the system has times."""
 
     @abstractmethod
     def zero_prediction_loss(self, batch: Batch) -> float:
-        """Mean loss of a network whose output is zero."""
+        """Return the mean loss of a network whose output is zero."""
 
     @abstractmethod
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
-        """What to type next, (verb, arguments); `measured`: FID can be had."""
+        """Return the next commands, (verb, arguments). `measured`: FID is available."""
 
     def set_optimizer(
         self,
         optimizer: Callable[..., torch.optim.Optimizer],
         lr_schedule: Callable[[int, int], float],
     ) -> None:
-        """Takes these once all parameters are there. Raises UserError."""
+        """Set the optimizer, once all parameters exist. Raises UserError for invalid options."""
         with prefix_errors("optimizer"):
             optimizer(self.parameters())
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
@@ -75,33 +79,25 @@ class BaseSystem(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self.skips, self.generator = NonFiniteGuard(self.device), torch.Generator(self.device)
         self.validation_metrics, self._validated = {}, 0
-        if self._kept:
-            self.skips.restore(self._kept["skips"])
-            self.validation_metrics, self._validated = (
-                self._kept["validation_metrics"],
-                self._kept["validated"],
-            )
+        if self._restored:
+            self.skips.restore(self._restored["skips"])
+            self.validation_metrics = self._restored["validation_metrics"]
+            self._validated = self._restored["validated"]
 
     def on_train_start(self) -> None:
         watchdog.install_signal_handlers(alone=rank_and_world()[1] == 1)
-        for weight, kept in (
-            of for optimizer in self.trainer.optimizers for of in optimizer.state.items()
-        ):
-            for name in kept.keys() & MOMENTS:
-                if (
-                    kept[name].shape != weight.shape
-                ):  # or a fused optimizer would write where there is no memory
-                    raise CorruptFileError(
-                        f"the checkpoint has {name} of shape {tuple(kept[name].shape)} for a weight of shape "
-                        f"{tuple(weight.shape)}"
-                    )
-                if kept[name].stride() != weight.stride():  # which one on a CPU takes for granted
-                    kept[name] = torch.empty_like(weight).copy_(kept[name])
-        self.begun = True
+        for optimizer in self.trainer.optimizers:
+            for weight, state in optimizer.state.items():
+                _check_moments(weight, state)
+        self.restored = True
+        self._validate_if_due()
+
+    def _validate_if_due(self) -> None:
+        """Run the validation that an interruption prevented."""
         loop = self.trainer.fit_loop.epoch_loop
-        done = loop.batch_progress.current.ready
-        every = self.trainer.val_check_batch or math.inf
-        if done and done % every == 0 and self._validated < done:  # was killed in between
+        batches = loop.batch_progress.current.ready
+        interval = self.trainer.val_check_batch or math.inf
+        if batches and batches % interval == 0 and self._validated < batches:
             self.trainer.validating = True
             loop.val_loop.restarting = False
             loop.val_loop.run()
@@ -111,20 +107,19 @@ class BaseSystem(L.LightningModule, ABC):
         rank, _ = rank_and_world()
         assert self.generator is not None
         self.generator.manual_seed(derive_seed(self.seed, batch_idx, 1))
-        # What the networks themselves draw, for dropout. torch.manual_seed would take a millisecond.
-        cuda = self.device.type == "cuda"
-        own = (
-            torch.cuda.default_generators[self.device.index or 0]
-            if cuda
-            else torch.default_generator
-        )
-        own.manual_seed(derive_seed(self.seed, batch_idx, 2 + rank))
+        # The default generator is for dropout. torch.manual_seed would take a millisecond.
+        default = torch.default_generator
+        if self.device.type == "cuda":
+            default = torch.cuda.default_generators[self.device.index or 0]
+        default.manual_seed(derive_seed(self.seed, batch_idx, 2 + rank))
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             for optimizer in self.trainer.optimizers:
                 optimizer.zero_grad()
 
     def optimizer_zero_grad(self, *args: Any) -> None:
-        """Nothing: they went before the forward pass. Lightning would keep them beside its activations."""
+        """Do nothing. Gradients are freed before the forward pass, so that memory holds either
+        gradients or activations.
+        """
 
     def on_train_batch_end(self, *args: Any) -> None:
         watchdog.heartbeat()
@@ -147,29 +142,26 @@ class BaseSystem(L.LightningModule, ABC):
             "validated": self._validated,
         }
 
-    _kept: dict[str, Any] | None = None
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not checkpoint["optimizer_states"] or not checkpoint["loops"]["fit_loop"]:
             raise KeyError("optimizer_states, loops")
-        self._kept = checkpoint["learner"]
+        self._restored = checkpoint["learner"]
 
     def noise(self, size: int) -> BatchGenerator:
-        """For a batch of which this process has `size` rows, and so have the others."""
+        """Return the noise for the rows of this process; every process has `size` rows."""
         rank, world = rank_and_world()
         return BatchGenerator(rank * size, (world - 1 - rank) * size, self.generator)
 
     def shard_slice(self, total: int) -> slice:
-        """The rows of this process, of `total` that all have."""
+        """Return the rows of this process in a batch of `total` rows."""
         rank, world = rank_and_world()
         return slice(rank * total // world, (rank + 1) * total // world)
 
     def log_mean(self, name: str, values: Tensor) -> None:
-        """Logs the mean of `values` (B,) over all batches and processes; some may have none."""
-        if len(values) or rank_and_world()[1] > 1:  # all processes must name the same means
-            self.log(
-                name, values.sum() / max(len(values), 1), batch_size=len(values), sync_dist=True
-            )
+        """Log the mean of `values` (B,), which may be empty, over all batches and processes."""
+        if len(values) or rank_and_world()[1] > 1:  # all processes must log the same names
+            mean = values.sum() / max(len(values), 1)
+            self.log(name, mean, batch_size=len(values), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer, steps = self.optimizer(self.parameters()), self.trainer.max_steps
@@ -184,36 +176,33 @@ class BaseSystem(L.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning's own refuses fused optimizers under mixed precision, even in bf16, where nothing is scaled.
+        # Lightning's own method rejects fused optimizers under mixed precision, even bf16.
         norms = []
         for parameters in self._clipped:
-            norms.append(
-                nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            )
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norms.append(nn.utils.get_total_norm(gradients))
             if gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norms[-1])
         self.skips.check(optimizer, norms, self.trainer.global_step + 1)
 
-    @cached_property
+    @cached_property  # listing the parameters takes as long as clipping them
     def _clipped(self) -> list[list[nn.Parameter]]:
-        return [
-            [*part.parameters()] for part in self.clipped_modules()
-        ]  # to find them takes as long as to clip them
+        return [[*part.parameters()] for part in self.clipped_modules()]
 
     def clipped_modules(self) -> list[nn.Module]:
-        """Parts of which each has a norm of its own where gradients are clipped."""
+        """Return the modules whose gradients are clipped independently of one another."""
         return [self]
 
 
 class TimestepSystem(BaseSystem):
-    """Trains on noisy images of a process."""
+    """Base of systems that train on x_t of a forward process."""
 
     process: ForwardProcess
     timestep_sampler: TimestepSampler
 
     @abstractmethod
     def losses(self, batch: Batch, t: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
-        """Of each sample, (B,), at one draw of x_t at times t (B,)."""
+        """Return the loss of each sample, (B,), at times t (B,), for one x_t per sample."""
 
     def batch_losses(self, batch: Batch) -> Tensor:
         return self.losses(batch, Stratified(self.process.steps)(len(batch["x0"]), self.device)[0])
@@ -230,45 +219,49 @@ class TimestepSystem(BaseSystem):
             hook.remove()
 
     def set_timestep_sampler(self, timestep_sampler: Callable[[int], TimestepSampler]) -> None:
-        """Takes the times of its process that training looks at. Raises UserError."""
+        """Set the distribution of training times. Raises UserError for invalid options."""
         with prefix_errors("timestep_sampler"):
             self.timestep_sampler = timestep_sampler(self.process.steps)
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         size, (_, world) = len(batch["x0"]), rank_and_world()
         noise = self.noise(size)
-        everyones = self.timestep_sampler(world * size, self.device, self.generator)
-        t, weight = (part.narrow(0, noise.before, size) for part in everyones)
+        t, weight = self.timestep_sampler(world * size, self.device, self.generator)
+        t, weight = (part.narrow(0, noise.before, size) for part in (t, weight))
         losses = self.losses(batch, t, noise)
         self.timestep_sampler.update(t, losses.detach())
-        return {
-            "loss": (weight * losses).mean(),
-            "losses": losses.detach(),
-            "weight": weight,
-            "t": t,
-        }
+        loss = (weight * losses).mean()
+        return {"loss": loss, "losses": losses.detach(), "weight": weight, "t": t}
 
     @contextmanager
     def validation_batch(
         self, batch: Batch, index: int
     ) -> Iterator[tuple[Batch, Tensor, NoiseSampler]]:
-        """Of a held-out batch the rows of this process, (B, ...), their times t (B,), and noise: inside, the draw is
-        the same at every validation; outside, the training stream stays where it was.
+        """Yield this process's rows (B, ...) of a held-out batch, their times t (B,), and noise.
+
+        Times and noise are the same at every validation. The global generators are restored at
+        the end, so that validation does not change the training.
         """
         total = len(batch["x0"])
-        mine = self.shard_slice(total)
+        rows = self.shard_slice(total)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(index)
             t, _ = Stratified(self.process.steps)(total, self.device)
-            yield select_rows(batch, mine), t[mine], BatchGenerator(mine.start, total - mine.stop)
+            yield select_rows(batch, rows), t[rows], BatchGenerator(rows.start, total - rows.stop)
 
 
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Without dropout, and back as it was."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
+def _check_moments(weight: Tensor, state: dict[str, Any]) -> None:
+    """Raise CorruptFileError if restored moments do not have the shape of their weight.
+
+    Fused optimizers would write out of bounds. On CPUs they also assume equal strides, so moments
+    with other strides are copied.
+    """
+    for name in state.keys() & MOMENTS:
+        moment = state[name]
+        if moment.shape != weight.shape:
+            raise CorruptFileError(
+                f"the checkpoint has {name} of shape {tuple(moment.shape)} for a weight of shape "
+                f"{tuple(weight.shape)}"
+            )
+        if moment.stride() != weight.stride():
+            state[name] = torch.empty_like(weight).copy_(moment)

@@ -1,4 +1,4 @@
-"""Training a classifier of noisy images, for classifier guidance."""
+"""Training of classifiers of noisy images, for classifier guidance."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from ddpm_lab.utils.errors import UserError, prefix_errors
 
 
 class ClassifierSystem(TimestepSystem):
-    """Cross-entropy of labels given x_t at random times (Dhariwal & Nichol, 2021, section 4.1), and the accuracy on
-    held-out images by quarter of the times.
+    """Cross-entropy of labels given x_t at random times (Dhariwal & Nichol, 2021, section 4.1).
 
-    Of what the data dictates, `shape` and `classes` complete the `network`; the rest is not needed.
+    Validation logs the accuracy on held-out images, in total and by quarter of the times. `shape`
+    and `classes` of the data complete the `network`. Raises UserError for data without labels.
     """
 
     def __init__(
@@ -40,14 +40,15 @@ class ClassifierSystem(TimestepSystem):
         super().__init__()
         if classes is None:
             raise UserError(
-                "system=classifier needs labels, which this data has not; try data with a folder per class"
+                "system=classifier needs labels, which this data does not have; try data with a "
+                "folder per class"
             )
         self.save_hyperparameters(
             DataSpec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)}
         )
-        offered = inspect.signature(network).parameters
-        if "classes" not in offered or "outputs" in offered:
-            raise UserError("model does not name classes; try model=classifier")
+        parameters = inspect.signature(network).parameters
+        if "classes" not in parameters or "outputs" in parameters:
+            raise UserError("model is not a classifier; try model=classifier")
         with prefix_errors("model"):
             body = network(tuple(shape), classes=classes)
             self.classifier = NoisyClassifier(body, process, tuple(shape), classes, captions)
@@ -59,26 +60,25 @@ class ClassifierSystem(TimestepSystem):
     def compile_target(self) -> nn.Module:
         return self.classifier.network
 
-    def answers(self, batch: Batch, t: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
-        """log p(y | x_t), (B, classes), at one draw of x_t."""
+    def log_probabilities(
+        self, batch: Batch, t: Tensor, noise: NoiseSampler = torch.randn_like
+    ) -> Tensor:
+        """Return log p(y | x_t), (B, classes), for one x_t per image."""
         return self.classifier(self.process.diffuse(batch["x0"], noise(batch["x0"]), t), t)
 
     def losses(self, batch: Batch, t: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
-        return F.nll_loss(self.answers(batch, t, noise), batch["label"], reduction="none")
+        log_p = self.log_probabilities(batch, t, noise)
+        return F.nll_loss(log_p, batch["label"], reduction="none")
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        with self.validation_batch(batch, index) as (mine, t, noise):
-            log_p = self.answers(mine, t, noise)
-        right = (log_p.argmax(1) == mine["label"]).float()
-        self.log_mean("val/loss", F.nll_loss(log_p, mine["label"], reduction="none"))
-        self.log_mean("val/accuracy", right)
+        with self.validation_batch(batch, index) as (rows, t, noise):
+            log_p = self.log_probabilities(rows, t, noise)
+        correct = (log_p.argmax(1) == rows["label"]).float()
+        self.log_mean("val/loss", F.nll_loss(log_p, rows["label"], reduction="none"))
+        self.log_mean("val/accuracy", correct)
         for q in range(4):
-            self.log_mean(f"val/accuracy_q{q + 1}", right[(t - 1) * 4 // self.process.steps == q])
+            self.log_mean(f"val/accuracy_q{q + 1}", correct[(t - 1) * 4 // self.process.steps == q])
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
-        return [
-            (
-                "sample",
-                f"run=DIR guidance=classifier guidance.classifier.run={run} guidance.scale=1",
-            )
-        ]
+        guidance = f"guidance=classifier guidance.classifier.run={run} guidance.scale=1"
+        return [("sample", f"run=DIR {guidance}")]

@@ -100,7 +100,7 @@ class Diffusion(TimestepSystem):
         if self.denoiser.self_conditioning and bernoulli(noise):  # Chen et al., 2023, algorithm 1
             with torch.no_grad():
                 previous = self.pipeline.sampler.estimate(self.denoiser, x_t, t, cond).x0
-            cond = replace(cond, previous=previous)
+            cond = replace(cond, previous_x0=previous)
         return NoisedBatch(x0, eps, x_t, t, cond, self.codec.bin_width)
 
     def losses(

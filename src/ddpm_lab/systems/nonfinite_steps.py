@@ -1,4 +1,4 @@
-"""Steps that are left out."""
+"""Optimizer steps with gradients that are not finite."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -10,22 +10,26 @@ from torch import Tensor
 from ddpm_lab.utils.errors import DivergenceError
 
 LIMIT = 5
+"""Number of skipped steps in a row that ends the training"""
 
 
 class NonFiniteGuard:
-    """Leaves out optimizer steps whose gradients are not finite, and counts them. `LIMIT` in a row raise Diverged.
+    """Skip and count optimizer steps whose gradients are not finite.
 
-    No step waits for the device: a fused optimizer is told by a tensor, as by a gradient scaler, and counts are read
-    a little later, when they have come.
+    No step waits for the device. A fused optimizer reads a flag on the device, as from a gradient
+    scaler, and the counts arrive on the host a few steps later.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(2, device=device)
-        """How many steps were left out, and how many of the last in a row"""
-        self.known = torch.zeros(2, pin_memory=device.type == "cuda")
+        """Skipped steps in total, and in a row up to now"""
+        self.host_counts = torch.zeros(2, pin_memory=device.type == "cuda")
 
     def check(self, optimizer: torch.optim.Optimizer, norms: Sequence[Tensor], step: int) -> None:
-        """Before optimizer step number `step`, of whose gradients `norms` are the norms of all parts."""
+        """Skip optimizer step `step` unless all gradient norms are finite.
+
+        Raises DivergenceError after `LIMIT` skipped steps in a row.
+        """
         bad = reduce(torch.add, norms).isfinite().logical_not().float()
         self.counts.add_(bad)
         self.counts[1].mul_(bad)
@@ -33,11 +37,11 @@ class NonFiniteGuard:
             optimizer.found_inf = bad  # type: ignore[attr-defined]
         elif bad:
             optimizer.zero_grad()
-        self.known.copy_(self.counts, non_blocking=True)
-        if self.known[1] >= LIMIT:
+        self.host_counts.copy_(self.counts, non_blocking=True)
+        if self.host_counts[1] >= LIMIT:
             raise DivergenceError(
-                f"step {step}: {LIMIT} steps in a row had gradients that are not finite; try a smaller "
-                "optimizer.lr"
+                f"step {step}: {LIMIT} steps in a row had gradients that are not finite; try a "
+                "smaller optimizer.lr"
             )
 
     def state(self) -> list[float]:
@@ -45,4 +49,4 @@ class NonFiniteGuard:
 
     def restore(self, state: Sequence[Any]) -> None:
         self.counts.copy_(torch.tensor(state))
-        self.known.copy_(self.counts)
+        self.host_counts.copy_(self.counts)

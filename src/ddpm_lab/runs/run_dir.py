@@ -1,0 +1,242 @@
+"""Run directories: the trained models and the data of a run."""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.classifier_guidance import NoisyClassifier
+from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.networks.autoencoder import Autoencoder
+from ddpm_lab.runs import data_check, run_record, trusted_paths
+from ddpm_lab.runs.run_config import load_config, register_run_choices, stage_overrides
+from ddpm_lab.runs.run_record import ADJUSTABLE, REPLACEABLE, RunRecord
+from ddpm_lab.runs.variance import load_variance
+from ddpm_lab.runs.weights import read_weights
+from ddpm_lab.sampling.cascade import Cascade
+from ddpm_lab.sampling.codecs import Latents
+from ddpm_lab.sampling.pipeline import SamplingPipeline
+from ddpm_lab.utils import safe_load
+from ddpm_lab.utils.errors import CorruptFileError, UserError, prefix_errors
+
+LOG = logging.getLogger(__name__)
+MODELS = {
+    "Diffusion": "a diffusion model",
+    "ClassifierSystem": "a classifier",
+    "AutoencoderSystem": "an autoencoder",
+}
+"""Names of systems in messages"""
+PIPELINE_PARTS = (
+    "network",
+    "codec",
+    "process",
+    "prediction",
+    "variance",
+    "conditioner",
+    "guidance",
+    "sampler",
+)
+
+
+class RunDir:
+    """A run directory, opened once.
+
+    Args:
+        path: The directory.
+        settings: Groups in place of the run's own, and `weights`, "ema" or "raw".
+
+    Raises UserError from its properties for whatever is missing, damaged or does not fit.
+    """
+
+    def __init__(self, path: str, settings: DictConfig | None = None) -> None:
+        self.path = path
+        self.settings = OmegaConf.create({"weights": "ema"}) if settings is None else settings
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """Configuration of the training run, with the groups of `settings` in place of its own."""
+        config = load_config(self.path)
+        for group in {*REPLACEABLE} - {"variance"} & {*self.settings}:
+            config[group] = self.settings[group]
+        for group in ADJUSTABLE:
+            run_record.apply_adjustable(config, self.settings, group)
+        return config
+
+    @cached_property
+    def record(self) -> RunRecord:
+        return run_record.read_record(self.path)
+
+    @cached_property
+    def checkpoint(self) -> tuple[dict[str, Any], Path]:
+        """Content and file of the newest intact checkpoint."""
+        return read_weights(self.path)
+
+    @cached_property
+    def data(self) -> Data:
+        """Data of the run, wherever it is now. A warning names differences from training."""
+        trusted_paths.require_named(self.config, f"run={self.path}", trusted_paths.DATA)
+        data: Data = build(self.config, "data")
+        data_check.warn_if_changed(self.record.data, data, self.config, self.path)
+        return data
+
+    @cached_property
+    def pipeline(self) -> SamplingPipeline:
+        """Sampling pipeline with the weights `settings.weights`, on the GPU if there is one."""
+        target = "ddpm_lab.sampling.pipeline.build_pipeline"
+        pipeline: SamplingPipeline = self._build("Diffusion", target, PIPELINE_PARTS)
+        self._load_state({"denoiser.": pipeline.denoiser, "codec.": pipeline.codec})
+        self._load_average(pipeline.denoiser)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        pipeline.codec.to(device).eval()
+        pipeline.denoiser.to(device).eval()
+        if "variance" in self.settings and self.settings.variance != self.config.variance:
+            pipeline.denoiser.variance = load_variance(
+                self.settings, pipeline, self.checkpoint[1], lambda: self.data
+            )
+        return pipeline
+
+    def load_classifier(self) -> NoisyClassifier:
+        target = f"{__name__}.build_classifier"
+        classifier: NoisyClassifier = self._build(
+            "ClassifierSystem", target, ("network", "process")
+        )
+        self._load_state({"classifier.": classifier})
+        return classifier
+
+    def load_autoencoder(self) -> Autoencoder:
+        target = f"{__name__}.build_autoencoder"
+        autoencoder: Autoencoder = self._build("AutoencoderSystem", target, ("network",))
+        self._load_state({"autoencoder.": autoencoder})
+        return autoencoder
+
+    def _build(self, kind: str, target: str, parts: Sequence[str]) -> Any:
+        """Build the model of the system `kind` from the `parts` of its configuration."""
+        system = self.config.system
+        if (name := system._target_.rpartition(".")[2]) != kind:
+            raise UserError(f"run={self.path} is not {MODELS[kind]} but {MODELS.get(name, name)}")
+        trusted_paths.require_named(self.config, f"run={self.path}", trusted_paths.MODELS)
+        content, _ = self.checkpoint
+        network = safe_load.fitting(build(self.config, "model"), content["state_dict"])
+        config = self.config.copy()
+        nodes: Any = OmegaConf.to_container(system, resolve=False)
+        config.system = {"_target_": target} | {part: nodes[part] for part in parts}
+        return build(config, "system", network=network, **content["hyper_parameters"])
+
+    def _load_state(self, modules: Mapping[str, nn.Module]) -> None:
+        """Load the checkpoint into `modules`, by the prefix of each in the system's state_dict."""
+        content, file = self.checkpoint
+        try:
+            for prefix, module in modules.items():
+                state = {
+                    key.removeprefix(prefix): value
+                    for key, value in content["state_dict"].items()
+                    if key.startswith(prefix)
+                }
+                with prefix_errors(prefix.rstrip(".")):
+                    module.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"run={self.path}: the weights in {file.name} do not fit the model of config.yaml; "
+                "another version of ddpm-lab may have written them"
+            ) from error
+
+    def _load_average(self, denoiser: Denoiser) -> None:
+        content, file = self.checkpoint
+        weights = self.settings.weights
+        if weights not in ("ema", "raw"):
+            raise UserError(f"weights={weights} is not one of ema, raw")
+        if weights == "raw":
+            if content.get("weights") == "ema":
+                raise UserError(
+                    f"weights=raw: run={self.path} was shared without raw weights; try weights=ema"
+                )
+            return
+        if "EMA" not in content["callbacks"]:
+            raise UserError(f"weights=ema: run={self.path} has no average; try weights=raw")
+        try:
+            denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
+        except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptFileError(
+                f"run={self.path}: the average in {file.name} is of other weights"
+            ) from error
+
+
+def load_cascade(run: RunDir) -> Cascade:
+    """Return the cascade of `settings.cascade`, whose last stage is `run`; or `run` alone."""
+    stages = []
+    for stage in (run.settings.cascade or [])[:-1]:
+        overrides = stage_overrides(stage)
+        try:
+            register_run_choices(overrides)
+            settings = compose("sample", overrides=overrides)
+            stages.append(RunDir(settings.run, settings).pipeline)
+        except (HydraException, UserError) as error:
+            kind = type(error) if isinstance(error, UserError) else UserError
+            raise kind(f"cascade, stage {stage}: {' '.join(str(error).split())[:300]}") from error
+        stages[-1].denoiser.origin = f"{settings.run} ({settings.weights})"
+    register_run_choices(sys.argv[1:])  # for the next job of a sweep
+    return Cascade([*stages, run.pipeline])
+
+
+def load_classifier(run: str) -> NoisyClassifier:
+    """Load the classifier of `python train.py system=classifier`, for classifier guidance."""
+    classifier = RunDir(run).load_classifier().requires_grad_(False)
+    classifier.origin = run
+    return classifier
+
+
+def load_latents(spec: DataSpec, run: str) -> Latents:
+    """Load the autoencoder of `python train.py system=autoencoder`, for codec=autoencoder."""
+    try:
+        autoencoder = RunDir(run).load_autoencoder()
+    except UserError as error:
+        message = str(error) if str(error).startswith("run=") else f"run={run}: {error}"
+        raise type(error)(f"codec.{message}; if it was moved, add codec.run=DIR") from error
+    return Latents(spec, autoencoder, run)
+
+
+def load_denoiser(run: str, weights: str = "ema") -> Denoiser:
+    """Load the denoiser of another run, for guidance by a weaker model."""
+    settings = OmegaConf.create({"weights": weights})
+    denoiser = RunDir(run, settings).pipeline.denoiser.requires_grad_(False)
+    denoiser.origin = f"{run} ({weights})"
+    return denoiser
+
+
+def build_classifier(
+    shape: Sequence[int],
+    classes: int,
+    bin_width: float | None,
+    captions: Sequence[Sequence[str]] | None = None,
+    *,
+    network: Any,
+    process: ForwardProcess,
+) -> NoisyClassifier:
+    """Build a classifier without its Lightning module."""
+    body = network(tuple(shape), classes=classes)
+    return NoisyClassifier(body, process, tuple(shape), classes, captions)
+
+
+def build_autoencoder(
+    shape: Sequence[int],
+    classes: int | None,
+    bin_width: float | None,
+    captions: Sequence[Sequence[str]] | None = None,
+    *,
+    network: Any,
+) -> Autoencoder:
+    """Build an autoencoder without its Lightning module."""
+    autoencoder: Autoencoder = network(tuple(shape))
+    return autoencoder
