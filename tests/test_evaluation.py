@@ -596,7 +596,7 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):
         f"input={tmp_path}/d/samples.npz",
         f"hydra.run.dir={tmp_path}/again",
     )
-    assert status == 0 and "12 encoded" in out, error
+    assert status == 0 and "12 samples encoded" in out, error
     overrides[2] = "count=2"
     assert (
         typed("sample", *overrides, "mode=interpolate", "frames=4", f"hydra.run.dir={tmp_path}/i")[
