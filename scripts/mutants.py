@@ -1280,7 +1280,7 @@ def check(mutant: Mutant | None, tests: str) -> Verdict:
                 "0",
                 "--tb=short",
                 "-m",
-                "not slow and not nightly",
+                "not nightly",
                 *(f"tests/test_{name}.py" for name in tests.split()),
             ],
             cwd=copy,

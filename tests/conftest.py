@@ -6,18 +6,17 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 
+import hydra_cache
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from ddpm_lab.cli import main
 
-# The tests' tensors are small: on a machine that does other things as well, threads would wait for one another.
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # tensors are small here, so threads would only wait for one another
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -35,13 +34,13 @@ FAST = (
 
 
 def options(group: str) -> list[str]:
-    """The choices of a config group."""
+    """Return the choices of a config group."""
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
 def composed(*overrides: str, verb: str = "train"):
-    """The configuration that the command line would make."""
-    if verb != "train":  # the others depend on the run that was offered last
+    """Return a copy of the configuration that the command line would compose."""
+    if verb != "train":  # other verbs depend on the run registered last
         return _composed.__wrapped__(verb, overrides)
     return copy.deepcopy(_composed(verb, overrides))
 
@@ -53,34 +52,28 @@ def _composed(verb, overrides):
         return compose(verb, overrides=list(overrides))
 
 
+def pytest_collection_modifyitems(items):
+    """Mark as slow what runs commands in this process; `make check` is lint and mathematics."""
+    for item in items:
+        if "typed" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _configs_are_read_once():
-    """Hydra reads every file anew for each composition, a third of its time; here, once while the file is the same."""
-    real, known = ConfigRepository.load_config, {}
-
-    def load(self, config_path):
-        source = next((source for source in self.sources if source.is_config(config_path)), None)
-        if type(source).__name__ != "FileConfigSource":
-            return real(self, config_path)
-        file = Path(source.path, source._normalize_file_name(config_path))
-        key = (file, file.stat().st_mtime_ns, file.stat().st_size)
-        if key not in known:
-            known[key] = real(self, config_path)
-        return copy.deepcopy(known[key])  # which composing writes to
-
+def _hydra_cache():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigRepository, "load_config", load)
+        hydra_cache.install(patch, CONFIGS)
         yield
 
 
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
-    """The folder of a text encoder as `transformers` saves it, of a few thousand random parameters."""
+    """Folder of a text encoder as `transformers` saves it, with random weights."""
     transformers = pytest.importorskip(
         "transformers", reason="is the extra of conditioner=pretrained_text"
     )
-    where = tmp_path_factory.mktemp("pretrained")
-    overrides = [
+    folder = tmp_path_factory.mktemp("pretrained")
+    vocabulary = [
         "[PAD]",
         "[UNK]",
         "[CLS]",
@@ -89,24 +82,24 @@ def pretrained(tmp_path_factory):
         *"abcdefghijklmnopqrstuvwxyz0123456789",
         *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
     ]
-    (where / "vocab.txt").write_text("\n".join(overrides))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
     torch.manual_seed(0)
     shape = transformers.BertConfig(
-        vocab_size=len(overrides),
+        vocab_size=len(vocabulary),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=64,
     )
-    transformers.BertModel(shape).save_pretrained(where)
-    transformers.BertTokenizer(str(where / "vocab.txt")).save_pretrained(where)
-    return where
+    transformers.BertModel(shape).save_pretrained(folder)
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """Statistics that an earlier version of the code kept are not found, nor places that were trained on."""
+    """Hide cached statistics and trusted paths of earlier sessions."""
     os.environ["DDPM_LAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
@@ -118,7 +111,7 @@ def _seeded():
 
 @pytest.fixture(scope="session")
 def typed():
-    """Calls a verb in this process: (exit status, standard output, standard error)."""
+    """Function that runs a verb in this process: (exit status, standard output, standard error)."""
 
     def call(verb, *arguments):
         GlobalHydra.instance().clear()
@@ -136,29 +129,33 @@ def typed():
 
 @pytest.fixture(scope="session")
 def tiny(typed, tmp_path_factory):
-    """Return the run of ten steps that words of train.py make, trained at their first use. It is only read."""
-    made = {}
+    """Function that returns the run of ten steps for overrides of train.py. Do not write to it.
+
+    A run is trained at its first use, once per session.
+    """
+    runs = {}
 
     def run(*overrides):
-        if overrides not in made:
-            where = tmp_path_factory.mktemp("tiny") / "r"
-            status, _, error = typed("train", *FAST, *overrides, f"hydra.run.dir={where}")
+        if overrides not in runs:
+            folder = tmp_path_factory.mktemp("tiny") / "r"
+            status, _, error = typed("train", *FAST, *overrides, f"hydra.run.dir={folder}")
             assert status == 0, error
-            made[overrides] = where
-        return made[overrides]
+            runs[overrides] = folder
+        return runs[overrides]
 
     return run
 
 
-def there_and_back(typed, trained, tmp_path):
-    """What decoding makes of what encoding kept is what encoding itself decoded."""
+def assert_decode_inverts_encode(typed, trained, tmp_path):
+    """Assert that decoding an encoding returns the images that `mode=encode` itself decoded."""
     assert typed("sample", trained, "mode=encode", "count=2", f"hydra.run.dir={tmp_path}/x")[0] == 0
-    given = f"input={tmp_path}/x/x_T.npz"
-    status, _, error = typed("sample", trained, "mode=decode", given, f"hydra.run.dir={tmp_path}/y")
+    latents = f"input={tmp_path}/x/x_T.npz"
+    status, _, error = typed(
+        "sample", trained, "mode=decode", latents, f"hydra.run.dir={tmp_path}/y"
+    )
     assert status == 0, error
-    pixels = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0]
-    for i, image in enumerate(
-        np.load(tmp_path / "y" / "samples.npz")["images"]
-    ):  # the grid's rows are threes
-        shown = pixels[68 * i :][:64:8, 2 * 68 :][:, :64:8]
-        assert np.abs(shown.astype(int) - image[..., 0]).max() <= 1
+    grid = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0]
+    images = np.load(tmp_path / "y" / "samples.npz")["images"]
+    for i, image in enumerate(images):  # rows of the grid are (image, latent, decoded)
+        decoded = grid[68 * i :][:64:8, 2 * 68 :][:, :64:8]
+        assert np.abs(decoded.astype(int) - image[..., 0]).max() <= 1

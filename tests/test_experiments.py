@@ -1,4 +1,4 @@
-"""Published settings, by name: whether they are what the papers print, and whether each can be trained."""
+"""Experiments: settings as published, and one training step of each."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ EXPERIMENTS = options("experiment")
 CLASSIFIER = "adm_imagenet64_classifier"
 LATENT = ("digits_latent", "ldm_celebahq256", "ldm_imagenet256")
 
-# name: (batch, learning rate, T, steps of training), with where these are printed. T is None where there is no chain.
+# name: (batch size, learning rate, T, steps), with the source. T is None without diffusion.
 PUBLISHED = {
     # Ho et al. (2020), appendix B; scripts/run_cifar.py and run_lsun.py of hojonathanho/diffusion.
     "ddpm_cifar10": (128, 2e-4, 1000, 800_000),
     "ddpm_lsun": (64, 2e-5, 1000, 1_200_000),  # steps from memory
-    # Nichol & Dhariwal (2021), tables 1 and 2, and the flags in the README of openai/improved-diffusion.
+    # Nichol & Dhariwal (2021), tables 1 and 2; flags in the README of openai/improved-diffusion.
     "iddpm_cifar10": (128, 1e-4, 4000, 500_000),
     "iddpm_imagenet64": (128, 1e-4, 4000, 1_500_000),
     # Dhariwal & Nichol (2021), table 11.
@@ -29,15 +29,15 @@ PUBLISHED = {
     "adm_imagenet64_classifier": (1024, 6e-4, 1000, 300_000),  # table 12
     # Ho & Salimans (2022), section 4: the hyper-parameters of ADM; steps from memory.
     "cfg_imagenet64": (2048, 3e-4, 1000, 400_000),
-    # Rombach et al. (2022): the configs and, for the steps of KL-f8, the README of CompVis/latent-diffusion.
+    # Rombach et al. (2022): configs; steps of KL-f8 from the README of CompVis/latent-diffusion.
     "ldm_autoencoder": (24, 24 * 4.5e-6, None, 246_803),
     "ldm_celebahq256": (48, 48 * 2e-6, 1000, 410_000),
     "ldm_imagenet256": (1200, 1e-4, 1000, 178_000),
-    # Ho et al. (2022), cascaded diffusion models, appendix B; batch and T of the second stage from memory.
+    # Ho et al. (2022), Cascaded diffusion models, appendix B; batch and T of stage 2 from memory.
     "cascade_base32": (2048, 1e-4, 4000, 700_000),
     "cascade_32to64": (2048, 1e-4, 4000, 400_000),
     "cascade_64to256": (1024, 1e-4, 2000, 500_000),
-    # Ours: the default network, rate and length, which follow from the data, under the papers' choices of the chain.
+    # Small versions: network, rate and steps derived from the data, diffusion as in the papers.
     "digits_ddpm": (64, None, 100, None),
     "digits_iddpm": (64, None, 400, None),
     "digits_cfg": (64, None, 1000, None),
@@ -45,7 +45,7 @@ PUBLISHED = {
     "digits_cascade": (64, None, 1000, None),
 }
 
-# Schedule, prediction, variance, objective, conditioner and sampler, some of which data sets and codecs choose as well.
+# Schedule, prediction, variance, objective, conditioner and sampler.
 CHOICES = {
     "ddpm_cifar10": "linear Eps Beta Simple Unconditional DDPM",
     "ddpm_lsun": "linear Eps BetaTilde Simple Unconditional DDPM",
@@ -65,8 +65,8 @@ CHOICES = {
     "digits_cascade": "cosine Eps BetaTilde Simple LowRes DDIM",
 }
 
-# Millions of parameters, with the shape of what the network sees. Not here: ldm_imagenet256 (400 M), whose yaml says
-# why it has fewer, and those of which the papers give no number.
+# name: (millions of parameters, input shape of the network). Without ldm_imagenet256 (400 M), whose
+# yaml explains its smaller size, and without networks of which the papers give no size.
 PARAMETERS = {
     "ddpm_cifar10": (35.7, (3, 32, 32)),  # Ho et al. (2020), appendix B
     "ddpm_lsun": (114, (3, 256, 256)),
@@ -77,11 +77,11 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_is_what_was_published(name):
+def test_experiment_matches_publication(name):
     batch, rate, steps, length = PUBLISHED[name]
     config = composed(f"experiment={name}", "trainer.default_root_dir=DIR")
     if name in LATENT:
-        assert OmegaConf.is_missing(config.codec, "run"), "which only the user knows"
+        assert OmegaConf.is_missing(config.codec, "run"), "only the user can set it"
         config.codec.run = "DIR"
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert config.data.batch_size * config.trainer.accumulate_grad_batches == batch
@@ -89,7 +89,7 @@ def test_an_experiment_is_what_was_published(name):
     assert config.optimizer.weight_decay == (0.2 if name == CLASSIFIER else 0)
     assert config.trainer.max_steps == length and config.trainer.devices == 1
     if not name.startswith("digits"):
-        # Counted in batches; an interval that is no multiple of the accumulation would fall inside a step.
+        # In batches: validation must not fall between accumulated gradients.
         assert config.trainer.val_check_interval % config.trainer.accumulate_grad_batches == 0
         assert config.trainer.accelerator == "gpu" and config.lr_schedule._target_.endswith(
             ".Constant"
@@ -106,15 +106,13 @@ def test_an_experiment_is_what_was_published(name):
     assert config.callbacks.fid.every is None
     groups = ("schedule", "prediction", "variance", "objective", "conditioner", "sampler")
     assert " ".join(config[group]._target_.rpartition(".")[2] for group in groups) == CHOICES[name]
-    assert (config.sampler.clip is None) == (name in LATENT), (
-        "latents have no bounds, and pixels have"
-    )
+    assert (config.sampler.clip is None) == (name in LATENT), "only pixels are bounded"
     if not name.startswith("digits"):
         assert config.callbacks.ema.decay == 0.9999
         assert config.callbacks.fid.count == (10_000 if name == "iddpm_imagenet64" else 50_000)
 
 
-def test_every_experiment_is_in_the_tables():
+def test_tables_list_every_experiment():
     assert sorted(PUBLISHED) == EXPERIMENTS and {*PUBLISHED} - {*CHOICES} == {
         "ldm_autoencoder",
         CLASSIFIER,
@@ -122,18 +120,18 @@ def test_every_experiment_is_in_the_tables():
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_networks_are_as_large_as_published(name):
+def test_parameter_counts_match_publication(name):
     millions, shape = PARAMETERS[name]
     config = composed(f"experiment={name}")
-    told = instantiate(config.conditioner)(DataSpec(shape, 1000, 2 / 255, None))
+    conditioner = instantiate(config.conditioner)(DataSpec(shape, 1000, 2 / 255, None))
     with torch.device("meta"):
         network = instantiate(config.model)(
-            shape, outputs=instantiate(config.variance).outputs, **told.cond_dims
+            shape, outputs=instantiate(config.variance).outputs, **conditioner.cond_dims
         )
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.015)
 
 
-def test_words_typed_beside_an_experiment_win():
+def test_overrides_win_over_experiment():
     overrides = [
         "optimizer.lr=1",
         "conditioner=label",
@@ -158,7 +156,7 @@ def test_words_typed_beside_an_experiment_win():
     )
 
 
-def test_a_misspelt_experiment_is_refused_with_the_choices(typed):
+def test_unknown_experiment_is_rejected_with_choices(typed):
     status, _, error = typed("train", "experiment=ddpm_cifar")
     assert (
         status == 2
@@ -179,15 +177,15 @@ SHRUNK = (
     "callbacks.losses.every=1",
     "lr_schedule.warmup=0",
 )
-DRAWN = (
+SAMPLED = (
     "~callbacks.fid",
     "sampler.steps=2",
     "callbacks.sample_grid.rows=1",
     "callbacks.sample_grid.columns=2",
 )
-"""Of what diffuses: images are drawn at the end, and not measured."""
-# f = 4, so that latents of 256x256 are as large as in the papers
-FIRST = (
+"""Overrides for diffusion: sample at the end, without FID."""
+# Downsampling by 4, so that latents of 256x256 are as large as in the papers
+AUTOENCODER = (
     "model.multipliers=[1,1,1]",
     "system.perceptual=0",
     "system.start=0",
@@ -199,40 +197,40 @@ FIRST = (
 
 @pytest.fixture(scope="module")
 def trained(typed, tmp_path_factory):
-    """Takes one step of an experiment, shrunk, in a run that it returns."""
+    """Function that trains a shrunk experiment for one step and returns the run."""
 
     def train(name, *overrides):
-        config, where = composed(f"experiment={name}"), tmp_path_factory.mktemp(name)
+        config, folder = composed(f"experiment={name}"), tmp_path_factory.mktemp(name)
         overrides = [*SHRUNK, *overrides, "data.batch_size=2"]
         overrides += ["model.head_channels=8"] if config.model.get("head_channels") else []
         with pytest.MonkeyPatch.context() as patch:
             if "path" in config.data:
                 option = Path(config.data.path).name
                 option += str(config.data.resolution) * (option == "imagenet")
-                overrides += sets.overrides(option, where, patch, config.data.resolution)
+                overrides += sets.overrides(option, folder, patch, config.data.resolution)
             status, _, error = typed(
-                "train", f"experiment={name}", *overrides, f"hydra.run.dir={where}/r"
+                "train", f"experiment={name}", *overrides, f"hydra.run.dir={folder}/r"
             )
         assert status == 0, error
-        return where / "r"
+        return folder / "r"
 
     return train
 
 
 @pytest.fixture(scope="module")
 def autoencoders(trained, typed, tmp_path_factory):
-    """Makes, once, the run of a tiny autoencoder of one step for an experiment in latents."""
-    made: dict[bool, Path] = {}
+    """Function that returns the run of a tiny autoencoder, trained once, for latent experiments."""
+    runs: dict[bool, Path] = {}
 
     def make(digits):
-        if digits not in made and digits:
-            made[digits] = tmp_path_factory.mktemp("autoencoder") / "r"
-            overrides = ["system=autoencoder", "data.batch_size=2", f"hydra.run.dir={made[digits]}"]
+        if digits not in runs and digits:
+            runs[digits] = tmp_path_factory.mktemp("autoencoder") / "r"
+            overrides = ["system=autoencoder", "data.batch_size=2", f"hydra.run.dir={runs[digits]}"]
             status, _, error = typed("train", *SHRUNK, *overrides)
             assert status == 0, error
-        elif digits not in made:
-            made[digits] = trained("ldm_autoencoder", *FIRST)
-        return made[digits]
+        elif digits not in runs:
+            runs[digits] = trained("ldm_autoencoder", *AUTOENCODER)
+        return runs[digits]
 
     return make
 
@@ -254,7 +252,7 @@ OFTEN = (
         for name in EXPERIMENTS
     ],
 )
-def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
+def test_experiment_takes_a_step_and_samples(name, trained, autoencoders):
     if name == "ldm_autoencoder":
         run = autoencoders(digits=False)
         assert (run / "images" / "reconstructions-000001.png").is_file()
@@ -265,7 +263,7 @@ def test_every_experiment_takes_a_step_and_draws(name, trained, autoencoders):
         overrides = (
             [f"codec.run={autoencoders(name.startswith('digits'))}"] if name in LATENT else []
         )
-        run = trained(name, *DRAWN, *overrides)
+        run = trained(name, *SAMPLED, *overrides)
         assert (run / "images" / "samples-000001.png").is_file()
     content = torch.load(weights.checkpoint_files(run)[0], weights_only=True)
     assert content["global_step"] == 1

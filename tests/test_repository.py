@@ -1,13 +1,15 @@
-"""What must stay true of the code and the documents as such."""
+"""Rules for the code base: imports, file sizes, mutations, constraints."""
 
 import ast
 import graphlib
 import re
 import runpy
 import subprocess
+import sys
 
 import pytest
-from conftest import ROOT
+from conftest import CONFIGS, ROOT, _composed
+from omegaconf import OmegaConf
 
 PACKAGE = ROOT / "src" / "ddpm_lab"
 # Imports go down this list only.
@@ -76,7 +78,7 @@ def test_no_import_cycles():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
-def test_files_are_of_one_idea():
+def test_files_are_short():
     long = {
         str(file): count
         for file in PACKAGE.rglob("*.py")
@@ -92,7 +94,7 @@ def test_constraints_are_plain_pins():
     )
 
 
-def test_every_known_slip_can_still_be_made():
+def test_every_mutation_matches_the_code_once():
     script = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))
     mutants, spans = script["MUTANTS"], script["spans"]
     lost = [
@@ -103,8 +105,22 @@ def test_every_known_slip_can_still_be_made():
     assert lost == [] and len({mutant.name for mutant in mutants}) == len(mutants) >= 70
 
 
-def test_no_merge_is_left_half_done():
-    listed = subprocess.run(
+def test_no_merge_conflict_markers():
+    output = subprocess.run(
         ["git", "grep", "-lE", "^(<<<<<<<|>>>>>>>) "], cwd=ROOT, capture_output=True, text=True
     )
-    assert listed.stdout == "" and listed.returncode in (1, 128), "128: not a checkout"
+    assert output.stdout == "" and output.returncode in (1, 128), "128: not a checkout"
+
+
+def test_cached_compositions_equal_those_of_hydra():
+    overrides = ("experiment=digits_cfg", "optimizer.lr=1", "+guidance.extra=2")
+    code = f"""
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+with initialize_config_dir({str(CONFIGS)!r}, version_base="1.3"):
+    print(OmegaConf.to_yaml(compose("train", overrides={[*overrides]})), end="")
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    for _ in range(2):  # from files, then from the caches
+        config = _composed.__wrapped__("train", overrides)
+        assert OmegaConf.to_yaml(config) == process.stdout, process.stderr

@@ -1,4 +1,4 @@
-"""Runs as folders: ids, moved data, starts from weights, and folders that are something else."""
+"""Run directories: ids, moved data, starts from weights, and folders that are not runs."""
 
 import errno
 import json
@@ -49,12 +49,12 @@ def images(folder, classes=("a", "b"), count=24, shift=0):
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory, typed):
-    """A folder with images in `pics`, a run of them in `r`, its share in `s` and a folder of its samples in `drawn`."""
-    room = tmp_path_factory.mktemp("room")
-    images(room / "pics")
+def template(tmp_path_factory, typed):
+    """Folder with images in `pics`, a run on them in `r`, its share in `s`, samples in `drawn`."""
+    template = tmp_path_factory.mktemp("template")
+    images(template / "pics")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(room)
+        patch.chdir(template)
         overrides = ("data=folder", "data.path=pics", "conditioner=label", *Q, "hydra.run.dir=r")
         status, _, error = typed("train", *overrides)
         assert status == 0, error
@@ -70,20 +70,20 @@ def room(tmp_path_factory, typed):
             == 0
         )
         share("r", Path("s"))
-    return room
+    return template
 
 
 @pytest.fixture
-def there(room, tmp_path, monkeypatch):
-    """A copy of `room`, in which the test is, as if it had been made there."""
-    shutil.copytree(room, tmp_path / "room")
-    monkeypatch.chdir(tmp_path / "room")
+def workspace(template, tmp_path, monkeypatch):
+    """Copy of `template` as the working directory, with its run recorded under the new path."""
+    shutil.copytree(template, tmp_path / "template")
+    monkeypatch.chdir(tmp_path / "template")
     run_record.write_record(Path("r"), run_record.read_record("r").data)
     trusted_paths.remember_paths(OmegaConf.load("r/config.yaml"))
-    return tmp_path / "room"
+    return tmp_path / "template"
 
 
-def test_checkpoints_metrics_and_shares_carry_the_id_of_their_run(there, typed):
+def test_run_id_is_in_checkpoints_metrics_and_shares(workspace, typed):
     key = run_record.read_record("r").id
     assert len(key) == 16
     assert torch.load("r/checkpoints/step-000003.ckpt", weights_only=True)["run_id"] == key
@@ -100,7 +100,7 @@ def test_checkpoints_metrics_and_shares_carry_the_id_of_their_run(there, typed):
     assert run_record.read_record("r").id == key
 
 
-def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
+def test_resume_sets_aside_checkpoint_of_another_run(workspace, typed):
     overrides = (
         "data=folder",
         "data.path=pics",
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_run_is_set_aside(there, typed):
     ]
 
 
-def test_moved_data_is_named_for_training_and_measuring(there, typed):
+def test_resume_and_evaluate_accept_moved_data(workspace, typed):
     os.rename("pics", "moved")
     for verb, *overrides in (
         ("evaluate", "run=r", *CHEAP),
@@ -152,7 +152,7 @@ def resume_steps():
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("data.pth=x", "data has no key pth (did you mean path?)"),
         ("data.channels=1", "data.channels is part of what resume=r was trained with"),
@@ -160,17 +160,17 @@ def resume_steps():
         ("data=digits", "data is part of what resume=r was trained with"),
     ],
 )
-def test_words_are_checked_against_the_run(there, typed, word, told):
+def test_resume_overrides_are_checked_against_the_run(workspace, typed, word, message):
     status, _, error = typed("train", "resume=r", word)
-    assert status == 2 and told in error and error.count("\n") == 1, error
+    assert status == 2 and message in error and error.count("\n") == 1, error
 
 
-def test_a_relative_path_holds_in_another_directory(there, typed, monkeypatch):
-    (there / "sub").mkdir()
-    monkeypatch.chdir(there / "sub")
+def test_relative_data_path_works_from_another_directory(workspace, typed, monkeypatch):
+    (workspace / "sub").mkdir()
+    monkeypatch.chdir(workspace / "sub")
     assert typed("evaluate", "run=../r", *CHEAP)[0] == 0
     assert typed("train", "resume=../r", "trainer.max_steps=4")[0] == 0
-    monkeypatch.chdir(there)
+    monkeypatch.chdir(workspace)
     overrides = (
         "data=folder",
         "data.path=pics",
@@ -183,14 +183,14 @@ def test_a_relative_path_holds_in_another_directory(there, typed, monkeypatch):
     assert status == 0, error
 
 
-def test_other_data_is_refused_or_said(there, typed):
-    images(there / "more", count=26)
+def test_changed_data_is_rejected_or_warned_about(workspace, typed):
+    images(workspace / "more", count=26)
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=more")
     assert status == 2 and "24 training samples, and were 22" in error and "init=r" in error, error
-    images(there / "renamed", classes=("a", "c"))
+    images(workspace / "renamed", classes=("a", "c"))
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=renamed")
     assert status == 2 and "classes a, c, and were a, b" in error, error
-    images(there / "changed", shift=1)
+    images(workspace / "changed", shift=1)
     for verb, overrides in (
         ("evaluate", ("run=r", *CHEAP)),
         ("train", ("resume=r", "trainer.max_steps=4")),
@@ -201,10 +201,9 @@ def test_other_data_is_refused_or_said(there, typed):
         )
 
 
-def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
+def test_data_fingerprint_depends_on_content_only():
     data = digits()
-    known = data_check.data_fingerprint(data)
-    source = SimpleNamespace(__getitem__=None)
+    fingerprint = data_check.data_fingerprint(data)
 
     class Source:
         def __getitem__(self, index):
@@ -212,16 +211,16 @@ def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
 
     source = Source()
     streamed = MapSplit(source, torch.arange(data.train.size), data.train.shape, data.train.labels)
-    assert data_check._digest(streamed, 0) == known["train"]["sha256"]
-    for changed in (
+    assert data_check._digest(streamed, 0) == fingerprint["train"]["sha256"]
+    for other in (
         Images(data.train.pixels.flip(0), data.train.labels),
         Images(data.train.pixels, None),
     ):
-        assert data_check._digest(changed, 0) != known["train"]["sha256"]
+        assert data_check._digest(other, 0) != fingerprint["train"]["sha256"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("resume=s",), "resume=s holds weights without the state of the optimizer"),
         (("hydra.run.dir=s", *Q), "init=s to start from its weights"),
@@ -234,14 +233,14 @@ def test_a_fingerprint_is_of_content_and_not_of_places_or_times():
         (("resume=drawn",), "resume=drawn is no run"),
     ],
 )
-def test_training_goes_on_in_runs_only(there, typed, overrides, told):
-    before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
+def test_train_rejects_folders_that_are_not_runs(workspace, typed, overrides, message):
+    before = {file: file.read_bytes() for file in workspace.rglob("*") if file.is_file()}
     status, _, error = typed("train", *overrides)
-    assert status == 2 and told in error and error.count("\n") == 1, error
-    assert {file: file.read_bytes() for file in there.rglob("*") if file.is_file()} == before
+    assert status == 2 and message in error and error.count("\n") == 1, error
+    assert {file: file.read_bytes() for file in workspace.rglob("*") if file.is_file()} == before
 
 
-def test_a_folder_of_logs_is_as_good_as_empty(tmp_path):
+def test_check_vacant_ignores_logs_and_hidden_files(tmp_path):
     (tmp_path / "slurm-17.out").write_text("")
     (tmp_path / ".hidden").mkdir()
     resume.check_vacant(tmp_path)
@@ -250,7 +249,7 @@ def test_a_folder_of_logs_is_as_good_as_empty(tmp_path):
         resume.check_vacant(tmp_path)
 
 
-def test_a_run_starts_from_the_weights_of_another(there, typed):
+def test_init_starts_from_weights_of_another_run(workspace, typed):
     overrides = ("data=folder", "data.path=pics", "conditioner=label", *Q)
     overrides += ("+callbacks.ema._target_=ddpm_lab.callbacks.ema.EMA",)
     for source in ("s", "r"):
@@ -278,7 +277,7 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
         torch.allclose(average[name], first[f"denoiser.{name}"], atol=1e-6) for name in average
     )
     assert run_record.read_record("from-r").id != run_record.read_record("r").id
-    shutil.rmtree("r")  # is not needed any more
+    shutil.rmtree("r")  # resume does not need it
     assert typed("train", "resume=from-r", "trainer.max_steps=4")[0] == 0
     refused = {
         ("model.channels=16",): "8 there, 16 here; its model has model.channels=8",
@@ -286,15 +285,15 @@ def test_a_run_starts_from_the_weights_of_another(there, typed):
         ("conditioner=none",): "init=s was trained with conditioner=",
         ("system=classifier", "~callbacks.ema"): "init=s was trained with system=",
     }
-    for more, told in refused.items():
+    for more, message in refused.items():
         status, _, error = typed("train", *overrides, *more, "init=s", "hydra.run.dir=x")
-        assert status == 2 and told in error and error.count("\n") == 1, error
+        assert status == 2 and message in error and error.count("\n") == 1, error
     status, _, error = typed("train", *overrides, "init=nowhere", "hydra.run.dir=x")
     assert status == 2 and "nowhere is no run" in error
 
 
-@pytest.mark.parametrize("failing", [2, 3])
-def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, failing):
+@pytest.mark.parametrize("failing", [pytest.param(2, marks=pytest.mark.nightly), 3])
+def test_failed_final_save_is_an_error(workspace, typed, monkeypatch, failing):
     overrides = (
         "data=folder",
         "data.path=pics",
@@ -308,31 +307,32 @@ def test_a_save_that_fails_at_the_end_is_no_success(there, typed, monkeypatch, f
     )
     calls, save = [], torch.save
 
-    def full(content, file):
+    def save_on_full_disk(content, file):
         calls.append(file)
         if len(calls) >= failing:
             Path(file).write_bytes(b"part")
             raise OSError(errno.ENOSPC, "No space left on device")
         save(content, file)
 
-    monkeypatch.setattr(checkpoints.torch, "save", full)
+    monkeypatch.setattr(checkpoints.torch, "save", save_on_full_disk)
     status, out, error = typed("train", *overrides)
-    kept = f"step-{2 * (failing - 1):06d}.ckpt"
+    last = f"step-{2 * (failing - 1):06d}.ckpt"
     assert (
         status == 3
-        and f"error: step 6: no checkpoint could be saved (No space left on device); the last is {kept}"
+        and "error: step 6: no checkpoint could be saved (No space left on device); "
+        f"the last is {last}"
         in error
     )
     assert "saved in" not in out + error and not Path("full/metrics.json").exists()
     assert [file.name for file in Path("full/checkpoints").iterdir()][-1:] and list_checkpoints(
         Path("full/checkpoints")
-    )[0].name == kept
+    )[0].name == last
     monkeypatch.undo()
-    os.chdir(there)
+    os.chdir(workspace)
     assert typed("train", *overrides)[0] == 0 and Path("full/metrics.json").exists()
 
 
-def test_a_signal_whose_save_fails_claims_nothing(there, typed, monkeypatch):
+def test_failed_save_on_sigterm_is_reported(workspace, typed, monkeypatch):
     overrides = (
         "data=folder",
         "data.path=pics",
@@ -346,31 +346,31 @@ def test_a_signal_whose_save_fails_claims_nothing(there, typed, monkeypatch):
     )
     save = torch.save
 
-    def full(content, file):
+    def save_on_read_only_disk(content, file):
         if content["global_step"] > 2:
             raise OSError(errno.EROFS, "Read-only file system")
         save(content, file)
 
-    def told(self, trainer, *_):
+    def send_signal(self, trainer, *_):
         if trainer.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(checkpoints.torch, "save", full)
-    monkeypatch.setattr(checkpoints.Checkpoints, "on_train_batch_start", told)
+    monkeypatch.setattr(checkpoints.torch, "save", save_on_read_only_disk)
+    monkeypatch.setattr(checkpoints.Checkpoints, "on_train_batch_start", send_signal)
     status, _, error = typed("train", *overrides)
     assert status == 143 and "stopped by SIGTERM at step 3; the last checkpoint is " in error, error
     assert "saved in" not in error and "step-000002.ckpt; the same command goes on" in error, error
 
 
-class Steps(list):
-    """A logger."""
+class Logger(list):
+    """Logger that keeps the metrics of each report, without the speed."""
 
     def log_metrics(self, metrics, step):
         self.append({name: value for name, value in metrics.items() if name != "images_per_second"})
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_losses_of_any_shape_are_taken_up_between_reports(weighted):
+def test_losses_resume_between_reports(weighted):
     torch.manual_seed(0)
     batches = []
     for i in range(11):
@@ -386,12 +386,12 @@ def test_losses_of_any_shape_are_taken_up_between_reports(weighted):
         )
 
     def reports(stop):
-        seen = Steps()
+        logger = Logger()
         trainer = SimpleNamespace(
             global_rank=0,
             world_size=1,
             global_step=0,
-            loggers=[seen],
+            loggers=[logger],
             strategy=SimpleNamespace(reduce=lambda x, **_: x),
             optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1, "initial_lr": 0.1}])],
         )
@@ -410,7 +410,7 @@ def test_losses_of_any_shape_are_taken_up_between_reports(weighted):
             trainer.global_step = i + 1
             callback.on_train_batch_start()
             callback.on_train_batch_end(trainer, system, batch, None, i)
-        return [*seen]
+        return [*logger]
 
     whole = reports(None)
     assert len(whole) == 2 and "train/hinge" in whole[1] and "train/hinge" not in whole[0]
@@ -418,14 +418,14 @@ def test_losses_of_any_shape_are_taken_up_between_reports(weighted):
 
 
 @pytest.mark.parametrize("key", FIXED)
-def test_keys_of_the_trainer_that_work_against_ours_are_refused(key):
+def test_fixed_trainer_keys_are_rejected(key):
     value = {bool: not FIXED[key][0], int: 3}.get(type(FIXED[key][0]), 3)
     with pytest.raises(UserError, match=rf"trainer\.{key}={value} is not supported: \w+"):
         check_keys(OmegaConf.create({key: value}))
     check_keys(OmegaConf.create({key: FIXED[key][0]}))
 
 
-def test_every_choice_of_the_trainer_has_keys_that_work():
+def test_trainer_options_pass_key_check():
     for choice in ("cpu", "gpu", "ddp", "debug", "slurm"):
         check_keys(composed(f"trainer={choice}").trainer)
     with pytest.raises(
@@ -434,7 +434,7 @@ def test_every_choice_of_the_trainer_has_keys_that_work():
         check_keys(OmegaConf.create({"max_step": 3}))
 
 
-def test_what_the_data_decides_is_that_of_the_run():
+def test_resume_adopts_derived_values_of_the_run():
     model = {"channels": 8, "multipliers": [1, 2], "attention": None, "dropout": 0.1}
     rest = {"optimizer": {"lr": 1e-3}, "trainer": {"max_steps": 70}, "compile": "default"}
     saved = OmegaConf.create({"model": model, **rest})
@@ -454,11 +454,11 @@ def test_what_the_data_decides_is_that_of_the_run():
         resume.check_same_config(saved, config, Path("r"))
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
-    def none(*_):
+def test_missing_file_locks_are_logged(tmp_path, monkeypatch, caplog):
+    def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(atomic_io.fcntl, "lockf", none)
+    monkeypatch.setattr(atomic_io.fcntl, "lockf", fail)
     with atomic_io.directory_lock(tmp_path, "training"):
         assert "cannot be locked (No locks available)" in caplog.text and not atomic_io.is_locked(
             tmp_path

@@ -1,4 +1,4 @@
-"""Models in two stages, typed as a user types them: latents, and cascades."""
+"""Commands for models of several stages: latent diffusion and cascades."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAST, options, there_and_back
+from conftest import FAST, assert_decode_inverts_encode, options
 from PIL import Image
 
 from ddpm_lab.config.instantiate import build
@@ -15,6 +15,7 @@ from ddpm_lab.data.datasets import Images, to_uint8
 from ddpm_lab.evaluation.extractors import digits
 from ddpm_lab.evaluation.fid import FIDEvaluator, indexed_batches
 from ddpm_lab.runs import run_config, weights
+from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.codecs import Latents
 
 SMALL = (
@@ -27,97 +28,97 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, typed):
-    """Autoencoders of ten steps, by name, and a diffusion model in the latents of one."""
-    where = tmp_path_factory.mktemp("made")
+def latent_runs(tmp_path_factory, typed):
+    """Folder with runs of ten steps: autoencoders `kl` and `vq`, and `latent` diffusion on `kl`."""
+    folder = tmp_path_factory.mktemp("two-stage")
     for name in ("kl", "vq"):
         overrides = [
             "system=autoencoder",
             f"model=autoencoder_{name}",
             "callbacks.reconstructions.every=5",
         ]
-        status, said, error = typed("train", *SMALL, *overrides, f"hydra.run.dir={where}/{name}")
+        status, output, error = typed("train", *SMALL, *overrides, f"hydra.run.dir={folder}/{name}")
         assert status == 0, error
-        (where / name / "stdout").write_text(said)
-    overrides = ["codec=autoencoder", f"codec.run={where}/kl"]
-    status, _, error = typed("train", *FAST, *overrides, f"hydra.run.dir={where}/latent")
+        (folder / name / "stdout").write_text(output)
+    overrides = ["codec=autoencoder", f"codec.run={folder}/kl"]
+    status, _, error = typed("train", *FAST, *overrides, f"hydra.run.dir={folder}/latent")
     assert status == 0, error
-    return where
+    return folder
 
 
-def test_an_autoencoder_shows_and_measures_what_it_restores(made):
+def test_autoencoder_writes_reconstructions_and_metrics(latent_runs):
     for name in ("kl", "vq"):
-        found = json.loads((made / name / "metrics.json").read_text())
+        metrics = json.loads((latent_runs / name / "metrics.json").read_text())
         assert (
-            found["psnr"] > 5
-            and -1 <= found["ssim"] <= 1
-            and found["rfid"] > 0
-            and found["training"]["steps"] == 10
+            metrics["psnr"] > 5
+            and -1 <= metrics["ssim"] <= 1
+            and metrics["rfid"] > 0
+            and metrics["training"]["steps"] == 10
         )
-        assert ("codes_used" in found) == (name == "vq") and 0 < found.get("codes_used", 1) <= 1
-        assert {file.name for file in (made / name / "images").iterdir()} == {
+        assert ("codes_used" in metrics) == (name == "vq") and 0 < metrics.get("codes_used", 1) <= 1
+        assert {file.name for file in (latent_runs / name / "images").iterdir()} == {
             "reconstructions-000005.png",
             "reconstructions-000010.png",
             "losses.png",
         }
-        said = (made / name / "stdout").read_text()
+        output = (latent_runs / name / "stdout").read_text()
         assert (
-            "PSNR" in said
-            and f"python train.py data.batch_size=16 codec=autoencoder codec.run={made / name}"
-            in said
+            "PSNR" in output
+            and "python train.py data.batch_size=16 codec=autoencoder "
+            f"codec.run={latent_runs / name}"
+            in output
         )
-        assert "eval/psnr" in (made / name / "metrics.csv").read_text()
-        image = Image.open(made / name / "images" / "reconstructions-000010.png")
+        assert "eval/psnr" in (latent_runs / name / "metrics.csv").read_text()
+        image = Image.open(latent_runs / name / "images" / "reconstructions-000010.png")
         pixels = np.asarray(image)[4:, 4:, 0]
-        given = build(run_config.load_config(str(made / name)), "data").test.pixels[20]
-        assert np.array_equal(pixels[2 * 68 :][:64:8, :64:8], given[0]), (
-            "each row above its reconstruction"
+        original = build(run_config.load_config(str(latent_runs / name)), "data").test.pixels[20]
+        assert np.array_equal(pixels[2 * 68 :][:64:8, :64:8], original[0]), (
+            "images are above their reconstructions"
         )
         assert image.width > 20 * 64 and len(np.unique(pixels)) > 16
 
 
-def test_what_it_measures_is_what_it_says(made):
-    saved = run_config.load_config(str(made / "kl"))
+def test_autoencoder_metrics_match_recomputation(latent_runs):
+    saved = run_config.load_config(str(latent_runs / "kl"))
     data = build(saved, "data")
-    system, _, _ = load._restored(str(made / "kl"), saved, "AutoencoderSystem")
-    found, _ = system.reconstruct(data.test.x0)
-    mse = (found - data.test.x0).square().mean((1, 2, 3))
-    metrics = json.loads((made / "kl" / "metrics.json").read_text())
+    autoencoder = RunDir(str(latent_runs / "kl")).load_autoencoder().eval()
+    with torch.no_grad():
+        images = autoencoder.decode(autoencoder.encode(data.test.x0, torch.zeros_like).z)
+    mse = (images - data.test.x0).square().mean((1, 2, 3))
+    metrics = json.loads((latent_runs / "kl" / "metrics.json").read_text())
     assert metrics["psnr"] == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), abs=1e-3)
     evaluator = FIDEvaluator(digits(), data.test)
     assert metrics["rfid"] == pytest.approx(
-        evaluator(indexed_batches(Images(to_uint8(found), None)), len(found))["fid"], rel=1e-3
+        evaluator(indexed_batches(Images(to_uint8(images), None)), len(images))["fid"], rel=1e-3
     )
     assert metrics["training"]["val_loss"] == pytest.approx(
-        (found - data.test.x0).abs().mean().item(), rel=0.2
+        (images - data.test.x0).abs().mean().item(), rel=0.2
     )
-    columns = (made / "kl" / "metrics.csv").read_text().splitlines()[0].split(",")
+    columns = (latent_runs / "kl" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/l1", "train/penalty"} <= {*columns}
 
 
-def test_the_scale_of_latents_is_measured_over_the_training_split(
-    made, typed, tmp_path, monkeypatch
-):
-    seen = []
-    monkeypatch.setattr(Latents, "measure", lambda self, data: seen.append(len(data[0])))
+def test_latent_scale_is_measured_on_training_split(latent_runs, typed, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(Latents, "measure", lambda self, data: sizes.append(len(data[0])))
     overrides = [
         "codec=autoencoder",
-        f"codec.run={made}/kl",
+        f"codec.run={latent_runs}/kl",
         "callbacks=classifier",
         "trainer.max_steps=1",
     ]
-    assert typed("train", *SMALL, *overrides, f"hydra.run.dir={tmp_path}/r")[0] == 0 and seen == [
+    assert typed("train", *SMALL, *overrides, f"hydra.run.dir={tmp_path}/r")[0] == 0 and sizes == [
         1437
     ]
 
 
-def test_accumulated_gradients_draw_no_image_twice(typed, tmp_path):
+def test_gradient_accumulation_writes_reconstructions_once_per_step(typed, tmp_path):
     overrides = [
         "system=autoencoder",
         "callbacks.reconstructions.every=2",
         "trainer.accumulate_grad_batches=3",
     ]
-    status, said, _ = typed(
+    status, output, _ = typed(
         "train",
         *SMALL,
         *overrides,
@@ -126,14 +127,14 @@ def test_accumulated_gradients_draw_no_image_twice(typed, tmp_path):
         "trainer.max_steps=4",
         f"hydra.run.dir={tmp_path}/r",
     )
-    assert status == 0 and "rFID will not be measured: " in said
+    assert status == 0 and "rFID will not be measured: " in output
     names = sorted(file.name for file in (tmp_path / "r" / "images").glob("rec*"))
     assert names == ["reconstructions-000002.png", "reconstructions-000004.png"]
 
 
-def test_a_latent_model_draws_images_and_keeps_only_the_scale_of_its_latents(made, typed, tmp_path):
-    trained = f"run={made}/latent"
-    content = torch.load(weights.checkpoint_files(made / "latent")[0], weights_only=True)[
+def test_latent_model_samples_images_and_saves_only_latent_scale(latent_runs, typed, tmp_path):
+    trained = f"run={latent_runs}/latent"
+    content = torch.load(weights.checkpoint_files(latent_runs / "latent")[0], weights_only=True)[
         "state_dict"
     ]
     assert {name for name in content if name.startswith("codec")} == {
@@ -144,12 +145,12 @@ def test_a_latent_model_draws_images_and_keeps_only_the_scale_of_its_latents(mad
     status, _, error = typed("sample", trained, "count=3", f"hydra.run.dir={tmp_path}/s")
     assert status == 0, error
     assert np.load(tmp_path / "s" / "samples.npz")["images"].shape == (3, 8, 8, 1)
-    there_and_back(typed, trained, tmp_path)
+    assert_decode_inverts_encode(typed, trained, tmp_path)
     assert np.load(tmp_path / "x" / "x_T.npz")["x_T"].shape == (2, 4, 4, 4)
-    shown = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0][:64:8, :64:8]
+    grid = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0][:64:8, :64:8]
     assert np.array_equal(
-        shown, build(run_config.load_config(f"{made}/latent"), "data").test.pixels[0, 0]
-    ), "as it was given"
+        grid, build(run_config.load_config(f"{latent_runs}/latent"), "data").test.pixels[0, 0]
+    ), "the grid begins with the image itself"
     assert (
         typed("sample", trained, "mode=interpolate", "count=1", f"hydra.run.dir={tmp_path}/i")[0]
         == 0
@@ -167,18 +168,16 @@ def test_a_latent_model_draws_images_and_keeps_only_the_scale_of_its_latents(mad
     )
 
 
-def test_a_run_is_read_with_the_autoencoder_that_it_was_trained_with_and_no_other(
-    made, typed, tmp_path
-):
-    there = tmp_path / "kl"
-    overrides = ["codec=autoencoder", f"codec.run={there}", "callbacks=classifier"]
-    shutil.copytree(made / "kl", there)
+def test_latent_run_requires_its_own_autoencoder(latent_runs, typed, tmp_path):
+    codec = tmp_path / "kl"
+    overrides = ["codec=autoencoder", f"codec.run={codec}", "callbacks=classifier"]
+    shutil.copytree(latent_runs / "kl", codec)
     status, _, error = typed("train", *SMALL, *overrides, f"hydra.run.dir={tmp_path}/r")
     assert status == 0, error
-    shutil.rmtree(there)
+    shutil.rmtree(codec)
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1")
-    assert status == 2 and f"codec.run={there} is no run" in error
-    shutil.copytree(made / "kl", tmp_path / "moved")
+    assert status == 2 and f"codec.run={codec} is no run" in error
+    shutil.copytree(latent_runs / "kl", tmp_path / "moved")
     moved = f"codec.run={tmp_path}/moved"
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1", moved)
     assert status == 0, error
@@ -192,26 +191,24 @@ def test_a_run_is_read_with_the_autoencoder_that_it_was_trained_with_and_no_othe
     )
 
 
-def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_made(
-    made, typed, tmp_path
-):
-    shutil.copytree(made / "kl", tmp_path / "kl")
+def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_path):
+    shutil.copytree(latent_runs / "kl", tmp_path / "kl")
     file = weights.checkpoint_files(tmp_path / "kl")[0]
     content = torch.load(file, weights_only=True)
     overrides = ["codec=autoencoder", f"codec.run={tmp_path}/kl", f"hydra.run.dir={tmp_path}/r"]
-    for value, told in (
+    for value, message in (
         (float("nan"), "step-000010.ckpt has weights that are not finite numbers"),
-        (3e38, "makes latents whose channels have standard deviations ["),
+        (3e38, ": the channels of its latents have standard deviations ["),
     ):
         content["state_dict"]["autoencoder.quant_conv.2.weight"][0] = value
         torch.save(content, file)
         status, _, error = typed("train", *SMALL, *overrides)
-        assert status == 2 and f"codec.run={tmp_path}/kl" in error and told in error
+        assert status == 2 and f"codec.run={tmp_path}/kl" in error and message in error
         assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(
-    ("verb", "overrides", "told"),
+    ("verb", "overrides", "message"),
     [
         ("train", ["codec=autoencoder"], "codec.run must be given"),
         ("train", ["codec=autoencoder", "codec.run=nowhere"], "codec.run=nowhere is no run"),
@@ -223,7 +220,8 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "data=synthetic"],
-            "codec.run=MADE/kl was trained on data of shape (1, 8, 8), and this data has (3, 16, 16)",
+            "codec.run=MADE/kl was trained on data of shape (1, 8, 8), and this data has (3, "
+            "16, 16)",
         ),
         (
             "train",
@@ -238,7 +236,8 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "conditioner=low_res"],
-            "conditioner=low_res lays a image beside what is drawn, which codec=latents makes 4x4x4",
+            "conditioner=low_res lays a image beside what is drawn, which codec=latents makes "
+            "4x4x4",
         ),
         ("train", ["system=autoencoder", "callbacks=default"], "EMA is not for an autoencoder"),
         (
@@ -267,12 +266,14 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
         (
             "sample",
             ["run=MADE/latent", "codec=pixels"],
-            "codec is part of what run=MADE/latent was trained with; of codec, only run can be changed",
+            "codec is part of what run=MADE/latent was trained with; of codec, only run can be "
+            "changed",
         ),
         (
             "sample",
             ["run=MADE/latent", "codec=autoencoder", "codec.run=MADE/kl"],
-            "codec=autoencoder also chooses prediction, which only train.py can; try codec.KEY=... alone",
+            "codec=autoencoder also chooses prediction, which only train.py can; try "
+            "codec.KEY=... alone",
         ),
         (
             "sample",
@@ -296,24 +297,33 @@ def test_an_autoencoder_whose_weights_are_no_numbers_is_refused_before_a_run_is_
         ),
     ],
 )
-def test_what_latents_cannot_do_is_refused(verb, overrides, told, made, typed, tmp_path):
-    overrides = [word.replace("MADE", str(made)) for word in overrides]
+def test_invalid_latent_override_is_explained(
+    verb, overrides, message, latent_runs, typed, tmp_path
+):
+    overrides = [word.replace("MADE", str(latent_runs)) for word in overrides]
     status, _, error = typed(
         verb, *overrides, *([f"hydra.run.dir={tmp_path}/r"] if verb == "train" else [])
     )
     assert (
-        status == 2 and error.startswith("error: ") and told.replace("MADE", str(made)) in error
+        status == 2
+        and error.startswith("error: ")
+        and message.replace("MADE", str(latent_runs)) in error
     ), error
     assert not (tmp_path / "r").exists()
 
 
+AUTOENCODERS = [name for name in options("model") if name.startswith("autoencoder")]
+
+
 @pytest.mark.parametrize(
-    "model", [name for name in options("model") if name.startswith("autoencoder")]
+    ("model", "overrides"),
+    [
+        *((model, ["data=synthetic"]) for model in AUTOENCODERS),
+        ("autoencoder_vq", ["system.adversarial=0.5"]),
+        pytest.param("autoencoder_kl", ["system.adversarial=0.5"], marks=pytest.mark.nightly),
+    ],
 )
-@pytest.mark.parametrize(
-    "overrides", [["data=synthetic"], ["system.adversarial=0.5"]], ids=" ".join
-)
-def test_every_autoencoder_takes_a_step(model, overrides, typed, tmp_path):
+def test_autoencoder_takes_a_step(model, overrides, typed, tmp_path):
     steps = [
         "trainer.max_steps=1",
         "callbacks.reconstructions.rows=1",
@@ -333,54 +343,55 @@ def test_every_autoencoder_takes_a_step(model, overrides, typed, tmp_path):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, typed):
-    """A model of digits of 4x4 and one that enlarges them, of ten steps each."""
-    where = tmp_path_factory.mktemp("chain")
+    """Folder with runs of ten steps: `base` of 4x4 digits and `large`, which enlarges them."""
+    folder = tmp_path_factory.mktemp("chain")
     for name, overrides in {
         "base": ["data.resolution=4"],
         "large": ["conditioner=low_res"],
     }.items():
-        status, said, error = typed("train", *FAST, *overrides, f"hydra.run.dir={where}/{name}")
+        status, output, error = typed("train", *FAST, *overrides, f"hydra.run.dir={folder}/{name}")
         assert status == 0, error
-        assert ("FID will not be measured" in said) == (name == "base")
-    return where
+        assert ("FID will not be measured" in output) == (name == "base")
+    return folder
 
 
-def drawn(folder):
+def samples(folder):
     return np.load(folder / "samples.npz")
 
 
-def test_a_cascade_is_drawn_and_kept_stage_by_stage(chain, typed, tmp_path):
+def test_cascade_samples_are_saved_by_stage(chain, typed, tmp_path):
     overrides = [f"cascade=[{chain}/base,{chain}/large]", "count=5", "seed=3"]
-    status, said, error = typed("sample", *overrides, f"hydra.run.dir={tmp_path}/c")
-    assert status == 0 and str(tmp_path / "c" / "stage-1") in said, error
-    small, large = drawn(tmp_path / "c" / "stage-1"), drawn(tmp_path / "c")
+    status, output, error = typed("sample", *overrides, f"hydra.run.dir={tmp_path}/c")
+    assert status == 0 and str(tmp_path / "c" / "stage-1") in output, error
+    small, large = samples(tmp_path / "c" / "stage-1"), samples(tmp_path / "c")
     assert small["images"].shape == (5, 4, 4, 1) and large["images"].shape == (5, 8, 8, 1)
     assert small["labels"].tolist() == large["labels"].tolist() == [0, 1, 2, 3, 4]
     for folder in (tmp_path / "c", tmp_path / "c" / "stage-1"):
         assert (folder / "grid.png").is_file() and len(list((folder / "images").iterdir())) == 5
 
-    # One stage after another, from what was saved.
+    # One command per stage, from saved samples, gives the same images.
     assert (
         typed("sample", f"run={chain}/base", *overrides[1:], f"hydra.run.dir={tmp_path}/a")[0] == 0
     )
-    assert np.array_equal(drawn(tmp_path / "a")["images"], small["images"])
-    for given, more in ((tmp_path / "a", []), (tmp_path / "a" / "images", ["label=[0,1,2,3,4]"])):
+    assert np.array_equal(samples(tmp_path / "a")["images"], small["images"])
+    for source, more in ((tmp_path / "a", []), (tmp_path / "a" / "images", ["label=[0,1,2,3,4]"])):
         status, _, error = typed(
             "sample",
             f"run={chain}/large",
             "seed=3",
-            f"input={given}",
+            f"input={source}",
             *more,
             f"hydra.run.dir={tmp_path}/b",
         )
         assert status == 0, error
-        assert np.array_equal(drawn(tmp_path / "b")["images"], large["images"])
+        assert np.array_equal(samples(tmp_path / "b")["images"], large["images"])
         shutil.rmtree(tmp_path / "b")
 
 
-def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
+def test_cascade_stages_have_own_overrides(chain, typed, tmp_path):
     overrides = [
-        f"cascade=['{chain}/base sampler=ddpm sampler.steps=2','{chain}/large conditioner.noise_level=0.1']",
+        f"cascade=['{chain}/base sampler=ddpm sampler.steps=2','{chain}/large "
+        f"conditioner.noise_level=0.1']",
         "count=4",
     ]
     status, _, error = typed(
@@ -399,7 +410,7 @@ def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
         == 0
     )
     assert np.array_equal(
-        drawn(tmp_path / "c" / "stage-1")["images"], drawn(tmp_path / "a")["images"]
+        samples(tmp_path / "c" / "stage-1")["images"], samples(tmp_path / "a")["images"]
     )
     assert (
         typed(
@@ -411,14 +422,14 @@ def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
         )[0]
         == 0
     )
-    assert np.array_equal(drawn(tmp_path / "c")["images"], drawn(tmp_path / "b")["images"])
+    assert np.array_equal(samples(tmp_path / "c")["images"], samples(tmp_path / "b")["images"])
     status, _, error = typed(
         "evaluate", *overrides[:1], "count=20", "sampler.steps=1", f"hydra.run.dir={tmp_path}/e"
     )
     assert status == 0, error
     protocol = json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]
-    (before,) = protocol["after"]
-    assert (before["sampler"]["name"], before["steps"], before["run"]) == (
+    (first,) = protocol["after"]
+    assert (first["sampler"]["name"], first["steps"], first["run"]) == (
         "DDPM",
         2,
         f"{chain}/base (ema)",
@@ -430,7 +441,7 @@ def test_each_stage_of_a_cascade_has_words_of_its_own(chain, typed, tmp_path):
     )
 
 
-def test_options_of_hydra_stand_beside_a_cascade(chain, typed):
+def test_cascade_accepts_hydra_flags(chain, typed):
     overrides = [
         f"cascade=[{chain}/base,'{chain}/large conditioner.noise_level=0.1 sampler.steps=7']"
     ]
@@ -438,16 +449,16 @@ def test_options_of_hydra_stand_beside_a_cascade(chain, typed):
         ["--cfg", "job", *overrides, "conditioner.noise_level=0.2"],
         ["conditioner.noise_level=0.2", *overrides, "--cfg", "job"],
     ):
-        status, said, error = typed("sample", *order)
+        status, output, error = typed("sample", *order)
         assert (
             status == 0
-            and f"run: {chain}/large" in said
-            and "level: 0.2" in said
-            and "steps: 7" in said
+            and f"run: {chain}/large" in output
+            and "level: 0.2" in output
+            and "steps: 7" in output
         ), error
 
 
-def test_a_sweep_over_a_cascade_offers_each_cell_the_same(chain, typed, tmp_path):
+def test_cascade_sweep_runs_each_job(chain, typed, tmp_path):
     overrides = [
         f"cascade=[{chain}/base,{chain}/large]",
         "conditioner.noise_level=0,0.5",
@@ -456,26 +467,28 @@ def test_a_sweep_over_a_cascade_offers_each_cell_the_same(chain, typed, tmp_path
     status, _, error = typed("sample", "-m", *overrides, f"hydra.sweep.dir={tmp_path}")
     assert status == 0, error
     a, b = (
-        drawn(next(tmp_path.glob(f"conditioner.noise_level-{level}-*"))) for level in ("0", "0.5")
+        samples(next(tmp_path.glob(f"conditioner.noise_level-{level}-*"))) for level in ("0", "0.5")
     )
     assert a["images"].shape == b["images"].shape and not np.array_equal(a["images"], b["images"])
 
 
-@pytest.mark.parametrize("truncated_conditioning", ["false", "true"])
-def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain, typed, tmp_path):
+@pytest.mark.parametrize(
+    "truncated_conditioning", [pytest.param("false", marks=pytest.mark.nightly), "true"]
+)
+def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, typed, tmp_path):
     overrides = [
         f"cascade=[{chain}/base,{chain}/large]",
         f"conditioner.truncated_conditioning={truncated_conditioning}",
         "count=40",
     ]
-    status, said, error = typed(
+    status, output, error = typed(
         "evaluate",
         *overrides,
         "sweep=conditioner.noise_level",
         "values=[0,0.4]",
         f"hydra.run.dir={tmp_path}/r",
     )
-    assert status == 0 and "conditioner.noise_level" in said, error
+    assert status == 0 and "conditioner.noise_level" in output, error
     zero, noisy = json.loads((tmp_path / "r" / "metrics.json").read_text())["values"]
     assert (
         zero["protocol"]["noise_level"] == 0
@@ -485,28 +498,28 @@ def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain,
     status, _, _ = typed(
         "evaluate", *overrides, "conditioner.noise_level=0.4", f"hydra.run.dir={tmp_path}/e"
     )
-    alone = json.loads((tmp_path / "e" / "metrics.json").read_text())
-    assert status == 0 and alone["fid"] == pytest.approx(noisy["fid"], rel=1e-4)
-    assert alone["protocol"] == noisy["protocol"]
+    single = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert status == 0 and single["fid"] == pytest.approx(noisy["fid"], rel=1e-4)
+    assert single["protocol"] == noisy["protocol"]
 
 
 @pytest.mark.parametrize(
-    ("verb", "overrides", "told"),
+    ("verb", "overrides", "message"),
     [
         (
             "sample",
             ["cascade=[C/large,C/base]"],
-            "stage 2 enlarges nothing; it must be trained with cond",
+            "stage 2 does not upsample; it must be trained with cond",
         ),
         (
             "sample",
             ["cascade=[C/large,C/large]"],
-            "stage 1 draws images of 1x8x8, and stage 2 enlarges those of",
+            "stage 1 samples images of 1x8x8, and stage 2 upsamples",
         ),
         (
             "evaluate",
             ["cascade=[C/large,C/large]"],
-            "draws images of 1x8x8, and stage 2 enlarges those of 1x4x4",
+            "samples images of 1x8x8, and stage 2 upsamples 1x4x4",
         ),
         ("sample", ["cascade=[nowhere,C/large]"], "run=nowhere is no run"),
         (
@@ -571,7 +584,8 @@ def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain,
         (
             "sample",
             ["run=C/large", "conditioner.noise_level=0.6"],
-            "conditioner.noise_level must be at most max_noise_level=0.5, that of training (got 0.6)",
+            "conditioner.noise_level must be at most max_noise_level=0.5, that of training "
+            "(got 0.6)",
         ),
         (
             "sample",
@@ -622,7 +636,7 @@ def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain,
         (
             "sample",
             ["run=C/base", "input=train"],
-            "input=train is for a model that enlarges images",
+            "input=train is for a model that upsamples images",
         ),
         ("sample", ["run=C/large", "input=EMPTY"], "input=EMPTY contains no images"),
         (
@@ -639,7 +653,7 @@ def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain,
         (
             "sample",
             ["run=C/large", "input=SMALL", "label=11"],
-            "label=11 is not among the labels of this model",
+            "label=11 is not a label of this model",
         ),
         ("sample", ["run=C/large", "input=nowhere"], "input=nowhere is not there"),
         (
@@ -664,8 +678,8 @@ def test_a_report_sweeps_the_level_after_training(truncated_conditioning, chain,
         ),
     ],
 )
-def test_what_a_cascade_cannot_do_is_refused(
-    verb, overrides, told, chain, typed, tmp_path, monkeypatch
+def test_invalid_cascade_override_is_explained(
+    verb, overrides, message, chain, typed, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     for folder, sizes in {"EMPTY": (), "WRONG": (4, 8), "COLOUR": (4,), "SMALL": (4,)}.items():
@@ -677,6 +691,6 @@ def test_what_a_cascade_cannot_do_is_refused(
     overrides = [word.replace("C/", f"{chain}/") for word in overrides]
     status, _, error = typed(verb, *overrides, *(["hydra.run.dir=out"] if verb == "train" else []))
     assert (
-        status == 2 and error.startswith("error: ") and told.replace("C/", f"{chain}/") in error
+        status == 2 and error.startswith("error: ") and message.replace("C/", f"{chain}/") in error
     ), error
     assert "Traceback" not in error and not Path("out").exists() and error.count("\n") <= 2

@@ -1,6 +1,6 @@
-"""What users do one after the other, for every kind of data and of system, on tiny runs that are trained once.
+"""Sequences of commands for every kind of data and of system, on tiny runs that are trained once.
 
-`.venv/bin/python tests/test_user_paths.py` writes docs/user-paths.md, the table of it.
+`.venv/bin/python tests/test_user_paths.py` writes docs/user-paths.md, the table of these tests.
 """
 
 import io
@@ -39,14 +39,14 @@ TINY = [
     "callbacks.checkpoints.every=2",
     "callbacks.losses.every=3",
 ]
-DRAWS = [
+SAMPLES = [
     "sampler.steps=2",
     "callbacks.sample_grid.every=4",
     "callbacks.sample_grid.rows=1",
     "callbacks.sample_grid.columns=2",
     "callbacks.fid.count=20",
 ]
-UNET = [*TINY, *DRAWS, "model=unet_small", "model.multipliers=[1]"]
+UNET = [*TINY, *SAMPLES, "model=unet_small", "model.multipliers=[1]"]
 OWN = [*UNET, "extractor=none"]
 DATA = {
     "digits": UNET,
@@ -73,7 +73,7 @@ DATA = {
         "callbacks.ode_nll.count=4",
     ],
 }
-"""Words of train.py by kind of data"""
+"""Overrides of train.py by kind of data"""
 SYSTEMS = {
     "autoencoder": ["system=autoencoder", *TINY],
     "classifier": ["system=classifier", *TINY],
@@ -81,7 +81,7 @@ SYSTEMS = {
     "super-resolution": ["conditioner=low_res", *UNET],
     "text": ["conditioner=text", "conditioner.width=8", *UNET],
 }
-"""Words of train.py by kind of system, on digits"""
+"""Overrides of train.py by kind of system, on digits"""
 SHORT = {
     "train": [
         "trainer.max_steps=2",
@@ -93,27 +93,27 @@ SHORT = {
     "sample": ["count=2", "sampler.steps=2"],
     "evaluate": ["count=20", "sampler.steps=2", "nll.steps=2", "nll.count=2", "ode_nll.count=4"],
 }
-"""What makes a printed command short"""
+"""Overrides that make a printed command short, by verb"""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run, with the folder where its command was typed, and what that printed."""
+    """A run, with the folder where its command was typed and its output."""
 
     kind: str
     overrides: list[str]
     work: Path
     run: Path
-    said: str
+    output: str
 
     def metrics(self):
-        """Words of evaluate.py for figures that this kind has."""
+        """Return the overrides of evaluate.py for metrics that this kind has."""
         return ["metrics=[nll]"] if "extractor=none" in self.overrides else []
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """Images of each kind in `images/`."""
+    """Folder with images of each kind in `images/`."""
     root = tmp_path_factory.mktemp("paths")
     colours, greys = sets.noise(24, 8, 8), sets.noise(24, 8, 8, channels=1)
     for i, (colour, grey) in enumerate(zip(colours, greys, strict=True)):
@@ -134,8 +134,8 @@ def root(tmp_path_factory):
             "label"
         ).to_parquet(file)
     with chdir(root):
-        status, said, _ = script("scripts/prepare_data.py", "images/classes", "images/store")
-    assert status == 0 and following(said)[0].endswith(
+        status, output, _ = script("scripts/prepare_data.py", "images/classes", "images/store")
+    assert status == 0 and next_commands(output)[0].endswith(
         "train.py data=store data.path=images/store conditioner=label"
     )
     return root
@@ -143,27 +143,27 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(root, typed):
-    """Return the run of a kind, trained at its first use by the same words as `killed`."""
-    made = {}
+    """Function that returns the run of a kind, trained at its first use."""
+    runs = {}
 
     def run(kind):
-        if kind not in made:
+        if kind not in runs:
             if kind == "latents":
                 run("autoencoder")
             work = root / re.sub(r"\W+", "-", kind)
             work.mkdir(exist_ok=True)
             overrides = (DATA | SYSTEMS)[kind]
             with chdir(work):
-                status, said, error = typed("train", *overrides, f"hydra.run.dir={work}")
+                status, output, error = typed("train", *overrides, f"hydra.run.dir={work}")
             assert status == 0, error
-            made[kind] = Trained(kind, overrides, work, work, said)
-        return made[kind]
+            runs[kind] = Trained(kind, overrides, work, work, output)
+        return runs[kind]
 
     return run
 
 
 def script(file, *overrides):
-    """What a script of ours does: (exit status, standard output, standard error)."""
+    """Run a script; return (exit status, standard output, standard error)."""
     status, out, err = 0, io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [file, *overrides])
@@ -174,48 +174,51 @@ def script(file, *overrides):
     return status, out.getvalue(), err.getvalue()
 
 
-def following(said):
-    """The commands that `said` offers as the next ones."""
-    lines = said.partition("  next ")[2].splitlines()
+def next_commands(output):
+    """Return the commands that `output` offers as the next ones."""
+    lines = output.partition("  next ")[2].splitlines()
     return [line.strip() for line in lines if re.match(r"\s*(python3?|ddpm-\w+) ", line)]
 
 
-def does(typed, command, *more):
-    """Types a printed command, made short; returns what it prints."""
+def run_short(typed, command, *more):
+    """Run a printed command, made short; return its output."""
     python, program, *overrides = shlex.split(command)
     assert python.startswith("python") and not re.search(r"\bDIR\b|\.\.\.", command), command
     verb = Path(program).stem
-    status, said, error = typed(verb, *overrides, *SHORT[verb], *more)
+    status, output, error = typed(verb, *overrides, *SHORT[verb], *more)
     assert status == 0, f"{command}\n{error}"
-    return said
+    return output
 
 
 def weights(run):
     return torch.load(list_checkpoints(run / "checkpoints")[0], weights_only=True)["state_dict"]
 
 
-def same(one, other):
+def assert_equal_weights(one, other):
     assert one.keys() == other.keys()
     assert all(
         torch.equal(one[name], other[name]) for name in one if isinstance(one[name], torch.Tensor)
     )
 
 
-def killed(overrides, work, nth, by):
-    """Trains in `work` in a process of its own that gets the signal `by` in its `nth` step; the exit status."""
-    if number := os.fork():
-        code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+def train_until_signal(overrides, work, step, number):
+    """Train in `work` in a child process that gets signal `number` in its nth `step`.
+
+    Return the exit status.
+    """
+    if child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         return 128 - code if code < 0 else code
     status = 1
     try:
-        calls, own = count(1), BaseSystem.on_train_batch_start
+        calls, hook = count(1), BaseSystem.on_train_batch_start
 
-        def struck(*args, **kwargs):
-            if next(calls) == nth:
-                os.kill(os.getpid(), by)
-            return own(*args, **kwargs)
+        def hook_with_signal(*args, **kwargs):
+            if next(calls) == step:
+                os.kill(os.getpid(), number)
+            return hook(*args, **kwargs)
 
-        BaseSystem.on_train_batch_start = struck
+        BaseSystem.on_train_batch_start = hook_with_signal
         os.chdir(work)
         sys.stdout, sys.stderr = (
             os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2)
@@ -226,8 +229,8 @@ def killed(overrides, work, nth, by):
 
 
 @contextmanager
-def moved(trained):
-    """The data of a run under another name; yields the word that names it, relative to the folder above."""
+def renamed_data(trained):
+    """Rename the data of a run; yield the override that points to it, a relative path."""
     key, value = next(
         word.split("=") for word in trained.overrides if re.match(r"data\.(path|name)=", word)
     )
@@ -239,20 +242,20 @@ def moved(trained):
         place.with_name(f"moved {place.name}").rename(place)
 
 
-# The paths. Each takes the run of a kind, `typed` and an empty folder, and returns what a refusal says, if any.
+# The paths. Each takes the run of a kind, `typed` and an empty folder.
 
 
 def train(trained, typed, folder):
-    """`train.py`: a run with weights, metrics, history and what to type next"""
-    held_out = {
+    """`train.py`: a run with weights, metrics, history and next commands"""
+    held_out_counts = {
         "train/ and val/": 6,
         "digits": 360,
         "hub, labels": 4,
         "hub, no labels": 4,
         "prepared store": 2,
     }
-    if trained.kind in held_out:
-        assert f", {held_out[trained.kind]} held out" in trained.said
+    if trained.kind in held_out_counts:
+        assert f", {held_out_counts[trained.kind]} held out" in trained.output
     assert [file.name for file in list_checkpoints(trained.run / "checkpoints")] == [
         "step-000004.ckpt",
         "step-000002.ckpt",
@@ -261,32 +264,29 @@ def train(trained, typed, folder):
 
 
 def follow(trained, typed, folder):
-    """every command that it prints as the next one"""
-    commands = following(trained.said)
+    """each printed next command"""
+    commands = next_commands(trained.output)
     assert commands
     for command in commands:
-        does(typed, command, f"hydra.run.dir={folder}/{len(os.listdir(folder))}")
+        run_short(typed, command, f"hydra.run.dir={folder}/{len(os.listdir(folder))}")
 
 
 def sample(trained, typed, folder):
-    """`sample.py`: as many as were asked for"""
-    chosen = (
-        ["label=1"]
-        if trained.kind in ("digits", "class folders", "prepared store", "hub, labels")
-        else []
-    )
-    chosen = ["text='a seven'"] if trained.kind == "text" else chosen
+    """`sample.py`: the requested number of samples"""
+    labelled = trained.kind in ("digits", "class folders", "prepared store", "hub, labels")
+    conditions = ["label=1"] if labelled else []
+    conditions += ["text='a seven'"] if trained.kind == "text" else []
     status, _, error = typed(
-        "sample", f"run={trained.run}", "count=2", *chosen, f"hydra.run.dir={folder}/s"
+        "sample", f"run={trained.run}", "count=2", *conditions, f"hydra.run.dir={folder}/s"
     )
     assert status == 0, error
     saved = np.load(folder / "s" / "samples.npz")
     assert len(saved["points" if trained.kind == "points" else "images"]) == 2
-    assert saved["labels"].tolist() == [1, 1] if chosen and trained.kind != "text" else True
+    assert not labelled or saved["labels"].tolist() == [1, 1]
 
 
 def evaluate(trained, typed, folder):
-    """`evaluate.py`: the figures of this kind of data"""
+    """`evaluate.py`: the metrics of this kind of data"""
     overrides = [*trained.metrics(), *SHORT["evaluate"]]
     status, _, error = typed(
         "evaluate", f"run={trained.run}", *overrides, f"hydra.run.dir={folder}/e"
@@ -295,37 +295,39 @@ def evaluate(trained, typed, folder):
 
 
 def share(trained, typed, folder):
-    """`share.py`, and the command that it prints"""
-    status, said, error = script("scripts/share.py", str(trained.run), f"{folder}/a share")
+    """`share.py` and its printed command"""
+    status, output, error = script("scripts/share.py", str(trained.run), f"{folder}/a share")
     assert status == 0, error
-    (command,) = following(said)
-    does(typed, command, f"hydra.run.dir={folder}/s")
+    (command,) = next_commands(output)
+    run_short(typed, command, f"hydra.run.dir={folder}/s")
 
 
 def kill(trained, typed, folder):
-    """killed (`kill -9`) in a step, the same command: the same weights as without"""
+    """`kill -9` in a step, then the same command: the weights of an uninterrupted run"""
     work = trained.work.parent / f"killed {trained.work.name}"
     work.mkdir()
-    assert killed(trained.overrides, work, 4, signal.SIGKILL) == 137, (work / "log.txt").read_text()
+    status = train_until_signal(trained.overrides, work, 4, signal.SIGKILL)
+    assert status == 137, (work / "log.txt").read_text()
     (run,) = work.glob("runs/*/*")
     assert [file.name for file in list_checkpoints(run / "checkpoints")] == ["step-000002.ckpt"]
     with chdir(work):
         status, _, error = typed("train", *trained.overrides)
     assert status == 0 and len([*work.glob("runs/*/*")]) == 1, error
-    same(weights(run), weights(trained.run))
+    assert_equal_weights(weights(run), weights(trained.run))
 
 
 def stop(trained, typed, folder):
-    """stopped (SIGTERM) in a step: saved there; the same command: the same weights as without"""
+    """SIGTERM in a step saves there; then the same command: the weights of an uninterrupted run"""
     work = trained.work.parent / f"stopped {trained.work.name}"
     work.mkdir()
-    assert killed(trained.overrides, work, 4, signal.SIGTERM) == 143, (work / "log.txt").read_text()
+    status = train_until_signal(trained.overrides, work, 4, signal.SIGTERM)
+    assert status == 143, (work / "log.txt").read_text()
     (run,) = work.glob("runs/*/*")
     assert list_checkpoints(run / "checkpoints")[0].name in ("step-000003.ckpt", "step-000004.ckpt")
     with chdir(work):
         status, _, error = typed("train", *trained.overrides)
     assert status == 0 and len([*work.glob("runs/*/*")]) == 1, error
-    same(weights(run), weights(trained.run))
+    assert_equal_weights(weights(run), weights(trained.run))
 
 
 def longer(trained, typed, folder):
@@ -338,9 +340,9 @@ def longer(trained, typed, folder):
 
 
 def move(trained, typed, folder):
-    """the data moved, `data.path=` (of the hub, `data.name=`) typed: `evaluate.py` and `resume=`"""
+    """moved data, `data.path=` (hub: `data.name=`) given: `evaluate.py` and `resume=`"""
     shutil.copytree(trained.run, folder / "r")
-    with moved(trained) as where:
+    with renamed_data(trained) as where:
         overrides = [*trained.metrics(), *SHORT["evaluate"], where]
         status, _, error = typed(
             "evaluate", f"run={folder}/r", *overrides, f"hydra.run.dir={folder}/e"
@@ -350,8 +352,8 @@ def move(trained, typed, folder):
         assert status == 0, error
 
 
-def nowhere(trained, typed, folder):
-    """a place that these data do not have: `evaluate.py run=DIR data.path=X`"""
+def unknown_path(trained, typed, folder):
+    """`evaluate.py run=DIR data.path=X` for data without a path"""
     return typed("evaluate", f"run={trained.run}", "data.path=elsewhere")
 
 
@@ -405,21 +407,36 @@ PATHS = {
 OF_DATA = [path for path in PATHS if path not in ("stop", "use")]
 OF_SYSTEMS = ["train", "next", "share", "kill", "stop", "longer", "use"]
 REFUSED = {("digits", "data moved"): "no key", ("points", "data moved"): "no key"}
-"""By cell the words of the line that refuses it: these data have no place"""
-CELLS = [
+"""Fragment of the error message by (kind, path): these data have no path"""
+FAST = {
+    "digits": ["train", "next", "data moved"],
+    "class folders": OF_DATA,
+    "hub, labels": ["train", "data moved"],
+    "points": ["train", "sample", "evaluate"],
+    "autoencoder": ["use"],
+    "classifier": ["stop", "use"],
+    "latents": ["train", "share"],
+}
+"""Paths of `make test`: each path and each kind of system once. The others are nightly."""
+CASES = [
     *((kind, path) for kind in DATA for path in OF_DATA),
     *((kind, path) for kind in SYSTEMS for path in OF_SYSTEMS),
 ]
 
 
-@pytest.mark.parametrize(("kind", "path"), CELLS)
-def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
+def case(kind, path):
+    marks = [] if path in FAST.get(kind, ()) else [pytest.mark.nightly]
+    return pytest.param(kind, path, id=f"{kind}-{path}", marks=marks)
+
+
+@pytest.mark.parametrize(("kind", "path"), [case(*names) for names in CASES])
+def test_user_path_works_for_kind(kind, path, trained, typed, tmp_path, monkeypatch):
     monkeypatch.chdir(trained(kind).work)
-    if overrides := REFUSED.get((kind, path)):
-        status, _, error = nowhere(trained(kind), typed, tmp_path)
+    if message := REFUSED.get((kind, path)):
+        status, _, error = unknown_path(trained(kind), typed, tmp_path)
         assert (
             status == 2
-            and overrides in error
+            and message in error
             and error.count("\n") == 1
             and error.startswith("error: ")
         ), error
@@ -429,14 +446,14 @@ def test_path(kind, path, trained, typed, tmp_path, monkeypatch):
 
 def test_encoding_prints_the_command_that_decodes(trained, typed, tmp_path):
     overrides = ["mode=encode", "count=2", "sampler.steps=3", f"hydra.run.dir={tmp_path}/x"]
-    status, said, error = typed("sample", f"run={trained('digits').run}", *overrides)
+    status, output, error = typed("sample", f"run={trained('digits').run}", *overrides)
     assert status == 0, error
-    (command,) = following(said)
+    (command,) = next_commands(output)
     assert "sampler.steps=3 mode=decode" in command
-    does(typed, command, f"hydra.run.dir={tmp_path}/y")
+    run_short(typed, command, f"hydra.run.dir={tmp_path}/y")
 
 
-def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_path, monkeypatch):
+def test_classifier_guides_the_newest_model_of_its_data(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, overrides = (
         run_config.load_config(str(trained("classifier").run)),
@@ -447,7 +464,7 @@ def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_pat
     )
     for kind, place in (
         ("digits", "1/1"),
-        ("text", "1/2"),
+        ("digits", "1/2"),
         ("points", "2/1"),
         ("classifier", "2/2"),
     ):
@@ -461,25 +478,27 @@ def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_pat
 def table():
     """docs/user-paths.md"""
     lines = [
-        "# What is done one after the other, for every kind of data and of system",
+        "# Sequences of commands for every kind of data and of system",
         "",
-        "Each cell is a test (`tests/test_user_paths.py`) of four steps. A cell that is refused on purpose has",
-        "the words of the line that says so. `.venv/bin/python tests/test_user_paths.py` writes this page.",
+        "Each entry is a test in `tests/test_user_paths.py` on a run of four steps. `make test`",
+        "runs each path and each kind of system once; the rest is nightly. An entry refused on",
+        "purpose quotes the error message. `.venv/bin/python tests/test_user_paths.py` writes this",
+        "page.",
         "",
         *(f"- **{name}**: {path.__doc__}" for name, path in PATHS.items()),
     ]
     for kinds, paths in ((DATA, OF_DATA), (SYSTEMS, OF_SYSTEMS)):
         lines += ["", f"| | {' | '.join(paths)} |", "|---" * (len(paths) + 1) + "|"]
         for kind in kinds:
-            cells = [
+            results = [
                 f"refused: {REFUSED[kind, path]}" if (kind, path) in REFUSED else "works"
                 for path in paths
             ]
-            lines.append(f"| {kind} | {' | '.join(cells)} |")
+            lines.append(f"| {kind} | {' | '.join(results)} |")
     return "\n".join(lines) + "\n"
 
 
-def test_the_table_in_the_documents_is_current():
+def test_documented_table_is_current():
     assert TABLE.read_text() == table(), "run .venv/bin/python tests/test_user_paths.py"
 
 

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm_lab.runs import resume, run_config, weights
-from ddpm_lab.utils.errors import UserError
 from ddpm_lab.systems.base import BaseSystem
+from ddpm_lab.utils.errors import UserError
 
 OWN = ("timestep_sampler.", "codec.")
 """Parts that a new run makes of its own data"""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.utils import safe_load
 from ddpm_lab.config.overrides import config_hash, format_override
-from ddpm_lab.utils.safe_load import read_json
-from ddpm_lab.utils.distributed import all_gather, is_rank_zero
+from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import is_locked, write_text
+from ddpm_lab.utils.distributed import all_gather, is_rank_zero
+from ddpm_lab.utils.safe_load import read_json
 
 if TYPE_CHECKING:
     from ddpm_lab.data.module import Data
@@ -52,7 +52,9 @@ class PartialResults:
             write_text(self.file, json.dumps({**self.about, "parts": self.parts}, indent=2) + "\n")
 
 
-def open_partial_results(config: DictConfig, stages: Sequence["SamplingPipeline"], data: "Data") -> PartialResults:
+def open_partial_results(
+    config: DictConfig, stages: Sequence["SamplingPipeline"], data: "Data"
+) -> PartialResults:
     """Of an evaluation of `stages` on `data`, in `config.out`. It depends on the configuration, on the weights and on
     the data, but not on which metrics or values are asked for.
     """
@@ -95,4 +97,8 @@ def resume_overrides(overrides: list[str]) -> list[str]:
         for folder in folders
         if read_json(folder / FILE).get("command") == overrides and not is_locked(folder)
     ]
-    return [*overrides, format_override("hydra.run.dir", safe_load.reject_links_in_run(max(found)))] if found else overrides
+    return (
+        [*overrides, format_override("hydra.run.dir", safe_load.reject_links_in_run(max(found)))]
+        if found
+        else overrides
+    )

@@ -1,8 +1,5 @@
 """Going on with a run that did not come to its end."""
 
-from pathlib import Path
-
-from ddpm_lab.utils.errors import UserError, escape_control
 import logging
 import os
 import shlex
@@ -15,13 +12,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.utils import safe_load
-from ddpm_lab.runs import resume, trusted_paths, run_record
 from ddpm_lab.config.overrides import format_override
-from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError
-from ddpm_lab.utils.distributed import is_rank_zero
+from ddpm_lab.runs import resume, run_record, trusted_paths
+from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import is_locked, write_text
-
+from ddpm_lab.utils.distributed import is_rank_zero
+from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError, escape_control
 
 HARMLESS = {".err", ".log", ".out", ".txt"}
 """Suffixes of files that a new run may find in its folder, such as the output of a job"""
@@ -107,7 +103,8 @@ def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
     come to its end and that no other process trains, unless resume=null. Raises UserError.
     """
     said = {
-        key: _value(overrides, key) for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")
+        key: _value(overrides, key)
+        for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")
     }
     if said["resume"] not in (None, "auto", "null"):
         home = Path(said["resume"])
@@ -122,9 +119,11 @@ def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
             raise UserError(
                 f"resume={home} and hydra.run.dir={said['hydra.run.dir']} are two folders; give one"
             )
-        return [*overrides, *_chosen(home, overrides), format_override("hydra.run.dir", home)], safe_load.reject_links_in_run(
-            home
-        )  # options are first
+        return [
+            *overrides,
+            *_chosen(home, overrides),
+            format_override("hydra.run.dir", home),
+        ], safe_load.reject_links_in_run(home)  # options are first
     if said["hydra.run.dir"] == "":
         raise UserError(
             "hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/"
@@ -153,14 +152,16 @@ def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
     ]
     if not unended:
         return [*overrides], None
-    home = safe_load.reject_links_in_run(safe_load.reject_links(max(unended)))  # their names are times
+    home = safe_load.reject_links_in_run(
+        safe_load.reject_links(max(unended))
+    )  # their names are times
     return [*overrides, format_override("hydra.run.dir", home)], home
 
 
 def _chosen(home: Path, overrides: Sequence[str]) -> list[str]:
     """Words that choose what the run in `home` has of each group, so that `words` are checked against that."""
-    from ddpm_lab.runs import run_config
     from ddpm_lab.config.overrides import CONFIGS
+    from ddpm_lab.runs import run_config
 
     saved, typed = run_config.load_config(str(home)), {word.partition("=")[0] for word in overrides}
     saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"  # whatever it was: `home`
@@ -223,7 +224,9 @@ def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
         raise UserError(
             f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder"
         )
-    if safe_load.regular_file(home / "config.yaml").read_text(errors="replace") != OmegaConf.to_yaml(config):
+    if safe_load.regular_file(home / "config.yaml").read_text(
+        errors="replace"
+    ) != OmegaConf.to_yaml(config):
         saved = run_config.load_config(str(home))
         adopt_derived(config, saved)
         check_same_config(saved, config, home)
@@ -290,7 +293,9 @@ def check_same_config(saved: DictConfig, config: DictConfig, home: Path) -> None
 def save_config(config: DictConfig, run: Path, overrides: Sequence[str]) -> None:
     """`config.yaml`, and the command that an interrupted run is known by. What a shorter run came to is void."""
     if not (run / "command.txt").exists():  # or resume= was typed
-        write_text(run / "command.txt", _command(overrides))  # first, for a folder without it is no run
+        write_text(
+            run / "command.txt", _command(overrides)
+        )  # first, for a folder without it is no run
     (run / "metrics.json").unlink(missing_ok=True)
     write_text(run / "config.yaml", OmegaConf.to_yaml(config))
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils import safe_load
-from ddpm_lab.utils.errors import CorruptFileError, UserError, escape_control
 from ddpm_lab.utils.atomic_io import write_text
+from ddpm_lab.utils.errors import CorruptFileError, UserError, escape_control
 
 FILE = "run.json"
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
@@ -62,7 +62,9 @@ def read_record(run: str | Path) -> RunRecord:
 def write_record(run: Path, data: dict[str, Any]) -> str:
     """Write the record of `run`, which is started in the current directory with `data`. Return its id, made once."""
     key = read_record(run).id or secrets.token_hex(8)
-    write_text(run / FILE, json.dumps(RunRecord(key, str(Path.cwd()), data)._asdict(), indent=1) + "\n")
+    write_text(
+        run / FILE, json.dumps(RunRecord(key, str(Path.cwd()), data)._asdict(), indent=1) + "\n"
+    )
     return key
 
 
@@ -76,7 +78,9 @@ def check_owner(run: str | Path, file: Path, content: dict[str, Any]) -> None:
     """Raises Foreign unless `content` of a checkpoint `file` is of `run`, as far as both have an id."""
     key, other = read_record(run).id, content.get("run_id")
     if key and other and key != other:
-        raise ForeignFileError(f"{file} is of another run ({escape_control(other)}, and {escape_control(run)} is {key})")
+        raise ForeignFileError(
+            f"{file} is of another run ({escape_control(other)}, and {escape_control(run)} is {key})"
+        )
 
 
 def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfig:
@@ -94,10 +98,14 @@ def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> Dic
     """
     if not settings.get(group):
         return saved
-    check_owner: Any = OmegaConf.to_container(saved[group])  # with references as they are, such as ${seed}
+    check_owner: Any = OmegaConf.to_container(
+        saved[group]
+    )  # with references as they are, such as ${seed}
     chosen: Any = OmegaConf.to_container(settings[group])
     keys = [key for key in ADJUSTABLE[group] if key in check_owner]
-    if changed := [key for key in {*check_owner, *chosen} - {*keys} if check_owner.get(key) != chosen.get(key)]:
+    if changed := [
+        key for key in {*check_owner, *chosen} - {*keys} if check_owner.get(key) != chosen.get(key)
+    ]:
         what = group if "_target_" in changed else f"{group}.{min(changed)}"
         only = (
             f"of {group}, only {' and '.join(keys)} can be changed"

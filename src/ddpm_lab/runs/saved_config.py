@@ -71,7 +71,9 @@ def load_saved_config(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
         return OmegaConf.create(content)
     except UnsafeFileError as error:
         told = str(error)
-        raise UnsafeFileError(told if told.startswith(escape_control(file)) else f"{escape_control(file)}: {told}") from error
+        raise UnsafeFileError(
+            told if told.startswith(escape_control(file)) else f"{escape_control(file)}: {told}"
+        ) from error
     except (CorruptFileError, OSError):
         raise
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
@@ -116,7 +118,9 @@ def _check(
                 isinstance(_at(whole, to[0][:-1]), dict | list) and to[1] not in groups
             ):
                 if path[0] in _own() and path[0] != "logger":
-                    raise UnsafeFileError(f"{where}={escape_control(value)} refers to what it must not")
+                    raise UnsafeFileError(
+                        f"{where}={escape_control(value)} refers to what it must not"
+                    )
                 parent[key] = "???"  # such as a secret; of a run nothing is built from here
 
 

@@ -13,8 +13,8 @@ from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError, choice_name, prefix_errors
 
 if TYPE_CHECKING:
-    from ddpm_lab.diffusion.variances import Variance
     from ddpm_lab.data.module import Data
+    from ddpm_lab.diffusion.variances import Variance
     from ddpm_lab.sampling.pipeline import SamplingPipeline
 
 LOG = logging.getLogger(__name__)

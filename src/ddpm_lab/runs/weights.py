@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.utils import safe_load
 from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.runs import run_record
+from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError, escape_control
 
 LOG = logging.getLogger(__name__)

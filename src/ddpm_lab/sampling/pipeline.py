@@ -248,7 +248,7 @@ class SamplingPipeline:
             for _, x_t in trajectory:
                 x = x_t
                 if bar is not None:
-                    bar.update()
+                    bar.update(1)
             yield x, batch
 
     def protocol(self) -> dict[str, Any]:
