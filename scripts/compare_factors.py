@@ -1,11 +1,10 @@
-"""Quality against training time for latents of several down-sampling factors, on digits (Rombach et al., 2022, fig. 6).
+"""Compare FID over training time of latents by downsampling factor (Rombach et al., 2022, fig. 6).
 
 python scripts/compare_factors.py OUT [overrides of the diffusion runs]
 
-Trains an autoencoder for each factor f and a model of the same size in its latents, beside one in pixels and one there
-that predicts v, as those in latents do, each alone. FID is measured while they train; the time that this takes is not
-counted, nor is that of the autoencoders. OUT gets the runs, factors.json and factors.png; what is there already is not
-trained again.
+For each factor f, train an autoencoder on digits and a model in its latents. Two models of the same
+size in pixels are baselines; one predicts v, as do those in latents. Times exclude evaluation and
+the autoencoders. OUT gets the runs, factors.json and factors.png. Existing runs are not repeated.
 """
 
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
@@ -27,11 +26,11 @@ AUTOENCODERS = {
 }
 SHAPES = {"pixels": "1x8x8", "pixels-v": "1x8x8", "f1": "1x8x8", "f2": "4x4x4", "f4": "8x2x2"}
 EVERY = 100
-"""Steps from one FID to the next"""
+"""Training steps between FID evaluations"""
 
 
 def train(run: Path, *overrides: str) -> dict[str, float]:
-    """The metrics of `run`, which is trained unless it is there."""
+    """Return the metrics of `run`; train it if it does not exist."""
     if not (run / "metrics.json").is_file():
         command = [
             sys.executable,
@@ -42,54 +41,54 @@ def train(run: Path, *overrides: str) -> dict[str, float]:
         ]
         print("$", *command[1:], flush=True)
         subprocess.run(command, check=True)
-    found: dict[str, float] = json.loads((run / "metrics.json").read_text())
-    return found
+    metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())
+    return metrics
 
 
 def curve(run: Path) -> tuple[list[float], list[float], float]:
-    """Seconds of training and FID of samples at that time, and steps per second."""
-    seconds, fids, steps, spent = [], [], 0, 0.0
+    """Return the training seconds, the FIDs at these times, and steps per second."""
+    seconds, fids, steps, elapsed = [], [], 0, 0.0
     with (run / "metrics.csv").open() as file:
         for row in csv.DictReader(file):
             if row["images_per_second"]:
-                spent += (int(row["step"]) - steps) * 64 / float(row["images_per_second"])
+                elapsed += (int(row["step"]) - steps) * 64 / float(row["images_per_second"])
                 steps = int(row["step"])
             if row.get("eval/fid"):
-                seconds.append(spent)
+                seconds.append(elapsed)
                 fids.append(float(row["eval/fid"]))
-    return seconds, fids, steps / spent
+    return seconds, fids, steps / elapsed
 
 
 def main() -> None:
-    out, overrides = (
-        Path(sys.argv[1]).resolve(),
-        [f"callbacks.fid.every={EVERY}", "data.batch_size=64", *sys.argv[2:]],
-    )
+    out = Path(sys.argv[1]).resolve()
+    overrides = [f"callbacks.fid.every={EVERY}", "data.batch_size=64", *sys.argv[2:]]
     lines: dict[str, tuple[list[float], list[float]]] = {}
-    rows, found = {}, {}
+    rows, results = {}, {}
     for name in SHAPES:
         cells = ["-", "-"]
         codec = ["prediction=v"] if name == "pixels-v" else []
         if name in AUTOENCODERS:
-            first = train(out / f"autoencoder-{name}", "system=autoencoder", *AUTOENCODERS[name])
+            codec_metrics = train(
+                out / f"autoencoder-{name}", "system=autoencoder", *AUTOENCODERS[name]
+            )
             codec = ["codec=autoencoder", f"codec.run={out}/autoencoder-{name}"]
-            cells = [f"{first['psnr']:.1f}", f"{first['rfid']:.2g}"]
+            cells = [f"{codec_metrics['psnr']:.1f}", f"{codec_metrics['rfid']:.2g}"]
         metrics = train(out / f"diffusion-{name}", *codec, *overrides)
         seconds, fids, rate = curve(out / f"diffusion-{name}")
         lines[name] = (seconds, fids)
-        found[name] = {
+        results[name] = {
             "seconds": seconds,
             "fid": fids,
             "steps_per_second": rate,
             "metrics": metrics,
         }
         rows[name] = [SHAPES[name], *cells, f"{rate:.1f}", f"{fids[-1]:.3g}", f"{seconds[-1]:.0f}"]
-    soon = min(seconds[-1] for seconds, _ in lines.values())
+    common = min(seconds[-1] for seconds, _ in lines.values())
     for name, (seconds, fids) in lines.items():
         rows[name].append(
-            f"{fids[min(range(len(seconds)), key=lambda i: abs(seconds[i] - soon))]:.3g}"
+            f"{fids[min(range(len(seconds)), key=lambda i: abs(seconds[i] - common))]:.3g}"
         )
-    (out / "factors.json").write_text(json.dumps(found, indent=2) + "\n")
+    (out / "factors.json").write_text(json.dumps(results, indent=2) + "\n")
     image = save_lines(
         {"FID against training time": lines},
         out / "factors.png",
@@ -97,9 +96,17 @@ def main() -> None:
         y={"FID against training time": "FID"},
         log_y=["FID against training time"],
     )
-    heads = ["latents", "PSNR, dB", "rFID", "steps/s", "FID, end", "seconds", f"FID, {soon:.0f} s"]
+    heads = [
+        "latents",
+        "PSNR, dB",
+        "rFID",
+        "steps/s",
+        "FID, end",
+        "seconds",
+        f"FID, {common:.0f} s",
+    ]
     print(
-        format_grid("digits; seconds are those of training alone", "", heads, rows),
+        format_grid("digits; seconds of training only", "", heads, rows),
         f"  saved in {image}",
         sep="\n",
     )

@@ -1,7 +1,7 @@
-"""Draws schedules side by side: python scripts/draw_schedules.py linear cosine "linear steps=4000 rescale=false"
+"""Plot schedules: python scripts/draw_schedules.py linear cosine "linear steps=4000 rescale=false"
 
-Each argument is a choice of the group schedule, with its own keys after it if they differ. The image shows the signal
-that is left (alpha_bar), the log SNR and beta_tilde / beta, each against t / T. --out FILE says where it goes.
+Each argument is an option of the group schedule, followed by overrides of its keys. The panels are
+alpha_bar, log SNR and beta_tilde / beta against t / T. --out FILE is the path of the image.
 """
 
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
@@ -21,8 +21,8 @@ from ddpm_lab.reports.figures import save_lines
 from ddpm_lab.utils.errors import UserError
 
 PANELS = {
-    "signal left": "alpha_bar_t, or signal^2 / (signal^2 + noise^2)",
-    "log SNR": "log(signal^2 / noise^2)",
+    "alpha_bar": "alpha_bar_t, or alpha^2 / (alpha^2 + sigma^2)",
+    "log SNR": "log(alpha^2 / sigma^2)",
     "posterior variance": "beta_tilde_t / beta_t",
 }
 
@@ -47,14 +47,13 @@ def main() -> None:
             except HydraException as error:
                 parser.error(explain_error(error, "train", CONFIGS, overrides))
             t = torch.arange(1, process.steps + 1)
-            alpha, noise, log_snr, _ = process.table[1:].unbind(1)
+            alpha, sigma, log_snr, _ = process.table[1:].unbind(1)
             ratio = process.beta_tilde(t, t - 1) / process.beta(t, t - 1)
-            lines = (alpha**2 / (alpha**2 + noise**2), log_snr, ratio)
+            lines = (alpha**2 / (alpha**2 + sigma**2), log_snr, ratio)
             for panel, line in zip(panels.values(), lines, strict=True):
                 panel[text] = ((t / process.steps).tolist(), line.tolist())
-    print(
-        f"saved in {save_lines(panels, options.out, x='t / T', y=PANELS, log_x=['posterior variance'])}"
-    )
+    file = save_lines(panels, options.out, x="t / T", y=PANELS, log_x=["posterior variance"])
+    print(f"saved in {file}")
 
 
 if __name__ == "__main__":

@@ -1064,7 +1064,7 @@ MUTANTS = [
     Mutant(
         "a checkpoint forgets half a mean",
         "callbacks/losses.py",
-        "self.found[name].append(value.to(pl_module.device))",
+        "self.values[name].append(value.to(pl_module.device))",
         "pass",
         "resume",
     ),
@@ -1120,8 +1120,8 @@ MUTANTS = [
     Mutant(
         "numbers that are not finite are saved",
         "callbacks/checkpoints.py",
-        "if strange := next(find_non_finite(checkpoint), None):",
-        "if strange := None:",
+        "if path := next(find_non_finite(checkpoint), None):",
+        "if path := None:",
         "resume",
     ),
     Mutant(

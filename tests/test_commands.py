@@ -1263,12 +1263,11 @@ def test_training_skips_fid_for_unsupported_images(typed, tmp_path):
     small = ["data=synthetic", "extractor=digits", "data.resolution=8"]
     status, output, _ = typed("train", *FAST, *small, f"hydra.run.dir={tmp_path}/r")
     assert (
-        status == 0
-        and "FID will not be measured: extractor=digits judges images of 1x8x8" in output
+        status == 0 and "FID will not be measured: extractor=digits takes images of 1x8x8" in output
     )
     assert "fid" not in json.loads((tmp_path / "r" / "metrics.json").read_text())
     status, _, error = typed("evaluate", f"run={tmp_path}/r", "count=20")
-    assert status == 2 and "extractor=digits judges images of 1x8x8 (got 3x8x8)" in error
+    assert status == 2 and "extractor=digits takes images of 1x8x8 (got 3x8x8)" in error
 
 
 def test_yaml_booleans_are_accepted():

@@ -1,4 +1,4 @@
-"""evaluate.py and sample.py beyond FID: bits, densities, the analytic tier, and the modes of sampling."""
+"""NLL, reconstruction, the analytic tier, and the modes of sample.py."""
 
 import json
 from dataclasses import replace
@@ -37,9 +37,9 @@ from ddpm_lab.evaluation.reconstruction import evaluate_reconstruction
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of ten steps with a learned variance."""
-    from ddpm_lab.cli import main as verbs
+    from ddpm_lab.cli import main
 
-    where = tmp_path_factory.mktemp("evaluation") / "r"
+    folder = tmp_path_factory.mktemp("evaluation") / "r"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "sys.argv",
@@ -49,30 +49,30 @@ def run(tmp_path_factory):
                 "callbacks.fid.count=4",
                 "objective=hybrid",
                 "variance=learned_range",
-                f"hydra.run.dir={where}",
+                f"hydra.run.dir={folder}",
             ],
         )
-        verbs.train()
-    return where
+        main.train()
+    return folder
 
 
-def found(folder):
+def read_metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-def system(*overrides):
-    """A digits system whose network says something, and its data."""
+def build_pipeline(*overrides):
+    """Return the pipeline of a digits system with random weights, and its data."""
     torch.manual_seed(0)
     config = composed("model.channels=8", "model.multipliers=[1]", "data.batch_size=16", *overrides)
     data = build(config, "data")
-    made = build_system(config, data)
-    for parameter in made.parameters():
+    diffusion = build_system(config, data)
+    for parameter in diffusion.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    return made, data
+    return diffusion.pipeline, data
 
 
-def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
-    made, data = system("schedule.steps=40", "sampler.steps=5")
+def test_nll_is_the_sum_of_its_terms():
+    pipeline, data = build_pipeline("schedule.steps=40", "sampler.steps=5")
     options = {
         "weights": "raw",
         "split": "test",
@@ -81,11 +81,11 @@ def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
         "clip": 1.0,
         "seed": 3,
     }
-    result = evaluate_nll(made, made.denoiser, data, steps=8, batch_size=4, **options)
-    x0, cond = data.test.x0[:6], made.condition(made.denoiser, {"label": data.test.labels[:6]})
+    result = evaluate_nll(pipeline, data, steps=8, batch_size=4, **options)
+    x0, cond = data.test.x0[:6], pipeline.condition({"label": data.test.labels[:6]})
     terms = list(
         vlb_terms(
-            made.denoiser.eval(),
+            pipeline.denoiser.eval(),
             x0,
             timesteps(40, 8, "uniform"),
             bin_width=2 / 255,
@@ -94,41 +94,37 @@ def test_bits_per_dim_are_the_terms_of_the_chain_and_their_standard_errors():
         )
     )
     bits = torch.stack([term.bits for term in terms])
-    prior = prior_term(made.denoiser.process, x0.double(), torch.full((6,), 40))
+    prior = prior_term(pipeline.process, x0.double(), torch.full((6,), 40))
     total = prior + bits.sum(0)
     assert result["bits_per_dim"] == pytest.approx(total.mean().item(), rel=1e-5)
     assert result["standard_error"] == pytest.approx(total.std().item() / 6**0.5, rel=1e-4)
     assert result["L_T"]["bits"] == pytest.approx(prior.mean().item()) and len(result["terms"]) == 8
     assert result["L_0"]["bits"] == pytest.approx(bits[-1].mean().item(), rel=1e-5)
-    for i, (term, said) in enumerate(zip(terms, result["terms"], strict=True)):
-        assert (said["t"], said["s"]) == (term.t, term.s)
-        assert said["rate"] == pytest.approx(
-            prior.mean().item() + bits[:i].mean(1).sum().item(), rel=1e-5, abs=1e-9
-        )
-        assert said["rmse"] == pytest.approx(
-            127.5 * term.square_error.mean().item() ** 0.5, rel=1e-5
-        )
-    other = evaluate_nll(made, made.denoiser, data, steps=8, batch_size=6, **options)
-    assert other["bits_per_dim"] == pytest.approx(result["bits_per_dim"], rel=1e-6), (
-        "whatever the batch"
-    )
+    for i, (term, result_term) in enumerate(zip(terms, result["terms"], strict=True)):
+        assert (result_term["t"], result_term["s"]) == (term.t, term.s)
+        rate = prior.mean().item() + bits[:i].mean(1).sum().item()
+        assert result_term["rate"] == pytest.approx(rate, rel=1e-5, abs=1e-9)
+        rmse = 127.5 * term.square_error.mean().item() ** 0.5
+        assert result_term["rmse"] == pytest.approx(rmse, rel=1e-5)
+    other = evaluate_nll(pipeline, data, steps=8, batch_size=6, **options)
+    # Independent of the batch size.
+    assert other["bits_per_dim"] == pytest.approx(result["bits_per_dim"], rel=1e-6)
 
 
-def test_the_network_hears_the_labels_of_the_images_it_is_measured_on():
-    made, data = system("schedule.steps=10", "sampler.steps=5")
-    heard = []
+def test_nll_is_conditional_on_the_labels():
+    pipeline, data = build_pipeline("schedule.steps=10", "sampler.steps=5")
+    conditions = []
 
     class Spy(torch.nn.Module):
-        process, variance, reverse = made.denoiser.process, BetaTilde(), made.denoiser.reverse
-        conditioner = made.denoiser.conditioner
+        process, variance, reverse = pipeline.process, BetaTilde(), pipeline.denoiser.reverse
+        conditioner, classes = pipeline.denoiser.conditioner, pipeline.denoiser.classes
 
         def forward(self, x_t, t, cond=Condition()):
-            heard.append(cond)
+            conditions.append(cond)
             return Estimate(torch.zeros_like(x_t))
 
     evaluate_nll(
-        made,
-        Spy(),
+        pipeline.with_denoiser(Spy()),
         data,
         weights="raw",
         split="test",
@@ -139,16 +135,12 @@ def test_the_network_hears_the_labels_of_the_images_it_is_measured_on():
         seed=0,
         batch_size=5,
     )
-    assert (
-        all(
-            torch.equal(cond.label, data.test.labels[:5]) and cond.dropped is None for cond in heard
-        )
-        and heard
-    )
+    assert conditions and all(cond.dropped is None for cond in conditions)
+    assert all(torch.equal(cond.label, data.test.labels[:5]) for cond in conditions)
 
 
-def test_nll_of_a_run_says_what_it_measured_with(run, typed, tmp_path):
-    status, said, _ = typed(
+def test_nll_of_a_run_has_its_protocol(run, typed, tmp_path):
+    status, out, _ = typed(
         "evaluate",
         f"run={run}",
         "metrics=[nll,fid]",
@@ -158,24 +150,23 @@ def test_nll_of_a_run_says_what_it_measured_with(run, typed, tmp_path):
         "nll.spacing=quadratic",
         f"hydra.run.dir={tmp_path}/e",
     )
-    result = found(tmp_path / "e")
-    assert status == 0 and "bits/dim" in said and "FID" in said and result["fid"] > 0
+    result = read_metrics(tmp_path / "e")
+    assert status == 0 and "bits/dim" in out and "FID" in out and result["fid"] > 0
     protocol = result["nll"]["protocol"]
-    assert (protocol["steps"], protocol["T"], protocol["count"], protocol["spacing"]) == (
-        4,
-        1000,
-        5,
-        "quadratic",
-    )
-    assert (protocol["variance"], protocol["split"], protocol["clip"]) == (
-        "LearnedRange",
-        "test",
-        1.0,
-    )
+    expected = {
+        "steps": 4,
+        "T": 1000,
+        "count": 5,
+        "spacing": "quadratic",
+        "variance": "LearnedRange",
+        "split": "test",
+        "clip": 1.0,
+    }
+    assert protocol | expected == protocol
     assert len(set(Image.open(tmp_path / "e" / "bound.png").convert("L").getdata())) > 5
 
 
-def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):
+def test_analytic_variance_is_estimated_once_per_run(run, typed, tmp_path):
     overrides = (
         "evaluate",
         f"run={run}",
@@ -188,49 +179,47 @@ def test_an_analytic_variance_is_estimated_once_and_kept(run, typed, tmp_path):
     assert typed(*overrides, f"hydra.run.dir={tmp_path}/a")[0] == 0
     (file,) = (run / "variances").iterdir()
     mse = load_file(file)["mse"]
-    assert (
-        mse.shape == (1001,) and mse[0] == 0 and (mse[1:] > 0).all() and mse.dtype == torch.float64
-    )
-    written = file.stat().st_mtime_ns
+    assert mse.shape == (1001,) and mse.dtype == torch.float64
+    assert mse[0] == 0 and (mse[1:] > 0).all()
+    mtime = file.stat().st_mtime_ns
     assert typed(*overrides, f"hydra.run.dir={tmp_path}/b")[0] == 0
-    first, second = (found(tmp_path / name)["nll"] for name in "ab")
-    assert (
-        file.stat().st_mtime_ns == written
-        and first == second
-        and first["protocol"]["variance"] == "Analytic"
-    )
+    first, second = (read_metrics(tmp_path / name)["nll"] for name in "ab")
+    assert file.stat().st_mtime_ns == mtime and first == second
+    assert first["protocol"]["variance"] == "Analytic"
     fixed = [*overrides[:-2], "variance=beta_tilde"]
     assert typed(*fixed, f"hydra.run.dir={tmp_path}/c")[0] == 0
-    assert first["bits_per_dim"] < found(tmp_path / "c")["nll"]["bits_per_dim"]
+    assert first["bits_per_dim"] < read_metrics(tmp_path / "c")["nll"]["bits_per_dim"]
 
 
-def test_the_estimated_variance_is_the_error_of_the_denoiser():
-    made, _ = system("schedule.steps=5", "sampler.steps=5", "conditioner=none")
+def test_estimated_variance_matches_the_exact_error():
+    pipeline, _ = build_pipeline("schedule.steps=5", "sampler.steps=5", "conditioner=none")
     pixels = (127.5 + 64 * torch.randn(4000, 1, 8, 8)).clamp(0, 255).byte()
     images = Images(pixels, None)
     data = Data(Splits("noise", images, images), batch_size=16)
     x0 = data.train.x0.double()
     exact = GaussianDenoiser(
-        made.denoiser.process,
+        pipeline.process,
         BetaTilde(),
         torch.full((64,), x0.mean().item()).double(),
         x0.var() * torch.eye(64, dtype=torch.float64),
     )
     # Clipped pixels are not quite Gaussian, so the error is a little below that of a Gaussian.
-    estimated = analytic_variance.estimate_variance(made, exact, data, samples=400).mse
+    estimated = analytic_variance.estimate_variance(
+        pipeline.with_denoiser(exact), data, samples=400
+    ).mse
     torch.testing.assert_close(estimated, exact.mse(), rtol=0.03, atol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine])
-def test_the_flows_density_is_that_of_the_data_under_the_exact_denoiser(schedule):
+def test_ode_likelihood_of_the_exact_denoiser_is_the_density_of_the_data(schedule):
     process, data = ForwardProcess(schedule()), gaussian_mixture(modes=3, std=0.1)
     denoiser = MixtureDenoiser(process, BetaTilde(), data.mixture)
     points, labels = data.test.x0[:100].double(), data.test.labels[:100]
     times = timesteps(1000, 200, "quadratic_full")
     for label in (None, labels):
-        # Where the chain begins, at x_1, the data are blurred by noise_1.
-        alpha, noise = process.table[1, :2].tolist()
-        blurred = data.mixture._replace(std=float(np.hypot(0.1, noise / alpha)))
+        # The ODE starts at x_1, where the data are blurred by sigma_1.
+        alpha, sigma = process.table[1, :2].tolist()
+        blurred = data.mixture._replace(std=float(np.hypot(0.1, sigma / alpha)))
         expected = MixtureDenoiser(process, BetaTilde(), blurred).log_prob(points, label)
         torch.testing.assert_close(
             log_prob(denoiser, points, times, Condition(label)), expected, rtol=0, atol=0.02
@@ -240,8 +229,8 @@ def test_the_flows_density_is_that_of_the_data_under_the_exact_denoiser(schedule
 
 
 @pytest.mark.slow
-def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):
-    status, said, error = typed(
+def test_points_train_in_seconds_to_a_good_likelihood(typed, tmp_path):
+    status, out, error = typed(
         "train",
         "data=gaussian_mixture",
         "logger=csv",
@@ -249,9 +238,9 @@ def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):
         "callbacks.ode_nll.count=200",
         f"hydra.run.dir={tmp_path}/r",
     )
-    assert status == 0 and "the law of the data itself" in said, error
-    density = found(tmp_path / "r")["ode_nll"]
-    # 300 steps gave -2.93 against -3.15 of the data itself; a network that learns nothing is above 2.
+    assert status == 0 and "the distribution of the data" in out, error
+    density = read_metrics(tmp_path / "r")["ode_nll"]
+    # After 300 steps: -2.93, and -3.15 for the data. A network that has not learned is above 2.
     assert density["data"] - 0.1 < density["nll"] < density["data"] + 0.8
     assert {file.name for file in (tmp_path / "r" / "images").iterdir()} == {
         "samples-000300.png",
@@ -260,10 +249,10 @@ def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):
     for overrides in (["metrics=[nll]"], ["metrics=[fid]"]):
         status, _, error = typed("evaluate", f"run={tmp_path}/r", *overrides)
         assert status == 2 and overrides[0] in error and "try metrics=[ode_nll]" in error
-    status, said, _ = typed(
+    status, out, _ = typed(
         "evaluate", f"run={tmp_path}/r", "ode_nll.count=200", f"hydra.run.dir={tmp_path}/e"
     )
-    assert status == 0 and found(tmp_path / "e")["ode_nll"]["nll"] == pytest.approx(
+    assert status == 0 and read_metrics(tmp_path / "e")["ode_nll"]["nll"] == pytest.approx(
         density["nll"], rel=1e-4
     )
     assert typed("sample", f"run={tmp_path}/r", "count=8", f"hydra.run.dir={tmp_path}/s")[0] == 0
@@ -276,15 +265,15 @@ def test_points_train_in_seconds_and_know_their_likelihood(typed, tmp_path):
     )
 
 
-def test_the_analytic_tier_is_the_table_of_systems(typed, tmp_path):
-    status, said, _ = typed(
+def test_analytic_tier_matches_the_published_table(typed, tmp_path):
+    status, out, _ = typed(
         "evaluate", "model=exact", "steps=[10,50]", f"hydra.run.dir={tmp_path}/e"
     )
-    result = found(tmp_path / "e")
+    result = read_metrics(tmp_path / "e")
     assert (
         status == 0
-        and "0.3616" in said
-        and "0.4719" in said
+        and "0.3616" in out
+        and "0.4719" in out
         and (tmp_path / "e" / "exact.png").is_file()
     )
     assert result["std"]["DDIM sigma-hat (beta)"] == pytest.approx([0.5988, 0.5176], abs=5.1e-5)
@@ -296,10 +285,10 @@ def test_the_analytic_tier_is_the_table_of_systems(typed, tmp_path):
 
 
 @pytest.mark.parametrize("data", ["gaussian_mixture", "digits"])
-def test_the_analytic_tier_of_other_laws(data, typed, tmp_path):
+def test_analytic_tier_of_other_data(data, typed, tmp_path):
     overrides = ["model=exact", f"data={data}", "schedule.steps=100", "steps=[5,100]", "count=300"]
     assert typed("evaluate", *overrides, f"hydra.run.dir={tmp_path}/e")[0] == 0
-    result = found(tmp_path / "e")
+    result = read_metrics(tmp_path / "e")
     distance = result["sliced_wasserstein"]
     assert all(row[1] < 3 * distance["data"][1] + 0.05 for row in distance.values())
     assert ("entropy" in result) == (data == "gaussian_mixture"), "a finite set has no density"
@@ -313,18 +302,19 @@ MIXTURE = ("data=gaussian_mixture", "data.std=0.2", "schedule.steps=100")
 
 @pytest.fixture(scope="module")
 def case(typed, tmp_path_factory):
-    """What one case of the analytic tier leaves."""
+    """A function that runs one case of the analytic tier and returns its metrics."""
 
     def measure(*overrides):
-        where = tmp_path_factory.mktemp("case") / "e"
-        status, said, error = typed("evaluate", "model=exact", *overrides, f"hydra.run.dir={where}")
-        assert status == 0 and str(where) in said, error
-        return found(where)
+        folder = tmp_path_factory.mktemp("case") / "e"
+        overrides = ["model=exact", *overrides, f"hydra.run.dir={folder}"]
+        status, out, error = typed("evaluate", *overrides)
+        assert status == 0 and str(folder) in out, error
+        return read_metrics(folder)
 
     return measure
 
 
-def test_one_case_of_the_analytic_tier_is_a_cell_of_its_tables(case):
+def test_analytic_case_matches_the_tables(case):
     tables = case("steps=[25]", "schedule.steps=400")
     one = case(
         "sampler=ddim",
@@ -388,7 +378,7 @@ def test_one_case_of_the_analytic_tier_is_a_cell_of_its_tables(case):
         assert one["std"] == pytest.approx(tables["std"]["DDPM analytic variance"][0], rel=1e-3)
 
 
-def test_the_curve_of_a_schedule_is_its_definition(case):
+def test_schedule_curve_matches_its_definition(case):
     curve = case("sampler=ddim", "schedule=cosine", "schedule.steps=4000", "nll.steps=9")[
         "schedule_curve"
     ]
@@ -419,7 +409,7 @@ def test_the_curve_of_a_schedule_is_its_definition(case):
         )
 
 
-def test_the_exact_round_trip_is_the_mean_over_the_data(case):
+def test_exact_reconstruction_error_is_the_mean_over_the_data(case):
     overrides = ["sampler=ddim", "sampler.steps=10", "schedule.steps=50"]
     exact = case(*overrides, "mean=[0.3,-0.2]", "covariance=[[0.2,0.1],[0.1,0.3]]")[
         "reconstruction"
@@ -431,13 +421,13 @@ def test_the_exact_round_trip_is_the_mean_over_the_data(case):
     x = mean + torch.randn(100_000, 2, dtype=torch.float64) @ torch.linalg.cholesky(cov).T
     sampler = DDIM(steps=10, clip=None)
     *_, (_, x_T) = sampler.encode(denoiser, x)
-    back = sampler(denoiser, x_T)
-    assert exact == pytest.approx(((back - x) / 2).square().mean().item(), rel=0.02)
+    decoded = sampler(denoiser, x_T)
+    assert exact == pytest.approx(((decoded - x) / 2).square().mean().item(), rel=0.02)
     assert case(overrides[0], "sampler.steps=50", overrides[2])["reconstruction"] < exact / 5
     assert case(*overrides, *MIXTURE[:2])["reconstruction"] > 0
 
 
-def test_a_mixture_of_which_the_label_is_known_is_a_gaussian_to_the_bound(case):
+def test_bound_of_a_mixture_given_the_label_is_that_of_a_gaussian(case):
     overrides = ["sampler=ddim", "variance=beta_tilde", "nll.steps=10"]
     one, other = (
         case(*overrides, *MIXTURE)["nll"],
@@ -446,49 +436,57 @@ def test_a_mixture_of_which_the_label_is_known_is_a_gaussian_to_the_bound(case):
     assert one["entropy"] == pytest.approx(other["entropy"], abs=1e-12)
     for term, same in zip(one["terms"], other["terms"], strict=True):
         assert term == pytest.approx(same, rel=1e-9)
-    assert one["L_T"] > other["L_T"], "the means say something of x_T"
+    assert one["L_T"] > other["L_T"], "x_T depends on the means"
 
 
-def test_the_error_and_entropy_of_a_mixture_are_those_of_its_samples():
+def test_error_and_entropy_of_a_mixture_match_monte_carlo():
     process, data = ForwardProcess(linear(100)), gaussian_mixture(std=0.2)
     for conditional in (False, True):
-        law = mixture_data(process, data, 10, 0, times=[5, 60], conditional=conditional)
+        exact = mixture_data(process, data, 10, 0, times=[5, 60], conditional=conditional)
         x, label = data.mixture.sample_with_labels(200_000, torch.Generator().manual_seed(0))
-        denoiser, told = law.denoiser(BetaTilde()), label if conditional else None
-        assert law.entropy == pytest.approx(
-            -denoiser.log_prob(x, told).mean().item() / np.log(4), abs=0.005
+        denoiser, label = exact.denoiser(BetaTilde()), label if conditional else None
+        assert exact.entropy == pytest.approx(
+            -denoiser.log_prob(x, label).mean().item() / np.log(4), abs=0.005
         )
         for t in (5, 60):
-            at = torch.full((len(x),), t)
-            estimate = denoiser(process.diffuse(x, torch.randn_like(x), at), at, Condition(told)).x0
-            assert law.mse[t].item() == pytest.approx(
+            time = torch.full((len(x),), t)
+            x_t = process.diffuse(x, torch.randn_like(x), time)
+            estimate = denoiser(x_t, time, Condition(label)).x0
+            assert exact.mse[t].item() == pytest.approx(
                 (estimate - x).square().mean().item(), rel=0.01
             )
-        assert law.mse.count_nonzero() == 2
+        assert exact.mse.count_nonzero() == 2
 
 
-def test_the_exact_classifier_makes_of_a_model_without_labels_one_that_hears_them(case):
-    # grad log p(x | y) = grad log p(x) + grad log p(y | x): Dhariwal and Nichol's scale 1, and Ho and Salimans' w = 1.
+def test_exact_classifier_guidance_equals_conditioning(case):
+    # grad log p(x | y) = grad log p(x) + grad log p(y | x): scale 1 of Dhariwal & Nichol, and
+    # w = 1 of Ho & Salimans.
     overrides = [*MIXTURE, "sampler=ddim", "sampler.steps=10", "nll.steps=5", "count=300"]
     classifier = ["guidance=classifier", "guidance.scale=1"]
-    told = case(*overrides)
-    alike = case(*overrides, *classifier, "conditional=false")
-    deaf = case(*overrides, "conditional=false")
+    conditional = case(*overrides)
+    guided = case(*overrides, *classifier, "conditional=false")
+    unconditional = case(*overrides, "conditional=false")
     free = case(*overrides, "guidance=classifier_free", "guidance.w=1")
     both = case(*overrides, *classifier)
-    for one, other in ((told, alike), (free, both)):
+    for one, other in ((conditional, guided), (free, both)):
         for name in ("sliced_wasserstein", "class_accuracy", "inception_score", "reconstruction"):
             assert one[name] == pytest.approx(other[name], rel=1e-9), name
-    assert free["class_accuracy"] > told["class_accuracy"] + 0.05 and "class_accuracy" not in deaf
-    assert 8 > free["inception_score"] > told["inception_score"] > 1
-    assert free["sliced_wasserstein"] > told["sliced_wasserstein"]
-    assert alike["nll"] == deaf["nll"] and alike["protocol"]["guidance"]["classifier"] == "exact"
-    assert deaf["nll"]["entropy"] > told["nll"]["entropy"] + 0.5
+    assert (
+        free["class_accuracy"] > conditional["class_accuracy"] + 0.05
+        and "class_accuracy" not in unconditional
+    )
+    assert 8 > free["inception_score"] > conditional["inception_score"] > 1
+    assert free["sliced_wasserstein"] > conditional["sliced_wasserstein"]
+    assert (
+        guided["nll"] == unconditional["nll"]
+        and guided["protocol"]["guidance"]["classifier"] == "exact"
+    )
+    assert unconditional["nll"]["entropy"] > conditional["nll"]["entropy"] + 0.5
     sharp = case("data=gaussian_mixture", *overrides[2:])
     assert sharp["class_accuracy"] > 0.99 and sharp["inception_score"] == pytest.approx(8, rel=0.01)
 
 
-def test_a_finite_set_is_measured_by_its_labels_and_keeps_the_bounds_of_pixels(case):
+def test_finite_set_has_class_accuracy_and_clips_pixels(case):
     one = case(
         "data=digits",
         "sampler=ddim",
@@ -502,48 +500,47 @@ def test_a_finite_set_is_measured_by_its_labels_and_keeps_the_bounds_of_pixels(c
     assert one["protocol"]["sampler"]["clip"] == 1
 
 
-def test_a_round_trip_is_the_walks_one_after_the_other_and_nearer_with_more_steps():
-    made, data = system("sampler=ddim", "schedule.steps=40", "sampler.steps=5", "sampler.clip=null")
+def test_reconstruction_matches_explicit_steps_and_improves_with_their_number():
+    pipeline, data = build_pipeline(
+        "sampler=ddim", "schedule.steps=40", "sampler.steps=5", "sampler.clip=null"
+    )
     common = {"weights": "raw", "split": "test", "count": 6}
-    result = evaluate_reconstruction(made, made.denoiser, data, batch_size=4, **common)
-    process, x0 = made.denoiser.process, data.test.x0[:6]
+    result = evaluate_reconstruction(pipeline, data, batch_size=4, **common)
+    process, x0 = pipeline.process, data.test.x0[:6]
     cond, x = Condition(data.test.labels[:6]), x0
     times = [0, *reversed(timesteps(40, 5, "uniform")[:-1])]
-    made.denoiser.eval()
+    pipeline.denoiser.eval()
 
-    def moved(x, t, to):
-        t, to = torch.full((6,), t), torch.full((6,), to)
+    def ddim_update(x, t, s):
+        t, s = torch.full((6,), t), torch.full((6,), s)
         with torch.no_grad():
-            estimate = made.denoiser(x, t, cond).x0
-        return process.diffuse(estimate, process.eps(x, estimate, t), to)
+            estimate = pipeline.denoiser(x, t, cond).x0
+        return process.diffuse(estimate, process.eps(x, estimate, t), s)
 
     for s, t in pairwise(times):
-        x = moved(x, max(s, 1), t)
+        x = ddim_update(x, max(s, 1), t)
     for t, s in pairwise(reversed(times)):
-        x = moved(x, t, s)
+        x = ddim_update(x, t, s)
     assert result["mse"] == pytest.approx(((x - x0) / 2).square().mean().item(), rel=1e-4)
     protocol = result["protocol"]
-    assert (protocol["count"], protocol["steps"], protocol["T"], protocol["split"]) == (
-        6,
-        5,
-        40,
-        "test",
-    )
-    made, data = system("schedule.steps=400", "sampler.clip=null", "conditioner=none")
+    assert protocol | {"count": 6, "steps": 5, "T": 40, "split": "test"} == protocol
+    pipeline, data = build_pipeline("schedule.steps=400", "sampler.clip=null", "conditioner=none")
     cov = 0.25 * torch.eye(64, dtype=torch.float64)
     exact = GaussianDenoiser(
-        made.denoiser.process, BetaTilde(), torch.zeros(64, dtype=torch.float64), cov
+        pipeline.process, BetaTilde(), torch.zeros(64, dtype=torch.float64), cov
     )
     errors = []
     for steps in (5, 20, 80, 400):
-        made.sampler = replace(made.sampler, steps=steps, eta=0)
-        errors.append(evaluate_reconstruction(made, exact, data, batch_size=6, **common)["mse"])
+        pipeline.sampler = replace(pipeline.sampler, steps=steps, eta=0)
+        exact_pipeline = pipeline.with_denoiser(exact)
+        result = evaluate_reconstruction(exact_pipeline, data, batch_size=6, **common)
+        errors.append(result["mse"])
     assert all(more > 2 * fewer for more, fewer in pairwise(errors))
 
 
-def test_the_round_trip_of_a_run_is_what_encoding_says(run, typed, tmp_path):
+def test_reconstruction_of_a_run_matches_encoding(run, typed, tmp_path):
     overrides = [f"run={run}", "sampler.steps=20"]
-    status, said, error = typed(
+    status, out, error = typed(
         "evaluate",
         *overrides,
         "metrics=[reconstruction]",
@@ -551,18 +548,15 @@ def test_the_round_trip_of_a_run_is_what_encoding_says(run, typed, tmp_path):
         "batch_size=3",
         f"hydra.run.dir={tmp_path}/e",
     )
-    result = found(tmp_path / "e")["reconstruction"]
-    assert status == 0 and "round trip, MSE" in said, error
-    assert (
-        result["mse"] > 0
-        and result["protocol"]["count"] == 5
-        and "fid" not in found(tmp_path / "e")
-    )
-    said = typed("sample", *overrides, "mode=encode", "count=5", f"hydra.run.dir={tmp_path}/s")[1]
-    assert f"mean square error {result['mse']:.2g}," in said
+    result = read_metrics(tmp_path / "e")["reconstruction"]
+    assert status == 0 and "reconstruction, MSE" in out, error
+    assert result["mse"] > 0 and result["protocol"]["count"] == 5
+    assert "fid" not in read_metrics(tmp_path / "e")
+    out = typed("sample", *overrides, "mode=encode", "count=5", f"hydra.run.dir={tmp_path}/s")[1]
+    assert f"mean square error {result['mse']:.2g}," in out
 
 
-def test_sliced_wasserstein_is_the_shift_of_shifted_points():
+def test_sliced_wasserstein_of_shifted_points():
     points, shift = (
         torch.randn(500, 3, dtype=torch.float64),
         torch.tensor([1.0, 0, 0], dtype=torch.float64),
@@ -573,8 +567,8 @@ def test_sliced_wasserstein_is_the_shift_of_shifted_points():
 
 def test_encode_decode_and_interpolate(run, typed, tmp_path):
     overrides = [f"run={run}", "sampler.steps=20", "count=12", "batch_size=5"]
-    status, said, error = typed("sample", *overrides, "mode=encode", f"hydra.run.dir={tmp_path}/e")
-    assert status == 0 and "mean square error" in said, error
+    status, out, error = typed("sample", *overrides, "mode=encode", f"hydra.run.dir={tmp_path}/e")
+    assert status == 0 and "mean square error" in out, error
     saved = np.load(tmp_path / "e" / "x_T.npz")
     assert (
         saved["x_T"].shape == (12, 1, 8, 8)
@@ -595,14 +589,14 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):
         8,
         1,
     )
-    status, said, error = typed(
+    status, out, error = typed(
         "sample",
         *overrides,
         "mode=encode",
         f"input={tmp_path}/d/samples.npz",
         f"hydra.run.dir={tmp_path}/again",
     )
-    assert status == 0 and "12 encoded" in said, error
+    assert status == 0 and "12 samples encoded" in out, error
     overrides[2] = "count=2"
     assert (
         typed("sample", *overrides, "mode=interpolate", "frames=4", f"hydra.run.dir={tmp_path}/i")[
@@ -618,7 +612,7 @@ def test_encode_decode_and_interpolate(run, typed, tmp_path):
     ] == [1, 1]
 
 
-def test_encoding_hears_the_label_that_is_asked_for_and_so_many_of_a_file(run, typed, tmp_path):
+def test_encode_takes_a_label_and_a_count(run, typed, tmp_path):
     overrides = ["sample", f"run={run}", "sampler.steps=5"]
     typed(*overrides, "count=8", f"hydra.run.dir={tmp_path}/s")
     file = f"input={tmp_path}/s/samples.npz"
@@ -632,7 +626,7 @@ def test_encoding_hears_the_label_that_is_asked_for_and_so_many_of_a_file(run, t
     assert saved["labels"].tolist() == [7, 7, 7] and saved["x_T"].shape == (3, 1, 8, 8)
 
 
-def test_the_ends_of_an_interpolation_are_the_samples_between_which_it_goes(run, typed, tmp_path):
+def test_interpolation_starts_and_ends_at_the_samples(run, typed, tmp_path):
     one = ["sample", f"run={run}", "label=3", "sampler.eta=0"]
     typed(*one, "count=2", f"hydra.run.dir={tmp_path}/s")
     typed(*one, "mode=interpolate", "count=1", "frames=3", f"hydra.run.dir={tmp_path}/i")
@@ -640,8 +634,8 @@ def test_the_ends_of_an_interpolation_are_the_samples_between_which_it_goes(run,
     assert np.abs(row[[0, 2]] - ends).max() <= 1
 
 
-def test_the_visited_pairs_are_printed(run, typed):
-    _, said, _ = typed(
+def test_times_mode_prints_the_steps(run, typed):
+    _, out, _ = typed(
         "sample", f"run={run}", "mode=times", "sampler.spacing=[700,20,0]", "sampler.steps=null"
     )
-    assert "(700,20) (20,0)" in said
+    assert "(700,20) (20,0)" in out

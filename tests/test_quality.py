@@ -1,4 +1,4 @@
-"""FID against its formula, and the packaged classifier against held-out digits."""
+"""FID and related metrics against formulas, brute force and torch-fidelity; the extractors."""
 
 import hashlib
 from dataclasses import replace
@@ -29,9 +29,9 @@ from ddpm_lab.evaluation.extractors import (
     none,
 )
 from ddpm_lab.evaluation.fid import FIDEvaluator
-from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.evaluation.sample_quality import evaluate_samples, fid_rows
 from ddpm_lab.evaluation.statistics import inception_score
-from ddpm_lab.reports.terminal import fid_rows
+from ddpm_lab.sampling.cascade import Cascade
 
 
 def frechet(a, b):
@@ -40,133 +40,132 @@ def frechet(a, b):
     return ((ma - mb) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
 
 
-def ask(evaluator, *splits):
-    """What it says of images that come in these batches."""
-    numbers = torch.arange(sum(split.size for split in splits)).split(
-        [split.size for split in splits]
-    )
-    return evaluator(zip(numbers, splits, strict=True), sum(split.size for split in splits))
+def evaluate(evaluator, *batches):
+    """Return the metrics of images in batches."""
+    sizes = [batch.size for batch in batches]
+    indices = torch.arange(sum(sizes)).split(sizes)
+    return evaluator(zip(indices, batches, strict=True), sum(sizes))
 
 
-def test_fid_is_the_frechet_distance_of_the_features():
-    extractor, data = digits(), digits_data()
-    worn = (
-        (data.test.pixels.int() + torch.randint(-40, 41, data.test.pixels.shape))
-        .clamp(0, 255)
-        .byte()
-    )
-    found = ask(
-        FIDEvaluator(extractor, data.train), *(Images(part, None) for part in worn.split(100))
-    )
-    with torch.no_grad():
-        a, b = (extractor.features(pixels).double().numpy() for pixels in (data.train.pixels, worn))
-    assert found["fid"] == pytest.approx(frechet(a, b), rel=1e-4) and found.keys() == {
-        "fid",
-        "inception_score",
-        "standard_error",
-    }
+def corrupt(pixels, level):
+    """Add uniform integer noise in [-level, level]."""
+    noise = torch.randint(-level, level + 1, pixels.shape)
+    return (pixels.int() + noise).clamp(0, 255).byte()
 
 
-def test_fid_tells_the_same_from_the_worn_from_noise():
-    extractor, data = digits(), digits_data()
-    noise = torch.randint(256, data.test.pixels.shape).byte()
-    worn = (
-        (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape))
-        .clamp(0, 255)
-        .byte()
-    )
-    evaluator = FIDEvaluator(extractor, data.train)
-    same, held_out, worse, worst = (
-        ask(evaluator, Images(pixels, None))["fid"]
-        for pixels in (data.train.pixels, data.test.pixels, worn, noise)
-    )
-    assert abs(same) < 1e-3 and same < held_out < worse < worst
-    assert ask(evaluator, Images(data.test.pixels, None))["fid"] == held_out, (
-        "it forgets the samples before"
-    )
-
-
-def test_every_way_to_draw_is_judged():
+@pytest.fixture(scope="module")
+def small_system():
+    """A digits system with random weights, and its data."""
     config = composed("model.channels=8", "model.multipliers=[1]", "sampler.steps=3")
     data = build(config, "data")
     system = build_system(config, data)
     for parameter in system.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
+    return system, data
+
+
+def test_fid_is_the_frechet_distance_of_the_features():
+    extractor, data = digits(), digits_data()
+    pixels = corrupt(data.test.pixels, 40)
+    batches = (Images(part, None) for part in pixels.split(100))
+    metrics = evaluate(FIDEvaluator(extractor, data.train), *batches)
+    with torch.no_grad():
+        a, b = (
+            extractor.features(pixels).double().numpy() for pixels in (data.train.pixels, pixels)
+        )
+    assert metrics["fid"] == pytest.approx(frechet(a, b), rel=1e-4)
+    assert metrics.keys() == {"fid", "inception_score", "standard_error"}
+
+
+def test_fid_increases_with_corruption():
+    extractor, data = digits(), digits_data()
+    noise = torch.randint(256, data.test.pixels.shape).byte()
+    corrupted = corrupt(data.test.pixels, 60)
+    evaluator = FIDEvaluator(extractor, data.train)
+    same, held_out, worse, worst = (
+        evaluate(evaluator, Images(pixels, None))["fid"]
+        for pixels in (data.train.pixels, data.test.pixels, corrupted, noise)
+    )
+    assert abs(same) < 1e-3 and same < held_out < worse < worst
+    assert evaluate(evaluator, Images(data.test.pixels, None))["fid"] == held_out, (
+        "earlier samples have no influence"
+    )
+
+
+def test_evaluate_samples_uses_each_configuration(small_system):
+    system, data = small_system
+    pipeline, sampler = system.pipeline, system.pipeline.sampler
+    cascade = Cascade([pipeline])
     configurations = {
         f"steps={steps}": partial(
-            system.set_sampler, replace(system.sampler, steps=steps), system.guidance
+            pipeline.set_sampler, replace(sampler, steps=steps), pipeline.guidance
         )
         for steps in (1, 3)
     }
     common = {"weights": "raw", "split": "train", "count": 20, "seed": 0, "batch_size": 20}
-    one, three = evaluate_samples(
-        system, system.denoiser, data, digits(), configurations=configurations, **common
-    )
-    (own,) = evaluate_samples(system, system.denoiser, data, digits(), **common)
-    assert one["fid"] != three["fid"] == own["fid"] and one["real"] == own["real"]
-    assert [found["protocol"]["steps"] for found in (one, three)] == [1, 3]
+    one, three = evaluate_samples(cascade, data, digits(), configurations=configurations, **common)
+    (default,) = evaluate_samples(cascade, data, digits(), **common)
+    assert one["fid"] != three["fid"] == default["fid"] and one["real"] == default["real"]
+    assert [metrics["protocol"]["steps"] for metrics in (one, three)] == [1, 3]
 
 
-def test_the_packaged_classifier_knows_held_out_digits():
+def test_class_accuracy_of_held_out_digits():
     evaluator = FIDEvaluator(digits(), digits_data().train)
-    assert ask(evaluator, digits_data().test)["class_accuracy"] >= 0.99
+    assert evaluate(evaluator, digits_data().test)["class_accuracy"] >= 0.99
     wrong = Images(digits_data().test.pixels, (digits_data().test.labels + 1) % 10)
-    assert ask(evaluator, wrong)["class_accuracy"] <= 0.01
+    assert evaluate(evaluator, wrong)["class_accuracy"] <= 0.01
 
 
-def test_fid_within_is_the_mean_over_classes_and_none_where_a_class_is_missing():
+def test_intra_fid_is_the_mean_over_classes_and_needs_every_class():
     extractor, data = digits(), digits_data()
-    found = ask(FIDEvaluator(extractor, data.train), data.test)
+    metrics = evaluate(FIDEvaluator(extractor, data.train), data.test)
     with torch.no_grad():
         real, test = (
             extractor.features(split.pixels).double().numpy() for split in (data.train, data.test)
         )
-    each = [frechet(real[data.train.labels == k], test[data.test.labels == k]) for k in range(10)]
-    assert found["intra_fid"] == pytest.approx(np.mean(each), rel=1e-3)
+    per_class = [
+        frechet(real[data.train.labels == k], test[data.test.labels == k]) for k in range(10)
+    ]
+    assert metrics["intra_fid"] == pytest.approx(np.mean(per_class), rel=1e-3)
     some = data.test.select(data.test.labels < 9)
-    assert "intra_fid" not in ask(FIDEvaluator(extractor, data.train), some)
+    assert "intra_fid" not in evaluate(FIDEvaluator(extractor, data.train), some)
     lonely = Images(
         torch.cat([some.pixels, data.test.pixels[:1]]), torch.cat([some.labels, torch.tensor([9])])
     )
-    assert "intra_fid" not in ask(FIDEvaluator(extractor, lonely), data.test)
-    assert "precision" not in ask(
+    assert "intra_fid" not in evaluate(FIDEvaluator(extractor, lonely), data.test)
+    assert "precision" not in evaluate(
         FIDEvaluator(extractor, data.train, {"prc"}), data.test.select(slice(3))
     )
 
 
-def test_precision_and_recall_are_shares_within_third_neighbours_by_brute_force():
+def test_precision_and_recall_match_brute_force():
     extractor, data = digits(), digits_data()
-    worn = (
-        (data.test.pixels.int() + torch.randint(-60, 61, data.test.pixels.shape))
-        .clamp(0, 255)
-        .byte()
-    )
+    corrupted = corrupt(data.test.pixels, 60)
     one_class = data.train.select(data.train.labels == 3)
-    for made in (Images(worn, None), Images(one_class.pixels, None)):
-        found = ask(FIDEvaluator(extractor, data.train, {"prc"}), made)
+    for images in (Images(corrupted, None), Images(one_class.pixels, None)):
+        metrics = evaluate(FIDEvaluator(extractor, data.train, {"prc"}), images)
         with torch.no_grad():
-            real, ours = (extractor.features(split.pixels) for split in (data.train, made))
+            real, samples = (extractor.features(split.pixels) for split in (data.train, images))
 
-        def within(points, manifold):
-            radius = (
-                torch.cdist(manifold, manifold).kthvalue(4, dim=1).values
-            )  # the first is the point itself
+        def share_within(points, manifold):
+            # The fourth: the first neighbor is the point itself.
+            radius = torch.cdist(manifold, manifold).kthvalue(4, dim=1).values
             return (torch.cdist(points, manifold) <= radius).any(dim=1).double().mean().item()
 
-        assert found["precision"] == pytest.approx(within(ours, real), abs=0.005)
-        assert found["recall"] == pytest.approx(within(real, ours), abs=0.005)
-    assert found["precision"] == 1 and found["recall"] < 0.3
+        assert metrics["precision"] == pytest.approx(share_within(samples, real), abs=0.005)
+        assert metrics["recall"] == pytest.approx(share_within(real, samples), abs=0.005)
+    assert metrics["precision"] == 1 and metrics["recall"] < 0.3
 
 
-def scored(logits):
-    """Salimans et al. (2016), section 4, in numpy."""
+def numpy_inception_score(logits):
+    """Salimans et al. (2016), section 4."""
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     return np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
 
 
-class Said(torch.nn.Module):
-    """Logits that are features: images of 1x1xK bytes."""
+class PixelLogits(torch.nn.Module):
+    """Logits that are the features of images (N, 1, 1, 4)."""
 
     num_features = 4
 
@@ -175,24 +174,24 @@ class Said(torch.nn.Module):
 
 
 @pytest.mark.parametrize("count", [900, 5000])
-def test_the_inception_score_is_the_mean_over_ten_consecutive_splits_where_there_are_enough(count):
+def test_inception_score_is_the_mean_over_ten_consecutive_splits(count):
     pixels = torch.randint(256, (count, 1, 1, 4)).byte()
     pixels[: count // 2, ..., 0] = 255  # so that the order matters
-    logits = Said()(pixels).double().numpy()
-    evaluator = FIDEvaluator(
-        Extractor("said", "", Said(), None, torch.nn.Identity()), Images(pixels, None)
-    )
-    found = ask(evaluator, *(Images(part, None) for part in pixels.split(700)))["inception_score"]
+    logits = PixelLogits()(pixels).double().numpy()
+    extractor = Extractor("logits", "", PixelLogits(), None, torch.nn.Identity())
+    evaluator = FIDEvaluator(extractor, Images(pixels, None))
+    batches = (Images(part, None) for part in pixels.split(700))
+    value = evaluate(evaluator, *batches)["inception_score"]
     splits = np.split(logits, 10 if count == 5000 else 1)
-    assert found == pytest.approx(np.mean([scored(part) for part in splits]), rel=1e-6)
-    assert abs(found - scored(logits)) > 0.01 or count == 900
-    assert "inception_score" not in ask(
-        FIDEvaluator(Extractor("mute", "", Said(), None), Images(pixels, None)),
-        Images(pixels, None),
+    assert value == pytest.approx(
+        np.mean([numpy_inception_score(part) for part in splits]), rel=1e-6
     )
+    assert abs(value - numpy_inception_score(logits)) > 0.01 or count == 900
+    without_logits = FIDEvaluator(extractor._replace(logits=None), Images(pixels, None))
+    assert "inception_score" not in evaluate(without_logits, Images(pixels, None))
 
 
-def test_the_inception_score_is_1_where_all_are_alike_and_the_number_of_classes_where_all_are_sure():
+def test_inception_score_ranges_from_1_to_the_number_of_classes():
     one_hot = torch.eye(10).repeat(50, 1)
     assert inception_score(one_hot) == pytest.approx(10) and inception_score(
         one_hot, 10
@@ -201,14 +200,14 @@ def test_the_inception_score_is_1_where_all_are_alike_and_the_number_of_classes_
         inception_score(p) for p in (one_hot[:1].repeat(50, 1), torch.full((7, 10), 0.1))
     ] == pytest.approx([1, 1])
     evaluator = FIDEvaluator(digits(), digits_data().train)
-    assert 9.5 < ask(evaluator, digits_data().test)["inception_score"] < 10
+    assert 9.5 < evaluate(evaluator, digits_data().test)["inception_score"] < 10
 
 
 @pytest.fixture(scope="module")
 def random_inception(tmp_path_factory):
-    """A file of weights as torch-fidelity reads it."""
+    """Random weights in torch-fidelity's format, and the network."""
     file = tmp_path_factory.mktemp("inception") / "random.pth"
-    with pytest.MonkeyPatch.context() as patch:  # its constructor wants a file of weights
+    with pytest.MonkeyPatch.context() as patch:  # its constructor reads a file of weights
         patch.setattr(torch, "load", lambda *args, **kwargs: None)
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *args, **kwargs: None)
         network = FeatureExtractorInceptionV3(
@@ -219,21 +218,19 @@ def random_inception(tmp_path_factory):
     return file, network.eval()
 
 
-def test_the_logits_of_inception_are_torch_fidelitys_unbiased_ones(random_inception):
+def test_inception_logits_match_torch_fidelity(random_inception):
     file, network = random_inception
-    ours = InceptionFeatures(file).eval()
+    extractor = InceptionFeatures(file).eval()
     pixels = torch.randint(256, (2, 3, 32, 32)).byte()
     with torch.no_grad():
         features, expected = network(pixels)
-        torch.testing.assert_close(ours.logits()(ours(pixels)), expected)
-        torch.testing.assert_close(ours(pixels), features)
+        torch.testing.assert_close(extractor.logits()(extractor(pixels)), expected)
+        torch.testing.assert_close(extractor(pixels), features)
     assert expected.shape == (2, 1008)
 
 
 @pytest.mark.slow
-def test_fid_kid_and_the_inception_score_are_torch_fidelitys_own_of_the_same_folders(
-    random_inception, tmp_path
-):
+def test_fid_kid_and_inception_score_match_torch_fidelity(random_inception, tmp_path):
     file, _ = random_inception
     grey = torch.linspace(0, 255, 32).byte().expand(60, 3, 32, 32)
     sets = [
@@ -245,7 +242,7 @@ def test_fid_kid_and_the_inception_score_are_torch_fidelitys_own_of_the_same_fol
         for i, image in enumerate(pixels):
             to_pil_image(image).save(tmp_path / name / f"{i:03}.png")
     a, b = (folder_images(tmp_path / name, (3, 32, 32)) for name in "ab")
-    theirs = calculate_metrics(
+    expected = calculate_metrics(
         input1=str(tmp_path / "b"),
         input2=str(tmp_path / "a"),
         cuda=False,
@@ -263,15 +260,15 @@ def test_fid_kid_and_the_inception_score_are_torch_fidelitys_own_of_the_same_fol
     )
     features = InceptionFeatures(file).requires_grad_(False).eval()
     evaluator = FIDEvaluator(Extractor("random", "", features, None, features.logits()), a, {"kid"})
-    ours = ask(evaluator, *(b.select(slice(i, i + 20)) for i in (0, 20, 40)))
-    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
-    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
-    assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
-    assert "fid_infinity" not in ours, "of 60 samples nothing can be said of infinitely many"
+    metrics = evaluate(evaluator, *(b.select(slice(i, i + 20)) for i in (0, 20, 40)))
+    assert metrics["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+    assert metrics["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
+    assert metrics["inception_score"] == pytest.approx(expected["inception_score_mean"], rel=1e-5)
+    assert "fid_infinity" not in metrics, "60 samples are too few to extrapolate"
 
 
-class Gauss(torch.nn.Module):
-    """Features that are pixels: images of 1x1x4 bytes."""
+class PixelFeatures(torch.nn.Module):
+    """Features that are the pixels of images (N, 1, 1, 4)."""
 
     num_features = 4
 
@@ -279,44 +276,40 @@ class Gauss(torch.nn.Module):
         return pixels.flatten(1).float()
 
 
-def test_standard_errors_and_the_limit_of_ever_more_samples_are_those_of_repeated_draws():
+def test_standard_error_and_fid_infinity_match_repeated_sampling():
     mean = torch.tensor([100.0, 110, 120, 130])
     reference = (mean + 10 * torch.randn(200_000, 4)).round().byte()
-    evaluator = FIDEvaluator(
-        Extractor("gauss", "", Gauss(), None), Images(reference.view(-1, 1, 1, 4), None)
-    )
+    extractor = Extractor("pixels", "", PixelFeatures(), None)
+    evaluator = FIDEvaluator(extractor, Images(reference.view(-1, 1, 1, 4), None))
 
-    def draw(count):
+    def sample_metrics(count):
         pixels = (mean + 2 + 12 * torch.randn(count, 4)).round().byte()
-        return ask(evaluator, Images(pixels.view(-1, 1, 1, 4), None))
+        return evaluate(evaluator, Images(pixels.view(-1, 1, 1, 4), None))
 
     limit = 4 * (2**2 + (12 - 10) ** 2)  # |m1 - m2|^2 + sum (s1 - s2)^2
-    found = [draw(300) for _ in range(300)]
-    variance_output = np.std([one["fid"] for one in found])
-    assert np.mean([one["standard_error"]["fid"] for one in found]) == pytest.approx(
-        variance_output, rel=0.1
-    )
-    bias = np.mean([one["fid"] for one in found]) - limit
-    left = np.mean([one["fid_infinity"] for one in found]) - limit
-    assert bias > 0.5 and abs(left) < 0.2 * bias  # the mean of 300 is uncertain by a tenth of it
-    assert draw(19)["standard_error"] == {}, "no blocks"
+    repeats = [sample_metrics(300) for _ in range(300)]
+    deviation = np.std([one["fid"] for one in repeats])
+    standard_error = np.mean([one["standard_error"]["fid"] for one in repeats])
+    assert standard_error == pytest.approx(deviation, rel=0.1)
+    bias = np.mean([one["fid"] for one in repeats]) - limit
+    residual = np.mean([one["fid_infinity"] for one in repeats]) - limit
+    assert bias > 0.5 and abs(residual) < 0.2 * bias  # the error of the mean is 0.1 * bias
+    assert sample_metrics(19)["standard_error"] == {}, "no blocks"
 
 
-def test_statistics_of_a_reference_are_computed_once_and_known_by_what_they_are_of(
-    tmp_path, monkeypatch
-):
+def test_reference_statistics_are_cached_by_content(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_LAB_CACHE", str(tmp_path))
     extractor, data = digits(), digits_data()
-    once = ask(FIDEvaluator(extractor, data.train), data.test)
+    first = evaluate(FIDEvaluator(extractor, data.train), data.test)
     (file,) = tmp_path.iterdir()
     assert extractor.sha256 and file.suffix == ".safetensors"
 
-    def never(*args):
+    def fail(*args):
         raise AssertionError("computed again")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FIDEvaluator, "_known", never)
-        assert ask(FIDEvaluator(extractor, data.train), data.test) == once
+        patch.setattr(FIDEvaluator, "_statistics", fail)
+        assert evaluate(FIDEvaluator(extractor, data.train), data.test) == first
         changed = Images(data.train.pixels.clone(), data.train.labels)
         changed.pixels[0, 0, 0, 0] += 1
         for other in (changed, Images(data.train.pixels, data.train.labels.flip(0)), data.test):
@@ -325,55 +318,49 @@ def test_statistics_of_a_reference_are_computed_once_and_known_by_what_they_are_
         with pytest.raises(AssertionError, match="again"):
             FIDEvaluator(extractor._replace(sha256="another"), data.train)
     file.write_bytes(file.read_bytes()[:1000])
-    assert ask(FIDEvaluator(extractor, data.train), data.test) == once, (
-        "cut short, and computed again"
+    assert evaluate(FIDEvaluator(extractor, data.train), data.test) == first, (
+        "a truncated file is computed again"
     )
     monkeypatch.setenv("DDPM_LAB_CACHE", "/proc/nowhere")
-    assert ask(FIDEvaluator(extractor, data.train), data.test) == once, "it cannot be kept"
-
-
-def test_a_figure_says_all_that_it_depends_on_and_whether_there_were_enough():
-    config = composed("model.channels=8", "model.multipliers=[1]", "sampler.steps=2")
-    data = build(config, "data")
-    system = build_system(config, data)
-    for parameter in system.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    common = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 20}
-    (few,) = evaluate_samples(system, system.denoiser, data, digits(), count=40, **common)
-    told = few["protocol"]
-    assert (
-        told["data_sha256"] == data.train.digest()
-        and told["data_count"] == 1437
-        and told["features"] == 64
+    assert evaluate(FIDEvaluator(extractor, data.train), data.test) == first, (
+        "without a writable cache"
     )
+
+
+def test_protocol_is_complete_and_small_samples_are_marked(small_system):
+    system, data = small_system
+    cascade = Cascade([system.pipeline])
+    common = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 20}
+    (few,) = evaluate_samples(cascade, data, digits(), count=40, **common)
+    protocol = few["protocol"]
+    assert protocol["data_sha256"] == data.train.digest()
+    assert (protocol["data_count"], protocol["features"]) == (1437, 64)
     assert "only 40 images, for 64 features" in fid_rows(few)[0][2]
     next(iter(system.denoiser.parameters())).data += 0.01
-    (many,) = evaluate_samples(system, system.denoiser, data, digits(), count=100, **common)
+    (many,) = evaluate_samples(cascade, data, digits(), count=100, **common)
     assert "only" not in fid_rows(many)[0][2]
-    assert {name for name in told if told[name] != many["protocol"][name]} == {
-        "count",
-        "weights_sha256",
-    }
+    changes = {name for name in protocol if protocol[name] != many["protocol"][name]}
+    assert changes == {"count", "weights_sha256"}
 
 
-def test_the_hash_is_that_of_the_file_and_the_file_is_small():
+def test_digits_extractor_hash_and_size():
     content = files("ddpm_lab.evaluation").joinpath("digits.safetensors").read_bytes()
     assert digits().sha256 == hashlib.sha256(content).hexdigest() and len(content) < 500_000
 
 
-def test_digits_refuses_other_images():
+def test_digits_extractor_rejects_other_shapes():
     with pytest.raises(ValueError, match="3x32x32"):
         digits().features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
 
 
-def test_inception_that_cannot_be_had_says_which_file_goes_where(tmp_path, monkeypatch):
+def test_inception_errors_name_the_file_and_folder(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise URLError("no network")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(
-        ValueError, match=rf"put {INCEPTION}, whose SHA-256 begins with 6726825d, at {tmp_path}"
+        ValueError, match=rf"save {INCEPTION}, whose SHA-256 begins with 6726825d, as {tmp_path}"
     ):
         inception()
     with pytest.raises(ValueError, match="weights=nowhere"):

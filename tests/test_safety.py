@@ -933,7 +933,7 @@ def test_failing_logger_is_disabled(monkeypatch, tmp_path, caplog):
 
     monkeypatch.setattr(loggers, "start_wandb", fail)
     assert loggers.wandb(str(tmp_path)) is None
-    assert caplog.messages == ["W&B: [Errno 30] Read-only file system; the run goes on without it"]
+    assert caplog.messages == ["W&B: [Errno 30] Read-only file system; continuing without it"]
     caplog.clear()
     board = TensorBoardLogger(str(tmp_path))
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", fail)

@@ -1,1 +1,1 @@
-"""Lightning callbacks. They observe: training is the same to the last bit without them."""
+"""Lightning callbacks, which do not change training: it is bit-for-bit the same without them."""

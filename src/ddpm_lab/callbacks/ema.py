@@ -1,4 +1,4 @@
-"""The exponential moving average of the denoiser's weights."""
+"""Exponential moving average of the denoiser's weights."""
 
 import copy
 from typing import Any
@@ -6,15 +6,17 @@ from typing import Any
 import lightning as L
 import torch
 
+from ddpm_lab.callbacks.lightning_internals import callbacks
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.diffusion import Diffusion
 
 
 class EMA(L.Callback):
-    """average += (1 - d) (weights - average) after every optimizer step n, d = min(decay, (1 + n) / (10 + n)).
+    """average += (1 - d) (weights - average) after optimizer step n.
 
-    The average is saved beside the raw weights, under the callback's own key; nothing is ever swapped in or out.
+    d = min(decay, (1 + n) / (10 + n)). Checkpoints hold the average under the callback's own key,
+    in addition to the raw weights. Weights are never swapped.
     """
 
     average: Denoiser
@@ -33,7 +35,7 @@ class EMA(L.Callback):
         self._weights = [parameter.data for parameter in pl_module.denoiser.parameters()]
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == self.updates:  # gradients are still being accumulated
+        if trainer.global_step == self.updates:  # gradient accumulation
             return
         self.updates = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
@@ -48,9 +50,8 @@ class EMA(L.Callback):
 
 
 def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> tuple[str, SamplingPipeline]:
-    """ "ema" and the averaged denoiser where one is kept, else "raw" and the system's own."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-    averages = [callback.average for callback in callbacks if isinstance(callback, EMA)]
+    """Return "ema" and the pipeline of the average, or "raw" and the system's without an EMA."""
+    averages = [each.average for each in callbacks(trainer) if isinstance(each, EMA)]
     if averages:
         return "ema", system.pipeline.with_denoiser(averages[0])
     return "raw", system.pipeline

@@ -1,4 +1,4 @@
-"""Weights & Biases that neither blocks nor ends a run, and a history that goes on where a checkpoint was."""
+"""Weights & Biases that cannot block or end a run, and a CSV history that can be rewound."""
 
 import csv
 import io
@@ -17,6 +17,7 @@ import wandb as wb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ddpm_lab.callbacks.lightning_internals import csv_name, csv_rows
 from ddpm_lab.utils.atomic_io import write_text
 from ddpm_lab.utils.errors import CLIError, escape_control
 
@@ -25,51 +26,50 @@ LOG = logging.getLogger(__name__)
 
 @contextmanager
 def optional(logger: object) -> Iterator[None]:
-    """Around a call to `logger`: its first error is reported in a line, and the run goes on without it."""
+    """Catch errors of `logger`: log the first one and disable the logger."""
     try:
         yield
     except CLIError:
         raise
     except Exception as error:  # errors of W&B have no class in common
         if not has_failed(logger):
-            LOG.warning("%s: %s; the run goes on without it", _name(logger), _in_a_line(error))
+            LOG.warning("%s: %s; continuing without it", _name(logger), _one_line(error))
         vars(logger)["failed"] = True
 
 
 def make_optional(logger: Logger) -> Logger:
-    """`logger` with its methods inside `optional`, unless it is the history, which checkpoints hold."""
+    """Wrap the methods of `logger` in `optional`, except for `CSVHistory`, which is required."""
 
-    def tried(call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
-        def attempt(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             with optional(logger):
                 return None if has_failed(logger) else call(*args, **kwargs)
 
-        return attempt
+        return wrapper
 
+    if isinstance(logger, CSVHistory):
+        return logger
     for name in ("log_metrics", "log_hyperparams", "log_image", "save", "finalize"):
-        if not isinstance(logger, CSVHistory) and (method := getattr(logger, name, None)):
-            setattr(logger, name, tried(method))
+        if method := getattr(logger, name, None):
+            setattr(logger, name, wrap(method))
     return logger
 
 
 def wandb(
     save_dir: str, project: str = "ddpm-lab", name: str | None = None, group: str | None = None
 ) -> WandbLogger | None:
-    """Lightning's logger of a run that `begin` begins; None, with a line, where W&B fails."""
-    mark = Path(save_dir, "wandb", "id.txt")  # a run that goes on is the same run there
+    """Return a logger of a run from `start_wandb`, or log a line and return None on errors."""
+    id_file = Path(save_dir, "wandb", "id.txt")  # resume continues the same W&B run
     try:
-        known = (
-            re.fullmatch(r"[a-z0-9]{4,64}", mark.read_text("ascii", "replace"))
-            if mark.is_file()
-            else None
-        )
+        text = id_file.read_text("ascii", "replace") if id_file.is_file() else ""
+        run_id = text if re.fullmatch(r"[a-z0-9]{4,64}", text) else None
         run = start_wandb(
             dir=save_dir,
             project=project,
             name=name or Path(save_dir).name,
             group=group,
-            id=known and known[0],
+            id=run_id,
             resume="allow",
         )
         run.define_metric("trainer/global_step")
@@ -80,41 +80,42 @@ def wandb(
     except CLIError:
         raise
     except Exception as error:
-        LOG.warning("W&B: %s; the run goes on without it", _in_a_line(error))
+        LOG.warning("W&B: %s; continuing without it", _one_line(error))
         return None
-    if run.id and not known:
+    if run.id and not run_id:
         with suppress(OSError):
-            mark.parent.mkdir(exist_ok=True)
-            mark.write_text(run.id)
+            id_file.parent.mkdir(exist_ok=True)
+            id_file.write_text(run.id)
     return logger
 
 
 def start_wandb(**options: Any) -> wb.Run:
-    """wandb.init: online where a key exists, else offline, with a line that says how to log in.
+    """Call wandb.init, online if there is a key, else offline with a hint.
 
-    A key is looked for in WANDB_API_KEY and where `wandb login` puts it; WANDB_MODE and `wandb offline` are obeyed.
-    Nothing else is read from the current directory, which may be a run of someone else: neither an address in
-    wandb/settings nor a Git repository, whose configuration can run programs. If the server does not answer within 30
-    seconds the run goes on offline.
+    The key is WANDB_API_KEY or that of `wandb login`. WANDB_MODE and `wandb offline` apply. After a
+    timeout of 30 seconds the run continues offline.
+
+    The current directory may be someone else's run. Its wandb/settings are not used beyond the
+    mode, nor is a Git repository, whose configuration can execute programs.
     """
     options["dir"] = str(Path(options["dir"]).absolute())
     program = Path(sys.argv[0]).absolute().parent
-    here = _local_mode()
+    local_mode = _local_mode()
     with chdir(Path(__file__).parent):
         settings = wb.Settings(init_timeout=30, silent=True, console="off", git_root=str(program))
-        mode: Any = here or wb.setup().settings.mode
+        mode: Any = local_mode or wb.setup().settings.mode
         if mode == "online" and not wb.login(prompt=False, verify=False):
             LOG.info("W&B: no key found, so this run is kept offline; to log in: wandb login")
             mode = "offline"
         try:
             return wb.init(**options, mode=mode, settings=settings)
         except Exception as error:
-            LOG.info("W&B: %s; this run is kept offline", _in_a_line(error))
+            LOG.info("W&B: %s; this run is kept offline", _one_line(error))
             return wb.init(**options | {"id": None}, mode="offline", settings=settings)
 
 
 def _local_mode() -> str | None:
-    """The mode that `wandb offline` or `wandb disabled` keeps in the current directory, unless it is online."""
+    """Return "offline" or "disabled" from the wandb/settings of the current directory, or None."""
     parser = ConfigParser(interpolation=None)
     try:
         if (file := Path("wandb", "settings")).is_file():
@@ -126,57 +127,53 @@ def _local_mode() -> str | None:
 
 
 def has_failed(logger: object) -> bool:
-    """Whether the run goes on without `logger`."""
+    """Return True if `logger` is disabled after an error."""
     return bool(vars(logger).get("failed"))
 
 
 def _name(logger: object) -> str:
-    return (
-        "W&B" if isinstance(logger, WandbLogger) else type(logger).__name__.removesuffix("Logger")
-    )
+    name = type(logger).__name__.removesuffix("Logger")
+    return "W&B" if name == "Wandb" else name
 
 
-def _in_a_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return escape_control(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
 class CSVHistory(CSVLogger):
-    """metrics.csv, whose rows all stay in memory: each save replaces the file, and one that fails costs no row."""
+    """metrics.csv with all rows in memory. Saves replace the file. A failed save loses no rows."""
 
     @property
     def text(self) -> str:
-        """What the file says after a save."""
-        rows = self.experiment.metrics
-        generator = io.StringIO()
-        writer = csv.DictWriter(generator, sorted({key for row in rows for key in row}))
+        """Content of the file after a save."""
+        rows = csv_rows(self)
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, sorted({key for row in rows for key in row}))
         writer.writeheader()
         writer.writerows(rows)
-        return generator.getvalue()
+        return buffer.getvalue()
 
     @rank_zero_only
     def save(self) -> None:
         try:
-            write_text(Path(self.log_dir, self.experiment.NAME_METRICS_FILE), self.text)
+            write_text(Path(self.log_dir, csv_name(self)), self.text)
         except OSError as error:
             LOG.warning(
                 "metrics.csv could not be written (%s); its next save has all rows", error.strerror
             )
 
     def rewind(self, text: str) -> None:
-        """Goes back to when it said `text`."""
+        """Replace all rows by those of `text`, a previous value of `self.text`."""
         rows = csv.DictReader(io.StringIO(text))
-        self.experiment.metrics[:] = [
-            {key: value for key, value in row.items() if value} for row in rows
-        ]
+        csv_rows(self)[:] = [{key: value for key, value in row.items() if value} for row in rows]
         self.save()
 
 
 def finish() -> None:
-    """Ends the process's W&B run, if there is one, so that the next job of a sweep begins its own."""
+    """End the process's W&B run, if any, so that the next job of a sweep starts its own."""
     if wb.run is not None:
         try:
             wb.finish()
         except Exception as error:
-            LOG.warning(
-                "W&B: %s; what it has not sent lies in the run's folder wandb", _in_a_line(error)
-            )
+            message = "W&B: %s; data that were not uploaded are in the run's folder wandb"
+            LOG.warning(message, _one_line(error))

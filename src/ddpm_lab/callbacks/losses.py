@@ -1,11 +1,11 @@
-"""Logs what training is doing, and draws it at the end."""
+"""Losses and throughput during training, and a plot at the end."""
 
 import logging
 import math
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import lightning as L
 import torch
@@ -18,22 +18,22 @@ from ddpm_lab.utils.distributed import all_gather
 
 LOG = logging.getLogger(__name__)
 STUCK = 0.9
-"""Share of the loss of predicting zero, above which training warns that the network does not learn"""
+"""Fraction of the loss of predicting zero above which the network has not learned"""
 FIRST_CHECK = 100
-"""Step of the first such warning; the next ones come at twice the step of the one before"""
+"""Step of the first check; later ones are at double the step"""
 SPIKE = 10
-"""Times the loss that it was, above which training says so"""
+"""Factor over the recent loss that logs a warning"""
 
 
 class Losses(L.Callback):
-    """Every `every` batches: the mean loss since the last time, also by quarter of the times t where there are any (q1
-    nearest the data), the learning rate and images per second.
+    """Logs the mean loss, learning rate and images per second every `every` batches.
 
-    What steps find stays on the device and is looked at when logged, so that a step costs nothing.
+    For systems with times, also the loss by quarter of t (q1 nearest the data). Values stay on the
+    device until they are logged, without synchronization in between.
     """
 
-    found: dict[str, list[Tensor]]
-    """By name, the values of the batches since the last report: (B,), or (1,) for a scalar"""
+    values: dict[str, list[Tensor]]
+    """Values of the batches since the last report, (B,), or (1,) for a scalar"""
 
     def __init__(self, every: int = 50) -> None:
         if every < 1:
@@ -45,17 +45,16 @@ class Losses(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         self._restart()
-        if self._kept:
-            self.batches = self._before = self._kept["batches"]
-            mine = self._kept["processes"][
-                trainer.global_rank :: trainer.world_size
-            ]  # there may be fewer or more now
-            for name, value in (pair for kept in mine for step in kept for pair in step.items()):
-                self.found[name].append(value.to(pl_module.device))
+        if self._state:
+            self.batches = self._restored = self._state["batches"]
+            # The number of processes may be another than at the save.
+            local = self._state["processes"][trainer.global_rank :: trainer.world_size]
+            for name, value in (item for steps in local for step in steps for item in step.items()):
+                self.values[name].append(value.to(pl_module.device))
 
     def on_train_batch_start(self, *args: Any) -> None:
-        if self.batches == self._before:
-            self.since = time.perf_counter()
+        if self.batches == self._restored:
+            self._start = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -65,23 +64,19 @@ class Losses(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        found = {
-            "weight": torch.ones_like(outputs["losses"]),
-            **outputs,
-            **outputs.get("parts", {}),
-        }
-        for name, value in found.items():
+        weight = torch.ones_like(outputs["losses"])
+        values = {"weight": weight, **outputs, **outputs.get("parts", {})}
+        for name, value in values.items():
             if name not in ("loss", "parts"):
-                self.found[name].append(value.detach().reshape(-1))
+                self.values[name].append(value.detach().reshape(-1))
         self.batches += 1
         if self.batches == self.every:
             self._report(trainer, pl_module, len(outputs["losses"]) * trainer.world_size)
             self._restart()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
-        self.curves["val/loss"].append(
-            (trainer.global_step, float(trainer.callback_metrics["val/loss"]))
-        )
+        loss = float(trainer.callback_metrics["val/loss"])
+        self.curves["val/loss"].append((trainer.global_step, loss))
 
     def state_dict(self) -> dict[str, Any]:
         return {"curves": dict(self.curves), "batches": self.batches}
@@ -89,79 +84,68 @@ class Losses(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        kept = {name: value.cpu() for name, value in self._all().items()}
-        checkpoint["callbacks"]["Losses"]["processes"] = all_gather([[kept] if kept else []])
+        values = {name: value.cpu() for name, value in self._concatenate().items()}
+        checkpoint["callbacks"]["Losses"]["processes"] = all_gather([[values] if values else []])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curves.update(state_dict["curves"])
-        self._kept = state_dict
+        self._state = state_dict
 
     def on_train_end(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         if self.curves and trainer.is_global_zero:
             file = Path(trainer.default_root_dir) / "images" / "losses.png"
-            timed = (
-                " (q1 to q4: quarters of the times t, q1 nearest the data)"
-                if isinstance(pl_module, TimestepSystem)
-                else ""
-            )
-            save_curves(self.curves, file, x=f"step{timed}")
+            quarters = " (q1 to q4: quarters of the times t, q1 nearest the data)"
+            save_curves(self.curves, file, x=f"step{quarters if _has_times(pl_module) else ''}")
 
-    _kept: dict[str, Any] | None = None
+    _state: dict[str, Any] | None = None
 
     def _restart(self) -> None:
-        self.batches = self._before = 0
-        self.found = defaultdict(list)
+        self.batches = self._restored = 0
+        self.values = defaultdict(list)
 
-    def _all(self) -> dict[str, Tensor]:
-        """The values of all batches together, by name. Losses that are not finite, of a skipped step, have weight 0."""
-        found = {name: torch.cat(values) for name, values in self.found.items()}
-        if found:
-            found["weight"] = found["weight"] * found["losses"].isfinite()
-        return {name: value.nan_to_num(0, 0, 0) for name, value in found.items()}
+    def _concatenate(self) -> dict[str, Tensor]:
+        """Concatenate the batches. Losses of skipped steps, which are not finite, get weight 0."""
+        values = {name: torch.cat(parts) for name, parts in self.values.items()}
+        if values:
+            values["weight"] = values["weight"] * values["losses"].isfinite()
+        return {name: value.nan_to_num(0, 0, 0) for name, value in values.items()}
 
     def _report(self, trainer: L.Trainer, system: BaseSystem, batch_size: int) -> None:
-        parts = self._all()
+        parts = self._concatenate()
         losses, weight = parts.pop("losses"), parts.pop("weight")
-        quarter = torch.zeros_like(losses)
-        if isinstance(system, TimestepSystem):
-            quarter = (parts.pop("t") - 1) * 4 // system.process.steps
-        weighted = torch.stack(
-            [weight * losses, weight]
-        ).float()  # weights undo importance sampling
+        quarter, quarter_count = torch.zeros_like(losses), 0
+        if _has_times(system):
+            quarter, quarter_count = (parts.pop("t") - 1) * 4 // system.process.steps, 4
+        # The weights undo importance sampling.
+        weighted = torch.stack([weight * losses, weight]).float()
         sums = torch.stack([(weighted * (quarter == q)).sum(1) for q in range(4)], 1)
         sums, counts = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        seconds = time.perf_counter() - self.since
-        timed = range(4 if isinstance(system, TimestepSystem) else 0)
-        quarters = {f"train/loss_q{q + 1}": sums[q] / counts[q] for q in timed if counts[q]}
-        found = {"train/loss": sum(sums) / sum(counts) if sum(counts) else math.nan, **quarters}
-        usual = [value for _, value in self.curves["train/loss"][-3:]]
-        if usual and found["train/loss"] > SPIKE * max(usual):
-            LOG.warning(
-                "step %d: the loss is %.3g, and was %.3g",
-                trainer.global_step,
-                found["train/loss"],
-                usual[-1],
-            )
-        self._check_learning(found["train/loss"], trainer, system)
-        for name, value in found.items():
+        seconds = time.perf_counter() - self._start
+        loss = sum(sums) / sum(counts) if sum(counts) else math.nan
+        metrics = {"train/loss": loss}
+        for q in range(quarter_count):
+            if counts[q]:
+                metrics[f"train/loss_q{q + 1}"] = sums[q] / counts[q]
+        recent = [value for _, value in self.curves["train/loss"][-3:]]
+        if recent and loss > SPIKE * max(recent):
+            message = "step %d: the loss is %.3g, and was %.3g"
+            LOG.warning(message, trainer.global_step, loss, recent[-1])
+        self._check_learning(loss, trainer, system)
+        for name, value in metrics.items():
             if math.isfinite(value):
                 self.curves[name].append((trainer.global_step, value))
-        skipped = system.skips.counts[0].item()
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        means = {
-            f"train/{name}": trainer.strategy.reduce(value.float().mean(), reduce_op="mean").item()
-            for name, value in parts.items()
-        }
-        rates = {
-            "lr": rate,
-            "images_per_second": (self.batches - self._before) * batch_size / seconds,
-        }
-        log_metrics(
-            trainer, {**found, **means, **rates, **({"train/skipped": skipped} if skipped else {})}
-        )
+        for name, value in parts.items():
+            mean = trainer.strategy.reduce(value.float().mean(), reduce_op="mean")
+            metrics[f"train/{name}"] = mean.item()
+        metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        images = (self.batches - self._restored) * batch_size
+        metrics["images_per_second"] = images / seconds
+        if skipped := system.skips.counts[0].item():
+            metrics["train/skipped"] = skipped
+        log_metrics(trainer, metrics)
 
     def _check_learning(self, loss: float, trainer: L.Trainer, system: BaseSystem) -> None:
-        """Warn of a loss that is about that of predicting zero."""
+        """Log a warning if the loss is close to that of predicting zero."""
         step, zero = trainer.global_step, system.zero_loss
         if zero is None or step < self._check_at:
             return
@@ -170,11 +154,15 @@ class Losses(L.Callback):
         if not loss < STUCK * zero:
             rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
             LOG.warning(
-                "step %d: the loss is %.3g, and predicting zero has %.3g: the network has not learned anything "
-                "yet; try optimizer.lr=%.2g (now %.2g)",
+                "step %d: the loss is %.3g, and predicting zero has %.3g: the network has not "
+                "learned anything yet; try optimizer.lr=%.2g (now %.2g)",
                 step,
                 loss,
                 zero,
                 rate / 4,
                 rate,
             )
+
+
+def _has_times(system: BaseSystem) -> TypeGuard[TimestepSystem]:
+    return isinstance(system, TimestepSystem)

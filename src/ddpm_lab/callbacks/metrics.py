@@ -1,4 +1,4 @@
-"""FID and accuracy of samples, at the end of training and, if wished, while it runs."""
+"""Metrics of samples, at the end of training and optionally during training."""
 
 import logging
 from collections.abc import Callable
@@ -8,16 +8,20 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
-from ddpm_lab.callbacks.periodic import Periodic, datamodule, log_metrics
+from ddpm_lab.callbacks.lightning_internals import datamodule
+from ddpm_lab.callbacks.periodic import Periodic, log_metrics
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.ode_nll import evaluate_ode_nll
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
+LOG = logging.getLogger(__name__)
+LOGGED = ("fid", "fid_infinity", "intra_fid", "class_accuracy")
+
 
 class ODELikelihood(L.Callback):
-    """Logs what `assess_density` says of `count` held-out points."""
+    """Logs the NLL of `count` held-out points (`evaluate_ode_nll`)."""
 
     def __init__(self, count: int = 1000) -> None:
         if count < 2:
@@ -28,23 +32,17 @@ class ODELikelihood(L.Callback):
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         weights, pipeline = ema_or_raw(trainer, pl_module)
+        data = datamodule(trainer)
         self.result = evaluate_ode_nll(
-            pipeline,
-            datamodule(trainer),
-            weights=weights,
-            split="test",
-            count=self.count,
+            pipeline, data, weights=weights, split="test", count=self.count
         )
         log_metrics(trainer, {"eval/ode_nll": self.result["nll"]})
 
 
-LOG = logging.getLogger(__name__)
-
-
 class FID(Periodic):
-    """Samples `count` images every `every` steps (None: at the end only) and logs what `assess` says of them.
+    """Logs the metrics of `count` samples every `every` steps (None: only at the end).
 
-    Where the extractor's weights cannot be had, one line says so before training starts, and training goes on.
+    If the extractor is not available, one line is logged and training continues without FID.
     """
 
     def __init__(
@@ -56,19 +54,25 @@ class FID(Periodic):
     ) -> None:
         if count < 2:
             raise ValueError(
-                f"count must be at least 2 (got {count}); FID of few samples says little, try 1000"
+                f"count must be at least 2 (got {count}); FID of few samples is not meaningful, "
+                "try 1000"
             )
         if batch_size < 1 or (every is not None and every < 1):
             raise ValueError(
                 f"every={every} and batch_size={batch_size} must be at least 1; try every=null"
             )
-        self.find, self.count, self.every, self.batch_size = extractor, count, every, batch_size
+        self.load_extractor, self.count, self.every, self.batch_size = (
+            extractor,
+            count,
+            every,
+            batch_size,
+        )
         self.extractor: Extractor | None = None
         self.result: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:
         try:
-            extractor = self.find()
+            extractor = self.load_extractor()
             extractor.check(pl_module.shape)
             self.extractor = extractor
         except ValueError as error:
@@ -96,8 +100,5 @@ class FID(Periodic):
                 batch_size=self.batch_size,
             )
         )
-        logged = ("fid", "fid_infinity", "intra_fid", "class_accuracy")
-        log_metrics(
-            trainer,
-            {f"eval/{name}": self.result[name] for name in logged if name in self.result},
-        )
+        metrics = {f"eval/{key}": self.result[key] for key in LOGGED if key in self.result}
+        log_metrics(trainer, metrics)

@@ -1,4 +1,4 @@
-"""What looks at a model in training every so many steps."""
+"""Callbacks that run every `every` steps, and logging of metrics and images."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -11,8 +11,9 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddpm_lab.callbacks.loggers import optional
-from ddpm_lab.data.module import Data
 from ddpm_lab.utils.errors import RESOURCE_ERRNOS
+
+LOG = logging.getLogger(__name__)
 
 
 def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
@@ -20,14 +21,8 @@ def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
         logger.log_metrics(metrics, step=trainer.global_step)
 
 
-def datamodule(trainer: L.Trainer) -> Data:
-    """What it trains on."""
-    data: Data = trainer.datamodule.data  # type: ignore[attr-defined]  # set by Lightning
-    return data
-
-
 def log_image(trainer: L.Trainer, name: str, file: Path) -> None:
-    """The PNG `file` to the loggers that take images."""
+    """Send the PNG `file` to the loggers that support images."""
     for logger in trainer.loggers:
         with optional(logger):
             if isinstance(logger, WandbLogger):
@@ -38,28 +33,27 @@ def log_image(trainer: L.Trainer, name: str, file: Path) -> None:
                 )
 
 
-LOG = logging.getLogger(__name__)
-
-
 class Periodic(L.Callback, ABC):
-    """Calls `look` every `every` optimizer steps (None: never) but the last, for which there is `on_train_end`. What a
-    run that was killed had still to look at is looked at when it goes on. A disk that is full does not end training.
+    """Calls `run` every `every` optimizer steps (None: never), except at the last step.
+
+    Subclasses handle the last step in `on_train_end`. A call that an interruption prevented is made
+    up for on resume. A full disk does not end training.
     """
 
     every: int | None
     seen = 0
-    """The last step that was looked at"""
+    """Step of the last call of `run`"""
 
     @abstractmethod
     def run(self, trainer: L.Trainer, system: Any) -> None:
-        """Training is the same to the last bit without it."""
+        """Observe the system without changing training."""
 
     def samples(self) -> int:
-        """Samples that each call of `look` draws."""
+        """Return the number of samples per call of `run`."""
         return 0
 
     def run_count(self, steps: int) -> int:
-        """Calls of `look` within the next `steps` steps and at the end."""
+        """Return the number of calls of `run` in the next `steps` steps and at the end."""
         return 1 + (steps // self.every if self.every else 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,7 +65,7 @@ class Periodic(L.Callback, ABC):
         self._run_if_due(trainer, pl_module)
 
     def _run_if_due(self, trainer: L.Trainer, system: L.LightningModule) -> None:
-        step = trainer.global_step  # the same for several batches where gradients are accumulated
+        step = trainer.global_step  # constant during gradient accumulation
         if self.every and step % self.every == 0 and self.seen < step < trainer.max_steps:
             try:
                 self.run(trainer, system)
@@ -79,7 +73,7 @@ class Periodic(L.Callback, ABC):
                 if error.errno not in RESOURCE_ERRNOS:
                     raise
                 LOG.warning(
-                    "step %d: %s could not be kept (%s); training goes on",
+                    "step %d: %s could not be saved (%s); training continues",
                     step,
                     type(self).__name__.lower(),
                     error.strerror,

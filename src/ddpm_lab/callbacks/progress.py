@@ -1,4 +1,4 @@
-"""A bar over the whole training, with an ETA."""
+"""Progress bar over all optimizer steps, with an ETA."""
 
 import sys
 from typing import Any
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class Progress(ProgressBar):
-    """Counts optimizer steps, not epochs. The loss is fetched only when the bar is drawn."""
+    """Counts optimizer steps, not epochs. The loss is fetched only when the bar is refreshed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Progress(ProgressBar):
     ) -> None:
         if self.bar.update(trainer.global_step - self.bar.n):
             self.bar.set_postfix(loss=f"{outputs['losses'].mean().item():.4f}", refresh=False)
-        if self.bar.n == trainer.max_steps:  # what follows has bars of its own
+        if self.bar.n == trainer.max_steps:  # the metrics at the end have their own bars
             self.bar.close()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Images beside their reconstructions, and how close these are."""
+"""Reconstructions of an autoencoder: image grids and metrics."""
 
 import logging
 import math
@@ -17,7 +17,8 @@ from torchmetrics.functional.image import (
 )
 from tqdm import tqdm
 
-from ddpm_lab.callbacks.periodic import Periodic, datamodule, log_image, log_metrics
+from ddpm_lab.callbacks.lightning_internals import datamodule
+from ddpm_lab.callbacks.periodic import Periodic, log_image, log_metrics
 from ddpm_lab.data.datasets import Images, to_uint8
 from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.extractors import Extractor
@@ -27,14 +28,16 @@ from ddpm_lab.systems.autoencoder_system import AutoencoderSystem
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
 
 LOG = logging.getLogger(__name__)
+KEYS = ("rfid", "psnr", "ssim", "codes_used")
 WINDOW = 5
-"""Half the width of SSIM's, in pixels"""
+"""Half the width of SSIM's window, in pixels"""
 
 
 class Reconstructions(Periodic):
-    """Every `every` steps and at the end, `rows` rows of held-out images, each above its reconstruction; at the end,
-    of all of them: PSNR, SSIM, rFID (of reconstructions, to the images themselves) and the share of a codebook that
-    they use.
+    """Saves `rows` rows of held-out images above their reconstructions, every `every` steps.
+
+    At the end of training it also computes metrics of all held-out images: PSNR, SSIM, rFID
+    (between images and reconstructions) and the share of the codebook in use.
     """
 
     def __init__(
@@ -43,13 +46,13 @@ class Reconstructions(Periodic):
         for name, value in {"every": every, "rows": rows, "columns": columns}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 (got {value})")
-        self.find, self.every, self.rows, self.columns = extractor, every, rows, columns
+        self.load_extractor, self.every, self.rows, self.columns = extractor, every, rows, columns
         self.extractor: Extractor | None = None
         self.result: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: AutoencoderSystem, stage: str) -> None:
         try:
-            extractor = self.find()
+            extractor = self.load_extractor()
             extractor.check(pl_module.autoencoder.shape)
             self.extractor = extractor
         except ValueError as error:
@@ -58,8 +61,8 @@ class Reconstructions(Periodic):
     def on_train_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem) -> None:
         self.run(trainer, pl_module)
         self.result = self._measure(datamodule(trainer), pl_module)
-        numbers = {name: value for name, value in self.result.items() if isinstance(value, float)}
-        log_metrics(trainer, {f"eval/{name}": value for name, value in numbers.items()})
+        metrics = {f"eval/{name}": self.result[name] for name in KEYS if name in self.result}
+        log_metrics(trainer, metrics)
 
     @rank_zero_only
     def run(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
@@ -67,50 +70,23 @@ class Reconstructions(Periodic):
         columns = min(self.columns, len(x))
         x = x[: len(x) // columns * columns]
         pairs = zip(x.split(columns), system.reconstruct(x)[0].split(columns), strict=True)
-        file = (
-            Path(trainer.default_root_dir)
-            / "images"
-            / f"reconstructions-{trainer.global_step:06d}.png"
-        )
+        folder = Path(trainer.default_root_dir) / "images"
+        file = folder / f"reconstructions-{trainer.global_step:06d}.png"
         pixels = to_uint8(torch.cat([half for pair in pairs for half in pair]))
         log_image(trainer, "reconstructions", save_grid(pixels, file, columns))
 
     def _measure(self, data: Data, system: AutoencoderSystem) -> dict[str, Any]:
-        found: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+        values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
         codes: list[Tensor] = []
-
-        def remade() -> Iterator[tuple[Tensor, Images]]:
-            batches = tqdm(
-                indexed_batches(data.test, 50),
-                "reconstructions",
-                len(shard(range(0, data.test.size, 50))),
-                leave=False,
-                disable=None if is_rank_zero() else True,
-            )
-            for numbers, some in batches:
-                x = some.x0.to(system.device)
-                made, used = system.reconstruct(x)
-                psnr = peak_signal_noise_ratio(
-                    made, x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3)
-                )
-                found["psnr"].append(psnr.cpu())
-                if min(x.shape[2:]) > WINDOW:
-                    ssim = structural_similarity_index_measure(
-                        made, x, data_range=(-1.0, 1.0), reduction="none"
-                    )
-                    found["ssim"].append(torch.as_tensor(ssim).cpu())
-                if used is not None:
-                    codes.append(used.unique().cpu())
-                yield numbers, Images(to_uint8(made), None)
-
+        batches = _reconstruct(data, system, values, codes)
         result: dict[str, Any] = {}
         errors: dict[str, float | None] = {}
         protocol = {"split": "test", "count": data.test.size, "data": data.name, "weights": "raw"}
         if self.extractor is None:
-            deque(remade(), maxlen=0)
+            deque(batches, maxlen=0)
         else:
             evaluator = FIDEvaluator(self.extractor, data.test, device=system.device)
-            quality = evaluator(remade(), data.test.size)
+            quality = evaluator(batches, data.test.size)
             result["rfid"], errors["rfid"] = quality["fid"], quality["standard_error"].get("fid")
             protocol |= {
                 "data_sha256": evaluator.data_sha256,
@@ -118,13 +94,40 @@ class Reconstructions(Periodic):
                 "extractor_sha256": self.extractor.sha256,
                 "resize": self.extractor.resize,
             }
-        for name, parts in found.items():
-            if everything := all_gather(parts):  # a process may have none
-                values = torch.cat(everything).double()
-                result[name] = values.mean().item()
-                errors[name] = values.std().item() / math.sqrt(len(values))
-        if system.autoencoder.bottleneck.codes is not None:
-            result["codes_used"] = (
-                torch.cat(all_gather(codes)).unique().numel() / system.autoencoder.bottleneck.codes
-            )
+        for name, parts in values.items():
+            if gathered := all_gather(parts):  # a process may have none
+                each = torch.cat(gathered).double()
+                result[name] = each.mean().item()
+                errors[name] = each.std().item() / math.sqrt(len(each))
+        if (size := system.autoencoder.bottleneck.codes) is not None:
+            result["codes_used"] = torch.cat(all_gather(codes)).unique().numel() / size
         return {**result, "standard_error": errors, "protocol": protocol}
+
+
+def _reconstruct(
+    data: Data,
+    system: AutoencoderSystem,
+    values: dict[str, list[Tensor]],
+    codes: list[Tensor],
+) -> Iterator[tuple[Tensor, Images]]:
+    """Yield reconstructions; append PSNR and SSIM to `values` and used codes to `codes`."""
+    batches = tqdm(
+        indexed_batches(data.test, 50),
+        "reconstructions",
+        len(shard(range(0, data.test.size, 50))),
+        leave=False,
+        disable=None if is_rank_zero() else True,
+    )
+    for indices, images in batches:
+        x = images.x0.to(system.device)
+        decoded, used = system.reconstruct(x)
+        psnr = peak_signal_noise_ratio(decoded, x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3))
+        values["psnr"].append(psnr.cpu())
+        if min(x.shape[2:]) > WINDOW:
+            ssim = structural_similarity_index_measure(
+                decoded, x, data_range=(-1.0, 1.0), reduction="none"
+            )
+            values["ssim"].append(torch.as_tensor(ssim).cpu())
+        if used is not None:
+            codes.append(used.unique().cpu())
+        yield indices, Images(to_uint8(decoded), None)

@@ -1,4 +1,4 @@
-"""Scatter plots of points while training runs, and at its end the way from noise to data."""
+"""Scatter plots of points and their trajectory from noise to data."""
 
 from pathlib import Path
 
@@ -7,14 +7,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
-from ddpm_lab.callbacks.periodic import Periodic, datamodule, log_image
+from ddpm_lab.callbacks.lightning_internals import datamodule
+from ddpm_lab.callbacks.periodic import Periodic, log_image
 from ddpm_lab.data.datasets import Points
 from ddpm_lab.reports.figures import save_scatter
 from ddpm_lab.systems.diffusion import Diffusion
 
 
 class ScatterPlot(Periodic):
-    """Every `every` steps and at the end, `count` samples beside as many points of the data, in `images/`."""
+    """Saves plots of `count` samples and points of the data in `images/`.
+
+    It runs every `every` steps and at the end.
+    """
 
     def __init__(self, every: int = 400, count: int = 2000) -> None:
         for name, value in {"every": every, "count": count}.items():
@@ -34,13 +38,14 @@ class ScatterPlot(Periodic):
         _, pipeline = ema_or_raw(trainer, system)
         conditions = system.pipeline.make_conditions(self.count)
         labels = conditions.get("label")
-        states = [x.cpu() for _, x in pipeline.trajectory(range(self.count), conditions, seed=0)]
-        shown = torch.linspace(0, len(states) - 1, min(len(states), 5)).round().long().tolist()
+        trajectory = pipeline.trajectory(range(self.count), conditions, seed=0)
+        states = [x.cpu() for _, x in trajectory]
+        indices = torch.linspace(0, len(states) - 1, min(len(states), 5)).round().long().tolist()
         times = system.pipeline.sampler.timesteps(pipeline.process.steps)
-        panels = {f"t = {times[i]}": (states[i], labels) for i in shown[:-1]}
+        panels = {f"t = {times[i]}": (states[i], labels) for i in indices[:-1]}
         panels["samples"] = (states[-1], labels)
-        held_out = datamodule(trainer).test.select(slice(self.count))
-        assert isinstance(held_out, Points)  # _fitting refuses images
-        panels["data"] = (held_out.x0, held_out.labels)
+        points = datamodule(trainer).test.select(slice(self.count))
+        assert isinstance(points, Points)  # config.validation rejects images
+        panels["data"] = (points.x0, points.labels)
         file = Path(trainer.default_root_dir) / "images" / f"samples-{trainer.global_step:06d}.png"
         log_image(trainer, "samples", save_scatter(panels, file))
