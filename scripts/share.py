@@ -49,7 +49,7 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     if weights not in ("ema", "raw") or (weights == "ema" and average is None):
         raise UserError(f"weights={weights} are not in run={run}; try weights=raw")
     if target.exists():
-        raise UserError(f"TARGET={target} exists and is never overwritten; try another name")
+        raise UserError(f"TARGET={target} exists, and nothing is overwritten; try another name")
     state = content["state_dict"]
     if weights == "ema":
         state |= {f"denoiser.{name}": value for name, value in average.items()}
