@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from importlib.metadata import version
@@ -55,6 +56,7 @@ from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.variances import BetaTilde
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.shell import quiet_libraries
 
@@ -520,24 +522,23 @@ def images(
     )
     pipeline = DDIMPipeline(network, DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    borrowed = copy.copy(system)
     adapter = DiffusersNetwork(network)
     denoiser = Denoiser(adapter, system.process, Eps(), BetaTilde(), shape=data.shape).to(DEVICE)
-    borrowed.set_sampler(
-        samplers.DDIM(steps=steps), build(compose("train", ["guidance=none"]), "guidance")
-    )
-    own = copy.copy(borrowed)
+    own = copy.copy(system.pipeline)
+    no_guidance = build(compose("train", ["guidance=none"]), "guidance")
+    own.set_sampler(samplers.DDIM(steps=steps), no_guidance)
+    other = own.with_denoiser(denoiser)
+
+    def sample(pipeline: SamplingPipeline) -> None:
+        deque(pipeline.sample(len(x), conditions=own.make_conditions(len(x))), maxlen=0)
+
     rows = compare(
         {
             "diffusers' pipeline": lambda: pipeline(
                 batch_size=len(x), num_inference_steps=steps, output_type="np"
             ),
-            "ours, diffusers' network": lambda: [
-                *borrowed.sample(denoiser, len(x), conditions=system.make_conditions(len(x)))
-            ],
-            "ours": lambda: [
-                *own.sample(system.denoiser, len(x), conditions=system.make_conditions(len(x)))
-            ],
+            "ours, diffusers' network": lambda: sample(other),
+            "ours": lambda: sample(own),
         }
     )
     return {name: row | {"images/s": 1e3 * len(x) / row["ms"]} for name, row in rows.items()}
@@ -550,9 +551,10 @@ def guidance(overrides: list[str]) -> dict[str, Any]:
     system.eval().to(DEVICE)
     size = config.data.batch_size
     x, t = torch.randn(size, *data.shape, device=DEVICE), torch.full((size,), 500, device=DEVICE)
-    cond = system.condition(system.denoiser, system.make_conditions(size))
+    pipeline = system.pipeline
+    cond = pipeline.condition(pipeline.make_conditions(size))
     twice = torch.cat([x, x]), torch.cat([t, t]), cond.cat(cond.null())
-    guided = ClassifierFreeGuidance(system.denoiser, **system.guidance.keywords | {"w": 1.0})
+    guided = ClassifierFreeGuidance(system.denoiser, **pipeline.guidance.keywords | {"w": 1.0})
     return {
         "rows": compare(
             {
@@ -606,18 +608,19 @@ def start(overrides: list[str]) -> dict[str, Any]:
 def evaluation(overrides: list[str]) -> dict[str, Any]:
     """Measure samples per second of FID of 1,000 samples, and of the network calls alone."""
     from ddpm_lab.evaluation.sample_quality import evaluate_samples
+    from ddpm_lab.sampling.cascade import Cascade
 
     data, system, config = build_parts([*overrides, "sampler.steps=25"])
     system.eval().to(DEVICE)
     extractor = build(config, "extractor")().to(DEVICE)
     count, size = 1000, 250
-    conditions = system.make_conditions(size)
+    pipeline = system.pipeline
     x, t = torch.randn(size, *data.shape, device=DEVICE), torch.full((size,), 500, device=DEVICE)
-    cond = system.condition(system.denoiser, conditions)
+    cond = pipeline.condition(pipeline.make_conditions(size))
     settings = {"weights": "raw", "split": "train", "seed": 0, "count": count, "batch_size": size}
 
     def measure() -> None:
-        next(evaluate_samples(system, system.denoiser, data, extractor, **settings))
+        next(evaluate_samples(Cascade([pipeline]), data, extractor, **settings))
 
     def calls() -> None:
         for _ in range(25 * count // size):

@@ -40,7 +40,7 @@ from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main as commands
 from ddpm_lab.data import shards
 from ddpm_lab.data.image_transform import ImageTransform
-from ddpm_lab.runs import load, resume, run_record, weights
+from ddpm_lab.runs import resume, run_config, run_record, weights
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError
@@ -566,7 +566,7 @@ def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
     safe_load.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, cache)
     seal = bench.room() / "cache.json"
     safe_load.write_sealed_json({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
-    config, level = load.load_config(str(run)), logging.root.manager.disable
+    config, level = run_config.load_config(str(run)), logging.root.manager.disable
     logging.disable(logging.WARNING)
     wrong: dict[str, list[str]] = {}
     for kind, hurt in DAMAGE.items():

@@ -382,15 +382,16 @@ MUTANTS = [
         "decoder: floor of 1e-12",
         "diffusion/gaussian.py",
         "mass = high + torch.where(gap > split, near, far)",
-        "mass = (torch.special.ndtr(z + half) - torch.special.ndtr(z - half)).clamp(min=1e-12).log()",
+        "mass = (torch.special.ndtr(z + half) - torch.special.ndtr(z - "
+        "half)).clamp(min=1e-12).log()",
         "likelihood",
     ),
     Mutant(
         "decoder: tanh approximation of the cdf",
         "diffusion/gaussian.py",
         "mass = high + torch.where(gap > split, near, far)",
-        "cdf = [(1 + torch.tanh((2 / math.pi) ** 0.5 * (y + 0.044715 * y**3))) / 2 for y in (z + half, z - half)]\n"
-        "        mass = (cdf[0] - cdf[1]).log()",
+        "cdf = [(1 + torch.tanh((2 / math.pi) ** 0.5 * (y + 0.044715 * y**3))) / 2 "
+        "for y in (z + half, z - half)]\n        mass = (cdf[0] - cdf[1]).log()",
         "likelihood",
     ),
     Mutant(
@@ -426,14 +427,16 @@ MUTANTS = [
         "sampler: s = t - T / K for every spacing",
         "diffusion/samplers.py",
         "pairwise(torch.tensor(self.timesteps(denoiser.process.steps, t_end)).unbind())",
-        "pairwise(torch.linspace((c := self.timesteps(denoiser.process.steps))[0], t_end, len(c)).long().unbind())",
+        "pairwise(torch.linspace((c := self.timesteps(denoiser.process.steps))[0], "
+        "t_end, len(c)).long().unbind())",
         "samplers",
     ),
     Mutant(
         "eps not recomputed after clipping",
         "diffusion/samplers.py",
         "return process.ddim_update(x_t, step.estimate.x0, t, s)",
-        "return process.diffuse(step.estimate.x0, process.eps(x_t, denoiser(x_t, t, cond).x0, t), s)",
+        "return process.diffuse(step.estimate.x0, process.eps(x_t, denoiser(x_t, t, "
+        "cond).x0, t), s)",
         "samplers",
     ),
     Mutant(
@@ -586,9 +589,10 @@ MUTANTS = [
     ),
     Mutant(
         "labels dropped at sampling",
-        "systems/diffusion.py",
-        "cond = denoiser.conditioner(conditions, noise)",
-        "cond = denoiser.conditioner(conditions, noise).drop(denoiser.conditioner.dropout)",
+        "sampling/pipeline.py",
+        "cond: Condition = self.denoiser.conditioner(conditions, noise)",
+        "cond: Condition = self.denoiser.conditioner(conditions, "
+        "noise).drop(self.denoiser.conditioner.dropout)",
         "system",
     ),
     Mutant(
@@ -615,8 +619,8 @@ MUTANTS = [
     Mutant(
         "EMA: not used for sampling",
         "callbacks/ema.py",
-        'return ("ema", averages[0]) if averages else ("raw", system.denoiser)',
-        'return "raw", system.denoiser',
+        'return "ema", system.pipeline.with_denoiser(averages[0])',
+        'return "raw", system.pipeline',
         "system",
     ),
     # Conditions and networks
@@ -723,15 +727,15 @@ MUTANTS = [
     Mutant(
         "precision and recall swapped",
         "evaluation/fid.py",
-        'found["precision"], found["recall"] =',
-        'found["recall"], found["precision"] =',
+        'results["precision"], results["recall"] = pair',
+        'results["recall"], results["precision"] = pair',
         "quality",
     ),
     Mutant(
         "sweep: all values sampled with the same settings",
         "evaluation/sample_quality.py",
-        "        way()\n",
-        "        pass\n",
+        "        configure()\n        prefix",
+        "        prefix",
         "quality",
     ),
     # Latents and cascades
@@ -823,14 +827,15 @@ MUTANTS = [
         "truncated chain ends at a timestep of the full chain",
         "diffusion/samplers.py",
         "if t > t_end), t_end]",
-        "if t > t_end), t_end and max(t for t in timesteps(last, self.steps, self.spacing) if t <= t_end)]",
+        "if t > t_end), t_end and max(t for t in timesteps(last, self.steps, "
+        "self.spacing) if t <= t_end)]",
         "cascade",
     ),
     Mutant(
         "analytic variance of latents without encoder noise",
         "evaluation/analytic_variance.py",
-        "system.codec.encode(picked.x0.to(device), noise)",
-        "system.codec.encode(picked.x0.to(device), torch.zeros_like)",
+        "pipeline.codec.encode(images.x0.to(device), noise)",
+        "pipeline.codec.encode(images.x0.to(device), torch.zeros_like)",
         "latents",
     ),
     Mutant(
@@ -843,14 +848,14 @@ MUTANTS = [
     Mutant(
         "cascade: noise level from variances",
         "sampling/cascade.py",
-        "torch.atan2(noise, alpha)",
-        "torch.atan2(noise**2, alpha**2)",
+        "torch.atan2(sigma, alpha)",
+        "torch.atan2(sigma**2, alpha**2)",
         "cascade",
     ),
     Mutant(
         "cascade: stages share their noise",
-        "systems/diffusion.py",
-        "PerSampleGenerator(seed, samples, denoiser.conditioner.stream)",
+        "sampling/pipeline.py",
+        "PerSampleGenerator(seed, samples, self.denoiser.conditioner.stream)",
         "PerSampleGenerator(seed, samples)",
         "cascade",
     ),
@@ -978,14 +983,14 @@ MUTANTS = [
     Mutant(
         "jackknife: error of one block",
         "evaluation/statistics.py",
-        "(BLOCKS - 1) * each.var(correction=0)",
-        "each.var(correction=0)",
+        "(BLOCKS - 1) * scores.var(correction=0)",
+        "scores.var(correction=0)",
         "quality",
     ),
     Mutant(
         "jackknife: no bias correction",
         "evaluation/statistics.py",
-        "BLOCKS * value - (BLOCKS - 1) * each.mean().item()",
+        "BLOCKS * value - (BLOCKS - 1) * scores.mean().item()",
         "value",
         "quality",
     ),
@@ -1056,7 +1061,8 @@ MUTANTS = [
     Mutant(
         "resume: pending callbacks not run",
         "callbacks/periodic.py",
-        "    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:\n        self._run_if_due(trainer, pl_module)\n",
+        "    def on_train_start(self, trainer: L.Trainer, pl_module: "
+        "L.LightningModule) -> None:\n        self._run_if_due(trainer, pl_module)\n",
         "",
         "resume",
     ),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddpm_lab.cli.next_commands import complete_command, typed_overrides
 from ddpm_lab.config.overrides import shell_value
-from ddpm_lab.runs import load, run_record
+from ddpm_lab.runs import run_config, run_record
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
 from ddpm_lab.runs.weights import read_weights
 from ddpm_lab.utils import safe_load
@@ -41,7 +41,7 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
 
     Raises UserError if `run` does not have the weights or `target` exists.
     """
-    load.load_config(run)  # raises UserError unless it is a run directory
+    run_config.load_config(run)  # raises UserError unless it is a run directory
     config = load_saved_config(Path(run, "config.yaml"), TRUSTED)  # with the paths as typed
     content, _ = read_weights(run)
     average = content["callbacks"].get("EMA", {}).get("average")

@@ -21,7 +21,7 @@ from ddpm_lab.cli import main
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
-from ddpm_lab.runs import load, weights
+from ddpm_lab.runs import run_config, weights
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_weights_are_those_that_were_asked_for(run):
     content = torch.load(weights.checkpoint_files(run)[0], weights_only=True)
     raw = {name.removeprefix("denoiser."): value for name, value in content["state_dict"].items()}
     kept = {"ema": content["callbacks"]["EMA"]["average"], "raw": raw}
-    saved = load.load_config(str(run))
+    saved = run_config.load_config(str(run))
     for which, expected in kept.items():
         settings = OmegaConf.create({"run": str(run), "weights": which, "sampler": saved.sampler})
         loaded = load.load_system(settings).denoiser.state_dict()
@@ -497,7 +497,7 @@ def test_a_model_enlarges_held_out_images(tiny, typed, tmp_path):
     trained = f"run={tiny('conditioner=low_res')}"
     status, _, error = typed("sample", trained, "count=4", f"hydra.run.dir={tmp_path}/s")
     assert status == 0, error
-    labels = build(load.load_config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
+    labels = build(run_config.load_config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
     assert np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels.tolist()
     status, _, error = typed("sample", trained, "label=3")
     assert status == 2 and "label=3 cannot be chosen for images that bring their own" in error

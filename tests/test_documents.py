@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ddpm_lab.ablations.spec import names
 from ddpm_lab.config import messages
 from ddpm_lab.config import overrides as config_overrides
-from ddpm_lab.runs import load
+from ddpm_lab.runs import run_config
 
 PACKAGE = ROOT / "src" / "ddpm_lab"
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -133,8 +133,8 @@ def test_commands_compose(verb, words, values):
     messages.check_flags(overrides, OmegaConf.load(CONFIGS / f"{verb}.yaml"))
     messages.check_overrides(overrides, CONFIGS)
     if verb in ("sample", "evaluate"):
-        overrides = load.expand_cascade(overrides)
-        load.register_run_choices(overrides)
+        overrides = run_config.expand_cascade(overrides)
+        run_config.register_run_choices(overrides)
     if "--config-dir" in overrides:
         flag = overrides.index("--config-dir")
         overrides[flag : flag + 2] = [f"hydra.searchpath=[{overrides[flag + 1]}]"]

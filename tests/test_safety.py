@@ -37,7 +37,7 @@ from ddpm_lab.data.image_folder import image_folder, read_images
 from ddpm_lab.data.image_io import open_image
 from ddpm_lab.data.module import DataModule
 from ddpm_lab.data.shards import image_store
-from ddpm_lab.runs import load, resume, saved_config, trusted_paths
+from ddpm_lab.runs import resume, run_config, saved_config, trusted_paths
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import (
     CorruptFileError,
@@ -221,7 +221,7 @@ def test_a_checkpoint_of_another_program_is_none(run):
 def test_damage_is_noticed_or_changes_no_number(kind, trained, tmp_path):
     bench = faults.Bench(tmp_path / "bench")
     newest, older = list_checkpoints(trained / "checkpoints")
-    config = load.load_config(str(trained))
+    config = run_config.load_config(str(trained))
     share(str(trained), tmp_path / "s")
     for _ in range(4):
         assert faults._recovers(bench, newest, older, faults.DAMAGE[kind], config) == ""
@@ -394,7 +394,7 @@ def test_a_run_that_goes_on_stays_in_its_folder(run, typed, tmp_path):
 
 def test_what_a_longer_run_has_not_come_to_yet_is_not_said(run):
     (run / "metrics.json").write_text("{}")
-    resume.save_config(load.load_config(str(run)), run, [])
+    resume.save_config(run_config.load_config(str(run)), run, [])
     assert not (run / "metrics.json").exists()
 
 
@@ -467,7 +467,7 @@ def spoil(run, change):
 def test_a_configuration_builds_only_what_is_known(name, run, evil):
     spoil(run, lambda config: config["model"].update(_target_=name))
     with pytest.raises(UnsafeFileError, match=r"config\.yaml: model\._target_="):
-        load.load_config(str(run))
+        run_config.load_config(str(run))
     assert not evil.exists() and "evil_package" not in sys.modules
 
 
@@ -503,7 +503,7 @@ PLACES = {
 def test_a_configuration_is_data_everywhere(place, run, evil):
     spoil(run, PLACES[place])
     with pytest.raises(UnsafeFileError):
-        load.load_config(str(run))
+        run_config.load_config(str(run))
     assert not evil.exists()
 
 
@@ -524,7 +524,7 @@ def test_references_name_no_secret(run):
     for value in ("${oc.decode:${oc.env:SLURM_JWT,1}}", "${seed}${oc.env:HOME}"):
         spoil(run, lambda config, value=value: config["sampler"].update(spacing=value))
         with pytest.raises(UnsafeFileError, match="refers to what it must not"):
-            load.load_config(str(run))
+            run_config.load_config(str(run))
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,7 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
 def test_yaml_without_tags_and_aliases(text, status, run, evil):
     (run / "config.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.yaml") as told:
-        load.load_config(str(run))
+        run_config.load_config(str(run))
     assert told.value.status == status and not evil.exists()
 
 
@@ -634,7 +634,7 @@ def test_what_train_keeps_is_known(overrides, tmp_path):
 
 
 def test_own_configurations_are_all_known(trained):
-    config = load.load_config(str(trained))
+    config = run_config.load_config(str(trained))
     assert config.system.network._target_ == "ddpm_lab.networks.unet.UNet"
     for group, (targets, _) in saved_config._own().items():
         assert all(not name.startswith(("builtins", "os.")) for name in targets), group

@@ -14,7 +14,7 @@ from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images, to_uint8
 from ddpm_lab.evaluation.extractors import digits
 from ddpm_lab.evaluation.fid import FIDEvaluator, indexed_batches
-from ddpm_lab.runs import load, weights
+from ddpm_lab.runs import run_config, weights
 from ddpm_lab.sampling.codecs import Latents
 
 SMALL = (
@@ -69,7 +69,7 @@ def test_an_autoencoder_shows_and_measures_what_it_restores(made):
         assert "eval/psnr" in (made / name / "metrics.csv").read_text()
         image = Image.open(made / name / "images" / "reconstructions-000010.png")
         pixels = np.asarray(image)[4:, 4:, 0]
-        given = build(load.load_config(str(made / name)), "data").test.pixels[20]
+        given = build(run_config.load_config(str(made / name)), "data").test.pixels[20]
         assert np.array_equal(pixels[2 * 68 :][:64:8, :64:8], given[0]), (
             "each row above its reconstruction"
         )
@@ -77,7 +77,7 @@ def test_an_autoencoder_shows_and_measures_what_it_restores(made):
 
 
 def test_what_it_measures_is_what_it_says(made):
-    saved = load.load_config(str(made / "kl"))
+    saved = run_config.load_config(str(made / "kl"))
     data = build(saved, "data")
     system, _, _ = load._restored(str(made / "kl"), saved, "AutoencoderSystem")
     found, _ = system.reconstruct(data.test.x0)
@@ -148,7 +148,7 @@ def test_a_latent_model_draws_images_and_keeps_only_the_scale_of_its_latents(mad
     assert np.load(tmp_path / "x" / "x_T.npz")["x_T"].shape == (2, 4, 4, 4)
     shown = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0][:64:8, :64:8]
     assert np.array_equal(
-        shown, build(load.load_config(f"{made}/latent"), "data").test.pixels[0, 0]
+        shown, build(run_config.load_config(f"{made}/latent"), "data").test.pixels[0, 0]
     ), "as it was given"
     assert (
         typed("sample", trained, "mode=interpolate", "count=1", f"hydra.run.dir={tmp_path}/i")[0]

@@ -26,7 +26,7 @@ from PIL import Image
 from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main
 from ddpm_lab.cli.next_commands import complete_command
-from ddpm_lab.runs import load
+from ddpm_lab.runs import run_config
 from ddpm_lab.systems.base import BaseSystem
 
 TABLE = ROOT / "docs" / "user-paths.md"
@@ -439,7 +439,7 @@ def test_encoding_prints_the_command_that_decodes(trained, typed, tmp_path):
 def test_a_classifier_is_used_with_the_newest_model_of_its_data(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, overrides = (
-        load.load_config(str(trained("classifier").run)),
+        run_config.load_config(str(trained("classifier").run)),
         "run=DIR guidance=classifier",
     )
     assert complete_command("sample", overrides, config, ["data=digits"]) == (

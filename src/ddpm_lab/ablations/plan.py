@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.ablations.spec import Ablation, Tier, select_tiers
 from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, config_hash, format_override
-from ddpm_lab.runs import load
+from ddpm_lab.runs.run_config import expand_cascade, load_config, register_run_choices
 from ddpm_lab.sweeps.job import Job, estimate_work
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.shell import script_command
@@ -136,10 +136,10 @@ class Plan:
             elif exact:
                 config = compose("exact", overrides=overrides)
             else:
-                command_line = load.expand_cascade(overrides)
-                load.register_run_choices(
+                command_line = expand_cascade(overrides)
+                register_run_choices(
                     command_line,
-                    lambda run: self.configs[run] if run in self.configs else load.load_config(run),
+                    lambda run: self.configs[run] if run in self.configs else load_config(run),
                 )
                 config = compose("evaluate", overrides=command_line)
         except (HydraException, UserError) as error:

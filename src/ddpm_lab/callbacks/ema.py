@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.diffusion import Diffusion
 
 
@@ -46,8 +47,10 @@ class EMA(L.Callback):
         self.average.load_state_dict(state_dict["average"])
 
 
-def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> tuple[str, Denoiser]:
+def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> tuple[str, SamplingPipeline]:
     """ "ema" and the averaged denoiser where one is kept, else "raw" and the system's own."""
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
     averages = [callback.average for callback in callbacks if isinstance(callback, EMA)]
-    return ("ema", averages[0]) if averages else ("raw", system.denoiser)
+    if averages:
+        return "ema", system.pipeline.with_denoiser(averages[0])
+    return "raw", system.pipeline

@@ -12,6 +12,7 @@ from ddpm_lab.callbacks.periodic import Periodic, datamodule, log_metrics
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.ode_nll import evaluate_ode_nll
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
 
 
@@ -26,10 +27,9 @@ class ODELikelihood(L.Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        weights, denoiser = ema_or_raw(trainer, pl_module)
+        weights, pipeline = ema_or_raw(trainer, pl_module)
         self.result = evaluate_ode_nll(
-            pl_module,
-            denoiser,
+            pipeline,
             datamodule(trainer),
             weights=weights,
             split="test",
@@ -83,11 +83,10 @@ class FID(Periodic):
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
         if self.extractor is None:
             return
-        weights, denoiser = ema_or_raw(trainer, system)
+        weights, pipeline = ema_or_raw(trainer, system)
         self.result = next(
             evaluate_samples(
-                system,
-                denoiser,
+                Cascade([pipeline]),
                 datamodule(trainer),
                 self.extractor,
                 weights=weights,

@@ -31,9 +31,9 @@ class SampleGrid(Periodic):
         self._path(trainer, pl_module)
 
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
-        _, denoiser = ema_or_raw(trainer, system)
+        _, pipeline = ema_or_raw(trainer, system)
         count = self.rows * self.columns
-        batches = system.sample(denoiser, count, conditions=self._ask(trainer, system, count))
+        batches = pipeline.sample(count, conditions=self._ask(trainer, system, count))
         pixels = torch.cat(all_gather([batch[0].cpu() for batch in batches]))
         if not trainer.is_global_zero:
             return
@@ -43,17 +43,17 @@ class SampleGrid(Periodic):
     @rank_zero_only
     @torch.inference_mode()
     def _path(self, trainer: L.Trainer, system: Diffusion) -> None:
-        _, denoiser = ema_or_raw(trainer, system)
+        _, pipeline = ema_or_raw(trainer, system)
         conditions = self._ask(trainer, system, self.columns)
-        trajectory = system.trajectory(denoiser, range(self.columns), conditions, seed=0)
-        states = [system.to_images(x, None)[0].cpu() for _, x in trajectory]
+        trajectory = pipeline.trajectory(range(self.columns), conditions, seed=0)
+        states = [system.pipeline.to_images(x, None)[0].cpu() for _, x in trajectory]
         shown = torch.linspace(0, len(states) - 1, min(len(states), 12)).round().long().tolist()
         path = torch.stack([states[i] for i in shown], dim=1).flatten(0, 1)
         file = save_grid(path, self._place(trainer) / "denoising.png", columns=len(shown))
         log_image(trainer, "denoising", file)
 
     def _ask(self, trainer: L.Trainer, system: Diffusion, count: int) -> Batch:
-        return system.make_conditions(count, given=datamodule(trainer).test)
+        return system.pipeline.make_conditions(count, images=datamodule(trainer).test)
 
     def _place(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "images"

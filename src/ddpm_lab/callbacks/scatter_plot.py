@@ -31,14 +31,12 @@ class ScatterPlot(Periodic):
     @rank_zero_only
     @torch.inference_mode()
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
-        _, denoiser = ema_or_raw(trainer, system)
-        conditions = system.make_conditions(self.count)
+        _, pipeline = ema_or_raw(trainer, system)
+        conditions = system.pipeline.make_conditions(self.count)
         labels = conditions.get("label")
-        states = [
-            x.cpu() for _, x in system.trajectory(denoiser, range(self.count), conditions, seed=0)
-        ]
+        states = [x.cpu() for _, x in pipeline.trajectory(range(self.count), conditions, seed=0)]
         shown = torch.linspace(0, len(states) - 1, min(len(states), 5)).round().long().tolist()
-        times = system.sampler.timesteps(denoiser.process.steps)
+        times = system.pipeline.sampler.timesteps(pipeline.process.steps)
         panels = {f"t = {times[i]}": (states[i], labels) for i in shown[:-1]}
         panels["samples"] = (states[-1], labels)
         held_out = datamodule(trainer).test.select(slice(self.count))

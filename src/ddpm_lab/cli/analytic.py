@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -15,9 +16,10 @@ from ddpm_lab.config.instantiate import build, check_booleans, check_minimum
 from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.analytic_denoisers import MixtureClassifier
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import Variance
-from ddpm_lab.evaluation.analytic_case import evaluate_case
+from ddpm_lab.evaluation.analytic_case import analytic_case_rows, evaluate_case
 from ddpm_lab.evaluation.analytic_tables import (
     AnalyticData,
     exact_sampler_tables,
@@ -27,17 +29,18 @@ from ddpm_lab.evaluation.analytic_tables import (
     vlb_table,
 )
 from ddpm_lab.reports.figures import save_lines
-from ddpm_lab.reports.terminal import analytic_case_rows, format_grid, key_value_table
+from ddpm_lab.reports.terminal import format_grid, key_value_table
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
 from ddpm_lab.utils.shell import quiet_libraries
 
 LOG = logging.getLogger(__name__)
-OF_A_CASE = ("variance", "guidance", "nll", "conditional")
+CASE_GROUPS = ("variance", "guidance", "nll", "conditional")
+"""Keys that apply to one sampler only"""
 
 
 def evaluate_exact(config: DictConfig) -> None:
-    """The analytic tier, of the sampler that was chosen or as tables of many, in `metrics.json` in `config.out`."""
+    """Measure `config.sampler`, or tables of samplers, on data with a closed-form denoiser."""
     quiet_libraries()
     check_minimum(config, {"count": 2, "seed": 0})
     check_booleans(config, "conditional")
@@ -46,7 +49,7 @@ def evaluate_exact(config: DictConfig) -> None:
     (_case if "sampler" in config else _tables)(config, process, data)
 
 
-def _law(
+def _analytic_data(
     config: DictConfig, process: ForwardProcess, data: DataModule | None, **options: Any
 ) -> AnalyticData:
     try:
@@ -59,13 +62,13 @@ def _law(
 
 
 def _case(config: DictConfig, process: ForwardProcess, data: DataModule | None) -> None:
-    """One sampler, with the keys by which evaluate.py measures a run."""
+    """Measure one sampler, with the keys of evaluate.py for a run."""
     if config.steps is not None:
         raise UserError(
-            f"steps={config.steps} are of the tables of many samplers; try sampler.steps, or sampler=null"
+            f"steps={config.steps} is for tables of samplers; try sampler.steps, or sampler=null"
         )
     sampler, variance = build(config, "sampler"), build(config, "variance")
-    if data is None or data.bin_width is None:  # only pixels have bounds
+    if data is None or data.bin_width is None:  # only pixels are bounded
         sampler = replace(sampler, clip=None, dynamic_threshold=None)
     with prefix_errors("sampler"):
         visited = sampler.timesteps(process.steps)
@@ -74,150 +77,133 @@ def _case(config: DictConfig, process: ForwardProcess, data: DataModule | None) 
     with prefix_errors("nll"):
         times = timesteps(process.steps, **nll)
     needed = {*visited, *(times if data is not None and data.mixture is not None else ())}
-    law = _law(config, process, data, times=needed, conditional=config.conditional)
-    guidance = _guidance(config, process, law)
-    learned = isinstance(variance, Variance) and variance.outputs > 1
-    name = type(variance).__name__ if isinstance(variance, Variance) else "Analytic"
-
-    def checked(denoiser: Any) -> Any:
-        with prefix_errors("guidance"):
-            guided = guidance(denoiser)
-            if getattr(guided, "reversing", False) and not sampler.uses_reverse:
-                raise ValueError(
-                    f"form=mean moves the means of steps that are drawn with the variance, which sampler="
-                    f"{choice_name(sampler)} does not; try sampler=ddpm or guidance.form=score"
-                )
-        return guided
-
+    options = {"times": needed, "conditional": config.conditional}
+    analytic = _analytic_data(config, process, data, **options)
+    guidance = _guidance(config, process, analytic)
+    fixed = isinstance(variance, Variance)
     with torch.inference_mode():
-        found = evaluate_case(
-            law,
+        metrics = evaluate_case(
+            analytic,
             sampler,
-            variance if isinstance(variance, Variance) else None,
-            checked,
+            variance if fixed else None,
+            _checked_guidance(guidance, sampler),
             times=times,
             count=config.count,
             seed=config.seed,
         )
-    of_law = ("mean", "covariance", "schedule") if data is None else ("data", "schedule")
-    options = {key: getattr(value, "origin", value) for key, value in guidance.keywords.items()}
-    found["protocol"] = {
-        "law": law.name,
-        **{key: OmegaConf.to_container(config[key], resolve=True) for key in of_law},
+    name = type(variance).__name__ if fixed else "Analytic"
+    learned = fixed and variance.outputs > 1
+    data_keys = ("mean", "covariance", "schedule") if data is None else ("data", "schedule")
+    keywords = {key: getattr(value, "origin", value) for key, value in guidance.keywords.items()}
+    metrics["protocol"] = {
+        "law": analytic.name,
+        **{key: OmegaConf.to_container(config[key], resolve=True) for key in data_keys},
         "T": process.steps,
         "sampler": {"name": type(sampler).__name__, **asdict(sampler)},
         "steps": len(visited) - 1,
         "variance": f"{name}, at its optimum" if learned else name,
-        "guidance": {"name": guidance.func.__name__, **options},
+        "guidance": {"name": guidance.func.__name__, **keywords},
         "nll": nll,
-        **(
-            {}
-            if data is None
-            else {"conditional": config.conditional, "count": config.count, "seed": config.seed}
-        ),
     }
-    out = make_directory(config.out)
-    (out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
-    LOG.info(
-        "%s\n%s\n  saved in %s",
-        law.name,
-        key_value_table(analytic_case_rows(found)),
-        out / "metrics.json",
-    )
+    if data is not None:
+        metrics["protocol"] |= {key: config[key] for key in ("conditional", "count", "seed")}
+    file = make_directory(config.out) / "metrics.json"
+    file.write_text(json.dumps(metrics, indent=2) + "\n")
+    rows = key_value_table(analytic_case_rows(metrics))
+    LOG.info("%s\n%s\n  saved in %s", analytic.name, rows, file)
 
 
-def _guidance(config: DictConfig, process: ForwardProcess, law: AnalyticData) -> "partial[Any]":
-    """That of the configuration, a classifier replaced by the exact one."""
+def _checked_guidance(guidance: "partial[Any]", sampler: Sampler) -> Callable[[Any], Any]:
+    """Return `guidance` with errors named by key, for denoisers that fit `sampler`."""
+
+    def guide(denoiser: Any) -> Any:
+        with prefix_errors("guidance"):
+            guided = guidance(denoiser)
+            if getattr(guided, "reversing", False) and not sampler.uses_reverse:
+                raise ValueError(
+                    "form=mean shifts the means of ancestral steps, which "
+                    f"sampler={choice_name(sampler)} does not draw; "
+                    "try sampler=ddpm or guidance.form=score"
+                )
+        return guided
+
+    return guide
+
+
+def _guidance(
+    config: DictConfig, process: ForwardProcess, analytic: AnalyticData
+) -> "partial[Any]":
+    """Return the guidance of the configuration, with the exact classifier if it takes one."""
     if "classifier" not in config.guidance:
-        own: partial[Any] = build(config, "guidance")
-        return own
-    if law.mixture is None or law.mixture.labels is None:
+        guidance: partial[Any] = build(config, "guidance")
+        return guidance
+    mixture = analytic.mixture
+    if mixture is None or mixture.labels is None:
         raise UserError(
-            "guidance=classifier needs labels, and this data has none; try data=gaussian_mixture"
+            "guidance=classifier needs labels, which this data does not have; "
+            "try data=gaussian_mixture"
         )
     settings = config.copy()
     with open_dict(settings):
         del settings.guidance["classifier"]
-    chosen = build(settings, "guidance")
-    return partial(
-        chosen.func, **chosen.keywords, classifier=MixtureClassifier(process, law.mixture)
-    )
+    guidance = build(settings, "guidance")
+    classifier = MixtureClassifier(process, mixture)
+    return partial(guidance.func, **guidance.keywords, classifier=classifier)
 
 
 def _tables(config: DictConfig, process: ForwardProcess, data: DataModule | None) -> None:
-    """Many samplers and variances against numbers of steps, and a image."""
-    overrides = [
-        word for word in HydraConfig.get().overrides.task if re.split("[.=]", word)[0] in OF_A_CASE
-    ]
-    if overrides:
-        raise UserError(
-            f"{overrides[0]} is measured of one sampler, and none was chosen; try sampler=ddim"
-        )
-    usual = [10, 20, 50, 100] if data is not None else [10, 20, 50, 100, 1000]
-    chosen = (
-        [count for count in usual if count <= process.steps]
-        if config.steps is None
-        else config.steps
-    )
-    steps = [chosen] if isinstance(chosen, int) else list(chosen)
-    if not steps or any(
-        type(count) is not int or not 1 <= count <= process.steps for count in steps
-    ):
-        raise UserError(
-            f"steps={config.steps} must be numbers in 1..{process.steps}, the T of the schedule"
-        )
-    law = _law(config, process, data)
-    result: dict[str, Any] = {
-        "data": law.name,
+    """Measure samplers and variances against the number of steps, as tables and a plot."""
+    overrides = HydraConfig.get().overrides.task
+    if unused := [text for text in overrides if re.split("[.=]", text)[0] in CASE_GROUPS]:
+        raise UserError(f"{unused[0]} needs one sampler; try sampler=ddim")
+    steps = _steps(config, process, data)
+    analytic = _analytic_data(config, process, data)
+    metrics: dict[str, Any] = {
+        "data": analytic.name,
         "steps": steps,
         "schedule": OmegaConf.to_container(config.schedule),
     }
-    said = []
+    tables = []
+
+    def add_table(title: str, rows: dict[str, list[float]]) -> None:
+        text = {name: [f"{value:.4f}" for value in row] for name, row in rows.items()}
+        tables.append(format_grid(title, "steps", steps, text))
+
     if data is None:
-        std = (law.second_moment - sum(m * m for m in config.mean) / len(config.mean)) ** 0.5
-        stds, distances = exact_sampler_tables(law, steps)
-        result |= {"std": stds, "std_of_data": std, "wasserstein": distances}
-        said.append(
-            format_grid(
-                f"standard deviation of samples, exactly (data: {std:.4f})",
-                "steps",
-                steps,
-                _cells(stds),
-            )
-        )
+        std = (analytic.second_moment - sum(m * m for m in config.mean) / len(config.mean)) ** 0.5
+        stds, distances = exact_sampler_tables(analytic, steps)
+        metrics |= {"std": stds, "std_of_data": std, "wasserstein": distances}
+        add_table(f"standard deviation of samples, exactly (data: {std:.4f})", stds)
     else:
-        distances = sampled_sampler_table(law, steps, config.count, config.seed)
-        result |= {"sliced_wasserstein": distances, "count": config.count, "seed": config.seed}
-        said.append(
-            format_grid(
-                f"sliced Wasserstein distance of {config.count} samples to the data",
-                "steps",
-                steps,
-                _cells(distances),
-            )
-        )
+        distances = sampled_sampler_table(analytic, steps, config.count, config.seed)
+        metrics |= {"sliced_wasserstein": distances, "count": config.count, "seed": config.seed}
+        title = f"sliced Wasserstein distance of {config.count} samples to the data"
+        add_table(title, distances)
     panels = {"distance to the data": {name: (steps, row) for name, row in distances.items()}}
-    if law.entropy is not None:
-        rows = vlb_table(law, steps)
-        result |= {"bits_per_dim": rows, "entropy": law.entropy}
-        said.append(
-            format_grid(
-                f"bound in bits/dim (the data's entropy: {law.entropy:.4f})",
-                "steps",
-                steps,
-                _cells(rows),
-            )
-        )
-        gaps = {name: (steps, [value - law.entropy for value in row]) for name, row in rows.items()}
-        panels["bound over entropy"] = gaps
+    if (entropy := analytic.entropy) is not None:
+        rows = vlb_table(analytic, steps)
+        metrics |= {"bits_per_dim": rows, "entropy": entropy}
+        add_table(f"bound in bits/dim (entropy of the data: {entropy:.4f})", rows)
+        panels["bound over entropy"] = {
+            name: (steps, [value - entropy for value in row]) for name, row in rows.items()
+        }
     out = make_directory(config.out)
-    (out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     units = {"distance to the data": "Wasserstein distance", "bound over entropy": "bits/dim"}
-    image = save_lines(
-        panels, out / "exact.png", x="steps", y=units, log_x=[*panels], log_y=[*panels]
-    )
-    LOG.info("%s\n%s\n  saved in %s, %s", law.name, "\n".join(said), out / "metrics.json", image)
+    file = out / "exact.png"
+    plot = save_lines(panels, file, x="steps", y=units, log_x=[*panels], log_y=[*panels])
+    text = "\n".join(tables)
+    LOG.info("%s\n%s\n  saved in %s, %s", analytic.name, text, out / "metrics.json", plot)
 
 
-def _cells(rows: dict[str, list[float]]) -> dict[str, list[str]]:
-    return {name: [f"{value:.4f}" for value in row] for name, row in rows.items()}
+def _steps(config: DictConfig, process: ForwardProcess, data: DataModule | None) -> list[int]:
+    """Return the numbers of steps of the tables. Raises UserError."""
+    if config.steps is None:
+        defaults = [10, 20, 50, 100] + ([1000] if data is None else [])
+        return [count for count in defaults if count <= process.steps]
+    steps = [config.steps] if isinstance(config.steps, int) else list(config.steps)
+    if not steps or any(type(n) is not int or not 1 <= n <= process.steps for n in steps):
+        raise UserError(
+            f"steps={config.steps} must be numbers in 1..{process.steps}, the T of the schedule"
+        )
+    return steps

@@ -15,155 +15,125 @@ from ddpm_lab.conditioners.low_res import LowRes
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import InMemorySplit
 from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.evaluation.metrics import NUMBERS, SAMPLE_NUMBERS
 from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.reports.figures import save_grid, save_lines
 from ddpm_lab.reports.terminal import format_grid
-from ddpm_lab.runs import data_check
 from ddpm_lab.runs.partial_results import open_partial_results
+from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils.atomic_io import make_directory, write_text
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
 
 LOG = logging.getLogger(__name__)
-COLUMNS = {
-    "fid": "FID",
-    "intra_fid": "intra FID",
-    "inception_score": "IS",
-    "class_accuracy": "class accuracy",
-    "precision": "precision",
-    "recall": "recall",
-}
+Results = Mapping[str, dict[str, Any]]
+"""Metrics by value of the swept key"""
 
 
 def evaluate_sweep(
-    config: DictConfig, stages: Sequence[Diffusion], system: Diffusion, extractor: Extractor
+    config: DictConfig, run: RunDir, cascade: Cascade, extractor: Extractor | None
 ) -> None:
-    """The quality of samples of `system`, after other `stages` of a cascade, for each of `config.values` of the key
-    `config.sweep`: a table, lines, and a row of samples per value. Each value starts from the same noise. What
-    is finished is kept, and the same command goes on with the next value.
+    """Measure sample quality for each of `config.values` of the key `config.sweep`.
+
+    Saves a table, a plot and a row of samples per value. Every value starts from the same noise. A
+    repeated command resumes with the next value.
     """
-    configurations = _ways(config, stages, system)
-    data = data_check.load_data(config)
-    values = [
-        OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        for value in config["values"]
-    ]
-    named = ["null" if value is None else str(value) for value in values]
-    finished = open_partial_results(config, [*stages, system], data)
-    drawn: dict[str, InMemorySplit] = {}
-    cascade = Cascade([*stages, system])
-    ten = cascade.stages[0].make_conditions(10, given=data.test)
-    common = {"seed": config.seed, "batch_size": config.batch_size}
-
-    def draw(name: str) -> None:
-        _, conditions = cascade.sample_earlier_stages(ten, 10, **common)
-        (drawn[name],) = all_gather(
-            list(system.sample(system.denoiser, 10, conditions=conditions, **common))
-        )[:1]
-
-    for name, way in configurations.items():
-        if name in finished.parts:
-            way()
-            draw(name)
-    left = {
-        f"{config.sweep}={name} ({named.index(name) + 1} of {len(named)})": way
-        for name, way in configurations.items()
-        if name not in finished.parts
+    assert extractor is not None
+    values = {
+        str(value) if value is not None else "null": value for value in _values(config, cascade)
     }
-    results = evaluate_samples(
-        system,
-        system.denoiser,
+    configurations = _configurations(config, cascade)
+    data = run.data
+    results = open_partial_results(config, cascade.stages, data)
+    conditions = cascade.stages[0].make_conditions(10, images=data.test)
+    options = {"seed": config.seed, "batch_size": config.batch_size}
+    samples: dict[str, InMemorySplit] = {}
+
+    def sample_row(name: str) -> None:
+        _, last = cascade.sample_earlier_stages(conditions, 10, **options)
+        batches = list(cascade.stages[-1].sample(10, conditions=last, **options))
+        samples[name] = all_gather(batches)[0]
+
+    for name, configure in configurations.items():
+        if name in results.parts:
+            configure()
+            sample_row(name)
+    missing = [name for name in values if name not in results.parts]
+    names = [*values]
+    metrics = evaluate_samples(
+        cascade,
         data,
         extractor,
-        before=stages,
-        configurations=left,
+        configurations={
+            f"{config.sweep}={name} ({names.index(name) + 1} of {len(names)})": configurations[name]
+            for name in missing
+        },
         extra_metrics={"prc"},
         weights=config.weights,
         split=config.split,
         count=config.count,
-        **common,
+        **options,
     )
     try:
-        for name in [name for name in named if name not in finished.parts]:
-            finished.keep(name, next(results))
-            draw(name)  # lazily measured, so the system still draws in the way that was judged
-            if not {*named} <= {*finished.parts}:
-                _report(config, dict(zip(named, values, strict=True)), finished.parts, drawn)
+        for name in missing:
+            results.keep(name, next(metrics))
+            sample_row(name)  # metrics are computed lazily: the cascade is still configured so
+            if name != missing[-1]:
+                _save(config, values, results.parts, samples)
     except BaseException:
-        if is_rank_zero() and (done := [name for name in named if name in finished.parts]):
-            tqdm.write(_table(config, extractor, done, finished.parts))
+        if is_rank_zero() and (done := [name for name in values if name in results.parts]):
+            tqdm.write(_table(config, extractor, done, results.parts))
             tqdm.write(
-                f"  {len(done)} of {len(named)} values are finished, in {config.out}; the same "
-                "command goes on with the next"
+                f"  {len(done)} of {len(values)} values are saved in {config.out}; repeat the "
+                "command to resume with the next"
             )
-        finished.end(kept=True)
+        results.end(kept=True)
         raise
     if not is_rank_zero():
         return
-    files = _report(config, dict(zip(named, values, strict=True)), finished.parts, drawn)
-    finished.end()
-    LOG.info(
-        "%s\n  saved in %s (a row of samples per value)",
-        _table(config, extractor, named, finished.parts),
-        ", ".join(map(str, files)),
-    )
+    files = _save(config, values, results.parts, samples)
+    results.end()
+    table = _table(config, extractor, names, results.parts)
+    LOG.info("%s\n  saved in %s (a row of samples per value)", table, ", ".join(map(str, files)))
 
 
-def _report(
+def _save(
     config: DictConfig,
     values: Mapping[str, Any],
-    found: Mapping[str, dict[str, Any]],
-    drawn: Mapping[str, InMemorySplit],
+    results: Results,
+    samples: Mapping[str, InMemorySplit],
 ) -> list[Path]:
-    """Write what was found: the numbers, lines, and a row of samples for each value. Values without results are listed
-    as "unfinished".
-    """
+    """Write metrics.json, the plot and a row of samples per value; list "unfinished" values."""
     if not is_rank_zero():
         return []
     out = make_directory(config.out)
-    done = [name for name in values if name in found and name in drawn]
+    done = [name for name in values if name in results and name in samples]
     report = {
         "run": str(config.run),
         "sweep": config.sweep,
-        "values": [{"value": values[name], **found[name]} for name in done],
+        "values": [{"value": values[name], **results[name]} for name in done],
     }
-    if missing := [value for name, value in values.items() if name not in done]:
-        report["unfinished"] = missing
+    if unfinished := [value for name, value in values.items() if name not in done]:
+        report["unfinished"] = unfinished
     write_text(out / "metrics.json", json.dumps(report, indent=2) + "\n")
-    image = _draw(
-        config.sweep,
-        [values[name] for name in done],
-        done,
-        [found[name] for name in done],
-        out / "sweep.png",
-    )
-    rows = save_grid(
-        torch.cat([drawn[name][0].cpu() for name in done]), out / "rows.png", columns=10
-    )
-    return [out / "metrics.json", image, rows]
+    plot = _plot(config.sweep, {name: values[name] for name in done}, results, out / "sweep.png")
+    rows = torch.cat([samples[name][0].cpu() for name in done])
+    return [out / "metrics.json", plot, save_grid(rows, out / "rows.png", columns=10)]
 
 
-def _table(
-    config: DictConfig,
-    extractor: Extractor,
-    named: Sequence[str],
-    found: Mapping[str, dict[str, Any]],
-) -> str:
-    rows = {name: _cells(found[name]) for name in named}
-    some = found[named[0]]
-    rows |= {"held-out": _cells(some["real"]), "noise": _cells(some["noise"])}
-    title = (
-        f"{config.count} samples per value, {config.weights} weights (features: {extractor.name})"
-    )
-    return format_grid(title, config.sweep, [*COLUMNS.values()], rows)
+def _table(config: DictConfig, extractor: Extractor, names: Sequence[str], results: Results) -> str:
+    rows = {name: _format(results[name]) for name in names}
+    baselines = results[names[0]]
+    rows |= {"held-out": _format(baselines["real"]), "noise": _format(baselines["noise"])}
+    weights, features = f"{config.weights} weights", f"(features: {extractor.name})"
+    title = f"{config.count} samples per value, {weights} {features}"
+    return format_grid(title, config.sweep, [number.label for number in SAMPLE_NUMBERS], rows)
 
 
-def _ways(
-    config: DictConfig, stages: Sequence[Diffusion], system: Diffusion
-) -> dict[str, Callable[[], None]]:
-    """By value, what makes the system draw with each value, all of them tried. Raises UserError."""
+def _values(config: DictConfig, cascade: Cascade) -> list[Any]:
+    """Return the values of the swept key. Raises UserError if key or values do not fit."""
     key, values = config.sweep, config["values"]
     keys = [
         f"{group}.{name}"
@@ -171,70 +141,76 @@ def _ways(
         for name, value in config[group].items()
         if not str(name).startswith("_") and not OmegaConf.is_dict(value)
     ]
-    told = system.denoiser.conditioner
-    keys += [f"conditioner.{name}" for name in told.sampling_options]
+    options = cascade.stages[-1].denoiser.conditioner.sampling_options
+    keys += [f"conditioner.{name}" for name in options]
     if key not in keys:
         raise UserError(
-            f"sweep={key} is not among what can be chosen of this run's samples: {', '.join(keys)}"
+            f"sweep={key} is not an option of sampling this run; it has {', '.join(keys)}"
         )
     if not OmegaConf.is_list(values) or not values:
-        said = "null" if values is None else values
-        own = OmegaConf.select(config, key)
+        text = "null" if values is None else values
         raise UserError(
-            f"values={said} must be a list of what {key} is to be; try 'values=[{own},...]'"
+            f"values={text} must be a list of values of {key}; "
+            f"try 'values=[{OmegaConf.select(config, key)},...]'"
         )
     if any(map(OmegaConf.is_dict, values)) or len({*map(str, values)}) < len(values):
         raise UserError(f"values={values} must differ, and be numbers, words or lists")
-    configurations: list[Callable[[], None]] = []
-    group = key.partition(".")[0]
-    for value in values:
+    container: list[Any] = OmegaConf.to_container(values)  # type: ignore[assignment]
+    return container
+
+
+def _configurations(config: DictConfig, cascade: Cascade) -> dict[str, Callable[[], None]]:
+    """Return functions that set each value in `cascade`, and try all of them. Raises UserError."""
+    group = config.sweep.partition(".")[0]
+    configurations: dict[str, Callable[[], None]] = {}
+    for value in config["values"]:
         settings = config.copy()
-        OmegaConf.update(settings, key, value)
-        changed = build(settings, group)
-        if group == "sampler":
-            configurations.append(partial(system.set_sampler, changed, system.guidance))
-        elif group == "guidance":
-            configurations.append(partial(system.set_sampler, system.sampler, changed))
-        elif isinstance(told, LowRes):  # no other conditioner has anything to choose
-            configurations.append(
-                partial(
-                    told.set_sampling_options,
-                    **{name: changed.keywords[name] for name in told.sampling_options},
-                )
-            )
+        OmegaConf.update(settings, config.sweep, value)
+        part = build(settings, group)
+        configure = partial(_configure, cascade.stages[-1], group, part)
+        configurations["null" if value is None else str(value)] = configure
     with prefix_errors(group):
-        for way in configurations:
-            way()
-            Cascade([*stages, system])
-    return {
-        "null" if value is None else str(value): way
-        for value, way in zip(values, configurations, strict=True)
-    }
+        for set_value in configurations.values():
+            set_value()
+            Cascade(cascade.stages)
+    return configurations
 
 
-def _cells(result: dict[str, Any]) -> list[str]:
-    """Those of `COLUMNS`."""
-    shares = {"class_accuracy": "{:.1%}", "precision": "{:.3f}", "recall": "{:.3f}"}
+def _configure(pipeline: SamplingPipeline, group: str, part: Any) -> None:
+    """Set the sampler, the guidance or the sampling options of the conditioner to `part`."""
+    if group == "sampler":
+        pipeline.set_sampler(part, pipeline.guidance)
+    elif group == "guidance":
+        pipeline.set_sampler(pipeline.sampler, part)
+    else:
+        conditioner = pipeline.denoiser.conditioner
+        assert isinstance(conditioner, LowRes)  # the only conditioner with sampling options
+        options = {name: part.keywords[name] for name in conditioner.sampling_options}
+        conditioner.set_sampling_options(**options)
+
+
+def _format(metrics: dict[str, Any]) -> list[str]:
     return [
-        shares.get(name, "{:.3g}").format(result[name]) if name in result else "-"
-        for name in COLUMNS
+        number.format.format(metrics[number.key]) if number.key in metrics else "-"
+        for number in SAMPLE_NUMBERS
     ]
 
 
-def _draw(
-    key: str, values: list[Any], named: list[str], found: Sequence[dict[str, Any]], file: Any
-) -> Any:
-    """What was found against the values, or their names where they are no numbers."""
-    numbers = all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values
-    )
-    xs: list[Any] = values if numbers else named
-    panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
-    for title, names in {
-        "FID": ("fid", "intra_fid"),
-        "shares": ("class_accuracy", "precision", "recall"),
-    }.items():
-        have = [name for name in names if name in found[0]]
-        panels[title] = {COLUMNS[name]: (xs, [result[name] for result in found]) for name in have}
-    panels["FID"]["FID of held-out images"] = (xs, [result["real"]["fid"] for result in found])
+def _plot(key: str, values: Mapping[str, Any], results: Results, file: Path) -> Path:
+    """Plot FID and shares against the values, or against their names if they are not numbers."""
+    numbers = all(type(value) in (int, float) for value in values.values())
+    x: Sequence[Any] = [*values.values()] if numbers else [*values]
+    metrics = [results[name] for name in values]
+    panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
+        title: {
+            NUMBERS[name].label: (x, [one[name] for one in metrics])
+            for name in names
+            if name in metrics[0]
+        }
+        for title, names in {
+            "FID": ("fid", "intra_fid"),
+            "shares": ("class_accuracy", "precision", "recall"),
+        }.items()
+    }
+    panels["FID"]["FID of held-out images"] = (x, [one["real"]["fid"] for one in metrics])
     return save_lines(panels, file, x=key, y={"FID": "FID", "shares": "share"})

@@ -1,4 +1,4 @@
-"""The door: composes the configuration and hands it to a verb. Nothing heavy is imported before that is done."""
+"""The entry points: compose the configuration and run a command, without importing torch before."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -23,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, move_positional, slug, split_command
-from ddpm_lab.runs import load, partial_results, resume, saved_config
+from ddpm_lab.runs import partial_results, resume, saved_config
+from ddpm_lab.runs.run_config import expand_cascade, register_run_choices
 from ddpm_lab.utils.distributed import check_launch, is_rank_zero
 from ddpm_lab.utils.errors import (
     CLIError,
@@ -34,199 +36,166 @@ from ddpm_lab.utils.errors import (
     escape_control,
 )
 
-MADE = ("runs", "sweeps", "samples", "evaluations", "exact")
-"""Folders that the configurations make around an output folder, beside one that is called by the day"""
+OUTPUT_PARENTS = ("runs", "sweeps", "samples", "evaluations", "exact")
+"""Directories that the configurations create around an output directory, besides that of the day"""
 SWEEPS: list[Path] = []
-"""Folders of the sweeps of this process"""
-
-
-def _in_order(verb: Callable[[], None]) -> Callable[[], None]:
-    """`verb` with the arguments as Hydra takes them; a mistake in them, SIGINT and SIGTERM end it with a line."""
-
-    @wraps(verb)
-    def ended() -> None:
-        try:
-            if threading.current_thread() is threading.main_thread() and (
-                signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-            ):
-                signal.signal(signal.SIGTERM, _terminated)
-            sys.argv[1:] = messages.normalize_flags(sys.argv[1:], CONFIGS)
-            verb()
-        except UserError as error:
-            sys.exit(_tell(error))
-        except KeyboardInterrupt as stop:
-            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near
-            sys.exit(
-                _tell(
-                    InterruptedRunError(
-                        f"stopped by {number.name}; what is finished is kept", number
-                    )
-                )
-            )
-
-    return ended
+"""Directories of the sweeps of this process"""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a program in the same order as Ctrl-C."""
+    """SIGTERM, which ends a program in the same way as Ctrl-C."""
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-@_in_order
-def train() -> None:
-    """Trains a model."""
+def _entry_point(command: Callable[[], None]) -> Callable[[], None]:
+    """Normalize the arguments of `command`; end it with a line for mistakes, SIGINT and SIGTERM."""
 
+    @wraps(command)
+    def run() -> None:
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        try:
+            if is_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                signal.signal(signal.SIGTERM, _raise_terminated)
+            sys.argv[1:] = messages.normalize_flags(sys.argv[1:], CONFIGS)
+            command()
+        except UserError as error:
+            sys.exit(_print_error(error))
+        except KeyboardInterrupt as stop:
+            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+            if is_main_thread:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program ends now
+            message = f"stopped by {number.name}; finished parts are saved"
+            sys.exit(_print_error(InterruptedRunError(message, number)))
+
+    return run
+
+
+@_entry_point
+def train() -> None:
+    """Train a model, or the models of an ablation."""
     overrides = sys.argv[1:]
     home: Path | None = None
 
-    def task(config: DictConfig) -> None:
-        from ddpm_lab.cli.train import train
+    def train_model(config: DictConfig) -> None:
+        import_module("ddpm_lab.cli.train").train(config, overrides, home)
 
-        train(config, overrides, home)
+    def train_ablation(config: DictConfig) -> None:
+        import_module("ddpm_lab.ablations.plan").run_ablation(config)
 
-    def run_ablation(config: DictConfig) -> None:
-        from ddpm_lab.ablations.plan import run_ablation
-
-        run_ablation(config)
-
-    verb, sys.argv[1:] = split_command(overrides)
+    command, sys.argv[1:] = split_command(overrides)
     try:
-        if verb == "train":
+        if command == "train":
             saved_config.set_trusted(overrides)
             sys.argv[1:], home = resume.resolve_run_dir(sys.argv[1:])
     except OSError as error:
-        sys.exit(_tell(ResourceError(f"{error.filename} cannot be read ({error.strerror})")))
-    _main(verb, run_ablation if verb == "ablate" else task)
+        message = f"{error.filename} cannot be read ({error.strerror})"
+        sys.exit(_print_error(ResourceError(message)))
+    _run(command, train_ablation if command == "ablate" else train_model)
 
 
-@_in_order
+@_entry_point
 def sample() -> None:
-    """Samples from a run."""
-
-    def task(config: DictConfig) -> None:
-        from ddpm_lab.cli.sample import sample
-
-        sample(config)
-
-    _main("sample", task)
+    """Sample from a run."""
+    _run("sample", lambda config: import_module("ddpm_lab.cli.sample").sample(config))
 
 
-@_in_order
+@_entry_point
 def evaluate() -> None:
-    """Measures a run, or, with model=exact, what needs no network."""
-
-    def task(config: DictConfig) -> None:
-        from ddpm_lab.cli.evaluate import evaluate
-
-        evaluate(config)
-
-    def exact_task(config: DictConfig) -> None:
-        from ddpm_lab.cli.analytic import evaluate_exact
-
-        evaluate_exact(config)
-
+    """Evaluate a run or, with model=exact, samplers on data with a closed-form denoiser."""
     if "model=exact" in sys.argv[1:]:
-        _main("exact", exact_task)
+        _run("exact", lambda config: import_module("ddpm_lab.cli.analytic").evaluate_exact(config))
     else:
-        _main("evaluate", task)
+        _run("evaluate", lambda config: import_module("ddpm_lab.cli.evaluate").evaluate(config))
 
 
-@_in_order
+@_entry_point
 def report() -> None:
-    """Shows an ablation or a sweep beside a paper's numbers."""
-
-    def task(config: DictConfig) -> None:
-        from ddpm_lab.cli.report import report
-
-        report(config)
-
+    """Show an ablation or a sweep next to a paper's numbers."""
     sys.argv[1:] = move_positional(sys.argv[1:], "report")
-    _main("report", task)
+    _run("report", lambda config: import_module("ddpm_lab.cli.report").report(config))
 
 
-def _main(verb: str, task: Callable[[DictConfig], None]) -> None:
-    ended: list[int] = []
-    begun = []
+def _run(command: str, task: Callable[[DictConfig], None]) -> None:
+    """Compose the configuration of `command` and run `task` with it; exit with the first error."""
+    statuses: list[int] = []
+    configs = []
 
     def job(config: DictConfig) -> None:
-        begun.append(config)
+        configs.append(config)
         try:
-            if "out" in config and config.out in (None, "") and verb != "report":
-                raise UserError(f"out={config.out} names no folder")
+            if "out" in config and config.out in (None, "") and command != "report":
+                raise UserError(f"out={config.out} is not a directory name")
             task(config)
-        except (
-            CLIError,
-            OmegaConfBaseException,
-        ) as error:  # here, so that a sweep goes on with its next cell
-            ended.append(_tell(_explained(error, verb)))
-            discard(Path(HydraConfig.get().runtime.output_dir))
+        except (CLIError, OmegaConfBaseException) as error:  # a sweep continues with its next job
+            statuses.append(_print_error(_explain(error, command)))
+            discard_if_empty(Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
-            if (told := as_resource_error(error)) is None:
+            if (resource_error := as_resource_error(error)) is None:
                 raise
-            told.__cause__ = error
-            ended.append(_tell(told))
-            discard(Path(HydraConfig.get().runtime.output_dir))
+            resource_error.__cause__ = error
+            statuses.append(_print_error(resource_error))
+            discard_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # or DDP warns where every parameter was used
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # so that Hydra raises its errors, which are then told in our words
-    )
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # silences a warning of DDP
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, which are explained here
     try:
-        check_launch()
-        messages.check_flags(sys.argv[1:], OmegaConf.load(CONFIGS / f"{verb}.yaml"))
-        messages.check_overrides(sys.argv[1:], CONFIGS)
-        saved_config.set_trusted(sys.argv[1:])
-        if verb in ("sample", "evaluate"):
-            sys.argv[1:] = load.expand_cascade(sys.argv[1:])
-            load.register_run_choices(sys.argv[1:])
-        if verb == "evaluate":
-            sys.argv[1:] = partial_results.resume_overrides(sys.argv[1:])
-        OmegaConf.register_new_resolver("slug", slug, replace=True)
-        with _apart():
-            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(job)()
+        _prepare_arguments(command)
+        with _only_rank_zero_writes():
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(job)()
     except (CLIError, HydraException, OmegaConfBaseException) as error:
-        ended.append(_tell(_explained(error, verb)))
+        statuses.append(_print_error(_explain(error, command)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        if begun:
+        if configs:
             raise
-        ended.append(_tell(UserError(messages.explain_broken_file(error, sys.argv[1:]))))
-    except OSError as error:  # some of Hydra's are OSErrors as well
-        if begun or error.filename is None:
+        message = messages.explain_broken_file(error, sys.argv[1:])
+        statuses.append(_print_error(UserError(message)))
+    except OSError as error:  # also some of Hydra's
+        if configs or error.filename is None:
             raise
-        ended.append(
-            _tell(ResourceError(f"{error.filename} cannot be made a folder ({error.strerror})"))
-        )
+        message = f"{error.filename} cannot be created as a directory ({error.strerror})"
+        statuses.append(_print_error(ResourceError(message)))
     finally:
         for folder in SWEEPS:
-            if folder.is_dir() and [file.name for file in folder.iterdir()] == [
-                "multirun.yaml"
-            ]:  # no job began
+            files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+            if files == ["multirun.yaml"]:  # no job was started
                 (folder / "multirun.yaml").unlink()
-                discard(folder)
-    if ended:
-        sys.exit(ended[0])
+                discard_if_empty(folder)
+    if statuses:
+        sys.exit(statuses[0])
 
 
-def discard(folder: Path) -> None:
-    """Remove `folder` if it is empty, and then those around it that the configurations make."""
+def _prepare_arguments(command: str) -> None:
+    """Check the arguments and complete them before Hydra reads them. Raises UserError."""
+    check_launch()
+    messages.check_flags(sys.argv[1:], OmegaConf.load(CONFIGS / f"{command}.yaml"))
+    messages.check_overrides(sys.argv[1:], CONFIGS)
+    saved_config.set_trusted(sys.argv[1:])
+    if command in ("sample", "evaluate"):
+        sys.argv[1:] = expand_cascade(sys.argv[1:])
+        register_run_choices(sys.argv[1:])
+    if command == "evaluate":
+        sys.argv[1:] = partial_results.resume_overrides(sys.argv[1:])
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+
+
+def discard_if_empty(folder: Path) -> None:
+    """Remove `folder` if it is empty, and the empty directories that the configurations created."""
     with suppress(OSError):
         folder.rmdir()
-        for above in folder.parents:
-            if above.name not in MADE and not re.fullmatch(r"\d{4}-\d\d-\d\d", above.name):
+        for parent in folder.parents:
+            if parent.name not in OUTPUT_PARENTS and not re.fullmatch(
+                r"\d{4}-\d\d-\d\d", parent.name
+            ):
                 break
-            above.rmdir()
+            parent.rmdir()
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """Of several processes of one run, all but the first write and log nothing: Hydra gives them an empty folder."""
+def _only_rank_zero_writes() -> Iterator[None]:
+    """Give Hydra an empty temporary directory in all processes of a run but the first."""
     if is_rank_zero():
         yield
         return
@@ -236,35 +205,36 @@ def _apart() -> Iterator[None]:
         yield
 
 
-def _explained(error: Exception, verb: str) -> CLIError:
-    """`error`, or if it is Hydra's, what it means."""
+def _explain(error: Exception, command: str) -> CLIError:
+    """Return `error`, or an error in our words for one of Hydra's."""
     if isinstance(error, CLIError):
         return error
-    found = UserError(messages.explain_error(error, verb, CONFIGS, sys.argv[1:]))
-    found.__cause__ = error
-    return found
+    explained = UserError(messages.explain_error(error, command, CONFIGS, sys.argv[1:]))
+    explained.__cause__ = error
+    return explained
 
 
-def _tell(error: CLIError) -> int:
-    """Says what went wrong, with DDPM_LAB_DEBUG=1 also where; the exit status."""
+def _print_error(error: CLIError) -> int:
+    """Print `error`, with its traceback if DDPM_LAB_DEBUG is set. Return the exit status."""
     if os.environ.get("DDPM_LAB_DEBUG"):
         traceback.print_exception(error)
-    said = escape_control(error, lines=True)
-    print(said if isinstance(error, InterruptedRunError) else f"error: {said}", file=sys.stderr)
+    message = escape_control(error, lines=True)
+    prefix = "" if isinstance(error, InterruptedRunError) else "error: "
+    print(f"{prefix}{message}", file=sys.stderr)
     return error.status
 
 
-def run_job(verb: str, overrides: list[str], log: Path) -> int:
-    """Runs a verb in this process, whose output goes to `log` from now on."""
+def run_job(command: str, overrides: list[str], log: Path) -> int:
+    """Run a command in this process, with its output in `log`. Return the exit status."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = [f"{verb}.py", *overrides]
+    sys.argv = [f"{command}.py", *overrides]
     try:
-        globals()[verb]()
+        globals()[command]()
         status = 0
-    except SystemExit as ended:  # without a number: Lightning was told to end
-        status = ended.code if isinstance(ended.code, int) else 1
+    except SystemExit as stop:  # without a number: Lightning was told to end
+        status = stop.code if isinstance(stop.code, int) else 1
     except Exception:
         traceback.print_exc()
         status = 1

@@ -20,59 +20,56 @@ from ddpm_lab.utils.errors import UserError
 LOG = logging.getLogger(__name__)
 
 
-def report(settings: DictConfig) -> None:
-    """Tables of what has been run, on the terminal and in `settings.out`: a page, Markdown, CSV, LaTeX and plots."""
-    check_booleans(settings, "wandb")
-    if (settings.ablations is None) == (settings.dir is None):
-        raise UserError(
-            "a report is of one thing: ablation=NAME, or dir=DIR, the folder of a sweep"
-        )
-    if settings.dir is not None:
-        tables = [from_sweep(Path(settings.dir))]
-        name = Path(settings.dir).resolve().name
+def report(config: DictConfig) -> None:
+    """Print the tables of ablations or of a sweep.
+
+    Writes them to `config.out` as a page, Markdown, CSV, LaTeX and plots.
+    """
+    check_booleans(config, "wandb")
+    if (config.ablations is None) == (config.dir is None):
+        raise UserError("give either ablation=NAME, or dir=DIR, the directory of a sweep")
+    if config.dir is not None:
+        tables = [from_sweep(Path(config.dir))]
+        name = Path(config.dir).resolve().name
     else:
-        tables = _tables(settings)
-        name = (
-            settings.ablations
-            if isinstance(settings.ablations, str)
-            else "-".join(settings.ablations)
-        )
-    out = make_directory(settings.out or f"runs/reports/{name}")
+        tables = _ablation_tables(config)
+        names = config.ablations
+        name = names if isinstance(names, str) else "-".join(names)
+    out = make_directory(config.out or f"runs/reports/{name}")
     files = write(tables, out, Path.cwd())
     LOG.info("%s\n  saved in %s", "\n\n".join(map(terminal, tables)), ", ".join(map(str, files)))
-    LOG.info("  look at  %s", out / "report.html")
-    if settings.wandb:
-        _log(tables, name)
+    LOG.info("  open     %s", out / "report.html")
+    if config.wandb:
+        _log_to_wandb(tables, name)
 
 
-def _tables(settings: DictConfig) -> list[Table]:
-    """Of each ablation those tiers that were asked for; else those of which something was run, or all."""
-    found = []
-    for name, ablation in select_tiers(settings.ablations, settings.tier).items():
-        wanted = [settings.tier] if settings.tier else TIERS
-        made = [from_plan(Plan(name, ablation, tier, settings)) for tier in wanted]
-        begun = [
+def _ablation_tables(config: DictConfig) -> list[Table]:
+    """Return the tables of `config.tier`, or of every tier with results, or else of all tiers."""
+    tables = []
+    for name, ablation in select_tiers(config.ablations, config.tier).items():
+        tiers = [config.tier] if config.tier else TIERS
+        candidates = [from_plan(Plan(name, ablation, tier, config)) for tier in tiers]
+        with_results = [
             table
-            for table in made
+            for table in candidates
             if any(entry.values for row in table.rows.values() for entry in row)
         ]
-        found += made if settings.tier else begun or made
-    return found
+        tables += candidates if config.tier else with_results or candidates
+    return tables
 
 
-def _log(tables: list[Table], name: str) -> None:
-    """A W&B run beside those of the sweep, with every table."""
+def _log_to_wandb(tables: list[Table], name: str) -> None:
+    """Log every table to a W&B run in the group of the sweep."""
     import wandb
 
     from ddpm_lab.callbacks.loggers import start_wandb
 
-    run = start_wandb(
-        dir=os.getcwd(), project="ddpm-lab", name=f"report {name}", group=name, job_type="report"
-    )
+    title, project = f"report {name}", "ddpm-lab"
+    run = start_wandb(dir=os.getcwd(), project=project, name=title, group=name, job_type="report")
     for table in tables:
-        heads: list[str | int] = ["row", *(column.name for column in table.columns)]
+        columns: list[str | int] = ["row", *(column.name for column in table.columns)]
         rows: list[list[Any]] = [
             [row, *(entry.ours for entry in entries)] for row, entries in table.rows.items()
         ]
-        run.log({table.name: wandb.Table(columns=heads, data=rows)})
+        run.log({table.name: wandb.Table(columns=columns, data=rows)})
     run.finish()

@@ -21,14 +21,13 @@ from ddpm_lab.config.instantiate import check_minimum
 from ddpm_lab.config.messages import suggest
 from ddpm_lab.config.overrides import format_override
 from ddpm_lab.data.datasets import Batch, Split, select_rows, to_batch, to_uint8
-from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
+from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.evaluation.reconstruction import reconstruct
 from ddpm_lab.reports.figures import save_grid, save_scatter
-from ddpm_lab.runs import data_check
-from ddpm_lab.runs.load import load_earlier_stages, load_system, make_deterministic
-from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.runs.run_config import make_deterministic
+from ddpm_lab.runs.run_dir import RunDir, load_cascade
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.distributed import all_gather, init_process_group, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
@@ -38,185 +37,177 @@ LOG = logging.getLogger(__name__)
 
 
 def sample(config: DictConfig) -> None:
-    """What `config.mode` says, of a run, into `config.out`."""
+    """Run `config.mode` on a run and write the results to `config.out`."""
     quiet_libraries()
-    check_minimum(
-        config,
-        {"batch_size": 1, "seed": 0, "frames": 2} | ({} if config.count is None else {"count": 1}),
-    )
+    minimum = {"batch_size": 1, "seed": 0, "frames": 2}
+    check_minimum(config, minimum | ({} if config.count is None else {"count": 1}))
     if config.mode not in MODES:
-        raise UserError(
-            f"mode={config.mode} is not one of {', '.join(MODES)}{suggest(str(config.mode), MODES)}"
-        )
+        hint = suggest(str(config.mode), MODES)
+        raise UserError(f"mode={config.mode} is not one of {', '.join(MODES)}{hint}")
     if config.cascade is not None and config.mode != "sample":
         raise UserError(
-            f"mode={config.mode} is for one model, and cascade={config.cascade} has several; try run=DIR"
+            f"mode={config.mode} is for one model, and cascade={config.cascade} has several; "
+            "try run=DIR"
         )
     init_process_group()
     if not is_rank_zero() and config.mode != "sample":
-        return  # which alone is shared
+        return  # only mode=sample is distributed
     if config.mode in ("encode", "decode", "interpolate"):
         make_deterministic(config)
-    system = load_system(config)
+    run = RunDir(config.run, config)
     with torch.inference_mode(), prefix_errors("sampler"):
-        MODES[config.mode](config, system)
+        MODES[config.mode](config, run)
 
 
-def _sample(config: DictConfig, system: Diffusion) -> None:
-    """`config.count` samples from noise: a image of all, an .npz and, of images, a folder of PNGs; of each stage of
-    a cascade.
-    """
-    cascade = Cascade([*load_earlier_stages(config), system])
-    given = _given(config, cascade.stages[0])
-    count = config.count or (100 if given is None or config.input in SPLITS else given.size)
-    conditions = _ask(config, cascade.stages[0], count, given)
-    cascade.check(conditions)
+def _sample(config: DictConfig, run: RunDir) -> None:
+    """Save `config.count` samples of each stage of a cascade: a grid, an .npz and PNGs."""
+    cascade = load_cascade(run)
+    first, last = cascade.stages[0], cascade.stages[-1]
+    images = _images_to_upsample(config, run, first)
+    count = config.count or (100 if images is None or config.input in SPLITS else images.size)
+    conditions = _make_conditions(config, first, count, images)
+    cascade.check_conditions(conditions)
     labels = conditions.get("label")
     columns = 10 if config.label != "all" or labels is None else int((labels == 0).sum())
     if is_rank_zero():
-        make_directory(config.out)  # before any work
-    how = {"seed": config.seed, "batch_size": config.batch_size}
-    total = cascade.steps(count, config.batch_size)
+        make_directory(config.out)  # an error comes before any work
+    options = {"seed": config.seed, "batch_size": config.batch_size}
+    total = cascade.num_steps(count, config.batch_size)
     with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=None, leave=False) as bar:
-        drawn, conditions = cascade.sample_earlier_stages(conditions, count, **how, bar=bar)
-        batches = all_gather(
-            [
-                to_batch[0].cpu()
-                for to_batch in system.sample(
-                    system.denoiser, count, conditions=conditions, **how, bar=bar
-                )
-            ]
-        )
+        earlier, conditions = cascade.sample_earlier_stages(conditions, count, **options, bar=bar)
+        samples = last.sample(count, conditions=conditions, **options, bar=bar)
+        batches = all_gather([batch[0].cpu() for batch in samples])
     if not is_rank_zero():
         return
     out = make_directory(config.out)
-    for number, (stage, split) in enumerate(zip(cascade.stages, drawn, strict=False), 1):
-        save_samples(
-            stage, split[0].cpu(), labels, make_directory(f"{out}/stage-{number}"), columns
-        )
-    save_samples(system, torch.cat(batches), labels, out, columns)
+    for number, (stage, split) in enumerate(zip(cascade.stages, earlier, strict=False), 1):
+        folder = make_directory(f"{out}/stage-{number}")
+        save_samples(stage, split[0].cpu(), labels, folder, columns)
+    save_samples(last, torch.cat(batches), labels, out, columns)
 
 
-def _encode(config: DictConfig, system: Diffusion) -> None:
-    """Data to x_T and back (Song et al., 2021, section 5.4): x_T in an .npz, and the three side by side."""
-    given = read_samples(config, system.shape, system)
-    chosen = config.label is not None or config.text is not None
-    conditions = _ask(config, system, given.size, given) if chosen else to_batch(given)
-    if not chosen and system.denoiser.classes is not None and given.labels is None:
-        raise UserError(
-            f"input={config.input} says no labels, and this model needs them; try label=..."
-        )
-    conditions = system.resolve(conditions)
-    labels, data = conditions.get("label"), given.x0.to(system.device)
-    x_T, decoded, error = reconstruct(system, system.denoiser, data, conditions, config.batch_size)
+def _encode(config: DictConfig, run: RunDir) -> None:
+    """Encode data to x_T and decode it (Song et al., 2021, section 5.4); save x_T and a grid."""
+    pipeline = run.pipeline
+    split = read_samples(config, pipeline.shape, run)
+    if config.label is None and config.text is None:
+        conditions = to_batch(split)
+        if pipeline.denoiser.classes is not None and split.labels is None:
+            raise UserError(
+                f"input={config.input} has no labels, and this model needs them; try label=..."
+            )
+    else:
+        conditions = _make_conditions(config, pipeline, split.size, split)
+    conditions = pipeline.resolve(conditions)
+    data = split.x0.to(pipeline.device)
+    x_T, decoded, error = reconstruct(pipeline, data, conditions, config.batch_size)
     out = make_directory(config.out)
     np.savez_compressed(out / "x_T.npz", **to_arrays("x_T", x_T.cpu(), conditions))
-    if system.bin_width is None:
-        shown = {"given": (data, labels), "x_T": (x_T, labels), "decoded": (decoded, labels)}
-        file, how = save_scatter(shown, out / "scatter.png"), "given, x_T, decoded"
+    if pipeline.bin_width is None:
+        labels = conditions.get("label")
+        panels = {"input": (data, labels), "x_T": (x_T, labels), "decoded": (decoded, labels)}
+        file, content = save_scatter(panels, out / "scatter.png"), "input, x_T, decoded"
     else:
-        rows_of = [to_uint8(data[:40]), system.to_images(x_T[:40], None)[0], to_uint8(decoded[:40])]
-        threes = torch.stack([part.to(system.device) for part in rows_of], dim=1).flatten(0, 1)
-        file, how = (
-            save_grid(threes, out / "grid.png", 30 if len(data) >= 10 else 3),
-            "in threes: given, x_T, decoded",
-        )
+        rows = [to_uint8(data[:40]), pipeline.to_images(x_T[:40], None)[0], to_uint8(decoded[:40])]
+        triples = torch.stack([row.to(pipeline.device) for row in rows], dim=1).flatten(0, 1)
+        file = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3)
+        content = "triples of input, x_T, decoded"
     LOG.info(
-        "%d encoded and decoded in %d steps each: mean square error %.2g, in units of the data's range\n"
-        "  x_T         %s\n  a image   %s (%s)\n  next        %s",
+        "%d samples encoded and decoded, in %d steps each: mean square error %.2g, in [0, 1]\n"
+        "  x_T         %s\n  image       %s (%s)\n  next        %s",
         len(data),
-        len(system.sampler.timesteps(system.denoiser.process.steps)) - 1,
+        pipeline.num_steps,
         error,
         out / "x_T.npz",
         file,
-        how,
-        _decoding(out / "x_T.npz"),
+        content,
+        _decode_command(out / "x_T.npz"),
     )
 
 
-def _decoding(file: Path) -> str:
-    """Return the command that decodes `file` in the way in which this one encoded it."""
-    aside = ("mode", "input", "count", "label", "text", "out", "hydra")
+def _decode_command(file: Path) -> str:
+    """Return the command that decodes `file` with the options of this command."""
+    keys = ("mode", "input", "count", "label", "text", "out", "hydra")
     overrides = [
-        word for word in HydraConfig.get().overrides.task if re.split("[.=]", word)[0] not in aside
+        text for text in HydraConfig.get().overrides.task if re.split("[.=]", text)[0] not in keys
     ]
-    return f"{script_command('sample')} {shlex.join([*overrides, 'mode=decode', format_override('input', file)])}"
+    overrides += ["mode=decode", format_override("input", file)]
+    return f"{script_command('sample')} {shlex.join(overrides)}"
 
 
-def _decode(config: DictConfig, system: Diffusion) -> None:
-    """x_T from an .npz to samples, deterministically but for the sampler's own noise."""
+def _decode(config: DictConfig, run: RunDir) -> None:
+    """Sample from the x_T of an .npz; the only noise is the sampler's."""
     if config.input in SPLITS:
         raise UserError(
-            f"input={config.input} is data, and mode=decode needs the x_T.npz that mode=encode wrote; "
+            f"input={config.input} is data, and mode=decode needs the x_T.npz of mode=encode; "
             "try input=FILE"
         )
-    x_T, known = read_array(config.input, "x_T", system.codec.shape, system.classes)
-    if not known or config.label is not None or config.text is not None:
-        conditions = _ask(config, system, len(x_T), _held_out(config, system))
+    pipeline = run.pipeline
+    x_T, conditions = read_array(config.input, "x_T", pipeline.codec.shape, pipeline.classes)
+    held_out = _held_out_images(run)
+    if not conditions or config.label is not None or config.text is not None:
+        conditions = _make_conditions(config, pipeline, len(x_T), held_out)
     else:
-        conditions = known
-        for name, value in system.resolve(
-            _ask(config, system, 1, _held_out(config, system))
-        ).items():
-            kept = conditions.get(name)
-            # A caption that is not there is chosen for the label.
-            if (kept is None and name != "text") or (
-                kept is not None and kept.shape[1:] != value.shape[1:]
-            ):
-                raise UserError(
-                    f"input={config.input} is of a model that hears {' and '.join(known)}, and this one "
-                    f"hears {name} {tuple(value.shape[1:])}; try mode=encode with this run"
-                )
-    x_T = x_T.to(system.device)
+        own = pipeline.resolve(_make_conditions(config, pipeline, 1, held_out))
+        _check_conditions(config.input, conditions, own)
+    x_T = x_T.to(pipeline.device)
 
-    def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return _fall(system, x_T, conditions, some, PerSampleGenerator(config.seed, some.tolist()))
+    def trajectory(index: Tensor) -> Iterator[tuple[int, Tensor]]:
+        noise = PerSampleGenerator(config.seed, index.tolist())
+        return pipeline.decode(x_T[index], select_rows(conditions, index), noise)
 
-    made = _shown(_walk(fall, len(x_T), config, system, "decoding"), config, system)
-    save_samples(system, made, conditions.get("label"), make_directory(config.out))
+    samples = _collect(trajectory, len(x_T), config, pipeline, "decoding")
+    save_samples(pipeline, samples, conditions.get("label"), make_directory(config.out))
 
 
-def _interpolate(config: DictConfig, system: Diffusion) -> None:
-    """`config.count` rows, each from one x_T to another on the sphere, with one label and one stream of noise a row."""
+def _check_conditions(file: str, conditions: Batch, own: Batch) -> None:
+    """Raise UserError unless the conditions in `file` have the kinds and shapes of the model's."""
+    for name, value in own.items():
+        saved = conditions.get(name)
+        # Without a text, the caption follows from the label.
+        fits = name == "text" if saved is None else saved.shape[1:] == value.shape[1:]
+        if not fits:
+            raise UserError(
+                f"input={file} is of a model with the condition {' and '.join(conditions)}, and "
+                f"this one takes {name} {tuple(value.shape[1:])}; try mode=encode with this run"
+            )
+
+
+def _interpolate(config: DictConfig, run: RunDir) -> None:
+    """Save `config.count` rows, each from one x_T to another on the sphere.
+
+    A row has one label and one stream of noise.
+    """
+    pipeline = run.pipeline
     count, frames = config.count or 100, config.frames
-    ends = PerSampleGenerator(config.seed, range(2 * count))(
-        torch.empty(2 * count, *system.codec.shape)
-    )
-    share = torch.linspace(0, 1, frames)
-    z = torch.cat([slerp(a, b, share) for a, b in zip(ends[::2], ends[1::2], strict=True)]).to(
-        system.device
-    )
-    conditions = _ask(config, system, count, _held_out(config, system))
+    shape = (2 * count, *pipeline.codec.shape)
+    ends = PerSampleGenerator(config.seed, range(2 * count))(torch.empty(shape))
+    weight = torch.linspace(0, 1, frames)
+    rows = [slerp(a, b, weight) for a, b in zip(ends[::2], ends[1::2], strict=True)]
+    x_T = pipeline.sampler.prior(pipeline.process, torch.cat(rows).to(pipeline.device))
     conditions = {
-        name: value.repeat_interleave(frames, dim=0) for name, value in conditions.items()
+        name: value.repeat_interleave(frames, dim=0)
+        for name, value in _make_conditions(config, pipeline, count, _held_out_images(run)).items()
     }
-    x_T = system.sampler.prior(system.denoiser.process, z)
 
-    def fall(some: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return _fall(
-            system,
-            x_T,
-            conditions,
-            some,
-            PerSampleGenerator(config.seed, (2 * count + some // frames).tolist()),
-        )
+    def trajectory(index: Tensor) -> Iterator[tuple[int, Tensor]]:
+        noise = PerSampleGenerator(config.seed, (2 * count + index // frames).tolist())
+        return pipeline.decode(x_T[index], select_rows(conditions, index), noise)
 
-    made = _shown(_walk(fall, len(x_T), config, system, "interpolating"), config, system)
-    save_samples(system, made, conditions.get("label"), make_directory(config.out), columns=frames)
+    samples = _collect(trajectory, len(x_T), config, pipeline, "interpolating")
+    labels = conditions.get("label")
+    save_samples(pipeline, samples, labels, make_directory(config.out), columns=frames)
 
 
-def _times(config: DictConfig, system: Diffusion) -> None:
-    """The pairs (t, s) that the sampler visits."""
-    pairs = list(pairwise(system.sampler.timesteps(system.denoiser.process.steps)))
-    LOG.info(
-        "%d steps (t, s) of T = %d:\n%s",
-        len(pairs),
-        system.denoiser.process.steps,
-        " ".join(f"({t},{s})" for t, s in pairs),
-    )
+def _times(config: DictConfig, run: RunDir) -> None:
+    """Log the pairs (t, s) that the sampler visits."""
+    steps = run.pipeline.process.steps
+    pairs = list(pairwise(run.pipeline.sampler.timesteps(steps)))
+    text = " ".join(f"({t},{s})" for t, s in pairs)
+    LOG.info("%d steps (t, s) of T = %d:\n%s", len(pairs), steps, text)
 
 
-MODES = {
+MODES: dict[str, Callable[[DictConfig, RunDir], None]] = {
     "sample": _sample,
     "encode": _encode,
     "decode": _decode,
@@ -225,8 +216,10 @@ MODES = {
 }
 
 
-def _ask(config: DictConfig, system: Diffusion, count: int, given: Split | None) -> Batch:
-    """What `config.label` and `config.text` ask `count` samples to be; one that enlarges images is `given` some."""
+def _make_conditions(
+    config: DictConfig, pipeline: SamplingPipeline, count: int, images: Split | None
+) -> Batch:
+    """Return the conditions that `config.label`, `config.text` or `images` set."""
     label: Any
     text: Any
     label, text = (
@@ -234,59 +227,44 @@ def _ask(config: DictConfig, system: Diffusion, count: int, given: Split | None)
         for value in (config.label, config.text)
     )
     if label is not None and text is not None:
-        raise UserError(f"label={label} and text={text} both say what to draw; give one of them")
-    return system.make_conditions(count, label, text, given)
+        raise UserError(f"label={label} and text={text} both set the condition; give one of them")
+    return pipeline.make_conditions(count, label, text, images)
 
 
-def _held_out(config: DictConfig, system: Diffusion) -> Split | None:
-    """What a model that enlarges images is given where nothing else is; None for one that does not."""
-    enlarges = isinstance(system.denoiser.conditioner, LowRes)
-    found: Split | None = data_check.load_data(config).test if enlarges else None
-    return found
+def _held_out_images(run: RunDir) -> Split | None:
+    """Return the held-out split for a model that upsamples images, else None."""
+    upsamples = isinstance(run.pipeline.denoiser.conditioner, LowRes)
+    return run.data.test if upsamples else None
 
 
-def _given(config: DictConfig, system: Diffusion) -> Split | None:
-    """What `config.input` gives to a model that enlarges images; None for one that does not."""
-    conditioner = system.denoiser.conditioner
+def _images_to_upsample(config: DictConfig, run: RunDir, stage: SamplingPipeline) -> Split | None:
+    """Return the images of `config.input` for a model that upsamples images, else None."""
+    conditioner = stage.denoiser.conditioner
     if isinstance(conditioner, LowRes):
-        return read_samples(config, conditioner.small, system, None)
+        return read_samples(config, conditioner.small, run, None)
     if config.input != "test":
         raise UserError(
-            f"input={config.input} is for a model that enlarges images, and this one draws them from "
+            f"input={config.input} is for a model that upsamples images, and this one samples from "
             "noise; try input=test, or mode=encode"
         )
     return None
 
 
-def _shown(x: Tensor, config: DictConfig, system: Diffusion) -> Tensor:
-    """Ends of walks as uint8 images, or float points."""
-    return torch.cat([system.to_images(some, None)[0].cpu() for some in x.split(config.batch_size)])
-
-
-def _fall(
-    system: Diffusion, x_T: Tensor, conditions: Batch, some: Tensor, noise: NoiseSampler
-) -> Iterator[tuple[int, Tensor]]:
-    """The steps down from the x_T numbered `some`, without x_T itself."""
-    return islice(
-        system.decode(system.denoiser, x_T[some], select_rows(conditions, some), noise), 1, None
-    )
-
-
-def _walk(
+def _collect(
     trajectory: Callable[[Tensor], Iterator[tuple[int, Tensor]]],
     count: int,
     config: DictConfig,
-    system: Diffusion,
-    what: str,
+    pipeline: SamplingPipeline,
+    desc: str,
 ) -> Tensor:
-    """The ends (count, *shape) of walks that are made for batches of sample numbers."""
+    """Return the ends of `trajectory`, of batches of sample numbers, as uint8 images or points."""
     batches = torch.arange(count).split(config.batch_size)
-    steps = len(system.sampler.timesteps(system.denoiser.process.steps)) - 1
-    ends = []
-    with tqdm(total=steps * len(batches), desc=what, unit="step", leave=False, disable=None) as bar:
-        for some in batches:
+    total, samples = pipeline.num_steps * len(batches), []
+    with tqdm(total=total, desc=desc, unit="step", leave=False, disable=None) as bar:
+        for index in batches:
             x = torch.empty(0)
-            for _, x in trajectory(some):  # noqa: B007 (the last is the end)
+            for _, x_t in islice(trajectory(index), 1, None):  # without x_T
+                x = x_t
                 bar.update()
-            ends.append(x)
-    return torch.cat(ends)
+            samples.append(pipeline.to_images(x, None)[0].cpu())
+    return torch.cat(samples)

@@ -1,4 +1,4 @@
-"""What sample.py reads and writes."""
+"""Files that sample.py reads and writes."""
 
 import logging
 import zlib
@@ -15,45 +15,62 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points
 from ddpm_lab.data.image_folder import read_images
 from ddpm_lab.reports.figures import save_grid, save_scatter
-from ddpm_lab.runs import data_check
+from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.safe_load import read_npz
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 CONDITION_KEYS = {"label": "labels", "text": "text", "low_res": "low_res"}
-"""What samples were asked to be, and under which names an .npz has it"""
-ROWS = {"label": (1, "iu", np.int64), "text": (2, "u", np.uint8), "low_res": (4, "f", np.float32)}
-"""Dimensions of these arrays, the kinds of numbers that are read, and the type that a model takes"""
+"""Name in an .npz of each condition"""
+CONDITION_TYPES = {
+    "label": (1, "iu", np.int64),
+    "text": (2, "u", np.uint8),
+    "low_res": (4, "f", np.float32),
+}
+"""Number of dimensions of each condition, kinds of numbers in a file, and the type for the model"""
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    BadZipFile,
+    zlib.error,
+)
 
 
 def read_samples(
-    config: DictConfig, shape: tuple[int, ...], system: Diffusion, count: int | None = 100
+    config: DictConfig, shape: tuple[int, ...], run: RunDir, count: int | None = 100
 ) -> InMemorySplit:
-    """`config.count` samples of `shape`: of the data's split that `config.input` names, where null means `count`, or
-    those in a file or folder.
+    """Return `config.count` samples of `shape` from `config.input`, a split, a file or a folder.
+
+    `count` is the default for a split; a file or folder is read whole.
     """
     if config.input in SPLITS:
-        data = data_check.load_data(config)
-        return getattr(data, config.input).select(slice(config.count or count))
-    file = Path(str(config.input))
+        split: InMemorySplit = getattr(run.data, config.input)
+        return split.select(slice(config.count or count))
+    file, first = Path(str(config.input)), slice(config.count)
+    classes = run.pipeline.classes
     if (file / "samples.npz").is_file():
         file /= "samples.npz"
-    if system.bin_width is None:
-        points, said = read_array(file, "points", shape, system.classes)
-        return Points(points, said.get("label")).select(slice(config.count))
+    if run.pipeline.bin_width is None:
+        points, conditions = read_array(file, "points", shape, classes)
+        return Points(points, conditions.get("label")).select(first)
     if file.is_dir():
         try:
-            return read_images(file, shape).select(slice(config.count))
+            return read_images(file, shape).select(first)
         except UserError:
             raise
         except ValueError as error:
             raise UserError(f"input={error}") from error
     channels, height, width = shape
-    pixels, said = read_array(file, "images", (height, width, channels), system.classes, np.uint8)
-    return Images(pixels.permute(0, 3, 1, 2), said.get("label")).select(slice(config.count))
+    size = (height, width, channels)
+    pixels, conditions = read_array(file, "images", size, classes, np.uint8)
+    return Images(pixels.permute(0, 3, 1, 2), conditions.get("label")).select(first)
 
 
 def read_array(
@@ -63,97 +80,80 @@ def read_array(
     classes: int | None,
     kind: type = np.float32,
 ) -> tuple[Tensor, Batch]:
-    """The array `name` (N, *shape) of an .npz, and what its rows are said to be. Raises UserError where it is not
-    there, or does not fit.
+    """Return the array `name` (N, *shape) of an .npz and the conditions of its rows.
+
+    Raises UserError if the file is missing or unreadable, or if an array does not fit.
     """
+    hint = "input is an .npz of sample.py, or a folder of images"
     try:
-        with read_npz(Path(file).resolve()) as saved:
-            read_array = saved[name]
-            said = {key: saved[stored] for key, stored in CONDITION_KEYS.items() if stored in saved}
+        with read_npz(Path(file).resolve()) as arrays:
+            array = arrays[name]
+            conditions = {key: arrays[k] for key, k in CONDITION_KEYS.items() if k in arrays}
     except UserError:
         raise
     except FileNotFoundError as error:
+        raise UserError(f"input={file} does not exist; {hint}") from error
+    except UNREADABLE as error:
+        message = f"input={file} has no readable array {name} ({type(error).__name__}); {hint}"
+        raise UserError(message) from error
+    fits = array.ndim == len(shape) + 1 and array.shape[1:] == shape and array.dtype == kind
+    if not fits or not len(array):
         raise UserError(
-            f"input={file} is not there; it is an .npz that sample.py wrote, or a folder of images"
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        RuntimeError,
-        MemoryError,
-        BadZipFile,
-        zlib.error,
-    ) as error:
-        raise UserError(
-            f"input={file} holds no array {name} ({type(error).__name__}); "
-            "it is an .npz that sample.py wrote, or a folder of images"
-        ) from error
-    if (
-        read_array.shape[1:] != shape
-        or read_array.ndim != len(shape) + 1
-        or read_array.dtype != kind
-        or not len(read_array)
-    ):
-        raise UserError(
-            f"input={file}: {name} is {read_array.shape} {read_array.dtype}, and this run wants (N, "
+            f"input={file}: {name} is {array.shape} {array.dtype}, and this run needs (N, "
             f"{', '.join(map(str, shape))}) {np.dtype(kind)}"
-        ) from None
-    if not np.isfinite(read_array).all():
-        raise UserError(f"input={file}: {name} has numbers that are not finite")
-    for key, values in said.items():
-        rank, kinds, taken = ROWS[key]
-        if values.ndim != rank or values.dtype.kind not in kinds or len(values) != len(read_array):
-            raise UserError(
-                f"input={file}: {CONDITION_KEYS[key]} is {values.shape} {values.dtype}, and {len(read_array)} {name} want "
-                f"({len(read_array)}{',' + ' ...' * (rank > 1)}) {np.dtype(taken)}"
-            )
-    labels = said.get("label")
-    if (
-        labels is not None
-        and classes is not None
-        and not ((labels >= 0) & (labels < classes)).all()
-    ):
-        raise UserError(
-            f"input={file} has labels in {labels.min()}..{labels.max()}, and this model knows 0.."
-            f"{classes - 1}"
         )
-    return torch.as_tensor(read_array), {
-        key: torch.as_tensor(value.astype(ROWS[key][2])) for key, value in said.items()
+    if not np.isfinite(array).all():
+        raise UserError(f"input={file}: {name} has numbers that are not finite")
+    for key, values in conditions.items():
+        ndim, kinds, dtype = CONDITION_TYPES[key]
+        if values.ndim != ndim or values.dtype.kind not in kinds or len(values) != len(array):
+            raise UserError(
+                f"input={file}: {CONDITION_KEYS[key]} is {values.shape} {values.dtype}, and "
+                f"{len(array)} {name} need ({len(array)}{',' + ' ...' * (ndim > 1)}) "
+                f"{np.dtype(dtype)}"
+            )
+    labels = conditions.get("label")
+    if labels is not None and classes is not None:
+        low, high = labels.min(), labels.max()
+        if low < 0 or high >= classes:
+            raise UserError(
+                f"input={file} has labels in {low}..{high}, and this model takes 0..{classes - 1}"
+            )
+    return torch.as_tensor(array), {
+        key: torch.as_tensor(values.astype(CONDITION_TYPES[key][2]))
+        for key, values in conditions.items()
     }
 
 
-def to_arrays(name: str, values: Tensor, said: Batch) -> dict[str, Any]:
-    """Of an .npz: `values`, and what they are said to be."""
+def to_arrays(name: str, values: Tensor, conditions: Batch) -> dict[str, Any]:
+    """Return the arrays of an .npz: `values` and their conditions."""
     return {name: values.numpy()} | {
-        CONDITION_KEYS[key]: value.cpu().numpy() for key, value in said.items()
+        CONDITION_KEYS[key]: value.cpu().numpy() for key, value in conditions.items()
     }
 
 
 def save_samples(
-    system: Diffusion, values: Tensor, labels: Tensor | None, out: Path, columns: int = 10
+    pipeline: SamplingPipeline,
+    values: Tensor,
+    labels: Tensor | None,
+    out: Path,
+    columns: int = 10,
 ) -> None:
-    """Samples as `show` gives them, uint8 images or float points, to `out`."""
-    said: Batch = {} if labels is None else {"label": labels}
-    if system.bin_width is None:
-        lines: list[tuple[str, Path | str]] = [
-            ("a image", save_scatter({"samples": (values, labels)}, out / "scatter.png"))
-        ]
-        kept = to_arrays("points", values, said)
+    """Save uint8 images (N, C, H, W) or points (N, d) to `out`, as images and as an .npz."""
+    conditions: Batch = {} if labels is None else {"label": labels}
+    if pipeline.bin_width is None:
+        plot = save_scatter({"samples": (values, labels)}, out / "scatter.png")
+        lines: list[tuple[str, object]] = [("plot", plot)]
+        arrays = to_arrays("points", values, conditions)
     else:
         (out / "images").mkdir(exist_ok=True)
         for i, image in enumerate(values):
             to_pil_image(image).save(out / "images" / f"{i:06d}.png")
         grid = save_grid(values[:400], out / "grid.png", columns=min(columns, len(values)))
-        lines = [("a grid", grid), ("one by one", out / "images")]
-        kept = to_arrays("images", values.permute(0, 2, 3, 1), said)
-    np.savez_compressed(out / "samples.npz", **kept)
-    what = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in kept.items())
-    lines.append(("an array", f"{out / 'samples.npz'}, {what}"))
-    LOG.info(
-        "%d samples of %s\n%s",
-        len(values),
-        format_size(system.shape),
-        "\n".join(f"  {name:<11} {where}" for name, where in lines),
-    )
+        lines = [("grid", grid), ("images", out / "images")]
+        arrays = to_arrays("images", values.permute(0, 2, 3, 1), conditions)
+    np.savez_compressed(out / "samples.npz", **arrays)
+    shapes = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items())
+    lines.append(("arrays", f"{out / 'samples.npz'}, {shapes}"))
+    text = "\n".join(f"  {name:<11} {value}" for name, value in lines)
+    LOG.info("%d samples of %s\n%s", len(values), format_size(pipeline.shape), text)

@@ -35,13 +35,10 @@ from ddpm_lab.config.validation import (
 )
 from ddpm_lab.data.datasets import IterableSplit
 from ddpm_lab.data.module import DataModule
-from ddpm_lab.reports.terminal import (
-    accuracy_rows,
-    fid_rows,
-    key_value_table,
-    ode_nll_rows,
-    reconstruction_rows,
-)
+from ddpm_lab.evaluation.metrics import Results, Rows
+from ddpm_lab.evaluation.ode_nll import ode_nll_rows
+from ddpm_lab.evaluation.sample_quality import fid_rows
+from ddpm_lab.reports.terminal import key_value_table
 from ddpm_lab.runs import data_check, init_weights, resume, run_record, trusted_paths
 from ddpm_lab.runs.saved_config import foreign_packages, redact
 from ddpm_lab.sampling.class_names import is_numbered, legend
@@ -64,15 +61,17 @@ LOG = logging.getLogger(__name__)
 
 
 def train(config: DictConfig, overrides: Sequence[str] = (), home: Path | None = None) -> None:
-    """Trains what `config` describes, which `words` chose, in the folder `trainer.default_root_dir`; in `home` it goes
-    on with the run that is there.
+    """Train `config`, which `overrides` chose, in `trainer.default_root_dir`.
+
+    With `home`, resume the run in that directory.
     """
     quiet_libraries()
     if home is not None and config.resume not in (None, "auto"):
         config = resume.continue_config(config, home, overrides)
     run = Path(config.trainer.default_root_dir)
     with directory_lock(run, "training") if is_rank_zero() and run.is_dir() else nullcontext():
-        _train(config, overrides, run, resume.newest_checkpoint(home, config) if home else None)
+        checkpoint = resume.newest_checkpoint(home, config) if home else None
+        _train(config, overrides, run, checkpoint)
 
 
 def _train(
@@ -82,167 +81,221 @@ def _train(
         init_weights.adopt_model(config)
     validate_settings(config)
     if not torch.cuda.is_available():
-        os.environ["CUDA_VISIBLE_DEVICES"] = (
-            ""  # or torch's optimizers look for a GPU anew at each step: 0.05 ms
-        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch's optimizers look for a GPU at each step
     torch.manual_seed(config.seed)
     data: DataModule = build(config, "data")
     system: BaseSystem = build_system(config, data)
     validate_length(config)
     system.seed = config.seed
-    callbacks = build(config, "callbacks")
-    if not any(isinstance(callback, Checkpoints) for callback in callbacks.values()):
-        callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
-    bars = [name for name, callback in callbacks.items() if isinstance(callback, ProgressBar)]
-    if config.trainer.get("enable_progress_bar", True) and not bars:
-        callbacks["progress"] = Progress()  # or Lightning draws one that counts epochs
-    elif not config.trainer.get("enable_progress_bar", True):
-        callbacks = {name: callback for name, callback in callbacks.items() if name not in bars}
-    if config.compile is not None:
-        callbacks = {"compiled": TorchCompile(config.compile)} | callbacks
-    callbacks = {"forecast": Forecast(timed=config.compile is None)} | callbacks
+    callbacks = _callbacks(config)
     validate(config, data, system, callbacks)
     trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
     validate_trainer(config, trainer)
     if isinstance(system, Diffusion):
         with prefix_errors("codec"):
             system.codec.to(trainer.strategy.root_device).measure(data.train)
-    about = data_check.data_fingerprint(data)
+    fingerprint = data_check.data_fingerprint(data)
     if checkpoint:
-        data_check.verify_data(checkpoint.parents[1], config, about)
+        data_check.verify_data(checkpoint.parents[1], config, fingerprint)
     elif config.get("init") is not None:
         LOG.info(init_weights.load_initial_weights(system, config))
     saving = next(callback for callback in callbacks.values() if isinstance(callback, Checkpoints))
     if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
         resume.save_config(config, run, overrides)
-        saving.run_id = run_record.write_record(run, about)
+        saving.run_id = run_record.write_record(run, fingerprint)
         trusted_paths.remember_paths(config)
-        built = build(config, "logger").values()  # last, so that a mistake above leaves no W&B run
-        trainer.loggers = [make_optional(logger) for logger in built if logger is not None]
-        settings = redact(config)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(settings)
-        trainer.loggers = [logger for logger in trainer.loggers if not has_failed(logger)]
-    parameters = sum(parameter.numel() for parameter in system.parameters())
-    shape = format_size(data.shape)
-    what = "points" if data.bin_width is None else "images"
+        _add_loggers(trainer, config)
+    _log_start(config, data, system, trainer, checkpoint)
+    _fit(trainer, config, data, system, run, checkpoint)
+    if is_rank_zero():
+        _report(config, run, system, trainer, callbacks, saving)
+
+
+def _callbacks(config: DictConfig) -> dict[str, Callback]:
+    """Return the callbacks of the configuration, and those that every run has."""
+    callbacks: dict[str, Callback] = build(config, "callbacks")
+    if not any(isinstance(callback, Checkpoints) for callback in callbacks.values()):
+        callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
+    bars = [name for name, callback in callbacks.items() if isinstance(callback, ProgressBar)]
+    if not config.trainer.get("enable_progress_bar", True):
+        callbacks = {name: callback for name, callback in callbacks.items() if name not in bars}
+    elif not bars:
+        callbacks["progress"] = Progress()  # Lightning's own counts epochs
+    first: dict[str, Callback] = {"forecast": Forecast(timed=config.compile is None)}
+    if config.compile is not None:
+        first["compiled"] = TorchCompile(config.compile)
+    return first | callbacks
+
+
+def _add_loggers(trainer: Trainer, config: DictConfig) -> None:
+    """Attach the loggers, after every check, so that a mistake leaves no W&B run."""
+    loggers = [logger for logger in build(config, "logger").values() if logger is not None]
+    trainer.loggers = [make_optional(logger) for logger in loggers]
+    settings = redact(config)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(settings)
+    trainer.loggers = [logger for logger in trainer.loggers if not has_failed(logger)]
+
+
+def _log_start(
+    config: DictConfig,
+    data: DataModule,
+    system: BaseSystem,
+    trainer: Trainer,
+    checkpoint: Path | None,
+) -> None:
     codec = system.codec if isinstance(system, Diffusion) else None
-    where = f", in latents of {format_size(codec.shape)}" if codec and codec.space else ""
     LOG.info(
-        "%s: %d %s of %s to train on%s, %d held out; a network of %.2f M parameters",
+        "%s: %d training %s of %s%s, %d held-out; a network of %.2f M parameters",
         data.name,
         data.train.size,
-        what,
-        shape,
-        where,
+        "points" if data.bin_width is None else "images",
+        format_size(data.shape),
+        f", in latents of {format_size(codec.shape)}" if codec and codec.space else "",
         data.test.size,
-        parameters / 1e6,
+        _num_parameters(system) / 1e6,
     )
-
     if data.captions and not is_numbered(data.captions):
         LOG.info("classes: %s", legend(data.captions))
-    if checkpoint and isinstance(data.train, IterableSplit):
-        LOG.info("a stream cannot be entered where it was left: it begins a new shuffle")
-    if (
-        checkpoint
-        and trainer.strategy.root_device.type == "cuda"
-        and not config.trainer.get("deterministic")
-    ):
+    if not checkpoint:
+        return
+    if isinstance(data.train, IterableSplit):
+        LOG.info("a stream cannot be resumed at its position: it starts a new shuffle")
+    if trainer.strategy.root_device.type == "cuda" and not config.trainer.get("deterministic"):
         LOG.info(
-            "on a GPU the last bits may become others than without the interruption; trainer.deterministic=true "
-            "keeps them"
+            "on a GPU, the last bits may differ from those of an uninterrupted run; "
+            "trainer.deterministic=true avoids that"
         )
+
+
+def _num_parameters(system: BaseSystem) -> int:
+    return sum(parameter.numel() for parameter in system.parameters())
+
+
+def _fit(
+    trainer: Trainer,
+    config: DictConfig,
+    data: DataModule,
+    system: BaseSystem,
+    run: Path,
+    checkpoint: Path | None,
+) -> None:
+    """Train, and end interrupted or diverged runs with a message that names the next command."""
     try:
         with watchdog.monitor(config.hang_timeout, run / "hang.txt"):
             trainer.fit(system, data, ckpt_path=checkpoint)
-    except (InterruptedRunError, DivergenceError) as stop:
-        kept = list_checkpoints(run / "checkpoints")
-        if isinstance(stop, DivergenceError):
-            raise DivergenceError(
-                f"{stop}; the last checkpoint is {kept[0] if kept else 'none'}"
-            ) from stop
-        if (number := stop.status - 128) == signal.SIGUSR1 and is_rank_zero():
+    except DivergenceError as error:
+        last = next(iter(list_checkpoints(run / "checkpoints")), "none")
+        raise DivergenceError(f"{error}; the last checkpoint is {last}") from error
+    except InterruptedRunError as error:
+        number = error.status - 128
+        if number == signal.SIGUSR1 and is_rank_zero():
             _requeue()
-        where = "nothing was saved yet"
-        if kept:
-            last = (
-                "saved in"
-                if checkpoint_step(kept[0]) == trainer.global_step
-                else "the last checkpoint is"
-            )
-            same = f"{script_command('train')} resume={shell_value(run)}{_trust(config)}"
-            where = f"{last} {kept[0]}; the same command goes on, or {same}"
-        raise InterruptedRunError(
-            f"{stop} at step {trainer.global_step}; {where}", number
-        ) from stop
-    except Exception as error:  # whatever Lightning makes of a state that is none
-        if (
-            checkpoint
-            and not system.begun
-            and not isinstance(error, CLIError | OSError | MemoryError)
-        ):
+        message = f"{error} at step {trainer.global_step}; {_resume_hint(trainer, config, run)}"
+        raise InterruptedRunError(message, number) from error
+    except Exception as error:  # Lightning raises any type for a checkpoint that is not one
+        ours = isinstance(error, CLIError | OSError | MemoryError)
+        if checkpoint and not system.begun and not ours:
             raise CorruptFileError(
-                f"{checkpoint} holds no state to go on from ({type(error).__name__}: {error}); remove it, "
-                f"and the one before it is taken, or try init={run} for a new run from its weights"
+                f"{checkpoint} cannot be resumed ({type(error).__name__}: {error}); remove it "
+                f"to use the one before it, or try init={run} for a new run from its weights"
             ) from error
         raise
     finally:
         finish()
-    if not is_rank_zero():
-        return
-    seconds = saving.state_dict()["seconds"]
 
-    quality = _result(callbacks, FID)
-    density = _result(callbacks, ODELikelihood)
-    reconstructed = _result(callbacks, Reconstructions)
-    training = {"steps": trainer.global_step, "seconds": seconds, "parameters": parameters}
-    watched = {
+
+def _resume_hint(trainer: Trainer, config: DictConfig, run: Path) -> str:
+    """Return where an interrupted run was saved, and the command that resumes it."""
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if not checkpoints:
+        return "nothing was saved yet"
+    is_last = checkpoint_step(checkpoints[0]) == trainer.global_step
+    saved = "saved in" if is_last else "the last checkpoint is"
+    command = f"{script_command('train')} resume={shell_value(run)}{_trust(config)}"
+    return f"{saved} {checkpoints[0]}; to resume, repeat the command, or type {command}"
+
+
+def _report(
+    config: DictConfig,
+    run: Path,
+    system: BaseSystem,
+    trainer: Trainer,
+    callbacks: dict[str, Callback],
+    saving: Checkpoints,
+) -> None:
+    """Write metrics.json, and log the metrics and what to type next."""
+    fid = _result(callbacks, FID)
+    ode_nll = _result(callbacks, ODELikelihood)
+    reconstruction = _result(callbacks, Reconstructions)
+    seconds = saving.state_dict()["seconds"]
+    training = {
+        "steps": trainer.global_step,
+        "seconds": seconds,
+        "parameters": _num_parameters(system),
+    }
+    validation = {
         name.removeprefix("val/"): value for name, value in system.validation_metrics.items()
     }
     if system.zero_loss is not None:
         training["zero_loss"] = system.zero_loss
-    if "loss" in watched:
-        training["val_loss"] = watched.pop("loss")
-    found = {
-        **watched,  # of some held-out samples, where the others have all of them
+    if "loss" in validation:
+        training["val_loss"] = validation.pop("loss")
+    metrics = {
+        **validation,  # of some held-out samples; the metrics after it are of all
         "run_id": saving.run_id,
-        **quality,
-        **reconstructed,
-        **({"ode_nll": density} if density else {}),
+        **fid,
+        **reconstruction,
+        **({"ode_nll": ode_nll} if ode_nll else {}),
         "training": training,
     }
-    write_text(run / "metrics.json", json.dumps(found, indent=2) + "\n")
-    rows = (fid_rows(quality) if quality else []) + (ode_nll_rows(density) if density else [])
-    rows += accuracy_rows(watched) if "accuracy" in watched else []
-    rows += reconstruction_rows(reconstructed) if reconstructed else []
-    skipped = int(system.skips.counts[0])
-    without = (
-        f"; {skipped} steps were skipped, for their gradients were not finite" if skipped else ""
-    )
-    rows.append(
-        (
-            "training",
-            f"{seconds:.0f} s",
-            f"{trainer.global_step} steps, all images and metrics included{without}",
-        )
-    )
-    averaged = any(isinstance(callback, EMA) for callback in callbacks.values())
-    LOG.info(
-        "%s\n%s", key_value_table(rows), _farewell(run, system, bool(quality), averaged, config)
-    )
+    write_text(run / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    rows = (fid_rows(fid) if fid else []) + (ode_nll_rows(ode_nll) if ode_nll else [])
+    rows += _accuracy_rows(validation) if "accuracy" in validation else []
+    rows += _reconstruction_rows(reconstruction) if reconstruction else []
+    remark = f"{trainer.global_step} steps, with images and metrics"
+    if skipped := int(system.skips.counts[0]):
+        remark += f"; {skipped} steps skipped because of gradients that are not finite"
+    rows.append(("training", f"{seconds:.0f} s", remark))
+    has_average = any(isinstance(callback, EMA) for callback in callbacks.values())
+    next_steps = _next_steps(run, system, bool(fid), has_average, config)
+    LOG.info("%s\n%s", key_value_table(rows), next_steps)
+
+
+def _accuracy_rows(validation: Results) -> Rows:
+    quarters = [
+        f"{100 * value:.1f} %"
+        for name, value in sorted(validation.items())
+        if name.startswith("accuracy_q")
+    ]
+    remark = f"on held-out images; by quarter of t, from the data on: {', '.join(quarters)}"
+    return [("accuracy", f"{100 * validation['accuracy']:.1f} %", remark)]
+
+
+def _reconstruction_rows(metrics: Results) -> Rows:
+    formats = {
+        "psnr": ("PSNR", "{:.1f} dB", "mean over held-out images"),
+        "ssim": ("SSIM", "{:.3f}", ""),
+        "rfid": ("rFID", "{:.3g}", "of reconstructions to their originals"),
+        "codes_used": ("codes used", "{:.1%}", "of the codebook"),
+    }
+    return [
+        (label, text.format(metrics[name]), remark)
+        for name, (label, text, remark) in formats.items()
+        if name in metrics
+    ]
 
 
 def _result(
     callbacks: dict[str, Callback], kind: type[FID | ODELikelihood | Reconstructions]
 ) -> dict[str, Any]:
-    return next(
-        (callback.result for callback in callbacks.values() if isinstance(callback, kind)), {}
-    )
+    results = (callback.result for callback in callbacks.values() if isinstance(callback, kind))
+    return next(results, {})
 
 
 def _requeue() -> None:
-    """Puts the SLURM job that this is back into the queue."""
+    """Put this SLURM job back into the queue."""
     if job := os.environ.get("SLURM_JOB_ID"):
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["scontrol", "requeue", job], capture_output=True, check=True)
@@ -252,26 +305,23 @@ def _requeue() -> None:
 
 
 def _trust(config: DictConfig) -> str:
-    """What to type so that a run of `config` is read: it may be built from packages of the user's own."""
+    """Return the override that allows the user's own packages, with a space before it."""
     packages = foreign_packages(config)
     return f" 'trust=[{','.join(packages)}]'" if packages else ""
 
 
-def _farewell(
-    run: Path, system: BaseSystem, measured: bool, averaged: bool, config: DictConfig
+def _next_steps(
+    run: Path, system: BaseSystem, has_fid: bool, has_average: bool, config: DictConfig
 ) -> str:
-    """Where things are, and what to type next."""
-    shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-    raw = "" if averaged or not isinstance(system, Diffusion) else " weights=raw"
-    trust = _trust(config)
-    suggested = [
-        complete_command(verb, f"{overrides}{raw}{trust}", config, typed_overrides(run))
-        for verb, overrides in system.suggestions(shell_value(shown), measured)
+    """Return where results are, and commands to type next."""
+    path = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+    raw = "" if has_average or not isinstance(system, Diffusion) else " weights=raw"
+    commands = [
+        complete_command(verb, f"{overrides}{raw}{_trust(config)}", config, typed_overrides(run))
+        for verb, overrides in system.suggestions(shell_value(path), has_fid)
     ]
-    return "\n".join(
-        [
-            f"  saved in {shown}: {', '.join(sorted(entry.name for entry in run.iterdir() if entry.name[0] != '.'))}",
-            *([f"  look at  {shown / 'images'}"] if (run / "images").is_dir() else []),
-            "  next     " + "\n           ".join(suggested),
-        ]
-    )
+    entries = ", ".join(sorted(entry.name for entry in run.iterdir() if entry.name[0] != "."))
+    lines = [f"  saved in {path}: {entries}"]
+    if (run / "images").is_dir():
+        lines.append(f"  look at  {path / 'images'}")
+    return "\n".join([*lines, "  next     " + "\n           ".join(commands)])

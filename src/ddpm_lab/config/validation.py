@@ -234,11 +234,11 @@ def validate(
     reach = data.train[0].abs().max().item() if isinstance(data.train, Points) else 1.0
     if (
         isinstance(system, Diffusion)
-        and system.sampler.clip is not None
-        and reach > system.sampler.clip
+        and system.pipeline.sampler.clip is not None
+        and reach > system.pipeline.sampler.clip
     ):
         raise UserError(
-            f"sampler.clip={system.sampler.clip:g} would cut this data, which reaches {reach:.3g}; "
+            f"sampler.clip={system.pipeline.sampler.clip:g} would cut this data, which reaches {reach:.3g}; "
             f"try sampler.clip={math.ceil(reach)}"
         )
     _room(Path(config.trainer.default_root_dir).absolute(), system)

@@ -1,4 +1,4 @@
-"""Feature extractors for FID: functions that return an `Extractor`, whose weights are found when first asked for."""
+"""Feature extractors of FID."""
 
 import hashlib
 from importlib.resources import files
@@ -14,20 +14,19 @@ from ddpm_lab.utils.errors import UserError
 
 
 class Extractor(NamedTuple):
-    """A network that judges images."""
+    """A network whose features FID compares."""
 
     name: str
     sha256: str
-    """Of the file of weights."""
+    """SHA-256 of the weights file"""
     features: nn.Module
-    """(N, C, H, W) uint8 -> (N, num_features)"""
+    """Map from images (N, C, H, W) uint8 to features (N, num_features)"""
     classifier: nn.Module | None
-    """features -> (N, classes), where it knows the classes of the data"""
+    """Map from features to logits (N, classes) of the classes of the data, if there is one"""
     logits: nn.Module | None = None
-    """features -> (N, K), of the classes that it was trained on, for the inception score"""
-
+    """Map from features to logits (N, K) of its training classes, for the inception score"""
     resize: str = "none"
-    """What is done to images first"""
+    """Name of the resizing, for the protocol"""
 
     def to(self, device: torch.device) -> "Extractor":
         for network in (self.features, self.classifier, self.logits):
@@ -36,12 +35,12 @@ class Extractor(NamedTuple):
         return self
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises ValueError if it does not judge images of `shape` (C, H, W)."""
+        """Raise ValueError if it does not take images of `shape` (C, H, W)."""
         self.features(torch.zeros(2, *shape, dtype=torch.uint8))
 
 
 class DigitsFeatures(nn.Module):
-    """The body of a small CNN for 1x8x8 digits. Trained by `scripts/train_digits_classifier.py`."""
+    """A small CNN for 1x8x8 digits, trained by `scripts/train_digits_classifier.py`."""
 
     num_features = 64
 
@@ -66,17 +65,17 @@ class DigitsFeatures(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 1, 8, 8) uint8 -> (N, 64)"""
+        """Map images (N, 1, 8, 8) uint8 to features (N, 64)."""
         if pixels.shape[1:] != (1, 8, 8):
+            size = "x".join(map(str, pixels.shape[1:]))
             raise UserError(
-                f"extractor=digits judges images of 1x8x8 (got {'x'.join(map(str, pixels.shape[1:]))}); "
-                "try extractor=inception"
+                f"extractor=digits takes images of 1x8x8 (got {size}); try extractor=inception"
             )
         return self.body(pixels.float() / 127.5 - 1)
 
 
 def digits() -> Extractor:
-    """The packaged CNN."""
+    """Return the packaged CNN for digits."""
     content = files("ddpm_lab.evaluation").joinpath("digits.safetensors").read_bytes()
     network = nn.ModuleDict({"features": DigitsFeatures(), "classifier": nn.Linear(64, 10)})
     network.load_state_dict(load(content))
@@ -91,7 +90,7 @@ INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class InceptionFeatures(nn.Module):
-    """torch-fidelity's port of the Inception network that FID is defined by."""
+    """The Inception network that defines FID, in torch-fidelity's port."""
 
     num_features = 2048
 
@@ -102,20 +101,20 @@ class InceptionFeatures(nn.Module):
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 1 or 3, H, W) uint8 -> (N, 2048)"""
+        """Map images (N, 1 or 3, H, W) uint8 to features (N, 2048)."""
         return self.network(pixels.expand(-1, 3, -1, -1))[0]
 
     def logits(self) -> nn.Linear:
-        """(N, 2048) -> (N, 1008), torch-fidelity's "logits_unbiased"."""
+        """Return the map (N, 2048) -> (N, 1008), torch-fidelity's "logits_unbiased"."""
         head = nn.Linear(2048, 1008, bias=False)
         head.weight = self.network.fc.weight
         return head
 
 
 def inception(weights: str | None = None) -> Extractor:
-    """Inception, from the file `weights`, or from torch's hub folder, where it is downloaded to if it is not there.
+    """Return Inception with the file `weights`, or with the download in torch's hub folder.
 
-    Raises ValueError that names the file and the place if it cannot be had, or is not what its name says.
+    Raises ValueError if the file is missing, cannot be downloaded or has another SHA-256.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -126,13 +125,13 @@ def inception(weights: str | None = None) -> Extractor:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix="6726825d")
         except (URLError, OSError, RuntimeError) as error:
             raise ValueError(
-                f"weights=null: Inception's could not be downloaded ({error}); put {INCEPTION}, whose "
-                f"SHA-256 begins with 6726825d, at {file}, or name it in extractor.weights=FILE"
+                f"weights=null: the download failed ({error}); save {INCEPTION}, whose SHA-256 "
+                f"begins with 6726825d, as {file}, or set extractor.weights=FILE"
             ) from error
     if not file.is_file():
-        raise ValueError(f"weights={weights} is no file; Inception's is called {INCEPTION}")
+        raise ValueError(f"weights={weights} is not a file; the usual name is {INCEPTION}")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if not digest.startswith("6726825d"):  # torch-fidelity unpickles it, so nothing else may pass
+    if not digest.startswith("6726825d"):  # torch-fidelity unpickles the file
         raise ValueError(
             f"weights={file} is not {INCEPTION}: its SHA-256 begins with {digest[:8]}, not 6726825d"
         )
@@ -148,7 +147,8 @@ def inception(weights: str | None = None) -> Extractor:
 
 
 def none() -> Extractor:
-    """For data that no extractor fits."""
+    """Raise UserError: the choice for data without an extractor."""
     raise UserError(
-        "extractor=none measures nothing; try extractor=inception, or extractor=digits for 1x8x8 digits"
+        "extractor=none has no features; try extractor=inception, or extractor=digits for 1x8x8 "
+        "digits"
     )

@@ -1,8 +1,7 @@
-"""How well DDIM's encoding of data can be undone (Song et al., 2021, section 5.4)."""
+"""Reconstruction error of DDIM: data to x_T and back (Song et al., 2021, section 5.4)."""
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,70 +9,70 @@ from tqdm import tqdm
 
 from ddpm_lab.data.datasets import Batch, select_rows, to_batch
 from ddpm_lab.data.module import DataModule
-from ddpm_lab.diffusion.denoiser import Denoiser
-from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.evaluation.metrics import Results, Rows
+from ddpm_lab.sampling.pipeline import SamplingPipeline, Step
 
 
 @torch.inference_mode()
 def reconstruct(
-    system: Diffusion, denoiser: Denoiser, data: Tensor, conditions: Batch, batch_size: int
+    pipeline: SamplingPipeline, data: Tensor, conditions: Batch, batch_size: int
 ) -> tuple[Tensor, Tensor, float]:
-    """x_T (N, *codec.shape) of `data` (N, *shape) in [-1, 1], what is decoded from it, (N, *shape), and the mean square
-    error per dimension, of data in [0, 1]. Every sample is told what is `asked` (see `Diffusion.settle`).
+    """Encode and decode `data` (N, *shape) in [-1, 1], with resolved `conditions`.
 
-    Raises ValueError, which begins with an option of the sampler, where that cannot be run backwards.
+    Returns x_T (N, *codec.shape), the decoded data (N, *shape), and the mean square error per
+    dimension of data in [0, 1]. Raises ValueError, beginning with an option of the sampler, if the
+    sampler has no deterministic inverse.
     """
     index = torch.arange(len(data), device=data.device).split(batch_size)
-    steps = len(system.sampler.timesteps(denoiser.process.steps)) - 1
-    ends = []
-    with tqdm(
-        total=2 * steps * len(index),
-        desc="encoding and decoding",
-        unit="step",
-        leave=False,
-        disable=None,
-    ) as bar:
+    total = 2 * pipeline.num_steps * len(index)
+    bar = tqdm(total=total, desc="encoding and decoding", unit="step", leave=False, disable=None)
 
-        def end(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:
-            x = torch.empty(0)
-            for _, x in trajectory:  # noqa: B007 (the last is the end)
-                bar.update()
-            return x
+    def last(trajectory: Iterator[Step]) -> Tensor:
+        x = torch.empty(0)
+        for _, x_t in trajectory:
+            x = x_t
+            bar.update()
+        return x
 
-        for some in index:
-            told = select_rows(conditions, some)
-            top = end(
-                system.encode(denoiser, system.codec.encode(data[some], torch.zeros_like), told)
-            )
-            down = system.decode(denoiser, top, told, torch.zeros_like)
-            ends.append(
-                (top, system.codec.decode(end(islice(down, 1, None))))
-            )  # the first is `top` itself
-    x_T, decoded = (torch.cat(parts) for parts in zip(*ends, strict=True))
-    return x_T, decoded, ((decoded - data) / 2).square().mean().item()
+    pairs = []
+    with bar:
+        for part in index:
+            cond = select_rows(conditions, part)
+            x0 = pipeline.codec.encode(data[part], torch.zeros_like)
+            x_T = last(pipeline.encode(x0, cond))
+            steps = pipeline.decode(x_T, cond, torch.zeros_like)
+            pairs.append((x_T, pipeline.codec.decode(last(islice(steps, 1, None)))))
+    latents, decoded = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return latents, decoded, ((decoded - data) / 2).square().mean().item()
 
 
 def evaluate_reconstruction(
-    system: Diffusion,
-    denoiser: Denoiser,
+    pipeline: SamplingPipeline,
     data: DataModule,
     *,
     weights: str,
     split: str,
     count: int | None,
     batch_size: int,
-) -> dict[str, Any]:
-    """The error of a round trip of the first `count` samples of a split (None: all), given their labels where the model
-    or its guidance hears any (Song et al., 2021, table 2, without guidance).
-    """
-    given = {"train": data.train, "test": data.test}[split].select(slice(count)).to(system.device)
-    _, _, mse = reconstruct(system, denoiser, given.x0, system.resolve(to_batch(given)), batch_size)
-    labels = "none" if system.classes is None else "the samples'"
+) -> Results:
+    """Compute the error of the first `count` samples of a split (None: all), given their labels."""
+    samples = {"train": data.train, "test": data.test}[split].select(slice(count))
+    samples = samples.to(pipeline.device)
+    conditions = pipeline.resolve(to_batch(samples))
+    _, _, mse = reconstruct(pipeline, samples.x0, conditions, batch_size)
     protocol = {
-        **system.protocol(),
+        **pipeline.protocol(),
         "weights": weights,
         "split": split,
-        "count": given.size,
-        "labels": labels,
+        "count": samples.size,
+        "labels": "none" if pipeline.classes is None else "the samples'",
     }
     return {"mse": mse, "protocol": protocol}
+
+
+def reconstruction_mse_rows(results: Results) -> Rows:
+    """Format the results of `evaluate_reconstruction`."""
+    protocol = results["protocol"]
+    samples = f"{protocol['count']} of {protocol['split']} encoded and decoded"
+    remark = f"{samples}, {protocol['steps']} steps each way, {protocol['weights']} weights"
+    return [("reconstruction, MSE", f"{results['mse']:.2g}", f"on data in [0, 1]; {remark}")]

@@ -1,12 +1,9 @@
-"""How good the samples of a model are, and all that the figures depend on."""
+"""Metrics of samples: FID and its relatives, with everything that they depend on."""
 
-import hashlib
-import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -16,19 +13,18 @@ from ddpm_lab.data.module import DataModule
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import FIDEvaluator, baseline_scores
+from ddpm_lab.evaluation.metrics import Results, Rows, format_with_error
 from ddpm_lab.evaluation.statistics import split_count
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.distributed import is_rank_zero, shard
+from ddpm_lab.utils.hashing import sha256_of_tensors
 
 
 def evaluate_samples(
-    system: Diffusion,
-    denoiser: Denoiser,
+    cascade: Cascade,
     data: DataModule,
     extractor: Extractor,
     *,
-    before: Sequence[Diffusion] = (),
     configurations: Mapping[str, Callable[[], None]] = MappingProxyType({"": lambda: None}),
     extra_metrics: Collection[str] = (),
     weights: str,
@@ -36,117 +32,134 @@ def evaluate_samples(
     count: int,
     seed: int,
     batch_size: int,
-) -> Iterator[dict[str, Any]]:
-    """The quality of `count` samples of `denoiser`, measured against a split of the data, after each of `ways` was
-    called, which makes the system draw in that way; their names stand before each line of progress. Before it may stand
-    other stages of a cascade; `thorough` is as in `Judge`. What it will cost is estimated and said before it begins.
+) -> Iterator[Results]:
+    """Yield the metrics of `count` samples of `cascade` in each configuration, lazily.
 
-    Beside it stand what the same measurement says of the other split's real images (the floor) and of uniform noise,
-    without which an FID says nothing, and the protocol: all that the figures depend on.
+    Args:
+        cascade: The pipelines to sample from.
+        data: Its `split` is the reference of FID.
+        extractor: The feature extractor.
+        configurations: Functions that set options of the cascade, by a name for the progress bar.
+        extra_metrics: "kid", "prc", or both; see `FIDEvaluator`.
+        weights: Name of the weights, for the protocol.
+
+    Results contain the metrics of real images of the other split ("real") and of uniform noise
+    ("noise"), and the protocol. An estimate of the time is printed first.
     """
     splits = {"train": head(data.train), "test": data.test}
     reference = splits.pop(split)
     (other,) = splits.values()
-    evaluator = FIDEvaluator(extractor, reference, extra_metrics, system.device)
-    others = baseline_scores(evaluator, other)
-    cascade = Cascade([*before, system])
-    conditions = cascade.stages[0].make_conditions(count, given=data.test)
-    weights_sha256 = weights_digest(denoiser)
-    labels = "all, in turn" if "label" in conditions else "none"
-    said = (
-        {"labels": "those of the images given", "given": "test"}
-        if "low_res" in conditions
-        else {"labels": labels}
-    )
-    for name, way in configurations.items():
-        way()
-        named = f"{name}: " if name else ""
-        total, batches = (
-            cascade.steps(count, batch_size),
-            len(shard(range(math.ceil(count / batch_size)))),
-        )
+    pipeline = cascade.stages[-1]
+    evaluator = FIDEvaluator(extractor, reference, extra_metrics, pipeline.device)
+    baselines = baseline_scores(evaluator, other)
+    conditions = cascade.stages[0].make_conditions(count, images=data.test)
+    protocol = {
+        "weights": weights,
+        "weights_sha256": weights_digest(pipeline.denoiser),
+        "count": count,
+        "seed": seed,
+        "split": split,
+        "data": data.name,
+        "data_count": reference.size,
+        "data_sha256": evaluator.data_sha256,
+        "labels": "all, in turn" if "label" in conditions else "none",
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "features": evaluator.dims,
+        "resize": extractor.resize,
+    }
+    if "low_res" in conditions:
+        protocol |= {"labels": "those of the images given", "given": "test"}
+    if extractor.logits is not None:
+        protocol["inception_score_splits"] = split_count(count)
+    batches = shard(torch.arange(count).split(batch_size))
+    options = {"seed": seed, "batch_size": batch_size}
+    for name, configure in configurations.items():
+        configure()
+        prefix = f"{name}: " if name else ""
+        total = cascade.num_steps(count, batch_size)
         if is_rank_zero():
-            seconds = batches * _seconds(cascade, denoiser, extractor, data, min(count, batch_size))
+            seconds = len(batches) * _seconds(cascade, extractor, data, min(count, batch_size))
             tqdm.write(
-                f"{named}FID of {count} samples, {total // batches} steps for each batch of {batch_size}: about "
-                f"{_spelled(seconds)}"
+                f"{prefix}FID of {count} samples, {total // len(batches)} steps for each batch of "
+                f"{batch_size}: about {_format_seconds(seconds)}"
             )
-        with tqdm(
-            total=total,
-            desc=f"{named}sampling {count}",
-            unit="step",
-            disable=None if is_rank_zero() else True,
-            leave=False,
-        ) as bar:
-            _, last = cascade.sample_earlier_stages(
-                conditions, count, seed=seed, batch_size=batch_size, bar=bar
-            )
-            samples = system.sample(
-                denoiser, count, conditions=last, seed=seed, batch_size=batch_size, bar=bar
-            )
-            numbers = shard(torch.arange(count).split(batch_size))
-            found = evaluator(zip(numbers, samples, strict=True), count)
-        yield {
-            **found,
-            **others,
-            "protocol": {
-                **cascade.protocol(),
-                "weights": weights,
-                "weights_sha256": weights_sha256,
-                "count": count,
-                "seed": seed,
-                "split": split,
-                "data": data.name,
-                "data_count": reference.size,
-                "data_sha256": evaluator.data_sha256,
-                **said,
-                "extractor": extractor.name,
-                "extractor_sha256": extractor.sha256,
-                "features": evaluator.dims,
-                "resize": extractor.resize,
-                **(
-                    {"inception_score_splits": split_count(count)}
-                    if extractor.logits is not None
-                    else {}
-                ),
-            },
-        }
+        hidden = None if is_rank_zero() else True
+        desc = f"{prefix}sampling {count}"
+        with tqdm(total=total, desc=desc, unit="step", disable=hidden, leave=False) as bar:
+            _, last = cascade.sample_earlier_stages(conditions, count, **options, bar=bar)
+            samples = pipeline.sample(count, conditions=last, **options, bar=bar)
+            metrics = evaluator(zip(batches, samples, strict=True), count)
+        yield {**metrics, **baselines, "protocol": {**cascade.protocol(), **protocol}}
+
+
+def fid_rows(results: Results) -> Rows:
+    """Format the metrics of `evaluate_samples` next to those of real images and noise."""
+    real, noise, protocol = results["real"], results["noise"], results["protocol"]
+    errors, features = results["standard_error"], protocol["features"]
+    remark = f"held-out images {real['fid']:.3g}, noise {noise['fid']:.3g}"
+    remark += f" (features: {protocol['extractor']})"
+    small = [
+        f"{name} {protocol[key]} images"
+        for name, key in (("only", "count"), ("compared with only", "data_count"))
+        if protocol[key] <= features
+    ]
+    if small:  # the covariance is singular, and FID mostly bias
+        remark = f"{' and '.join(small)}, for {features} features: too few for FID; {remark}"
+    rows = [("FID", format_with_error(results["fid"], errors.get("fid")), remark)]
+    if "fid_infinity" in results and not small:
+        rows.append(("FID, n -> inf", f"{results['fid_infinity']:.3g}", "extrapolated"))
+    if "intra_fid" in results:
+        remark = f"held-out images {real['intra_fid']:.3g}; " if "intra_fid" in real else ""
+        rows.append(("intra FID", f"{results['intra_fid']:.3g}", f"{remark}mean over classes"))
+    if "precision" in results and "precision" in real:
+        pair, others = (f"{one['precision']:.3f}, {one['recall']:.3f}" for one in (results, real))
+        rows.append(("precision, recall", pair, f"held-out images {others}"))
+    if "kid" in results and "kid" in real:
+        remark = f"standard deviation over subsets; held-out images {real['kid']:.3g}"
+        rows.append(("KID", format_with_error(results["kid"], errors["kid"]), remark))
+    if "inception_score" in results and "inception_score" in real:
+        text = format_with_error(results["inception_score"], errors.get("inception_score"))
+        rows.append(("inception score", text, f"held-out images {real['inception_score']:.3g}"))
+    if "class_accuracy" in results:
+        text, other = (f"{100 * one['class_accuracy']:.1f} %" for one in (results, real))
+        rows.append(("class accuracy", text, f"held-out images {other}"))
+    guidance = [
+        f"{key}={value}" for key, value in protocol["guidance"].items() if key != "name" and value
+    ]
+    steps, weights = f"{protocol['steps']} steps", f"{protocol['weights']} weights"
+    remark = ", ".join([protocol["sampler"]["name"], steps, weights, *guidance])
+    return [*rows, ("samples", f"{protocol['count']}", remark)]
 
 
 def weights_digest(denoiser: Denoiser) -> str:
-    """SHA-256 of its weights."""
-    found = hashlib.sha256()
-    for name, value in denoiser.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    """Return the SHA-256 of the weights."""
+    state = denoiser.state_dict()
+    return sha256_of_tensors(
+        {name: value for name, value in state.items() if torch.is_tensor(value)}
+    )
 
 
 @torch.inference_mode()
-def _seconds(
-    cascade: Cascade, denoiser: Denoiser, extractor: Extractor, data: DataModule, size: int
-) -> float:
-    """How long a batch of `size` samples takes, about: one step of each stage and the features are timed."""
+def _seconds(cascade: Cascade, extractor: Extractor, data: DataModule, size: int) -> float:
+    """Estimate the seconds of a batch from one timed step of each stage and the features."""
     total = 0.0
     for stage in cascade.stages:
-        own = denoiser if stage is cascade.stages[-1] else stage.denoiser
-        trajectory = stage.trajectory(
-            own, range(size), stage.make_conditions(size, given=data.test), seed=0
-        )
-        times = [
-            (x.sum().item(), time.perf_counter())[1] for _, x in islice(trajectory, 3)
-        ]  # the first is where it begins
+        conditions = stage.make_conditions(size, images=data.test)
+        trajectory = stage.trajectory(range(size), conditions, seed=0)
+        times = []
+        for _, x in islice(trajectory, 3):  # x_T, a first step, and the one that is timed
+            x.sum().item()
+            times.append(time.perf_counter())
         trajectory.close()
-        total += (times[-1] - times[-2]) * (len(stage.sampler.timesteps(stage.process.steps)) - 1)
+        total += (times[-1] - times[-2]) * stage.num_steps
     pixels = torch.zeros(size, *data.shape, dtype=torch.uint8, device=cascade.stages[-1].device)
-    started = time.perf_counter()
+    start = time.perf_counter()
     extractor.features(pixels).sum().item()
-    return total + time.perf_counter() - started
+    return total + time.perf_counter() - start
 
 
-def _spelled(seconds: float) -> str:
-    return next(
-        f"{seconds / unit:.0f} {name}"
-        for unit, name in ((3600, "h"), (60, "min"), (1, "s"))
-        if seconds >= 2 * unit or unit == 1
-    )
+def _format_seconds(seconds: float) -> str:
+    units = ((3600, "h"), (60, "min"), (1, "s"))
+    unit, name = next(one for one in units if seconds >= 2 * one[0] or one[0] == 1)
+    return f"{seconds / unit:.0f} {name}"

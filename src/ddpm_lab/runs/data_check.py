@@ -1,4 +1,4 @@
-"""The data of a run: verified to be that of its training, wherever it lies now."""
+"""Fingerprints of the data of a run, and their comparison with the data that is there now."""
 
 import hashlib
 import logging
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.runs import trusted_paths, run_record, load
-from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import Images, MapSplit, Split
 from ddpm_lab.data.module import DataModule, read_batches
-from ddpm_lab.data.datasets import Images, Split, MapSplit
+from ddpm_lab.runs import run_record
 from ddpm_lab.utils.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -19,97 +18,87 @@ SAMPLED = 2**24
 """Bytes of the pixels of each split that a fingerprint covers"""
 
 
-def data_fingerprint(load_data: DataModule) -> dict[str, Any]:
-    """Shape, class names, sizes of the splits, and a SHA-256 of the images, which neither times nor places change."""
-    names = None if load_data.captions is None else [texts[0] for texts in load_data.captions]
+def data_fingerprint(data: DataModule) -> dict[str, Any]:
+    """Return shape, class names, split sizes and a SHA-256 of the images, independent of paths."""
+    classes = None if data.captions is None else [names[0] for names in data.captions]
     splits = {
-        name: {"size": split.size, "sha256": _digest(split, load_data.workers)}
-        for name, split in (("train", load_data.train), ("test", load_data.test))
+        name: {"size": split.size, "sha256": _digest(split, data.workers)}
+        for name, split in (("train", data.train), ("test", data.test))
     }
-    return {"shape": [*load_data.shape], "classes": names, **splits}
+    return {"shape": [*data.shape], "classes": classes, **splits}
 
 
-def differences(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Differences in size, shape or classes between two fingerprints, as phrases; [] if the older one is unknown."""
-    if not known:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return differences in size, shape or classes as phrases; [] if `old` is empty."""
+    if not old:
         return []
-    splits = [
-        f"{now[split]['size']} {what} samples, and were {known.get(split, {}).get('size')}"
-        for split, what in (("train", "training"), ("test", "held-out"))
-        if now[split]["size"] != known.get(split, {}).get("size")
+    sizes = [
+        f"{new[split]['size']} {name} samples instead of {old.get(split, {}).get('size')}"
+        for split, name in (("train", "training"), ("test", "held-out"))
+        if new[split]["size"] != old.get(split, {}).get("size")
     ]
-    return splits + [
-        f"{key} {_listed(now[key])}, and were {_listed(known.get(key))}"
+    return sizes + [
+        f"{key} {_join(new[key])} instead of {_join(old.get(key))}"
         for key in ("shape", "classes")
-        if now[key] != known.get(key)
+        if new[key] != old.get(key)
     ]
 
 
-def changed(known: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether the images of two fingerprints differ where both have them."""
-    pairs = [
-        (known.get(split, {}).get("sha256"), now[split]["sha256"]) for split in ("train", "test")
-    ]
-    return any(old and new and old != new for old, new in pairs)
+def images_differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether the images differ, in splits of which both fingerprints have a hash."""
+    pairs = ((old.get(split, {}), new[split]) for split in ("train", "test"))
+    hashes = ((before.get("sha256"), now["sha256"]) for before, now in pairs)
+    return any(before and now and before != now for before, now in hashes)
 
 
-def verify_data(run: str | Path, config: DictConfig, now: dict[str, Any]) -> None:
-    """Raises UserError where a run that is resumed finds data of another size, shape or classes; other images are
-    reported in a line, for another version of a decoder changes them as well.
+def verify_data(run: str | Path, config: DictConfig, new: dict[str, Any]) -> None:
+    """Raise UserError if a resumed `run` gets data of another size, shape or classes.
+
+    Other images are only reported, because another version of an image decoder changes them too.
     """
-    known, key = run_record.read_record(run).data, _source(config)
-    if told := differences(known, now):
+    old, key = run_record.read_record(run).data, _source(config)
+    if changes := differences(old, new):
         raise UserError(
-            f"{key} is not the data that {run} was trained on: {'; '.join(told)}; try the data that it "
-            f"had, or init={run}, which starts a new run from its weights"
+            f"{key} is not the data that {run} was trained on: {'; '.join(changes)}; try the "
+            f"original data, or init={run}, which starts a new run from its weights"
         )
-    if changed(known, now):
+    if images_differ(old, new):
         LOG.warning("warning: %s has other images than %s was trained on", key, run)
 
 
-def load_data(settings: DictConfig) -> DataModule:
-    """The data of `settings.run`, where `settings.data` says that it is. A line says where it differs from that of
-    training.
-    """
-    saved = run_record.apply_adjustable(load.load_config(settings.run), settings, "data")
-    trusted_paths.require_named(saved, f"run={settings.run}", trusted_paths.DATA)
-    found: DataModule = build(saved, "data")
-    known, now = run_record.read_record(settings.run).data, data_fingerprint(found)
-    if told := differences(known, now) or (["other images"] if changed(known, now) else []):
-        LOG.warning(
-            "warning: %s is not the data that run=%s was trained on: %s",
-            _source(saved),
-            settings.run,
-            "; ".join(told),
-        )
-    return found
+def warn_if_changed(old: dict[str, Any], data: DataModule, config: DictConfig, run: str) -> None:
+    """Log how `data` differs from the fingerprint `old` of the training data of `run`."""
+    new = data_fingerprint(data)
+    if changes := differences(old, new) or (["other images"] if images_differ(old, new) else []):
+        key, text = _source(config), "; ".join(changes)
+        LOG.warning("warning: %s is not the data that run=%s was trained on: %s", key, run, text)
 
 
 def _source(config: DictConfig) -> str:
-    """The key that says where the data is, and its value."""
-    key = next(
-        (key for key in ("data.path", "data.name") if OmegaConf.select(config, key) is not None),
-        "data",
-    )
-    return f"{key}={OmegaConf.select(config, key)}" if key != "data" else "data"
+    """Return the override that names the data, such as data.path=DIR."""
+    for key in ("data.path", "data.name"):
+        if (value := OmegaConf.select(config, key)) is not None:
+            return f"{key}={value}"
+    return "data"
 
 
-def _listed(value: Any) -> str:
-    texts = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+def _join(value: Any) -> str:
+    texts = [*map(str, value)] if isinstance(value, list) else [str(value)]
     return ", ".join(texts[:6]) + (f" and {len(texts) - 6} more" if len(texts) > 6 else "")
 
 
 def _digest(split: Split, workers: int) -> str | None:
-    """SHA-256 of the labels and of evenly spaced images, the same in memory and streamed; None where there is no cheap
-    or exact one: points depend on a machine's sine, and streams are not read twice.
+    """Return the SHA-256 of the labels and of evenly spaced images, in memory or streamed.
+
+    None for points, which depend on a machine's sine function, and for streams.
     """
     if not isinstance(split, Images | MapSplit):
         return None
     count = min(split.size, max(16, SAMPLED // torch.Size(split.shape).numel()))
-    digest = hashlib.sha256(
-        b"" if split.labels is None else split.labels.cpu().long().numpy().tobytes()
-    )
-    for images in read_batches(split, (torch.arange(count) * split.size // count).split(100), workers):
+    labels = split.labels
+    digest = hashlib.sha256(b"" if labels is None else labels.cpu().long().numpy().tobytes())
+    index = torch.arange(count) * split.size // count
+    for images in read_batches(split, index.split(100), workers):
         assert isinstance(images, Images)
         digest.update(images.pixels.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ddpm_lab.runs import resume, load, weights
+from ddpm_lab.runs import resume, run_config, weights
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.systems.base import BaseSystem
 
@@ -20,7 +20,7 @@ MEANT = ("system", "prediction", "variance", "conditioner", "codec")
 def adopt_model(config: DictConfig) -> None:
     """Complete the model of `config`, where it is null, by that of `config.init`."""
     with _naming(str(config.init)):
-        saved = load.load_config(str(config.init))
+        saved = run_config.load_config(str(config.init))
     resume.adopt_derived(config, saved, ("model",))
 
 
@@ -30,7 +30,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     """
     run = str(config.init)
     with _naming(run):
-        saved = load.load_config(run)
+        saved = run_config.load_config(run)
         content, file = weights.read_weights(run)
     for group in MEANT:
         there, here = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))

@@ -18,7 +18,7 @@ from ddpm_lab.utils.atomic_io import is_locked, write_text
 
 if TYPE_CHECKING:
     from ddpm_lab.data.module import DataModule
-    from ddpm_lab.systems.diffusion import Diffusion
+    from ddpm_lab.sampling.pipeline import SamplingPipeline
 
 LOG = logging.getLogger(__name__)
 FILE = "unfinished.json"
@@ -52,7 +52,7 @@ class PartialResults:
             write_text(self.file, json.dumps({**self.about, "parts": self.parts}, indent=2) + "\n")
 
 
-def open_partial_results(config: DictConfig, stages: Sequence["Diffusion"], data: "DataModule") -> PartialResults:
+def open_partial_results(config: DictConfig, stages: Sequence["SamplingPipeline"], data: "DataModule") -> PartialResults:
     """Of an evaluation of `stages` on `data`, in `config.out`. It depends on the configuration, on the weights and on
     the data, but not on which metrics or values are asked for.
     """

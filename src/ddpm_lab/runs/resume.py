@@ -159,10 +159,10 @@ def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
 
 def _chosen(home: Path, overrides: Sequence[str]) -> list[str]:
     """Words that choose what the run in `home` has of each group, so that `words` are checked against that."""
-    from ddpm_lab.runs import load
+    from ddpm_lab.runs import run_config
     from ddpm_lab.config.overrides import CONFIGS
 
-    saved, typed = load.load_config(str(home)), {word.partition("=")[0] for word in overrides}
+    saved, typed = run_config.load_config(str(home)), {word.partition("=")[0] for word in overrides}
     saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"  # whatever it was: `home`
     groups = [
         str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed
@@ -174,9 +174,9 @@ def _chosen(home: Path, overrides: Sequence[str]) -> list[str]:
 
 def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) -> DictConfig:
     """The configuration of the run in `home`, with what `words` say of it, which is in `config`. Raises UserError."""
-    from ddpm_lab.runs import load
+    from ddpm_lab.runs import run_config
 
-    saved = load.load_config(str(home))
+    saved = run_config.load_config(str(home))
     saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"
     loggers: Any = OmegaConf.to_container(saved.logger)
     for key, value in _leaves(loggers):
@@ -210,7 +210,7 @@ def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
     aside. Raises UserError where the run there is another one, or has come to its end.
     """
     from ddpm_lab.callbacks.checkpoints import list_checkpoints
-    from ddpm_lab.runs import load
+    from ddpm_lab.runs import run_config
 
     files = list_checkpoints(home / "checkpoints")
     if not files:
@@ -224,7 +224,7 @@ def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
             f"{home} holds checkpoints and no config.yaml, which would say of what; try another folder"
         )
     if safe_load.regular_file(home / "config.yaml").read_text(errors="replace") != OmegaConf.to_yaml(config):
-        saved = load.load_config(str(home))
+        saved = run_config.load_config(str(home))
         adopt_derived(config, saved)
         check_same_config(saved, config, home)
     for aside, file in enumerate(files):

@@ -1,7 +1,7 @@
-"""Models in a row, each of which enlarges what the one before drew (Ho et al., 2022, cascaded diffusion models)."""
+"""Cascaded diffusion (Ho et al., 2022): each pipeline upsamples the images of the one before."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -14,66 +14,39 @@ from ddpm_lab.data.datasets import Batch, Images, InMemorySplit
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.sampling.class_names import captions_differ
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils.distributed import all_gather, shard
 from ddpm_lab.utils.errors import UserError
 
 
 class Cascade:
-    """A single model is a cascade of one stage. Each stage draws with its own sampler, guidance and weights. Raises
-    UserError where stages do not fit one another.
+    """Pipelines in order of resolution; a single pipeline is a cascade of one stage.
+
+    Each stage has its own sampler, guidance and weights. Raises UserError if stages do not fit.
     """
 
-    def __init__(self, stages: Sequence[Diffusion]) -> None:
+    def __init__(self, stages: Sequence[SamplingPipeline]) -> None:
         self.stages = stages
-        known = stages[0].classes
         for number, (stage, following) in enumerate(pairwise(stages), 1):
-            told = following.denoiser.conditioner
-            if not isinstance(told, LowRes):
-                raise UserError(
-                    f"cascade: stage {number + 1} enlarges nothing; it must be trained with "
-                    "conditioner=low_res"
-                )
-            if stage.shape != told.small:
-                raise UserError(
-                    f"cascade: stage {number} draws images of {format_size(stage.shape)}, and stage {number + 1} "
-                    f"enlarges those of {format_size(told.small)} to {format_size(following.shape)}; they must agree"
-                )
-            if told.truncated_conditioning and stage.codec.space:
-                raise UserError(
-                    f"conditioner.truncated_conditioning=true hands over noisy images, and stage {number} of this "
-                    "cascade draws latents; try false"
-                )
-            if following.classes not in (None, known):
-                knows = "no labels are known" if known is None else f"{known} labels are known"
-                raise UserError(
-                    f"cascade: {knows} before stage {number + 1}, which must hear one of "
-                    f"{following.classes}; train that with conditioner.label=false"
-                )
-            if following.classes is not None and captions_differ(
-                stages[0].captions, following.captions
-            ):
-                raise UserError(
-                    f"cascade: stages 1 and {number + 1} have the same classes under other labels; train "
-                    "them on the same data"
-                )
+            _check_pair(number, stage, following)
+            _check_classes(number + 1, stages[0], following)
 
-    def check(self, conditions: Batch) -> None:
-        """Raises UserError where what the first stage is asked leaves open what a later one must hear."""
+    def check_conditions(self, conditions: Batch) -> None:
+        """Raise UserError if `conditions` of the first stage lack labels that a later one needs."""
         for number, stage in enumerate(self.stages[1:], 2):
             if "label" not in conditions and stage.classes is not None:
                 raise UserError(
-                    f"text= says no class, which stage {number} of the cascade must hear; try label=, or "
-                    "train that stage with conditioner.label=false"
+                    f"text= gives no class, which stage {number} of the cascade needs; try label=, "
+                    "or train that stage with conditioner.label=false"
                 )
 
-    def steps(self, count: int, batch_size: int) -> int:
-        """How many this process takes in drawing `count` samples in batches."""
-        each = [
+    def num_steps(self, count: int, batch_size: int) -> int:
+        """Return the number of steps that this process takes for `count` samples in batches."""
+        steps = sum(
             len(stage.sampler.timesteps(stage.process.steps, t_end)) - 1
-            for stage, t_end in self._ends()
-        ]
-        return sum(each) * len(shard(range(math.ceil(count / batch_size))))
+            for stage, t_end in self._stages_with_t_end()
+        )
+        return steps * len(shard(range(math.ceil(count / batch_size))))
 
     def sample_earlier_stages(
         self,
@@ -84,16 +57,16 @@ class Cascade:
         batch_size: int,
         bar: "tqdm[NoReturn] | None" = None,
     ) -> tuple[list[InMemorySplit], Batch]:
-        """What `count` samples of the stages before the last are, and what the last is then asked; `asked` is for the
-        first.
+        """Sample all stages but the last from the `conditions` of the first.
 
-        A sample i of a seed is the same in any company. Without truncation a stage is given images in 8 bits, as if
-        the stage before had been drawn and saved alone.
+        Returns the samples of each stage and the conditions of the last stage. Without truncated
+        conditioning, a stage takes 8-bit images, the same as if they had been saved in between.
         """
-        drawn: list[InMemorySplit] = []
-        for (stage, t_end), following in zip(self._ends(), self.stages[1:], strict=False):
-            walks = stage.sample_latents(
-                stage.denoiser,
+        samples: list[InMemorySplit] = []
+        for (stage, t_end), following in zip(
+            self._stages_with_t_end(), self.stages[1:], strict=False
+        ):
+            latents = stage.sample_latents(
                 count,
                 conditions=conditions,
                 seed=seed,
@@ -101,43 +74,78 @@ class Cascade:
                 bar=bar,
                 t_end=t_end,
             )
-            ends = all_gather([x.cpu() for x, _ in walks])
-            x = torch.cat(ends).to(stage.device)
-            shown = torch.cat([stage.to_images(some.to(stage.device), None)[0] for some in ends])
+            batches = all_gather([x.cpu() for x, _ in latents])
+            x = torch.cat(batches).to(stage.device)
+            pixels = torch.cat([stage.to_images(x.to(stage.device), None)[0] for x in batches])
             label = conditions.get("label")
-            drawn.append(Images(shown, None if label is None else label.to(shown.device)))
-            conditions = following.make_conditions(count, given=drawn[-1])
-            told = following.denoiser.conditioner
-            if isinstance(told, LowRes) and told.truncated_conditioning:
+            samples.append(Images(pixels, None if label is None else label.to(pixels.device)))
+            conditions = following.make_conditions(count, images=samples[-1])
+            if _is_truncated(following):
                 time = torch.full((count,), t_end, device=x.device)
                 conditions |= {
                     "low_res": x / per_pixel(stage.process.scale(time), x),
-                    "noise_level": _levels(stage)[time],
+                    "noise_level": _noise_levels(stage)[time],
                 }
-        return drawn, conditions
+        return samples, conditions
 
     def protocol(self) -> dict[str, Any]:
-        """What samples depend on beside weights and seed."""
-        after = [{"run": stage.denoiser.origin, **stage.protocol()} for stage in self.stages[:-1]]
-        return {**self.stages[-1].protocol(), **({"after": after} if after else {})}
+        """Return everything that samples depend on besides weights and seed."""
+        earlier = [{"run": stage.denoiser.origin, **stage.protocol()} for stage in self.stages[:-1]]
+        return {**self.stages[-1].protocol(), **({"after": earlier} if earlier else {})}
 
-    def _ends(self) -> list[tuple[Diffusion, int]]:
-        """Each stage, and the time at which it ends: 0 or, truncated, that whose level of noise is nearest to what the
-        next stage wants.
+    def _stages_with_t_end(self) -> Iterator[tuple[SamplingPipeline, int]]:
+        """Yield each stage with the timestep at which its chain ends.
+
+        That is 0 or, before a stage with truncated conditioning, the nearest to its noise level.
         """
-        found = []
         for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True):
             t_end = 0
-            told = following and following.denoiser.conditioner
-            if isinstance(told, LowRes) and told.truncated_conditioning:
-                t_end = int((_levels(stage) - told.noise_level).abs().argmin())
-            found.append((stage, t_end))
-        return found
+            if following is not None and _is_truncated(following):
+                level = following.denoiser.conditioner.sampling_options["noise_level"]
+                t_end = int((_noise_levels(stage) - level).abs().argmin())
+            yield stage, t_end
 
 
-def _levels(stage: Diffusion) -> Tensor:
-    """(T + 1,), of noise in x_t as `LowRes` counts them."""
-    alpha, noise = stage.process.alpha_sigma(
-        torch.arange(stage.process.steps + 1, device=stage.device)
-    )
-    return (2 / math.pi * torch.atan2(noise, alpha)).float()
+def _is_truncated(stage: SamplingPipeline) -> bool:
+    return bool(stage.denoiser.conditioner.sampling_options.get("truncated_conditioning"))
+
+
+def _noise_levels(stage: SamplingPipeline) -> Tensor:
+    """Return the noise level 2/pi atan(sigma_t / alpha_t) of every t, (T + 1,), as in `LowRes`."""
+    t = torch.arange(stage.process.steps + 1, device=stage.device)
+    alpha, sigma = stage.process.alpha_sigma(t)
+    return (2 / math.pi * torch.atan2(sigma, alpha)).float()
+
+
+def _check_pair(number: int, stage: SamplingPipeline, following: SamplingPipeline) -> None:
+    conditioner = following.denoiser.conditioner
+    if not isinstance(conditioner, LowRes):
+        raise UserError(
+            f"cascade: stage {number + 1} does not upsample; it must be trained with "
+            "conditioner=low_res"
+        )
+    if stage.shape != conditioner.small:
+        raise UserError(
+            f"cascade: stage {number} samples images of {format_size(stage.shape)}, and stage "
+            f"{number + 1} upsamples {format_size(conditioner.small)} to "
+            f"{format_size(following.shape)}; the sizes must agree"
+        )
+    if _is_truncated(following) and stage.codec.space:
+        raise UserError(
+            "conditioner.truncated_conditioning=true passes on noisy images, and stage "
+            f"{number} of this cascade samples latents; try false"
+        )
+
+
+def _check_classes(number: int, first: SamplingPipeline, stage: SamplingPipeline) -> None:
+    if stage.classes not in (None, first.classes):
+        labels = "has no labels" if first.classes is None else f"has {first.classes} labels"
+        raise UserError(
+            f"cascade: stage 1 {labels}, and stage {number} needs one of {stage.classes}; train "
+            f"stage {number} with conditioner.label=false"
+        )
+    if stage.classes is not None and captions_differ(first.captions, stage.captions):
+        raise UserError(
+            f"cascade: stages 1 and {number} have the same classes under other labels; train "
+            "them on the same data"
+        )

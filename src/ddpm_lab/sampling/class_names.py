@@ -1,4 +1,4 @@
-"""Classes by name: from the words of a user to the labels of a model."""
+"""Class names: from the user's text to the labels of a model."""
 
 import difflib
 import re
@@ -11,45 +11,42 @@ Captions = Sequence[Sequence[str]]
 """Names of each class, the usual one first"""
 
 
-def parse_label(typed: object, captions: Captions) -> int:
-    """Return the label of the class that is called `typed`, or has this number.
+def parse_label(text: object, captions: Captions) -> int:
+    """Return the label of the class with the name or number `text`.
 
-    A name comes first, so that a number means the class of that name if there is one, and only that if all classes are
-    called by numbers. Case, spaces and underscores may differ. Raises UserError for a name of no class, or of several.
+    Names come first: if a class is called "3", then 3 means that class. Case, spaces and
+    underscores of names do not matter. Raises UserError if no class or several classes match.
     """
-    text = str(typed).lower() if isinstance(typed, bool) else str(typed)
-    spellings = (_exact, _loose) if isinstance(typed, str) else (_exact,)
-    for spelling in spellings:
-        found = [i for i, names in enumerate(captions) if spelling(text) in map(spelling, names)]
-        if len(found) > 1:
+    name = str(text).lower() if isinstance(text, bool) else str(text)
+    normalizations = (_nfc, _loose) if isinstance(text, str) else (_nfc,)
+    for normalize in normalizations:
+        labels = [i for i, names in enumerate(captions) if normalize(name) in map(normalize, names)]
+        if len(labels) > 1:
+            others = ", ".join(map(str, labels[1:5]))
             raise UserError(
-                f"label={typed} is the name of {len(found)} classes; try label={found[0]}, or one of "
-                f"{', '.join(map(str, found[1:5]))}"
+                f"label={text} is the name of {len(labels)} classes; try label={labels[0]}, or one "
+                f"of {others}"
             )
-        if found:
-            return found[0]
-    number = (
-        _number(text)
-        if isinstance(typed, int | float | str) and not isinstance(typed, bool)
-        else None
-    )
+        if labels:
+            return labels[0]
+    number = None if isinstance(text, bool) else _number(name)
     numbers = [_number(names[0]) for names in captions]
-    if number is not None and None not in numbers:
+    if number is not None and None not in numbers:  # every class is called by a number
         if numbers.count(number) == 1:
             return numbers.index(number)
-    elif re.fullmatch(r"\d+", text) and int(text) < len(captions):
-        return int(text)
+    elif re.fullmatch(r"\d+", name) and int(name) < len(captions):
+        return int(name)
     raise UserError(
-        f"label={typed} is not among the labels of this model, {legend(captions)}{_near(text, captions)}"
+        f"label={text} is not a label of this model: {legend(captions)}{_hint(name, captions)}"
     )
 
 
-def legend(captions: Captions, most: int = 40) -> str:
-    """Return which label stands for which class, in a line; of classes that are called by their labels the range."""
+def legend(captions: Captions, limit: int = 40) -> str:
+    """Return labels and names in a line, or the range of labels if classes have no other names."""
     if is_numbered(captions):
         return f"0..{len(captions) - 1}"
-    listed = ", ".join(f"{label} {names[0]}" for label, names in enumerate(captions[:most]))
-    return f"{listed} and {len(captions) - most} more" if len(captions) > most else listed
+    names = ", ".join(f"{label} {names[0]}" for label, names in enumerate(captions[:limit]))
+    return f"{names} and {len(captions) - limit} more" if len(captions) > limit else names
 
 
 def is_numbered(captions: Captions) -> bool:
@@ -63,8 +60,8 @@ def captions_differ(one: Captions | None, other: Captions | None) -> bool:
     return sorted(names) == sorted(others) and names != others
 
 
-def _exact(name: str) -> str:
-    return unicodedata.normalize("NFC", name)  # a Mac's folders are called by NFD
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS names folders in NFD
 
 
 def _loose(name: str) -> str:
@@ -75,7 +72,7 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text, re.I) else None
 
 
-def _near(text: str, captions: Captions) -> str:
+def _hint(text: str, captions: Captions) -> str:
     by_name = {_loose(name): name for names in captions for name in names}
-    near = difflib.get_close_matches(_loose(text), by_name, 1)
-    return f" (did you mean {by_name[near[0]]}?)" if near else ""
+    matches = difflib.get_close_matches(_loose(text), by_name, 1)
+    return f" (did you mean {by_name[matches[0]]}?)" if matches else ""

@@ -1,4 +1,4 @@
-"""Codecs: between data and where diffusion happens. Built with what the data dictates, a `Spec`."""
+"""Codecs: maps between the data and the space in which diffusion takes place."""
 
 import hashlib
 import math
@@ -15,33 +15,33 @@ from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder
 
 MEASURED = 50_000
-"""How many images, evenly over all, latents are measured on"""
+"""Number of images, evenly spaced, on which mean and standard deviation are measured"""
 
 
 class Codec(nn.Module, ABC):
-    """It learns nothing while diffusion is trained."""
+    """A frozen map between the data and the space of diffusion."""
 
     shape: tuple[int, ...]
-    """Of what diffusion sees, without the batch"""
+    """Shape of x_0, without the batch"""
     bin_width: float | None
-    """That of the bins that it is rounded to; None where it is not rounded, and has no bounds"""
+    """Width of the bins that x_0 is rounded to; None if it is not rounded and has no bounds"""
     space: str
-    """What tells spaces of latents apart; "" for that of the data"""
+    """Hash that identifies a latent space; "" for the space of the data"""
 
     @abstractmethod
     def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
-        """Data, (B, ...) -> (B, *shape). `noise` decides what is left to chance."""
+        """Map data (B, ...) to x_0 (B, *shape). `noise` draws random numbers."""
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """(B, *shape) -> data, (B, ...)"""
+        """Map x_0 (B, *shape) to data (B, ...)."""
 
     def measure(self, data: Split) -> None:
-        """Whatever depends on the data that will be trained on. Raises ValueError where it cannot be used."""
+        """Adapt to the training data. Raises ValueError if it cannot be used."""
 
 
 class Pixels(Codec):
-    """The data itself."""
+    """The identity."""
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
@@ -55,11 +55,11 @@ class Pixels(Codec):
 
 
 class Latents(Codec):
-    """Those of a frozen autoencoder, each channel with mean 0 and standard deviation 1 over the training split (of more
-    than `MEASURED` images, over as many).
+    """Latents of a frozen autoencoder, each channel with mean 0 and standard deviation 1.
 
-    Mean and standard deviation are kept in the run; the autoencoder is not, but its fingerprint is. Raises ValueError
-    for an autoencoder of other images and, when a run is read whose autoencoder has changed since, for that.
+    Mean and standard deviation are measured on the training split, on at most `MEASURED` images.
+    Checkpoints contain them and a hash of the autoencoder, but not its weights. Raises ValueError
+    if the autoencoder is of other images, or has changed since the model was trained.
     """
 
     mean: Tensor
@@ -70,27 +70,24 @@ class Latents(Codec):
         if spec.shape != autoencoder.shape:
             raise ValueError(
                 f"run={origin} was trained on data of shape {autoencoder.shape}, and this data has "
-                f"{spec.shape}; they must agree"
+                f"shape {spec.shape}; they must agree"
             )
         self.shape, self.bin_width, self.origin = autoencoder.latent_shape, None, origin
         self.space = _fingerprint(autoencoder)
-        self._frozen = [
-            autoencoder.requires_grad_(False).eval()
-        ]  # in a list, so that it is in no checkpoint
+        # In a list, which keeps it out of checkpoints.
+        self._frozen = [autoencoder.requires_grad_(False).eval()]
         self.register_buffer("mean", torch.zeros(self.shape[0]))
         self.register_buffer("std", torch.ones(self.shape[0]))
 
     def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # they are what is learned: not in half the precision
+        # Latents are training targets, so they are computed in full precision.
+        with torch.autocast(x.device.type, enabled=False):
             z = self._autoencoder(x.device).encode(x.float(), noise).z
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
     def decode(self, z: Tensor) -> Tensor:
-        return self._autoencoder(z.device).decode(
-            z * self.std[:, None, None] + self.mean[:, None, None]
-        )
+        latents = z * self.std[:, None, None] + self.mean[:, None, None]
+        return self._autoencoder(z.device).decode(latents)
 
     @torch.no_grad()
     def measure(self, data: Split) -> None:
@@ -98,16 +95,16 @@ class Latents(Codec):
         self.mean.zero_(), self.std.fill_(1)
         index = torch.arange(0, data.size, math.ceil(data.size / MEASURED)).split(500)
         sums = torch.zeros(2, self.shape[0], dtype=torch.float64)
-        for some in tqdm(index, desc="measuring latents", unit="batch", disable=None, leave=False):
-            z = self.encode(data.select(some).x0.to(self.mean.device)).cpu().double()
+        for batch in tqdm(index, desc="measuring latents", unit="batch", disable=None, leave=False):
+            z = self.encode(data.select(batch).x0.to(self.mean.device)).cpu().double()
             sums += torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3))])
         mean, square = sums / (sum(map(len, index)) * self.shape[1] * self.shape[2])
         std = (square - mean.square()).sqrt()
-        if not (std > 0).all():  # nor is it where a latent is not a number
-            found = [round(value, 6) for value in std.tolist()]
+        if not (std > 0).all():  # also false for NaN
+            values = [round(value, 6) for value in std.tolist()]
             raise ValueError(
-                f"run={self.origin} makes latents whose channels have standard deviations {found}; train "
-                "it for longer, or anew"
+                f"run={self.origin}: the channels of its latents have standard deviations "
+                f"{values}; train it for longer, or again"
             )
         self.mean.copy_(mean), self.std.copy_(std)
 
@@ -121,8 +118,8 @@ class Latents(Codec):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["autoencoder"] != self.space:
             raise ValueError(
-                f"run={self.origin} has changed since this model was trained in its latents; train again, "
-                "or bring back what was there"
+                f"run={self.origin} has changed since this model was trained on its latents; train "
+                "again, or restore the autoencoder"
             )
 
 

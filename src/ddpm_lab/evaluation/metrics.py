@@ -1,0 +1,63 @@
+"""Metrics: their keys in metrics.json, labels and directions.
+
+A metric is one module of this package. It declares its `Number`s, computes a dict of results and
+formats it as rows. A new one is added to `NUMBERS` here and to `MEASUREMENTS` of cli/evaluate.py.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+Results = dict[str, Any]
+"""Results of a metric, as in metrics.json"""
+Rows = list[tuple[str, str, str]]
+"""Label, value and remark of each row on the terminal"""
+
+
+class Number(NamedTuple):
+    """A number of metrics.json."""
+
+    key: str
+    """Key, with dots between the levels"""
+    label: str
+    better: Literal["lower", "higher"]
+    format: str = "{:.3g}"
+
+
+SAMPLE_NUMBERS = (
+    Number("fid", "FID", "lower"),
+    Number("intra_fid", "intra FID", "lower"),
+    Number("inception_score", "IS", "higher"),
+    Number("class_accuracy", "class accuracy", "higher", "{:.1%}"),
+    Number("precision", "precision", "higher", "{:.3f}"),
+    Number("recall", "recall", "higher", "{:.3f}"),
+)
+"""Numbers of samples, in the order of columns"""
+NUMBERS = {
+    number.key: number
+    for number in (
+        *SAMPLE_NUMBERS,
+        Number("nll.bits_per_dim", "bits/dim", "lower"),
+        Number("nll.gap", "bits/dim over entropy", "lower"),
+        Number("nll.L_T", "bits/dim", "lower"),
+        Number("nll.L_T.bits", "bits/dim", "lower"),
+        Number("nll.L_0", "bits/dim", "lower"),
+        Number("nll.L_0.bits", "bits/dim", "lower"),
+        Number("wasserstein", "W2 distance", "lower"),
+        Number("sliced_wasserstein", "sliced W2", "lower"),
+        Number("reconstruction.mse", "mean square error", "lower"),
+        Number("reconstruction", "mean square error", "lower"),
+        Number("ode_nll.nll", "NLL, nats", "lower"),
+        Number("psnr", "PSNR, dB", "higher"),
+        Number("ssim", "SSIM", "higher"),
+        Number("rfid", "rFID", "lower"),
+        Number("training.val_loss", "validation loss", "lower"),
+        Number("accuracy", "accuracy", "higher"),
+    )
+}
+"""Numbers by key"""
+
+
+def format_with_error(value: float, error: float | None) -> str:
+    """Return `value` with three digits, and its standard error, if known, with as many."""
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
+    return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")

@@ -1,0 +1,130 @@
+"""Configurations of runs, read back and offered to Hydra, before torch is imported."""
+
+import difflib
+import logging
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lab.runs import run_record
+from ddpm_lab.runs.run_record import ADJUSTABLE, REPLACEABLE
+from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
+from ddpm_lab.utils import safe_load
+from ddpm_lab.utils.errors import UserError
+
+LOG = logging.getLogger(__name__)
+GROUPS = ("system", "model", "trainer", "callbacks", "logger", *REPLACEABLE, *ADJUSTABLE)
+"""Groups that the configuration of every run has"""
+
+
+def load_config(run: str) -> DictConfig:
+    """Return the configuration that `run` was trained with. Raises UserError."""
+    file = safe_load.reject_links(run) / "config.yaml"
+    if not os.path.lexists(file):
+        near = [str(path) for path in file.parent.parents if (path / "config.yaml").is_file()]
+        others = [str(path.parent) for path in Path("runs").glob("*/*/config.yaml")]
+        near += difflib.get_close_matches(run, others)
+        hint = f"did you mean {near[0]}?" if near else "try the directory that train.py printed"
+        raise UserError(f"run={run} is not a run directory (no config.yaml in it); {hint}")
+    config = load_saved_config(file, TRUSTED)
+    safe_load.reject_links_in_run(Path(run))
+    if not all(OmegaConf.is_dict(config.get(group)) for group in GROUPS):
+        raise UserError(f"run={run}: its config.yaml is not a configuration of ddpm-lab")
+    return run_record.resolve_paths(config, run_record.read_record(run).directory)
+
+
+def register_run_choices(
+    arguments: list[str], load: Callable[[str], DictConfig] = load_config
+) -> None:
+    """Register the run's own `REPLACEABLE` and `ADJUSTABLE` groups as the choice `run` of each.
+
+    `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes the sampler of
+    the run, and `sampler=ddim` replaces it, both in Hydra's own grammar.
+    """
+    run = next((argument for argument in reversed(arguments) if argument.startswith("run=")), None)
+    configs = [load(path) for path in (_runs(run) if run else [])]
+    store = ConfigStore.instance()
+    for group in REPLACEABLE:
+        if _differs(configs, group) and not any(
+            argument.startswith(f"{group}=") for argument in arguments
+        ):
+            raise UserError(f"{group} differs between these runs; give one, such as {group}=NAME")
+        store.store(group=group, name="run", node=configs[0][group] if configs else {})
+    for group in ADJUSTABLE:
+        differs = _differs(configs, group)
+        if differs and any(argument.startswith(f"{group}.") for argument in arguments):
+            raise UserError(
+                f"{group} differs between these runs, so it cannot be changed for all; give "
+                "one run at a time"
+            )
+        node = configs[0][group] if configs and not differs else {}
+        store.store(group=group, name="run", node=node)
+
+
+def _differs(configs: list[DictConfig], group: str) -> bool:
+    return len({str(config[group]) for config in configs}) > 1
+
+
+def _runs(argument: str) -> list[str]:
+    """Return the runs of run=..., several in a sweep."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:  # Hydra reports it
+        return [argument.removeprefix("run=")]
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    return [*map(str, values)]
+
+
+def expand_cascade(arguments: list[str]) -> list[str]:
+    """Return `arguments` with the last stage of `cascade=[...]` as `run=` and overrides."""
+    cascade = next((text for text in reversed(arguments) if text.startswith("cascade=")), None)
+    if cascade in (None, "cascade=null"):
+        return arguments
+    if any(argument.startswith("run=") for argument in arguments):
+        raise UserError(f"run= and {cascade} both name a model; give one of them")
+    try:
+        override = OverridesParser.create().parse_override(cascade)
+        stages: Any = None if override.is_sweep_override() else override.value()
+    except HydraException:
+        stages = None
+    if not isinstance(stages, list) or not stages:
+        raise UserError(
+            f"{cascade} must be a list of runs in order of resolution; try cascade=[DIR,DIR2]"
+        )
+    # Before the user's own overrides, which win, and after options of Hydra, such as --cfg job.
+    first = next(i for i, text in enumerate(arguments) if "=" in text and text[0] != "-")
+    return [*arguments[:first], *stage_overrides(stages[-1]), *arguments[first:]]
+
+
+def stage_overrides(stage: Any) -> list[str]:
+    """Return the overrides of an entry of `cascade`, `run=` first. Raises UserError."""
+    try:
+        run, *overrides = shlex.split(str(stage))
+    except ValueError as error:
+        raise UserError(
+            f"cascade: {stage!r} must be a run, followed by its overrides; "
+            "try cascade=['DIR sampler.steps=50',DIR2]"
+        ) from error
+    keys = ("weights", *REPLACEABLE, *ADJUSTABLE)
+    if wrong := [text for text in overrides if re.split("[.=]", text)[0] not in keys]:
+        raise UserError(
+            f"cascade: {wrong[0]} cannot be set for one stage; a stage has {', '.join(keys)}"
+        )
+    return [f"run={run}", *overrides]
+
+
+def make_deterministic(settings: DictConfig) -> None:
+    """Set `sampler.eta` to 0 unless the user changed it: x_T determines x_0 only without noise."""
+    sampler = settings.sampler
+    eta = sampler.get("eta")
+    if eta and not sampler.get("sigma_hat") and eta == load_config(settings.run).sampler.get("eta"):
+        LOG.info("sampler.eta=0, not the run's %g: x_T determines x_0 only without noise", eta)
+        sampler.eta = 0.0

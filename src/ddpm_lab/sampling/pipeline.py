@@ -1,0 +1,341 @@
+"""The sampling pipeline: from conditions to images or points, without Lightning."""
+
+import copy
+import inspect
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ddpm_lab.conditioners.base import CaptionConditioner, DataSpec
+from ddpm_lab.conditioners.low_res import LowRes
+from ddpm_lab.data.datasets import (
+    Batch,
+    Images,
+    InMemorySplit,
+    Points,
+    Split,
+    select_rows,
+    to_device,
+    to_uint8,
+)
+from ddpm_lab.diffusion.conditioning import Condition, Conditioner
+from ddpm_lab.diffusion.denoiser import Denoiser, DenoiserLike
+from ddpm_lab.diffusion.predictions import Prediction
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
+from ddpm_lab.diffusion.samplers import Sampler
+from ddpm_lab.diffusion.variances import Variance
+from ddpm_lab.sampling.codecs import Codec
+from ddpm_lab.sampling.conditions import (
+    Label,
+    class_labels,
+    common_captions,
+    format_size,
+    low_res_conditions,
+    text_tokens,
+)
+from ddpm_lab.utils import watchdog
+from ddpm_lab.utils.distributed import shard
+from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
+
+MODEL_FOR_INPUT = {"classes": "unet", "context": "unet_cross", "image": "unet"}
+"""A model with the input, by the name of the input"""
+Step = tuple[int, Tensor]
+"""A timestep t and x_t, (B, *codec.shape)"""
+
+
+class SamplingPipeline:
+    """A denoiser with the codec, sampler and guidance that turn noise into data.
+
+    Sample i of a seed does not depend on the batch size, the device or the number of processes.
+
+    Args:
+        spec: Shape, classes and bin width of the data.
+        codec: Map between the data and the space in which the denoiser works.
+        denoiser: The raw or averaged denoiser.
+        sampler: The sampler.
+        guidance: Map from a denoiser to a guided one.
+
+    Raises UserError if sampler or guidance do not fit the model or each other.
+    """
+
+    sampler: Sampler
+    guidance: partial[DenoiserLike]
+    classes: int | None
+    """Number of classes that the guided denoiser takes"""
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        codec: Codec,
+        denoiser: Denoiser,
+        sampler: Sampler,
+        guidance: partial[DenoiserLike],
+    ) -> None:
+        self.spec, self.codec, self.denoiser = spec, codec, denoiser
+        self.captions = spec.captions
+        self.set_sampler(sampler, guidance)
+
+    def with_denoiser(self, denoiser: Denoiser) -> "SamplingPipeline":
+        """Return a pipeline with another `denoiser`, such as the average of this one."""
+        pipeline = copy.copy(self)
+        pipeline.denoiser = denoiser
+        return pipeline
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a sample, (C, H, W) or (d,)."""
+        return self.spec.shape
+
+    @property
+    def bin_width(self) -> float | None:
+        """Width of the bins that the data is rounded to; None for points."""
+        return self.spec.bin_width
+
+    @property
+    def process(self) -> ForwardProcess:
+        return self.denoiser.process
+
+    @property
+    def device(self) -> torch.device:
+        return self.process.table.device
+
+    @property
+    def num_steps(self) -> int:
+        """Number of sampling steps."""
+        return len(self.sampler.timesteps(self.process.steps)) - 1
+
+    def set_sampler(self, sampler: Sampler, guidance: partial[DenoiserLike]) -> None:
+        """Replace sampler and guidance. Raises UserError if they do not fit the model."""
+        with prefix_errors("sampler"):
+            first = sampler.timesteps(self.process.steps)[0]
+            self.process.warn_nonzero_terminal_snr("sampler.spacing begins", first)
+            if sampler.dynamic_threshold is not None and self.codec.bin_width is None:
+                subject = "latents have" if self.codec.space else "this data has"
+                raise ValueError(
+                    f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels in [-1, 1]; "
+                    f"{subject} no such range; try dynamic_threshold=null"
+                )
+            if sampler.clip is not None and self.codec.space:
+                raise ValueError(
+                    f"clip={sampler.clip:g} bounds pixels; codec={choice_name(self.codec)} has "
+                    "latents without bounds; try clip=null"
+                )
+        with prefix_errors("guidance"):
+            guided = guidance(self.denoiser)
+            self.classes = guided.classes
+            self.captions = common_captions(self.captions, getattr(guided, "classifier", None))
+            if getattr(guided, "reversing", False) and not sampler.uses_reverse:
+                raise ValueError(
+                    "form=mean shifts the means of ancestral steps, which "
+                    f"sampler={choice_name(sampler)} does not draw; "
+                    "try sampler=ddpm or guidance.form=score"
+                )
+        self.guidance, self.sampler = guidance, sampler
+
+    def make_conditions(
+        self,
+        count: int,
+        label: Label = None,
+        text: str | list[str] | None = None,
+        images: Split | None = None,
+    ) -> Batch:
+        """Return the conditions of `count` samples: labels, texts or `images` to upsample.
+
+        Raises UserError if the model does not take them.
+        """
+        conditioner = self.denoiser.conditioner
+        if text is not None:
+            if not isinstance(conditioner, CaptionConditioner):
+                raise UserError(
+                    f"text={text}: this model was not trained with texts; try text=null, or train "
+                    "with conditioner=text"
+                )
+            return {"text": text_tokens(count, text, conditioner.length)}
+        if isinstance(conditioner, LowRes):
+            sizes = conditioner.small, self.shape
+            return low_res_conditions(count, label, images, *sizes, self.classes, self.captions)
+        labels = class_labels(count, label, self.classes, self.captions)
+        return {} if labels is None else {"label": labels}
+
+    def condition(self, conditions: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
+        """Return the `Condition` of conditions (see `make_conditions`) or of a batch of data."""
+        conditions = to_device(conditions, self.device)
+        cond: Condition = self.denoiser.conditioner(conditions, noise)
+        # A classifier guides by labels that the model itself may not take.
+        return cond if cond.label is not None else replace(cond, label=conditions.get("label"))
+
+    def resolve(self, conditions: Batch) -> Batch:
+        """Return `conditions` with every random choice made; see `Conditioner.resolve`."""
+        return self.denoiser.conditioner.resolve(to_device(conditions, self.device))
+
+    def trajectory(
+        self, samples: Sequence[int], conditions: Batch, seed: int, t_end: int = 0
+    ) -> Generator[Step, None, None]:
+        """Yield (t, x_t) from the prior down to `t_end` for the samples with these numbers."""
+        noise = PerSampleGenerator(seed, samples, self.denoiser.conditioner.stream)
+        z = noise(torch.empty(len(samples), *self.codec.shape, device=self.device))
+        yield from self.decode(self.sampler.prior(self.process, z), conditions, noise, t_end)
+
+    def decode(
+        self,
+        x: Tensor,
+        conditions: Batch,
+        noise: NoiseSampler = torch.randn_like,
+        t_end: int = 0,
+    ) -> Iterator[Step]:
+        """Yield (t, x_t) from `x` (B, *codec.shape) down to `t_end`, beginning with `x` itself."""
+        with eval_mode(self.denoiser):
+            yield self.sampler.timesteps(self.process.steps, t_end)[0], x
+            cond, guided = self.condition(conditions, noise), self.guidance(self.denoiser)
+            for step in self.sampler.trajectory(guided, x, cond, noise, t_end):
+                watchdog.heartbeat()
+                yield step
+
+    def encode(self, x0: Tensor, conditions: Batch) -> Iterator[Step]:
+        """Yield (t, x_t) from `x0` (B, *codec.shape) up to T, deterministically."""
+        with eval_mode(self.denoiser):
+            cond = self.condition(conditions, torch.zeros_like)
+            yield from self.sampler.encode(self.guidance(self.denoiser), x0, cond)
+
+    def to_images(self, x: Tensor, labels: Tensor | None) -> InMemorySplit:
+        """Return x_0 (B, *codec.shape) as uint8 images, or as points if the data are points."""
+        x = self.codec.decode(x)
+        if self.bin_width is None:
+            return Points(x, labels).to(self.device)
+        return Images(to_uint8(x), labels).to(self.device)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        count: int,
+        *,
+        conditions: Batch,
+        seed: int = 0,
+        batch_size: int = 256,
+        bar: "tqdm[NoReturn] | None" = None,
+    ) -> Iterator[InMemorySplit]:
+        """Yield `count` samples in batches, this process's share of them. `bar` counts steps."""
+        latents = self.sample_latents(
+            count, conditions=conditions, seed=seed, batch_size=batch_size, bar=bar
+        )
+        for x, batch in latents:
+            yield self.to_images(x, batch.get("label"))
+
+    @torch.inference_mode()
+    def sample_latents(
+        self,
+        count: int,
+        *,
+        conditions: Batch,
+        seed: int,
+        batch_size: int,
+        bar: "tqdm[NoReturn] | None" = None,
+        t_end: int = 0,
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield x at `t_end` (B, *codec.shape) with its conditions, in the batches of `sample`."""
+        for samples in shard(torch.arange(count).split(batch_size)):
+            batch = select_rows(conditions, samples)
+            trajectory = self.trajectory(samples.tolist(), batch, seed, t_end)
+            _, x = next(trajectory)
+            for _, x_t in trajectory:
+                x = x_t
+                if bar is not None:
+                    bar.update()
+            yield x, batch
+
+    def protocol(self) -> dict[str, Any]:
+        """Return everything that samples depend on besides weights and seed."""
+        options = {
+            key: getattr(value, "origin", value) for key, value in self.guidance.keywords.items()
+        }
+        return {
+            "sampler": {"name": type(self.sampler).__name__, **asdict(self.sampler)},
+            "guidance": {"name": self.guidance.func.__name__, **options},
+            "variance": type(self.denoiser.variance).__name__,
+            "steps": self.num_steps,
+            "T": self.process.steps,
+            **self.denoiser.conditioner.sampling_options,
+        }
+
+
+def build_pipeline(
+    shape: tuple[int, ...],
+    classes: int | None,
+    bin_width: float | None,
+    captions: Sequence[Sequence[str]] | None = None,
+    *,
+    network: Callable[..., nn.Module],
+    codec: Callable[[DataSpec], Codec],
+    process: ForwardProcess,
+    prediction: Prediction,
+    variance: Variance,
+    conditioner: Callable[[DataSpec], Conditioner],
+    guidance: partial[DenoiserLike],
+    sampler: Sampler,
+) -> SamplingPipeline:
+    """Build a pipeline; the fields of `DataSpec` complete network, codec and conditioner.
+
+    Raises UserError if the parts do not fit one another.
+    """
+    if not isinstance(variance, Variance):
+        raise UserError(
+            "variance=analytic is estimated from a trained network; train with another, such as "
+            "beta_tilde, and evaluate the run with variance=analytic"
+        )
+    spec = DataSpec(tuple(shape), classes, bin_width, captions)
+    with prefix_errors("codec"):
+        space = codec(spec)
+    with prefix_errors("conditioner"):
+        conditioning = conditioner(spec)
+    check_conditioner(network, conditioning, space, spec.shape)
+    with prefix_errors("model"):
+        body = network(space.shape, outputs=variance.outputs, **conditioning.cond_dims)
+    denoiser = Denoiser(body, process, prediction, variance, conditioning, space.shape, space.space)
+    return SamplingPipeline(spec, space, denoiser, sampler, guidance)
+
+
+def check_conditioner(
+    network: Callable[..., nn.Module],
+    conditioner: Conditioner,
+    codec: Codec,
+    shape: tuple[int, ...],
+) -> None:
+    """Raise UserError unless `network` takes the inputs of `conditioner`, for data of `shape`."""
+    parameters = inspect.signature(network).parameters
+    name = choice_name(conditioner)
+    if "outputs" not in parameters:
+        raise UserError(
+            "model is not a denoising network; classifier is for system=classifier, autoencoder_kl "
+            "and autoencoder_vq are for system=autoencoder"
+        )
+    if missing := conditioner.cond_dims.keys() - parameters.keys():
+        hint = "conditioner=label"
+        if len(shape) == 3:
+            hint = f"model={MODEL_FOR_INPUT[min(missing)]}"
+        raise UserError(
+            f"conditioner={name} needs the network input {' and '.join(missing)}, which this model "
+            f"does not have; try {hint}"
+        )
+    if "image" in conditioner.cond_dims and codec.space:
+        raise UserError(
+            f"conditioner={name} concatenates an image of the data's size with x_t, which "
+            f"codec={choice_name(codec)} makes {format_size(codec.shape)}; try codec=pixels"
+        )
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the context."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
