@@ -5,7 +5,7 @@ READY := .venv/.ready
 .PHONY: help install train test nightly lint check faults format clean
 .DEFAULT_GOAL := help
 
-help: ## list these commands
+help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
 
 $(READY): pyproject.toml constraints.txt
@@ -16,12 +16,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt --group dev --editable .
 	@mv .venv/.partial $@
 
-install: $(READY) ## make .venv with everything in it, once
+install: $(READY) ## create .venv with all packages, once
 
 train: $(READY) ## train on the digits; ARGS="schedule=linear trainer.max_steps=500" overrides
 	$(BIN)/python train.py $(ARGS)
 
-test: $(READY) ## run the tests, but for `nightly`; ARGS="-k schedules" selects
+test: $(READY) ## run all tests except `nightly`; ARGS="-k schedules" selects
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY) ## format check, lint, spelling, types
@@ -30,18 +30,18 @@ lint: $(READY) ## format check, lint, spelling, types
 	$(BIN)/codespell
 	$(BIN)/mypy
 
-check: lint ## the same, and the fast tests
+check: lint ## lint and the fast tests
 	$(BIN)/python -m pytest -m "not slow and not nightly"
 
-nightly: $(READY) ## run what `make test` leaves out: more kills, experiments and tables
+nightly: $(READY) ## run the nightly tests: more kills, experiments and tables
 	$(BIN)/python -m pytest -m nightly $(ARGS)
 
-faults: $(READY) ## kill, starve and corrupt real runs, for hours; ARGS="kill --count 20" selects
+faults: $(READY) ## inject faults into runs, for hours; ARGS="kill --count 20" selects
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults.py $(ARGS)
 
-format: $(READY) ## rewrite the code as `check` wants it
+format: $(READY) ## format the code as `check` requires
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove the environment and caches, never runs/
+clean: ## remove the environment and caches, but not runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,18 +1,21 @@
-"""How fast it is: python scripts/benchmark.py [SECTION ...] [KEY=VALUE ...]
+"""Benchmark training and sampling: python scripts/benchmark.py [SECTION ...] [KEY=VALUE ...]
 
-step        a training step under the Trainer with default callbacks, against bare loops of the same network, peers'
-            loops of the same architecture, and the matrix and convolution ceilings of the machine
-options     a bare step against the same without what makes it fast, one at a time, or compiled
-profile     where a bare step spends its time
-sampling    what samplers add to the calls of the network, with peers' beside; images per second
-guidance    a classifier-free guided guess against one call with twice the batch, and against two calls
-start       seconds from the shell to imports and to the end of a first step
-evaluation  samples per second of FID, and the share of the network's calls in it
+step        a training step under the Trainer with default callbacks, compared with bare loops of
+            the same network, peers' loops of the same architecture, and the peak matrix and
+            convolution rates of the machine
+options     a bare step without each optimization, and with torch.compile
+profile     the operations of a bare step
+sampling    overhead of samplers over the network calls, with peers; images per second
+guidance    a classifier-free guided estimate compared with one call of twice the batch and two
+            calls
+start       seconds from the shell to imports and to the end of the first step
+evaluation  samples per second of FID, and the share of the network calls
 
-All of them where none is named; what cost grows with is in benchmark_scale.py. Keys are those of `train.py`. What is
-compared runs in one process in turn, A B C, C B A, because machines are noisy: printed are medians, the median over
-rounds of the ratio within a round, and the ratio of the fastest visits. Peers are measured where they can be imported
-(pip install -e '.[peers]'). Everything is written to benchmark.json as well.
+The default is all sections; benchmark_scale.py measures scaling. Keys are those of `train.py`.
+Candidates alternate in one process, A B C, C B A, because machines are noisy. Reported are medians,
+the median over rounds of the ratio within a round, and the ratio of the fastest visits. Peers are
+measured if they are installed (pip install -e '.[peers]'). Results are also saved in
+benchmark.json.
 """
 
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
@@ -25,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from importlib.metadata import version
@@ -52,44 +56,45 @@ from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.variances import BetaTilde
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.data_module import DataModule
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.shell import quiet_libraries
 
 ROUNDS, VISIT = 7, 0.6
-"""Visits to each candidate, and about how many seconds each lasts"""
+"""Visits to each candidate, and their approximate length in seconds"""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Call = Callable[[], object]
 Row = dict[str, float]
 
 
 def clock() -> float:
-    """Seconds, when all is done that was asked of the device."""
+    """Return the time in seconds after all work of the device is done."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds(call: Call, calls: int = 1) -> float:
-    """Of one call, the mean of so many."""
+    """Return the mean duration of a call."""
     start = clock()
     for _ in range(calls):
         call()
     return (clock() - start) / calls
 
 
-def fitting(call: Call) -> int:
-    """Warms up; how many calls make a visit."""
+def calls_per_visit(call: Call) -> int:
+    """Warm up `call`, and return the number of calls in `VISIT` seconds."""
     call()
     return max(1, round(VISIT / min(seconds(call), seconds(call))))
 
 
 class Visits:
-    """Seconds of a call of each candidate, visit by visit, the first being what others are compared with."""
+    """Durations of a call of each candidate by visit; the first candidate is the baseline."""
 
     def __init__(self, candidates: dict[str, Call]) -> None:
         self.candidates = candidates
-        self.calls = {name: fitting(call) for name, call in candidates.items()}
+        self.calls = {name: calls_per_visit(call) for name, call in candidates.items()}
         self.seconds: dict[str, list[float]] = {name: [] for name in candidates}
 
     def round(self) -> None:
@@ -98,20 +103,20 @@ class Visits:
             self.seconds[name].append(seconds(self.candidates[name], self.calls[name]))
 
     def rows(self) -> dict[str, Row]:
-        first = next(iter(self.seconds.values()))
-        return {
-            name: {
+        baseline = next(iter(self.seconds.values()))
+
+        def row(times: list[float]) -> Row:
+            ratios = [a / b for a, b in zip(baseline, times, strict=True)]
+            return {
                 "ms": 1e3 * statistics.median(times),
-                "speed": statistics.median(
-                    one / other for one, other in zip(first, times, strict=True)
-                ),
-                "fastest": min(first) / min(times),
+                "speed": statistics.median(ratios),
+                "fastest": min(baseline) / min(times),
             }
-            for name, times in self.seconds.items()
-        }
+
+        return {name: row(times) for name, times in self.seconds.items()}
 
 
-def compared(candidates: dict[str, Call], rounds: int = ROUNDS) -> dict[str, Row]:
+def compare(candidates: dict[str, Call], rounds: int = ROUNDS) -> dict[str, Row]:
     visits = Visits(candidates)
     for _ in range(rounds):
         visits.round()
@@ -119,26 +124,26 @@ def compared(candidates: dict[str, Call], rounds: int = ROUNDS) -> dict[str, Row
 
 
 def gflop(call: Call) -> float:
-    """Matrix products and convolutions in a call, 2 for a multiplication and an addition."""
-    # Of the fused attention of a CPU the counter knows nothing
+    """Return the GFLOP of matrix products and convolutions; a multiply-add counts 2."""
+    # The counter does not support the fused attention of a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() / 1e9
 
 
-def training(
+def training_step(
     loss: Callable[[], Tensor],
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: Call,
     cast: AbstractContextManager[Any],
 ) -> Call:
-    """A step of a bare loop."""
+    """Return a step of a bare loop."""
 
     def step() -> None:
         with cast:
-            found = loss()
-        found.backward()
+            value = loss()
+        value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -151,7 +156,7 @@ def cast(precision: Any) -> AbstractContextManager[Any]:
     return torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def made(overrides: list[str]) -> tuple[Data, Diffusion, DictConfig]:
+def build_parts(overrides: list[str]) -> tuple[Data, Diffusion, DictConfig]:
     config = compose("train", overrides)
     data = build(config, "data")
     return data, build_system(config, data), config
@@ -166,26 +171,26 @@ def bare(
     together: bool = True,
     batches: Iterator[dict[str, Tensor]] | None = None,
 ) -> Call:
-    """Ours without the Trainer; `together`, all weights are averaged in one call."""
+    """Return a training step without the Trainer; `together` averages all weights in one call."""
     system = copy.deepcopy(system).to(DEVICE)
-    system.stream = torch.Generator(DEVICE)
+    system.generator = torch.Generator(DEVICE)
     if compiled:
         system.denoiser.network.compile(mode=compiled)
     weights = [parameter.data for parameter in system.denoiser.parameters()]
     averages = [weight.clone() for weight in weights]
-    served = batches or iter(
-        TrainBatches(data.train.to(DEVICE), data.batch_size, flip=False, seed=0)
-    )
+    if batches is None:
+        train = data.train.to(DEVICE)
+        batches = iter(TrainBatches(train, data.batch_size, flip=False, seed=0))
 
     def average() -> None:
         if together:
             torch._foreach_lerp_(averages, weights, 0.01)
         else:
-            for mine, weight in zip(averages, weights, strict=True):
-                mine.lerp_(weight, 0.01)
+            for mean, weight in zip(averages, weights, strict=True):
+                mean.lerp_(weight, 0.01)
 
-    return training(
-        lambda: system.training_step(next(served), 0)["loss"],
+    return training_step(
+        lambda: system.training_step(next(batches), 0)["loss"],
         system,
         system.optimizer(system.parameters()),
         average,
@@ -194,49 +199,49 @@ def bare(
 
 
 def image_batches(data: Data) -> Iterator[list[Tensor]]:
-    """As peers' scripts serve them."""
-    x0, labels = (
-        TrainBatches(data.train, data.train.size, flip=False, seed=0).__iter__().__next__()[k]
-        for k in ("x0", "label")
-    )
+    """Yield batches from a DataLoader, as in the scripts of peers."""
+    batch = next(iter(TrainBatches(data.train, data.train.size, flip=False, seed=0)))
+    images = TensorDataset(batch["x0"], batch["label"])
     while True:
-        yield from DataLoader(
-            TensorDataset(x0, labels), data.batch_size, shuffle=True, drop_last=True
-        )
+        yield from DataLoader(images, data.batch_size, shuffle=True, drop_last=True)
 
 
-def twin(config: DictConfig, data: Data) -> nn.Module:
-    """diffusers' U-Net of the architecture of `config.model`."""
+def diffusers_unet(config: DictConfig, data: Data) -> nn.Module:
+    """Return diffusers' U-Net with the architecture of `config.model`."""
     from diffusers import UNet2DModel
 
     model = config.model
     levels = len(model.multipliers)
     sides = [data.shape[1] // 2**i for i in range(levels)]
-    hears = [side in (model.attention or [sides[-1]]) for side in sides]
+    attention = [side in (model.attention or [sides[-1]]) for side in sides]
+    width = model.channels * model.multipliers[-1]
     return UNet2DModel(
         sample_size=data.shape[1],
         in_channels=data.shape[0],
         out_channels=data.shape[0],
         layers_per_block=model.blocks,
         block_out_channels=[model.channels * m for m in model.multipliers],
-        down_block_types=["AttnDownBlock2D" if heard else "DownBlock2D" for heard in hears],
-        up_block_types=["AttnUpBlock2D" if heard else "UpBlock2D" for heard in hears[::-1]],
+        down_block_types=["AttnDownBlock2D" if level else "DownBlock2D" for level in attention],
+        up_block_types=["AttnUpBlock2D" if level else "UpBlock2D" for level in attention[::-1]],
         norm_num_groups=min(32, model.channels // 4),
         num_class_embeds=data.classes,
         dropout=model.dropout,
-        attention_head_dim=model.head_channels
-        or model.channels * model.multipliers[-1] // model.heads,
+        attention_head_dim=model.head_channels or width // model.heads,
         resnet_time_scale_shift="scale_shift" if model.scale_shift else "default",
     ).to(DEVICE)
 
 
 def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
-    """The loop of its examples/unconditional_image_generation, with EMA."""
+    """Return a step of diffusers' examples/unconditional_image_generation, with EMA."""
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    network, scheduler, batches = twin(config, data), DDPMScheduler(1000), image_batches(data)
+    network, scheduler, batches = (
+        diffusers_unet(config, data),
+        DDPMScheduler(1000),
+        image_batches(data),
+    )
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
     )
@@ -250,19 +255,21 @@ def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
         x0, labels = (part.to(DEVICE) for part in next(batches))
         eps = torch.randn_like(x0)
         t = torch.randint(0, 1000, (len(x0),), device=DEVICE).long()
-        return F.mse_loss(
-            network(scheduler.add_noise(x0, eps, t), t, class_labels=labels).sample.float(), eps
-        )
+        x_t = scheduler.add_noise(x0, eps, t)
+        return F.mse_loss(network(x_t, t, class_labels=labels).sample.float(), eps)
 
     def average() -> None:
         rates.step()
         ema.step(network.parameters())
 
-    return training(loss, network, optimizer, average, cast(precision))
+    return training_step(loss, network, optimizer, average, cast(precision))
 
 
 def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
-    """The loop of denoising_diffusion_pytorch.Trainer; its network has another kind of attention, and fewer FLOPs."""
+    """Return a step of denoising_diffusion_pytorch.Trainer.
+
+    Its network has another kind of attention, and fewer FLOPs.
+    """
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
 
@@ -272,7 +279,7 @@ def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
     module = GaussianDiffusion(network, image_size=data.shape[1], timesteps=1000).to(DEVICE)
     ema, batches = EMA(module, beta=0.995, update_every=10).to(DEVICE), image_batches(data)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.9, 0.99))
-    return training(
+    return training_step(
         lambda: module(next(batches)[0].to(DEVICE) / 2 + 0.5),
         module,
         optimizer,
@@ -281,164 +288,156 @@ def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
     )
 
 
-def ceilings(precision: Any) -> dict[str, tuple[Call, float]]:
-    """Large products, and their GFLOP."""
-    small = DEVICE.type == "cpu"
-    kind = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-    size = 1024 if small else 8192
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=kind) for _ in range(2))
-    images, width, side = (8, 128, 32) if small else (256, 256, 32)
-    convolution = nn.Conv2d(width, width, 3, padding=1).to(
-        DEVICE, kind, memory_format=torch.channels_last
-    )
-    x = torch.randn(images, width, side, side, device=DEVICE, dtype=kind).to(
-        memory_format=torch.channels_last
-    )
+def peak_calls(precision: Any) -> dict[str, tuple[Call, float]]:
+    """Return a large matrix product and a large convolution, with their GFLOP."""
+    cpu = DEVICE.type == "cpu"
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    size = 1024 if cpu else 8192
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
+    images, width, side = (8, 128, 32) if cpu else (256, 256, 32)
+    layout = torch.channels_last
+    convolution = nn.Conv2d(width, width, 3, padding=1).to(DEVICE, dtype, memory_format=layout)
+    x = torch.randn(images, width, side, side, device=DEVICE, dtype=dtype).to(memory_format=layout)
 
     def convolve() -> Tensor:
         with torch.no_grad():
             return convolution(x)
 
-    return {
-        name: (call, gflop(call))
-        for name, call in {"matrix": lambda: a @ b, "convolution": convolve}.items()
-    }
+    calls: dict[str, Call] = {"matrix": lambda: a @ b, "convolution": convolve}
+    return {name: (call, gflop(call)) for name, call in calls.items()}
 
 
 class Interleave(L.Callback):
-    """Times the Trainer from one visit to the next, and lets others have their turn in between."""
+    """Time the Trainer by visits, and alternate them with rounds of the other candidates."""
 
     def __init__(self, others: Visits, calls: int) -> None:
         self.others, self.calls, self.seconds = others, calls, []
 
     def on_train_start(self, *args: Any) -> None:
-        self.since = clock()
+        self.start = clock()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step % self.calls == 0:
-            if trainer.global_step > self.calls:  # the first visit warms up
-                self.seconds.append((clock() - self.since) / self.calls)
-                self.others.round()
-            self.since = clock()
+        if trainer.global_step % self.calls:
+            return
+        if trainer.global_step > self.calls:  # the first visit warms up
+            self.seconds.append((clock() - self.start) / self.calls)
+            self.others.round()
+        self.start = clock()
+
+
+def step_candidates(
+    overrides: list[str], config: DictConfig, data: Data, system: Diffusion
+) -> dict[str, Call]:
+    """Return steps of bare loops, ours and those of installed peers."""
+    precision = config.trainer.precision
+    candidates = {"bare loop": bare(system, data, precision, config.compile)}
+    if config.compile:
+        candidates["bare loop, eager"] = bare(system, data, precision)
+    if "channels_last" in config.model:
+        word = f"channels_last={str(not config.model.channels_last).lower()}"
+        other = build_system(compose("train", [*overrides, f"model.{word}"]), data)
+        candidates[f"bare loop, eager, {word}"] = bare(other, data, precision)
+    peers = {"diffusers": diffusers, "denoising-diffusion-pytorch": lucidrains}
+    for name, peer in peers.items():
+        with suppress(ImportError):
+            candidates[name] = peer(config, data, "32-true")
+            if precision == "bf16-mixed":
+                candidates[f"{name}, bf16"] = peer(config, data, precision)
+    return candidates
 
 
 def step(overrides: list[str]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        run_count = (
+    never = [
+        f"{key}=1000000000"
+        for key in (
             "trainer.val_check_interval",
             "callbacks.sample_grid.every",
             "callbacks.checkpoints.every",
         )
-        never = [f"{key}=1000000000" for key in run_count]
-        config = compose(
-            "train",
-            [f"trainer.default_root_dir={folder}", *never, "~callbacks.fid", *overrides],
-        )
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        root = f"trainer.default_root_dir={folder}"
+        config = compose("train", [root, *never, "~callbacks.fid", *overrides])
         data = build(config, "data")
         system, precision = build_system(config, data), config.trainer.precision
-        narrow = {"bare loop": bare(system, data, precision, config.compile)}
-        if config.compile:
-            narrow["bare loop, eager"] = bare(system, data, precision)
-        if "channels_last" in config.model:
-            other = str(not config.model.channels_last).lower()
-            turned = build_system(
-                compose("train", [*overrides, f"model.channels_last={other}"]), data
-            )
-            narrow[f"bare loop, eager, channels_last={other}"] = bare(turned, data, precision)
-        for name, peer in {
-            "diffusers": diffusers,
-            "denoising-diffusion-pytorch": lucidrains,
-        }.items():
-            with suppress(ImportError):
-                narrow[name] = peer(config, data, "32-true")
-                if precision == "bf16-mixed":
-                    narrow[f"{name}, bf16"] = peer(config, data, precision)
-        work = {
-            name: gflop(bare(system, data, precision) if name == "bare loop" else call)
-            for name, call in narrow.items()
-        }
-        work["Trainer"] = work["bare loop"]
-        most = ceilings(precision)
-        visits = Visits(narrow | {name: call for name, (call, _) in most.items()})
-        calls = visits.calls["bare loop"]
-        timer = Interleave(visits, calls)
-        config.trainer.max_steps = (ROUNDS + 1) * calls
+        candidates = step_candidates(overrides, config, data, system)
+        work = {name: gflop(call) for name, call in candidates.items() if name != "bare loop"}
+        work["bare loop"] = work["Trainer"] = gflop(bare(system, data, precision))
+        peaks = peak_calls(precision)
+        visits = Visits(candidates | {name: call for name, (call, _) in peaks.items()})
+        timer = Interleave(visits, visits.calls["bare loop"])
+        config.trainer.max_steps = (ROUNDS + 1) * timer.calls
         callbacks = [*build(config, "callbacks").values(), timer]
         if config.compile:
             from ddpm_lab.callbacks.torch_compile import TorchCompile
 
             callbacks.append(TorchCompile(config.compile))
-        trainer = build(
-            config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()]
-        )
+        loggers = [*build(config, "logger").values()]
+        trainer = build(config, "trainer", callbacks=callbacks, logger=loggers)
         trainer.fit(system, DataModule(data))
         finish()
     visits.seconds = {"Trainer": timer.seconds, **visits.seconds}
     rows = visits.rows()
-    rates = {name: most[name][1] / rows.pop(name)["ms"] for name in most}  # TFLOP/s
+    rates = {name: peaks[name][1] / rows.pop(name)["ms"] for name in peaks}  # TFLOP/s
     for name, row in rows.items():
         row |= {"images/s": 1e3 * data.batch_size / row["ms"], "GFLOP": work[name]}
-        row |= {f"of {ceiling}": work[name] / row["ms"] / rate for ceiling, rate in rates.items()}
+        row |= {f"of {peak}": work[name] / row["ms"] / rate for peak, rate in rates.items()}
     overhead = {
-        name: statistics.median(
-            a - b for a, b in zip(timer.seconds, visits.seconds[name], strict=True)
-        )
-        * 1e3
-        for name in rows
+        name: 1e3 * statistics.median(a - b for a, b in zip(timer.seconds, times, strict=True))
+        for name, times in visits.seconds.items()
         if name.startswith("bare")
     }
     return {"rows": rows, "TFLOP/s": rates, "Trainer adds, ms": overhead}
 
 
 def options(overrides: list[str]) -> dict[str, Any]:
-    """A bare step, and the same without what makes it fast; with `compile=`, also what that gains and takes."""
-    data, system, config = made(overrides)
-    precision, candidates = config.trainer.precision, {}
-    candidates["as it is"] = bare(system, data, precision)
-    order = ["model.channels_last=false"] if "channels_last" in config.model else []
-    for word in (*order, "optimizer.fused=false"):
-        candidates[word] = bare(made([*overrides, word])[1], data, precision)
-    candidates["EMA of one weight after the other"] = bare(system, data, precision, together=False)
-    served = ({"x0": x0.to(DEVICE), "label": label.to(DEVICE)} for x0, label in image_batches(data))
-    candidates["batches from a DataLoader"] = bare(system, data, precision, batches=served)
-    first = {}
+    """Compare a bare step with steps without each optimization and, with `compile=`, compiled."""
+    data, system, config = build_parts(overrides)
+    precision = config.trainer.precision
+    candidates = {"default": bare(system, data, precision)}
+    layout = ["model.channels_last=false"] if "channels_last" in config.model else []
+    for word in (*layout, "optimizer.fused=false"):
+        candidates[word] = bare(build_parts([*overrides, word])[1], data, precision)
+    candidates["EMA weight by weight"] = bare(system, data, precision, together=False)
+    loader = ({"x0": x0.to(DEVICE), "label": label.to(DEVICE)} for x0, label in image_batches(data))
+    candidates["batches from a DataLoader"] = bare(system, data, precision, batches=loader)
+    extra = {}
     if config.compile:
         name = f"compile={config.compile}"
         candidates[name] = bare(system, data, precision, config.compile)
-        first["first step compiled, s"] = seconds(candidates[name])
-    return {"rows": compared(candidates), **first}
+        extra["first compiled step, s"] = seconds(candidates[name])
+    return {"rows": compare(candidates), **extra}
 
 
 def profile(overrides: list[str]) -> dict[str, Any]:
-    """Milliseconds of a bare step, operation by operation (on a GPU: kernel by kernel), down to 1 % of their sum."""
-    data, system, config = made(overrides)
+    """Profile a bare step by operation (by kernel on a GPU), down to 1 % of the total."""
+    data, system, config = build_parts(overrides)
     call, count = bare(system, data, config.trainer.precision, config.compile), 5
     for _ in range(3):
         call()
     with torch.profiler.profile() as profiler:
         wall = seconds(call, count) / count * 1e3
-    on = getattr(torch.autograd.DeviceType, DEVICE.type.upper())
+    device = getattr(torch.autograd.DeviceType, DEVICE.type.upper())
+    attribute = f"self_{'device' if DEVICE.type == 'cuda' else 'cpu'}_time_total"
     times = {
-        of.key: (of.self_device_time_total if DEVICE.type == "cuda" else of.self_cpu_time_total)
-        / count
-        / 1e3
-        for of in profiler.key_averages()
-        if of.device_type == on and not of.is_user_annotation
+        event.key: getattr(event, attribute) / count / 1e3
+        for event in profiler.key_averages()
+        if event.device_type == device and not event.is_user_annotation
     }
     total = sum(times.values())
-    told = {
+    largest = {
         name[:60]: ms
-        for name, ms in sorted(times.items(), key=lambda of: -of[1])
+        for name, ms in sorted(times.items(), key=lambda item: -item[1])
         if ms > total / 100
     }
-    told["all others"] = total - sum(told.values())
+    largest["all others"] = total - sum(largest.values())
     return {
-        "rows": {name: {"ms": ms, "share": ms / total} for name, ms in told.items()},
+        "rows": {name: {"ms": ms, "share": ms / total} for name, ms in largest.items()},
         "ms of wall clock": wall,
     }
 
 
-class Nothing(nn.Module):
+class IdentityNetwork(nn.Module):
     """A network that takes no time."""
 
     calls = 0
@@ -450,13 +449,13 @@ class Nothing(nn.Module):
 
 @torch.inference_mode()
 def sampling(overrides: list[str]) -> dict[str, Any]:
-    """Microseconds a step beyond the network for 16 small images; and images per second of a network, DDIM."""
-    data, system, config = made(overrides)
+    """Measure the overhead of samplers for 16 small images, and images per second of DDIM."""
+    data, system, config = build_parts(overrides)
     system.eval().to(DEVICE)
-    nothing = Nothing()
-    denoiser = Denoiser(nothing, system.process, Eps(), BetaTilde(), shape=data.shape).to(DEVICE)
+    network = IdentityNetwork()
+    denoiser = Denoiser(network, system.process, Eps(), BetaTilde(), shape=data.shape).to(DEVICE)
     x, steps = torch.randn(16, *data.shape, device=DEVICE), 20
-    told: dict[str, samplers.Sampler] = {
+    methods: dict[str, samplers.Sampler] = {
         "ddim": samplers.DDIM(steps=steps),
         "ddim, eta=1": samplers.DDIM(steps=steps, eta=1.0),
         "ddpm": samplers.DDPM(steps=steps),
@@ -464,42 +463,44 @@ def sampling(overrides: list[str]) -> dict[str, Any]:
         "dpm_solver": ode_solvers.DPMSolver(steps=steps),
         "langevin": langevin.Langevin(steps=steps, corrections=1),
     }
-    calls: dict[str, Call] = {name: lambda s=s: s(denoiser, x) for name, s in told.items()}
+    calls: dict[str, Call] = {name: lambda s=s: s(denoiser, x) for name, s in methods.items()}
     with suppress(ImportError):
-        calls |= peers_walks(nothing, x, steps)
-    added = {}
-    for name, row in compared(calls).items():
-        nothing.calls = 0
+        calls |= diffusers_loops(network, x, steps)
+    overhead = {}
+    for name, row in compare(calls).items():
+        network.calls = 0
         calls[name]()
-        added[name] = {"us a step": 1e3 * row["ms"] / steps, "calls a step": nothing.calls / steps}
-    found: dict[str, Any] = {"rows": added}
+        per_step = {"us a step": 1e3 * row["ms"] / steps, "calls a step": network.calls / steps}
+        overhead[name] = per_step
+    results: dict[str, Any] = {"rows": overhead}
     with suppress(ImportError):
-        found["images"] = {"rows": images(config, data, system, x, steps)}
-    return found
+        results["images"] = {"rows": images(config, data, system, x, steps)}
+    return results
 
 
-def peers_walks(network: nn.Module, x: Tensor, steps: int) -> dict[str, Call]:
+def diffusers_loops(network: nn.Module, x: Tensor, steps: int) -> dict[str, Call]:
+    """Return sampling loops over diffusers' schedulers."""
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-    def trajectory(scheduler: Any) -> None:
+    def sample(scheduler: Any) -> None:
         y = x
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
             y = scheduler.step(network(y, t, Condition()), t, y).prev_sample
 
-    kinds = {
+    schedulers = {
         "ddim": DDIMScheduler(),
         "ddpm": DDPMScheduler(),
         "dpm_solver": DPMSolverMultistepScheduler(),
     }
     return {
-        f"diffusers {name}": lambda scheduler=scheduler: trajectory(scheduler)
-        for name, scheduler in kinds.items()
+        f"diffusers {name}": lambda scheduler=scheduler: sample(scheduler)
+        for name, scheduler in schedulers.items()
     }
 
 
-class Borrowed(nn.Module):
-    """A network of diffusers among ours."""
+class DiffusersNetwork(nn.Module):
+    """Adapter of a diffusers network to our interface."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -512,51 +513,51 @@ class Borrowed(nn.Module):
 def images(
     config: DictConfig, data: Data, system: Diffusion, x: Tensor, steps: int
 ) -> dict[str, Row]:
-    """The same network of diffusers under its pipeline and under our sampler; and our own network."""
+    """Compare a diffusers network under its pipeline and our sampler, and our network."""
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    network = twin(config, data).eval()
+    network = diffusers_unet(config, data).eval()
     forward = network.forward
     network.forward = lambda x, t, **kwargs: forward(
         x, t, class_labels=torch.zeros(len(x), dtype=torch.long, device=DEVICE)
     )
     pipeline = DDIMPipeline(network, DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    borrowed = copy.copy(system)
-    denoiser = Denoiser(Borrowed(network), system.process, Eps(), BetaTilde(), shape=data.shape).to(
-        DEVICE
-    )
-    borrowed.set_sampler(
-        samplers.DDIM(steps=steps), build(compose("train", ["guidance=none"]), "guidance")
-    )
-    own = copy.copy(borrowed)
-    found = compared(
+    adapter = DiffusersNetwork(network)
+    denoiser = Denoiser(adapter, system.process, Eps(), BetaTilde(), shape=data.shape).to(DEVICE)
+    own = copy.copy(system.pipeline)
+    no_guidance = build(compose("train", ["guidance=none"]), "guidance")
+    own.set_sampler(samplers.DDIM(steps=steps), no_guidance)
+    other = own.with_denoiser(denoiser)
+
+    def sample(pipeline: SamplingPipeline) -> None:
+        deque(pipeline.sample(len(x), conditions=own.make_conditions(len(x))), maxlen=0)
+
+    rows = compare(
         {
             "diffusers' pipeline": lambda: pipeline(
                 batch_size=len(x), num_inference_steps=steps, output_type="np"
             ),
-            "ours, diffusers' network": lambda: [
-                *borrowed.sample(denoiser, len(x), conditions=system.make_conditions(len(x)))
-            ],
-            "ours": lambda: [
-                *own.sample(system.denoiser, len(x), conditions=system.make_conditions(len(x)))
-            ],
+            "ours, diffusers' network": lambda: sample(other),
+            "ours": lambda: sample(own),
         }
     )
-    return {name: row | {"images/s": 1e3 * len(x) / row["ms"]} for name, row in found.items()}
+    return {name: row | {"images/s": 1e3 * len(x) / row["ms"]} for name, row in rows.items()}
 
 
 @torch.inference_mode()
 def guidance(overrides: list[str]) -> dict[str, Any]:
-    data, system, config = made(["guidance=classifier_free", *overrides])
+    """Compare a guided estimate with one call of twice the batch and with two calls."""
+    data, system, config = build_parts(["guidance=classifier_free", *overrides])
     system.eval().to(DEVICE)
     size = config.data.batch_size
     x, t = torch.randn(size, *data.shape, device=DEVICE), torch.full((size,), 500, device=DEVICE)
-    cond = system.condition(system.denoiser, system.make_conditions(size))
+    pipeline = system.pipeline
+    cond = pipeline.condition(pipeline.make_conditions(size))
     twice = torch.cat([x, x]), torch.cat([t, t]), cond.cat(cond.null())
-    guided = ClassifierFreeGuidance(system.denoiser, **system.guidance.keywords | {"w": 1.0})
+    guided = ClassifierFreeGuidance(system.denoiser, **pipeline.guidance.keywords | {"w": 1.0})
     return {
-        "rows": compared(
+        "rows": compare(
             {
                 "twice the batch": lambda: system.denoiser(*twice),
                 "guided": lambda: guided(x, t, cond),
@@ -570,7 +571,7 @@ def guidance(overrides: list[str]) -> dict[str, Any]:
 
 
 def start(overrides: list[str]) -> dict[str, Any]:
-    """Seconds, the median of three."""
+    """Measure seconds from the shell, the median of three."""
     with tempfile.TemporaryDirectory() as folder:
         train = [sys.executable, "train.py"]
         first = [
@@ -599,36 +600,34 @@ def start(overrides: list[str]) -> dict[str, Any]:
         def run(command: list[str]) -> float:
             return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 
-        found = [{name: run(command) for name, command in commands.items()} for _ in range(4)][1:]
-    return {
-        "rows": {
-            name: {"seconds": statistics.median(of[name] for of in found)} for name in commands
-        }
-    }
+        rounds = [{name: run(command) for name, command in commands.items()} for _ in range(4)]
+    medians = {name: statistics.median(times[name] for times in rounds[1:]) for name in commands}
+    return {"rows": {name: {"seconds": median} for name, median in medians.items()}}
 
 
 @torch.inference_mode()
 def evaluation(overrides: list[str]) -> dict[str, Any]:
-    """FID of 1,000 samples: per second, and the share of what only the network's calls would take."""
+    """Measure samples per second of FID of 1,000 samples, and of the network calls alone."""
     from ddpm_lab.evaluation.sample_quality import evaluate_samples
+    from ddpm_lab.sampling.cascade import Cascade
 
-    data, system, config = made([*overrides, "sampler.steps=25"])
+    data, system, config = build_parts([*overrides, "sampler.steps=25"])
     system.eval().to(DEVICE)
     extractor = build(config, "extractor")().to(DEVICE)
     count, size = 1000, 250
-    conditions = system.make_conditions(size)
+    pipeline = system.pipeline
     x, t = torch.randn(size, *data.shape, device=DEVICE), torch.full((size,), 500, device=DEVICE)
-    cond = system.condition(system.denoiser, conditions)
-    how = {"weights": "raw", "split": "train", "seed": 0, "count": count, "batch_size": size}
+    cond = pipeline.condition(pipeline.make_conditions(size))
+    settings = {"weights": "raw", "split": "train", "seed": 0, "count": count, "batch_size": size}
 
     def measure() -> None:
-        next(evaluate_samples(system, system.denoiser, data, extractor, **how))
+        next(evaluate_samples(Cascade([pipeline]), data, extractor, **settings))
 
     def calls() -> None:
         for _ in range(25 * count // size):
             system.denoiser.network(x, t, cond)
 
-    rows = compared({"FID": measure, "network alone": calls}, rounds=5)
+    rows = compare({"FID": measure, "network alone": calls}, rounds=5)
     return {
         "rows": {name: row | {"samples/s": 1e3 * count / row["ms"]} for name, row in rows.items()}
     }
@@ -647,13 +646,11 @@ SECTIONS = {
 
 def table(rows: dict[str, Row]) -> str:
     names = [*{name: None for row in rows.values() for name in row}]
-    wide = max(map(len, rows))
-    lines = [" " * wide + "".join(f"{name:>16}" for name in names)]
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{name:>16}" for name in names)]
     for name, row in rows.items():
-        lines.append(
-            f"{name:<{wide}}"
-            + "".join(f"{row[key]:16.4g}" if key in row else " " * 16 for key in names)
-        )
+        numbers = [f"{row[key]:16.4g}" if key in row else " " * 16 for key in names]
+        lines.append(f"{name:<{width}}" + "".join(numbers))
     return "\n".join(lines)
 
 
@@ -679,22 +676,22 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     quiet_libraries()
     overrides = [word for word in sys.argv[1:] if "=" in word]
-    chosen = [word for word in sys.argv[1:] if "=" not in word] or [*SECTIONS]
-    if strange := [name for name in chosen if name not in SECTIONS]:
-        sys.exit(f"error: section {strange[0]} is none of {', '.join(SECTIONS)}")
-    found: dict[str, Any] = {"machine": machine(), "words": overrides}
-    print(json.dumps(found["machine"]))
+    sections = [word for word in sys.argv[1:] if "=" not in word] or [*SECTIONS]
+    if unknown := [name for name in sections if name not in SECTIONS]:
+        sys.exit(f"error: section {unknown[0]} is not one of {', '.join(SECTIONS)}")
+    results: dict[str, Any] = {"machine": machine(), "overrides": overrides}
+    print(json.dumps(results["machine"]))
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for name in chosen:
-            found[name] = SECTIONS[name](overrides)
-            print(f"\n{name}\n{table(found[name]['rows'])}")
-            for key, value in found[name].items():
+        for name in sections:
+            results[name] = SECTIONS[name](overrides)
+            print(f"\n{name}\n{table(results[name]['rows'])}")
+            for key, value in results[name].items():
                 if isinstance(value, dict) and "rows" in value:
                     print(f"\n{key}\n{table(value['rows'])}")
                 elif key != "rows":
                     print(f"{key}: {json.dumps(value)}")
-            Path("benchmark.json").write_text(json.dumps(found, indent=2) + "\n")
-    print("\nwritten to benchmark.json")
+            Path("benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
+    print("\nsaved in benchmark.json")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What the guards of training cost: seeds for each batch, gradients looked at, checkpoints waited for, signs of life.
+"""Measure the overhead of the guards of training.
 
-    python scripts/benchmark_guards.py                       # 32x32 colour images
+    python scripts/benchmark_guards.py                       # 32x32 color images
     python scripts/benchmark_guards.py data=digits model.channels=32
 
-One training, in which rounds with the guards and rounds without take turns.
+The guards are seeds per batch, checks of gradients and checkpoints, and heartbeats. One training
+alternates rounds with and without them.
 """
 
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
@@ -28,75 +29,68 @@ from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.shell import quiet_libraries
 
 ROUNDS, STEPS = 42, 10
-GUARDS = [
+DEFAULTS = ("data=synthetic", "data.resolution=32", "data.batch_size=8", "model.channels=64")
+GUARDS = (
     (BaseSystem, "on_train_batch_start"),
-    (NonFiniteGuard, "judge"),
+    (NonFiniteGuard, "check"),
     (Checkpoints, "on_train_batch_start"),
     (Checkpoints, "on_train_batch_end"),
-    (watchdog, "beat"),
-]
+    (watchdog, "heartbeat"),
+)
 
 
-class Turns(L.Callback):
-    """Takes the guards away, and brings them back."""
+class AlternateGuards(L.Callback):
+    """Disable and enable the guards in alternating rounds."""
 
     def __init__(self) -> None:
         self.guards = [(owner, name, getattr(owner, name)) for owner, name in GUARDS]
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
-        self.guarded = True
+        self.enabled = True
 
     def on_train_start(self, *args: Any) -> None:
-        self.since = time.perf_counter()
+        self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step % STEPS == 0:
-            self.seconds[self.guarded].append(time.perf_counter() - self.since)
-            self.guarded = not self.guarded
-            for owner, name, own in self.guards:
-                setattr(owner, name, own if self.guarded else lambda *_, **__: None)
-            self.since = time.perf_counter()
+        if trainer.global_step % STEPS:
+            return
+        self.seconds[self.enabled].append(time.perf_counter() - self.start)
+        self.enabled = not self.enabled
+        for owner, name, method in self.guards:
+            setattr(owner, name, method if self.enabled else lambda *_, **__: None)
+        self.start = time.perf_counter()
 
 
 def main() -> None:
     quiet_libraries()
-    overrides = sys.argv[1:] or [
-        "data=synthetic",
-        "data.resolution=32",
-        "data.batch_size=8",
-        "model.channels=64",
-    ]
+    overrides = sys.argv[1:] or [*DEFAULTS]
+    timer = AlternateGuards()
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(
         str(CONFIGS), version_base="1.3"
     ):
-        config = compose(
-            "train",
-            [
-                f"trainer.default_root_dir={folder}",
-                f"trainer.max_steps={ROUNDS * STEPS}",
-                "trainer.val_check_interval=100000",
-                "logger=csv",
-                "callbacks.sample_grid.every=100000",
-                "callbacks.checkpoints.every=100000",
-                "~callbacks.fid",
-                *overrides,
-            ],
-        )
+        settings = [
+            f"trainer.default_root_dir={folder}",
+            f"trainer.max_steps={ROUNDS * STEPS}",
+            "trainer.val_check_interval=100000",
+            "logger=csv",
+            "callbacks.sample_grid.every=100000",
+            "callbacks.checkpoints.every=100000",
+            "~callbacks.fid",
+        ]
+        config = compose("train", [*settings, *overrides])
         data = build(config, "data")
         system = build_system(config, data)
-        turns = Turns()
-        callbacks = [turns, *build(config, "callbacks").values()]
-        trainer = build(
-            config, "trainer", callbacks=callbacks, logger=[*build(config, "logger").values()]
-        )
+        callbacks = [timer, *build(config, "callbacks").values()]
+        loggers = [*build(config, "logger").values()]
+        trainer = build(config, "trainer", callbacks=callbacks, logger=loggers)
         trainer.fit(system, DataModule(data))
-    guarded, bare = (
-        turns.seconds[which][1:] for which in (True, False)
-    )  # the first rounds warm up
-    cost = 1e6 * statistics.median(g - b for g, b in zip(guarded, bare, strict=True)) / STEPS
-    ratio = statistics.median(g / b for g, b in zip(guarded, bare, strict=True)) - 1
+    guarded, bare = (timer.seconds[enabled][1:] for enabled in (True, False))  # without the warm-up
+    pairs = [*zip(guarded, bare, strict=True)]
+    cost = 1e6 * statistics.median(g - b for g, b in pairs) / STEPS
+    ratio = statistics.median(g / b for g, b in pairs) - 1
+    milliseconds = 1e3 * statistics.median(bare) / STEPS
     print(
-        f"{' '.join(overrides)}: a step takes {1e3 * statistics.median(bare) / STEPS:.1f} ms, and with guards {cost:.0f} "
-        f"us more; median ratio of {len(bare)} pairs of rounds {ratio:+.2%}"
+        f"{' '.join(overrides)}: {milliseconds:.1f} ms per step, with guards {cost:.0f} us more; "
+        f"median ratio of {len(bare)} pairs of rounds {ratio:+.2%}"
     )
 
 

@@ -1,13 +1,12 @@
-"""Kills, starves, fills and corrupts real runs, and says how often they came to the same end as calm ones.
+"""Fault injection: kill, starve and corrupt runs, and compare the results with undisturbed runs.
 
-    python scripts/faults.py                         # each kind as often as docs/reliability.md has it
+    python scripts/faults.py                         # all kinds, as in docs/reliability.md
     python scripts/faults.py kill term --count 20    # some of them
     python scripts/faults.py chaos --minutes 60
 
 Each trial is a process of its own, forked from this one, which has imported torch once.
 """
 
-# ruff: noqa: B023 (a fault is forked away before the loop goes on)
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
 
 import argparse
@@ -35,10 +34,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+import ddpm_lab.cli.train  # noqa: F401 (imported once, not in each trial)
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main as commands
-from ddpm_lab.cli import train as imported  # noqa: F401 (not in each trial)
 from ddpm_lab.data import shards
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.runs import resume, run_config, run_record, weights
@@ -62,7 +61,7 @@ SMALL = (
     "callbacks.checkpoints.every=10",
     "~callbacks.progress",
 )
-LOOKS = (
+OBSERVED = (
     "callbacks.sample_grid.every=10",
     "callbacks.sample_grid.rows=1",
     "callbacks.fid.count=20",
@@ -85,18 +84,24 @@ BARE = (*CLASSES, "conditioner=none")
 DEEP = tuple(word for word in TINY if not word.startswith("model.multipliers="))
 CODEC = (*DEEP, "system=autoencoder", "callbacks.reconstructions.every=10")
 KINDS: dict[str, tuple[str, ...]] = {
-    "pixels, with averages, validation, images and FID": (*SMALL, *LOOKS),
-    "latents": (*SMALL, *LOOKS, "codec=autoencoder", "codec.run=AUTOENCODER", "sampler.clip=null"),
+    "pixels, with averages, validation, images and FID": (*SMALL, *OBSERVED),
+    "latents": (
+        *SMALL,
+        *OBSERVED,
+        "codec=autoencoder",
+        "codec.run=AUTOENCODER",
+        "sampler.clip=null",
+    ),
     "accumulated gradients": (
         *SMALL,
-        *LOOKS,
+        *OBSERVED,
         "trainer.accumulate_grad_batches=3",
         "trainer.max_steps=30",
         "callbacks.checkpoints.every=5",
     ),
     "streamed from files, 0 to 3 workers": (
         *SMALL,
-        *LOOKS,
+        *OBSERVED,
         "data=folder",
         "data.path=CLASSES",
         "data.channels=1",
@@ -107,7 +112,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "classifier": (*TINY, "system=classifier", "timestep_sampler=importance", "schedule.steps=20"),
     "autoencoder": (*CODEC, "model=autoencoder_kl"),
-    "autoencoder whose adversary begins at step 13": (
+    "autoencoder with an adversary from step 13 on": (
         *CODEC,
         "model=autoencoder_vq",
         "system.adversarial=0.5",
@@ -135,7 +140,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "flat folder": (*BARE, "data=folder", "data.path=FLAT"),
     "class folders": (*CLASSES, "data=folder", "data.path=CLASSES", "data.channels=1"),
-    "folders train and val, grey": (*BARE, "data=folder", "data.path=SPLITS", "data.channels=1"),
+    "folders train and val, gray": (*BARE, "data=folder", "data.path=SPLITS", "data.channels=1"),
     "store": (*CLASSES, "data=store", "data.path=STORE", "data.in_memory=false"),
     "hub, with labels": (*CLASSES, "data=hub", "data.name=LABELS"),
     "hub, without labels": (*BARE, "data=hub", "data.name=PLAIN", "data.split_test=null"),
@@ -148,23 +153,22 @@ DATA = {
     "LABELS": "",
     "PLAIN": "",
 }
-"""Data that is made of 120 images, and where in a folder each of them lies"""
+"""Data sets of 120 images, and the subfolder of each image"""
 Fault = Callable[[], Any]
 
 
 def begin(folder: Path, overrides: Sequence[str], fault: Fault | None = None) -> int:
-    """Trains in a process of its own, to which `fault` happens first; its number."""
-    number = os.fork()
-    if number:
-        return number
+    """Start training in a new process, which calls `fault` first. Return the process id."""
+    pid = os.fork()
+    if pid:
+        return pid
     status = 1
     try:
         os.setpgrp()
-        util._run_after_forkers()  # type: ignore[attr-defined]  # of what shares tensors with workers
+        util._run_after_forkers()  # type: ignore[attr-defined]  # for tensors shared with workers
         os.chdir(folder)
-        sys.stdout, sys.stderr = (
-            os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2)
-        )  # not those of pytest
+        streams = (os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2))
+        sys.stdout, sys.stderr = streams  # instead of those of pytest
         if fault:
             fault()
         status = commands.run_job("train", [*overrides], folder / "log.txt")
@@ -172,25 +176,25 @@ def begin(folder: Path, overrides: Sequence[str], fault: Fault | None = None) ->
         os._exit(status)
 
 
-def stopped(number: int, by: int) -> int:
-    """The exit status of a process that gets a signal; its children get a deadly one."""
+def stopped(pid: int, number: int) -> int:
+    """Send a process the signal `number`, kill its children, and return its exit status."""
     with suppress(ProcessLookupError):
-        os.kill(number, by)
-    status = ended(number)
+        os.kill(pid, number)
+    status = ended(pid)
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(number, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
     return status
 
 
-def ended(number: int) -> int:
-    """The exit status of a process, as a shell has it."""
-    _, status = os.waitpid(number, 0)
+def ended(pid: int) -> int:
+    """Wait for a process, and return its exit status as in a shell."""
+    _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 
 
 def result(run: Path) -> dict[str, Any]:
-    """What must be the same in the end."""
+    """Return everything that must not depend on interruptions."""
     content = safe_load.load_checkpoint(list_checkpoints(run / "checkpoints")[0])
     content["callbacks"]["Checkpoints"]["seconds"] = 0
     for key in ("history", "learner", "run_id"):
@@ -208,31 +212,27 @@ def result(run: Path) -> dict[str, Any]:
 
 
 def differs(a: Any, b: Any, path: str = "") -> list[str]:
-    """Where; tensors must have the same bytes."""
+    """Return the paths of all differences; tensors must have the same bytes."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = (
-            a.shape == b.shape and a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
-        )
-        return [] if same else [path]
+        same_type = (a.shape, a.dtype) == (b.shape, b.dtype)
+        return [] if same_type and a.numpy().tobytes() == b.numpy().tobytes() else [path]
     if isinstance(a, dict) and isinstance(b, dict):
         if {*a} != {*b}:
             return [f"{path}: { ({*a} ^ {*b}) }"]
-        return [where for key in a for where in differs(a[key], b[key], f"{path}.{key}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [
-            where
-            for i, (x, y) in enumerate(zip(a, b, strict=True))
-            for where in differs(x, y, f"{path}.{i}")
-        ]
-    return [] if a == b else [f"{path}: {str(a)[:60]} and {str(b)[:60]}"]
+        pairs = [(key, a[key], b[key]) for key in a]
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        pairs = [(i, x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    else:
+        return [] if a == b else [f"{path}: {str(a)[:60]} and {str(b)[:60]}"]
+    return [place for key, x, y in pairs for place in differs(x, y, f"{path}.{key}")]
 
 
 class Bench:
-    """Calm runs to compare with, and room for trials."""
+    """Undisturbed reference runs, and directories for trials."""
 
     def __init__(self, root: Path, seed: int = 0) -> None:
         self.root, self.random, self.trials = root, random.Random(seed), count()
-        self.calm: dict[tuple[str, ...], tuple[Path, float]] = {}
+        self.references: dict[tuple[str, ...], tuple[Path, float]] = {}
 
     def room(self) -> Path:
         folder = self.root / f"trial-{next(self.trials):04d}"
@@ -240,21 +240,26 @@ class Bench:
         return folder
 
     def overrides(self, kind: str) -> tuple[str, ...]:
-        places = {"AUTOENCODER": self._autoencoder} | dict.fromkeys(DATA, self._data)
+        makers = {"AUTOENCODER": self._autoencoder} | dict.fromkeys(DATA, self._data)
         parts = [word.partition("=") for word in KINDS[kind]]
         return tuple(
-            f"{key}={places[value](value)}" if value in places else key + equals + value
+            f"{key}={makers[value](value)}" if value in makers else key + equals + value
             for key, equals, value in parts
         )
 
     def reference(self, overrides: tuple[str, ...]) -> tuple[Path, float]:
-        """The run that nothing happened to, and how many seconds it took."""
-        if overrides not in self.calm:
-            folder, started = self.room(), time.monotonic()
+        """Return an undisturbed run and its duration in seconds."""
+        if overrides not in self.references:
+            folder, start = self.room(), time.monotonic()
             status = ended(begin(folder, overrides))
             assert status == 0, log(folder)
-            self.calm[overrides] = (run_in(folder), time.monotonic() - started)
-        return self.calm[overrides]
+            self.references[overrides] = (run_in(folder), time.monotonic() - start)
+        return self.references[overrides]
+
+    def difference(self, folder: Path, overrides: tuple[str, ...]) -> str:
+        """Return the first differences of the run in `folder` from the reference, or ""."""
+        reference, _ = self.reference(overrides)
+        return "; ".join(differs(result(reference), result(run_in(folder)))[:3])
 
     def verdict(
         self,
@@ -262,17 +267,16 @@ class Bench:
         overrides: tuple[str, ...],
         again: Callable[[], Sequence[str]] | None = None,
     ) -> str:
-        """Gives the command again. "" if it comes to the end of the calm run, or how it does not."""
-        if not (
-            folder / "run" / "metrics.json"
-        ).is_file():  # or it came to its end before it could be killed
+        """Repeat the command. Return "" if the result is that of the reference, else the error."""
+        finished = (folder / "run" / "metrics.json").is_file()  # before it could be killed
+        if not finished:
             status = ended(begin(folder, again() if again else overrides))
             if status:
                 return f"exit {status}: {log(folder)[-300:]}"
-        wrong = "; ".join(differs(result(self.reference(overrides)[0]), result(run_in(folder)))[:3])
-        if not wrong:
+        difference = self.difference(folder, overrides)
+        if not difference:
             shutil.rmtree(folder)
-        return wrong
+        return difference
 
     def _autoencoder(self, name: str) -> Path:
         folder = self.root / "autoencoder"
@@ -291,27 +295,21 @@ class Bench:
         return folder / "run"
 
     def _data(self, name: str) -> Path:
-        """120 images, as `name` of `DATA` has them."""
+        """Write 120 images in the layout `name` of `DATA`."""
         folder = self.root / name
         if folder.is_dir():
             return folder
         images = [Image.effect_noise((8, 8), 20 + i) for i in range(120)]
         if name == "STORE":
             pixels = torch.stack([pil_to_tensor(image) for image in images])
-            shards.write_store(
-                folder,
-                [(pixels, torch.arange(120) % 3)],
-                ["a", "b", "c"],
-                ImageTransform(8, 1),
-                "noise",
-            )
+            parts, names = [(pixels, torch.arange(120) % 3)], ["a", "b", "c"]
+            shards.write_store(folder, parts, names, ImageTransform(8, 1), "noise")
         elif name in ("LABELS", "PLAIN"):
             self._tables(folder, images, labelled=name == "LABELS")
         else:
             for i, image in enumerate(images):
-                part = folder / DATA[name].format(
-                    split="val" if i % 10 == 0 else "train", label=f"class-{i % 3}"
-                )
+                split = "val" if i % 10 == 0 else "train"
+                part = folder / DATA[name].format(split=split, label=f"class-{i % 3}")
                 part.mkdir(parents=True, exist_ok=True)
                 image.convert("RGB" if name == "FLAT" else "L").save(part / f"{i}.png")
         return folder
@@ -332,9 +330,9 @@ class Bench:
 
 
 def run_in(folder: Path) -> Path:
-    """The one that came to its end."""
-    places = [*folder.glob("runs/*/*"), folder / "run"]
-    return next(run for run in places if (run / "metrics.json").is_file())
+    """Return the finished run in `folder`."""
+    runs = [*folder.glob("runs/*/*"), folder / "run"]
+    return next(run for run in runs if (run / "metrics.json").is_file())
 
 
 def log(folder: Path) -> str:
@@ -342,91 +340,80 @@ def log(folder: Path) -> str:
 
 
 def kept(folder: Path) -> list[Path]:
-    return [
-        file
-        for run in [*folder.glob("runs/*/*"), folder / "run"]
-        for file in list_checkpoints(run / "checkpoints")
-    ]
+    """Return the checkpoints in `folder`."""
+    runs = [*folder.glob("runs/*/*"), folder / "run"]
+    return [file for run in runs for file in list_checkpoints(run / "checkpoints")]
+
+
+def torn_files(folder: Path) -> list[str]:
+    return [str(file) for file in kept(folder) if not good(file)]
 
 
 def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """kill -9 at any moment, once or twice, then the same command again."""
+    """Send SIGKILL at random moments, once or twice, then repeat the command."""
     wrong: dict[str, list[str]] = {}
     for kind in KINDS:
         overrides = bench.overrides(kind)
-        moved = ("data.workers", "hydra.run.dir=run") if "workers" in kind else ()
 
-        def again(
-            overrides: tuple[str, ...] = overrides, moved: tuple[str, ...] = moved
-        ) -> list[str]:
-            return [
-                *overrides,
-                *(
-                    f"{word}={bench.random.randrange(4)}" if word == "data.workers" else word
-                    for word in moved
-                ),
-            ]
+        def again(overrides: tuple[str, ...] = overrides, kind: str = kind) -> list[str]:
+            if "workers" not in kind:
+                return [*overrides]
+            workers = f"data.workers={bench.random.randrange(4)}"
+            return [*overrides, workers, "hydra.run.dir=run"]
 
         _, seconds = bench.reference(overrides)
         wrong[kind] = []
         for _ in range(-(-trials // len(KINDS))):
             folder = bench.room()
             for _ in range(bench.random.choice((1, 1, 2))):
-                number = begin(folder, again())
+                pid = begin(folder, again())
                 time.sleep(bench.random.uniform(0.1, 0.95) * seconds)
-                stopped(number, signal.SIGKILL)
-            torn = [str(file) for file in kept(folder) if not good(file)]
+                stopped(pid, signal.SIGKILL)
+            torn = torn_files(folder)
             wrong[kind].append(f"torn {torn}" if torn else bench.verdict(folder, overrides, again))
-        print(
-            f"  {kind}: {len(wrong[kind]) - sum(map(bool, wrong[kind]))} of {len(wrong[kind])}",
-            flush=True,
-        )
+        passed = len(wrong[kind]) - sum(map(bool, wrong[kind]))
+        print(f"  {kind}: {passed} of {len(wrong[kind])}", flush=True)
     return wrong
 
 
 def torn(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """kill -9 within a save: while it is written, before it is looked at, before and after it gets its name."""
+    """Send SIGKILL within a save: while writing, before verification, around the rename."""
     overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
-        folder, nth, where = (
-            bench.room(),
-            bench.random.randrange(1, 6),
-            bench.random.choice(("write", "look", "name")),
-        )
+        folder, nth = bench.room(), bench.random.randrange(1, 6)
+        stage = bench.random.choice(("write", "verify", "rename"))
         share = bench.random.random()
 
-        def fault(nth: int = nth, where: str = where, share: float = share) -> None:
+        def fault(nth: int = nth, stage: str = stage, share: float = share) -> None:
             calls, write, rename = count(1), torch.save, Path.replace
 
             def save(content: Any, file: Path) -> None:
                 write(content, file)
-                if next(calls) == nth and where != "name":
-                    if where == "write":
+                if next(calls) == nth and stage != "rename":
+                    if stage == "write":
                         os.truncate(file, int(share * file.stat().st_size))
                     os.kill(os.getpid(), signal.SIGKILL)
 
             def replace(file: Path, target: Path) -> Path:
-                named = str(target).endswith(f"-{10 * nth:06d}.ckpt") and where == "name"
-                if named and share < 0.5:
+                due = str(target).endswith(f"-{10 * nth:06d}.ckpt") and stage == "rename"
+                if due and share < 0.5:
                     os.kill(os.getpid(), signal.SIGKILL)
-                found = rename(file, target)
-                if named:
+                path = rename(file, target)
+                if due:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return found
+                return path
 
             checkpoints.torch.save = save  # type: ignore[attr-defined]
             Path.replace = replace  # type: ignore[method-assign, assignment]
 
         status = ended(begin(folder, overrides, fault))
-        bad = [str(file) for file in kept(folder) if not good(file)]
-        wrong.append(
-            f"exit {status}"
-            if status != 137
-            else f"torn {bad}"
-            if bad
-            else bench.verdict(folder, overrides)
-        )
+        if status != 137:
+            wrong.append(f"exit {status}")
+        elif bad := torn_files(folder):
+            wrong.append(f"torn {bad}")
+        else:
+            wrong.append(bench.verdict(folder, overrides))
     return {"kill -9 within a save": wrong}
 
 
@@ -438,31 +425,31 @@ def good(file: Path) -> bool:
 
 
 def term(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """SIGTERM or SIGINT at any moment: saved at the step that was reached, whatever it was doing, exit 143 or 130."""
+    """Send SIGTERM or SIGINT at random moments: exit 143 or 130, checkpoint of the current step."""
     overrides = bench.overrides(next(iter(KINDS)))
     _, seconds = bench.reference(overrides)
     wrong: dict[str, list[str]] = {"SIGTERM": [], "SIGINT": []}
     for i in range(trials):
         name = ("SIGTERM", "SIGTERM", "SIGINT")[i % 3]
         folder = bench.room()
-        number = begin(folder, overrides)
+        pid = begin(folder, overrides)
         time.sleep(bench.random.uniform(0.3, 0.9) * seconds)
-        status = stopped(number, signal.Signals[name])
-        told, saved = log(folder), kept(folder)
+        status = stopped(pid, signal.Signals[name])
+        output, saved = log(folder), kept(folder)
         if status != 128 + signal.Signals[name]:
-            wrong[name].append(f"exit {status}: {told[-200:]}")
+            wrong[name].append(f"exit {status}: {output[-200:]}")
         elif (
-            f"stopped by {name} at step {int(saved[0].stem[5:]) if saved else '?'};" not in told
-            and "training" in told
+            f"stopped by {name} at step {int(saved[0].stem[5:]) if saved else '?'};" not in output
+            and "training" in output
         ):
-            wrong[name].append(f"something was lost: {saved} {told[-200:]}")
+            wrong[name].append(f"steps were lost: {saved} {output[-200:]}")
         else:
             wrong[name].append(bench.verdict(folder, overrides))
     return wrong
 
 
 def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """Losses that are not finite, now and then or from some step on: nothing of it is ever saved."""
+    """Inject non-finite losses, at single steps or from some step on: they are never saved."""
     overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for i in range(trials):
@@ -474,25 +461,20 @@ def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
             own = Diffusion.training_step
 
             def step(self: Diffusion, batch: Any, index: int) -> Any:
-                found = own(self, batch, index)
+                output = own(self, batch, index)
                 if index in steps or (lasting and index > min(steps)):
-                    found["loss"] = found["loss"] * value
-                return found
+                    output["loss"] = output["loss"] * value
+                return output
 
             Diffusion.training_step = step  # type: ignore[method-assign]
 
         status = ended(begin(folder, overrides, fault))
         bad = [str(file) for file in kept(folder) if not finite(file)]
         due = 4 if lasting and min(steps) < 55 else 0
-        wrong.append(
-            f"poisoned {bad}"
-            if bad
-            else ""
-            if status == due
-            else f"exit {status}: {log(folder)[-200:]}"
-        )
+        error = "" if status == due else f"exit {status}: {log(folder)[-200:]}"
+        wrong.append(f"poisoned {bad}" if bad else error)
         shutil.rmtree(folder, ignore_errors=not wrong[-1])
-    return {"losses that are not finite": wrong}
+    return {"non-finite losses": wrong}
 
 
 def finite(file: Path) -> bool:
@@ -500,7 +482,7 @@ def finite(file: Path) -> bool:
 
 
 def disk(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """A disk that takes no large file any more, for some saves or for good, then has room again."""
+    """Limit the file size, for some saves or permanently, then remove the limit."""
     overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
@@ -522,23 +504,19 @@ def disk(bench: Bench, trials: int) -> dict[str, list[str]]:
             checkpoints.torch.save = save  # type: ignore[attr-defined]
 
         status = ended(begin(folder, overrides, fault))
-        bad = [str(file) for file in kept(folder) if not good(file)]
+        bad, files = torn_files(folder), kept(folder)
         due = 3 if fails > 2 else 0
-        if status != due or bad or (due and len(kept(folder)) != min(first - 1, 2)):
-            wrong.append(f"exit {status}, kept {kept(folder)}, {bad}: {log(folder)[-200:]}")
+        if status != due or bad or (due and len(files) != min(first - 1, 2)):
+            wrong.append(f"exit {status}, checkpoints {files}, {bad}: {log(folder)[-200:]}")
         elif due:
             wrong.append(bench.verdict(folder, overrides))
         else:
-            wrong.append(
-                "; ".join(
-                    differs(result(bench.reference(overrides)[0]), result(run_in(folder)))[:3]
-                )
-            )
+            wrong.append(bench.difference(folder, overrides))
     return {"full disk": wrong}
 
 
 def damage(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """The newest checkpoint is cut, overwritten or has a bit flipped: the one before it is taken."""
+    """Truncate, overwrite or flip a bit of the newest checkpoint: the previous one is used."""
     overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
@@ -567,7 +545,7 @@ def spoil(file: Path, chance: random.Random) -> None:
     if how == "cut":
         content = content[:where]
     elif how == "flip":
-        start = content.find(b"FB") + 64  # in what a tensor holds, not in what fills the gaps
+        start = content.find(b"FB") + 64  # within a tensor, not in the padding
         content[chance.randrange(start, len(content) // 2)] ^= 1 << chance.randrange(8)
     elif how == "zero":
         content[where // 2 : where // 2 + 4096] = bytes(4096)
@@ -577,32 +555,33 @@ def spoil(file: Path, chance: random.Random) -> None:
 
 
 def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """One bit of a file is flipped, or it is cut, anywhere, or damaged in other ways: either every number is the same,
-    or it is noticed, and the newest whole file is taken.
+    """Flip a bit of a file, truncate it or corrupt it otherwise.
+
+    Either no number changes, or the corruption is detected and the newest intact file is used.
     """
     run, _ = bench.reference(bench.overrides(next(iter(KINDS))))
     shared = bench.room() / "share"
     share(str(run), shared)
-    kept = bench.room() / "cache.safetensors"
-    safe_load.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, kept)
+    cache = bench.room() / "cache.safetensors"
+    safe_load.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, cache)
     seal = bench.room() / "cache.json"
     safe_load.write_sealed_json({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
-    config, logging_was = run_config.load_config(str(run)), logging.root.manager.disable
+    config, level = run_config.load_config(str(run)), logging.root.manager.disable
     logging.disable(logging.WARNING)
     wrong: dict[str, list[str]] = {}
     for kind, hurt in DAMAGE.items():
-        many = trials * (3 if kind == FLIP else 1)
+        repeats = trials * (3 if kind == FLIP else 1)
         newest, older = list_checkpoints(run / "checkpoints")
         wrong[f"checkpoint: {kind}"] = [
-            _recovers(bench, newest, older, hurt, config) for _ in range(many)
+            _recovers(bench, newest, older, hurt, config) for _ in range(repeats)
         ]
         for what, file, read in (
             (shared.name, shared / "weights.safetensors", safe_load.load_checkpoint),
-            ("statistics", kept, safe_load.load_tensors),
+            ("statistics", cache, safe_load.load_tensors),
             ("sealed JSON", seal, safe_load.read_sealed_json),
         ):
-            wrong[f"{what}: {kind}"] = [_noticed(bench, file, hurt, read) for _ in range(many)]
-    logging.disable(logging_was)
+            wrong[f"{what}: {kind}"] = [_noticed(bench, file, hurt, read) for _ in range(repeats)]
+    logging.disable(level)
     return wrong
 
 
@@ -641,7 +620,7 @@ def _damaged(
 
 
 def _recovers(bench: Bench, newest: Path, older: Path, hurt: Any, config: Any) -> str:
-    """Reads a run with a damaged newest checkpoint as sample.py, evaluate.py and share.py do, then as train.py does."""
+    """Read a run with a corrupt newest checkpoint like sample.py, then like train.py."""
     folder = bench.room()
     (folder / "checkpoints").mkdir()
     shutil.copy(newest.parents[1] / "config.yaml", folder)
@@ -649,12 +628,12 @@ def _recovers(bench: Bench, newest: Path, older: Path, hurt: Any, config: Any) -
     file = folder / "checkpoints" / newest.name
     file.write_bytes(_damaged(newest, hurt, bench.random))
     try:
-        content, taken = weights.read_weights(folder)
-        wrong = differs(safe_load.load_checkpoint(newest if taken == file else older), content)
-        if resume.newest_checkpoint(folder, config) != taken or file.exists() != (taken == file):
-            wrong.append("train.py takes another file")
-        if taken != file and not file.with_name(f"{file.name}.damaged").is_file():
-            wrong.append("it is not set aside")
+        content, source = weights.read_weights(folder)
+        wrong = differs(safe_load.load_checkpoint(newest if source == file else older), content)
+        if resume.newest_checkpoint(folder, config) != source or file.exists() != (source == file):
+            wrong.append("train.py uses another file")
+        if source != file and not file.with_name(f"{file.name}.damaged").is_file():
+            wrong.append("it is not renamed")
     except Exception as error:
         wrong = [f"{type(error).__name__}: {error}"]
     if not wrong:
@@ -663,7 +642,7 @@ def _recovers(bench: Bench, newest: Path, older: Path, hurt: Any, config: Any) -
 
 
 def _noticed(bench: Bench, file: Path, hurt: Any, read: Callable[[Path], Any]) -> str:
-    """ "" if a damaged copy of `file` is refused as damaged, or says the same."""
+    """Return "" if a corrupt copy of `file` is refused or has the same content."""
     copy = bench.room() / file.name
     copy.write_bytes(_damaged(file, hurt, bench.random))
     try:
@@ -678,7 +657,7 @@ def _noticed(bench: Bench, file: Path, hurt: Any, read: Callable[[Path], Any]) -
 
 
 def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """kill -9 of two processes that train together (gloo), then the same command again."""
+    """Send SIGKILL to two processes that train together (gloo), then repeat the command."""
     overrides = [
         *bench.overrides(next(iter(KINDS))),
         "trainer=ddp",
@@ -689,7 +668,7 @@ def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
     ]
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
 
-    def launched(folder: Path) -> subprocess.Popen[bytes]:
+    def launch(folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             cwd=folder,
@@ -699,32 +678,30 @@ def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
             start_new_session=True,
         )
 
-    calm, started = bench.room(), time.monotonic()
-    assert launched(calm).wait() == 0, log(calm)
-    seconds = time.monotonic() - started
+    reference, start = bench.room(), time.monotonic()
+    assert launch(reference).wait() == 0, log(reference)
+    seconds = time.monotonic() - start
     wrong = []
     for _ in range(trials):
         folder = bench.room()
-        process = launched(folder)
+        process = launch(folder)
         time.sleep(bench.random.uniform(0.4, 0.95) * seconds)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        status = launched(folder).wait()
-        found = (
-            "; ".join(differs(result(run_in(calm)), result(run_in(folder)))[:3])
-            if status == 0
-            else log(folder)
-        )
-        wrong.append(found)
-        print(f"  {len(wrong)}: {found or 'the same'}", flush=True)
+        if launch(folder).wait():
+            wrong.append(log(folder))
+        else:
+            pair = result(run_in(reference)), result(run_in(folder))
+            wrong.append("; ".join(differs(*pair)[:3]))
+        print(f"  {len(wrong)}: {wrong[-1] or 'identical'}", flush=True)
     return {"kill -9, two processes": wrong}
 
 
 def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]]:
-    """One long run that is killed, starved of disk and robbed of its newest checkpoint, over and over."""
+    """Kill one long run, fill its disk and corrupt its newest checkpoint, repeatedly."""
     overrides = (
-        *LOOKS,
+        *OBSERVED,
         "trainer.val_check_interval=50",
         "logger=csv",
         "model.channels=16",
@@ -735,48 +712,32 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
     )
     _, seconds = bench.reference(overrides)
     steps = int(200 * 60 * minutes / 3 / seconds)
-    overrides = (
-        *(
-            f"trainer.max_steps={steps}" if word.startswith("trainer.max") else word
-            for word in overrides
-        ),
-    )
+    overrides = (*overrides, f"trainer.max_steps={steps}")
     _, seconds = bench.reference(overrides)
-    folder, until, happened = (
-        bench.room(),
-        time.monotonic() + 60 * minutes,
-        {"killed": 0, "full": 0, "damaged": 0},
-    )
-    print(f"calm: {steps} steps in {seconds:.0f} s", flush=True)
-    while time.monotonic() < until:
+    folder, counts = bench.room(), {"killed": 0, "full": 0, "damaged": 0}
+    end = time.monotonic() + 60 * minutes
+    print(f"undisturbed: {steps} steps in {seconds:.0f} s", flush=True)
+    while time.monotonic() < end:
         full = bench.random.random() < 0.25
 
         def fault() -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
 
-        number = begin(folder, overrides, fault if full else None)
+        pid = begin(folder, overrides, fault if full else None)
         time.sleep(bench.random.uniform(5, 40))
-        status = stopped(
-            number, bench.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-        )
-        happened["full"] += full
-        happened["killed"] += status in (137, 143)
+        number = bench.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+        status = stopped(pid, number)
+        counts["full"] += full
+        counts["killed"] += status in (137, 143)
         if status == 0:
             break
         if len(kept(folder)) > 1 and bench.random.random() < 0.25:
             spoil(kept(folder)[0], bench.random)
-            happened["damaged"] += 1
-        print(f"  {happened}, {[file.stem for file in kept(folder)][:1]} of {steps}", flush=True)
-    return {
-        f"chaos, {steps} steps, {happened}": [
-            bench.verdict(folder, overrides)
-            if status
-            else "; ".join(
-                differs(result(bench.reference(overrides)[0]), result(run_in(folder)))[:3]
-            )
-        ]
-    }
+            counts["damaged"] += 1
+        print(f"  {counts}, {[file.stem for file in kept(folder)][:1]} of {steps}", flush=True)
+    wrong = bench.verdict(folder, overrides) if status else bench.difference(folder, overrides)
+    return {f"chaos, {steps} steps, {counts}": [wrong]}
 
 
 TRIALS: dict[str, tuple[Callable[..., dict[str, list[str]]], int]] = {
@@ -792,41 +753,39 @@ TRIALS: dict[str, tuple[Callable[..., dict[str, list[str]]], int]] = {
 }
 
 
+def run_trials(name: str, arguments: argparse.Namespace) -> bool:
+    """Run the trials of a kind and print their outcomes. Return whether all passed."""
+    trial, usual = TRIALS[name]
+    options = {"minutes": arguments.minutes} if name == "chaos" else {}
+    root, start = Path(tempfile.mkdtemp(prefix=f"faults-{name}-")), time.monotonic()
+    bench = Bench(root, arguments.seed)
+    passed = True
+    for fault, wrong in trial(bench, arguments.count or usual, **options).items():
+        bad = [error for error in wrong if error]
+        passed &= not bad
+        counts = f"{len(wrong) - len(bad)} of {len(wrong)}"
+        print(f"{name:<8} {fault:<60} {counts}", *bad[:5], sep="\n    ", flush=True)
+    if passed:
+        shutil.rmtree(root)
+    print(f"         {time.monotonic() - start:.0f} s", flush=True)
+    return passed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(TRIALS))
     parser.add_argument("--count", type=int, help="trials of each kind")
-    parser.add_argument("--minutes", type=float, default=60, help="of chaos")
+    parser.add_argument("--minutes", type=float, default=60, help="duration of chaos")
     parser.add_argument("--seed", type=int, default=0)
-    conditions = parser.parse_args()
-    if unknown := {*conditions.kinds} - {*TRIALS}:
-        parser.error(f"{', '.join(unknown)}: there is {', '.join(TRIALS)}")
+    arguments = parser.parse_args()
+    if unknown := {*arguments.kinds} - {*TRIALS}:
+        parser.error(f"{', '.join(unknown)}: choose from {', '.join(TRIALS)}")
     for variable in ("DDPM_LAB_CACHE", "XDG_STATE_HOME"):
         os.environ.setdefault(variable, tempfile.mkdtemp())
-    failed = False
-    for name in conditions.kinds or TRIALS:
-        trial, usual = TRIALS[name]
-        options = {"minutes": conditions.minutes} if name == "chaos" else {}
-        root, started = Path(tempfile.mkdtemp(prefix=f"faults-{name}-")), time.monotonic()
-        for what, wrong in trial(
-            Bench(root, conditions.seed), conditions.count or usual, **options
-        ).items():
-            bad = [word for word in wrong if word]
-            failed |= bool(bad)
-            print(
-                f"{name:<8} {what:<60} {len(wrong) - len(bad)} of {len(wrong)}",
-                *bad[:5],
-                sep="\n    ",
-                flush=True,
-            )
-        print(
-            f"         {time.monotonic() - started:.0f} s",
-            "" if failed else shutil.rmtree(root) or "",
-            flush=True,
-        )
-    sys.exit(failed)
+    outcomes = [run_trials(name, arguments) for name in arguments.kinds or TRIALS]
+    sys.exit(not all(outcomes))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Makes of a run what can be given away: python scripts/share.py RUN TARGET [weights=ema|raw]
+"""Export a run as weights and configuration: python scripts/share.py RUN TARGET [weights=ema|raw]
 
-TARGET is a new folder with config.yaml, run.json (the id of the run and a fingerprint of its data) and
-weights.safetensors, numbers and nothing else. It is read as a run is:
+TARGET is a new directory with config.yaml, run.json (the id of the run and a fingerprint of its
+data) and weights.safetensors, without code. It is read like a run:
 
     python sample.py run=TARGET
 
-Without weights= they are the averaged ones, where the run kept an average.
+The default is weights=ema if the run has averaged weights.
 """
 
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
@@ -33,70 +33,72 @@ NEXT = {
         "run=DIR guidance=classifier guidance.classifier.run={} guidance.scale=1",
     ),
 }
-"""Use of a share by system"""
+"""Command and overrides that use a share, by system"""
 
 
 def share(run: str, target: Path, weights: str | None = None) -> None:
-    """Raises UserError."""
-    run_config.load_config(run)
-    config, (content, _) = (
-        load_saved_config(Path(run, "config.yaml"), TRUSTED),
-        read_weights(run),
-    )  # with paths as they were typed
+    """Write the averaged or raw `weights` and the configuration of `run` to `target`.
+
+    Raises UserError if `run` does not have the weights or `target` exists.
+    """
+    run_config.load_config(run)  # raises UserError unless it is a run directory
+    config = load_saved_config(Path(run, "config.yaml"), TRUSTED)  # with the paths as typed
+    content, _ = read_weights(run)
     average = content["callbacks"].get("EMA", {}).get("average")
     weights = weights or ("raw" if average is None else "ema")
     if weights not in ("ema", "raw") or (weights == "ema" and average is None):
         raise UserError(f"weights={weights} are not in run={run}; try weights=raw")
     if target.exists():
-        raise UserError(f"TARGET={target} exists, and nothing is overwritten; name another")
+        raise UserError(f"TARGET={target} exists, and nothing is overwritten; try another name")
     state = content["state_dict"]
     if weights == "ema":
         state |= {f"denoiser.{name}": value for name, value in average.items()}
-    kept = {
+    tensors = {
         name: value.clone().contiguous()
         for name, value in state.items()
         if isinstance(value, Tensor)
     }
     record = run_record.read_record(run)
-    said = {
+    metadata = {
         "run_id": record.id,
         "hyper_parameters": content["hyper_parameters"],
         "global_step": content["global_step"],
         "weights": weights,
-        "extra": {name: value for name, value in state.items() if name not in kept},
+        "extra": {name: value for name, value in state.items() if name not in tensors},
     }
     try:
         target.mkdir(parents=True)
     except OSError as error:
         raise ResourceError(
-            f"TARGET={target} cannot be made a folder ({error.strerror}); choose another"
+            f"TARGET={target} cannot be created ({error.strerror}); try another"
         ) from error
-    safe_load.save_tensors(kept, target / "weights.safetensors", {"ddpm_lab": json.dumps(said)})
+    file = target / "weights.safetensors"
+    safe_load.save_tensors(tensors, file, {"ddpm_lab": json.dumps(metadata)})
     OmegaConf.save(config, target / "config.yaml")
-    about = record._asdict() | {"directory": None}  # which concerns nobody else
-    (target / run_record.FILE).write_text(json.dumps(about, indent=1) + "\n")
-    size = (target / "weights.safetensors").stat().st_size
-    verb, following = NEXT[config.system._target_.rpartition(".")[2]]
-    following = following.format(escape_control(shell_value(target))) + " weights=raw" * (
-        verb == "sample" and weights == "raw"
-    )
-    print(f"{escape_control(target)}: {size / 2**20:.1f} MiB")
-    print(f"  next     {complete_command(verb, following, config, typed_overrides(Path(run)))}")
+    public = record._asdict() | {"directory": None}
+    (target / run_record.FILE).write_text(json.dumps(public, indent=1) + "\n")
+    verb, arguments = NEXT[config.system._target_.rpartition(".")[2]]
+    arguments = arguments.format(escape_control(shell_value(target)))
+    if verb == "sample" and weights == "raw":
+        arguments += " weights=raw"
+    print(f"{escape_control(target)}: {file.stat().st_size / 2**20:.1f} MiB")
+    print(f"  next     {complete_command(verb, arguments, config, typed_overrides(Path(run)))}")
 
 
-if __name__ == "__main__":
-    overrides = sys.argv[1:]
-    if len(overrides) not in (2, 3) or (
-        len(overrides) == 3 and not overrides[2].startswith("weights=")
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not 2 <= len(arguments) <= 3 or not all(
+        word.startswith("weights=") for word in arguments[2:]
     ):
         print(__doc__, file=sys.stderr)
         sys.exit(UserError.status)
+    run, target, *weights = arguments
     try:
-        share(
-            overrides[0],
-            Path(overrides[1]),
-            *(word.removeprefix("weights=") for word in overrides[2:]),
-        )
+        share(run, Path(target), *(word.removeprefix("weights=") for word in weights))
     except CLIError as error:
         print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
         sys.exit(error.status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Documents: every command composes, every key, choice, target and file that they name exists."""
+"""Documents: every command composes, and every key, choice, target, link and file exists."""
 
 import re
 import runpy
@@ -17,112 +17,113 @@ from ddpm_lab.config import messages
 from ddpm_lab.config import overrides as config_overrides
 from ddpm_lab.runs import run_config
 
+PACKAGE = ROOT / "src" / "ddpm_lab"
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GENERATED = ROOT / "docs" / "mutations.md"
+SCRIPTS = [f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")]
 GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+ROOMS = {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
 COMMAND = re.compile(r"(?:\S+=\S+ )*(?:srun |\.venv/bin/)?(python|torchrun|make|ddpm-\w+) ")
-NOTHING_TO_COMPOSE = ("--help", "--cfg job")
+FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.M | re.S)
+INDENTED = re.compile(r"^    (\S.*)$", re.M)
+EXAMPLE = re.compile(r"^# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S)
+NOT_COMPOSED = ("--help", "--cfg job")
+PLACEHOLDERS = ("CONF", "DIR", "DIR2", "SOURCE", "TARGET", "FOLDER", "SRC", "OUT")
 
 
 def code(file):
-    """Lines of code blocks, and spans of code in sentences."""
+    """Return the lines of code blocks, and the code spans in sentences."""
     text = file.read_text()
-    fence = re.compile(r"^```\w*\n(.*?)^```$", re.M | re.S)
-    lines = "\n".join(fence.findall(text)).splitlines()
-    rest = fence.sub("", text)
-    lines += re.findall(r"^    (\S.*)$", rest, re.M)
-    spans = [
-        " ".join(span.split())
-        for span in re.findall(r"`([^`]+)`", re.sub(r"^    \S.*$", "", rest, flags=re.M))
-    ]
-    return [re.sub(r"\s+#\s.*$", "", line.strip()) for line in lines], spans
+    prose = FENCE.sub("", text)
+    lines = "\n".join(FENCE.findall(text)).splitlines() + INDENTED.findall(prose)
+    spans = re.findall(r"`([^`]+)`", INDENTED.sub("", prose))
+    lines = [re.sub(r"\s+#\s.*$", "", line.strip()) for line in lines]
+    return lines, [" ".join(span.split()) for span in spans]
+
+
+def name(file):
+    return str(file.relative_to(ROOT))
 
 
 def commands():
-    """Commands by program, each once: ("train", words) for `python train.py WORDS`."""
-    found = {}
+    """Return {(program, *arguments): document}, with the program "train" for `python train.py`."""
+    result = {}
     for file in FILES:
         lines, spans = code(file)
         for text in [*lines, *spans]:
             match = COMMAND.match(f"{text} ")
-            if match and (overrides := shlex.split(text[match.end() :])):
-                name = match[1] if match[1] in ("make", "torchrun") else overrides.pop(0)
-                if name == "torchrun":
-                    name, overrides = next(
-                        (word, overrides[i + 1 :])
-                        for i, word in enumerate(overrides)
-                        if word.endswith(".py")
-                    )
-                found.setdefault(
-                    (name.removesuffix(".py"), *overrides), str(file.relative_to(ROOT))
-                )
-    return found
+            if not match or not (words := shlex.split(text[match.end() :])):
+                continue
+            program = match[1]
+            if program == "torchrun":
+                script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+                program, words = words[script], words[script + 1 :]
+            elif program != "make":
+                program, *words = words
+            result.setdefault((program.removesuffix(".py"), *words), name(file))
+    return result
 
 
 COMMANDS = commands()
 
 
-def of(*programs):
+def commands_of(*programs):
     return [
-        pytest.param(*key[:1], key[1:], id=f"{file}: {' '.join(key)}")
-        for key, file in sorted(COMMANDS.items())
-        if key[0] in programs
+        pytest.param(program, words, id=f"{file}: {' '.join([program, *words])}")
+        for (program, *words), file in sorted(COMMANDS.items())
+        if program in programs
     ]
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    """What stands for placeholders: `DIR` a run of a folder, `DIR2` one that enlarges images, `CONF` a folder of
-    choices, `NAME` an ablation.
+def values(tmp_path_factory):
+    """Return values of placeholders.
+
+    `DIR` is a run on a folder, `DIR2` a super-resolution run, `CONF` a folder of choices and `NAME`
+    an ablation. The example configs of the documents are registered as choices.
     """
-    root = tmp_path_factory.mktemp("places")
-    for name, overrides in {
-        "DIR": ["data=folder", "data.path=IMAGES"],
-        "DIR2": ["conditioner=low_res"],
-    }.items():
-        (root / name).mkdir()
-        OmegaConf.save(composed(*overrides), root / name / "config.yaml")
+    root = tmp_path_factory.mktemp("values")
+    runs = {"DIR": ["data=folder", "data.path=IMAGES"], "DIR2": ["conditioner=low_res"]}
+    for run, overrides in runs.items():
+        (root / run).mkdir()
+        OmegaConf.save(composed(*overrides), root / run / "config.yaml")
     (root / "CONF" / "schedule").mkdir(parents=True)
     (root / "CONF" / "schedule" / "plateau.yaml").write_text("_target_: mylab.plateau\n")
-    paths = {
-        name: str(root / name)
-        for name in ("CONF", "DIR", "DIR2", "SOURCE", "TARGET", "FOLDER", "SRC", "OUT")
-    }
-    store, shown = (
-        ConfigStore.instance(),
-        re.compile(r"^# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S),
-    )
-    examples = [found for file in FILES for found in shown.findall(file.read_text())]
-    for group, name, text in examples:  # of choices that a user adds
-        store.store(group=group, name=name, node=OmegaConf.create(text))
-    yield paths | {"NAME": "ddim_table1", "...": "1"}
-    for group, name, _ in examples:
-        del store.repo[group][f"{name}.yaml"]
+    store = ConfigStore.instance()
+    examples = [example for file in FILES for example in EXAMPLE.findall(file.read_text())]
+    for group, choice, text in examples:
+        store.store(group=group, name=choice, node=OmegaConf.create(text))
+    yield {key: str(root / key) for key in PLACEHOLDERS} | {"NAME": "ddim_table1", "...": "1"}
+    for group, choice, _ in examples:
+        del store.repo[group][f"{choice}.yaml"]
 
 
-def filled(overrides, places):
-    pattern = re.compile(
-        "|".join(
-            rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(places, key=len, reverse=True)
-        )
-    )
-    return [
-        pattern.sub(lambda match: places[match[0]], word) for word in overrides if word != "..."
-    ]
+def fill(words, values):
+    """Replace placeholders in `words`, longest names first."""
+    keys = sorted(map(re.escape, values), key=len, reverse=True)
+    pattern = re.compile("|".join(rf"(?<!\w){key}(?!\w)" for key in keys))
+    return [pattern.sub(lambda match: values[match[0]], word) for word in words if word != "..."]
 
 
-def first(text):
-    """The first of the values that a word of a sweep has."""
+def first_value(text):
+    """Return an override with the first value of its sweep."""
     override = OverridesParser.create().parse_override(text)
     if not override.is_sweep_override():
         return text
-    if override.is_interval_sweep() or override.is_choice_sweep():
-        value = override.value()
-        return f"{override.key_or_group}={value.start if override.is_interval_sweep() else value.list[0]}"
-    return f"{override.key_or_group}={next(override.sweep_string_iterator())}"
+    if override.is_interval_sweep():
+        value = override.value().start
+    elif override.is_choice_sweep():
+        value = override.value().list[0]
+    else:
+        value = next(override.sweep_string_iterator())
+    return f"{override.key_or_group}={value}"
 
 
-def composes(verb, overrides, places):
-    overrides = filled(overrides, places)
+@pytest.mark.parametrize(("verb", "words"), commands_of("train", "sample", "evaluate", "report"))
+def test_commands_compose(verb, words, values):
+    if " ".join(words) in NOT_COMPOSED:
+        return
+    overrides = fill(words, values)
     if verb == "train":
         verb, overrides = config_overrides.split_command(overrides)
     elif verb == "report":
@@ -135,158 +136,137 @@ def composes(verb, overrides, places):
         overrides = run_config.expand_cascade(overrides)
         run_config.register_run_choices(overrides)
     if "--config-dir" in overrides:
-        at = overrides.index("--config-dir")
-        overrides[at : at + 2] = [f"hydra.searchpath=[{overrides[at + 1]}]"]
-    config = composed(*[first(word) for word in overrides if word != "-m"], verb=verb)
+        flag = overrides.index("--config-dir")
+        overrides[flag : flag + 2] = [f"hydra.searchpath=[{overrides[flag + 1]}]"]
+    config = composed(*[first_value(word) for word in overrides if word != "-m"], verb=verb)
     if "ablations" in config and config.ablations is not None:
         assert config.ablations == "all" or config.ablations in names()
 
 
-@pytest.mark.parametrize(("verb", "overrides"), of("train", "sample", "evaluate", "report"))
-def test_commands_of_documents_compose(verb, overrides, places):
-    if " ".join(overrides) not in NOTHING_TO_COMPOSE:
-        composes(verb, overrides, places)
-
-
-@pytest.mark.parametrize(
-    ("script", "overrides"),
-    of(*(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py"))),
-)
-def test_commands_of_scripts_parse(script, overrides, places, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("script", "words"), commands_of(*SCRIPTS))
+def test_commands_of_scripts_parse(script, words, values, tmp_path, monkeypatch, capsys):
     file = ROOT / f"{script}.py"
-    overrides = filled(overrides, places | {"TARGET": str(tmp_path / "TARGET")})
+    words = fill(words, values | {"TARGET": str(tmp_path / "TARGET")})
     if script.endswith("draw_schedules"):
-        for choice, *schedule in map(str.split, overrides):
-            composed(f"schedule={choice}", *(f"schedule.{word}" for word in schedule))
-    elif script.endswith(
-        "prepare_data"
-    ):  # a path that is not there is the last thing that it looks at
-        monkeypatch.setattr(sys, "argv", [file.name, *overrides])
+        for choice, *overrides in map(str.split, words):
+            composed(f"schedule={choice}", *(f"schedule.{word}" for word in overrides))
+    elif script.endswith("prepare_data"):  # it checks the source after all options
+        monkeypatch.setattr(sys, "argv", [file.name, *words])
         with pytest.raises(SystemExit):
             runpy.run_path(str(file), run_name="__main__")
         error = capsys.readouterr().err
-        assert re.search(r"SOURCE=\S+ is not there|not the index", error), error
+        assert re.search(r"SOURCE=\S+ (is not there|does not exist)|no index", error), error
     else:
-        known = file.read_text()
-        for word in overrides:
-            assert (
-                "=" in word
-                or word.startswith("/")
-                or re.search(rf"\b{re.escape(word.lstrip('-'))}\b", known)
-            ), word
-        composed(*[word for word in overrides if "=" in word])
+        text = file.read_text()
+        overrides = [word for word in words if "=" in word]
+        for word in {*words} - {*overrides}:
+            option = re.escape(word.lstrip("-"))
+            assert word.startswith("/") or re.search(rf"\b{option}\b", text), word
+        composed(*overrides)
 
 
-def test_no_command_of_documents_needs_an_activated_environment():
+def test_no_command_needs_an_activated_environment():
+    tools = re.compile(
+        r"(\w+=\S+ )*"
+        r"(pip|uv|pytest|ruff|mypy|torchrun|accelerate|ddpm-\w+|pre-commit|jupyter) \S"
+    )
+    own_environment = re.compile(r"pip install -e (\.|'\.\[[\w,]+\]')")
     for file in FILES:
         for text in [text for texts in code(file) for text in texts]:
-            tools = r"(\w+=\S+ )*(pip|uv|pytest|ruff|mypy|torchrun|accelerate|ddpm-\w+|pre-commit|jupyter) \S"
-            elsewhere = re.fullmatch(
-                r"pip install -e (\.|'\.\[[\w,]+\]')", text
-            )  # in an environment of one's own
-            assert elsewhere or not re.match(tools, text), f"{file.name}: {text}"
+            assert own_environment.fullmatch(text) or not tools.match(text), f"{file.name}: {text}"
 
 
-def test_no_command_of_documents_is_overlooked():
-    programs = {key[0] for key in COMMANDS}
-    scripts = {f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")}
-    own = {"train", "sample", "evaluate", "report", "make", "tests/test_user_paths"}
-    assert programs <= scripts | own, programs
-    assert len(COMMANDS) > 100 and programs >= {
-        "train",
-        "sample",
-        "evaluate",
-        "report",
-        "make",
-        "scripts/share",
-    }
+def test_every_kind_of_command_is_tested():
+    programs = {program for program, *_ in COMMANDS}
+    verbs = {"train", "sample", "evaluate", "report", "make"}
+    assert verbs | {"scripts/share"} <= programs <= verbs | {*SCRIPTS, "tests/test_user_paths"}
+    assert len(COMMANDS) > 100
 
 
-@pytest.mark.parametrize(("make", "overrides"), of("make"))
-def test_targets_of_documents_are_in_the_makefile(make, overrides):
+@pytest.mark.parametrize(("make", "words"), commands_of("make"))
+def test_make_targets_exist(make, words):
     targets = re.findall(r"^(\w+):.*##", (ROOT / "Makefile").read_text(), re.M)
-    assert {word for word in overrides if "=" not in word} <= {*targets}
+    assert {word for word in words if "=" not in word} <= {*targets}
 
 
 @pytest.fixture(scope="module")
 def keys():
-    """Every key that some configuration has, with its group before it."""
-    found = set()
+    """Return every key of the configs, with its group."""
+    result = set()
 
     def add(node, path):
         for key in node if isinstance(node, DictConfig) else []:
-            inner = node._get_node(key)
-            found.add(f"{path}{key}")
-            add(inner, f"{path}{key}.")
+            result.add(f"{path}{key}")
+            add(node._get_node(key), f"{path}{key}.")
 
     for file in CONFIGS.rglob("*.yaml"):
         content = OmegaConf.load(file)
-        package = (
-            ""
-            if "@package _global_" in file.read_text()
-            else ".".join(file.parent.relative_to(CONFIGS).parts)
-        )
-        if not isinstance(content, ListConfig):
-            add(content, f"{package}." if package else "")
+        if isinstance(content, ListConfig):
+            continue
+        parts = file.parent.relative_to(CONFIGS).parts
+        is_global = not parts or "@package _global_" in file.read_text()
+        add(content, "" if is_global else f"{'.'.join(parts)}.")
     add(OmegaConf.structured(HydraConf), "hydra.")
-    return found
+    return result
 
 
-def named():
-    """(file, key, value) for each `key=value`, `group=choice` and `group.key` of sentences and of lists of words."""
-    found = set()
+def overrides_in_text():
+    """Return (document, key, value) for each `key=value` and `group.key` in sentences."""
+    result = set()
     for file in FILES:
         for span in code(file)[1]:
-            overrides = re.sub(r"^(train|sample|evaluate|report)\.py ", "", span).split()
-            if all(re.match(r"'?[a-z_]+([./][a-z_]+)*=", word) for word in overrides):
-                found |= {
-                    (str(file.relative_to(ROOT)), *word.strip("'").partition("=")[::2])
-                    for word in overrides
-                }
+            words = re.sub(r"^(train|sample|evaluate|report)\.py ", "", span).split()
+            if all(re.match(r"'?[a-z_]+([./][a-z_]+)*=", word) for word in words):
+                pairs = [word.strip("'").partition("=")[::2] for word in words]
+                result |= {(name(file), *pair) for pair in pairs}
             elif (
                 re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", span)
                 and span.split(".")[0] in GROUPS | {"hydra"}
-                and span != "prediction.gain"
+                and span != "prediction.x0_error_scale"
             ):
-                found.add((str(file.relative_to(ROOT)), span, None))
-    return sorted(found, key=str)
+                result.add((name(file), span, None))
+    return sorted(result, key=str)
 
 
-@pytest.mark.parametrize(("file", "key", "value"), named())
-def test_keys_and_choices_of_documents_exist(file, key, value, keys):
-    group = key.split("/")[0]
+@pytest.mark.parametrize(("file", "key", "value"), overrides_in_text())
+def test_keys_and_choices_exist(file, key, value, keys):
     if key in GROUPS | {"hydra/launcher"}:
-        choices = (
-            {"all", "null"} | {path.stem for path in (CONFIGS / key).glob("*.yaml")} | {"basic"}
-        )
+        choices = {path.stem for path in (CONFIGS / key).glob("*.yaml")} | {"all", "null", "basic"}
         assert not value or {*value.split(",")} <= choices, f"{key}={value}"
     else:
-        assert (
-            key in keys | {"eta", "spacing", "key", "jobs", "dry"} or group == "hydra.launcher"
-        ), key
+        assert key in keys | {"eta", "spacing", "key", "jobs", "dry"}, key
 
 
-def test_the_vocabulary_lists_every_choice():
-    table = (ROOT / "README.md").read_text().partition("## The vocabulary")[2].partition("\n## ")[0]
-    listed = {}
-    for row in re.findall(r"^\| `(.*?)` \| (.*?) \| ", table, re.M):
-        groups, choices = row[0].split("`, `"), re.sub(r"\(.*?\)", "", row[1])
-        for group in groups:
-            listed[group] = {*re.findall(r"\w+", choices)}
-    missing = {group: sorted({*options(group)} - choices) for group, choices in listed.items()}
-    assert {group: choices for group, choices in missing.items() if choices} == {}
-    alone = {
-        group: sorted(choices - {*options(group)})
-        for group, choices in listed.items()
-        if len(choices) > 3
-    }
-    assert {group: choices for group, choices in alone.items() if choices} == {}
+def test_readme_lists_every_choice():
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("## Config groups")[2].partition("\n## ")[0]
+    differences = {}
+    for groups, cell in re.findall(r"^\| `(.*?)` \| (.*?) \| ", table, re.M):
+        choices = {*re.findall(r"\w+", re.sub(r"\(.*?\)", "", cell))}
+        for group in groups.split("`, `"):
+            missing = {*options(group)} - choices
+            # A row of several groups lists the choices of all of them.
+            unknown = choices - {*options(group)} if len(choices) > 3 else set()
+            differences[group] = sorted(missing | unknown)
+    assert len(differences) > 15 and not any(differences.values()), differences
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_links_and_files_of_documents_are_there(file):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):
-        assert (file.parent / target).exists(), target
-    for span in code(file)[1]:
+def anchors(file):
+    """Return the anchors of the headings in `file`, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text()), re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_links_and_files_exist(file):
+    for target, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]*))?\)", file.read_text()):
+        path = file.parent / target
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+    for span in code(file)[1] if file != GENERATED else []:
+        if "NAME" in span:
+            continue
         if re.fullmatch(r"(src|tests|scripts|docs|configs)/[\w./]+", span):
             assert (ROOT / span).exists(), span
+        elif re.fullmatch(r"\w+/[\w/]+\.py", span) and span.split("/")[0] in ROOMS:
+            assert (PACKAGE / span).exists(), span
