@@ -36,7 +36,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import ddpm_lab.cli.train  # noqa: F401 (imported once, not in each trial)
 from ddpm_lab.callbacks import checkpoints
-from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main as commands
 from ddpm_lab.data import shards
 from ddpm_lab.data.image_transform import ImageTransform
@@ -44,6 +43,7 @@ from ddpm_lab.runs import resume, run_config, run_record, weights
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError
+from ddpm_lab.utils.safe_load import list_checkpoints
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]

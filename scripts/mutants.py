@@ -827,7 +827,8 @@ MUTANTS = [
         "truncated chain ends at a timestep of the full chain",
         "diffusion/samplers.py",
         "if t > t_end), t_end]",
-        "if t > t_end), t_end and max(t for t in timesteps(T, self.steps, self.spacing) if t <= t_end)]",
+        "if t > t_end), t_end and max(t for t in timesteps(T, self.steps, self.spacing) "
+        "if t <= t_end)]",
         "cascade",
     ),
     Mutant(
@@ -1145,7 +1146,7 @@ MUTANTS = [
     Mutant(
         "corrupt checkpoint ends the search",
         "runs/weights.py",
-        "            damage.append(error)\n            continue",
+        "            errors.append(error)\n            continue",
         "            raise",
         "safety",
     ),

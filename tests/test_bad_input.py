@@ -198,7 +198,7 @@ sample run=nowhere
 sample run=runs/today/1O
     2 holds no config.yaml; did you mean runs/today/10?
 sample run=runs/today/10
-    2 run=runs/today/10 holds no checkpoint yet
+    2 run=runs/today/10 has no checkpoint yet
 sample
     2 run must be given; try run=...
 train hydra.run.dir=a_file/run

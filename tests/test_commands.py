@@ -16,7 +16,6 @@ from conftest import CONFIGS, FAST, ROOT, assert_decode_inverts_encode, composed
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
@@ -24,6 +23,7 @@ from ddpm_lab.evaluation.sample_quality import evaluate_samples
 from ddpm_lab.runs import run_config, weights
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.systems.data_module import DataModule
+from ddpm_lab.utils.safe_load import list_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -631,7 +631,8 @@ TRAIN_MISTAKES = {
     "data=toy model=unet": "model.shape of the data must be that of images, (C, H, W) (got (2,))",
     "data=toy data.shape=moon": "data.shape=moon is not one of moons",
     "variance=learned_range": (
-        "variance=learned_range is learned from the variational bound, which objective=simple does not contain"
+        "variance=learned_range is learned from the variational bound, which objective=simple does "
+        "not contain"
     ),
     "variance=analytic": "variance=analytic is estimated from a trained network",
     "model=exact": "model=exact is known in closed form and has nothing to train",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import composed
 
-from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.conditioners.labels import Tokens
 from ddpm_lab.conditioners.low_res import LowRes
 from ddpm_lab.conditioners.text import PretrainedText, Text

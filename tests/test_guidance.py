@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.conditioners.labels import Label
 from ddpm_lab.diffusion.analytic_denoisers import Mixture, MixtureDenoiser
 from ddpm_lab.diffusion.conditioning import Condition

@@ -11,7 +11,7 @@ from conftest import composed
 from hydra.utils import instantiate
 from torch.distributions import Normal, kl_divergence
 
-from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images, to_batch

@@ -17,9 +17,9 @@ from conftest import ROOT, composed
 from PIL import Image
 
 from ddpm_lab.callbacks import loggers
-from ddpm_lab.callbacks.checkpoints import Checkpoints, list_checkpoints
+from ddpm_lab.callbacks.checkpoints import Checkpoints
 from ddpm_lab.callbacks.losses import Losses
-from ddpm_lab.callbacks.metrics import FID
+from ddpm_lab.callbacks.model_metrics import FID
 from ddpm_lab.callbacks.periodic import Periodic
 from ddpm_lab.callbacks.sample_grid import SampleGrid
 from ddpm_lab.config.derived_defaults import fill_defaults
@@ -35,6 +35,7 @@ from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.systems.nonfinite_steps import LIMIT, NonFiniteGuard
 from ddpm_lab.utils import atomic_io, watchdog
 from ddpm_lab.utils.errors import DivergenceError
+from ddpm_lab.utils.safe_load import list_checkpoints
 
 spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
 assert spec is not None and spec.loader is not None
@@ -384,8 +385,8 @@ def test_failed_image_write_does_not_end_training(caplog):
     observer = Full()
     observer.on_train_batch_end(trainer, None)
     assert "step 5: full could not be kept (message); training goes on" in caplog.text
-    assert observer.seen == 5
-    observer.seen, number = 0, 2
+    assert observer.last_step == 5
+    observer.last_step, number = 0, 2
     with pytest.raises(OSError, match="message"):
         observer.on_train_batch_end(trainer, None)
 

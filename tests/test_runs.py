@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.callbacks import checkpoints
-from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.callbacks.losses import Losses
 from ddpm_lab.config.validation import FIXED, check_keys
 from ddpm_lab.data.datasets import Images, MapSplit
@@ -25,6 +24,7 @@ from ddpm_lab.runs import data_check, resume, run_record, trusted_paths
 from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
 from ddpm_lab.utils import atomic_io
 from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.safe_load import list_checkpoints
 
 share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
 Q = (

@@ -27,11 +27,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ddpm_lab.callbacks import loggers
-from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli.sample_io import read_array
-from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.conditioners.text import _load_pretrained
-from ddpm_lab.config.instantiate import as_typed
+from ddpm_lab.config.instantiate import original_text
 from ddpm_lab.data import huggingface_rows
 from ddpm_lab.data.datasets import Images, Splits
 from ddpm_lab.data.image_folder import image_folder, read_images
@@ -48,6 +47,7 @@ from ddpm_lab.utils.errors import (
     UserError,
     escape_control,
 )
+from ddpm_lab.utils.safe_load import list_checkpoints
 
 SECRET = "hunter2-hunter2"
 spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
@@ -237,12 +237,12 @@ def test_newest_whole_checkpoint_is_read_without_writing(run, typed, tmp_path):
         "sample", f"run={run}", "count=1", "sampler.steps=1", f"hydra.run.dir={tmp_path}/s"
     )
     assert status == 0, error
-    assert f"{older.name} is taken instead" in out and out.count(newest.name) == 1
+    assert f"using {older.name} instead" in out and out.count(newest.name) == 1
     share(str(run), tmp_path / "shared")
     assert sorted(map(str, run.rglob("*"))) == before
     older.write_bytes(b"")
     status, _, error = typed("sample", f"run={run}", "count=1")
-    assert status == 2 and "no other checkpoint of 2 is whole" in error and error.count("\n") == 1
+    assert status == 2 and "none of 2 checkpoints is intact" in error and error.count("\n") == 1
 
 
 def test_out_of_memory_is_not_reported_as_damage(run, monkeypatch):
@@ -1001,7 +1001,7 @@ def test_redact_keeps_references_to_the_environment(monkeypatch):
         "ref": {"x": [1, "${key}"]},
     }
     assert config.key == SECRET and config.n == 2
-    assert SECRET not in str(as_typed(config, "of"))
+    assert SECRET not in str(original_text(config, "of"))
 
 
 def test_messages_do_not_contain_secrets(typed, monkeypatch, tmp_path):

@@ -23,11 +23,11 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from ddpm_lab.callbacks.checkpoints import list_checkpoints
 from ddpm_lab.cli import main
 from ddpm_lab.cli.next_commands import complete_command
 from ddpm_lab.runs import run_config
 from ddpm_lab.systems.base import BaseSystem
+from ddpm_lab.utils.safe_load import list_checkpoints
 
 TABLE = ROOT / "docs" / "user-paths.md"
 TINY = [

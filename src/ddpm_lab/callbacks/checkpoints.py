@@ -17,6 +17,7 @@ from ddpm_lab.callbacks.loggers import CSVHistory
 from ddpm_lab.utils import safe_load, watchdog
 from ddpm_lab.utils.atomic_io import PARTIAL, atomic_write
 from ddpm_lab.utils.errors import DivergenceError, ResourceError
+from ddpm_lab.utils.safe_load import list_checkpoints
 
 LOG = logging.getLogger(__name__)
 MAX_FAILURES = 3
@@ -142,7 +143,7 @@ class Checkpoints(L.Callback):
     def _handle_failure(self, error: str, last: bool) -> None:
         self._failures += 1
         files = list_checkpoints(self.folder)
-        previous = f"the last is {files[0].name}" if files else "there are no earlier ones"
+        previous = f"the last is {files[0].name}" if files else "this would be the first"
         message = f"step {self._step}: no checkpoint could be saved ({error}); {previous}"
         if last or self._failures == MAX_FAILURES:
             self._between_steps = False
@@ -187,17 +188,6 @@ class Checkpoints(L.Callback):
 
 def _histories(trainer: L.Trainer) -> list[CSVHistory]:
     return [logger for logger in trainer.loggers if isinstance(logger, CSVHistory)]
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, the latest step first, by name."""
-    files = [file for file in folder.glob("step-*.ckpt") if file.stem[5:].isdecimal()]
-    return sorted(files, key=checkpoint_step, reverse=True)
-
-
-def checkpoint_step(file: Path) -> int:
-    """Return the step in the name of a checkpoint."""
-    return int(file.stem[5:])
 
 
 def find_non_finite(content: Any, path: str = "") -> Iterator[str]:

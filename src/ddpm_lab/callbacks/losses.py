@@ -18,7 +18,7 @@ from ddpm_lab.utils.distributed import all_gather
 
 LOG = logging.getLogger(__name__)
 STUCK = 0.9
-"""Fraction of the loss of predicting zero above which the network has not learned"""
+"""Fraction of the loss of predicting zero above which a warning is logged"""
 FIRST_CHECK = 100
 """Step of the first check; later ones are at double the step"""
 SPIKE = 10
@@ -154,8 +154,8 @@ class Losses(L.Callback):
         if not loss < STUCK * zero:
             rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
             LOG.warning(
-                "step %d: the loss is %.3g, and predicting zero has %.3g: the network has not "
-                "learned anything yet; try optimizer.lr=%.2g (now %.2g)",
+                "step %d: the loss is %.3g, and predicting zero has %.3g: nothing "
+                "is learned yet; try optimizer.lr=%.2g (now %.2g)",
                 step,
                 loss,
                 zero,

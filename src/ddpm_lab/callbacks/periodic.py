@@ -41,7 +41,7 @@ class Periodic(L.Callback, ABC):
     """
 
     every: int | None
-    seen = 0
+    last_step = 0
     """Step of the last call of `run`"""
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Periodic(L.Callback, ABC):
 
     def _run_if_due(self, trainer: L.Trainer, system: L.LightningModule) -> None:
         step = trainer.global_step  # constant during gradient accumulation
-        if self.every and step % self.every == 0 and self.seen < step < trainer.max_steps:
+        if self.every and step % self.every == 0 and self.last_step < step < trainer.max_steps:
             try:
                 self.run(trainer, system)
             except OSError as error:
@@ -78,10 +78,10 @@ class Periodic(L.Callback, ABC):
                     type(self).__name__.lower(),
                     error.strerror,
                 )
-            self.seen = step
+            self.last_step = step
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen}
+        return {"last_step": self.last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seen = state_dict["seen"]
+        self.last_step = state_dict["last_step"]

@@ -95,8 +95,8 @@ class Reconstructions(Periodic):
                 "resize": self.extractor.resize,
             }
         for name, parts in values.items():
-            if gathered := all_gather(parts):  # a process may have none
-                each = torch.cat(gathered).double()
+            if all_parts := all_gather(parts):  # a process may have none
+                each = torch.cat(all_parts).double()
                 result[name] = each.mean().item()
                 errors[name] = each.std().item() / math.sqrt(len(each))
         if (size := system.autoencoder.bottleneck.codes) is not None:

@@ -14,11 +14,11 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
-from ddpm_lab.callbacks.checkpoints import Checkpoints, checkpoint_step, list_checkpoints
+from ddpm_lab.callbacks.checkpoints import Checkpoints
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.forecast import Forecast
 from ddpm_lab.callbacks.loggers import finish, has_failed, make_optional
-from ddpm_lab.callbacks.metrics import FID, ODELikelihood
+from ddpm_lab.callbacks.model_metrics import FID, ODELikelihood
 from ddpm_lab.callbacks.progress import Progress
 from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.callbacks.torch_compile import TorchCompile
@@ -55,6 +55,7 @@ from ddpm_lab.utils.errors import (
     InterruptedRunError,
     prefix_errors,
 )
+from ddpm_lab.utils.safe_load import checkpoint_step, list_checkpoints
 from ddpm_lab.utils.shell import quiet_libraries, script_command
 
 LOG = logging.getLogger(__name__)

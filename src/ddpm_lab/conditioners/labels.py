@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ddpm_lab.conditioners.base import Batch, DataSpec, check_dropout, require_classes
+from ddpm_lab.conditioners.data_spec import Batch, DataSpec, check_dropout, require_classes
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.networks.layers import check_positive
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_lab.conditioners.base import Batch, DataSpec, check_dropout
+from ddpm_lab.conditioners.data_spec import Batch, DataSpec, check_dropout
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.rng import uniform

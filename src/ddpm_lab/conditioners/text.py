@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lab.conditioners.base import Batch, DataSpec, check_dropout
+from ddpm_lab.conditioners.data_spec import Batch, DataSpec, check_dropout
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.networks.layers import check_positive
 from ddpm_lab.networks.text_encoder import TextEncoder, decode_text, encode_text

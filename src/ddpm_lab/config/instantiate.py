@@ -44,7 +44,7 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
     where = f"{key}.{path[1].removeprefix(key).removeprefix('.')}".rstrip(".") if path else key
     part = OmegaConf.select(config, where)
     configured = OmegaConf.is_dict(part) and "_target_" in part
-    names = [*_parameters(part, _typed_key(where, config))] if configured else []
+    names = [*_parameters(part, _command_line_key(where, config))] if configured else []
     message = " ".join(str(cause).split())
     first = re.match(r"\w+", message)
     argument = first[0] if first and first[0] in names else None
@@ -58,12 +58,12 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
         cause, tuple(expected)
     ):
         return None
-    typed = _typed_key(where, config)
-    prefix = f"{typed}."
+    text = _command_line_key(where, config)
+    prefix = f"{text}."
     if argument is None:
         mentioned = (f".{name}" for name in names if re.search(rf"\b{name}\b", message))
-        prefix = f"{typed}{next(mentioned, '')}: "
-    message = prefix_message(message, typed, [name for name in names if name not in config])
+        prefix = f"{text}{next(mentioned, '')}: "
+    message = prefix_message(message, text, [name for name in names if name not in config])
     kind = type(cause) if isinstance(cause, UserError) else UserError
     user_error: UserError = kind(prefix + message)
     user_error.__cause__ = error
@@ -83,7 +83,7 @@ def check_minimum(config: DictConfig, bounds: Mapping[str, int]) -> None:
             limit = " and below 2**63" if type(value) is int and value >= 2**63 else ""
             raise UserError(
                 f"{key} must be a whole number of at least {bound}{limit} "
-                f"(got {as_typed(config, key)})"
+                f"(got {original_text(config, key)})"
             )
 
 
@@ -97,14 +97,14 @@ def check_booleans(config: DictConfig, *keys: str) -> None:
 def check_above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) -> None:
     """Raise UserError unless each key is a finite number above its bound, or `equal` to it."""
     for key, bound in bounds.items():
-        typed = as_typed(config, key)
-        number = _convert(key, OmegaConf.select(config, key), float, typed)
+        text = original_text(config, key)
+        number = _convert(key, OmegaConf.select(config, key), float, text)
         if not bound < number < math.inf and not (equal and number == bound):
             relation = "of at least" if equal else "above"
-            raise UserError(f"{key} must be a number {relation} {bound:g} (got {typed})")
+            raise UserError(f"{key} must be a number {relation} {bound:g} (got {text})")
 
 
-def as_typed(config: DictConfig, key: str) -> Any:
+def original_text(config: DictConfig, key: str) -> Any:
     """Return the value at `key`, or its interpolation, which may refer to a secret."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
@@ -119,10 +119,10 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
     """
     if not OmegaConf.is_dict(node):
         return
-    parameters = _parameters(node, _typed_key(path, config)) if "_target_" in node else {}
+    parameters = _parameters(node, _command_line_key(path, config)) if "_target_" in node else {}
     variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in [str(key) for key in node if not str(key).startswith("_")]:
-        value, where = node[key], _typed_key(f"{path}.{key}", config)
+        value, where = node[key], _command_line_key(f"{path}.{key}", config)
         if parameters and key not in parameters and not variadic:
             raise UserError(
                 f"{where} is not a key of {node._target_}{suggest(key, parameters)}; "
@@ -131,7 +131,7 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
         if OmegaConf.is_dict(value):
             _check(value, f"{path}.{key}", config)
         elif key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
-            number = _convert(where, value, parameters[key].annotation, as_typed(node, key))
+            number = _convert(where, value, parameters[key].annotation, original_text(node, key))
             if type(number) in (bool, int, float) and not OmegaConf.is_interpolation(node, key):
                 node[key] = number
 
@@ -148,8 +148,8 @@ def _parameters(node: DictConfig, where: str) -> Mapping[str, inspect.Parameter]
     return inspect.signature(target).parameters
 
 
-def _convert(where: str, value: Any, annotation: Any, typed: Any) -> Any:
-    """Return `value` converted to `annotation`. Raises UserError with key and value as typed."""
+def _convert(where: str, value: Any, annotation: Any, text: Any) -> Any:
+    """Return `value` converted to `annotation`. Raises UserError with key and value as text."""
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
@@ -160,13 +160,13 @@ def _convert(where: str, value: Any, annotation: Any, typed: Any) -> Any:
         first = error.errors()[0]
         few = first["type"] == "missing"
         problem = "has too few entries" if few else first["msg"].removeprefix("Input ")
-        raise UserError(f"{where}={typed} is of the wrong kind: it {problem}") from error
+        raise UserError(f"{where}={text} is of the wrong kind: it {problem}") from error
     if type(value) is bool and type(result) is not bool:  # pydantic converts true to 1
-        raise UserError(f"{where}={typed} is of the wrong kind: it should be a valid number")
+        raise UserError(f"{where}={text} is of the wrong kind: it should be a valid number")
     return result
 
 
-def _typed_key(path: str, config: DictConfig) -> str:
+def _command_line_key(path: str, config: DictConfig) -> str:
     """Return the key that the user types for `path`.
 
     Nodes of `system` and `callbacks` refer to groups: system.process.schedule is `schedule`.

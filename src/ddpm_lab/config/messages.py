@@ -63,8 +63,8 @@ def _check_value_attached(argument: str, rest: Sequence[str]) -> None:
         return
     if following[0] == "=" or not re.search(r"=|^[-+~]", following):
         value = following.lstrip("=") or (rest[1] if len(rest) > 1 else "")
-        typed = " ".join([argument, *rest[: 1 + (following == "=")]])
-        raise UserError(f"{typed}: a key, = and its value are one word; try {key}={value}")
+        argument_text = " ".join([argument, *rest[: 1 + (following == "=")]])
+        raise UserError(f"{argument_text}: a key, = and its value are one word; try {key}={value}")
 
 
 def check_overrides(arguments: Iterable[str], configs: Path) -> None:
@@ -121,10 +121,10 @@ def explain_error(error: Exception, verb: str, configs: Path, arguments: list[st
             f"try {group}.KEY=... alone"
         )
     if existing := re.search(r"append to config\. An item is already at '([^'@]+)'", text):
-        typed = _typed(existing[1], arguments)
+        argument_text = _argument_of(existing[1], arguments)
         return (
-            f"{typed}: {existing[1]} is there already, and + is for new keys; "
-            f"try {typed.lstrip('+')}"
+            f"{argument_text}: {existing[1]} is there already, and + is for new keys; "
+            f"try {argument_text.lstrip('+')}"
         )
     if key := re.search(r"Could not (?:override|find|delete from config\.) '([^'@]+)'", text):
         return _explain_unknown_key(
@@ -196,10 +196,10 @@ def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
 
 
 def _explain_unknown_key(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) -> str:
-    typed = _typed(key, arguments)
+    argument_text = _argument_of(key, arguments)
     # A key may be null: "" marks one that does not exist.
     if "/" in key and OmegaConf.select(config, dotted := key.replace("/", "."), default="") != "":
-        return f"{typed}: only groups have a /; try {typed.replace(key, dotted)}"
+        return f"{argument_text}: only groups have a /; try {argument_text.replace(key, dotted)}"
     tree: Any = OmegaConf.to_container(config, resolve=False)
     parent, node = "", tree
     *parents, name = key.split(".")
@@ -225,10 +225,10 @@ def _explain_unknown_key(key: str, verb: str, config: DictConfig, arguments: Ite
     ]
     hint = f" (did you mean {' or '.join(leaves)}?)" if leaves else suggest(name, keys)
     owner = parent or "the configuration"
-    return f"{typed}: {owner} has no key {name}{hint}; keys: {', '.join(keys) or 'none'}"
+    return f"{argument_text}: {owner} has no key {name}{hint}; keys: {', '.join(keys) or 'none'}"
 
 
-def _typed(key: str, arguments: Iterable[str]) -> str:
+def _argument_of(key: str, arguments: Iterable[str]) -> str:
     """Return the argument that sets `key`, or `key` itself if none does."""
     prefix = f"{key}="
     return next((word for word in arguments if word.lstrip("+~").startswith(prefix)), key)

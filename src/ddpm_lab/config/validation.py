@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.callbacks.ema import EMA
-from ddpm_lab.callbacks.metrics import FID, ODELikelihood
+from ddpm_lab.callbacks.model_metrics import FID, ODELikelihood
 from ddpm_lab.callbacks.reconstructions import Reconstructions
 from ddpm_lab.callbacks.sample_grid import SampleGrid
 from ddpm_lab.callbacks.scatter_plot import ScatterPlot
@@ -188,10 +188,11 @@ def validate(
         )
     if isinstance(system, Diffusion):
         reach = data.train[0].abs().max().item() if isinstance(data.train, Points) else 1.0
-        if system.pipeline.sampler.clip is not None and reach > system.pipeline.sampler.clip:
+        clip = system.pipeline.sampler.clip
+        if clip is not None and reach > clip:
             raise UserError(
-                f"sampler.clip={system.pipeline.sampler.clip:g} would clip this data, which reaches "
-                f"{reach:.3g}; try sampler.clip={math.ceil(reach)}"
+                f"sampler.clip={clip:g} would clip this data, which reaches {reach:.3g}; "
+                f"try sampler.clip={math.ceil(reach)}"
             )
     elif config.codec._target_ != "ddpm_lab.sampling.codecs.Pixels":
         raise UserError(

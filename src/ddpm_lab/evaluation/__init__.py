@@ -1,1 +1,1 @@
-"""Numbers and images of samples. Nothing here knows a model: it takes images."""
+"""Metrics of samples and models, and the analytic tier without a network."""

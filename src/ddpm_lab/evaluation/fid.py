@@ -144,8 +144,8 @@ class FIDEvaluator:
         if self.extra_metrics and self.features is not None:
             all_features = torch.cat(all_gather(features_list))
             self._add_neighbor_metrics(all_features, self.features, results, errors)
-        known_errors = {name: error for name, error in errors.items() if error is not None}
-        return {**results, "standard_error": known_errors}
+        standard_errors = {name: error for name, error in errors.items() if error is not None}
+        return {**results, "standard_error": standard_errors}
 
     def _distances(
         self, sums: dict[int, RunningStatistics], count: int

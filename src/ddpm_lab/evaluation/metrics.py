@@ -4,7 +4,6 @@ A metric is one module of this package. It declares its `Number`s, computes a di
 formats it as rows. A new one is added to `NUMBERS` here and to `MEASUREMENTS` of cli/evaluate.py.
 """
 
-import math
 from typing import Any, Literal, NamedTuple
 
 Results = dict[str, Any]
@@ -55,9 +54,3 @@ NUMBERS = {
     )
 }
 """Numbers by key"""
-
-
-def format_with_error(value: float, error: float | None) -> str:
-    """Return `value` with three digits, and its standard error, if known, with as many."""
-    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
-    return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")

@@ -19,8 +19,8 @@ def evaluate_ode_nll(
 ) -> Results:
     """Compute -log p(x_0) in nats of the first `count` points of a split, without guidance.
 
-    Labels are given to a model that takes them. If the distribution of the data is known, "data"
-    is -log of its density at the same points. Raises UserError for images.
+    Labels are given to a model that takes them. "data" is -log of the
+    density of the data at the same points, for data with a density. Raises UserError for images.
     """
     if data.bin_width is not None:
         raise UserError(

@@ -13,8 +13,9 @@ from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import FIDEvaluator, baseline_scores
-from ddpm_lab.evaluation.metrics import Results, Rows, format_with_error
+from ddpm_lab.evaluation.metrics import Results, Rows
 from ddpm_lab.evaluation.statistics import split_count
+from ddpm_lab.reports.terminal import format_with_error
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.distributed import is_rank_zero, shard
 from ddpm_lab.utils.hashing import sha256_of_tensors

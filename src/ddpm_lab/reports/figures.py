@@ -32,8 +32,8 @@ def save_grid(pixels: Tensor, file: Path, columns: int, min_side: int = 64) -> P
     grid = np.full(shape, BACKGROUND, np.uint8)
     images = pixels.cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top, left = i // columns * height + padding, i % columns * width + padding
-        grid[top : top + height - padding, left : left + width - padding] = image
+        y, x = i // columns * height + padding, i % columns * width + padding
+        grid[y : y + height - padding, x : x + width - padding] = image
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.broadcast_to(grid, (*shape[:2], 3)) if channels == 1 else grid).save(file)
     return file
@@ -61,23 +61,23 @@ def save_bound(terms: Sequence[Mapping[str, float]], file: Path) -> Path:
     """Save the terms of the variational bound against t, and the rate-distortion curve."""
     t, bits, rate, rmse = ([term[key] for term in terms] for key in ("t", "bits", "rate", "rmse"))
     figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=120)
-    left, right = figure.subplots(1, 2)
+    bound_axes, rate_axes = figure.subplots(1, 2)
     marker = "o" if len(terms) < 60 else None
-    left.plot(t, bits, marker=marker, markersize=3)
-    left.set(
+    bound_axes.plot(t, bits, marker=marker, markersize=3)
+    bound_axes.set(
         xlabel="t (the step from t towards the data)",
         ylabel="bits/dim of the term",
         xscale="log",
         yscale="log",
         title="terms of the bound",
     )
-    right.plot(rate, rmse, marker=marker, markersize=3)
-    right.set(
+    rate_axes.plot(rate, rmse, marker=marker, markersize=3)
+    rate_axes.set(
         xlabel="rate: bits/dim spent when x_t is known",
         ylabel="distortion: RMSE of x_0, of 255",
         title="rate and distortion",
     )
-    for axes in (left, right):
+    for axes in (bound_axes, rate_axes):
         axes.grid(which="both", alpha=0.2)
     return _save(figure, file)
 

@@ -1,5 +1,6 @@
 """Tables on the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,3 +30,9 @@ def format_grid(
     )
     rule = "  " + "─" * (len(head) - 2)
     return "\n".join([f"  {title}", rule, head, *body, rule])
+
+
+def format_with_error(value: float, error: float | None) -> str:
+    """Return `value` with three digits, and its standard error, if there is one, with as many."""
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
+    return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")

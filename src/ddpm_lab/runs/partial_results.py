@@ -43,7 +43,7 @@ class PartialResults:
         return result
 
     def close(self, keep_results: bool = False) -> None:
-        """Remove the file. With `keep_results`, for an unfinished evaluation, only if it has no results."""
+        """Remove the file; with `keep_results`, only if it has no results."""
         if is_rank_zero() and not (keep_results and self.parts):
             self.file.unlink(missing_ok=True)
 

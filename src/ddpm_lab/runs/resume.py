@@ -162,10 +162,13 @@ def _register_choices(home: Path, overrides: Sequence[str]) -> list[str]:
 
     Hydra then validates `overrides` against the configuration of the run.
     """
-    saved, typed = run_config.load_config(str(home)), {word.partition("=")[0] for word in overrides}
+    saved, typed_keys = (
+        run_config.load_config(str(home)),
+        {word.partition("=")[0] for word in overrides},
+    )
     saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"
     groups = [
-        str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in typed
+        str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in keys
     ]
     for group in groups:
         ConfigStore.instance().store(group=group, name="run", node=saved[group])
@@ -213,7 +216,7 @@ def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
 
     Damaged files are set aside. Raises UserError if `home` has another run or a finished one.
     """
-    from ddpm_lab.callbacks.checkpoints import list_checkpoints
+    from ddpm_lab.utils.safe_load import list_checkpoints
 
     files = list_checkpoints(home / "checkpoints")
     if not files:

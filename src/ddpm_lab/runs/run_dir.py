@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.classifier_guidance import NoisyClassifier

@@ -45,7 +45,10 @@ def require_named(config: DictConfig, run: object, keys: tuple[str, ...]) -> Non
     `config` is that of `run`, which the message names.
     """
     for key, path in _paths(config, keys).items():
-        if _line(key, path) not in {*_trusted(), *(_line(key, typed) for typed in _typed(key))}:
+        if _line(key, path) not in {
+            *_trusted(),
+            *(_line(key, value) for value in _command_line_values(key)),
+        }:
             raise UnsafeFileError(
                 f"{run} reads {key}={path}, which no training run "
                 "of yours named on this machine; if you trust it, add "
@@ -73,7 +76,7 @@ def _trusted() -> set[str]:
         return set()
 
 
-def _typed(key: str) -> list[str]:
+def _command_line_values(key: str) -> list[str]:
     """Return the values of `key` on the command line."""
     values = []
     for word in (word for word in sys.argv[1:] if word.lstrip("+").startswith(f"{key}=")):

@@ -60,7 +60,7 @@ class Cascade:
         """Sample all stages but the last from the `conditions` of the first.
 
         Returns the samples of each stage and the conditions of the last stage. Without truncated
-        conditioning, a stage takes 8-bit images, the same as if they had been saved in between.
+        conditioning, a stage takes 8-bit images, like those of a saved file.
         """
         samples: list[InMemorySplit] = []
         for (stage, t_end), following in zip(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import Split, head
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder

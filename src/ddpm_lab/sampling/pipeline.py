@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.conditioners.low_res import LowRes
 from ddpm_lab.conditioners.text import CaptionConditioner
 from ddpm_lab.data.datasets import (

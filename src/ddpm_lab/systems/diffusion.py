@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ddpm_lab.conditioners.base import DataSpec
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import Batch
 from ddpm_lab.diffusion.conditioning import Conditioner
 from ddpm_lab.diffusion.denoiser import DenoiserLike

@@ -314,3 +314,14 @@ def _check_finite(content: Any, file: Path) -> None:
             case dict() | list() | tuple() as container if id(container) not in visited:
                 visited.add(id(container))
                 pending += container.values() if hasattr(container, "values") else container
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, the latest step first, by name."""
+    files = [file for file in folder.glob("step-*.ckpt") if file.stem[5:].isdecimal()]
+    return sorted(files, key=checkpoint_step, reverse=True)
+
+
+def checkpoint_step(file: Path) -> int:
+    """Return the step in the name of a checkpoint."""
+    return int(file.stem[5:])
