@@ -162,10 +162,8 @@ def _register_choices(home: Path, overrides: Sequence[str]) -> list[str]:
 
     Hydra then validates `overrides` against the configuration of the run.
     """
-    saved, typed_keys = (
-        run_config.load_config(str(home)),
-        {word.partition("=")[0] for word in overrides},
-    )
+    saved = run_config.load_config(str(home))
+    keys = {word.partition("=")[0] for word in overrides}
     saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"
     groups = [
         str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in keys
