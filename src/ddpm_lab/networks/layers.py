@@ -89,7 +89,9 @@ class SinusoidalEmbedding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        frequencies = torch.exp(-math.log(10000) * torch.arange(channels // 2) / (channels // 2))
+        # On the CPU also in a meta-device context, where arange imports torch._dynamo (1 s).
+        steps = torch.arange(channels // 2, device="cpu")
+        frequencies = torch.exp(-math.log(10000) * steps / (channels // 2))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:

@@ -249,8 +249,19 @@ def check_shapes(
     @wraps(network)
     def checked(*args: Any, **kwargs: Any) -> Any:
         import torch
+        from torch.overrides import TorchFunctionMode
 
-        with torch.device("meta"):
+        class SkipInit(TorchFunctionMode):
+            """Skip torch.nn.init, which on the meta device imports torch._dynamo (1 s)."""
+
+            def __torch_function__(
+                self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
+                if getattr(func, "__module__", None) == "torch.nn.init":
+                    return None
+                return func(*args, **(kwargs or {}))
+
+        with torch.device("meta"), SkipInit():
             parameters = dict(network(*args, **kwargs).named_parameters())
         for name, parameter in parameters.items():
             shape = getattr(weights.get(prefix + name), "shape", None)
