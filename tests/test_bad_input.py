@@ -79,7 +79,7 @@ train schedule=linear schedule.start=0.02 schedule.end=1e-4
 train schedule=sigmoid schedule.start=0.02 schedule.end=1e-4
     2 schedule.start=0.02 is above end=0.0001
 train model.multipliers=[1,2,2,2,2]
-    2 8x8 cannot be; try a resolution of 16, or fewer multipliers
+    2 8x8 does not allow; try a resolution of 16, or fewer multipliers
 train model.attention=[5]
     2 resolution 5 does not occur; images of 8x8 reach [8, 4]
 train model.heads=5
@@ -89,15 +89,15 @@ train model.heads=null model.head_channels=7
 train model.channels=33
     2 model.channels must be even
 train model.multipliers=[]
-    2 model.multipliers must hold one or more numbers above 0 (got [])
+    2 model.multipliers must be one or more numbers above 0 (got [])
 train model.blocks=0
     2 model.blocks must be at least 1 (got 0)
 sample run=RUN variance=learned_range
     2 variance=learned_range must be learned, and this run was
 train variance=learned_range
-    2 which objective=simple has no part of; try objective=hybrid
+    2 which objective=simple does not contain; try objective=hybrid
 train variance=learned_diagonal objective=min_snr
-    2 which objective=min_snr has no part of; try
+    2 which objective=min_snr does not contain; try
 train sampler.steps=2000
     2 sampler.steps must lie in 1..1000, the T of the schedule (got 2000)
 sample run=RUN sampler.steps=2000
@@ -109,7 +109,7 @@ train sampler.eta=1.5
 train sampler=dpm_solver sampler.order=9
     2 sampler has no key order; keys: steps, spacing
 sample run=DEAF guidance=classifier_free guidance.w=1
-    2 guidance.w=1 needs a model that hears a
+    2 guidance.w=1 needs a conditional model
 train conditioner.dropout=0 guidance.w=1
     2 try guidance.w=0, or train with conditioner=label
 train guidance.w=nan
@@ -127,7 +127,7 @@ sample run=RUN label=[1,sevne]
 train guidance=classifier
     2 guidance.classifier.run must be given
 train guidance=classifier guidance.classifier.run=nowhere
-    2 guidance.classifier.run=nowhere is no run
+    2 guidance.classifier.run=nowhere is not a run directory
 train guidance=classifier guidance.classifier.run=RUN
     2 is not a classifier but a diffusion model
 train guidance=classifier guidance.classifier.run=NAMED schedule.steps=500
@@ -148,9 +148,9 @@ train data=folder data.path=EMPTY
 train data=folder extractor=none data.batch_size=4 data.path=MIXED
     2 MIXED/20.png; a model needs squares of one size; try data.convert=true
 train data=folder extractor=none data.batch_size=4 data.path=MODES
-    2 and 8x8 RGB is wanted; try data.convert=true
+    2 expected 8x8 RGB; try data.convert=true
 train data=folder extractor=none data.batch_size=4 data.path=DEEP
-    2 DEEP/20.png is 8x8 I;16, and 8x8 RGB is wanted; try data.convert=true
+    2 DEEP/20.png is 8x8 I;16, expected 8x8 RGB; try data.convert=true
 train data=folder extractor=none data.batch_size=4 data.path=BROKEN
     2 BROKEN/03.png cannot be read as an image
 train data=folder extractor=none data.batch_size=4 data.path=BROKEN data.on_error=skip
@@ -178,7 +178,7 @@ train callbacks.fid.count=1
 evaluate run=RUN count=1
     2 count must be a whole number of at least 2 (got 1)
 evaluate run=RUN extractor=inception extractor.weights=nowhere
-    2 extractor.weights=nowhere is no file; Inception's is called weights-inception-2015
+    2 extractor.weights=nowhere is not a file; the usual name is weights-inception-2015
 evaluate run=RUN extractor=inception extractor.weights=a_file
     2 its SHA-256 begins with
 train trainer=gpu
@@ -194,15 +194,15 @@ train trainer.devices=2
 train trainer.precision=16
     2 trainer.precision=16 would round the float64 tables
 sample run=nowhere
-    2 run=nowhere is no run, for it holds no config.yaml
+    2 run=nowhere is not a run directory (no config.yaml in it)
 sample run=runs/today/1O
-    2 holds no config.yaml; did you mean runs/today/10?
+    2 (no config.yaml in it); did you mean runs/today/10?
 sample run=runs/today/10
     2 run=runs/today/10 has no checkpoint yet
 sample
     2 run must be given; try run=...
 train hydra.run.dir=a_file/run
-    3 a_file/run cannot be made a folder (Not a directory)
+    3 a_file/run cannot be created as a directory (Not a directory)
 train trainer.default_root_dir=a_file/run
     3 a_file/run cannot be written to: 
 sample run=RUN out=a_file/here
@@ -210,11 +210,11 @@ sample run=RUN out=a_file/here
 train codec=autoencoder
     2 codec.run must be given
 train codec=autoencoder codec.run=nowhere
-    2 codec.run=nowhere is no run
+    2 codec.run=nowhere is not a run directory
 train codec=autoencoder codec.run=RUN
     2 is not an autoencoder but a diffusion model
 train codec=autoencoder codec.run=CODER data=synthetic data.resolution=8
-    2 was trained on data of shape (1, 8, 8), and this data has (3, 8, 8); they must agree
+    2 was trained on data of shape (1, 8, 8), and this data has shape (3, 8, 8); they must agree
 sample cascade=[RUN,RUN]
     2 cascade: stage 2 enlarges nothing; it must be trained with
 sample cascade=[RUN,LARGER]
@@ -228,9 +228,9 @@ train -m seed=range(0,100000)
 train -m seed=range(0,900) model.channels=range(2,900,2)
     2 this sweep has 900 x 449 jobs, and at most
 train -m seed=range(0,0)
-    2 seed=range(0,0) holds no value, so that this sweep has no job; try seed=A,B
+    2 seed=range(0,0) has no values, so this sweep has no jobs; try seed=A,B
 train ablation=[]
-    2 ablation=[] names nothing
+    2 ablation=[] selects nothing
 """
 """A command line, then its exit status and a part of its message; capitals name fixtures"""
 
@@ -355,7 +355,7 @@ def test_failed_download_names_path_and_hash_of_weights(trained, typed, tmp_path
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     result = typed("evaluate", f"run={trained['RUN']}", "extractor=inception")
     file = f"{tmp_path}/hub/checkpoints/{INCEPTION}"
-    message = f"put {INCEPTION}, whose SHA-256 begins with 6726825d, at {file}"
+    message = f"save {INCEPTION}, whose SHA-256 begins with 6726825d, as {file}"
     check_error(result, 2, message)
 
 

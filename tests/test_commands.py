@@ -114,7 +114,7 @@ IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
 ARRAYS = {  # kind: (arrays that replace valid ones of 4 digits, error message)
     "labels of two dimensions": (
         {"labels": np.zeros((4, 2), int)},
-        "labels is (4, 2) int64, and 4 images want (4,)",
+        "labels is (4, 2) int64, and 4 images need (4,)",
     ),
     "labels of a number": ({"labels": np.int64(3)}, "labels is () int64"),
     "labels as text": ({"labels": np.array(["cat"] * 4)}, "labels is (4,) <U3"),
@@ -123,12 +123,12 @@ ARRAYS = {  # kind: (arrays that replace valid ones of 4 digits, error message)
     "labels of bools": ({"labels": np.zeros(4, bool)}, "labels is (4,) bool"),
     "labels that are longer": (
         {"labels": np.zeros(5, int)},
-        "labels is (5,) int64, and 4 images want (4,) int64",
+        "labels is (5,) int64, and 4 images need (4,) int64",
     ),
     "labels that are shorter": ({"labels": np.zeros(3, int)}, "labels is (3,) int64"),
     "labels out of range": (
         {"labels": np.full(4, 10)},
-        "has labels in 10..10, and this model knows 0..9",
+        "has labels in 10..10, and this model takes 0..9",
     ),
     "labels below 0": ({"labels": np.full(4, -1)}, "has labels in -1..-1"),
     "images of floats": ({"images": IMAGES / 1.0}, "images is (4, 8, 8, 1) float64"),
@@ -145,14 +145,17 @@ ARRAYS = {  # kind: (arrays that replace valid ones of 4 digits, error message)
         {"labels": np.array([{}] * 4, dtype=object)},
         "holds objects, and only arrays of numbers are loaded",
     ),
-    "another name": ({"images": None, "pictures": IMAGES}, "holds no array images (KeyError)"),
+    "another name": (
+        {"images": None, "pictures": IMAGES},
+        "has no readable array images (KeyError)",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", [*ARRAYS, "cut short", "a single array", "a text", "nowhere"])
 def test_encode_rejects_invalid_arrays(kind, run, typed, tmp_path):
     file = tmp_path / "a.npz"
-    content, message = ARRAYS.get(kind, ({}, "holds no array images (BadZipFile)"))
+    content, message = ARRAYS.get(kind, ({}, "has no readable array images (BadZipFile)"))
     arrays = {"images": IMAGES, "labels": np.zeros(4, int)} | content
     np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
     if kind == "cut short":
@@ -163,7 +166,7 @@ def test_encode_rejects_invalid_arrays(kind, run, typed, tmp_path):
     elif kind == "a text":
         file.write_text("hello")
     elif kind == "nowhere":
-        file, message = tmp_path / "b.npz", "is not there"
+        file, message = tmp_path / "b.npz", "does not exist"
     status, _, error = typed(
         "sample", f"run={run}", "mode=encode", f"input={file}", f"hydra.run.dir={tmp_path}/s"
     )
@@ -387,7 +390,7 @@ def test_interrupted_evaluate_sweep_resumes_at_next_value(run, typed, tmp_path, 
     assert status == expected_status and "Traceback" not in error
     assert error.count("\n") == 1, error
     (folder,) = (tmp_path / "r" / "evaluations").iterdir()
-    assert "1 of 3 values are finished" in output and "held-out" in output
+    assert "1 of 3 values are saved" in output and "held-out" in output
     partial = json.loads((folder / "metrics.json").read_text())
     assert [entry["value"] for entry in partial["values"]] == [0] and partial["unfinished"] == [
         1,
@@ -487,7 +490,7 @@ def test_decode_rejects_latents_of_other_conditioners(run, tiny, typed, tmp_path
         == 0
     )
     latents = f"input={tmp_path}/x/x_T.npz"
-    for kind, message in {"low_res": "hears low_res (1, 4, 4)", "text": None, "none": None}.items():
+    for kind, message in {"low_res": "takes low_res (1, 4, 4)", "text": None, "none": None}.items():
         status, _, error = typed(
             "sample",
             f"run={tiny(f'conditioner={kind}')}",
@@ -511,7 +514,7 @@ def test_low_res_model_enlarges_held_out_images(tiny, typed, tmp_path):
     labels = build(run_config.load_config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
     assert np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels.tolist()
     status, _, error = typed("sample", trained, "label=3")
-    assert status == 2 and "label=3 cannot be chosen for images that bring their own" in error
+    assert status == 2 and "label=3: the input images have labels" in error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]["given"] == "test"
     assert_decode_inverts_encode(typed, trained, tmp_path)
@@ -608,7 +611,7 @@ TRAIN_MISTAKES = {
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
     "sampler.eta=2": "sampler.eta must lie in [0, 1]",
     "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would clip this data, which reaches",
-    "conditioner=none guidance.w=1": "guidance.w=1 needs a model that hears a condition",
+    "conditioner=none guidance.w=1": "guidance.w=1 needs a conditional model",
     "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
     "guidance.w=-1": "guidance.w must",
     'sampler.spacing="90,60"': "sampler.spacing=90,60 makes 150 steps, but steps=25",
@@ -653,7 +656,7 @@ TRAIN_MISTAKES = {
     "conditioner=pretrained_text conditioner.model=null": (
         "conditioner.model=None is of the wrong kind"
     ),
-    "data=toy conditioner=tokens": "which this model cannot hear; try conditioner=label",
+    "data=toy conditioner=tokens": "which this model does not have; try conditioner=label",
     "data=toy conditioner=low_res": "conditioner=low_res is for images",
 }
 
@@ -680,7 +683,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
 @pytest.mark.parametrize(
     ("verb", "arguments", "message"),
     [
-        ("sample", ["run=nowhere"], "run=nowhere is no run"),
+        ("sample", ["run=nowhere"], "run=nowhere is not a run directory"),
         ("sample", [], "run must be given"),
         ("evaluate", [], "run must be given"),
         ("sample", ["run=RUN", "sampler.steps=2000"], "sampler.steps must lie in 1..1000"),
@@ -727,7 +730,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "sweep=guidance.w"],
-            "values=null must be a list of what guidance.w is to be",
+            "values=null must be a list of values of guidance.w",
         ),
         (
             "evaluate",
@@ -747,7 +750,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "sweep=guidance.w", "values=[0]", "metrics=[nll]"],
-            "metrics=['nll'] cannot be cho",
+            "metrics=['nll'] cannot be com",
         ),
         (
             "evaluate",
@@ -767,7 +770,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "values=[0]"],
-            "values=[0] are values of nothing; try sweep=guidance.w",
+            "values=[0] needs sweep=KEY; try sweep=guidance.w",
         ),
         (
             "sample",
@@ -777,9 +780,9 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "text=seven", "label=7"],
-            "label=7 and text=seven both say what to draw",
+            "label=7 and text=seven both set the condition",
         ),
-        ("evaluate", ["run=RUN", "metrics=[ode_nll]"], "metrics=[ode_nll] is of points"),
+        ("evaluate", ["run=RUN", "metrics=[ode_nll]"], "metrics=[ode_nll] is for points"),
         (
             "evaluate",
             ["run=RUN", "metrics=[nll]", "nll.steps=1001"],
@@ -795,7 +798,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "metrics=[nll]", "variance=analytic", "variance.samples=1", "nll.clip=2"],
-            "nll.clip=2 bounds guesses in another way than sampler.clip=1.0",
+            "nll.clip=2 bounds x_0 in another way than sampler.clip=1.0",
         ),
         ("train", ["data=folder"], "error: data.path must be a folder of images"),
         (
@@ -812,12 +815,12 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["model=exact", "variance=beta"],
-            "variance=beta is measured of one sampler, and none was chosen",
+            "variance=beta needs one sampler",
         ),
         (
             "evaluate",
             ["model=exact", "sampler=ddim", "steps=[5]"],
-            "steps=[5] are of the tables of many samplers",
+            "steps=[5] is for tables of samplers",
         ),
         (
             "evaluate",
@@ -885,7 +888,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "mode=encode", "input=nowhere.npz"],
-            "input=nowhere.npz is not there",
+            "input=nowhere.npz does not exist",
         ),
         ("sample", ["run=RUN", "mode=decode"], "input=test is data, and mode=decode needs"),
         (

@@ -105,7 +105,7 @@ def test_two_processes_train_sample_and_evaluate_like_one(tmp_path):
     for name in ("real", "noise"):
         # Square roots of eigenvalues near 0 lose half of the digits.
         assert metrics_of_two[name]["fid"] == pytest.approx(metrics_of_one[name]["fid"], rel=1e-7)
-    assert out.count("to train on") == 1, "only rank zero logs"
+    assert out.count("training images") == 1, "only rank zero logs"
     folders = evaluate(tmp_path, "evaluate", "count=50", "metrics=[kid,prc]")
     once, twice = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     for name in ("fid", "kid", "precision", "recall", "inception_score"):

@@ -142,7 +142,7 @@ def test_exception_saves_the_step_before_it(bench):
     assert status == 1 and "Traceback" in log
     assert [file.stem for file in faults.kept(folder)] == ["step-000010"]
     # The batch is fetched one step ahead.
-    between_steps = fail_at(TrainBatches, "_made", 14, RuntimeError("a bug between two steps"))
+    between_steps = fail_at(TrainBatches, "_to_batch", 14, RuntimeError("a bug between two steps"))
     folder, status, _ = run_with_fault(bench, PIXELS, between_steps)
     assert status == 1
     assert [file.stem for file in faults.kept(folder)] == ["step-000012", "step-000010"]
@@ -169,7 +169,7 @@ def test_slow_file_is_named(bench):
         )
 
     _, status, log = run_with_fault(bench, STREAMED, slow, "data.workers=1")
-    message = r"error: data: nothing was read for 1 s; awaited are \S+\.png, "
+    message = r"error: data: nothing was read for 1 s; pending are \S+\.png, "
     assert status == 124 and re.search(message, log), log
 
 
@@ -343,7 +343,7 @@ def test_each_rank_restores_its_own_losses():
         system = SimpleNamespace(device=torch.device("cpu"))
         losses.on_train_start(trainer, system)
         assert (
-            losses.found == {name: [value] for name, value in processes[rank][0].items()}
+            losses.values == {name: [value] for name, value in processes[rank][0].items()}
             and losses.batches == 3
         )
     checkpoint = {"callbacks": {"Losses": losses.state_dict()}}
@@ -384,7 +384,7 @@ def test_failed_image_write_does_not_end_training(caplog):
     trainer, number = SimpleNamespace(global_step=5, max_steps=9), 28
     observer = Full()
     observer.on_train_batch_end(trainer, None)
-    assert "step 5: full could not be kept (message); training goes on" in caplog.text
+    assert "step 5: full could not be saved (message); training continues" in caplog.text
     assert observer.last_step == 5
     observer.last_step, number = 0, 2
     with pytest.raises(OSError, match="message"):

@@ -186,7 +186,7 @@ def test_relative_data_path_works_from_another_directory(workspace, typed, monke
 def test_changed_data_is_rejected_or_warned_about(workspace, typed):
     images(workspace / "more", count=26)
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=more")
-    assert status == 2 and "24 training samples, and were 22" in error and "init=r" in error, error
+    assert status == 2 and "24 training samples instead of 22" in error and "init=r" in error, error
     images(workspace / "renamed", classes=("a", "c"))
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=renamed")
     assert status == 2 and "classes a, c, and were a, b" in error, error
@@ -289,7 +289,7 @@ def test_init_starts_from_weights_of_another_run(workspace, typed):
         status, _, error = typed("train", *overrides, *more, "init=s", "hydra.run.dir=x")
         assert status == 2 and message in error and error.count("\n") == 1, error
     status, _, error = typed("train", *overrides, "init=nowhere", "hydra.run.dir=x")
-    assert status == 2 and "nowhere is no run" in error
+    assert status == 2 and "nowhere is not a run directory" in error
 
 
 @pytest.mark.parametrize("failing", [pytest.param(2, marks=pytest.mark.nightly), 3])
@@ -359,7 +359,9 @@ def test_failed_save_on_sigterm_is_reported(workspace, typed, monkeypatch):
     monkeypatch.setattr(checkpoints.Checkpoints, "on_train_batch_start", send_signal)
     status, _, error = typed("train", *overrides)
     assert status == 143 and "stopped by SIGTERM at step 3; the last checkpoint is " in error, error
-    assert "saved in" not in error and "step-000002.ckpt; the same command goes on" in error, error
+    assert "saved in" not in error and "step-000002.ckpt; to resume, repeat the command" in error, (
+        error
+    )
 
 
 class Logger(list):

@@ -333,7 +333,7 @@ def test_invalid_training_state_is_reported(wrong, run, typed):
     spoil(run, remove_secret)
     change(run, **wrong)
     status, _, error = typed("train", f"resume={run}", "trainer.max_steps=4")
-    assert status == 2 and f"{last(run)} holds no state" in error, error
+    assert status == 2 and f"{last(run)} cannot be resumed" in error, error
     assert "Traceback" not in error
 
 
@@ -399,7 +399,7 @@ def test_pretrained_encoder_executes_no_code(tmp_path, monkeypatch):
 
 
 def test_hub_row_cannot_reference_local_files():
-    with pytest.raises(UnsafeFileError, match="reference is none of hf, zip, tar, gzip"):
+    with pytest.raises(UnsafeFileError, match="reference is not one of hf, zip, tar, gzip"):
         huggingface_rows.open_image(
             {"bytes": None, "path": "zip://x::reference://k::/etc/passwd"}, "row 1"
         )
@@ -741,7 +741,7 @@ def test_jobs_outside_of_a_sweep_are_rejected(job, typed, tmp_path):
     root = sweep(tmp_path / "sweep", job)
     make_job(tmp_path, "outside")
     status, error = report(typed, root, tmp_path)
-    assert status == 5 and "no folder in it" in error
+    assert status == 5 and "not a folder in it" in error
 
 
 def test_invalid_files_of_a_sweep_are_skipped_or_rejected(typed, tmp_path):

@@ -154,7 +154,7 @@ def test_interrupted_ablation_keeps_finished_jobs(tmp_path, number, times):
             time.sleep(0.2)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert err == f"stopped by {number.name}; what is finished is kept\n"
+    assert err == f"stopped by {number.name}; finished parts are saved\n"
     states = [json.loads(file.read_text()) for file in tmp_path.glob("jobs/*/job.json")]
     assert states and not any(state["status"] for state in states)
 
@@ -427,7 +427,7 @@ def test_output_folder_that_is_a_file_is_rejected(typed, tmp_path, overrides):
     file = tmp_path / "file"
     file.write_text("")
     status, _, err = typed("train", *(each.format(file) for each in overrides))
-    assert (status, err) == (3, f"error: {file} cannot be made a folder (File exists)\n")
+    assert (status, err) == (3, f"error: {file} cannot be created as a directory (File exists)\n")
 
 
 @pytest.mark.slow

@@ -98,6 +98,7 @@ class RunDir:
         return data
 
     @cached_property
+    @torch.inference_mode(False)  # guidance by a classifier needs gradients
     def pipeline(self) -> SamplingPipeline:
         """Sampling pipeline with the weights `settings.weights`, on the GPU if there is one."""
         target = "ddpm_lab.sampling.pipeline.build_pipeline"

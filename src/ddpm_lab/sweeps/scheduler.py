@@ -44,7 +44,7 @@ def run_jobs(
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{root} cannot be made a folder ({error.strerror}); choose another"
+            f"{root} cannot be created as a directory ({error.strerror}); choose another"
         ) from error
     with directory_lock(root, "running a sweep"):
         _write_index(root, jobs)
