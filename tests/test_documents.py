@@ -155,7 +155,7 @@ def test_commands_of_scripts_parse(script, words, values, tmp_path, monkeypatch,
         with pytest.raises(SystemExit):
             runpy.run_path(str(file), run_name="__main__")
         error = capsys.readouterr().err
-        assert re.search(r"SOURCE=\S+ (is not there|does not exist)|no index", error), error
+        assert re.search(r"SOURCE=\S+ (is not there|does not exist)|is not the index", error), error
     else:
         text = file.read_text()
         overrides = [word for word in words if "=" in word]

@@ -232,7 +232,7 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "data=toy", "model=mlp"],
-            "codec.run=MADE/kl was trained on data of shape (1, 8, 8), and this data has shape (2,)",
+            "was trained on data of shape (1, 8, 8), and this data has shape (2,)",
         ),
         (
             "train",
