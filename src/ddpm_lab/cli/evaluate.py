@@ -209,5 +209,5 @@ def _check(config: DictConfig) -> None:
             minimum[key] = 2
     check_minimum(config, minimum)
     clip = config.nll.clip
-    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+    if clip is not None and not (type(clip) in (int, float) and clip > 0):
         raise UserError(f"nll.clip={clip} must be above 0, or null")

@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.low_res import LowRes
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import InMemorySplit
 from ddpm_lab.evaluation.extractors import Extractor
@@ -183,7 +182,6 @@ def _configure(pipeline: SamplingPipeline, group: str, part: Any) -> None:
         pipeline.set_sampler(pipeline.sampler, part)
     else:
         conditioner = pipeline.denoiser.conditioner
-        assert isinstance(conditioner, LowRes)  # the only conditioner with sampling options
         options = {name: part.keywords[name] for name in conditioner.sampling_options}
         conditioner.set_sampling_options(**options)
 

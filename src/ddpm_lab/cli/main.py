@@ -218,9 +218,7 @@ def _print_error(error: CLIError) -> int:
     """Print `error`, with its traceback if DDPM_LAB_DEBUG is set. Return the exit status."""
     if os.environ.get("DDPM_LAB_DEBUG"):
         traceback.print_exception(error)
-    message = escape_control(error, lines=True)
-    prefix = "" if isinstance(error, InterruptedRunError) else "error: "
-    print(f"{prefix}{message}", file=sys.stderr)
+    print(f"{error.prefix}{escape_control(error, lines=True)}", file=sys.stderr)
     return error.status
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.cli.sample_io import SPLITS, read_array, read_samples, save_samples, to_arrays
-from ddpm_lab.conditioners.low_res import LowRes
 from ddpm_lab.config.instantiate import check_minimum
 from ddpm_lab.config.messages import suggest
 from ddpm_lab.config.overrides import format_override
@@ -233,15 +232,15 @@ def _make_conditions(
 
 def _held_out_images(run: RunDir) -> Split | None:
     """Return the held-out split for a model that upsamples images, else None."""
-    upsamples = isinstance(run.pipeline.denoiser.conditioner, LowRes)
-    return run.data.test if upsamples else None
+    low_res_shape = run.pipeline.denoiser.conditioner.low_res_shape
+    return None if low_res_shape is None else run.data.test
 
 
 def _images_to_upsample(config: DictConfig, run: RunDir, stage: SamplingPipeline) -> Split | None:
     """Return the images of `config.input` for a model that upsamples images, else None."""
-    conditioner = stage.denoiser.conditioner
-    if isinstance(conditioner, LowRes):
-        return read_samples(config, conditioner.small, run, None)
+    low_res_shape = stage.denoiser.conditioner.low_res_shape
+    if low_res_shape is not None:
+        return read_samples(config, low_res_shape, run, None)
     if config.input != "test":
         raise UserError(
             f"input={config.input} is for a model that upsamples images, and this one samples from "

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from lightning import Callback, Trainer
@@ -59,6 +59,7 @@ from ddpm_lab.utils.safe_load import checkpoint_step, list_checkpoints
 from ddpm_lab.utils.shell import quiet_libraries, script_command
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T", bound=Callback)
 
 
 def train(config: DictConfig, overrides: Sequence[str] = (), home: Path | None = None) -> None:
@@ -100,7 +101,8 @@ def _train(
         data_check.verify_data(checkpoint.parents[1], config, fingerprint)
     elif config.get("init") is not None:
         LOG.info(init_weights.load_initial_weights(system, config))
-    saving = next(callback for callback in callbacks.values() if isinstance(callback, Checkpoints))
+    saving = _find(callbacks, Checkpoints)
+    assert saving is not None
     if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
         resume.save_config(config, run, overrides)
@@ -116,7 +118,7 @@ def _train(
 def _callbacks(config: DictConfig) -> dict[str, Callback]:
     """Return the callbacks of the configuration, and those that every run has."""
     callbacks: dict[str, Callback] = build(config, "callbacks")
-    if not any(isinstance(callback, Checkpoints) for callback in callbacks.values()):
+    if _find(callbacks, Checkpoints) is None:
         callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
     bars = [name for name, callback in callbacks.items() if isinstance(callback, ProgressBar)]
     if not config.trainer.get("enable_progress_bar", True):
@@ -259,7 +261,7 @@ def _report(
     if skipped := int(system.skips.counts[0]):
         remark += f"; {skipped} steps skipped because of gradients that are not finite"
     rows.append(("training", f"{seconds:.0f} s", remark))
-    has_average = any(isinstance(callback, EMA) for callback in callbacks.values())
+    has_average = _find(callbacks, EMA) is not None
     next_steps = _next_steps(run, system, bool(fid), has_average, config)
     LOG.info("%s\n%s", key_value_table(rows), next_steps)
 
@@ -288,11 +290,15 @@ def _reconstruction_rows(metrics: Results) -> Rows:
     ]
 
 
+def _find(callbacks: dict[str, Callback], kind: type[T]) -> T | None:
+    return next((one for one in callbacks.values() if isinstance(one, kind)), None)
+
+
 def _result(
     callbacks: dict[str, Callback], kind: type[FID | ODELikelihood | Reconstructions]
-) -> dict[str, Any]:
-    results = (callback.result for callback in callbacks.values() if isinstance(callback, kind))
-    return next(results, {})
+) -> Results:
+    callback = _find(callbacks, kind)
+    return {} if callback is None else callback.result
 
 
 def _requeue() -> None:

@@ -43,7 +43,7 @@ class LowRes(Conditioner):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.small = _downsampled_shape(spec.shape, factor)
+        self.low_res_shape = _downsampled_shape(spec.shape, factor)
         label = spec.classes is not None if label is None else label
         if label and spec.classes is None:
             raise ValueError(
@@ -60,7 +60,7 @@ class LowRes(Conditioner):
         self.cond_dims = {"image": spec.shape[0]}
         if self.classes is not None:
             self.cond_dims["classes"] = self.classes
-        self.noise_stream = math.prod(self.small)
+        self.noise_stream = math.prod(self.low_res_shape)
         self.set_sampling_options(noise_level, truncated_conditioning)
 
     def set_sampling_options(self, noise_level: float, truncated_conditioning: bool) -> None:

@@ -40,7 +40,8 @@ class CaptionConditioner(Conditioner):
             raise ValueError(
                 f"length={length} is too short for the captions of this data; try length={longest}"
             )
-        self.classes, self.dropout, self.length = spec.classes, check_dropout(dropout), length
+        self.classes, self.dropout = spec.classes, check_dropout(dropout)
+        self.text_length = length
         counts = [len(captions) for captions in spec.captions]
         rows = [
             encode_text([captions[i % len(captions)] for i in range(max(counts))], length)
@@ -135,7 +136,7 @@ class PretrainedText(CaptionConditioner):
             decode_text(text),
             padding="max_length",
             truncation=True,
-            max_length=self.length,
+            max_length=self.text_length,
             return_tensors="pt",
         ).to(text.device)
         return encoder.to(text.device)(**tokens).last_hidden_state

@@ -77,11 +77,20 @@ class Conditioner(nn.Module, ABC):
     """Number of labels; None: unlabelled"""
     noise_stream = 0
     """Random stream of the noise of a sample; differs between the stages of a cascade"""
+    text_length: int | None = None
+    """Number of bytes of a text at sampling; None: texts are not supported"""
+    low_res_shape: tuple[int, ...] | None = None
+    """Shape (C, h, w) of the images to upsample; None: the model does not upsample"""
 
     @property
     def sampling_options(self) -> dict[str, Any]:
         """Options that can be changed at sampling, by name."""
         return {}
+
+    def set_sampling_options(self, **options: Any) -> None:
+        """Change `sampling_options`. Raises TypeError for options that it does not have."""
+        if options:
+            raise TypeError(f"{type(self).__name__} has no options at sampling")
 
     @abstractmethod
     def forward(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.low_res import LowRes
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.sampling.class_names import captions_differ
@@ -118,16 +117,16 @@ def _noise_levels(stage: SamplingPipeline) -> Tensor:
 
 
 def _check_pair(number: int, stage: SamplingPipeline, following: SamplingPipeline) -> None:
-    conditioner = following.denoiser.conditioner
-    if not isinstance(conditioner, LowRes):
+    low_res_shape = following.denoiser.conditioner.low_res_shape
+    if low_res_shape is None:
         raise UserError(
             f"cascade: stage {number + 1} does not upsample; it must be trained with "
             "conditioner=low_res"
         )
-    if stage.shape != conditioner.small:
+    if stage.shape != low_res_shape:
         raise UserError(
             f"cascade: stage {number} samples images of {format_size(stage.shape)}, and stage "
-            f"{number + 1} upsamples {format_size(conditioner.small)} to "
+            f"{number + 1} upsamples {format_size(low_res_shape)} to "
             f"{format_size(following.shape)}; the sizes must agree"
         )
     if _is_truncated(following) and stage.codec.space:

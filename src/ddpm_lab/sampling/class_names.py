@@ -17,7 +17,8 @@ def parse_label(text: object, captions: Captions) -> int:
     Names come first: if a class is called "3", then 3 means that class. Case, spaces and
     underscores of names do not matter. Raises UserError if no class or several classes match.
     """
-    name = str(text).lower() if isinstance(text, bool) else str(text)
+    is_bool = isinstance(text, bool)  # true and false are also names
+    name = str(text).lower() if is_bool else str(text)
     normalizations = (_nfc, _loose) if isinstance(text, str) else (_nfc,)
     for normalize in normalizations:
         labels = [i for i, names in enumerate(captions) if normalize(name) in map(normalize, names)]
@@ -29,7 +30,7 @@ def parse_label(text: object, captions: Captions) -> int:
             )
         if labels:
             return labels[0]
-    number = None if isinstance(text, bool) else _number(name)
+    number = None if is_bool else _number(name)
     numbers = [_number(names[0]) for names in captions]
     if number is not None and None not in numbers:  # every class is called by a number
         if numbers.count(number) == 1:

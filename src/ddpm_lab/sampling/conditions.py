@@ -37,7 +37,7 @@ def class_labels(
         return labels % classes
     if not captions or len(captions) != classes:
         captions = [[str(number)] for number in range(classes)]
-    names = [label] if isinstance(label, str) or not isinstance(label, Sequence) else label
+    names = label if isinstance(label, list | tuple) else [label]
     if not names:
         raise UserError(f"label={label} is an empty list; try label=null, for all classes in turn")
     numbers = torch.tensor([parse_label(name, captions) for name in names])

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_lab.conditioners.data_spec import DataSpec
-from ddpm_lab.conditioners.low_res import LowRes
-from ddpm_lab.conditioners.text import CaptionConditioner
 from ddpm_lab.data.datasets import (
     Batch,
     Images,
@@ -153,14 +151,14 @@ class SamplingPipeline:
         """
         conditioner = self.denoiser.conditioner
         if text is not None:
-            if not isinstance(conditioner, CaptionConditioner):
+            if conditioner.text_length is None:
                 raise UserError(
                     f"text={text}: this model was not trained with texts; try text=null, or train "
                     "with conditioner=text"
                 )
-            return {"text": text_tokens(count, text, conditioner.length)}
-        if isinstance(conditioner, LowRes):
-            sizes = conditioner.small, self.shape
+            return {"text": text_tokens(count, text, conditioner.text_length)}
+        if conditioner.low_res_shape is not None:
+            sizes = conditioner.low_res_shape, self.shape
             return low_res_conditions(count, label, images, *sizes, self.classes, self.captions)
         labels = class_labels(count, label, self.classes, self.captions)
         return {} if labels is None else {"label": labels}

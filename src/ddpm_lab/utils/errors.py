@@ -16,6 +16,8 @@ class CLIError(Exception):
     """
 
     status = 1
+    prefix = "error: "
+    """Text before the message on the terminal"""
 
 
 class JobsFailedError(CLIError):
@@ -87,6 +89,8 @@ class HangError(CLIError):
 
 class InterruptedRunError(CLIError):
     """Orderly end after a signal, with status 128 + its number."""
+
+    prefix = ""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
