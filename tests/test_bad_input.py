@@ -121,7 +121,7 @@ sample run=RUN guidance.scale=1e9
 train guidance=classifier guidance.classifier.run=NAMED guidance.scale=nan
     2 guidance.scale must be a number of at least 0, and at most 10000
 sample run=RUN label=10
-    2 label=10 is not among the labels of this model, 0 zero, 1 one, 2 two
+    2 label=10 is not a label of this model: 0 zero, 1 one, 2 two
 sample run=RUN label=[1,sevne]
     2 8 eight, 9 nine (did you mean seven?)
 train guidance=classifier
@@ -216,9 +216,9 @@ train codec=autoencoder codec.run=RUN
 train codec=autoencoder codec.run=CODER data=synthetic data.resolution=8
     2 was trained on data of shape (1, 8, 8), and this data has shape (3, 8, 8); they must agree
 sample cascade=[RUN,RUN]
-    2 cascade: stage 2 enlarges nothing; it must be trained with
+    2 cascade: stage 2 does not upsample; it must be trained with
 sample cascade=[RUN,LARGER]
-    2 cascade: stage 1 draws images of 1x8x8, and stage 2 enlarges
+    2 cascade: stage 1 samples images of 1x8x8, and stage 2 upsamples
 sample cascade=[]
     2 cascade=[] must be a list of runs
 train conditioner=low_res conditioner.factor=3

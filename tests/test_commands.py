@@ -504,7 +504,7 @@ def test_decode_rejects_latents_of_other_conditioners(run, tiny, typed, tmp_path
         np.savez(tmp_path / "short.npz", **saved, text=np.ones((2, 9), dtype=np.uint8))
     overrides = ["mode=decode", f"input={tmp_path}/short.npz", "weights=raw"]
     status, _, error = typed("sample", f"run={tiny('conditioner=text')}", *overrides)
-    assert status == 2 and "hears text (24,)" in error, error
+    assert status == 2 and "takes text (24,)" in error, error
 
 
 def test_low_res_model_enlarges_held_out_images(tiny, typed, tmp_path):

@@ -127,4 +127,4 @@ def test_warning_of_a_network_that_does_not_learn(typed, tmp_path, rate):
     )
     assert status == 0, error
     assert "training: 100 steps of" in out + error
-    assert ("has not learned anything yet; try optimizer.lr=" in out + error) == (rate == "1e-7")
+    assert ("nothing is learned yet; try optimizer.lr=" in out + error) == (rate == "1e-7")

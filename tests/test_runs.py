@@ -189,7 +189,7 @@ def test_changed_data_is_rejected_or_warned_about(workspace, typed):
     assert status == 2 and "24 training samples instead of 22" in error and "init=r" in error, error
     images(workspace / "renamed", classes=("a", "c"))
     status, _, error = typed("train", "resume=r", "trainer.max_steps=4", "data.path=renamed")
-    assert status == 2 and "classes a, c, and were a, b" in error, error
+    assert status == 2 and "classes a, c instead of a, b" in error, error
     images(workspace / "changed", shift=1)
     for verb, overrides in (
         ("evaluate", ("run=r", *CHEAP)),

@@ -630,7 +630,7 @@ def test_shared_run_samples_like_the_original(trained, typed, tmp_path):
         assert names == {"config.yaml", "run.json", "weights.safetensors"}
     for weights, missing in (("ema", "raw"), ("raw", "ema")):
         status, _, error = typed("sample", f"run={tmp_path}/{weights}", f"weights={missing}")
-        assert status == 2 and f"weights={missing} are not in run=" in error
+        assert status == 2 and f"weights={missing}: run=" in error
     with pytest.raises(UserError, match="nothing is overwritten"):
         share(str(trained), tmp_path / "ema")
 

@@ -178,7 +178,7 @@ def test_latent_run_requires_its_own_autoencoder(latent_runs, typed, tmp_path):
     assert status == 0, error
     shutil.rmtree(codec)
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1")
-    assert status == 2 and f"codec.run={codec} is no run" in error
+    assert status == 2 and f"codec.run={codec} is not a run directory" in error
     shutil.copytree(latent_runs / "kl", tmp_path / "moved")
     moved = f"codec.run={tmp_path}/moved"
     status, _, error = typed("sample", f"run={tmp_path}/r", "weights=raw", "count=1", moved)
@@ -226,7 +226,7 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "data=synthetic"],
-            "codec.run=MADE/kl was trained on data of shape (1, 8, 8), and this data has (3, "
+            "codec.run=MADE/kl was trained on data of shape (1, 8, 8), and this data has shape (3, "
             "16, 16)",
         ),
         (
@@ -242,8 +242,8 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "conditioner=low_res"],
-            "conditioner=low_res lays a image beside what is drawn, which codec=latents makes "
-            "4x4x4",
+            "conditioner=low_res concatenates an image of the data's size with x_t, which "
+            "codec=latents makes 4x4x4",
         ),
         ("train", ["system=autoencoder", "callbacks=default"], "EMA is not for an autoencoder"),
         (

@@ -255,7 +255,7 @@ def train(trained, typed, folder):
         "prepared store": 2,
     }
     if trained.kind in held_out_counts:
-        assert f", {held_out_counts[trained.kind]} held out" in trained.output
+        assert f", {held_out_counts[trained.kind]} held-out" in trained.output
     assert [file.name for file in list_checkpoints(trained.run / "checkpoints")] == [
         "step-000004.ckpt",
         "step-000002.ckpt",
