@@ -184,8 +184,8 @@ def test_protocol_lists_sampler_of_each_stage():
         (
             [],
             ["conditioner=low_res"],
-            "stage 1 samples images of 1x8x8, and stage 2 upsamples 1x4x4 to 1x8x8; they "
-            "must agree",
+            "stage 1 samples images of 1x8x8, and stage 2 upsamples 1x4x4 to 1x8x8; the "
+            "sizes must agree",
         ),
         (
             ["data.resolution=4"],
