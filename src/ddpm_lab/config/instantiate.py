@@ -16,6 +16,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 
 from ddpm_lab.config.messages import suggest
 from ddpm_lab.utils.errors import UserError, prefix_message
+from ddpm_lab.utils.ranges import check_range
 
 
 def build(config: DictConfig, key: str, **arguments: Any) -> Any:
@@ -131,6 +132,10 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
         if OmegaConf.is_dict(value):
             _check(value, f"{path}.{key}", config)
         elif key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
+            try:
+                check_range(where, value, parameters[key])
+            except ValueError as error:
+                raise UserError(str(error)) from error
             number = _convert(where, value, parameters[key].annotation, original_text(node, key))
             if type(number) in (bool, int, float) and not OmegaConf.is_interpolation(node, key):
                 node[key] = number
