@@ -608,7 +608,7 @@ def start(overrides: list[str]) -> dict[str, Any]:
 @torch.inference_mode()
 def evaluation(overrides: list[str]) -> dict[str, Any]:
     """Measure samples per second of FID of 1,000 samples, and of the network calls alone."""
-    from ddpm_lab.evaluation.sample_quality import evaluate_samples
+    from ddpm_lab.evaluation.sample_quality import SampleQuality
     from ddpm_lab.sampling.cascade import Cascade
 
     data, system, config = build_parts([*overrides, "sampler.steps=25"])
@@ -618,10 +618,10 @@ def evaluation(overrides: list[str]) -> dict[str, Any]:
     pipeline = system.pipeline
     x, t = torch.randn(size, *data.shape, device=DEVICE), torch.full((size,), 500, device=DEVICE)
     cond = pipeline.condition(pipeline.make_conditions(size))
-    settings = {"weights": "raw", "split": "train", "seed": 0, "count": count, "batch_size": size}
+    quality = SampleQuality(lambda: extractor, count=count, batch_size=size)
 
     def measure() -> None:
-        next(evaluate_samples(Cascade([pipeline]), data, extractor, **settings))
+        quality.compute(Cascade([pipeline]), data, "raw")
 
     def calls() -> None:
         for _ in range(25 * count // size):

@@ -22,7 +22,7 @@ from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.module import TrainBatches
 from ddpm_lab.evaluation.extractors import digits
-from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.shell import quiet_libraries
 
@@ -105,8 +105,8 @@ def measure_fid(count: int) -> tuple[float, float]:
         module.forward = timed  # type: ignore[method-assign]
 
     def evaluate(count: int) -> None:
-        options = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 250}
-        next(evaluate_samples(Cascade([system.pipeline]), data, extractor, count=count, **options))
+        quality = SampleQuality(lambda: extractor, count=count)
+        quality.compute(Cascade([system.pipeline]), data, "raw")
 
     evaluate(250)  # the reference statistics, and a warm-up
     add_timer(system.denoiser.network)

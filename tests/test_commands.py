@@ -19,7 +19,7 @@ from PIL import Image
 from ddpm_lab.cli import main
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.runs import run_config, weights
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.systems.data_module import DataModule
@@ -374,18 +374,17 @@ def test_interrupted_evaluate_sweep_resumes_at_next_value(run, typed, tmp_path, 
     assert typed("evaluate", *overrides, f"hydra.run.dir={tmp_path}/whole")[0] == 0
     evaluated, interrupt, expected_status = [], *STOPS[stop]
 
-    def interrupted(*arguments, configurations, **options):
-        for name, result in zip(
-            configurations,
-            evaluate_samples(*arguments, configurations=configurations, **options),
-            strict=True,
-        ):
+    compute_each = SampleQuality.compute_each
+
+    def interrupted(quality, cascade, data, weights, configurations):
+        results = compute_each(quality, cascade, data, weights, configurations)
+        for name, result in zip(configurations, results, strict=True):
             evaluated.append(name)
             if len(evaluated) == 2:
                 raise interrupt
             yield result
 
-    monkeypatch.setattr("ddpm_lab.cli.evaluate_sweep.evaluate_samples", interrupted)
+    monkeypatch.setattr(SampleQuality, "compute_each", interrupted)
     status, output, error = typed("evaluate", *overrides)
     assert status == expected_status and "Traceback" not in error
     assert error.count("\n") == 1, error
@@ -412,7 +411,7 @@ def test_evaluation_resumes_only_with_the_same_weights(run, typed, tmp_path, mon
     shutil.copytree(run, tmp_path / "r", ignore=lambda *_: ["evaluations", "samples"])
     overrides = [f"run={tmp_path}/r", "metrics=[nll,fid]", "nll.count=4", "nll.steps=2", "count=20"]
     with monkeypatch.context() as patch:
-        patch.setattr("ddpm_lab.cli.evaluate.evaluate_samples", lambda *arguments, **options: 1 / 0)
+        patch.setattr(SampleQuality, "compute", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             typed("evaluate", *overrides)
     (folder,) = (tmp_path / "r" / "evaluations").iterdir()
@@ -720,7 +719,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "metrics=[bits]"],
-            "metrics=['bits'] must be a list of fid, kid, prc, nll, ode_nll",
+            "metrics=['bits'] must be a list of fid, kid, nll, ode_nll, prc",
         ),
         (
             "evaluate",
@@ -789,7 +788,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
             "nll.steps must lie in 1..1000",
         ),
         ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must lie in 1..1000"),
-        ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val is not one of train, test"),
+        ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val must be 'train' or 'test'"),
         (
             "evaluate",
             ["run=RUN", "variance=learned_range"],
@@ -867,12 +866,12 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "reconstruction.split=val"],
-            "reconstruction.split=val is not one of train, test",
+            "reconstruction.split=val must be 'train' or 'test'",
         ),
         (
             "evaluate",
             ["run=RUN", "reconstruction.count=0"],
-            "reconstruction.count must be a whole number",
+            "reconstruction.count must be at least 2",
         ),
         (
             "sample",

@@ -30,8 +30,9 @@ from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.evaluation import analytic_variance
 from ddpm_lab.evaluation.analytic_tables import mixture_data, sliced_wasserstein
-from ddpm_lab.evaluation.nll import evaluate_nll
-from ddpm_lab.evaluation.reconstruction import evaluate_reconstruction
+from ddpm_lab.evaluation.nll import NLL
+from ddpm_lab.evaluation.reconstruction import Reconstruction
+from ddpm_lab.sampling.cascade import Cascade
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +74,8 @@ def build_pipeline(*overrides):
 
 def test_nll_is_the_sum_of_its_terms():
     pipeline, data = build_pipeline("schedule.steps=40", "sampler.steps=5")
-    options = {
-        "weights": "raw",
-        "split": "test",
-        "count": 6,
-        "spacing": "uniform",
-        "clip": 1.0,
-        "seed": 3,
-    }
-    result = evaluate_nll(pipeline, data, steps=8, batch_size=4, **options)
+    cascade, nll = Cascade([pipeline]), NLL(count=6, steps=8, seed=3, batch_size=4)
+    result = nll.compute(cascade, data, "raw")
     x0, cond = data.test.x0[:6], pipeline.condition({"label": data.test.labels[:6]})
     terms = list(
         vlb_terms(
@@ -106,7 +100,7 @@ def test_nll_is_the_sum_of_its_terms():
         assert result_term["rate"] == pytest.approx(rate, rel=1e-5, abs=1e-9)
         rmse = 127.5 * term.square_error.mean().item() ** 0.5
         assert result_term["rmse"] == pytest.approx(rmse, rel=1e-5)
-    other = evaluate_nll(pipeline, data, steps=8, batch_size=6, **options)
+    other = replace(nll, batch_size=6).compute(cascade, data, "raw")
     # Independent of the batch size.
     assert other["bits_per_dim"] == pytest.approx(result["bits_per_dim"], rel=1e-6)
 
@@ -123,18 +117,8 @@ def test_nll_is_conditional_on_the_labels():
             conditions.append(cond)
             return Estimate(torch.zeros_like(x_t))
 
-    evaluate_nll(
-        pipeline.with_denoiser(Spy()),
-        data,
-        weights="raw",
-        split="test",
-        count=5,
-        steps=2,
-        spacing="uniform",
-        clip=1.0,
-        seed=0,
-        batch_size=5,
-    )
+    cascade = Cascade([pipeline.with_denoiser(Spy())])
+    NLL(count=5, steps=2, batch_size=5).compute(cascade, data, "raw")
     assert conditions and all(cond.dropped is None for cond in conditions)
     assert all(torch.equal(cond.label, data.test.labels[:5]) for cond in conditions)
 
@@ -504,8 +488,7 @@ def test_reconstruction_matches_explicit_steps_and_improves_with_their_number():
     pipeline, data = build_pipeline(
         "sampler=ddim", "schedule.steps=40", "sampler.steps=5", "sampler.clip=null"
     )
-    common = {"weights": "raw", "split": "test", "count": 6}
-    result = evaluate_reconstruction(pipeline, data, batch_size=4, **common)
+    result = Reconstruction(count=6, batch_size=4).compute(Cascade([pipeline]), data, "raw")
     process, x0 = pipeline.process, data.test.x0[:6]
     cond, x = Condition(data.test.labels[:6]), x0
     times = [0, *reversed(timesteps(40, 5, "uniform")[:-1])]
@@ -532,8 +515,8 @@ def test_reconstruction_matches_explicit_steps_and_improves_with_their_number():
     errors = []
     for steps in (5, 20, 80, 400):
         pipeline.sampler = replace(pipeline.sampler, steps=steps, eta=0)
-        exact_pipeline = pipeline.with_denoiser(exact)
-        result = evaluate_reconstruction(exact_pipeline, data, batch_size=6, **common)
+        cascade = Cascade([pipeline.with_denoiser(exact)])
+        result = Reconstruction(count=6).compute(cascade, data, "raw")
         errors.append(result["mse"])
     assert all(more > 2 * fewer for more, fewer in pairwise(errors))
 

@@ -28,8 +28,9 @@ from ddpm_lab.evaluation.extractors import (
     inception,
     none,
 )
+from ddpm_lab.evaluation.feature_metrics import KID, PrecisionRecall
 from ddpm_lab.evaluation.fid import FIDEvaluator
-from ddpm_lab.evaluation.sample_quality import evaluate_samples, fid_rows
+from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.evaluation.statistics import inception_score
 from ddpm_lab.sampling.cascade import Cascade
 
@@ -92,7 +93,7 @@ def test_fid_increases_with_corruption():
     )
 
 
-def test_evaluate_samples_uses_each_configuration(small_system):
+def test_sample_quality_is_computed_in_each_configuration(small_system):
     system, data = small_system
     pipeline, sampler = system.pipeline, system.pipeline.sampler
     cascade = Cascade([pipeline])
@@ -102,9 +103,9 @@ def test_evaluate_samples_uses_each_configuration(small_system):
         )
         for steps in (1, 3)
     }
-    common = {"weights": "raw", "split": "train", "count": 20, "seed": 0, "batch_size": 20}
-    one, three = evaluate_samples(cascade, data, digits(), configurations=configurations, **common)
-    (default,) = evaluate_samples(cascade, data, digits(), **common)
+    quality = SampleQuality(digits, count=20, batch_size=20)
+    one, three = quality.compute_each(cascade, data, "raw", configurations)
+    default = quality.compute(cascade, data, "raw")
     assert one["fid"] != three["fid"] == default["fid"] and one["real"] == default["real"]
     assert [metrics["protocol"]["steps"] for metrics in (one, three)] == [1, 3]
 
@@ -134,7 +135,7 @@ def test_intra_fid_is_the_mean_over_classes_and_needs_every_class():
     )
     assert "intra_fid" not in evaluate(FIDEvaluator(extractor, lonely), data.test)
     assert "precision" not in evaluate(
-        FIDEvaluator(extractor, data.train, {"prc"}), data.test.select(slice(3))
+        FIDEvaluator(extractor, data.train, [PrecisionRecall()]), data.test.select(slice(3))
     )
 
 
@@ -143,7 +144,7 @@ def test_precision_and_recall_match_brute_force():
     corrupted = corrupt(data.test.pixels, 60)
     one_class = data.train.select(data.train.labels == 3)
     for images in (Images(corrupted, None), Images(one_class.pixels, None)):
-        metrics = evaluate(FIDEvaluator(extractor, data.train, {"prc"}), images)
+        metrics = evaluate(FIDEvaluator(extractor, data.train, [PrecisionRecall()]), images)
         with torch.no_grad():
             real, samples = (extractor.features(split.pixels) for split in (data.train, images))
 
@@ -259,7 +260,7 @@ def test_fid_kid_and_inception_score_match_torch_fidelity(random_inception, tmp_
         batch_size=20,
     )
     features = InceptionFeatures(file).requires_grad_(False).eval()
-    evaluator = FIDEvaluator(Extractor("random", "", features, None, features.logits()), a, {"kid"})
+    evaluator = FIDEvaluator(Extractor("random", "", features, None, features.logits()), a, [KID()])
     metrics = evaluate(evaluator, *(b.select(slice(i, i + 20)) for i in (0, 20, 40)))
     assert metrics["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
     assert metrics["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
@@ -330,15 +331,15 @@ def test_reference_statistics_are_cached_by_content(tmp_path, monkeypatch):
 def test_protocol_is_complete_and_small_samples_are_marked(small_system):
     system, data = small_system
     cascade = Cascade([system.pipeline])
-    common = {"weights": "raw", "split": "train", "seed": 0, "batch_size": 20}
-    (few,) = evaluate_samples(cascade, data, digits(), count=40, **common)
+    quality = SampleQuality(digits, count=40, batch_size=20)
+    few = quality.compute(cascade, data, "raw")
     protocol = few["protocol"]
     assert protocol["data_sha256"] == data.train.digest()
     assert (protocol["data_count"], protocol["features"]) == (1437, 64)
-    assert "only 40 images, for 64 features" in fid_rows(few)[0][2]
+    assert "only 40 images, for 64 features" in quality.rows(few)[0][2]
     next(iter(system.denoiser.parameters())).data += 0.01
-    (many,) = evaluate_samples(cascade, data, digits(), count=100, **common)
-    assert "only" not in fid_rows(many)[0][2]
+    many = replace(quality, count=100).compute(cascade, data, "raw")
+    assert "only" not in quality.rows(many)[0][2]
     changes = {name for name in protocol if protocol[name] != many["protocol"][name]}
     assert changes == {"count", "weights_sha256"}
 

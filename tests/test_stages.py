@@ -602,7 +602,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "evaluate",
             ["cascade=[C/base,C/large]", "metrics=[nll]"],
-            "metrics=['nll'] is for one model",
+            "metrics=[nll] is for one model",
         ),
         (
             "sample",

@@ -12,9 +12,7 @@ from tqdm import tqdm
 
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import InMemorySplit
-from ddpm_lab.evaluation.extractors import Extractor
-from ddpm_lab.evaluation.metrics import NUMBERS, SAMPLE_NUMBERS
-from ddpm_lab.evaluation.sample_quality import evaluate_samples
+from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.reports.figures import save_grid, save_lines
 from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.runs.partial_results import open_partial_results
@@ -31,14 +29,13 @@ Results = Mapping[str, dict[str, Any]]
 
 
 def evaluate_sweep(
-    config: DictConfig, run: RunDir, cascade: Cascade, extractor: Extractor | None
+    config: DictConfig, run: RunDir, cascade: Cascade, quality: SampleQuality
 ) -> None:
-    """Measure sample quality for each of `config.values` of the key `config.sweep`.
+    """Measure `quality` for each of `config.values` of the key `config.sweep`.
 
     Saves a table, a plot and a row of samples per value. Every value starts from the same noise. A
     repeated command resumes with the next value.
     """
-    assert extractor is not None
     values = {
         str(value) if value is not None else "null": value for value in _values(config, cascade)
     }
@@ -60,29 +57,24 @@ def evaluate_sweep(
             sample_row(name)
     missing = [name for name in values if name not in results.parts]
     names = [*values]
-    metrics = evaluate_samples(
+    metrics = quality.compute_each(
         cascade,
         data,
-        extractor,
-        configurations={
+        config.weights,
+        {
             f"{config.sweep}={name} ({names.index(name) + 1} of {len(names)})": configurations[name]
             for name in missing
         },
-        extra_metrics={"prc"},
-        weights=config.weights,
-        split=config.split,
-        count=config.count,
-        **options,
     )
     try:
         for name in missing:
             results.keep(name, next(metrics))
             sample_row(name)  # metrics are computed lazily: the cascade is still configured so
             if name != missing[-1]:
-                _save(config, values, results.parts, samples)
+                _save(config, quality, values, results.parts, samples)
     except BaseException:
         if is_rank_zero() and (done := [name for name in values if name in results.parts]):
-            tqdm.write(_table(config, extractor, done, results.parts))
+            tqdm.write(_table(config, quality, done, results.parts))
             tqdm.write(
                 f"  {len(done)} of {len(values)} values are saved in {config.out}; repeat the "
                 "command to resume with the next"
@@ -91,14 +83,15 @@ def evaluate_sweep(
         raise
     if not is_rank_zero():
         return
-    files = _save(config, values, results.parts, samples)
+    files = _save(config, quality, values, results.parts, samples)
     results.close()
-    table = _table(config, extractor, names, results.parts)
+    table = _table(config, quality, names, results.parts)
     LOG.info("%s\n  saved in %s (a row of samples per value)", table, ", ".join(map(str, files)))
 
 
 def _save(
     config: DictConfig,
+    quality: SampleQuality,
     values: Mapping[str, Any],
     results: Results,
     samples: Mapping[str, InMemorySplit],
@@ -116,18 +109,29 @@ def _save(
     if unfinished := [value for name, value in values.items() if name not in done]:
         report["unfinished"] = unfinished
     write_json(out / "metrics.json", report)
-    plot = _plot(config.sweep, {name: values[name] for name in done}, results, out / "sweep.png")
+    shown = {name: values[name] for name in done}
+    plot = _plot(quality, config.sweep, shown, results, out / "sweep.png")
     rows = torch.cat([samples[name][0].cpu() for name in done])
     return [out / "metrics.json", plot, save_grid(rows, out / "rows.png", columns=10)]
 
 
-def _table(config: DictConfig, extractor: Extractor, names: Sequence[str], results: Results) -> str:
-    rows = {name: _format(results[name]) for name in names}
+def _table(
+    config: DictConfig, quality: SampleQuality, names: Sequence[str], results: Results
+) -> str:
+    numbers = quality.all_numbers
     baselines = results[names[0]]
-    rows |= {"held-out": _format(baselines["real"]), "noise": _format(baselines["noise"])}
-    weights, features = f"{config.weights} weights", f"(features: {extractor.name})"
+    all_results = {name: results[name] for name in names}
+    all_results |= {"held-out": baselines["real"], "noise": baselines["noise"]}
+    rows = {
+        name: [
+            number.format.format(metrics[number.key]) if number.key in metrics else "-"
+            for number in numbers
+        ]
+        for name, metrics in all_results.items()
+    }
+    weights, features = f"{config.weights} weights", f"(features: {quality.loaded_extractor.name})"
     title = f"{config.count} samples per value, {weights} {features}"
-    return format_grid(title, config.sweep, [number.label for number in SAMPLE_NUMBERS], rows)
+    return format_grid(title, config.sweep, [number.label for number in numbers], rows)
 
 
 def _values(config: DictConfig, cascade: Cascade) -> list[Any]:
@@ -186,21 +190,17 @@ def _configure(pipeline: SamplingPipeline, group: str, part: Any) -> None:
         conditioner.set_sampling_options(**options)
 
 
-def _format(metrics: dict[str, Any]) -> list[str]:
-    return [
-        number.format.format(metrics[number.key]) if number.key in metrics else "-"
-        for number in SAMPLE_NUMBERS
-    ]
-
-
-def _plot(key: str, values: Mapping[str, Any], results: Results, file: Path) -> Path:
+def _plot(
+    quality: SampleQuality, key: str, values: Mapping[str, Any], results: Results, file: Path
+) -> Path:
     """Plot FID and shares against the values, or against their names if they are not numbers."""
     numbers = all(type(value) in (int, float) for value in values.values())
     x: Sequence[Any] = [*values.values()] if numbers else [*values]
     metrics = [results[name] for name in values]
+    labels = {number.key: number.label for number in quality.all_numbers}
     panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
         title: {
-            NUMBERS[name].label: (x, [one[name] for one in metrics])
+            labels[name]: (x, [one[name] for one in metrics])
             for name in names
             if name in metrics[0]
         }

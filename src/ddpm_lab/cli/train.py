@@ -35,8 +35,6 @@ from ddpm_lab.config.validation import (
 from ddpm_lab.data.datasets import IterableSplit
 from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.metrics import Results, Rows
-from ddpm_lab.evaluation.ode_nll import ode_nll_rows
-from ddpm_lab.evaluation.sample_quality import fid_rows
 from ddpm_lab.reports.terminal import key_value_table
 from ddpm_lab.runs import data_check, init_weights, resume, run_record, trusted_paths
 from ddpm_lab.runs.saved_config import foreign_packages, redact
@@ -254,7 +252,12 @@ def _report(
         "training": training,
     }
     write_json(run / "metrics.json", metrics)
-    rows = (fid_rows(fid) if fid else []) + (ode_nll_rows(ode_nll) if ode_nll else [])
+    rows = [
+        row
+        for callback in callbacks.values()
+        if isinstance(callback, FID | ODELikelihood) and callback.result
+        for row in callback.metric.rows(callback.result)
+    ]
     rows += _accuracy_rows(validation) if "accuracy" in validation else []
     rows += _reconstruction_rows(reconstruction) if reconstruction else []
     remark = f"{trainer.global_step} steps, with images and metrics"

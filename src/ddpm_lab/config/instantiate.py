@@ -124,6 +124,10 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
     variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in [str(key) for key in node if not str(key).startswith("_")]:
         value, where = node[key], _command_line_key(f"{path}.{key}", config)
+        owner, text = node, original_text(node, key)
+        if (match := re.fullmatch(r"\$\{(\w+)\}", str(text))) and match[1] in config:
+            where = match[1]  # such as count, for fid.count
+            owner, text = config, original_text(config, where)
         if parameters and key not in parameters and not variadic:
             raise UserError(
                 f"{where} is not a key of {node._target_}{suggest(key, parameters)}; "
@@ -136,9 +140,10 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
                 check_range(where, value, parameters[key])
             except ValueError as error:
                 raise UserError(str(error)) from error
-            number = _convert(where, value, parameters[key].annotation, original_text(node, key))
-            if type(number) in (bool, int, float) and not OmegaConf.is_interpolation(node, key):
-                node[key] = number
+            number = _convert(where, value, parameters[key].annotation, text)
+            name = where if owner is config else key
+            if type(number) in (bool, int, float) and not OmegaConf.is_interpolation(owner, name):
+                owner[name] = number
 
 
 def _parameters(node: DictConfig, where: str) -> Mapping[str, inspect.Parameter]:
@@ -163,6 +168,8 @@ def _convert(where: str, value: Any, annotation: Any, text: Any) -> Any:
         result = adapter.validate_python([*value] if OmegaConf.is_config(value) else value)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "literal_error":
+            raise UserError(f"{where}={text} must be {first['ctx']['expected']}") from error
         few = first["type"] == "missing"
         problem = "has too few entries" if few else first["msg"].removeprefix("Input ")
         raise UserError(f"{where}={text} is of the wrong kind: it {problem}") from error

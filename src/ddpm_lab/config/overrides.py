@@ -16,6 +16,7 @@ from ddpm_lab.utils.safe_load import regular_file
 
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
+METRICS = sorted(file.stem for file in (CONFIGS / "metric").glob("*.yaml"))
 
 
 def split_command(arguments: list[str]) -> tuple[str, list[str]]:

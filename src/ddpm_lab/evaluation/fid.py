@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,7 +15,7 @@ from ddpm_lab.data.datasets import Images, InMemorySplit, Split
 from ddpm_lab.data.module import read_batches
 from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.evaluation.extractors import Extractor
-from ddpm_lab.evaluation.metrics import Results
+from ddpm_lab.evaluation.metrics import FeatureMetric, Results
 from ddpm_lab.evaluation.statistics import (
     BLOCKS,
     Gaussian,
@@ -31,8 +31,7 @@ from ddpm_lab.utils.hashing import sha256_of_text
 from ddpm_lab.utils.safe_load import load_tensors, read_sealed_json, save_tensors, write_sealed_json
 
 MAX_FEATURES = 50_000
-"""Reference images, evenly spaced, whose features are saved for KID, precision and recall"""
-KID_SUBSET_SIZE = 1000
+"""Reference images, evenly spaced, whose features are saved for feature metrics"""
 SAMPLES_PER_FEATURE = 10
 """Samples per feature above which FID is close to a line in 1 / n"""
 READERS = min(8, os.cpu_count() or 1)
@@ -65,22 +64,22 @@ class FIDEvaluator:
     Args:
         extractor: The feature extractor.
         reference: The images to compare with.
-        extra_metrics: "kid", "prc" (precision and recall), or both; these need all features.
+        feature_metrics: Metrics that need all features, such as KID.
     """
 
     def __init__(
         self,
         extractor: Extractor,
         reference: Split,
-        extra_metrics: Collection[str] = (),
+        feature_metrics: Sequence[FeatureMetric] = (),
         device: torch.device = torch.device("cpu"),
     ) -> None:
         self.extractor, self.device = extractor.to(device), device
-        self.extra_metrics = extra_metrics
+        self.feature_metrics = feature_metrics
         self.dims = cast(int, extractor.features.num_features)
         self.data_sha256 = reference.digest()
         key = f"{VERSION} {self.data_sha256} {extractor.name} {extractor.sha256}"
-        self.digest = sha256_of_text(f"{key} {bool(extra_metrics)}")
+        self.digest = sha256_of_text(f"{key} {bool(feature_metrics)}")
         statistics = _cached(
             cache_dir() / f"{self.digest}.safetensors",
             lambda: self._statistics(reference),
@@ -106,8 +105,7 @@ class FIDEvaluator:
         - inception_score, if the extractor has logits.
         - class_accuracy and intra_fid, the mean of FID within classes (Miyato & Koyama, 2018), for
           images with labels that the extractor's classifier has.
-        - kid, as in torch-fidelity: the mean over 100 subsets; its error is the standard deviation.
-        - precision and recall, by third neighbors (Kynkaanniemi et al., 2019).
+        - those of the feature metrics, if there are `min_count` samples.
         - standard_error, of those that have one.
         """
         sums = {label: self._sums(BLOCKS if label < 0 else 1) for label in self.reference}
@@ -127,7 +125,7 @@ class FIDEvaluator:
                 predictions = self.extractor.classifier(features).argmax(1)
                 matches = predictions == batch.labels.to(self.device)
                 correct += torch.stack([matches.sum(), matches.new_ones(len(matches)).sum()])
-            if self.extra_metrics:
+            if self.feature_metrics:
                 features_list.append(features.cpu())
         accuracy = RunningStatistics(2, 1, self.device, squares=False)
         accuracy.add(correct[None], torch.zeros(1, dtype=torch.long))
@@ -141,9 +139,13 @@ class FIDEvaluator:
         if num_labels:
             share = results["class_accuracy"] = num_correct / num_labels
             errors["class_accuracy"] = math.sqrt(share * (1 - share) / num_labels)
-        if self.extra_metrics and self.features is not None:
+        if self.features is not None:
             all_features = torch.cat(all_gather(features_list))
-            self._add_neighbor_metrics(all_features, self.features, results, errors)
+            for metric in self.feature_metrics:
+                if min(len(all_features), len(self.features)) >= metric.min_count:
+                    estimates = metric.compute(all_features, self.features, self.device)
+                    results |= {name: value for name, (value, _) in estimates.items()}
+                    errors |= {name: error for name, (_, error) in estimates.items()}
         standard_errors = {name: error for name, error in errors.items() if error is not None}
         return {**results, "standard_error": standard_errors}
 
@@ -160,32 +162,6 @@ class FIDEvaluator:
             each = [frechet(sums[label].gaussian(), *self.reference[label]) for label in labels]
             results["intra_fid"] = sum(each) / len(each)
         return results, {"fid": fid.standard_error}
-
-    def _add_neighbor_metrics(
-        self,
-        features: Tensor,
-        reference: Tensor,
-        results: Results,
-        errors: dict[str, float | None],
-    ) -> None:
-        # torch-fidelity imports torchvision, which takes seconds.
-        from torch_fidelity.metric_kid import (
-            KEY_METRIC_KID_MEAN,
-            KEY_METRIC_KID_STD,
-            kid_features_to_metric,
-        )
-        from torch_fidelity.metric_prc import calculate_precision_recall_part
-
-        smaller = min(len(features), len(reference))
-        if smaller <= 3:
-            return
-        if "prc" in self.extra_metrics:
-            pair = calculate_precision_recall_part(features.to(self.device), reference)
-            results["precision"], results["recall"] = pair
-        if "kid" in self.extra_metrics:
-            size = min(KID_SUBSET_SIZE, smaller)
-            kid = kid_features_to_metric(features, reference, kid_subset_size=size, verbose=False)
-            results["kid"], errors["kid"] = kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD]
 
     @torch.inference_mode()
     def _statistics(self, reference: Split) -> dict[str, Tensor]:
@@ -206,7 +182,7 @@ class FIDEvaluator:
             assert isinstance(batch, Images)
             features = self.extractor.features(batch.pixels.to(self.device))
             self._add(sums, features, batch.labels, torch.zeros_like(numbers))
-            if self.extra_metrics:
+            if self.feature_metrics:
                 features_list.append(features[(numbers % stride == 0).to(self.device)].cpu())
         statistics: dict[str, Tensor] = {}
         for label, part in sums.items():
@@ -215,7 +191,7 @@ class FIDEvaluator:
             statistics[f"{label}.mean"] = mean
             statistics[f"{label}.covariance"] = covariance
             statistics[f"{label}.size"] = torch.tensor(size)
-        if self.extra_metrics:
+        if self.feature_metrics:
             statistics["features"] = torch.cat(all_gather(features_list)).to(self.device)
         return statistics
 
@@ -265,7 +241,8 @@ def _inception_score(scores: RunningStatistics, count: int) -> tuple[float, floa
 
 def baseline_scores(evaluator: FIDEvaluator, other: Split) -> Results:
     """Return the metrics of real images ("real") and of uniform "noise", cached like statistics."""
-    key = f"{other.digest()} {NOISE_IMAGES} {sorted(evaluator.extra_metrics)}"
+    names = [number.key for metric in evaluator.feature_metrics for number in metric.numbers]
+    key = f"{other.digest()} {NOISE_IMAGES} {sorted(names)}"
     digest = sha256_of_text(key)
 
     def compute() -> Results:

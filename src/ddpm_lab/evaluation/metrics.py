@@ -1,15 +1,29 @@
-"""Metrics: their keys in metrics.json, labels and directions.
+"""Interfaces of metrics.
 
-A metric is one module of this package. It declares its `Number`s, computes a dict of results and
-formats it as rows. A new one is added to `NUMBERS` here and to `MEASUREMENTS` of cli/evaluate.py.
+A metric is one class with one file in configs/metric, whose name `metrics=[...]` of evaluate.py
+lists: a `Metric`, or a `FeatureMetric` for samples.
 """
 
-from typing import Any, Literal, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_lab.data.datasets import InMemorySplit, Split
+from ddpm_lab.data.module import Data
+from ddpm_lab.sampling.cascade import Cascade
+from ddpm_lab.utils.errors import UserError, choice_name
 
 Results = dict[str, Any]
 """Results of a metric, as in metrics.json"""
 Rows = list[tuple[str, str, str]]
 """Label, value and remark of each row on the terminal"""
+Estimates = Mapping[str, tuple[float, float | None]]
+"""Values and standard errors (or None) by key"""
+SplitName = Literal["train", "test"]
 
 
 class Number(NamedTuple):
@@ -22,35 +36,62 @@ class Number(NamedTuple):
     format: str = "{:.3g}"
 
 
-SAMPLE_NUMBERS = (
-    Number("fid", "FID", "lower"),
-    Number("intra_fid", "intra FID", "lower"),
-    Number("inception_score", "IS", "higher"),
-    Number("class_accuracy", "class accuracy", "higher", "{:.1%}"),
-    Number("precision", "precision", "higher", "{:.3f}"),
-    Number("recall", "recall", "higher", "{:.3f}"),
-)
-"""Numbers of samples, in the order of columns"""
-NUMBERS = {
-    number.key: number
-    for number in (
-        *SAMPLE_NUMBERS,
-        Number("nll.bits_per_dim", "bits/dim", "lower"),
-        Number("nll.gap", "bits/dim over entropy", "lower"),
-        Number("nll.L_T", "bits/dim", "lower"),
-        Number("nll.L_T.bits", "bits/dim", "lower"),
-        Number("nll.L_0", "bits/dim", "lower"),
-        Number("nll.L_0.bits", "bits/dim", "lower"),
-        Number("wasserstein", "W2 distance", "lower"),
-        Number("sliced_wasserstein", "sliced W2", "lower"),
-        Number("reconstruction.mse", "mean square error", "lower"),
-        Number("reconstruction", "mean square error", "lower"),
-        Number("ode_nll.nll", "NLL, nats", "lower"),
-        Number("psnr", "PSNR, dB", "higher"),
-        Number("ssim", "SSIM", "higher"),
-        Number("rfid", "rFID", "lower"),
-        Number("training.val_loss", "validation loss", "lower"),
-        Number("accuracy", "accuracy", "higher"),
-    )
-}
-"""Numbers by key"""
+class Metric(ABC):
+    """A metric of a model."""
+
+    numbers: ClassVar[tuple[Number, ...]]
+    """Numbers for tables, in the order of columns"""
+    supports_cascades: ClassVar[bool] = False
+
+    def check(self, cascade: Cascade) -> None:
+        """Raise UserError, or ValueError that begins with an option, if the metric does not fit."""
+        if len(cascade.stages) > 1 and not self.supports_cascades:
+            raise UserError(
+                f"metrics=[{choice_name(self)}] is for one model, and cascade= has "
+                f"{len(cascade.stages)}; try metrics=[fid], or run=DIR"
+            )
+
+    @abstractmethod
+    def compute(self, cascade: Cascade, data: Data, weights: str) -> Results:
+        """Return the results and their protocol, which names the `weights`, "ema" or "raw"."""
+
+    @abstractmethod
+    def rows(self, results: Results) -> Rows:
+        """Format the results of `compute`."""
+
+    def save_figures(self, results: Results, folder: Path) -> list[Path]:
+        """Save figures in `folder`, and return their files."""
+        return []
+
+
+class FeatureMetric(ABC):
+    """A metric of the features of samples; all of a command share their samples with FID."""
+
+    numbers: ClassVar[tuple[Number, ...]]
+    """Numbers for tables"""
+    min_count: ClassVar[int] = 4
+    """Minimal number of samples"""
+
+    @abstractmethod
+    def compute(self, features: Tensor, reference: Tensor, device: torch.device) -> Estimates:
+        """Compare features of samples (N, D) with those of real images (M, D).
+
+        The features of samples are on the CPU, those of real images on `device`.
+        """
+
+    @abstractmethod
+    def rows(self, results: Results) -> Rows:
+        """Format the results, which contain those of held-out images under "real"."""
+
+
+def first_samples(
+    data: Data, split: SplitName, count: int | None, device: torch.device
+) -> InMemorySplit:
+    """Return the first `count` samples of a split (None: all) on `device`."""
+    samples: Split = {"train": data.train, "test": data.test}[split]
+    return samples.select(slice(count)).to(device)
+
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean."""
+    return values.std().item() / len(values) ** 0.5

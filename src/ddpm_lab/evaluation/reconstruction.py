@@ -1,16 +1,22 @@
 """Reconstruction error of DDIM: data to x_T and back (Song et al., 2021, section 5.4)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.data.datasets import Batch, select_rows, to_batch
 from ddpm_lab.data.module import Data
-from ddpm_lab.evaluation.metrics import Results, Rows
+from ddpm_lab.evaluation.metrics import Metric, Number, Results, Rows, SplitName, first_samples
+from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.pipeline import SamplingPipeline, Step
+from ddpm_lab.utils.errors import prefix_errors
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 
 @torch.inference_mode()
@@ -46,33 +52,33 @@ def reconstruct(
     return latents, decoded, ((decoded - data) / 2).square().mean().item()
 
 
-def evaluate_reconstruction(
-    pipeline: SamplingPipeline,
-    data: Data,
-    *,
-    weights: str,
-    split: str,
-    count: int | None,
-    batch_size: int,
-) -> Results:
-    """Compute the error of the first `count` samples of a split (None: all), given their labels."""
-    samples = {"train": data.train, "test": data.test}[split].select(slice(count))
-    samples = samples.to(pipeline.device)
-    conditions = pipeline.resolve(to_batch(samples))
-    _, _, mse = reconstruct(pipeline, samples.x0, conditions, batch_size)
-    protocol = {
-        **pipeline.protocol(),
-        "weights": weights,
-        "split": split,
-        "count": samples.size,
-        "labels": "none" if pipeline.classes is None else "the samples'",
-    }
-    return {"mse": mse, "protocol": protocol}
+@check_ranges
+@dataclass(frozen=True)
+class Reconstruction(Metric):
+    """Error of the first `count` samples of a split (None: all), encoded and decoded."""
 
+    numbers = (Number("reconstruction.mse", "mean squared error", "lower"),)
+    split: SplitName = "test"
+    count: Annotated[int, Ge(2)] | None = None
+    batch_size: Count = 250
 
-def reconstruction_mse_rows(results: Results) -> Rows:
-    """Format the results of `evaluate_reconstruction`."""
-    protocol = results["protocol"]
-    samples = f"{protocol['count']} of {protocol['split']} encoded and decoded"
-    remark = f"{samples}, {protocol['steps']} steps each way, {protocol['weights']} weights"
-    return [("reconstruction, MSE", f"{results['mse']:.2g}", f"on data in [0, 1]; {remark}")]
+    def compute(self, cascade: Cascade, data: Data, weights: str) -> Results:
+        pipeline = cascade.stages[-1]
+        samples = first_samples(data, self.split, self.count, pipeline.device)
+        conditions = pipeline.resolve(to_batch(samples))
+        with prefix_errors("sampler"):
+            _, _, mse = reconstruct(pipeline, samples.x0, conditions, self.batch_size)
+        protocol = {
+            **pipeline.protocol(),
+            "weights": weights,
+            "split": self.split,
+            "count": samples.size,
+            "labels": "none" if pipeline.classes is None else "the samples'",
+        }
+        return {"mse": mse, "protocol": protocol}
+
+    def rows(self, results: Results) -> Rows:
+        protocol = results["protocol"]
+        samples = f"{protocol['count']} of {protocol['split']} encoded and decoded"
+        remark = f"{samples}, {protocol['steps']} steps each way, {protocol['weights']} weights"
+        return [("reconstruction, MSE", f"{results['mse']:.2g}", f"on data in [0, 1]; {remark}")]

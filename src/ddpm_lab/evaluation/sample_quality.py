@@ -1,11 +1,14 @@
 """Metrics of samples: FID and its relatives, with everything that they depend on."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from types import MappingProxyType
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from tqdm import tqdm
 
 from ddpm_lab.data.datasets import head
@@ -13,124 +16,173 @@ from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import FIDEvaluator, baseline_scores
-from ddpm_lab.evaluation.metrics import Results, Rows
+from ddpm_lab.evaluation.metrics import (
+    FeatureMetric,
+    Metric,
+    Number,
+    Results,
+    Rows,
+    SplitName,
+)
 from ddpm_lab.evaluation.statistics import split_count
 from ddpm_lab.reports.terminal import format_with_error
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.distributed import is_rank_zero, shard
+from ddpm_lab.utils.errors import UserError, prefix_errors
 from ddpm_lab.utils.hashing import sha256_of_tensors
+from ddpm_lab.utils.ranges import Count, NonNegativeInt, check_ranges
 
 
-def evaluate_samples(
-    cascade: Cascade,
-    data: Data,
-    extractor: Extractor,
-    *,
-    configurations: Mapping[str, Callable[[], None]] = MappingProxyType({"": lambda: None}),
-    extra_metrics: Collection[str] = (),
-    weights: str,
-    split: str,
-    count: int,
-    seed: int,
-    batch_size: int,
-) -> Iterator[Results]:
-    """Yield the metrics of `count` samples of `cascade` in each configuration, lazily.
-
-    Args:
-        cascade: The pipelines to sample from.
-        data: Its `split` is the reference of FID.
-        extractor: The feature extractor.
-        configurations: Functions that set options of the cascade, by a name for the progress bar.
-        extra_metrics: "kid", "prc", or both; see `FIDEvaluator`.
-        weights: Name of the weights, for the protocol.
+@check_ranges
+@dataclass(frozen=True)
+class SampleQuality(Metric):
+    """FID of `count` samples and its relatives, with everything that they depend on.
 
     Results contain the metrics of real images of the other split ("real") and of uniform noise
-    ("noise"), and the protocol. An estimate of the time is printed first.
+    ("noise"), and the protocol.
+
+    Args:
+        extractor: Returns the feature extractor.
+        split: The reference images.
+        feature_metrics: Metrics that share the samples, such as KID.
     """
-    splits = {"train": head(data.train), "test": data.test}
-    reference = splits.pop(split)
-    (other,) = splits.values()
-    pipeline = cascade.stages[-1]
-    evaluator = FIDEvaluator(extractor, reference, extra_metrics, pipeline.device)
-    baselines = baseline_scores(evaluator, other)
-    conditions = cascade.stages[0].make_conditions(count, images=data.test)
-    protocol = {
-        "weights": weights,
-        "weights_sha256": weights_digest(pipeline.denoiser),
-        "count": count,
-        "seed": seed,
-        "split": split,
-        "data": data.name,
-        "data_count": reference.size,
-        "data_sha256": evaluator.data_sha256,
-        "labels": "all, in turn" if "label" in conditions else "none",
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.sha256,
-        "features": evaluator.dims,
-        "resize": extractor.resize,
-    }
-    if "low_res" in conditions:
-        protocol |= {"labels": "those of the images given", "given": "test"}
-    if extractor.logits is not None:
-        protocol["inception_score_splits"] = split_count(count)
-    batches = shard(torch.arange(count).split(batch_size))
-    options = {"seed": seed, "batch_size": batch_size}
-    for name, configure in configurations.items():
-        configure()
-        prefix = f"{name}: " if name else ""
-        total = cascade.num_steps(count, batch_size)
-        if is_rank_zero():
-            seconds = len(batches) * _seconds(cascade, extractor, data, min(count, batch_size))
-            tqdm.write(
-                f"{prefix}FID of {count} samples, {total // len(batches)} steps for each batch of "
-                f"{batch_size}: about {_format_seconds(seconds)}"
+
+    numbers = (
+        Number("fid", "FID", "lower"),
+        Number("intra_fid", "intra FID", "lower"),
+        Number("inception_score", "IS", "higher"),
+        Number("class_accuracy", "class accuracy", "higher", "{:.1%}"),
+    )
+    supports_cascades = True
+    extractor: Callable[[], Extractor]
+    split: SplitName = "train"
+    count: Annotated[int, Ge(2)] = 1000
+    seed: NonNegativeInt = 0
+    batch_size: Count = 250
+    feature_metrics: Sequence[FeatureMetric] = ()
+
+    @property
+    def all_numbers(self) -> tuple[Number, ...]:
+        """The numbers of this and of the feature metrics."""
+        return sum((metric.numbers for metric in self.feature_metrics), self.numbers)
+
+    @cached_property
+    def loaded_extractor(self) -> Extractor:
+        """The feature extractor. Raises ValueError if it is not available."""
+        return self.extractor()
+
+    def check(self, cascade: Cascade) -> None:
+        super().check(cascade)
+        pipeline = cascade.stages[-1]
+        if pipeline.bin_width is None:
+            raise UserError(
+                "metrics=[fid] compares images, and this run samples points; try metrics=[ode_nll]"
             )
-        hidden = None if is_rank_zero() else True
-        desc = f"{prefix}sampling {count}"
-        with tqdm(total=total, desc=desc, unit="step", disable=hidden, leave=False) as bar:
-            _, last = cascade.sample_earlier_stages(conditions, count, **options, bar=bar)
-            samples = pipeline.sample(count, conditions=last, **options, bar=bar)
-            metrics = evaluator(zip(batches, samples, strict=True), count)
-        yield {**metrics, **baselines, "protocol": {**cascade.protocol(), **protocol}}
+        with prefix_errors("extractor"):
+            self.loaded_extractor.check(pipeline.shape)
+        minimum = max([2, *(metric.min_count for metric in self.feature_metrics)])
+        if self.count < minimum:
+            raise UserError(f"count must be at least {minimum} (got {self.count}); try count=1000")
 
+    def compute(self, cascade: Cascade, data: Data, weights: str) -> Results:
+        return next(self.compute_each(cascade, data, weights, {"": lambda: None}))
 
-def fid_rows(results: Results) -> Rows:
-    """Format the metrics of `evaluate_samples` next to those of real images and noise."""
-    real, noise, protocol = results["real"], results["noise"], results["protocol"]
-    errors, features = results["standard_error"], protocol["features"]
-    remark = f"held-out images {real['fid']:.3g}, noise {noise['fid']:.3g}"
-    remark += f" (features: {protocol['extractor']})"
-    small = [
-        f"{name} {protocol[key]} images"
-        for name, key in (("only", "count"), ("compared with only", "data_count"))
-        if protocol[key] <= features
-    ]
-    if small:  # the covariance is singular, and FID mostly bias
-        remark = f"{' and '.join(small)}, for {features} features: too few for FID; {remark}"
-    rows = [("FID", format_with_error(results["fid"], errors.get("fid")), remark)]
-    if "fid_infinity" in results and not small:
-        rows.append(("FID, n -> inf", f"{results['fid_infinity']:.3g}", "extrapolated"))
-    if "intra_fid" in results:
-        remark = f"held-out images {real['intra_fid']:.3g}; " if "intra_fid" in real else ""
-        rows.append(("intra FID", f"{results['intra_fid']:.3g}", f"{remark}mean over classes"))
-    if "precision" in results and "precision" in real:
-        pair, others = (f"{one['precision']:.3f}, {one['recall']:.3f}" for one in (results, real))
-        rows.append(("precision, recall", pair, f"held-out images {others}"))
-    if "kid" in results and "kid" in real:
-        remark = f"standard deviation over subsets; held-out images {real['kid']:.3g}"
-        rows.append(("KID", format_with_error(results["kid"], errors["kid"]), remark))
-    if "inception_score" in results and "inception_score" in real:
-        text = format_with_error(results["inception_score"], errors.get("inception_score"))
-        rows.append(("inception score", text, f"held-out images {real['inception_score']:.3g}"))
-    if "class_accuracy" in results:
-        text, other = (f"{100 * one['class_accuracy']:.1f} %" for one in (results, real))
-        rows.append(("class accuracy", text, f"held-out images {other}"))
-    guidance = [
-        f"{key}={value}" for key, value in protocol["guidance"].items() if key != "name" and value
-    ]
-    steps, weights = f"{protocol['steps']} steps", f"{protocol['weights']} weights"
-    remark = ", ".join([protocol["sampler"]["name"], steps, weights, *guidance])
-    return [*rows, ("samples", f"{protocol['count']}", remark)]
+    def compute_each(
+        self,
+        cascade: Cascade,
+        data: Data,
+        weights: str,
+        configurations: Mapping[str, Callable[[], None]],
+    ) -> Iterator[Results]:
+        """Yield the results in each of `configurations`, lazily.
+
+        These are functions that set options of the cascade, by a name for the progress bar. An
+        estimate of the time is printed first.
+        """
+        splits = {"train": head(data.train), "test": data.test}
+        reference = splits.pop(self.split)
+        (other,) = splits.values()
+        pipeline, extractor = cascade.stages[-1], self.loaded_extractor
+        evaluator = FIDEvaluator(extractor, reference, self.feature_metrics, pipeline.device)
+        baselines = baseline_scores(evaluator, other)
+        conditions = cascade.stages[0].make_conditions(self.count, images=data.test)
+        protocol = {
+            "weights": weights,
+            "weights_sha256": weights_digest(pipeline.denoiser),
+            "count": self.count,
+            "seed": self.seed,
+            "split": self.split,
+            "data": data.name,
+            "data_count": reference.size,
+            "data_sha256": evaluator.data_sha256,
+            "labels": "all, in turn" if "label" in conditions else "none",
+            "extractor": extractor.name,
+            "extractor_sha256": extractor.sha256,
+            "features": evaluator.dims,
+            "resize": extractor.resize,
+        }
+        if "low_res" in conditions:
+            protocol |= {"labels": "those of the images given", "given": "test"}
+        if extractor.logits is not None:
+            protocol["inception_score_splits"] = split_count(self.count)
+        batches = shard(torch.arange(self.count).split(self.batch_size))
+        options = {"seed": self.seed, "batch_size": self.batch_size}
+        for name, configure in configurations.items():
+            configure()
+            prefix = f"{name}: " if name else ""
+            total = cascade.num_steps(self.count, self.batch_size)
+            if is_rank_zero():
+                size = min(self.count, self.batch_size)
+                seconds = len(batches) * _seconds(cascade, extractor, data, size)
+                tqdm.write(
+                    f"{prefix}FID of {self.count} samples, {total // len(batches)} steps for each "
+                    f"batch of {self.batch_size}: about {_format_seconds(seconds)}"
+                )
+            hidden = None if is_rank_zero() else True
+            desc = f"{prefix}sampling {self.count}"
+            with tqdm(total=total, desc=desc, unit="step", disable=hidden, leave=False) as bar:
+                _, last = cascade.sample_earlier_stages(conditions, self.count, **options, bar=bar)
+                samples = pipeline.sample(self.count, conditions=last, **options, bar=bar)
+                results = evaluator(zip(batches, samples, strict=True), self.count)
+            yield {**results, **baselines, "protocol": {**cascade.protocol(), **protocol}}
+
+    def rows(self, results: Results) -> Rows:
+        """Format the metrics next to those of real images and noise."""
+        real, protocol, errors = results["real"], results["protocol"], results["standard_error"]
+        features = protocol["features"]
+        remark = f"held-out images {real['fid']:.3g}, noise {results['noise']['fid']:.3g}"
+        remark += f" (features: {protocol['extractor']})"
+        small = [
+            f"{name} {protocol[key]} images"
+            for name, key in (("only", "count"), ("compared with only", "data_count"))
+            if protocol[key] <= features
+        ]
+        if small:  # the covariance is singular, and FID mostly bias
+            remark = f"{' and '.join(small)}, for {features} features: too few for FID; {remark}"
+        rows = [("FID", format_with_error(results["fid"], errors.get("fid")), remark)]
+        if "fid_infinity" in results and not small:
+            rows.append(("FID, n -> inf", f"{results['fid_infinity']:.3g}", "extrapolated"))
+        if "intra_fid" in results:
+            remark = f"held-out images {real['intra_fid']:.3g}; " if "intra_fid" in real else ""
+            rows.append(("intra FID", f"{results['intra_fid']:.3g}", f"{remark}mean over classes"))
+        if "inception_score" in results and "inception_score" in real:
+            text = format_with_error(results["inception_score"], errors.get("inception_score"))
+            remark = f"held-out images {real['inception_score']:.3g}"
+            rows.append(("inception score", text, remark))
+        if "class_accuracy" in results:
+            text, other = (f"{100 * one['class_accuracy']:.1f} %" for one in (results, real))
+            rows.append(("class accuracy", text, f"held-out images {other}"))
+        for metric in self.feature_metrics:
+            if all(number.key in one for number in metric.numbers for one in (results, real)):
+                rows += metric.rows(results)
+        guidance = [
+            f"{key}={value}"
+            for key, value in protocol["guidance"].items()
+            if key != "name" and value
+        ]
+        steps, weights = f"{protocol['steps']} steps", f"{protocol['weights']} weights"
+        remark = ", ".join([protocol["sampler"]["name"], steps, weights, *guidance])
+        return [*rows, ("samples", f"{protocol['count']}", remark)]
 
 
 def weights_digest(denoiser: Denoiser) -> str:

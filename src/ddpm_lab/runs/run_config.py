@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.config.overrides import METRICS
 from ddpm_lab.runs import run_record
 from ddpm_lab.runs.run_record import ADJUSTABLE, REPLACEABLE
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
@@ -52,6 +53,7 @@ def register_run_choices(
     run = next((argument for argument in reversed(arguments) if argument.startswith("run=")), None)
     configs = [load(path) for path in (_runs(run) if run else [])]
     store = ConfigStore.instance()
+    store.store(group="metric", name="all", node={"defaults": [*METRICS]})
     for group in REPLACEABLE:
         if _differs(configs, group) and not any(
             argument.startswith(f"{group}=") for argument in arguments
