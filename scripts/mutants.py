@@ -726,16 +726,16 @@ MUTANTS = [
     ),
     Mutant(
         "precision and recall swapped",
-        "evaluation/fid.py",
-        'results["precision"], results["recall"] = pair',
-        'results["recall"], results["precision"] = pair',
+        "evaluation/feature_metrics.py",
+        "precision, recall = calculate",
+        "recall, precision = calculate",
         "quality",
     ),
     Mutant(
         "sweep: all values sampled with the same settings",
         "evaluation/sample_quality.py",
-        "        configure()\n        prefix",
-        "        prefix",
+        "            configure()\n            prefix",
+        "            prefix",
         "quality",
     ),
     # Latents and cascades
