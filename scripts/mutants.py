@@ -727,8 +727,8 @@ MUTANTS = [
     Mutant(
         "precision and recall swapped",
         "evaluation/feature_metrics.py",
-        "precision, recall = calculate",
-        "recall, precision = calculate",
+        "precision, recall = calculate_precision_recall_part",
+        "recall, precision = calculate_precision_recall_part",
         "quality",
     ),
     Mutant(

@@ -4,12 +4,15 @@ import hashlib
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
+from inspect import signature
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from conftest import composed
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 from scipy.linalg import sqrtm
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -17,6 +20,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
+from ddpm_lab.config.overrides import CONFIGS, METRICS
 from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.digits import digits as digits_data
 from ddpm_lab.data.image_folder import read_images as folder_images
@@ -30,6 +34,7 @@ from ddpm_lab.evaluation.extractors import (
 )
 from ddpm_lab.evaluation.feature_metrics import KID, PrecisionRecall
 from ddpm_lab.evaluation.fid import FIDEvaluator
+from ddpm_lab.evaluation.metrics import FeatureMetric, Metric, Number
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.evaluation.statistics import inception_score
 from ddpm_lab.sampling.cascade import Cascade
@@ -371,3 +376,33 @@ def test_inception_errors_name_the_file_and_folder(tmp_path, monkeypatch):
         inception(str(tmp_path / "other.pth"))
     with pytest.raises(ValueError, match="extractor=none"):
         none()
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_one_class_and_one_file(name):
+    config = OmegaConf.load(CONFIGS / "metric" / f"{name}.yaml")
+    metric = get_class(config._target_)
+    assert issubclass(metric, Metric | FeatureMetric) and metric.numbers
+    assert {*config} - {"_target_"} <= {*signature(metric).parameters}
+
+
+class MeanDistance(FeatureMetric):
+    """Distance of the means, without a line of code elsewhere."""
+
+    numbers = (Number("mean_distance", "distance of means", "lower"),)
+
+    def compute(self, features, reference, device):
+        return {"mean_distance": ((features.mean(0) - reference.mean(0)).norm().item(), None)}
+
+    def rows(self, results):
+        return [("distance of means", f"{results['mean_distance']:.3g}", "")]
+
+
+def test_a_new_feature_metric_shares_the_samples_of_fid(small_system):
+    system, data = small_system
+    quality = SampleQuality(digits, count=20, batch_size=20, feature_metrics=[MeanDistance()])
+    results = quality.compute(Cascade([system.pipeline]), data, "raw")
+    alone = SampleQuality(digits, count=20, batch_size=20)
+    assert results["fid"] == alone.compute(Cascade([system.pipeline]), data, "raw")["fid"]
+    assert results["mean_distance"] > results["real"]["mean_distance"] > 0
+    assert [row[0] for row in quality.rows(results)].count("distance of means") == 1
