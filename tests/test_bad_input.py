@@ -49,9 +49,9 @@ train model.blocks=true
 train optimizer.betas=[0.9]
     2 optimizer.betas=[0.9] is of the wrong kind: it has too few entries
 evaluate run=RUN metrics=[nll] nll.steps=abc
-    2 nll.steps must lie in 1..1000
+    2 nll.steps=abc is of the wrong kind: it should be a valid integer
 evaluate run=RUN metrics=[nll] nll.spacing=-3
-    2 nll.spacing=-3 is not one of uniform
+    2 nll.spacing=-3 is of the wrong kind: it should be a valid string
 evaluate model=exact conditional=maybe sampler=ddim
     2 conditional=maybe is not one of true, false
 evaluate model=exact mean=[a]
@@ -176,7 +176,7 @@ train lr_schedule.warmup=900
 train callbacks.fid.count=1
     2 callbacks.fid.count must be at least 2 (got 1)
 evaluate run=RUN count=1
-    2 count must be a whole number of at least 2 (got 1)
+    2 count must be at least 2 (got 1)
 evaluate run=RUN extractor=inception extractor.weights=nowhere
     2 extractor.weights=nowhere is not a file; the usual name is weights-inception-2015
 evaluate run=RUN extractor=inception extractor.weights=a_file
