@@ -53,7 +53,7 @@ def check_ranges(target: T) -> T:
 def check_range(name: str, value: Any, parameter: inspect.Parameter) -> None:
     """Raise ValueError, beginning with `name`, for a number that the annotation does not allow."""
     limits = [*_limits(parameter.annotation)]
-    if not isinstance(value, int | float) or (
+    if not (limits and isinstance(value, int | float)) or (
         math.isfinite(value) and all(RELATIONS[key][0](value, bound) for key, bound in limits)
     ):
         return
