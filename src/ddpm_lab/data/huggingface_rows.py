@@ -10,10 +10,9 @@ from typing import Any, BinaryIO
 
 import fsspec
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Images, concat
+from ddpm_lab.data.datasets import Images, Source, concat
 from ddpm_lab.data.image_io import decode_image
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.diffusion.rng import make_generator
@@ -33,7 +32,8 @@ class RowDecoder:
 
     def pixels(self, row: Mapping[str, Any], name: str) -> Tensor:
         """Return (C, H, W) uint8. Raises ValueError that begins with `name`."""
-        return self.transform(open_image(row[self.image], name), name)
+        with open_stream(row[self.image], name) as (stream, full_name):
+            return self.transform(decode_image(stream, full_name), name)
 
     def __call__(self, row: Mapping[str, Any], name: str) -> Images:
         """Return `Images` of size 1."""
@@ -42,7 +42,7 @@ class RowDecoder:
 
 
 @dataclass(frozen=True)
-class HubTable:
+class HubTable(Source):
     """The images of a table that the library maps from disk."""
 
     table: Any
@@ -99,12 +99,6 @@ class HubStream:
     def digest(self) -> str:
         """Return the origin and the decoder; the content of a stream has no digest."""
         return f"{self.origin} {self.skipped} {self.decoder}"
-
-
-def open_image(entry: Mapping[str, Any] | None, name: str) -> Image.Image:
-    """Return the image of a table entry, as `decode_image`."""
-    with open_stream(entry, name) as (stream, full_name):
-        return decode_image(stream, full_name)
 
 
 @contextmanager

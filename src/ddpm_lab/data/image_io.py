@@ -11,9 +11,13 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from ddpm_lab.utils.errors import UserError
+
 UNDECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 """Formats that Pillow registers but does not decode: it starts a program, or has only a stub"""
 UNREADABLE = "cannot be read as an image"
+KEYS = ("resolution", "channels", "background", "bits", "on_error")
+"""First words of errors that do not name an image"""
 MAX_PIXELS = 2**26
 """Largest number of pixels of an image, 8192 x 8192"""
 HIGH_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -111,6 +115,18 @@ def _open(stream: BinaryIO) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} are over {MAX_PIXELS} pixels")
     return image
+
+
+@contextmanager
+def prefix_errors(prefix: str, advice: str = "") -> Iterator[None]:
+    """Prefix errors that name an image; append `advice` if the image cannot be read."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        message = str(error) + advice * (UNREADABLE in str(error))
+        raise ValueError(message if message.startswith(KEYS) else prefix + message) from error
 
 
 @contextmanager

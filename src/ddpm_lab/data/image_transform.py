@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
-from ddpm_lab.data.image_io import HIGH_BIT_MODES, MAX_PIXELS, ImageInfo, has_grey_palette
+from ddpm_lab.data.image_io import HIGH_BIT_MODES, ImageInfo, has_grey_palette
+from ddpm_lab.utils.ranges import check_ranges
 
 LOG = logging.getLogger(__name__)
 MODES = {1: "L", 3: "RGB"}
@@ -22,6 +24,10 @@ SUPPORTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"} 
 LOSSLESS = {"L": {"L", "1"}, "RGB": {"RGB", "P", "L", "1", "RGBX"}}
 """For each mode the modes that convert to it without loss"""
 OnError = Literal["error", "skip"]
+Side = Annotated[int, Ge(1), Le(8192)]
+"""Width and height of square images"""
+Bits = Annotated[int, Ge(8), Le(16)]
+"""Used bits of the values of grey images"""
 
 
 class ConversionLog:
@@ -42,6 +48,7 @@ class ConversionLog:
         return ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
 
 
+@check_ranges
 @dataclass(frozen=True)
 class ImageTransform:
     """Converts images to (`channels`, `side`, `side`) uint8, grey (1) or RGB (3).
@@ -59,26 +66,18 @@ class ImageTransform:
     Raises ValueError for invalid values.
     """
 
-    side: int
+    side: Side
     channels: int
     convert: bool = False
     background: str = "white"
     """Pillow's name of a color, or #rrggbb"""
-    bits: int = 16
+    bits: Bits = 16
     changes: ConversionLog = field(default_factory=ConversionLog, compare=False, repr=False)
     """Numbers of converted images by kind"""
 
     def __post_init__(self) -> None:
         if self.channels not in MODES:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {self.channels})")
-        if not 1 <= self.side <= MAX_PIXELS**0.5:
-            raise ValueError(
-                f"resolution must lie in 1..{MAX_PIXELS**0.5:.0f} (got {self.side}); try 64"
-            )
-        if not 8 <= self.bits <= 16:
-            raise ValueError(
-                f"bits, the used bits of grey images, must lie in 8..16 (got {self.bits}); try 12"
-            )
         with suppress(ValueError):
             if len(ImageColor.getrgb(self.background)) == 3:
                 return
@@ -184,12 +183,13 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, bool]:
     return opaque, False
 
 
+@check_ranges
 def infer_transform(
     infos: Sequence[ImageInfo],
-    resolution: int | None,
+    resolution: Side | None,
     channels: int | None,
     convert: bool,
-    bits: int | None,
+    bits: Bits | None,
     background: str = "white",
     on_error: OnError = "error",
 ) -> ImageTransform:

@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from ddpm_lab.data.datasets import Images, Source, Splits, load_or_stream
-from ddpm_lab.data.image_folder import ImageFiles, log_changes
-from ddpm_lab.data.image_transform import ImageTransform
+from ddpm_lab.data.datasets import Images, Source, Splits, make_splits
+from ddpm_lab.data.image_folder import ImageFiles, load_images
+from ddpm_lab.data.image_io import prefix_errors
+from ddpm_lab.data.image_transform import ImageTransform, Side
 from ddpm_lab.data.lsun import Database
 from ddpm_lab.data.module import dataset
 
@@ -58,7 +59,7 @@ def fashion_mnist(path: str, download: bool = True, resolution: int = 32) -> Spl
 
 
 @dataset
-def celeba64(path: str, resolution: int = 64, in_memory: bool | None = None) -> Splits:
+def celeba64(path: str, resolution: Side = 64, in_memory: bool | None = None) -> Splits:
     """Load 162,770 training and 19,962 test images of faces without labels.
 
     They are cropped and scaled as in DDIM's code. The validation split is unused. For `in_memory`
@@ -83,7 +84,7 @@ def celeba64(path: str, resolution: int = 64, in_memory: bool | None = None) -> 
 def lsun(
     path: str,
     category: str = "church_outdoor",
-    resolution: int = 256,
+    resolution: Side = 256,
     in_memory: bool | None = None,
 ) -> Splits:
     """Load a `category` of LSUN without labels; the test split has 300 images.
@@ -101,7 +102,7 @@ def lsun(
 
 
 @dataset
-def imagenet(path: str, resolution: int, in_memory: bool | None = None) -> Splits:
+def imagenet(path: str, resolution: Side, in_memory: bool | None = None) -> Splits:
     """Load 1,281,167 training and 50,000 test images of a thousand classes, sorted by WordNet ID.
 
     `path` contains train and val with a folder per class, or the archives, which torchvision
@@ -192,8 +193,12 @@ def _download(kind: Any, root: Path) -> None:
     """Download and verify a set beside `root`, then move its files there."""
     parent = next(folder for folder in root.absolute().parents if folder.is_dir())
     with TemporaryDirectory(prefix=f".{root.name}-", dir=parent) as scratch:
-        with _socket_timeout():
+        before = socket.getdefaulttimeout()  # None: no limit
+        socket.setdefaulttimeout(TIMEOUT)
+        try:
             _train_and_test(kind, Path(scratch), download=True)
+        finally:
+            socket.setdefaulttimeout(before)
         for file in (file for file in Path(scratch).rglob("*") if file.is_file()):
             target = root / file.relative_to(scratch)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -223,14 +228,9 @@ def _load(
     captions: list[list[str]] | None = None,
 ) -> Splits:
     """Load a training and a test source."""
-    try:
-        train, test = (
-            load_or_stream(source, transform.shape, label, in_memory=in_memory)
-            for source, label in zip(sources, labels, strict=True)
-        )
-    except ValueError as error:
-        raise ValueError(f"path: {error}") from error
-    log_changes(transform, train, test)
+    with prefix_errors("path: "):
+        splits = make_splits(sources, transform.shape, labels)
+        train, test = load_images(splits, transform, in_memory)
     return Splits(name, train, test, captions)
 
 
@@ -246,14 +246,3 @@ def _translate_errors(path: str, advice: str) -> Iterator[None]:
         raise ValueError(
             f"path={path} does not hold the complete data set ({message[:150]}); {advice}"
         ) from error
-
-
-@contextmanager
-def _socket_timeout() -> Iterator[None]:
-    """Limit the time of waiting for a server, which is unlimited by default."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
