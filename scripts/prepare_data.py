@@ -235,7 +235,7 @@ class Chunks(Dataset):
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
         index, errors = self.indices[number], dict[int, str]()
         source = replace(self.files, errors=errors)
-        counts = source.transform.changes.counts
+        counts = source.transform.changes
         counts.clear()
         pixels = torch.stack([source[i] for i in index.tolist()])
         usable = torch.tensor([i not in errors for i in index.tolist()])

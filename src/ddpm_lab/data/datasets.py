@@ -5,8 +5,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Images(InMemorySplit):
     @property
     def x0(self) -> Tensor:
         """(N, C, H, W) float32 in [-1, 1]"""
-        return self.pixels.float().div_(127.5).sub_(1)
+        return self.values.float().div_(127.5).sub_(1)
 
 
 class Source(ABC):
@@ -154,42 +154,41 @@ class MapSplit:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-class Stream(Protocol):
-    """Images that arrive one after another. It is pickled for worker processes."""
+@dataclass(frozen=True)
+class IterableSplit(ABC):
+    """Images that arrive one after another, for data larger than the disk.
 
+    The composition of a batch depends on the numbers of processes and workers. Only the first
+    `HEAD_SIZE` images can be selected by index.
+    """
+
+    size: int
+    """N"""
+    shape: tuple[int, ...]
+    """(C, H, W)"""
+    device: torch.device = field(default=CPU, kw_only=True)
+    """Device of the selected images"""
+    labels: ClassVar[None] = None
+    """Labels arrive with the images"""
+
+    @abstractmethod
     def epoch(self, seed: int, epoch: int, rank: int, world: int) -> Iterator[Images]:
         """Yield the shuffled images of an epoch one by one.
 
         Process `rank` of `world` receives its share, and each of its workers a share of that.
         """
 
+    @abstractmethod
     def readers(self, world: int) -> int:
         """Return the largest number of workers of a process that can have a share."""
 
+    @abstractmethod
     def first(self, count: int) -> Images:
         """Return the first `count` images."""
 
+    @abstractmethod
     def digest(self) -> str:
         """Return a string that identifies the content."""
-
-
-@dataclass(frozen=True)
-class IterableSplit:
-    """Images of a stream, for data larger than the disk.
-
-    The composition of a batch depends on the numbers of processes and workers. Only the first
-    `HEAD_SIZE` images can be selected by index.
-    """
-
-    stream: Stream
-    size: int
-    """N"""
-    shape: tuple[int, ...]
-    """(C, H, W)"""
-    labels: None = None
-    """Labels arrive with the images"""
-    device: torch.device = CPU
-    """Device of the selected images"""
 
     def select(self, index: Tensor | slice) -> Images:
         """Read the stream up to the largest index. Raises ValueError beyond `HEAD_SIZE`."""
@@ -201,13 +200,10 @@ class IterableSplit:
                 f"data.streaming=true selects among the first {HEAD_SIZE} images only "
                 f"(got index {last}); try data.streaming=false"
             )
-        return self.stream.first(last + 1).select(index).to(self.device)
+        return self.first(last + 1).select(index).to(self.device)
 
-    def to(self, device: torch.device) -> "IterableSplit":
+    def to(self, device: torch.device) -> Self:
         return replace(self, device=device)
-
-    def digest(self) -> str:
-        return self.stream.digest()
 
 
 Split = InMemorySplit | MapSplit | IterableSplit
@@ -236,14 +232,12 @@ def make_splits(
     Of a single source a share `held_out` is held out, at least 2 images: a fixed random split.
     """
     parts = [torch.arange(len(source)) for source in sources]
-    if len(parts) == 1:
+    if len(sources) == 1:
         order = torch.randperm(len(sources[0]), generator=make_generator(0))
         test_size = max(2, int(held_out * len(order)))
         parts = [order[test_size:], order[:test_size]]
-    return (
-        MapSplit(sources[0], parts[0], shape, _select(labels[0], parts[0])),
-        MapSplit(sources[-1], parts[1], shape, _select(labels[-1], parts[1])),
-    )
+    train = MapSplit(sources[0], parts[0], shape, _select(labels[0], parts[0]))
+    return train, MapSplit(sources[-1], parts[1], shape, _select(labels[-1], parts[1]))
 
 
 def head(split: Split) -> Split:

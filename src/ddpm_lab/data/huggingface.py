@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.data.datasets import IterableSplit, Split, Splits, make_splits
+from ddpm_lab.data.datasets import Split, Splits, make_splits
 from ddpm_lab.data.huggingface_rows import (
     HubStream,
     HubTable,
@@ -14,7 +13,7 @@ from ddpm_lab.data.huggingface_rows import (
     label_tensor,
     open_stream,
 )
-from ddpm_lab.data.image_folder import INSPECTED, load_images
+from ddpm_lab.data.image_folder import evenly_spaced, load_images
 from ddpm_lab.data.image_io import ImageInfo, inspect_image, prefix_errors
 from ddpm_lab.data.image_transform import Bits, Side, infer_transform
 from ddpm_lab.data.image_tree import TEST
@@ -50,25 +49,20 @@ def hub(
     """Load `name`, a data set of the Hub or a folder, as `datasets.load_dataset(name, config)`.
 
     Code from the Hub is never executed. `cache` is the download folder (None: the library's).
-    `image` and `label` are columns (None: the only one of that type). `resolution` and `channels`
-    None are those of the images; for `convert` and `bits` see `ImageTransform`, for `in_memory`
-    see `MapSplit.load`. `split_test` "auto" is the first of `TEST` that exists, else None: a share
-    `held_out` of the training split is held out.
+    `image` and `label` are columns (None: the only one of that type). `split_test` "auto" is the
+    first of `TEST` that exists, else None: a share `held_out` of the training split is held out.
+    For `resolution`, `channels`, `convert` and `bits` see `infer_transform`, for `in_memory` see
+    `MapSplit.load`.
 
-    With `streaming` nothing is stored on disk:
-    - Images are shuffled within a buffer of `shuffle_buffer` encoded images.
-    - The first `test_size` images are held out: of the test split or, if None, of the training
-      split, which is then read by one worker.
-    - `size` is the number of training images, if the set does not state it.
-    - For the limits see `IterableSplit`.
+    With `streaming` nothing is stored on disk, see `IterableSplit`. Images are shuffled within a
+    buffer of `shuffle_buffer`. The first `test_size` images are held out: of the test split or, if
+    None, of the training split, which is then read by one worker. `size` is the number of training
+    images, if the set does not state it.
 
     Raises ValueError that names the key.
     """
     if name is None:
-        raise ValueError(
-            "name must be that of a data set of the Hub, or a folder (got None); "
-            "try data.name=OWNER/NAME"
-        )
+        raise ValueError("name=None is not a data set or a folder; try data.name=OWNER/NAME")
     splits = _load_splits(name, config, cache, streaming)
     split_test = _test_split(name, splits, split_train, split_test)
     features = splits[split_train].features or {}
@@ -112,9 +106,8 @@ def _test_split(
 
 def _inspect(rows: Any, image: str, streaming: bool) -> list[ImageInfo]:
     """Inspect the first images of a stream, or evenly spaced images of a table."""
-    count = 16 if streaming else min(len(rows), INSPECTED)
-    numbers = [i if streaming else i * len(rows) // count for i in range(count)]
-    sample = islice(rows, count) if streaming else (rows[number] for number in numbers)
+    numbers = range(16) if streaming else evenly_spaced(len(rows))
+    sample = rows.take(16) if streaming else rows.select(numbers)
     infos = []
     for number, row in zip(numbers, sample, strict=False):
         with open_stream(row[image], f"row {number}") as (stream, name):
@@ -157,11 +150,11 @@ def _stream(
             f"test_size={test_size} leaves nothing of {size} images to train on; "
             f"try {max(1, size // 10)}"
         )
-    stream = HubStream(train, decoder, buffer, skipped, f"{name} {train.split}")
-    held_out = HubStream(tables[-1], decoder, buffer, 0, name)
+    shape, origin = decoder.transform.shape, f"{name} {train.split}"
+    stream = HubStream(size - skipped, shape, train, decoder, buffer, skipped, origin)
+    held_out = HubStream(test_size, shape, tables[-1], decoder, buffer, 0, name)
     with prefix_errors(f"name={name}: "):
-        head = held_out.first(test_size)
-    return IterableSplit(stream, size - skipped, decoder.transform.shape), head
+        return stream, held_out.first(test_size)
 
 
 def _load_splits(

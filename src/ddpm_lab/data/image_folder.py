@@ -10,18 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_lab.data.datasets import Images, MapSplit, Source, Splits, make_splits
-from ddpm_lab.data.image_io import (
-    ImageInfo,
-    inspect_image,
-    open_image,
-    open_stream,
-    prefix_errors,
-)
+from ddpm_lab.data.image_io import ImageInfo, inspect_image, open_image, open_stream, prefix_errors
 from ddpm_lab.data.image_transform import Bits, ImageTransform, OnError, Side, infer_transform
-from ddpm_lab.data.image_tree import SkippedFiles, describe_skipped, list_splits, scan_tree
+from ddpm_lab.data.image_tree import SkippedFiles, list_splits, scan_tree
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.ranges import OpenFraction
 from ddpm_lab.utils.shell import script_command
@@ -84,17 +77,14 @@ def image_folder(
     Without a test folder, or with `splits` false, a share `held_out` is held out. `resolution`
     (side of the square images) and `channels` (1 or 3) None are those of the images, which must
     agree. For `convert`, `background` and `bits` see `ImageTransform`, for `in_memory` see
-    `load_or_stream`. `on_error` "skip" leaves out at most `MAX_SKIPPED` of the images.
+    `MapSplit.load`. `on_error` "skip" leaves out at most `MAX_SKIPPED` of the images.
 
     Raises ValueError that names the file and the key.
     """
     root = _require_folder(path)
     listings = [*list_splits(root, splits).values()]
     files = [file for listing in listings for file in listing.files]
-    advice = (
-        "; remove it, or try data.on_error=skip, which leaves out up to "
-        f"{MAX_SKIPPED:.0%} of the images"
-    )
+    advice = f"; remove it, or try data.on_error=skip for up to {MAX_SKIPPED:.0%} of the images"
     with prefix_errors(f"path={path}: ", advice):
         infos = inspect_files(files, on_error)
         transform = infer_transform(
@@ -139,8 +129,9 @@ def load_images(
 ) -> list[Images | MapSplit]:
     """Load splits, see `MapSplit.load`, and log what `transform` changed."""
     results = [split.load(in_memory) for split in splits]
-    if transform.changes.counts and all(isinstance(split, Images) for split in results):
-        LOG.info("converted: %s", transform.changes)
+    if transform.changes and all(isinstance(split, Images) for split in results):
+        kinds = (f"{count} {kind}" for kind, count in sorted(transform.changes.items()))
+        LOG.info("converted: %s", ", ".join(kinds))
     return results
 
 
@@ -151,17 +142,18 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Images:
     """
     skipped = SkippedFiles()
     if (tree := scan_tree(path, skipped)) is None:
-        raise ValueError(f"{path} contains no images{describe_skipped(skipped)}")
-    if str(skipped):
-        LOG.info("left aside: %s", skipped)
-    transform = ImageTransform(shape[1], shape[0])
-    pixels = torch.empty(len(tree.every), *shape, dtype=torch.uint8)
-    for i, file in enumerate(tqdm(tree.every, desc="reading images", leave=False, disable=None)):
-        try:
-            pixels[i] = transform(open_image(file), str(file))
-        except ValueError as error:
-            raise ValueError(f"{path}: {str(error).partition('; try')[0]}") from error
-    return Images(pixels, None)
+        raise ValueError(f"{path} contains no images{skipped}")
+    skipped.log()
+    files = ImageFiles(path, tree.every, ImageTransform(shape[1], shape[0]))
+    try:
+        return Images(files.read(torch.arange(len(files)), shape), None)
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).partition('; try')[0]}") from error
+
+
+def evenly_spaced(count: int) -> list[int]:
+    """Return at most `INSPECTED` indices below `count`."""
+    return [i * count // min(count, INSPECTED) for i in range(min(count, INSPECTED))]
 
 
 def inspect_files(files: Sequence[Path], on_error: OnError = "error") -> list[ImageInfo]:
@@ -169,9 +161,8 @@ def inspect_files(files: Sequence[Path], on_error: OnError = "error") -> list[Im
 
     Raises ValueError that names the file.
     """
-    infos, count = [], min(len(files), INSPECTED)
-    for i in range(count):
-        file = files[i * len(files) // count]
+    infos = []
+    for file in (files[i] for i in evenly_spaced(len(files))):
         try:
             with open_stream(file) as stream:
                 infos.append(inspect_image(stream, str(file)))

@@ -22,7 +22,6 @@ from ddpm_lab.data.datasets import (
     MapSplit,
     Split,
     Splits,
-    Stream,
     concat,
     to_batch,
 )
@@ -49,7 +48,7 @@ class Data:
         workers: Annotated[int, Ge(0), Le(64)] = 2,
         seed: int = 0,
     ) -> None:
-        """Check the options. Raises ValueError if one of them is out of range.
+        """Raises ValueError if an option is out of range.
 
         `flip` mirrors half of the training images. `batch_size` counts the samples of a step over
         all processes (None: `BATCH`). `workers` processes read the data that is not in memory.
@@ -145,8 +144,8 @@ class TrainBatches:
         pairs: Iterator[tuple[InMemorySplit, Tensor]]
         if isinstance(self.split, IterableSplit):
             device = self.split.device
-            workers = min(self.workers, self.split.stream.readers(self.world))
-            loader = _loader(_StreamReader(self.split.stream, self), None, workers, device)
+            workers = min(self.workers, self.split.readers(self.world))
+            loader = _loader(_StreamReader(self.split, self), None, workers, device)
             pairs = ((_checked(images).to(device), mirror) for images, mirror in loader)
         else:
             ahead, current = tee(self._indices())  # workers read some batches ahead
@@ -228,14 +227,14 @@ def _checked(batch: Images | ValueError) -> Images:
     return batch
 
 
+@dataclass
 class _MapReader(Dataset):
-    """Reads batches of a `MapSplit` in a worker process.
+    """Reads batches in a worker process.
 
     Errors are returned: the main process raises them without the traceback of the worker.
     """
 
-    def __init__(self, split: MapSplit) -> None:
-        self.split = split
+    split: MapSplit
 
     def __getitem__(self, index: Tensor) -> Images | ValueError:
         try:
@@ -244,23 +243,22 @@ class _MapReader(Dataset):
             return ValueError(str(error))
 
 
+@dataclass
 class _StreamReader(IterableDataset):
-    """Reads batches of an `IterableSplit` in a worker process; a batch may span two epochs."""
+    """Reads batches in a worker process; a batch may span two epochs."""
 
-    def __init__(self, stream: Stream, batches: TrainBatches) -> None:
-        self.stream, self.seed, self.rows = stream, batches.seed, batches.rows
-        self.rank, self.world, self.first = batches.rank, batches.world, batches.done
+    stream: IterableSplit
+    batches: TrainBatches
 
     def __iter__(self) -> Iterator[tuple[Images | ValueError, Tensor]]:
-        worker = get_worker_info()
-        generator = make_generator(self.seed, self.rank, worker.id if worker else 0, self.first)
+        part, worker = self.batches, get_worker_info()
+        generator = make_generator(part.seed, part.rank, worker.id if worker else 0, part.done)
         images = chain.from_iterable(
-            self.stream.epoch(self.seed, epoch, self.rank, self.world)
-            for epoch in count(self.first)
+            self.stream.epoch(part.seed, epoch, part.rank, part.world) for epoch in count(part.done)
         )
         while True:
-            mirror = torch.rand(self.rows, generator=generator) < 0.5
+            mirror = torch.rand(part.rows, generator=generator) < 0.5
             try:
-                yield concat(list(islice(images, self.rows))), mirror
+                yield concat(list(islice(images, part.rows))), mirror
             except ValueError as error:
                 yield ValueError(str(error)), mirror

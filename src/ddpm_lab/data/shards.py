@@ -53,9 +53,8 @@ class Shards(Source):
                 f"path: {root / INDEX} has count={len(self)}, but its shards hold {self.starts[-1]}"
             )
         self.labels = None
-        if self.index["labels"]:
-            file = root / self.index["labels"]["name"]
-            self.labels = torch.tensor(_mapped(file, (len(self),), np.int64))
+        if entry := self.index["labels"]:
+            self.labels = torch.tensor(_mapped(root / entry["name"], (len(self),), np.int64))
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Shards, (self.root,)  # a map would be pickled with its content
@@ -78,9 +77,7 @@ class Shards(Source):
         """Raises ValueError that names the first file whose checksum does not match."""
         for entry in _entries(self.index):
             if _sha256(file := self.root / entry["name"]) != entry["sha256"]:
-                raise ValueError(
-                    f"path: {file} is damaged, its SHA-256 is not that of {INDEX}; prepare it again"
-                )
+                raise ValueError(f"path: {file} is damaged, its SHA-256 differs; prepare it again")
 
     def digest(self) -> str:
         """Return the SHA-256 of the content, which the index states."""
@@ -102,14 +99,12 @@ def image_store(
             f"path must be a store that scripts/prepare_data.py wrote (got {path}); "
             "try data.path=DIR"
         )
-    folders = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
-    sources = [Shards(folder) for folder in folders]
+    parts = ("train", "test") if (root / "train").is_dir() else ("",)
+    sources = [Shards(root / part) for part in parts]
     train, test = sources[0], sources[-1]
     if (train.shape, train.classes) != (test.shape, test.classes):
-        raise ValueError(
-            f"path={path} has a test set of {test.shape} and classes {test.classes}, but a "
-            f"training set of {train.shape} and classes {train.classes}; prepare it again"
-        )
+        sets = [f"{source.shape} with classes {source.classes}" for source in (train, test)]
+        raise ValueError(f"path={path} has images of {' and '.join(sets)}; prepare it again")
     splits = make_splits(sources, train.shape, [source.labels for source in sources], held_out)
     for source in sources:
         if splits[0].fits(in_memory):

@@ -32,9 +32,5 @@ def synthetic(
     spot = torch.exp(-(squared_x + squared_y) / (2 * 0.12**2))
     color = 0.5 + 0.5 * torch.rand(total, channels, 1, 1, generator=generator)
     pixels = (255 * color * spot[:, None]).round().byte()
-    return Splits(
-        "synthetic",
-        Images(pixels[:count], labels[:count]),
-        Images(pixels[count:], labels[count:]),
-        [[str(label)] for label in range(classes)],
-    )
+    train, test = Images(pixels[:count], labels[:count]), Images(pixels[count:], labels[count:])
+    return Splits("synthetic", train, test, [[str(label)] for label in range(classes)])

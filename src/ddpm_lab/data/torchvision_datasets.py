@@ -1,4 +1,7 @@
-"""Standard data sets with their official splits, through torchvision, which verifies the files."""
+"""Standard data sets with their official splits, through torchvision, which verifies the files.
+
+All raise ValueError that states where missing files belong. For `in_memory` see `MapSplit.load`.
+"""
 
 import os
 import socket
@@ -24,22 +27,31 @@ from ddpm_lab.data.module import dataset
 
 TIMEOUT = 20
 """Seconds to wait for a silent server"""
+CIFAR = "put the folder {0.base_folder} of {0.url} into {1}"
+MNIST = (
+    "put {0.resources[0][0]} and its three neighbors from {0.mirrors[0]}, unpacked, "
+    "into {1}/{0.__name__}/raw"
+)
+CELEBA = (
+    "put img_align_celeba (a folder), list_eval_partition.txt, list_attr_celeba.txt, "
+    "identity_CelebA.txt, list_bbox_celeba.txt and list_landmarks_align_celeba.txt into {}/celeba"
+)
+IMAGENET = "put train and val, with a folder per class, into {}, or the archives of image-net.org"
 
 
 @dataset
 def cifar10(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load 50,000 training and 10,000 test images (3, 32, 32) of ten classes into memory.
 
-    Another `resolution`, a divisor of 32, is reached by averaging pixels. Raises ValueError that
-    states where the files belong.
+    Another `resolution`, a divisor of 32, is reached by averaging pixels.
     """
-    return _cifar(datasets.CIFAR10, path, download, resolution)
+    return _load_arrays(datasets.CIFAR10, CIFAR, path, download, resolution)
 
 
 @dataset
 def cifar100(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load CIFAR-100, as `cifar10` but of a hundred classes."""
-    return _cifar(datasets.CIFAR100, path, download, resolution)
+    return _load_arrays(datasets.CIFAR100, CIFAR, path, download, resolution)
 
 
 @dataset
@@ -47,36 +59,29 @@ def mnist(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load 60,000 training and 10,000 test images (1, 32, 32) of ten classes into memory.
 
     They have a black margin of two pixels, or none with `resolution` 28. A divisor of 32 is reached
-    by averaging pixels. Raises ValueError that states where the files belong.
+    by averaging pixels.
     """
-    return _mnist(datasets.MNIST, path, download, resolution)
+    return _load_arrays(datasets.MNIST, MNIST, path, download, resolution)
 
 
 @dataset
 def fashion_mnist(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load Fashion-MNIST, as `mnist` but of clothes."""
-    return _mnist(datasets.FashionMNIST, path, download, resolution)
+    return _load_arrays(datasets.FashionMNIST, MNIST, path, download, resolution)
 
 
 @dataset
 def celeba64(path: str, resolution: Side = 64, in_memory: bool | None = None) -> Splits:
     """Load 162,770 training and 19,962 test images of faces without labels.
 
-    They are cropped and scaled as in DDIM's code. The validation split is unused. For `in_memory`
-    see `load_or_stream`. Raises ValueError that states where the files belong.
+    They are cropped and scaled as in DDIM's code. The validation split is unused.
     """
     root, transform = Path(path).expanduser(), CelebACrop(resolution, 3, convert=True)
-    advice = (
-        "put img_align_celeba (a folder), list_eval_partition.txt, list_attr_celeba.txt, "
-        "identity_CelebA.txt, list_bbox_celeba.txt and list_landmarks_align_celeba.txt into "
-        f"{root}/celeba"
-    )
-    with _translate_errors(path, advice):
+    with _translate_errors(path, CELEBA.format(root)):
         splits = [datasets.CelebA(root, split, target_type=[]) for split in ("train", "test")]
     folder = root / "celeba" / "img_align_celeba"
-    sources = [
-        ImageFiles(root, [folder / name for name in split.filename], transform) for split in splits
-    ]
+    files = [[folder / name for name in split.filename] for split in splits]
+    sources = [ImageFiles(root, part, transform) for part in files]
     return _load("celeba64", sources, transform, in_memory)
 
 
@@ -90,8 +95,7 @@ def lsun(
     """Load a `category` of LSUN without labels; the test split has 300 images.
 
     `path` contains CATEGORY_train_lmdb and CATEGORY_val_lmdb. Shorter sides are scaled to
-    `resolution`, and centers cropped. For `in_memory` see `load_or_stream`. Raises ValueError that
-    states where the files belong.
+    `resolution`, and centers cropped.
     """
     root, transform = Path(path).expanduser(), ImageTransform(resolution, 3, convert=True)
     train, test = (f"{category}_{split}_lmdb" for split in ("train", "val"))
@@ -108,23 +112,18 @@ def imagenet(path: str, resolution: Side, in_memory: bool | None = None) -> Spli
     `path` contains train and val with a folder per class, or the archives, which torchvision
     unpacks. Captions are the first names of the classes if meta.bin or the development kit exists,
     else the names of the folders. Shorter sides are scaled to `resolution`, and centers cropped.
-    For `in_memory` see `load_or_stream`. Raises ValueError that states where the files belong.
     """
     root, transform = Path(path).expanduser(), ImageTransform(resolution, 3, convert=True)
     has_names = any((root / f).is_file() for f in ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz"))
-    advice = (
-        f"put train and val, with a folder per class, into {root}, or the archives of image-net.org"
-    )
-    with _translate_errors(path, advice):
+    with _translate_errors(path, IMAGENET.format(root)):
         train, test = splits = [
             datasets.ImageNet(root, split) if has_names else datasets.ImageFolder(root / split)
             for split in ("train", "val")
         ]
         if train.classes != test.classes:
             raise ValueError("train and val have other classes")
-    sources = [
-        ImageFiles(root, [Path(file) for file, _ in split.samples], transform) for split in splits
-    ]
+    files = [[Path(file) for file, _ in split.samples] for split in splits]
+    sources = [ImageFiles(root, part, transform) for part in files]
     labels = [torch.tensor(split.targets) for split in splits]
     captions = [[names[0]] if has_names else [names] for names in train.classes]
     return _load("imagenet", sources, transform, in_memory, labels, captions)
@@ -142,23 +141,10 @@ class CelebACrop(ImageTransform):
         return super().__call__(face.resize(side, Image.Resampling.BILINEAR), name)
 
 
-def _cifar(kind: Any, path: str, download: bool, resolution: int) -> Splits:
-    advice = f"put the folder {kind.base_folder} of {kind.url} into {Path(path).expanduser()}"
-    return _arrays(kind, path, download, resolution, advice)
-
-
-def _mnist(kind: Any, path: str, download: bool, resolution: int) -> Splits:
-    folder = Path(path).expanduser() / kind.__name__ / "raw"
-    advice = (
-        f"put {kind.resources[0][0]} and its three neighbors from {kind.mirrors[0]}, unpacked, "
-        f"into {folder}"
-    )
-    return _arrays(kind, path, download, resolution, advice)
-
-
-def _arrays(kind: Any, path: str, download: bool, resolution: int, advice: str) -> Splits:
+def _load_arrays(kind: Any, advice: str, path: str, download: bool, resolution: int) -> Splits:
     """Load a set that torchvision reads into memory."""
     root = Path(path).expanduser()
+    advice = advice.format(kind, root)
     advice = advice if download else f"try data.download=true, or {advice}"
     with _translate_errors(path, advice):
         try:
