@@ -1004,8 +1004,8 @@ MUTANTS = [
     Mutant(
         "cached statistics ignore labels",
         "data/datasets.py",
-        "return _digest(self.pixels, self.labels)",
-        "return _digest(self.pixels)",
+        "return _digest(self.values, self.labels)",
+        "return _digest(self.values)",
         "quality",
     ),
     Mutant(

@@ -25,6 +25,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,13 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ddpm_lab.config.overrides import shell_value
-from ddpm_lab.data.image_folder import (
-    MAX_SKIPPED,
-    ImageFiles,
-    SkipUnreadable,
-    inspect_files,
-    report_skipped,
-)
+from ddpm_lab.data.image_folder import MAX_SKIPPED, ImageFiles, inspect_files, report_skipped
 from ddpm_lab.data.image_transform import infer_transform
 from ddpm_lab.data.image_tree import LITTER, list_splits
 from ddpm_lab.data.shards import Shards, write_store
@@ -238,12 +233,13 @@ class Chunks(Dataset):
         return len(self.indices)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
-        source, index = SkipUnreadable(self.files), self.indices[number]
-        counts = self.files.transform.changes.counts
+        index, errors = self.indices[number], dict[int, str]()
+        source = replace(self.files, errors=errors)
+        counts = source.transform.changes
         counts.clear()
         pixels = torch.stack([source[i] for i in index.tolist()])
-        usable = torch.tensor([i not in source.errors for i in index.tolist()])
-        return pixels[usable], index[usable], [*source.errors.values()], dict(counts)
+        usable = torch.tensor([i not in errors for i in index.tolist()])
+        return pixels[usable], index[usable], [*errors.values()], dict(counts)
 
 
 def unpack(archive: Path, into: Path) -> Path:

@@ -160,9 +160,9 @@ train data.batch_size=5000
 train data.batch_size=0
     2 data.batch_size must lie in 1..1437
 train data=folder extractor=none data.batch_size=4 data.path=PLAIN data.workers=-1
-    2 data.workers are processes that read images, 0 to 64
+    2 data.workers must be at least 0 and at most 64
 train data=folder extractor=none data.batch_size=4 data.path=PLAIN data.workers=500
-    2 data.workers are processes that read images, 0 to 64
+    2 data.workers must be at least 0 and at most 64
 train optimizer.lr=0
     2 optimizer.lr must be a number above 0 (got 0)
 train optimizer.lr=inf
@@ -222,7 +222,7 @@ sample cascade=[RUN,LARGER]
 sample cascade=[]
     2 cascade=[] must be a list of runs
 train conditioner=low_res conditioner.factor=3
-    2 conditioner.factor=3 must be at least 2 and divide
+    2 conditioner.factor=3 must divide images of 8x8
 train -m seed=range(0,100000)
     2 this sweep has more than 1000 jobs, and at most hydra.launcher.limit=
 train -m seed=range(0,900) model.channels=range(2,900,2)

@@ -139,7 +139,7 @@ def test_toys_have_two_classes_in_range(shape):
     [
         (toy, {"shape": "moon"}, "shape=moon is not one of moons"),
         (gaussian_mixture, {"modes": 0}, "modes"),
-        (gaussian_mixture, {"std": 0.0}, "std=0"),
+        (gaussian_mixture, {"std": 0.0}, "std must be above 0"),
         (toy, {"count": 3}, "count"),
     ],
 )

@@ -204,6 +204,8 @@ def keys():
         if isinstance(content, ListConfig):
             continue
         parts = file.parent.relative_to(CONFIGS).parts
+        if parts[:1] == ("data",):  # the keys of data/serving are keys of data
+            parts = parts[:1]
         is_global = not parts or "@package _global_" in file.read_text()
         add(content, "" if is_global else f"{'.'.join(parts)}.")
     add(OmegaConf.structured(HydraConf), "hydra.")

@@ -400,9 +400,9 @@ def test_pretrained_encoder_executes_no_code(tmp_path, monkeypatch):
 
 def test_hub_row_cannot_reference_local_files():
     with pytest.raises(UnsafeFileError, match="reference is not one of hf, zip, tar, gzip"):
-        huggingface_rows.open_image(
-            {"bytes": None, "path": "zip://x::reference://k::/etc/passwd"}, "row 1"
-        )
+        entry = {"bytes": None, "path": "zip://x::reference://k::/etc/passwd"}
+        with huggingface_rows.open_stream(entry, "row 1"):
+            pass
 
 
 # Configurations

@@ -607,17 +607,17 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["cascade=[C/base,C/large]", "conditioner.noise_level=1.5"],
-            "conditioner.noise_level is a noise level and must lie in [0, 1] (got 1.5)",
+            "conditioner.noise_level must be at least 0 and at most 1 (got 1.5)",
         ),
         (
             "sample",
             ["run=C/large", "conditioner.noise_level=-1"],
-            "conditioner.noise_level is a noise level and must lie in",
+            "conditioner.noise_level must be at least 0 and at most 1",
         ),
         (
             "evaluate",
             ["run=C/large", "sweep=conditioner.noise_level", "values=[0,2]"],
-            "conditioner.noise_level is a noise level",
+            "conditioner.noise_level must be at least 0 and at most 1",
         ),
         (
             "evaluate",
@@ -665,12 +665,12 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "train",
             ["conditioner=low_res", "conditioner.noise_level=2"],
-            "conditioner.noise_level is a noise level",
+            "conditioner.noise_level must be at least 0 and at most 1",
         ),
         (
             "train",
             ["conditioner=low_res", "conditioner.max_noise_level=2"],
-            "conditioner.max_noise_level is a noise level",
+            "conditioner.max_noise_level must be at least 0 and at most 1",
         ),
         (
             "train",

@@ -2,19 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
-from ddpm_lab.conditioners.data_spec import Batch, DataSpec, check_dropout
+from ddpm_lab.conditioners.data_spec import Batch, DataSpec
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.rng import uniform
 from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.ranges import Fraction, check_ranges
 
 
+@check_ranges
 class LowRes(Conditioner):
     """The image at 1 / `factor` of the resolution, for super-resolution and cascades.
 
@@ -34,17 +37,16 @@ class LowRes(Conditioner):
     def __init__(
         self,
         spec: DataSpec,
-        factor: int = 2,
-        max_noise_level: float = 0.5,
+        factor: Annotated[int, Ge(2)] = 2,
+        max_noise_level: Fraction = 0.5,
         blur: Sequence[float] | None = None,
-        noise_level: float = 0.0,
+        noise_level: Fraction = 0.0,
         truncated_conditioning: bool = False,
         label: bool | None = None,
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
         self.low_res_shape = _downsampled_shape(spec.shape, factor)
-        label = spec.classes is not None if label is None else label
         if label and spec.classes is None:
             raise ValueError(
                 "label=true needs labels, which this data does not have; try label=false"
@@ -54,18 +56,17 @@ class LowRes(Conditioner):
                 "blur must be [low, high], standard deviations above 0, or null "
                 f"(got {list(blur)}); try [0.4,0.6]"
             )
-        _check_noise_level(max_noise_level=max_noise_level)
         self.factor, self.max_noise_level, self.blur = factor, max_noise_level, blur
-        self.classes, self.dropout = spec.classes if label else None, check_dropout(dropout)
+        self.classes, self.dropout = None if label is False else spec.classes, dropout
         self.cond_dims = {"image": spec.shape[0]}
         if self.classes is not None:
             self.cond_dims["classes"] = self.classes
         self.noise_stream = math.prod(self.low_res_shape)
         self.set_sampling_options(noise_level, truncated_conditioning)
 
-    def set_sampling_options(self, noise_level: float, truncated_conditioning: bool) -> None:
+    @check_ranges
+    def set_sampling_options(self, noise_level: Fraction, truncated_conditioning: bool) -> None:
         """Set the options for sampling. Raises ValueError for a level above those of training."""
-        _check_noise_level(noise_level=noise_level)
         if noise_level > self.max_noise_level:
             raise ValueError(
                 f"noise_level must be at most max_noise_level={self.max_noise_level:g}, that of "
@@ -75,10 +76,8 @@ class LowRes(Conditioner):
 
     @property
     def sampling_options(self) -> dict[str, Any]:
-        return {
-            "noise_level": self.noise_level,
-            "truncated_conditioning": self.truncated_conditioning,
-        }
+        options = ("noise_level", "truncated_conditioning")
+        return {name: getattr(self, name) for name in options}
 
     def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         z = self._low_res(batch)
@@ -126,16 +125,8 @@ def _downsampled_shape(shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
             "conditioner=low_res is for images, and this data are points; try conditioner=label"
         )
     channels, height, width = shape
-    if factor < 2 or height % factor or width % factor:
-        divisor = next((n for n in range(2, 1 + min(shape[1:])) if height % n == width % n == 0), 0)
-        raise ValueError(
-            f"factor={factor} must be at least 2 and divide images of {height}x{width}; "
-            + (f"try factor={divisor}" if divisor else "none does")
-        )
+    divisors = [n for n in range(2, 1 + min(height, width)) if height % n == width % n == 0]
+    if factor not in divisors:
+        advice = f"try factor={divisors[0]}" if divisors else "none does"
+        raise ValueError(f"factor={factor} must divide images of {height}x{width}; {advice}")
     return channels, height // factor, width // factor
-
-
-def _check_noise_level(**levels: float) -> None:
-    for name, level in levels.items():
-        if not 0 <= level <= 1:
-            raise ValueError(f"{name} is a noise level and must lie in [0, 1] (got {level:g})")

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lab.conditioners.data_spec import Batch, DataSpec, check_dropout
+from ddpm_lab.conditioners.data_spec import Batch, DataSpec
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
-from ddpm_lab.networks.layers import check_positive
 from ddpm_lab.networks.text_encoder import TextEncoder, decode_text, encode_text
 from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.ranges import Count, Fraction, check_ranges
 from ddpm_lab.utils.shell import install_command
 
 
@@ -29,7 +29,6 @@ class CaptionConditioner(Conditioner):
 
     def __init__(self, spec: DataSpec, length: int, dropout: float) -> None:
         super().__init__()
-        check_positive(length=length)
         if not spec.captions:
             raise UserError(
                 "conditioner needs captions, which this data does not have; try conditioner=none, "
@@ -40,8 +39,7 @@ class CaptionConditioner(Conditioner):
             raise ValueError(
                 f"length={length} is too short for the captions of this data; try length={longest}"
             )
-        self.classes, self.dropout = spec.classes, check_dropout(dropout)
-        self.text_length = length
+        self.classes, self.dropout, self.text_length = spec.classes, dropout, length
         counts = [len(captions) for captions in spec.captions]
         rows = [
             encode_text([captions[i % len(captions)] for i in range(max(counts))], length)
@@ -67,19 +65,19 @@ class CaptionConditioner(Conditioner):
         return super().resolve(batch) | {"text": self.text(batch, torch.zeros_like)}
 
 
+@check_ranges
 class Text(CaptionConditioner):
     """Captions of at most `length` bytes, encoded by a small transformer in training."""
 
     def __init__(
         self,
         spec: DataSpec,
-        length: int = 24,
-        width: int = 64,
-        blocks: int = 2,
-        heads: int = 4,
-        dropout: float = 0.1,
+        length: Count = 24,
+        width: Count = 64,
+        blocks: Count = 2,
+        heads: Count = 4,
+        dropout: Fraction = 0.1,
     ) -> None:
-        check_positive(width=width, blocks=blocks, heads=heads)
         if width % heads:
             raise ValueError(
                 f"heads={heads} must divide the width {width}; try heads={math.gcd(heads, width)}"
@@ -92,6 +90,7 @@ class Text(CaptionConditioner):
         return Condition(context=self.encoder(self.text(batch, noise)))
 
 
+@check_ranges
 class PretrainedText(CaptionConditioner):
     """Captions, encoded by a frozen encoder of the `transformers` package.
 
@@ -106,7 +105,9 @@ class PretrainedText(CaptionConditioner):
     contexts: Tensor
     """(classes, max(counts), length, width)"""
 
-    def __init__(self, spec: DataSpec, model: str, length: int = 64, dropout: float = 0.1) -> None:
+    def __init__(
+        self, spec: DataSpec, model: str, length: Count = 64, dropout: Fraction = 0.1
+    ) -> None:
         super().__init__(spec, length, dropout)
         self.model = model
         _load_pretrained(model)

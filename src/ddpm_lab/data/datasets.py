@@ -2,108 +2,107 @@
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_lab.conditioners.data_spec import Batch as Batch
 from ddpm_lab.diffusion.analytic_denoisers import Mixture
+from ddpm_lab.diffusion.rng import make_generator
 
 IN_MEMORY_BYTES = 4 * 2**30
 """Largest size of a split that is read into memory by default"""
 HEAD_SIZE = 10_000
 """Number of images at the start of a stream that can be selected by index"""
 CPU = torch.device("cpu")
-Batch = dict[str, Tensor]
-"""Network input: "x0" (B, ...) and, for labelled data, "label" (B,)"""
 
 
-class Images(NamedTuple):
-    """Images in memory."""
+class InMemorySplit(NamedTuple):
+    """Samples in memory."""
 
-    pixels: Tensor
-    """(N, C, H, W) uint8"""
+    values: Tensor
+    """(N, C, H, W) uint8 for images, (N, d) float32 for points"""
     labels: Tensor | None
     """(N,) int64"""
 
     @property
     def x0(self) -> Tensor:
-        """(N, C, H, W) float32 in [-1, 1]"""
-        return self.pixels.float().div_(127.5).sub_(1)
+        """(N, ...) float32"""
+        return self.values
 
     @property
     def size(self) -> int:
         """N"""
-        return len(self.pixels)
+        return len(self.values)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W)"""
-        return tuple(self.pixels.shape[1:])
+        """(C, H, W) or (d,)"""
+        return tuple(self.values.shape[1:])
 
     @property
     def device(self) -> torch.device:
-        return self.pixels.device
+        return self.values.device
 
-    def select(self, index: Tensor | slice) -> "Images":
-        return Images(self.pixels[index], None if self.labels is None else self.labels[index])
+    def select(self, index: Tensor | slice) -> Self:
+        return type(self)(self.values[index], _select(self.labels, index))
 
-    def to(self, device: torch.device) -> "Images":
+    def to(self, device: torch.device) -> Self:
         labels = None if self.labels is None else self.labels.to(device)
-        return Images(self.pixels.to(device), labels)
+        return type(self)(self.values.to(device), labels)
 
     def digest(self) -> str:
-        """Return the SHA-256 of pixels and labels."""
-        return _digest(self.pixels, self.labels)
+        """Return the SHA-256 of values and labels."""
+        return _digest(self.values, self.labels)
 
 
-class Points(NamedTuple):
+class Points(InMemorySplit):
     """Points in memory."""
 
-    x0: Tensor
-    """(N, d) float32"""
-    labels: Tensor | None
-    """(N,) int64"""
+
+class Images(InMemorySplit):
+    """Images in memory."""
 
     @property
-    def size(self) -> int:
-        """N"""
-        return len(self.x0)
+    def pixels(self) -> Tensor:
+        """(N, C, H, W) uint8"""
+        return self.values
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(d,)"""
-        return tuple(self.x0.shape[1:])
-
-    @property
-    def device(self) -> torch.device:
-        return self.x0.device
-
-    def select(self, index: Tensor | slice) -> "Points":
-        return Points(self.x0[index], None if self.labels is None else self.labels[index])
-
-    def to(self, device: torch.device) -> "Points":
-        return Points(self.x0.to(device), None if self.labels is None else self.labels.to(device))
-
-    def digest(self) -> str:
-        """Return the SHA-256 of coordinates and labels."""
-        return _digest(self.x0, self.labels)
+    def x0(self) -> Tensor:
+        """(N, C, H, W) float32 in [-1, 1]"""
+        return self.values.float().div_(127.5).sub_(1)
 
 
-class Source(Protocol):
+class Source(ABC):
     """Images on disk in a fixed order. It is pickled for worker processes."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, index: int, /) -> Tensor:
         """Return an image (C, H, W) uint8. Raises ValueError that begins with its name."""
 
+    @abstractmethod
     def digest(self) -> str:
         """Return a string that identifies the content."""
+
+    def read(self, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the images at `indices` (N,), of `shape` (C, H, W): (N, C, H, W) uint8."""
+        pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
+            images = pool.map(self.__getitem__, indices.tolist())
+            progress = tqdm(images, "reading images", len(indices), leave=False, disable=None)
+            for i, image in enumerate(progress):
+                pixels[i] = image
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,24 @@ class MapSplit:
 
     def select(self, index: Tensor | slice) -> Images:
         pixels = torch.stack([self.source[i] for i in self.indices[index].tolist()])
-        return Images(pixels, None if self.labels is None else self.labels[index]).to(self.device)
+        return Images(pixels, _select(self.labels, index)).to(self.device)
+
+    def fits(self, in_memory: bool | None) -> bool:
+        """Return `in_memory`; if None, whether the images take at most `IN_MEMORY_BYTES`."""
+        return (
+            self.size * math.prod(self.shape) <= IN_MEMORY_BYTES if in_memory is None else in_memory
+        )
+
+    def load(self, in_memory: bool | None) -> "Images | MapSplit":
+        """Return the images in memory if they fit, else the split.
+
+        Raises ValueError that begins with the name of an image.
+        """
+        if self.fits(in_memory):
+            return Images(self.source.read(self.indices, self.shape), self.labels)
+        if self.size:  # an error that all images have is raised here, not by a worker process
+            self.source[int(self.indices[0])]
+        return self
 
     def to(self, device: torch.device) -> "MapSplit":
         return replace(self, device=device)
@@ -138,42 +154,41 @@ class MapSplit:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-class Stream(Protocol):
-    """Images that arrive one after another. It is pickled for worker processes."""
+@dataclass(frozen=True)
+class IterableSplit(ABC):
+    """Images that arrive one after another, for data larger than the disk.
 
+    The composition of a batch depends on the numbers of processes and workers. Only the first
+    `HEAD_SIZE` images can be selected by index.
+    """
+
+    size: int
+    """N"""
+    shape: tuple[int, ...]
+    """(C, H, W)"""
+    device: torch.device = field(default=CPU, kw_only=True)
+    """Device of the selected images"""
+    labels: ClassVar[None] = None
+    """Labels arrive with the images"""
+
+    @abstractmethod
     def epoch(self, seed: int, epoch: int, rank: int, world: int) -> Iterator[Images]:
         """Yield the shuffled images of an epoch one by one.
 
         Process `rank` of `world` receives its share, and each of its workers a share of that.
         """
 
+    @abstractmethod
     def readers(self, world: int) -> int:
         """Return the largest number of workers of a process that can have a share."""
 
+    @abstractmethod
     def first(self, count: int) -> Images:
         """Return the first `count` images."""
 
+    @abstractmethod
     def digest(self) -> str:
         """Return a string that identifies the content."""
-
-
-@dataclass(frozen=True)
-class IterableSplit:
-    """Images of a stream, for data larger than the disk.
-
-    The composition of a batch depends on the numbers of processes and workers. Only the first
-    `HEAD_SIZE` images can be selected by index.
-    """
-
-    stream: Stream
-    size: int
-    """N"""
-    shape: tuple[int, ...]
-    """(C, H, W)"""
-    labels: None = None
-    """Labels arrive with the images"""
-    device: torch.device = CPU
-    """Device of the selected images"""
 
     def select(self, index: Tensor | slice) -> Images:
         """Read the stream up to the largest index. Raises ValueError beyond `HEAD_SIZE`."""
@@ -185,17 +200,13 @@ class IterableSplit:
                 f"data.streaming=true selects among the first {HEAD_SIZE} images only "
                 f"(got index {last}); try data.streaming=false"
             )
-        return self.stream.first(last + 1).select(index).to(self.device)
+        return self.first(last + 1).select(index).to(self.device)
 
-    def to(self, device: torch.device) -> "IterableSplit":
+    def to(self, device: torch.device) -> Self:
         return replace(self, device=device)
 
-    def digest(self) -> str:
-        return self.stream.digest()
 
-
-InMemorySplit = Images | Points
-Split = Images | Points | MapSplit | IterableSplit
+Split = InMemorySplit | MapSplit | IterableSplit
 
 
 class Splits(NamedTuple):
@@ -210,34 +221,23 @@ class Splits(NamedTuple):
     """Exact distribution of the data; None: not available"""
 
 
-def load_or_stream(
-    source: Source,
+def make_splits(
+    sources: Sequence[Source],
     shape: tuple[int, ...],
-    labels: Tensor | None,
-    indices: Tensor | None = None,
-    in_memory: bool | None = None,
-) -> Images | MapSplit:
-    """Return the images of `source` at `indices` (N,) (None: all) with their `labels` (N,).
+    labels: Sequence[Tensor | None] = (None,),
+    held_out: float = 0.1,
+) -> tuple[MapSplit, MapSplit]:
+    """Return the splits of a training and a test source, whose `labels` are (N,).
 
-    They are read into memory if `fits_in_memory`, else on request. Raises ValueError of `source`.
+    Of a single source a share `held_out` is held out, at least 2 images: a fixed random split.
     """
-    indices = torch.arange(len(source)) if indices is None else indices
-    if not fits_in_memory(len(indices), shape, in_memory):
-        if len(indices):  # an error that all images have is raised here, not by a worker process
-            source[int(indices[0])]
-        return MapSplit(source, indices, shape, labels)
-    pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
-    with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
-        images = pool.map(source.__getitem__, indices.tolist())
-        progress = tqdm(images, "reading images", len(indices), leave=False, disable=None)
-        for i, image in enumerate(progress):
-            pixels[i] = image
-    return Images(pixels, labels)
-
-
-def fits_in_memory(count: int, shape: tuple[int, ...], in_memory: bool | None) -> bool:
-    """Return `in_memory`; if None, whether `count` images take at most `IN_MEMORY_BYTES`."""
-    return count * math.prod(shape) <= IN_MEMORY_BYTES if in_memory is None else in_memory
+    parts = [torch.arange(len(source)) for source in sources]
+    if len(sources) == 1:
+        order = torch.randperm(len(sources[0]), generator=make_generator(0))
+        test_size = max(2, int(held_out * len(order)))
+        parts = [order[test_size:], order[:test_size]]
+    train = MapSplit(sources[0], parts[0], shape, _select(labels[0], parts[0]))
+    return train, MapSplit(sources[-1], parts[1], shape, _select(labels[-1], parts[1]))
 
 
 def head(split: Split) -> Split:
@@ -267,6 +267,10 @@ def select_rows(batch: Batch, index: Tensor | slice) -> Batch:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def _select(labels: Tensor | None, index: Tensor | slice) -> Tensor | None:
+    return None if labels is None else labels[index]
 
 
 def _digest(*tensors: Tensor | None) -> str:

@@ -1,13 +1,11 @@
 """Data sets of the Hugging Face Hub, and folders that the `datasets` library reads."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.data.datasets import IterableSplit, Split, Splits, load_or_stream
+from ddpm_lab.data.datasets import Split, Splits, make_splits
 from ddpm_lab.data.huggingface_rows import (
     HubStream,
     HubTable,
@@ -15,12 +13,12 @@ from ddpm_lab.data.huggingface_rows import (
     label_tensor,
     open_stream,
 )
-from ddpm_lab.data.image_folder import INSPECTED, log_changes, train_test_split
-from ddpm_lab.data.image_io import ImageInfo, inspect_image
-from ddpm_lab.data.image_transform import infer_transform
+from ddpm_lab.data.image_folder import evenly_spaced, load_images
+from ddpm_lab.data.image_io import ImageInfo, inspect_image, prefix_errors
+from ddpm_lab.data.image_transform import Bits, Side, infer_transform
 from ddpm_lab.data.image_tree import TEST
 from ddpm_lab.data.module import dataset
-from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.ranges import Count, OpenFraction
 from ddpm_lab.utils.shell import install_command
 
 LOG = logging.getLogger(__name__)
@@ -37,91 +35,79 @@ def hub(
     image: str | None = None,
     label: str | None = None,
     cache: str | None = None,
-    resolution: int | None = None,
+    resolution: Side | None = None,
     channels: int | None = None,
     convert: bool = False,
-    bits: int | None = None,
-    held_out: float = 0.1,
+    bits: Bits | None = None,
+    held_out: OpenFraction = 0.1,
     streaming: bool = False,
-    shuffle_buffer: int = 1000,
-    size: int | None = None,
-    test_size: int = 1000,
+    shuffle_buffer: Count = 1000,
+    size: Count | None = None,
+    test_size: Count = 1000,
     in_memory: bool | None = None,
 ) -> Splits:
     """Load `name`, a data set of the Hub or a folder, as `datasets.load_dataset(name, config)`.
 
     Code from the Hub is never executed. `cache` is the download folder (None: the library's).
-    `image` and `label` are columns (None: the only one of that type). `resolution` and `channels`
-    None are those of the images; for `convert` and `bits` see `ImageTransform`, for `in_memory`
-    see `load_or_stream`. `split_test` "auto" is the first of `TEST` that exists, else None: a share
-    `held_out` of the training split is held out.
+    `image` and `label` are columns (None: the only one of that type). `split_test` "auto" is the
+    first of `TEST` that exists, else None: a share `held_out` of the training split is held out.
+    For `resolution`, `channels`, `convert` and `bits` see `infer_transform`, for `in_memory` see
+    `MapSplit.load`.
 
-    With `streaming` nothing is stored on disk:
-    - Images are shuffled within a buffer of `shuffle_buffer` encoded images.
-    - The first `test_size` images are held out: of the test split or, if None, of the training
-      split, which is then read by one worker.
-    - `size` is the number of training images, if the set does not state it.
-    - For the limits see `IterableSplit`.
+    With `streaming` nothing is stored on disk, see `IterableSplit`. Images are shuffled within a
+    buffer of `shuffle_buffer`. The first `test_size` images are held out: of the test split or, if
+    None, of the training split, which is then read by one worker. `size` is the number of training
+    images, if the set does not state it.
 
     Raises ValueError that names the key.
     """
     if name is None:
-        raise ValueError(
-            "name must be that of a data set of the Hub, or a folder (got None); "
-            "try data.name=OWNER/NAME"
-        )
+        raise ValueError("name=None is not a data set or a folder; try data.name=OWNER/NAME")
     splits = _load_splits(name, config, cache, streaming)
-    if split_test == "auto":
-        split_test = _find_test_split(splits, split_train)
-    _check_splits(name, splits, split_train, split_test)
+    split_test = _test_split(name, splits, split_train, split_test)
     features = splits[split_train].features or {}
     image = _column("image", image, "Image", features)
     label = _column("label", label, "ClassLabel", features)
     if image is None:
         columns = ", ".join(features)
         raise ValueError(f"image: {name} has no column of images; its columns are {columns}")
-    train = _encoded(splits[split_train], image, label)
-    test = None if split_test is None else _encoded(splits[split_test], image, label)
-    with _name_errors(name, ("resolution", "channels", "bits")):
-        infos = _inspect(train, image, streaming)
+    names = [split_train] if split_test is None else [split_train, split_test]
+    tables = [_encoded(splits[split], image, label) for split in names]
+    with prefix_errors(f"name={name}: "):
+        infos = _inspect(tables[0], image, streaming)
         transform = infer_transform(infos, resolution, channels, convert, bits)
     decoder = RowDecoder(image, label, transform)
-    pair = (
-        _stream(name, train, test, decoder, size, test_size, shuffle_buffer)
+    train, test = (
+        _stream(name, tables, decoder, size, test_size, shuffle_buffer)
         if streaming
-        else _load(name, train, test, decoder, held_out, in_memory)
+        else _load(name, tables, decoder, held_out, in_memory)
     )
-    log_changes(transform, *pair)
-    captions = [[text] for text in features[label].names] if label else None
-    return Splits(name, pair[0], pair[1], captions)
+    return Splits(name, train, test, [[text] for text in features[label].names] if label else None)
 
 
-def _find_test_split(splits: Mapping[str, Any], split_train: str) -> str | None:
-    test = next((split for split in TEST if split in splits and split != split_train), None)
-    share = "a share of the training split (no test split)"
-    LOG.info("held out: %s", f"the split {test}" if test else share)
-    return test
-
-
-def _check_splits(
+def _test_split(
     name: str, splits: Mapping[str, Any], split_train: str, split_test: str | None
-) -> None:
-    """Log unused splits. Raises ValueError if a split does not exist."""
+) -> str | None:
+    """Return the test split, and log it and unused splits. Raises ValueError if one is missing."""
+    if split_test == "auto":
+        split_test = next((name for name in TEST if name in splits and name != split_train), None)
+        share = "a share of the training split (no test split)"
+        LOG.info("held out: %s", f"the split {split_test}" if split_test else share)
     if rest := [split for split in splits if split not in (split_train, split_test)]:
         LOG.info("left aside in %s: the splits %s", name, ", ".join(rest))
+    advice = f"try {', '.join(splits)}"
     if split_train not in splits:
-        advice = f"try {', '.join(splits)}"
         raise ValueError(f"split_train={split_train} is not a split of {name}; {advice}")
     if split_test is not None and split_test not in splits:
-        advice = f"try {', '.join(splits)}, or null, which holds out a share of the training split"
+        advice += ", or null, which holds out a share of the training split"
         raise ValueError(f"split_test={split_test} is not a split of {name}; {advice}")
+    return split_test
 
 
 def _inspect(rows: Any, image: str, streaming: bool) -> list[ImageInfo]:
     """Inspect the first images of a stream, or evenly spaced images of a table."""
-    count = 16 if streaming else min(len(rows), INSPECTED)
-    numbers = [i if streaming else i * len(rows) // count for i in range(count)]
-    sample = islice(rows, count) if streaming else (rows[number] for number in numbers)
+    numbers = range(16) if streaming else evenly_spaced(len(rows))
+    sample = rows.take(16) if streaming else rows.select(numbers)
     infos = []
     for number, row in zip(numbers, sample, strict=False):
         with open_stream(row[image], f"row {number}") as (stream, name):
@@ -132,50 +118,43 @@ def _inspect(rows: Any, image: str, streaming: bool) -> list[ImageInfo]:
 
 
 def _load(
-    name: str, train: Any, test: Any, decoder: RowDecoder, held_out: float, in_memory: bool | None
-) -> list[Split]:
+    name: str, tables: Sequence[Any], decoder: RowDecoder, held_out: float, in_memory: bool | None
+) -> Sequence[Split]:
     """Return the training and test split of tables on disk."""
-    parts = train_test_split(len(train), held_out) if test is None else (None, None)
-    splits: list[Split] = []
-    for table, part in zip((train, train if test is None else test), parts, strict=True):
-        labels = label_tensor(table[decoder.label][:]) if decoder.label else None
-        labels = labels if labels is None or part is None else labels[part]
-        source, shape = HubTable(table, decoder), decoder.transform.shape
-        with _name_errors(name):
-            splits.append(load_or_stream(source, shape, labels, part, in_memory))
-    return splits
+    sources = [HubTable(table, decoder) for table in tables]
+    labels = [label_tensor(table[decoder.label][:]) if decoder.label else None for table in tables]
+    splits = make_splits(sources, decoder.transform.shape, labels, held_out)
+    with prefix_errors(f"name={name}: "):
+        return load_images(splits, decoder.transform, in_memory)
 
 
 def _stream(
     name: str,
-    train: Any,
-    test: Any,
+    tables: Sequence[Any],
     decoder: RowDecoder,
     size: int | None,
     test_size: int,
     buffer: int,
-) -> list[Split]:
+) -> Sequence[Split]:
     """Return the training and test split of iterable sets."""
-    for key, value in {"test_size": test_size, "shuffle_buffer": buffer}.items():
-        if value < 1:
-            raise ValueError(f"{key} must be at least 1 (got {value}); try 1000")
+    train = tables[0]
     info = (train.info.splits or {}).get(str(train.split))
     size = info.num_examples if size is None and info else size
     if size is None:
         raise ValueError(
             f"size, the number of training images, is required: {name} does not state it"
         )
-    skipped = test_size if test is None else 0
+    skipped = test_size if len(tables) == 1 else 0
     if size <= skipped:
         raise ValueError(
             f"test_size={test_size} leaves nothing of {size} images to train on; "
             f"try {max(1, size // 10)}"
         )
-    stream = HubStream(train, decoder, buffer, skipped, f"{name} {train.split}")
-    held_out = HubStream(train if test is None else test, decoder, buffer, 0, name)
-    with _name_errors(name):
-        head = held_out.first(test_size)
-    return [IterableSplit(stream, size - skipped, decoder.transform.shape), head]
+    shape, origin = decoder.transform.shape, f"{name} {train.split}"
+    stream = HubStream(size - skipped, shape, train, decoder, buffer, skipped, origin)
+    held_out = HubStream(test_size, shape, tables[-1], decoder, buffer, 0, name)
+    with prefix_errors(f"name={name}: "):
+        return stream, held_out.first(test_size)
 
 
 def _load_splits(
@@ -221,15 +200,3 @@ def _encoded(rows: Any, image: str, label: str | None) -> Any:
 
     columns = [image] if label is None else [image, label]
     return rows.select_columns(columns).cast_column(image, datasets.Image(decode=False))
-
-
-@contextmanager
-def _name_errors(name: str, keys: tuple[str, ...] = ()) -> Iterator[None]:
-    """Prefix errors that begin with an image, not with one of `keys`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, OSError) as error:
-        own = bool(keys) and str(error).startswith(keys)
-        raise ValueError(str(error) if own else f"name={name}: {error}") from error

@@ -3,17 +3,16 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
 from typing import Any, BinaryIO
 
 import fsspec
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Images, concat
+from ddpm_lab.data.datasets import Images, IterableSplit, Source, concat
 from ddpm_lab.data.image_io import decode_image
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.diffusion.rng import make_generator
@@ -33,7 +32,8 @@ class RowDecoder:
 
     def pixels(self, row: Mapping[str, Any], name: str) -> Tensor:
         """Return (C, H, W) uint8. Raises ValueError that begins with `name`."""
-        return self.transform(open_image(row[self.image], name), name)
+        with open_stream(row[self.image], name) as (stream, full_name):
+            return self.transform(decode_image(stream, full_name), name)
 
     def __call__(self, row: Mapping[str, Any], name: str) -> Images:
         """Return `Images` of size 1."""
@@ -42,7 +42,7 @@ class RowDecoder:
 
 
 @dataclass(frozen=True)
-class HubTable:
+class HubTable(Source):
     """The images of a table that the library maps from disk."""
 
     table: Any
@@ -59,8 +59,8 @@ class HubTable:
         return f"{self.table._fingerprint} {self.decoder}"
 
 
-@dataclass
-class HubStream:
+@dataclass(frozen=True)
+class HubStream(IterableSplit):
     """The images of an iterable set without the first `skipped`, shuffled within a buffer."""
 
     rows: Any
@@ -68,8 +68,8 @@ class HubStream:
     buffer: int
     skipped: int
     origin: str
-    cache: Images | None = None
-    """The first images, as far as they were read"""
+    cache: list[Images] = field(default_factory=list)
+    """The first images, as far as they were read: no or one entry"""
 
     def epoch(self, seed: int, epoch: int, rank: int, world: int) -> Iterator[Images]:
         from datasets.distributed import split_dataset_by_node
@@ -89,22 +89,15 @@ class HubStream:
         return 1 if self.skipped else split_dataset_by_node(self.rows, 0, world).num_shards
 
     def first(self, count: int) -> Images:
-        if self.cache is None or self.cache.size < count:
-            rows = islice(self.rows, self.skipped, self.skipped + count)
-            self.cache = concat(
-                [self.decoder(row, f"row {i} of {self.origin}") for i, row in enumerate(rows)]
-            )
-        return self.cache.select(slice(count))
+        if not self.cache or self.cache[0].size < count:
+            rows = enumerate(islice(self.rows, self.skipped, self.skipped + count))
+            images = [self.decoder(row, f"row {i} of {self.origin}") for i, row in rows]
+            self.cache[:] = [concat(images)]
+        return self.cache[0].select(slice(count))
 
     def digest(self) -> str:
         """Return the origin and the decoder; the content of a stream has no digest."""
         return f"{self.origin} {self.skipped} {self.decoder}"
-
-
-def open_image(entry: Mapping[str, Any] | None, name: str) -> Image.Image:
-    """Return the image of a table entry, as `decode_image`."""
-    with open_stream(entry, name) as (stream, full_name):
-        return decode_image(stream, full_name)
 
 
 @contextmanager

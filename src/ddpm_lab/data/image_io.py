@@ -11,9 +11,13 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from ddpm_lab.utils.errors import UserError
+
 UNDECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 """Formats that Pillow registers but does not decode: it starts a program, or has only a stub"""
 UNREADABLE = "cannot be read as an image"
+KEYS = ("resolution", "channels", "background", "bits", "on_error")
+"""First words of errors that do not name an image"""
 MAX_PIXELS = 2**26
 """Largest number of pixels of an image, 8192 x 8192"""
 HIGH_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -23,26 +27,15 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @cache
-def formats() -> tuple[str, ...]:
-    """Return the formats that Pillow decodes.
+def _formats() -> tuple[list[str], list[str]]:
+    """Return the formats that Pillow decodes: with a signature, and without.
 
-    Formats with a signature come first: the others also accept files of other formats.
+    The latter also accept files of other formats.
     """
     Image.init()
-    decoded = (name for name in Image.OPEN if name not in UNDECODED)
-    return tuple(sorted(decoded, key=lambda name: not _has_signature(name)))
-
-
-@cache
-def suffixes() -> frozenset[str]:
-    """Return the file suffixes of `formats` in lower case."""
-    decoded = (*formats(), "MPO")
-    registered = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in registered if name in decoded)
-
-
-def _has_signature(name: str) -> bool:
-    return Image.OPEN[name][1] is not None
+    decoded = [name for name in Image.OPEN if name not in UNDECODED]
+    signed = [name for name in decoded if Image.OPEN[name][1] is not None]
+    return signed, [name for name in decoded if name not in signed]
 
 
 def is_image(file: Path) -> bool:
@@ -50,10 +43,10 @@ def is_image(file: Path) -> bool:
 
     A TIFF with another suffix is excluded: camera raw files are TIFFs that begin with a thumbnail.
     """
-    if file.suffix.lower() in suffixes():
+    signed, unsigned = _formats()
+    if Image.registered_extensions().get(file.suffix.lower()) in [*signed, *unsigned, "MPO"]:
         return True
-    excluded = {"TIFF"} if file.suffix else set()
-    candidates = tuple(f for f in formats() if _has_signature(f) and f not in excluded)
+    candidates = [name for name in signed if name != "TIFF" or not file.suffix]
     try:
         with file.open("rb") as stream, Image.open(stream, formats=candidates):
             return True
@@ -64,15 +57,13 @@ def is_image(file: Path) -> bool:
 @contextmanager
 def open_stream(file: Path) -> Iterator[BinaryIO]:
     """Open `file`. Raises ValueError that names it unless it is a regular file with content."""
-    try:
+    with _unreadable(file):
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
             raise ValueError("it is not a regular file")
         if not status.st_size:
             raise ValueError("it is empty")
         stream = file.open("rb")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} {UNREADABLE} ({error})") from error
     with stream:
         yield stream
 
@@ -89,7 +80,7 @@ def decode_image(stream: BinaryIO, name: str) -> Image.Image:
     Raises ValueError that begins with `name` unless the image is complete and has at most
     `MAX_PIXELS`.
     """
-    with _prefix_name(name):
+    with _unreadable(name):
         image = _open(stream)
         if image.mode == "RGB" and _has_deep_color(image) and "transparency" in image.info:
             # Pillow compares only 8 bits.
@@ -101,12 +92,13 @@ def decode_image(stream: BinaryIO, name: str) -> Image.Image:
 
 def _open(stream: BinaryIO) -> Image.Image:
     try:
-        image = Image.open(stream, formats=formats())
+        signed, unsigned = _formats()
+        image = Image.open(stream, formats=[*signed, *unsigned])
     except UnidentifiedImageError:
         stream.seek(0)
         if stream.read(40).startswith(b"version https://git-lfs"):
-            message = "it is a Git LFS pointer; fetch the images with: git lfs pull"
-            raise ValueError(message) from None
+            fetch = "it is a Git LFS pointer; fetch the images with: git lfs pull"
+            raise ValueError(fetch) from None
         raise ValueError("it is not in an image format that Pillow decodes") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} are over {MAX_PIXELS} pixels")
@@ -114,7 +106,19 @@ def _open(stream: BinaryIO) -> Image.Image:
 
 
 @contextmanager
-def _prefix_name(name: str) -> Iterator[None]:
+def prefix_errors(prefix: str, advice: str = "") -> Iterator[None]:
+    """Prefix errors that name an image; append `advice` if the image cannot be read."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        message = str(error) + advice * (UNREADABLE in str(error))
+        raise ValueError(message if message.startswith(KEYS) else prefix + message) from error
+
+
+@contextmanager
+def _unreadable(name: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Pillow raises many types for broken images
@@ -142,7 +146,7 @@ def inspect_image(stream: BinaryIO, name: str) -> ImageInfo:
 
     Raises ValueError that begins with `name`.
     """
-    with _prefix_name(name):
+    with _unreadable(name):
         image = _open(stream)
         size, deep_color = image.size, _has_deep_color(image)
         # PNG: searching for an EXIF tag behind the pixels would decode them.

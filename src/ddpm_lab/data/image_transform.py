@@ -7,41 +7,31 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
-from ddpm_lab.data.image_io import HIGH_BIT_MODES, MAX_PIXELS, ImageInfo, has_grey_palette
+from ddpm_lab.data.image_io import HIGH_BIT_MODES, ImageInfo, has_grey_palette
+from ddpm_lab.utils.ranges import check_ranges
 
 LOG = logging.getLogger(__name__)
+LOCK = threading.Lock()
 MODES = {1: "L", 3: "RGB"}
 SUPPORTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"} | HIGH_BIT_MODES
 LOSSLESS = {"L": {"L", "1"}, "RGB": {"RGB", "P", "L", "1", "RGBX"}}
 """For each mode the modes that convert to it without loss"""
 OnError = Literal["error", "skip"]
+Side = Annotated[int, Ge(1), Le(8192)]
+"""Width and height of square images"""
+Bits = Annotated[int, Ge(8), Le(16)]
+"""Used bits of the values of grey images"""
 
 
-class ConversionLog:
-    """Thread-safe counts by name. It is pickled empty."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.lock = threading.Lock()
-
-    def add(self, names: Iterable[str]) -> None:
-        with self.lock:
-            self.counts.update(names)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ConversionLog, ()
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
-
-
+@check_ranges
 @dataclass(frozen=True)
 class ImageTransform:
     """Converts images to (`channels`, `side`, `side`) uint8, grey (1) or RGB (3).
@@ -59,32 +49,23 @@ class ImageTransform:
     Raises ValueError for invalid values.
     """
 
-    side: int
+    side: Side
     channels: int
     convert: bool = False
     background: str = "white"
     """Pillow's name of a color, or #rrggbb"""
-    bits: int = 16
-    changes: ConversionLog = field(default_factory=ConversionLog, compare=False, repr=False)
+    bits: Bits = 16
+    changes: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
     """Numbers of converted images by kind"""
 
     def __post_init__(self) -> None:
         if self.channels not in MODES:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {self.channels})")
-        if not 1 <= self.side <= MAX_PIXELS**0.5:
-            raise ValueError(
-                f"resolution must lie in 1..{MAX_PIXELS**0.5:.0f} (got {self.side}); try 64"
-            )
-        if not 8 <= self.bits <= 16:
-            raise ValueError(
-                f"bits, the used bits of grey images, must lie in 8..16 (got {self.bits}); try 12"
-            )
         with suppress(ValueError):
             if len(ImageColor.getrgb(self.background)) == 3:
                 return
         raise ValueError(
-            f"background={self.background} is not an opaque color; "
-            "try a name such as white, or '#808080'"
+            f"background={self.background} is not an opaque color; try white or '#808080'"
         )
 
     @property
@@ -121,7 +102,8 @@ class ImageTransform:
         if image.size != size:
             changes.append(f"scaled and cropped to {self.side}x{self.side}")
             image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-        self.changes.add(changes)
+        with LOCK:
+            self.changes.update(changes)
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
         return pixels.view(self.side, self.side, self.channels).permute(2, 0, 1)
 
@@ -184,12 +166,13 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, bool]:
     return opaque, False
 
 
+@check_ranges
 def infer_transform(
     infos: Sequence[ImageInfo],
-    resolution: int | None,
+    resolution: Side | None,
     channels: int | None,
     convert: bool,
-    bits: int | None,
+    bits: Bits | None,
     background: str = "white",
     on_error: OnError = "error",
 ) -> ImageTransform:
@@ -198,18 +181,18 @@ def infer_transform(
     Raises ValueError that states which keys to set.
     """
     sizes = Counter(info.size for info in infos)
-    automatic = {"resolution": resolution, "channels": channels}
-    inferred = [name for name, value in automatic.items() if value is None]
+    values = {"resolution": resolution, "channels": channels}
+    inferred = " and ".join(name for name, value in values.items() if value is None)
     if channels is None:
         channels = 1 if all(info.grey for info in infos) else 3
-    problem, dark = "", ""
-    overrides: list[str] = []
+    overrides, problem, dark = [], "", ""
     if resolution is None:
         usual = sizes.most_common(1)[0][0]
         resolution = min(map(min, sizes)) if convert else min(usual)
         if not convert and (usual[0] != usual[1] or (len(sizes) > 1 and on_error == "error")):
             problem = _describe_sizes(infos, sizes, usual)
-            overrides.append(f"data.resolution={_suggest_resolution(sizes)}")
+            power = int(math.log2(min(64, *map(min, sizes))))  # networks can halve the side
+            overrides.append(f"data.resolution={2**power}")
     # Errors in the values come first.
     transform = ImageTransform(resolution, channels, convert, background, bits or 16)
     largest = max((info.deep for info in infos if info.deep is not None), default=None)
@@ -224,12 +207,14 @@ def infer_transform(
     if problem:
         overrides = overrides if convert else ["data.convert=true", *overrides]
         raise ValueError(f"{problem}; try {' '.join(overrides)}{dark}")
-    source = f" ({' and '.join(inferred)} of {len(infos)} inspected images)" if inferred else ""
-    values = f"; values up to {largest} of {2**transform.bits - 1} (bits={transform.bits})"
-    values = "" if largest is None else values
-    if source or values:
-        color = "grey" if channels == 1 else "RGB"
-        LOG.info("images are read as %dx%d %s%s%s", resolution, resolution, color, source, values)
+    color = "grey" if channels == 1 else "RGB"
+    message = f"images are read as {resolution}x{resolution} {color}"
+    if inferred:
+        message += f" ({inferred} of {len(infos)} inspected images)"
+    if largest is not None:
+        message += f"; values up to {largest} of {2**transform.bits - 1} (bits={transform.bits})"
+    if inferred or largest is not None:
+        LOG.info(message)
     return transform
 
 
@@ -241,11 +226,6 @@ def _describe_sizes(
     odd = next((info.name for info in infos if info.size != usual), None)
     example = f", the first of another size {odd}" if odd else ""
     return f"images are {', '.join(counts)}{more}{example}; a model needs squares of one size"
-
-
-def _suggest_resolution(sizes: Iterable[tuple[int, int]]) -> int:
-    """Return a power of 2, which networks can halve, of at most 64 and without enlarging."""
-    return 2 ** int(math.log2(min(64, *map(min, sizes))))
 
 
 def _used_bits(infos: Iterable[ImageInfo], largest: int) -> int:

@@ -56,8 +56,12 @@ class SkippedFiles:
         self.others: Counter[str] = Counter()
         self.empty: list[str] = []
 
+    def log(self) -> None:
+        if text := str(self):
+            LOG.info(text.removeprefix("; "))
+
     def __str__(self) -> str:
-        """One line, empty if all files are used."""
+        """The end of a message, empty if all files are used."""
         common = self.suffixes.most_common(8)
         counts = [f"{count} {suffix}" for suffix, count in common]
         if rest := self.suffixes.total() - sum(count for _, count in common):
@@ -67,7 +71,7 @@ class SkippedFiles:
         if self.empty:
             more = f" and {len(self.empty) - 4} more" if len(self.empty) > 4 else ""
             parts.append(f"{len(self.empty)} without images ({', '.join(self.empty[:4])}{more})")
-        return escape_control("; ".join(parts))
+        return escape_control("; left aside: " + "; ".join(parts)) if parts else ""
 
 
 def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
@@ -78,12 +82,9 @@ def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
     through. Logs what is left aside. Raises ValueError if `root` is not a data set.
     """
     skipped = SkippedFiles()
-    tree = scan_tree(root, skipped)
-    if tree is None or len(tree.every) < 4:
-        count = 0 if tree is None else len(tree.every)
-        raise ValueError(
-            f"path={root} holds {count} images and at least 4 are needed{describe_skipped(skipped)}"
-        )
+    tree = scan_tree(root, skipped) or Folder(root, [], [])
+    if (count := len(tree.every)) < 4:
+        raise ValueError(f"path={root} holds {count} images and at least 4 are needed{skipped}")
     tree = _unwrap(tree)
     by_name = {folder.name.casefold(): folder for folder in tree.folders}
     train = next((by_name[name] for name in TRAIN if name in by_name), None)
@@ -96,15 +97,11 @@ def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
             skipped.others[f"images in {other.name}/"] = len(other.every)
         if tree.files:
             skipped.others[f"images beside {train.name}/"] = len(tree.files)
-        LOG.info(
-            "held out: the %d images in %s/ (splits=false makes such folders classes)",
-            len(held_out.files),
-            escape_control(test.path.relative_to(root)),
-        )
+        name, count = escape_control(test.path.relative_to(root)), len(held_out.files)
+        LOG.info("held out: the %d images in %s/ (splits=false makes them classes)", count, name)
     else:
         listings = {"": _listing(tree)}
-    if str(skipped):
-        LOG.info("left aside: %s", skipped)
+    skipped.log()
     return listings
 
 
@@ -207,7 +204,3 @@ def _relabel(test: Folder, listing: Listing, classes: list[str]) -> Listing:
         return listing
     labels = torch.tensor([classes.index(name) for name in listing.classes])
     return listing._replace(labels=labels[listing.labels], classes=classes)
-
-
-def describe_skipped(skipped: SkippedFiles) -> str:
-    return f"; left aside: {skipped}" if str(skipped) else ""

@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ddpm_lab.data.datasets import Source
 from ddpm_lab.data.image_io import decode_image
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.utils.shell import install_command
 
 
 @dataclass(frozen=True)
-class Database:
+class Database(Source):
     """The images of an LMDB file in the order of their keys."""
 
     path: Path

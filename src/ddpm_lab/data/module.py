@@ -1,16 +1,18 @@
 """Data sets with their serving options, as endless training batches and validation batches."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import wraps
 from inspect import Signature, signature
 from itertools import chain, count, islice, tee
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import (
     CPU,
     Batch,
@@ -25,6 +27,7 @@ from ddpm_lab.data.datasets import (
 )
 from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.utils.errors import HangError, ResourceError, UserError
+from ddpm_lab.utils.ranges import check_ranges
 
 BATCH = 64
 """Default batch size, unless there are fewer training samples"""
@@ -32,6 +35,7 @@ TIMEOUT = 300
 """Largest time in seconds that workers may take to read a batch"""
 
 
+@check_ranges
 class Data:
     """A data set and its serving options."""
 
@@ -41,10 +45,10 @@ class Data:
         *,
         flip: bool = False,
         batch_size: int | None = None,
-        workers: int = 2,
+        workers: Annotated[int, Ge(0), Le(64)] = 2,
         seed: int = 0,
     ) -> None:
-        """Check the options. Raises ValueError if one of them is out of range.
+        """Raises ValueError if an option is out of range.
 
         `flip` mirrors half of the training images. `batch_size` counts the samples of a step over
         all processes (None: `BATCH`). `workers` processes read the data that is not in memory.
@@ -57,10 +61,6 @@ class Data:
                 f"batch_size must lie in 1..{size}, the number of training samples "
                 f"(got {batch_size}); try batch_size={min(32, size)}"
             )
-        if not 0 <= workers <= 64:
-            raise ValueError(
-                f"workers are processes that read images, 0 to 64 (got {workers}); try 2"
-            )
         if flip and len(self.shape) != 3:
             raise ValueError("flip mirrors images, and these are points; try flip=false")
         self.captions = captions or None
@@ -70,12 +70,7 @@ class Data:
     @property
     def spec(self) -> dict[str, Any]:
         """Properties of the data that a model depends on: the fields of `DataSpec`."""
-        return {
-            "shape": self.shape,
-            "classes": self.classes,
-            "bin_width": self.bin_width,
-            "captions": self.captions,
-        }
+        return {name: getattr(self, name) for name in DataSpec._fields}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,9 +87,10 @@ def dataset(load: Callable[..., Splits]) -> Callable[..., Data]:
     """Decorate a function that loads a data set: it returns a `Data` that serves the set.
 
     The keyword arguments of `Data` are added to the signature of `load`. Together they are
-    the keys of the configuration.
+    the keys of the configuration. Raises ValueError for numbers out of the annotated ranges.
     """
     serving = [p for p in signature(Data).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    load = check_ranges(load)
 
     @wraps(load)
     def serve(*args: Any, **kwargs: Any) -> Data:
@@ -120,6 +116,7 @@ class ValidationBatches:
         return map(to_batch, read_batches(self.split, self.indices, self.workers))
 
 
+@dataclass(eq=False)
 class TrainBatches:
     """An endless stream of shuffled batches, without the first `done`.
 
@@ -128,20 +125,15 @@ class TrainBatches:
     `IterableSplit` cannot be resumed within an epoch: it starts with the order of epoch `done`.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        flip: bool,
-        seed: int,
-        *,
-        workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        done: int = 0,
-    ) -> None:
-        self.split, self.batch_size, self.flip, self.seed = split, batch_size, flip, seed
-        self.workers, self.rank, self.world, self.done = workers, rank, world, done
+    split: Split
+    batch_size: int
+    flip: bool
+    seed: int
+    _: KW_ONLY
+    workers: int = 0
+    rank: int = 0
+    world: int = 1
+    done: int = 0
 
     @property
     def rows(self) -> int:
@@ -152,7 +144,7 @@ class TrainBatches:
         pairs: Iterator[tuple[InMemorySplit, Tensor]]
         if isinstance(self.split, IterableSplit):
             device = self.split.device
-            workers = min(self.workers, self.split.stream.readers(self.world))
+            workers = min(self.workers, self.split.readers(self.world))
             loader = _loader(_StreamReader(self.split, self), None, workers, device)
             pairs = ((_checked(images).to(device), mirror) for images, mirror in loader)
         else:
@@ -189,30 +181,22 @@ def read_batches(split: Split, indices: Iterable[Tensor], workers: int) -> Itera
     """
     if not isinstance(split, MapSplit):
         return (split.select(index.to(split.device)) for index in indices)
-    pending: deque[Tensor] = deque()
-
-    def record() -> Iterator[Tensor]:
-        for index in indices:
-            pending.append(index)
-            yield index
-
-    loader = _loader(_MapReader(split.to(CPU)), record(), workers, split.device)
-    batches = _translate_errors(loader, split, pending)
-    return (_checked(images).to(split.device) for images in batches)
+    return _read_from_disk(split, indices, workers)
 
 
-def _translate_errors(
-    loader: DataLoader, split: MapSplit, pending: "deque[Tensor]"
-) -> Iterator[Images | ValueError]:
-    """Yield the batches of `loader`, whose indices are `pending`, and name late images."""
+def _read_from_disk(
+    split: MapSplit, indices: Iterable[Tensor], workers: int
+) -> Iterator[InMemorySplit]:
+    """Yield the images at each index (B,) of `indices`. Errors name images that are late."""
+    ahead, pending = tee(indices)
     try:
-        for batch in loader:
-            pending.popleft()
-            yield batch
+        for batch in _loader(_MapReader(split.to(CPU)), ahead, workers, split.device):
+            next(pending)
+            yield _checked(batch).to(split.device)
     except RuntimeError as error:
         if "timed out" in str(error):
             files = getattr(split.source, "files", None)
-            numbers = split.indices[pending[0]].tolist()[:3]
+            numbers = split.indices[next(pending)].tolist()[:3]
             late = ", ".join(f"image {i}" if files is None else str(files[i]) for i in numbers)
             message = f"data: nothing was read for {TIMEOUT} s; pending are {late} and others"
             raise HangError(message) from error
@@ -243,14 +227,14 @@ def _checked(batch: Images | ValueError) -> Images:
     return batch
 
 
+@dataclass
 class _MapReader(Dataset):
-    """Reads batches of a `MapSplit` in a worker process.
+    """Reads batches in a worker process.
 
     Errors are returned: the main process raises them without the traceback of the worker.
     """
 
-    def __init__(self, split: MapSplit) -> None:
-        self.split = split
+    split: MapSplit
 
     def __getitem__(self, index: Tensor) -> Images | ValueError:
         try:
@@ -259,24 +243,22 @@ class _MapReader(Dataset):
             return ValueError(str(error))
 
 
+@dataclass
 class _StreamReader(IterableDataset):
-    """Reads batches of an `IterableSplit` in a worker process; a batch may span two epochs."""
+    """Reads batches in a worker process; a batch may span two epochs."""
 
-    def __init__(self, split: IterableSplit, batches: TrainBatches) -> None:
-        self.stream, self.seed, self.rows = split.stream, batches.seed, batches.rows
-        self.rank, self.world, self.first = batches.rank, batches.world, batches.done
+    stream: IterableSplit
+    batches: TrainBatches
 
     def __iter__(self) -> Iterator[tuple[Images | ValueError, Tensor]]:
-        worker = get_worker_info()
-        generator = make_generator(self.seed, self.rank, worker.id if worker else 0, self.first)
-        epochs = (
-            self.stream.epoch(self.seed, epoch, self.rank, self.world)
-            for epoch in count(self.first)
+        part, worker = self.batches, get_worker_info()
+        generator = make_generator(part.seed, part.rank, worker.id if worker else 0, part.done)
+        images = chain.from_iterable(
+            self.stream.epoch(part.seed, epoch, part.rank, part.world) for epoch in count(part.done)
         )
-        images = chain.from_iterable(epochs)
         while True:
-            mirror = torch.rand(self.rows, generator=generator) < 0.5
+            mirror = torch.rand(part.rows, generator=generator) < 0.5
             try:
-                yield concat(list(islice(images, self.rows))), mirror
+                yield concat(list(islice(images, part.rows))), mirror
             except ValueError as error:
                 yield ValueError(str(error)), mirror

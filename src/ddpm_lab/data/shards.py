@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Images, MapSplit, Split, Splits, fits_in_memory
-from ddpm_lab.data.image_folder import train_test_split
+from ddpm_lab.data.datasets import Source, Splits, make_splits
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
+from ddpm_lab.utils.ranges import OpenFraction
 from ddpm_lab.utils.safe_load import regular_file
 
 FORMAT = "ddpm-lab images 1"
@@ -32,7 +32,7 @@ CONTENT = ("count", "shape", "classes", "labels", "shards")
 """Keys of the index that its `sha256` covers; the others describe the origin"""
 
 
-class Shards:
+class Shards(Source):
     """The mapped images of the store `root`.
 
     Raises ValueError that names the file unless all files have the size that the index states.
@@ -53,9 +53,8 @@ class Shards:
                 f"path: {root / INDEX} has count={len(self)}, but its shards hold {self.starts[-1]}"
             )
         self.labels = None
-        if self.index["labels"]:
-            file = root / self.index["labels"]["name"]
-            self.labels = torch.tensor(_mapped(file, (len(self),), np.int64))
+        if entry := self.index["labels"]:
+            self.labels = torch.tensor(_mapped(root / entry["name"], (len(self),), np.int64))
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Shards, (self.root,)  # a map would be pickled with its content
@@ -67,9 +66,8 @@ class Shards:
         shard = bisect_right(self.starts, index) - 1
         return torch.tensor(self.maps[shard][index - self.starts[shard]])
 
-    def read(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices` (N,): (N, C, H, W) uint8."""
-        pixels = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
+    def read(self, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+        pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
         for start, images in zip(self.starts, self.maps, strict=False):
             here = (indices >= start) & (indices < start + len(images))
             pixels[here] = torch.from_numpy(images[indices[here].numpy() - start])
@@ -79,9 +77,7 @@ class Shards:
         """Raises ValueError that names the first file whose checksum does not match."""
         for entry in _entries(self.index):
             if _sha256(file := self.root / entry["name"]) != entry["sha256"]:
-                raise ValueError(
-                    f"path: {file} is damaged, its SHA-256 is not that of {INDEX}; prepare it again"
-                )
+                raise ValueError(f"path: {file} is damaged, its SHA-256 differs; prepare it again")
 
     def digest(self) -> str:
         """Return the SHA-256 of the content, which the index states."""
@@ -89,11 +85,13 @@ class Shards:
 
 
 @dataset
-def image_store(path: str | None, held_out: float = 0.1, in_memory: bool | None = None) -> Splits:
+def image_store(
+    path: str | None, held_out: OpenFraction = 0.1, in_memory: bool | None = None
+) -> Splits:
     """Load the store `path`. A share `held_out` is held out unless the store has a test split.
 
-    Splits are read into memory, and their files verified, if `fits_in_memory`. Otherwise images
-    are read from the mapped files on request. Raises ValueError that names the file.
+    For `in_memory` see `MapSplit.load`; the files of images in memory are verified. Raises
+    ValueError that names the file.
     """
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
@@ -101,28 +99,21 @@ def image_store(path: str | None, held_out: float = 0.1, in_memory: bool | None 
             f"path must be a store that scripts/prepare_data.py wrote (got {path}); "
             "try data.path=DIR"
         )
-    folders = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
-    sources = [Shards(folder) for folder in folders]
+    parts = ("train", "test") if (root / "train").is_dir() else ("",)
+    sources = [Shards(root / part) for part in parts]
     train, test = sources[0], sources[-1]
     if (train.shape, train.classes) != (test.shape, test.classes):
-        raise ValueError(
-            f"path={path} has a test set of {test.shape} and classes {test.classes}, but a "
-            f"training set of {train.shape} and classes {train.classes}; prepare it again"
-        )
-    indices = [torch.arange(len(source)) for source in sources]
-    if len(sources) == 1:
-        indices = [*train_test_split(len(train), held_out)]
-    if fits_in_memory(len(indices[0]), train.shape, in_memory):
-        for source in sources:
-            source.verify()
+        sets = [f"{source.shape} with classes {source.classes}" for source in (train, test)]
+        raise ValueError(f"path={path} has images of {' and '.join(sets)}; prepare it again")
+    splits = make_splits(sources, train.shape, [source.labels for source in sources], held_out)
     for source in sources:
-        _check_labels(source, path)
-    return Splits(
-        root.resolve().name,
-        _load_or_stream(train, indices[0], in_memory),
-        _load_or_stream(test, indices[1], in_memory),
-        [[name] for name in train.classes],
-    )
+        if splits[0].fits(in_memory):
+            source.verify()
+        labels, classes = source.labels, len(train.classes)
+        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"path={path} has labels of other than its {classes} classes")
+    loaded = [split.load(in_memory) for split in splits]
+    return Splits(root.resolve().name, loaded[0], loaded[1], [[name] for name in train.classes])
 
 
 def write_store(
@@ -167,19 +158,6 @@ def write_store(
     index["sha256"] = _content(index)
     (root / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return index
-
-
-def _check_labels(source: Shards, path: str) -> None:
-    labels, classes = source.labels, len(source.classes)
-    if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"path={path} has labels of other than its {classes} classes")
-
-
-def _load_or_stream(source: Shards, indices: Tensor, in_memory: bool | None) -> Split:
-    labels = None if source.labels is None else source.labels[indices]
-    if fits_in_memory(len(indices), source.shape, in_memory):
-        return Images(source.read(indices), labels)
-    return MapSplit(source, indices, source.shape, labels)
 
 
 def _read_index(file: Path) -> dict[str, Any]:

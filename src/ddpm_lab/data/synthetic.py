@@ -6,21 +6,18 @@ import torch
 
 from ddpm_lab.data.datasets import Images, Splits
 from ddpm_lab.data.module import dataset
+from ddpm_lab.utils.ranges import Count
 
 
 @dataset
 def synthetic(
-    resolution: int = 16, channels: int = 3, classes: int = 10, count: int = 512
+    resolution: Count = 16, channels: int = 3, classes: Count = 10, count: Count = 512
 ) -> Splits:
     """Return images (channels, resolution, resolution) of a bright spot on a dark ground.
 
     The class is the position of the spot on a circle; jitter and color are random. There are
     `count` training images and a quarter as many held-out images, at least 2.
     """
-    sizes = {"resolution": resolution, "channels": channels, "classes": classes, "count": count}
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1 (got {value})")
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {channels})")
     generator = torch.Generator().manual_seed(0)
@@ -35,9 +32,5 @@ def synthetic(
     spot = torch.exp(-(squared_x + squared_y) / (2 * 0.12**2))
     color = 0.5 + 0.5 * torch.rand(total, channels, 1, 1, generator=generator)
     pixels = (255 * color * spot[:, None]).round().byte()
-    return Splits(
-        "synthetic",
-        Images(pixels[:count], labels[:count]),
-        Images(pixels[count:], labels[count:]),
-        [[str(label)] for label in range(classes)],
-    )
+    train, test = Images(pixels[:count], labels[:count]), Images(pixels[count:], labels[count:])
+    return Splits("synthetic", train, test, [[str(label)] for label in range(classes)])

@@ -1,4 +1,7 @@
-"""Standard data sets with their official splits, through torchvision, which verifies the files."""
+"""Standard data sets with their official splits, through torchvision, which verifies the files.
+
+All raise ValueError that states where missing files belong. For `in_memory` see `MapSplit.load`.
+"""
 
 import os
 import socket
@@ -15,30 +18,40 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from ddpm_lab.data.datasets import Images, Source, Splits, load_or_stream
-from ddpm_lab.data.image_folder import ImageFiles, log_changes
-from ddpm_lab.data.image_transform import ImageTransform
+from ddpm_lab.data.datasets import Images, Source, Splits, make_splits
+from ddpm_lab.data.image_folder import ImageFiles, load_images
+from ddpm_lab.data.image_io import prefix_errors
+from ddpm_lab.data.image_transform import ImageTransform, Side
 from ddpm_lab.data.lsun import Database
 from ddpm_lab.data.module import dataset
 
 TIMEOUT = 20
 """Seconds to wait for a silent server"""
+CIFAR = "put the folder {0.base_folder} of {0.url} into {1}"
+MNIST = (
+    "put {0.resources[0][0]} and its three neighbors from {0.mirrors[0]}, unpacked, "
+    "into {1}/{0.__name__}/raw"
+)
+CELEBA = (
+    "put img_align_celeba (a folder), list_eval_partition.txt, list_attr_celeba.txt, "
+    "identity_CelebA.txt, list_bbox_celeba.txt and list_landmarks_align_celeba.txt into {}/celeba"
+)
+IMAGENET = "put train and val, with a folder per class, into {}, or the archives of image-net.org"
 
 
 @dataset
 def cifar10(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load 50,000 training and 10,000 test images (3, 32, 32) of ten classes into memory.
 
-    Another `resolution`, a divisor of 32, is reached by averaging pixels. Raises ValueError that
-    states where the files belong.
+    Another `resolution`, a divisor of 32, is reached by averaging pixels.
     """
-    return _cifar(datasets.CIFAR10, path, download, resolution)
+    return _load_arrays(datasets.CIFAR10, CIFAR, path, download, resolution)
 
 
 @dataset
 def cifar100(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load CIFAR-100, as `cifar10` but of a hundred classes."""
-    return _cifar(datasets.CIFAR100, path, download, resolution)
+    return _load_arrays(datasets.CIFAR100, CIFAR, path, download, resolution)
 
 
 @dataset
@@ -46,36 +59,29 @@ def mnist(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load 60,000 training and 10,000 test images (1, 32, 32) of ten classes into memory.
 
     They have a black margin of two pixels, or none with `resolution` 28. A divisor of 32 is reached
-    by averaging pixels. Raises ValueError that states where the files belong.
+    by averaging pixels.
     """
-    return _mnist(datasets.MNIST, path, download, resolution)
+    return _load_arrays(datasets.MNIST, MNIST, path, download, resolution)
 
 
 @dataset
 def fashion_mnist(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load Fashion-MNIST, as `mnist` but of clothes."""
-    return _mnist(datasets.FashionMNIST, path, download, resolution)
+    return _load_arrays(datasets.FashionMNIST, MNIST, path, download, resolution)
 
 
 @dataset
-def celeba64(path: str, resolution: int = 64, in_memory: bool | None = None) -> Splits:
+def celeba64(path: str, resolution: Side = 64, in_memory: bool | None = None) -> Splits:
     """Load 162,770 training and 19,962 test images of faces without labels.
 
-    They are cropped and scaled as in DDIM's code. The validation split is unused. For `in_memory`
-    see `load_or_stream`. Raises ValueError that states where the files belong.
+    They are cropped and scaled as in DDIM's code. The validation split is unused.
     """
     root, transform = Path(path).expanduser(), CelebACrop(resolution, 3, convert=True)
-    advice = (
-        "put img_align_celeba (a folder), list_eval_partition.txt, list_attr_celeba.txt, "
-        "identity_CelebA.txt, list_bbox_celeba.txt and list_landmarks_align_celeba.txt into "
-        f"{root}/celeba"
-    )
-    with _translate_errors(path, advice):
+    with _translate_errors(path, CELEBA.format(root)):
         splits = [datasets.CelebA(root, split, target_type=[]) for split in ("train", "test")]
     folder = root / "celeba" / "img_align_celeba"
-    sources = [
-        ImageFiles(root, [folder / name for name in split.filename], transform) for split in splits
-    ]
+    files = [[folder / name for name in split.filename] for split in splits]
+    sources = [ImageFiles(root, part, transform) for part in files]
     return _load("celeba64", sources, transform, in_memory)
 
 
@@ -83,14 +89,13 @@ def celeba64(path: str, resolution: int = 64, in_memory: bool | None = None) -> 
 def lsun(
     path: str,
     category: str = "church_outdoor",
-    resolution: int = 256,
+    resolution: Side = 256,
     in_memory: bool | None = None,
 ) -> Splits:
     """Load a `category` of LSUN without labels; the test split has 300 images.
 
     `path` contains CATEGORY_train_lmdb and CATEGORY_val_lmdb. Shorter sides are scaled to
-    `resolution`, and centers cropped. For `in_memory` see `load_or_stream`. Raises ValueError that
-    states where the files belong.
+    `resolution`, and centers cropped.
     """
     root, transform = Path(path).expanduser(), ImageTransform(resolution, 3, convert=True)
     train, test = (f"{category}_{split}_lmdb" for split in ("train", "val"))
@@ -101,29 +106,24 @@ def lsun(
 
 
 @dataset
-def imagenet(path: str, resolution: int, in_memory: bool | None = None) -> Splits:
+def imagenet(path: str, resolution: Side, in_memory: bool | None = None) -> Splits:
     """Load 1,281,167 training and 50,000 test images of a thousand classes, sorted by WordNet ID.
 
     `path` contains train and val with a folder per class, or the archives, which torchvision
     unpacks. Captions are the first names of the classes if meta.bin or the development kit exists,
     else the names of the folders. Shorter sides are scaled to `resolution`, and centers cropped.
-    For `in_memory` see `load_or_stream`. Raises ValueError that states where the files belong.
     """
     root, transform = Path(path).expanduser(), ImageTransform(resolution, 3, convert=True)
     has_names = any((root / f).is_file() for f in ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz"))
-    advice = (
-        f"put train and val, with a folder per class, into {root}, or the archives of image-net.org"
-    )
-    with _translate_errors(path, advice):
+    with _translate_errors(path, IMAGENET.format(root)):
         train, test = splits = [
             datasets.ImageNet(root, split) if has_names else datasets.ImageFolder(root / split)
             for split in ("train", "val")
         ]
         if train.classes != test.classes:
             raise ValueError("train and val have other classes")
-    sources = [
-        ImageFiles(root, [Path(file) for file, _ in split.samples], transform) for split in splits
-    ]
+    files = [[Path(file) for file, _ in split.samples] for split in splits]
+    sources = [ImageFiles(root, part, transform) for part in files]
     labels = [torch.tensor(split.targets) for split in splits]
     captions = [[names[0]] if has_names else [names] for names in train.classes]
     return _load("imagenet", sources, transform, in_memory, labels, captions)
@@ -141,23 +141,10 @@ class CelebACrop(ImageTransform):
         return super().__call__(face.resize(side, Image.Resampling.BILINEAR), name)
 
 
-def _cifar(kind: Any, path: str, download: bool, resolution: int) -> Splits:
-    advice = f"put the folder {kind.base_folder} of {kind.url} into {Path(path).expanduser()}"
-    return _arrays(kind, path, download, resolution, advice)
-
-
-def _mnist(kind: Any, path: str, download: bool, resolution: int) -> Splits:
-    folder = Path(path).expanduser() / kind.__name__ / "raw"
-    advice = (
-        f"put {kind.resources[0][0]} and its three neighbors from {kind.mirrors[0]}, unpacked, "
-        f"into {folder}"
-    )
-    return _arrays(kind, path, download, resolution, advice)
-
-
-def _arrays(kind: Any, path: str, download: bool, resolution: int, advice: str) -> Splits:
+def _load_arrays(kind: Any, advice: str, path: str, download: bool, resolution: int) -> Splits:
     """Load a set that torchvision reads into memory."""
     root = Path(path).expanduser()
+    advice = advice.format(kind, root)
     advice = advice if download else f"try data.download=true, or {advice}"
     with _translate_errors(path, advice):
         try:
@@ -192,8 +179,12 @@ def _download(kind: Any, root: Path) -> None:
     """Download and verify a set beside `root`, then move its files there."""
     parent = next(folder for folder in root.absolute().parents if folder.is_dir())
     with TemporaryDirectory(prefix=f".{root.name}-", dir=parent) as scratch:
-        with _socket_timeout():
+        before = socket.getdefaulttimeout()  # None: no limit
+        socket.setdefaulttimeout(TIMEOUT)
+        try:
             _train_and_test(kind, Path(scratch), download=True)
+        finally:
+            socket.setdefaulttimeout(before)
         for file in (file for file in Path(scratch).rglob("*") if file.is_file()):
             target = root / file.relative_to(scratch)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -223,14 +214,9 @@ def _load(
     captions: list[list[str]] | None = None,
 ) -> Splits:
     """Load a training and a test source."""
-    try:
-        train, test = (
-            load_or_stream(source, transform.shape, label, in_memory=in_memory)
-            for source, label in zip(sources, labels, strict=True)
-        )
-    except ValueError as error:
-        raise ValueError(f"path: {error}") from error
-    log_changes(transform, train, test)
+    with prefix_errors("path: "):
+        splits = make_splits(sources, transform.shape, labels)
+        train, test = load_images(splits, transform, in_memory)
     return Splits(name, train, test, captions)
 
 
@@ -246,14 +232,3 @@ def _translate_errors(path: str, advice: str) -> Iterator[None]:
         raise ValueError(
             f"path={path} does not hold the complete data set ({message[:150]}); {advice}"
         ) from error
-
-
-@contextmanager
-def _socket_timeout() -> Iterator[None]:
-    """Limit the time of waiting for a server, which is unlimited by default."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

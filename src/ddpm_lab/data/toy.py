@@ -1,36 +1,34 @@
 """Points in the plane, within [-1, 1]: Gaussian mixtures with an exact density, and toy shapes."""
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from ddpm_lab.data.datasets import Points, Splits
 from ddpm_lab.data.module import dataset
 from ddpm_lab.diffusion.analytic_denoisers import Mixture
 from ddpm_lab.diffusion.rng import make_generator
+from ddpm_lab.utils.ranges import Count, NonNegative, Positive
+
+Size = Annotated[int, Ge(8)]
 
 
 @dataset
 def gaussian_mixture(
-    modes: int = 8, radius: float = 0.7, std: float = 0.05, count: int = 8000
+    modes: Count = 8, radius: NonNegative = 0.7, std: Positive = 0.05, count: Size = 8000
 ) -> Splits:
     """Return points (2,) of `modes` isotropic Gaussians on a circle, each of them a class.
 
     There are `count` training points and a quarter as many held-out points.
     """
-    if modes < 1:
-        raise ValueError(f"modes must be at least 1 (got {modes})")
-    if not 0 < std < math.inf or not 0 <= radius < math.inf:
-        raise ValueError(
-            f"std={std:g} must be above 0, and radius={radius:g} at least 0; "
-            "try std=0.05 radius=0.7"
-        )
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     means = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
     weights = torch.full((modes,), 1 / modes, dtype=torch.float64)
     mixture = Mixture(means, weights, std, torch.arange(modes))
-    x0, component = mixture.sample(_total(count), make_generator(0))
+    x0, component = mixture.sample(count + count // 4, make_generator(0))
     return _split("gaussian_mixture", x0, component, count, modes, mixture)
 
 
@@ -68,21 +66,15 @@ SHAPES = {shape.__name__[1:]: shape for shape in (_moons, _spirals, _rings, _che
 
 
 @dataset
-def toy(shape: str = "moons", count: int = 8000) -> Splits:
+def toy(shape: str = "moons", count: Size = 8000) -> Splits:
     """Return points (2,) of two classes: moons, spirals, rings or a checkerboard."""
     if shape not in SHAPES:
         raise ValueError(f"shape={shape} is not one of {', '.join(SHAPES)}")
-    generator, total = make_generator(0), _total(count)
+    generator, total = make_generator(0), count + count // 4
     u = torch.rand(total, 2, generator=generator)
     z = torch.randn(total, 2, generator=generator)
     x0, labels = SHAPES[shape](u, z)
     return _split(f"toy {shape}", x0, labels, count, classes=2)
-
-
-def _total(count: int) -> int:
-    if count < 8:
-        raise ValueError(f"count must be at least 8 (got {count})")
-    return count + count // 4
 
 
 def _split(
