@@ -11,9 +11,9 @@ from ddpm_lab.ablations.plan import Plan
 from ddpm_lab.ablations.spec import TIERS, select_tiers
 from ddpm_lab.ablations.tables import from_plan, from_sweep
 from ddpm_lab.config.instantiate import check_booleans
-from ddpm_lab.reports.formats import terminal
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Table
+from ddpm_lab.reports.terminal import terminal
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.errors import UserError
 
