@@ -142,7 +142,6 @@ def _add_footnotes(plan: Plan, table: Table) -> Table:
 
 
 def _varied_keys(ablation: spec.Ablation) -> set[str]:
-    """Return the protocol keys that the rows and columns vary."""
     parts: list[spec.Overrides] = [*ablation.rows.values(), *ablation.columns.values()]
     overrides = [each for part in parts for each in (*part.train, *part.evaluate, *part.exact)]
     keys = {override.partition("=")[0] for override in overrides}

@@ -36,8 +36,8 @@ from ddpm_lab.utils.errors import (
     escape_control,
 )
 
-OUTPUT_PARENTS = ("runs", "sweeps", "samples", "evaluations", "exact")
-"""Directories that the configurations create around an output directory, besides that of the day"""
+OUTPUT_PARENTS = r"runs|sweeps|samples|evaluations|exact|\d{4}-\d\d-\d\d"
+"""Names of directories that the configurations create around an output directory"""
 SWEEPS: list[Path] = []
 """Directories of the sweeps of this process"""
 
@@ -166,9 +166,7 @@ def discard_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
         for parent in folder.parents:
-            if parent.name not in OUTPUT_PARENTS and not re.fullmatch(
-                r"\d{4}-\d\d-\d\d", parent.name
-            ):
+            if not re.fullmatch(OUTPUT_PARENTS, parent.name):
                 break
             parent.rmdir()
 

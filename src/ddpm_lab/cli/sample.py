@@ -112,10 +112,8 @@ def _encode(config: DictConfig, run: RunDir) -> None:
         triples = torch.stack([row.to(pipeline.device) for row in rows], dim=1).flatten(0, 1)
         grid = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3)
         image = f"{grid} (triples of input, x_T, decoded)"
-    LOG.info(
-        "%d samples encoded and decoded, in %d steps each: mean square error %.2g, in [0, 1]",
-        *(len(data), pipeline.num_steps, error),
-    )
+    steps, accuracy = pipeline.num_steps, f"mean square error {error:.2g}, in [0, 1]"
+    LOG.info("%d samples encoded and decoded, in %d steps each: %s", len(data), steps, accuracy)
     LOG.info("  x_T         %s\n  image       %s", array, image)
     LOG.info("  next        %s", _decode_command(array))
 

@@ -158,16 +158,11 @@ def _add_loggers(trainer: Trainer, config: DictConfig) -> None:
 def _log_start(training: Training) -> None:
     data, system = training.data, training.system
     codec = system.codec if isinstance(system, Diffusion) else None
-    LOG.info(
-        "%s: %d training %s of %s%s, %d held-out; a network of %.2f M parameters",
-        data.name,
-        data.train.size,
-        "points" if data.bin_width is None else "images",
-        format_size(data.shape),
-        f", in latents of {format_size(codec.shape)}" if codec and codec.space else "",
-        data.test.size,
-        _num_parameters(system) / 1e6,
-    )
+    kind = "points" if data.bin_width is None else "images"
+    latents = f", in latents of {format_size(codec.shape)}" if codec and codec.space else ""
+    text = f"{data.name}: {data.train.size} training {kind} of {format_size(data.shape)}{latents}"
+    size = _num_parameters(system) / 1e6
+    LOG.info("%s, %d held-out; a network of %.2f M parameters", text, data.test.size, size)
     if data.captions and not is_numbered(data.captions):
         LOG.info("classes: %s", legend(data.captions))
     if not training.checkpoint:
@@ -298,7 +293,6 @@ def _result(
 
 
 def _requeue() -> None:
-    """Put this SLURM job back into the queue."""
     if job := os.environ.get("SLURM_JOB_ID"):
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["scontrol", "requeue", job], capture_output=True, check=True)

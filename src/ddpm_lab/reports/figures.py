@@ -215,7 +215,6 @@ class _PlainLogFormatter(LogFormatter):
 def _create_figure(
     width: float, height: float, columns: int = 1, dpi: int = 120
 ) -> tuple[Figure, list[Axes]]:
-    """Create a figure of `width` x `height` inches with one row of axes."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
     return figure, [*figure.subplots(1, columns, squeeze=False)[0]]
 
@@ -229,7 +228,6 @@ def _label_axes(
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
-    """Set the labels of axes, escaped for matplotlib, and their scales."""
     axes.set(title=plot_label(title), xlabel=plot_label(x), ylabel=plot_label(y))
     axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
 
