@@ -126,12 +126,10 @@ def grid(table: Table) -> list[list[str]]:
 
 def above(table: Table) -> list[str]:
     """Describe the metric, if all columns share it, and the protocols."""
+    texts = {"paper": table.paper_protocol, "ours": table.our_protocol}
+    protocols = [f"{name}: {text}" for name, text in texts.items() if text]
     shared = common(table.columns)
-    return [
-        *([metric(shared)] if shared else []),
-        *([f"paper: {table.paper_protocol}"] if table.paper_protocol else []),
-        *([f"ours: {table.our_protocol}"] if table.our_protocol else []),
-    ]
+    return [metric(shared), *protocols] if shared else protocols
 
 
 def below(table: Table) -> list[str]:
