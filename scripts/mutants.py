@@ -955,8 +955,8 @@ MUTANTS = [
     Mutant(
         "footnote missing: other sample count",
         "ablations/tables.py",
-        "if entry.protocol.get(key, usual[key]) != usual[key]]:",
-        "if entry.protocol.get(key, usual[key]) != usual[key] and False]:",
+        "if entry.protocol.get(key, value) != value",
+        "if entry.protocol.get(key, value) != value and False",
         "ablations",
     ),
     Mutant(

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from ddpm_lab.ablations.spec import TIERS, load_ablation, names
-from ddpm_lab.reports import formats, number_format, plots
+from ddpm_lab.reports import figures, formats, number_format
 from ddpm_lab.reports.figures import save_curves, save_lines
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
+from ddpm_lab.reports.terminal import terminal
 
 EVIL = "<script>alert(\"1\")</script> & a_b 5% $x$ | `c` {d} ~ ^ # \\ [e] *f* 'g'"
 BROWSER = next(
@@ -170,7 +171,7 @@ def test_csv_has_one_unrounded_line_per_number(tables, tmp_path):
 
 
 def test_terminal(tables):
-    skipped, full = map(formats.terminal, tables)
+    skipped, full = map(terminal, tables)
     assert f"not available: why {EVIL}" in skipped
     rows = [line for line in full.splitlines() if re.match(r"  [048] <", line)]
     for line, i in zip(rows, (0, 4, 8), strict=True):
@@ -289,9 +290,9 @@ def test_every_latex_table_compiles_and_fits_a_page(tmp_path):
 
 def test_plots_escape_names(tmp_path):
     lines = {HOSTILE: ([1, 2], [1.0, 2.0]), "": ([1, 2], [3.0, 2.0])}
-    plots.render(Panel(HOSTILE, HOSTILE, HOSTILE, lines))
+    figures.render(Panel(HOSTILE, HOSTILE, HOSTILE, lines))
     bars = {"$": ([HOSTILE, "$b$"], [1.0, 2.0])}
-    plots.render(Panel(HOSTILE, "$", "$$", bars, bars=True))
+    figures.render(Panel(HOSTILE, "$", "$$", bars, bars=True))
     points = [(1, 1.0), (2, 2.0)]
     curves = {HOSTILE: points, "": points, "$\\frac{$" * 100: [(1, 2.0)]}
     assert save_curves(curves, tmp_path / "curves.png", x=HOSTILE).is_file()
@@ -400,11 +401,11 @@ def test_equal_tables_give_equal_bytes(tmp_path):
 
 
 def test_paper_lines_are_dashed_and_bars_hatched(tables):
-    figure = plots.draw(tables[1].panels[0])
+    figure = figures.draw(tables[1].panels[0])
     ours, paper = figure.axes[0].lines
     assert (ours.get_linestyle(), paper.get_linestyle()) == ("-", "--")
     assert list(ours.get_ydata()) == [3, 2, 1] and list(paper.get_ydata()) == [4, 2, 1]
-    bars = plots.draw(tables[1].panels[1]).axes[0].patches
+    bars = figures.draw(tables[1].panels[1]).axes[0].patches
     assert [(bar.get_height(), bar.get_hatch()) for bar in bars] == [
         (1, None),
         (2, None),

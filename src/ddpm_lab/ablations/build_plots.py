@@ -1,18 +1,18 @@
 """Plots and images of an ablation's report."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ddpm_lab.ablations.plan import JobKey, Plan
-from ddpm_lab.ablations.results import METRICS, last_number, last_sample_grid, read_losses
+from ddpm_lab.ablations.results import last_number, last_sample_grid, numbers, read_losses
 from ddpm_lab.ablations.spec import Plot
 from ddpm_lab.reports.table import Panel, Table
 from ddpm_lab.sweeps.job import Job, get_nested
 from ddpm_lab.utils.safe_load import read_json
 
 Line = tuple[list[Any], list[float]]
-
+T = TypeVar("T")
 MAX_CURVES = 14
 """Training curves in one plot; more cannot be told apart"""
 
@@ -31,12 +31,12 @@ def build_panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
         bars = _bars(table, index)
         return _panel(plot, plot.title, metric, bars if bars["ours"][0] else {}, bars=True)
     axis = _columns if plot.kind == "columns" else _rows
-    paper_label, _ = METRICS.get(plan.paper_metric(names[index]), ("", None))
+    paper_number = numbers().get(plan.paper_metric(names[index]))
+    paper_metric = paper_number.label if paper_number else ""
+    paper_title, our_title = f"{plot.title}: the paper", f"{plot.title}: ours, {plan.tier}"
     return [
-        *_panel(
-            plot, f"{plot.title}: the paper", plot.y or paper_label, axis(table, plot, "theirs")
-        ),
-        *_panel(plot, f"{plot.title}: ours, {plan.tier}", metric, axis(table, plot, "ours")),
+        *_panel(plot, paper_title, plot.y or paper_metric, axis(table, plot, "theirs")),
+        *_panel(plot, our_title, metric, axis(table, plot, "ours")),
     ]
 
 
@@ -61,17 +61,16 @@ def _columns(table: Table, plot: Plot, source: str) -> dict[str, Line]:
     ours = source == "ours"
     xs = [column.x if ours else last_number(column.name) for column in table.columns]
     return {
-        row: _line(zip(xs, [getattr(entry, source) for entry in entries], strict=True))
+        row: _line((x, getattr(entry, source)) for x, entry in zip(xs, entries, strict=True))
         for row, entries in table.rows.items()
     }
 
 
 def _rows(table: Table, plot: Plot, source: str) -> dict[str, Line]:
     """Return a line per column; `source` is "ours" or "theirs"."""
+    rows = [(last_number(row), entries) for row, entries in table.rows.items()]
     return {
-        column.name: _line(
-            (last_number(row), getattr(entries[i], source)) for row, entries in table.rows.items()
-        )
+        column.name: _line((x, getattr(entries[i], source)) for x, entries in rows)
         for i, column in enumerate(table.columns)
         if column.name.startswith(plot.column or "")
     }
@@ -98,10 +97,7 @@ def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> dict[str, Line
 
 def training_panels(jobs: Mapping[str, Job]) -> list[Panel]:
     """Plot the training losses, equal curves once; nothing for more than `MAX_CURVES`."""
-    lines: dict[str, Line] = {}
-    for name, job in jobs.items():
-        if job.done() and (curve := read_losses(job.folder)) and curve not in lines.values():
-            lines[name] = curve
+    lines = _read_distinct(jobs, read_losses)
     if not 0 < len(lines) <= MAX_CURVES:
         return []
     return [Panel("training loss", "step", "loss", lines, log_y=True)]
@@ -109,8 +105,13 @@ def training_panels(jobs: Mapping[str, Job]) -> list[Panel]:
 
 def sample_images(jobs: Mapping[str, Job]) -> dict[str, Path]:
     """Return the last sample grids of training runs, each file once."""
-    images: dict[str, Path] = {}
+    return _read_distinct(jobs, last_sample_grid)
+
+
+def _read_distinct(jobs: Mapping[str, Job], read: Callable[[Path], T | None]) -> dict[str, T]:
+    """Read a value from the folder of each finished job, and return the first of equal values."""
+    values: dict[str, T] = {}
     for name, job in jobs.items():
-        if job.done() and (last := last_sample_grid(job.folder)) and last not in images.values():
-            images[name] = last
-    return images
+        if job.done() and (value := read(job.folder)) and value not in values.values():
+            values[name] = value
+    return values

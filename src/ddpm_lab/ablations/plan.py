@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from itertools import product, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,8 @@ class Plan:
             return
         if any(override.startswith("seed=") for override in self.user_overrides):
             raise UserError(f"seed= cannot be set, because {name} sets it: {self.spec.seeds}")
-        for key in self._keys():
+        rows = [name for name, row in ablation.rows.items() if tier in row.tiers]
+        for key in starmap(JobKey, product(rows, ablation.columns, self.spec.seeds)):
             self.by_key[key] = self._job(key)
 
     def metric(self, column: str) -> str:
@@ -75,19 +76,12 @@ class Plan:
             for word in (replaced[override].split() if override in replaced else [override])
         ]
 
-    def _keys(self) -> Iterator[JobKey]:
-        for row, row_spec in self.ablation.rows.items():
-            for column in self.ablation.columns if self.tier in row_spec.tiers else ():
-                for seed in self.spec.seeds:
-                    yield JobKey(row, column, seed)
-
     def _job(self, key: JobKey) -> Job:
         """Return the job whose metrics.json has the number of `key`, and add the jobs it needs."""
-        row, column, seed = key
-        parts = (self.ablation.rows[row], self.ablation.columns[column])
-        name = self._label(f"{row}, {column}", seed)
+        row, column = self.ablation.rows[key.row], self.ablation.columns[key.column]
+        label = f"{key.row}, {key.column}"
         train, evaluate, exact = (
-            self.substitute([override for part in parts for override in getattr(part, verb)])
+            self.substitute([*getattr(row, verb), *getattr(column, verb)])
             for verb in ("train", "evaluate", "exact")
         )
         if self.tier == "analytic":
@@ -96,27 +90,19 @@ class Plan:
                 for override in (*train, *evaluate)
                 if re.split("[.=]", override)[0] in ANALYTIC_KEYS and "{" not in override
             ]
-            overrides = ["model=exact", *self.spec.evaluate, *common, *exact, *self.user_evaluate]
-            return self._add(name, "evaluate", overrides)
+            overrides = ["model=exact", *self.spec.evaluate, *common, *exact]
+            return self._add(label, "evaluate", overrides, key.seed)
         overrides = [*self.substitute(self.spec.train), *train]
-        training = self._add_training(f"{row} (training)", overrides, seed)
-        self.training.setdefault(row, training)
+        training = self._add(f"{key.row} (training)", "train", overrides, key.seed)
+        self.training.setdefault(key.row, training)
         overrides = [*self.spec.evaluate, *evaluate]
         if not overrides:
             return training
         if not any(override.startswith("cascade=") for override in overrides):
             overrides = [format_override("run", training.folder), *overrides]
-        overrides += [*_seed(seed), *self.user_evaluate]
-        return self._add(name, "evaluate", overrides, seed, training)
+        return self._add(label, "evaluate", overrides, key.seed, training)
 
-    def _add_training(self, label: str, overrides: list[str], seed: int) -> Job:
-        overrides = [*overrides, *_seed(seed), *self.user_overrides]
-        return self._add(self._label(label, seed), "train", overrides, seed)
-
-    def _label(self, text: str, seed: int) -> str:
-        return f"{self.name} {text}" + (f", seed {seed}" if len(self.spec.seeds) > 1 else "")
-
-    def _add(self, name: str, verb: str, overrides: list[str], seed: int = 0, *needs: Job) -> Job:
+    def _add(self, label: str, verb: str, overrides: list[str], seed: int, *needs: Job) -> Job:
         """Return the job of a command; equal configurations share one job.
 
         "{train}" in an override is the folder of `needs[0]`, any other "{name}" that of
@@ -128,20 +114,21 @@ class Plan:
             run = match[1]
             if run == "train":
                 return str(needs[0].folder)
-            auxiliary[run] = self._add_training(run, self.spec.runs[run], seed)
+            auxiliary[run] = self._add(run, "train", self.spec.runs[run], seed)
             return str(auxiliary[run].folder)
 
-        overrides = [
-            each if each in self.user_overrides else re.sub(r"\{(\w+)\}", folder, each)
-            for each in overrides
-        ]
+        overrides = [re.sub(r"\{(\w+)\}", folder, override) for override in overrides]
+        if seed and self.tier != "analytic":
+            overrides.append(f"seed={seed}")
+        overrides += self.user_overrides if verb == "train" else self.user_evaluate
         command = (verb, *overrides)
         if command in self.by_command:
             return self.by_command[command]
+        name = f"{self.name} {label}" + (f", seed {seed}" if len(self.spec.seeds) > 1 else "")
         config = self._compose(name, verb, overrides)
         logger = OmegaConf.select(config, "logger.wandb")
         if verb == "train" and logger and logger.group is None:
-            overrides = [*overrides, format_override("logger.wandb.group", self.name)]
+            overrides.append(format_override("logger.wandb.group", self.name))
         digest = config_hash(config, self.root)
         path = self.root / f"{verb}-{digest}"
         cost, needs = estimate_cost(verb, config), (*needs, *auxiliary.values())
@@ -151,28 +138,21 @@ class Plan:
         return self.by_command[command]
 
     def _compose(self, name: str, verb: str, overrides: list[str]) -> DictConfig:
-        exact = "model=exact" in overrides
+        exact = verb == "evaluate" and "model=exact" in overrides
+        command, expanded = "exact" if exact else verb, overrides
         try:
-            if verb == "train":
-                return compose("train", overrides=overrides)
-            if exact:
-                return compose("exact", overrides=overrides)
-            expanded = expand_cascade(overrides)
-            register_run_choices(
-                expanded,
-                lambda run: self.configs[run] if run in self.configs else load_config(run),
-            )
-            return compose("evaluate", overrides=expanded)
+            if command == "evaluate":
+                expanded = expand_cascade(overrides)
+                register_run_choices(expanded, self._load_config)
+            return compose(command, overrides=expanded)
         except UserError as error:
             raise type(error)(f"{name}: {error}") from error
         except HydraException as error:
-            verb = "exact" if exact else verb
-            message = messages.explain_error(error, verb, CONFIGS, overrides)
+            message = messages.explain_error(error, command, CONFIGS, overrides)
             raise UserError(f"{name}: {message}") from error
 
-
-def _seed(seed: int) -> list[str]:
-    return [f"seed={seed}"] if seed else []
+    def _load_config(self, run: str) -> DictConfig:
+        return self.configs[run] if run in self.configs else load_config(run)
 
 
 def run_ablation(settings: DictConfig) -> None:

@@ -3,42 +3,38 @@
 import csv
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from ddpm_lab.config.overrides import CONFIGS, METRICS
+from ddpm_lab.evaluation.analytic_case import ANALYTIC_NUMBERS
+from ddpm_lab.evaluation.metrics import Number
 from ddpm_lab.reports.table import Source, Status
 from ddpm_lab.sweeps.job import Job, get_nested, read_number
 from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, escape_control
 from ddpm_lab.utils.safe_load import read_json, regular_file, reject_links
 
-METRICS: dict[str, tuple[str, Any]] = {
-    "fid": ("FID", "lower"),
-    "intra_fid": ("intra FID", "lower"),
-    "inception_score": ("IS", "higher"),
-    "class_accuracy": ("class accuracy", "higher"),
-    "precision": ("precision", "higher"),
-    "recall": ("recall", "higher"),
-    "nll.bits_per_dim": ("bits/dim", "lower"),
-    "nll.gap": ("bits/dim above the entropy", "lower"),
-    "nll.L_T": ("bits/dim", "lower"),
-    "nll.L_T.bits": ("bits/dim", "lower"),
-    "nll.L_0": ("bits/dim", "lower"),
-    "nll.L_0.bits": ("bits/dim", "lower"),
-    "wasserstein": ("W2 distance", "lower"),
-    "sliced_wasserstein": ("sliced W2", "lower"),
-    "reconstruction.mse": ("mean squared error", "lower"),
-    "reconstruction": ("mean squared error", "lower"),
-    "ode_nll.nll": ("NLL, nats", "lower"),
-    "psnr": ("PSNR, dB", "higher"),
-    "ssim": ("SSIM", "higher"),
-    "rfid": ("rFID", "lower"),
-    "training.val_loss": ("validation loss", "lower"),
-    "accuracy": ("accuracy", "higher"),
-}
-"""Label and better direction, by dotted key of metrics.json"""
-
+TRAINING_NUMBERS = (
+    Number("psnr", "PSNR, dB", "higher"),
+    Number("ssim", "SSIM", "higher"),
+    Number("rfid", "rFID", "lower"),
+    Number("training.val_loss", "validation loss", "lower"),
+    Number("accuracy", "accuracy", "higher"),
+)
 WEIGHTS = "weights_sha256"
 """Protocol key that differs between runs, and so is not a difference of protocol"""
+
+
+@cache
+def numbers() -> dict[str, Number]:
+    """Return the numbers of metrics.json by dotted key: of metrics, the analytic tier, training."""
+    files = [CONFIGS / "metric" / f"{name}.yaml" for name in METRICS]
+    metrics = [get_class(OmegaConf.load(file)._target_).numbers for file in files]
+    return {one.key: one for part in (*metrics, ANALYTIC_NUMBERS, TRAINING_NUMBERS) for one in part}
 
 
 def last_number(text: str) -> float | None:
@@ -47,15 +43,12 @@ def last_number(text: str) -> float | None:
     return float(last) if re.fullmatch(r"\d+(\.\d+)?", last) else None
 
 
-def read_source(job: Job, key: str, command: str | None = None) -> Source:
-    """Read the number under a dotted key of a job's metrics.json.
-
-    `command` replaces the job's own command line in the result.
-    """
+def read_source(job: Job, key: str) -> Source:
+    """Read the number under a dotted key of a job's metrics.json."""
     exit_status = job.state().get("status")
     status: Status = "not run" if exit_status is None else "failed" if exit_status else "done"
     value = read_number(job.metrics, key) if status == "done" else None
-    return Source(command or job.command, job.config_hash, job.metrics, status, value)
+    return Source(job.command, job.config_hash, job.metrics, status, value)
 
 
 def read_protocol(file: Path, key: str) -> dict[str, str]:

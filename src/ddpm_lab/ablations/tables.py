@@ -4,16 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ddpm_lab.ablations import build_plots, spec
 from ddpm_lab.ablations.plan import JobKey, Plan
-from ddpm_lab.ablations.results import METRICS, last_number, read_protocol, read_source
+from ddpm_lab.ablations.results import last_number, numbers, read_protocol, read_source
 from ddpm_lab.reports.table import Claim, Column, Entry, Published, Table
 from ddpm_lab.sweeps.job import Job, by_name, read_number
 from ddpm_lab.utils.errors import UnsafeFileError, UserError, escape_control
@@ -44,17 +43,20 @@ def published(value: float | str | None) -> Published | None:
 def from_plan(plan: Plan) -> Table:
     """Build the table of an ablation in a tier from the jobs that are done."""
     ablation, tier = plan.ablation, plan.tier
-    common: dict[str, Any] = {
-        "name": f"{plan.name}-{tier}",
-        "title": ablation.title,
-        "source": ablation.source,
-        "tier": tier,
-        "row_header": ablation.row_header,
-        "paper_protocol": _format(ablation.protocol),
-        "command": plan.command,
-    }
-    if plan.spec.skip_reason:
-        return Table(**common, columns=(), rows={}, skip_reason=plan.spec.skip_reason)
+    table = Table(
+        name=f"{plan.name}-{tier}",
+        title=ablation.title,
+        source=ablation.source,
+        tier=tier,
+        row_header=ablation.row_header,
+        columns=(),
+        rows={},
+        paper_protocol=_format(ablation.protocol),
+        command=plan.command,
+        skip_reason=plan.spec.skip_reason,
+    )
+    if table.skip_reason:
+        return table
     columns = tuple(_column(plan, name) for name in ablation.columns)
     rows = {
         name: tuple(
@@ -63,21 +65,21 @@ def from_plan(plan: Plan) -> Table:
         )
         for name, row in ablation.rows.items()
     }
-    table = _add_footnotes(plan, Table(**common, columns=columns, rows=rows))
-    plots = [
-        panel for plot in ablation.plots for panel in build_plots.build_panels(plan, table, plot)
-    ]
+    table = _add_footnotes(plan, replace(table, columns=columns, rows=rows))
+    panels = [build_plots.build_panels(plan, table, plot) for plot in ablation.plots]
     return replace(
         table,
         claims=tuple(claim(table, each) for each in ablation.claims if tier not in each.omitted),
         omitted={each.text: each.omitted[tier] for each in ablation.claims if tier in each.omitted},
-        panels=(*plots, *build_plots.training_panels(plan.training)),
+        panels=(*chain(*panels), *build_plots.training_panels(plan.training)),
         images=build_plots.sample_images(plan.training),
     )
 
 
 def _column(plan: Plan, name: str) -> Column:
-    label, better = METRICS.get(plan.metric(name), (plan.metric(name), None))
+    metric = plan.metric(name)
+    number = numbers().get(metric)
+    label, better = (number.label, number.better) if number else (metric, None)
     column = plan.ablation.columns[name]
     overrides = plan.substitute([*column.train, *column.evaluate])
     return Column(name, label, better, last_number(overrides[-1]) if overrides else None)
@@ -95,56 +97,53 @@ def _entry(plan: Plan, row: str, column: str, paper: float | str | None) -> Entr
 
 def _add_footnotes(plan: Plan, table: Table) -> Table:
     """Mark numbers whose protocol differs from the paper's or from most of the same metric."""
-    columns, varied = [*plan.ablation.columns], _varied_keys(plan.ablation)
+    metrics, varied = [*map(plan.metric, plan.ablation.columns)], _varied_keys(plan.ablation)
     rows = {row: [*entries] for row, entries in table.rows.items()}
-    notes: dict[str, list[str]] = {}
+    notes: dict[str, str] = {}
     letters: dict[str, str] = {}
+    deviations: dict[str, None] = {}
     protocols: dict[str, str] = {}
-    for metric in dict.fromkeys(map(plan.metric, columns)):
+    for metric in dict.fromkeys(metrics):
         places = [
             (row, i)
             for row, entries in rows.items()
-            for i, column in enumerate(columns)
-            if plan.metric(column) == metric and entries[i].ours is not None
+            for i, entry in enumerate(entries)
+            if metrics[i] == metric and entry.ours is not None
         ]
         theirs = _paper_protocol(plan.ablation.protocol, metric)
         usual = _usual_protocol([rows[row][i] for row, i in places], varied, theirs)
-        label, _ = METRICS.get(metric, (metric, None))
+        label = numbers()[metric].label if metric in numbers() else metric
         protocols[label] = _format({k: v for k, v in usual.items() if k in {*theirs, *ALWAYS}})
         differences = [
-            f"{key} {usual[key]}, the paper {value}"
-            if key in usual
-            else f"no {key}, the paper {value}"
+            (f"{key} {usual[key]}" if key in usual else f"no {key}") + f", the paper {value}"
             for key, value in theirs.items()
             if usual.get(key) != value and key not in varied
         ]
         for row, i in places:
             entry, marks = rows[row][i], []
             if differences and entry.paper is not None:
-                notes[DAGGER] = [*dict.fromkeys([*notes.get(DAGGER, []), *differences])]
+                deviations |= dict.fromkeys(differences)
+                notes[DAGGER] = f"not measured as in the paper: {'; '.join(deviations)}"
                 marks.append(DAGGER)
-            if unusual := [
-                f"{key} {entry.protocol[key]}, elsewhere {usual[key]}"
-                for key in usual
-                if entry.protocol.get(key, usual[key]) != usual[key]
-            ]:
-                letter = letters.setdefault("; ".join(unusual), ascii_lowercase[len(letters) % 26])
-                notes[letter] = unusual
+            unusual = [
+                f"{key} {entry.protocol[key]}, elsewhere {value}"
+                for key, value in usual.items()
+                if entry.protocol.get(key, value) != value
+            ]
+            if note := "; ".join(unusual):
+                letter = letters.setdefault(note, ascii_lowercase[len(letters) % 26])
+                notes[letter] = note
                 marks.append(letter)
             rows[row][i] = replace(entry, marks=tuple(marks))
-    texts = {mark: "; ".join(note) for mark, note in notes.items()}
-    if DAGGER in texts:
-        texts[DAGGER] = f"not measured as in the paper: {texts[DAGGER]}"
     return replace(
         table,
         rows={row: tuple(entries) for row, entries in rows.items()},
-        notes=texts,
+        notes=notes,
         our_protocol=_our_protocol(plan, protocols),
     )
 
 
 def _varied_keys(ablation: spec.Ablation) -> set[str]:
-    """Return the protocol keys that the rows and columns vary."""
     parts: list[spec.Overrides] = [*ablation.rows.values(), *ablation.columns.values()]
     overrides = [each for part in parts for each in (*part.train, *part.evaluate, *part.exact)]
     keys = {override.partition("=")[0] for override in overrides}
@@ -213,15 +212,14 @@ def claim(table: Table, order: spec.OrderClaim, paper: bool = False) -> Claim:
         holds = holds if in_order else False
         signs = ["", *(" < " if a < b else " ≥ " for a, b in pairwise(values))]
         terms = zip(signs, order.order, values, strict=True)
-        details.append(
-            f"{other}: " + "".join(f"{sign}{name} {value:.4g}" for sign, name, value in terms)
-        )
-    text = order.text + (f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else "")
-    return Claim(text, holds, "; ".join(details))
+        text = "".join(f"{sign}{name} {value:.4g}" for sign, name, value in terms)
+        details.append(f"{other}: {text}")
+    factor = f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else ""
+    return Claim(order.text + factor, holds, "; ".join(details))
 
 
 def from_sweep(root: Path) -> Table:
-    """Build the table of a sweep: one row per job, one column per metric in `METRICS`.
+    """Build the table of a sweep: one row per job, one column per number in `numbers`.
 
     Raises UserError if `root` is not the folder of a sweep, UnsafeFileError if its sweep.json
     refers to other folders.
@@ -242,21 +240,19 @@ def from_sweep(root: Path) -> Table:
                 "a folder in it"
             )
         reject_links(root / folder)
-    jobs = [
-        Job(item.name, "", (), root / folder, item.config, 1.0) for folder, item in items.items()
-    ]
+    jobs = [Job(item.name, "", (), root / key, item.config, 1.0) for key, item in items.items()]
+    sweep = dict(sorted(by_name(jobs).items()))
     keys = [
         key
-        for key in METRICS
+        for key in numbers()
         if any(job.done() and read_number(job.metrics, key) is not None for job in jobs)
     ]
-    sweep = dict(sorted(by_name(jobs).items()))
-    rows = {
-        name: tuple(
-            Entry(None, (read_source(job, key, items[job.folder.name].command),)) for key in keys
+
+    def entry(job: Job, key: str) -> Entry:
+        return Entry(
+            None, (replace(read_source(job, key), command=items[job.folder.name].command),)
         )
-        for name, job in sweep.items()
-    }
+
     name = root.resolve().name
     return Table(
         name=name,
@@ -264,8 +260,11 @@ def from_sweep(root: Path) -> Table:
         source="",
         tier="sweep",
         row_header="job",
-        columns=tuple(Column(METRICS[key][0], METRICS[key][0], METRICS[key][1]) for key in keys),
-        rows=rows,
+        columns=tuple(
+            Column(number.label, number.label, number.better)
+            for number in map(numbers().__getitem__, keys)
+        ),
+        rows={row: tuple(entry(job, key) for key in keys) for row, job in sweep.items()},
         panels=tuple(build_plots.training_panels(sweep)),
         images=build_plots.sample_images(sweep),
     )

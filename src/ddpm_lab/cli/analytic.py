@@ -76,20 +76,13 @@ def _case(config: DictConfig, process: ForwardProcess, data: Data | None) -> Non
     with prefix_errors("nll"):
         times = timesteps(process.steps, **nll)
     needed = {*visited, *(times if data is not None and data.mixture is not None else ())}
-    options = {"times": needed, "conditional": config.conditional}
-    analytic = _analytic_data(config, process, data, **options)
+    analytic = _analytic_data(config, process, data, times=needed, conditional=config.conditional)
     guidance = _guidance(config, process, analytic)
     fixed = isinstance(variance, Variance)
+    guide = _checked_guidance(guidance, sampler)
+    options = {"times": times, "count": config.count, "seed": config.seed}
     with torch.inference_mode():
-        metrics = evaluate_case(
-            analytic,
-            sampler,
-            variance if fixed else None,
-            _checked_guidance(guidance, sampler),
-            times=times,
-            count=config.count,
-            seed=config.seed,
-        )
+        metrics = evaluate_case(analytic, sampler, variance if fixed else None, guide, **options)
     name = type(variance).__name__ if fixed else "Analytic"
     learned = fixed and variance.outputs > 1
     data_keys = ("mean", "covariance", "schedule") if data is None else ("data", "schedule")
@@ -178,14 +171,16 @@ def _tables(config: DictConfig, process: ForwardProcess, data: Data | None) -> N
         metrics |= {"sliced_wasserstein": distances, "count": config.count, "seed": config.seed}
         title = f"sliced Wasserstein distance of {config.count} samples to the data"
         add_table(title, distances)
-    panels = {"distance to the data": {name: (steps, row) for name, row in distances.items()}}
+    lines = {"distance to the data": distances}
     if (entropy := analytic.entropy) is not None:
-        rows = vlb_table(analytic, steps)
-        metrics |= {"bits_per_dim": rows, "entropy": entropy}
-        add_table(f"bound in bits/dim (entropy of the data: {entropy:.4f})", rows)
-        panels["bound over entropy"] = {
-            name: (steps, [value - entropy for value in row]) for name, row in rows.items()
-        }
+        bounds = vlb_table(analytic, steps)
+        metrics |= {"bits_per_dim": bounds, "entropy": entropy}
+        add_table(f"bound in bits/dim (entropy of the data: {entropy:.4f})", bounds)
+        gaps = {name: [value - entropy for value in row] for name, row in bounds.items()}
+        lines["bound over entropy"] = gaps
+    panels = {
+        title: {name: (steps, row) for name, row in rows.items()} for title, rows in lines.items()
+    }
     out = make_directory(config.out)
     write_json(out / "metrics.json", metrics)
     units = {"distance to the data": "Wasserstein distance", "bound over entropy": "bits/dim"}
@@ -196,7 +191,6 @@ def _tables(config: DictConfig, process: ForwardProcess, data: Data | None) -> N
 
 
 def _steps(config: DictConfig, process: ForwardProcess, data: Data | None) -> list[int]:
-    """Return the numbers of steps of the tables. Raises UserError."""
     if config.steps is None:
         defaults = [10, 20, 50, 100] + ([1000] if data is None else [])
         return [count for count in defaults if count <= process.steps]

@@ -36,8 +36,8 @@ from ddpm_lab.utils.errors import (
     escape_control,
 )
 
-OUTPUT_PARENTS = ("runs", "sweeps", "samples", "evaluations", "exact")
-"""Directories that the configurations create around an output directory, besides that of the day"""
+OUTPUT_PARENTS = r"runs|sweeps|samples|evaluations|exact|\d{4}-\d\d-\d\d"
+"""Names of directories that the configurations create around an output directory"""
 SWEEPS: list[Path] = []
 """Directories of the sweeps of this process"""
 
@@ -77,23 +77,18 @@ def _entry_point(command: Callable[[], None]) -> Callable[[], None]:
 def train() -> None:
     """Train a model, or the models of an ablation."""
     overrides = sys.argv[1:]
-    home: Path | None = None
-
-    def train_model(config: DictConfig) -> None:
-        import_module("ddpm_lab.cli.train").train(config, overrides, home)
-
-    def train_ablation(config: DictConfig) -> None:
-        import_module("ddpm_lab.ablations.plan").run_ablation(config)
-
     command, sys.argv[1:] = split_command(overrides)
+    if command == "ablate":
+        _run(command, lambda config: import_module("ddpm_lab.ablations.plan").run_ablation(config))
+        return
+    saved_config.set_trusted(overrides)
     try:
-        if command == "train":
-            saved_config.set_trusted(overrides)
-            sys.argv[1:], home = resume.resolve_run_dir(sys.argv[1:])
+        sys.argv[1:], home = resume.resolve_run_dir(sys.argv[1:])
     except OSError as error:
         message = f"{error.filename} cannot be read ({error.strerror})"
         sys.exit(_print_error(ResourceError(message)))
-    _run(command, train_ablation if command == "ablate" else train_model)
+    train_module = "ddpm_lab.cli.train"
+    _run(command, lambda config: import_module(train_module).train(config, overrides, home))
 
 
 @_entry_point
@@ -121,22 +116,17 @@ def report() -> None:
 def _run(command: str, task: Callable[[DictConfig], None]) -> None:
     """Compose the configuration of `command` and run `task` with it; exit with the first error."""
     statuses: list[int] = []
-    configs = []
+    started = False
 
     def job(config: DictConfig) -> None:
-        configs.append(config)
+        nonlocal started
+        started = True
         try:
             if "out" in config and config.out in (None, "") and command != "report":
                 raise UserError(f"out={config.out} is not a directory name")
             task(config)
-        except (CLIError, OmegaConfBaseException) as error:  # a sweep continues with its next job
-            statuses.append(_print_error(_explain(error, command)))
-            discard_if_empty(Path(HydraConfig.get().runtime.output_dir))
-        except Exception as error:
-            if (resource_error := as_resource_error(error)) is None:
-                raise
-            resource_error.__cause__ = error
-            statuses.append(_print_error(resource_error))
+        except Exception as error:  # a sweep continues with its next job
+            statuses.append(_print_error(_explain(error, command, started)))
             discard_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # silences a warning of DDP
@@ -145,18 +135,8 @@ def _run(command: str, task: Callable[[DictConfig], None]) -> None:
         _prepare_arguments(command)
         with _only_rank_zero_writes():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(job)()
-    except (CLIError, HydraException, OmegaConfBaseException) as error:
-        statuses.append(_print_error(_explain(error, command)))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        if configs:
-            raise
-        message = messages.explain_broken_file(error, sys.argv[1:])
-        statuses.append(_print_error(UserError(message)))
-    except OSError as error:  # also some of Hydra's
-        if configs or error.filename is None:
-            raise
-        message = f"{error.filename} cannot be created as a directory ({error.strerror})"
-        statuses.append(_print_error(ResourceError(message)))
+    except Exception as error:
+        statuses.append(_print_error(_explain(error, command, started)))
     finally:
         for folder in SWEEPS:
             files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
@@ -186,9 +166,7 @@ def discard_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
         for parent in folder.parents:
-            if parent.name not in OUTPUT_PARENTS and not re.fullmatch(
-                r"\d{4}-\d\d-\d\d", parent.name
-            ):
+            if not re.fullmatch(OUTPUT_PARENTS, parent.name):
                 break
             parent.rmdir()
 
@@ -205,11 +183,26 @@ def _only_rank_zero_writes() -> Iterator[None]:
         yield
 
 
-def _explain(error: Exception, command: str) -> CLIError:
-    """Return `error`, or an error in our words for one of Hydra's."""
-    if isinstance(error, CLIError):
-        return error
-    explained = UserError(messages.explain_error(error, command, CONFIGS, sys.argv[1:]))
+def _explain(error: Exception, command: str, started: bool) -> CLIError:
+    """Return the error to print for `error`, before or after `command` has started.
+
+    Raises `error` itself if it is a bug.
+    """
+    explained: CLIError | None = None
+    match error:
+        case CLIError():
+            return error
+        case HydraException() | OmegaConfBaseException():
+            explained = UserError(messages.explain_error(error, command, CONFIGS, sys.argv[1:]))
+        case _ if started:
+            explained = as_resource_error(error)
+        case yaml.YAMLError() | UnicodeDecodeError():
+            explained = UserError(messages.explain_broken_file(error, sys.argv[1:]))
+        case OSError(filename=file) if file is not None:  # also some of Hydra's
+            message = f"{file} cannot be created as a directory ({error.strerror})"
+            explained = ResourceError(message)
+    if explained is None:
+        raise error
     explained.__cause__ = error
     return explained
 

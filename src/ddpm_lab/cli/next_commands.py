@@ -33,10 +33,8 @@ def complete_command(
     elif "run=DIR" in overrides:
         model = _newest_model(config)
         if model is None:
-            train = f"{script_command('train')} {data}".strip()
-            return (
-                f"{train}\n           then add to sample.py: {overrides.removeprefix('run=DIR ')}"
-            )
+            train, rest = f"{script_command('train')} {data}", overrides.removeprefix("run=DIR ")
+            return f"{train.strip()}\n           then add to sample.py: {rest}"
         overrides = overrides.replace("run=DIR", f"run={shell_value(model)}")
     return f"{script_command(verb)} {overrides.strip()}"
 
@@ -62,13 +60,8 @@ def data_overrides(overrides: Sequence[str]) -> list[str]:
     if experiments and not any(text.startswith("data=") for text in data):
         with suppress(OSError):
             experiment = OmegaConf.load(CONFIGS / "experiment" / f"{experiments[-1]}.yaml")
-            choices = [
-                f"data={choice}"
-                for entry in experiment.defaults
-                for key, choice in entry.items()
-                if key == "override /data"
-            ]
-            data = choices[-1:] + data
+            key = "override /data"
+            data = [f"data={entry[key]}" for entry in experiment.defaults if key in entry] + data
     return folder + data
 
 
@@ -87,7 +80,6 @@ def _newest_model(config: DictConfig) -> Path | None:
 
 
 def _noised_data(config: DictConfig) -> dict[str, Any]:
-    """Return the data and the schedule of `config`."""
     content: Any = OmegaConf.to_container(config, resolve=False)
     data = {key: value for key, value in content["data"].items() if key not in SERVING}
     return {"data": data, "schedule": content["schedule"]}

@@ -11,9 +11,10 @@ from ddpm_lab.ablations.plan import Plan
 from ddpm_lab.ablations.spec import TIERS, select_tiers
 from ddpm_lab.ablations.tables import from_plan, from_sweep
 from ddpm_lab.config.instantiate import check_booleans
-from ddpm_lab.reports.formats import terminal
+from ddpm_lab.reports.number_format import entries
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Table
+from ddpm_lab.reports.terminal import terminal
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.errors import UserError
 
@@ -50,16 +51,13 @@ def _ablation_tables(config: DictConfig) -> list[Table]:
         tiers = [config.tier] if config.tier else TIERS
         candidates = [from_plan(Plan(name, ablation, tier, config)) for tier in tiers]
         with_results = [
-            table
-            for table in candidates
-            if any(entry.values for row in table.rows.values() for entry in row)
+            table for table in candidates if any(entry.values for entry in entries(table))
         ]
         tables += candidates if config.tier else with_results or candidates
     return tables
 
 
 def _log_to_wandb(tables: list[Table], name: str) -> None:
-    """Log every table to a W&B run in the group of the sweep."""
     import wandb
 
     from ddpm_lab.callbacks.loggers import start_wandb
@@ -68,8 +66,6 @@ def _log_to_wandb(tables: list[Table], name: str) -> None:
     run = start_wandb(dir=os.getcwd(), project=project, name=title, group=name, job_type="report")
     for table in tables:
         columns: list[str | int] = ["row", *(column.name for column in table.columns)]
-        rows: list[list[Any]] = [
-            [row, *(entry.ours for entry in entries)] for row, entries in table.rows.items()
-        ]
+        rows: list[Any] = [[name, *(each.ours for each in row)] for name, row in table.rows.items()]
         run.log({table.name: wandb.Table(columns=columns, data=rows)})
     run.finish()

@@ -3,8 +3,8 @@
 import logging
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from itertools import islice, pairwise
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,27 +101,21 @@ def _encode(config: DictConfig, run: RunDir) -> None:
     data = split.x0.to(pipeline.device)
     x_T, decoded, error = reconstruct(pipeline, data, conditions, config.batch_size)
     out = make_directory(config.out)
-    np.savez_compressed(out / "x_T.npz", **to_arrays("x_T", x_T.cpu(), conditions))
+    array = out / "x_T.npz"
+    np.savez_compressed(array, **to_arrays("x_T", x_T.cpu(), conditions))
     if pipeline.bin_width is None:
         labels = conditions.get("label")
         panels = {"input": (data, labels), "x_T": (x_T, labels), "decoded": (decoded, labels)}
-        file, content = save_scatter(panels, out / "scatter.png"), "input, x_T, decoded"
+        image = f"{save_scatter(panels, out / 'scatter.png')} (input, x_T, decoded)"
     else:
         rows = [to_uint8(data[:40]), pipeline.to_images(x_T[:40], None)[0], to_uint8(decoded[:40])]
         triples = torch.stack([row.to(pipeline.device) for row in rows], dim=1).flatten(0, 1)
-        file = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3)
-        content = "triples of input, x_T, decoded"
-    LOG.info(
-        "%d samples encoded and decoded, in %d steps each: mean square error %.2g, in [0, 1]\n"
-        "  x_T         %s\n  image       %s (%s)\n  next        %s",
-        len(data),
-        pipeline.num_steps,
-        error,
-        out / "x_T.npz",
-        file,
-        content,
-        _decode_command(out / "x_T.npz"),
-    )
+        grid = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3)
+        image = f"{grid} (triples of input, x_T, decoded)"
+    steps, accuracy = pipeline.num_steps, f"mean square error {error:.2g}, in [0, 1]"
+    LOG.info("%d samples encoded and decoded, in %d steps each: %s", len(data), steps, accuracy)
+    LOG.info("  x_T         %s\n  image       %s", array, image)
+    LOG.info("  next        %s", _decode_command(array))
 
 
 def _decode_command(file: Path) -> str:
@@ -149,14 +143,7 @@ def _decode(config: DictConfig, run: RunDir) -> None:
     else:
         own = pipeline.resolve(_make_conditions(config, pipeline, 1, held_out))
         _check_conditions(config.input, conditions, own)
-    x_T = x_T.to(pipeline.device)
-
-    def trajectory(index: Tensor) -> Iterator[tuple[int, Tensor]]:
-        noise = PerSampleGenerator(config.seed, index.tolist())
-        return pipeline.decode(x_T[index], select_rows(conditions, index), noise)
-
-    samples = _collect(trajectory, len(x_T), config, pipeline, "decoding")
-    save_samples(pipeline, samples, conditions.get("label"), make_directory(config.out))
+    _save_decoded(config, pipeline, x_T, conditions, torch.arange(len(x_T)), "decoding")
 
 
 def _check_conditions(file: str, conditions: Batch, own: Batch) -> None:
@@ -188,14 +175,8 @@ def _interpolate(config: DictConfig, run: RunDir) -> None:
         name: value.repeat_interleave(frames, dim=0)
         for name, value in _make_conditions(config, pipeline, count, _held_out_images(run)).items()
     }
-
-    def trajectory(index: Tensor) -> Iterator[tuple[int, Tensor]]:
-        noise = PerSampleGenerator(config.seed, (2 * count + index // frames).tolist())
-        return pipeline.decode(x_T[index], select_rows(conditions, index), noise)
-
-    samples = _collect(trajectory, len(x_T), config, pipeline, "interpolating")
-    labels = conditions.get("label")
-    save_samples(pipeline, samples, labels, make_directory(config.out), columns=frames)
+    streams = 2 * count + torch.arange(count).repeat_interleave(frames)
+    _save_decoded(config, pipeline, x_T, conditions, streams, "interpolating", columns=frames)
 
 
 def _times(config: DictConfig, run: RunDir) -> None:
@@ -249,21 +230,27 @@ def _images_to_upsample(config: DictConfig, run: RunDir, stage: SamplingPipeline
     return None
 
 
-def _collect(
-    trajectory: Callable[[Tensor], Iterator[tuple[int, Tensor]]],
-    count: int,
+def _save_decoded(
     config: DictConfig,
     pipeline: SamplingPipeline,
+    x_T: Tensor,
+    conditions: Batch,
+    streams: Tensor,
     desc: str,
-) -> Tensor:
-    """Return the ends of `trajectory`, of batches of sample numbers, as uint8 images or points."""
-    batches = torch.arange(count).split(config.batch_size)
+    columns: int = 10,
+) -> None:
+    """Decode `x_T` (N, ...) and save the samples; `streams` (N,) number the noise of each."""
+    x_T = x_T.to(pipeline.device)
+    batches = torch.arange(len(x_T)).split(config.batch_size)
     total, samples = pipeline.num_steps * len(batches), []
     with tqdm(total=total, desc=desc, unit="step", leave=False, disable=None) as bar:
         for index in batches:
-            x = torch.empty(0)
-            for _, x_t in islice(trajectory(index), 1, None):  # without x_T
+            noise = PerSampleGenerator(config.seed, streams[index].tolist())
+            trajectory = pipeline.decode(x_T[index], select_rows(conditions, index), noise)
+            _, x = next(trajectory)
+            for _, x_t in trajectory:
                 x = x_t
                 bar.update()
             samples.append(pipeline.to_images(x, None)[0].cpu())
-    return torch.cat(samples)
+    out, labels = make_directory(config.out), conditions.get("label")
+    save_samples(pipeline, torch.cat(samples), labels, out, columns)

@@ -1,10 +1,8 @@
 """Files that sample.py reads and writes."""
 
 import logging
-import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,24 +21,12 @@ from ddpm_lab.utils.safe_load import read_npz
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "test")
-CONDITION_KEYS = {"label": "labels", "text": "text", "low_res": "low_res"}
-"""Name in an .npz of each condition"""
-CONDITION_TYPES = {
-    "label": (1, "iu", np.int64),
-    "text": (2, "u", np.uint8),
-    "low_res": (4, "f", np.float32),
+CONDITIONS: dict[str, tuple[str, int, str, type]] = {
+    "label": ("labels", 1, "iu", np.int64),
+    "text": ("text", 2, "u", np.uint8),
+    "low_res": ("low_res", 4, "f", np.float32),
 }
-"""Number of dimensions of each condition, kinds of numbers in a file, and the type for the model"""
-UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    BadZipFile,
-    zlib.error,
-)
+"""Name in an .npz, number of dimensions, kinds of numbers in a file, and type for the model"""
 
 
 def read_samples(
@@ -88,12 +74,12 @@ def read_array(
     try:
         with read_npz(Path(file).resolve()) as arrays:
             array = arrays[name]
-            conditions = {key: arrays[k] for key, k in CONDITION_KEYS.items() if k in arrays}
+            saved = {key: arrays[key] for key, *_ in CONDITIONS.values() if key in arrays}
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"input={file} does not exist; {hint}") from error
-    except UNREADABLE as error:
+    except Exception as error:  # numpy, zipfile and zlib raise many types
         message = f"input={file} has no readable array {name} ({type(error).__name__}); {hint}"
         raise UserError(message) from error
     fits = array.ndim == len(shape) + 1 and array.shape[1:] == shape and array.dtype == kind
@@ -104,31 +90,29 @@ def read_array(
         )
     if not np.isfinite(array).all():
         raise UserError(f"input={file}: {name} has numbers that are not finite")
-    for key, values in conditions.items():
-        ndim, kinds, dtype = CONDITION_TYPES[key]
+    conditions: Batch = {}
+    for condition, (key, ndim, kinds, dtype) in CONDITIONS.items():
+        if (values := saved.get(key)) is None:
+            continue
         if values.ndim != ndim or values.dtype.kind not in kinds or len(values) != len(array):
             raise UserError(
-                f"input={file}: {CONDITION_KEYS[key]} is {values.shape} {values.dtype}, and "
-                f"{len(array)} {name} need ({len(array)}{',' + ' ...' * (ndim > 1)}) "
-                f"{np.dtype(dtype)}"
+                f"input={file}: {key} is {values.shape} {values.dtype}, and {len(array)} {name} "
+                f"need ({len(array)}{',' + ' ...' * (ndim > 1)}) {np.dtype(dtype)}"
             )
-    labels = conditions.get("label")
-    if labels is not None and classes is not None:
-        low, high = labels.min(), labels.max()
+        conditions[condition] = torch.as_tensor(values.astype(dtype))
+    if "label" in conditions and classes is not None:
+        low, high = conditions["label"].min(), conditions["label"].max()
         if low < 0 or high >= classes:
             raise UserError(
                 f"input={file} has labels in {low}..{high}, and this model takes 0..{classes - 1}"
             )
-    return torch.as_tensor(array), {
-        key: torch.as_tensor(values.astype(CONDITION_TYPES[key][2]))
-        for key, values in conditions.items()
-    }
+    return torch.as_tensor(array), conditions
 
 
 def to_arrays(name: str, values: Tensor, conditions: Batch) -> dict[str, Any]:
     """Return the arrays of an .npz: `values` and their conditions."""
     return {name: values.numpy()} | {
-        CONDITION_KEYS[key]: value.cpu().numpy() for key, value in conditions.items()
+        CONDITIONS[condition][0]: value.cpu().numpy() for condition, value in conditions.items()
     }
 
 
@@ -141,19 +125,19 @@ def save_samples(
 ) -> None:
     """Save uint8 images (N, C, H, W) or points (N, d) to `out`, as images and as an .npz."""
     conditions: Batch = {} if labels is None else {"label": labels}
+    lines: list[tuple[str, object]]
     if pipeline.bin_width is None:
-        plot = save_scatter({"samples": (values, labels)}, out / "scatter.png")
-        lines: list[tuple[str, object]] = [("plot", plot)]
+        lines = [("plot", save_scatter({"samples": (values, labels)}, out / "scatter.png"))]
         arrays = to_arrays("points", values, conditions)
     else:
-        (out / "images").mkdir(exist_ok=True)
-        for i, pixels in enumerate(values.permute(0, 2, 3, 1).numpy()):
-            Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-                out / "images" / f"{i:06d}.png"
-            )
-        grid = save_grid(values[:400], out / "grid.png", columns=min(columns, len(values)))
-        lines = [("grid", grid), ("images", out / "images")]
         arrays = to_arrays("images", values.permute(0, 2, 3, 1), conditions)
+        folder = out / "images"
+        folder.mkdir(exist_ok=True)
+        for i, pixels in enumerate(arrays["images"]):
+            image = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+            Image.fromarray(image).save(folder / f"{i:06d}.png")
+        grid = save_grid(values[:400], out / "grid.png", columns=columns)
+        lines = [("grid", grid), ("images", folder)]
     np.savez_compressed(out / "samples.npz", **arrays)
     shapes = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items())
     lines.append(("arrays", f"{out / 'samples.npz'}, {shapes}"))

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from lightning import Callback, Trainer
@@ -60,6 +60,19 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T", bound=Callback)
 
 
+class Training(NamedTuple):
+    """A run and its parts."""
+
+    config: DictConfig
+    run: Path
+    data: Data
+    system: BaseSystem
+    trainer: Trainer
+    saving: Checkpoints
+    checkpoint: Path | None
+    """Checkpoint to resume"""
+
+
 def train(config: DictConfig, overrides: Sequence[str] = (), home: Path | None = None) -> None:
     """Train `config`, which `overrides` chose, in `trainer.default_root_dir`.
 
@@ -107,10 +120,11 @@ def _train(
         saving.run_id = run_record.write_record(run, fingerprint)
         trusted_paths.add_trusted_paths(config)
         _add_loggers(trainer, config)
-    _log_start(config, data, system, trainer, checkpoint)
-    _fit(trainer, config, data, system, run, checkpoint)
+    training = Training(config, run, data, system, trainer, saving, checkpoint)
+    _log_start(training)
+    _fit(training)
     if is_rank_zero():
-        _report(config, run, system, trainer, callbacks, saving)
+        _report(training, callbacks)
 
 
 def _callbacks(config: DictConfig) -> dict[str, Callback]:
@@ -139,31 +153,22 @@ def _add_loggers(trainer: Trainer, config: DictConfig) -> None:
     trainer.loggers = [logger for logger in trainer.loggers if not has_failed(logger)]
 
 
-def _log_start(
-    config: DictConfig,
-    data: Data,
-    system: BaseSystem,
-    trainer: Trainer,
-    checkpoint: Path | None,
-) -> None:
+def _log_start(training: Training) -> None:
+    data, system = training.data, training.system
     codec = system.codec if isinstance(system, Diffusion) else None
-    LOG.info(
-        "%s: %d training %s of %s%s, %d held-out; a network of %.2f M parameters",
-        data.name,
-        data.train.size,
-        "points" if data.bin_width is None else "images",
-        format_size(data.shape),
-        f", in latents of {format_size(codec.shape)}" if codec and codec.space else "",
-        data.test.size,
-        _num_parameters(system) / 1e6,
-    )
+    kind = "points" if data.bin_width is None else "images"
+    latents = f", in latents of {format_size(codec.shape)}" if codec and codec.space else ""
+    text = f"{data.name}: {data.train.size} training {kind} of {format_size(data.shape)}{latents}"
+    size = _num_parameters(system) / 1e6
+    LOG.info("%s, %d held-out; a network of %.2f M parameters", text, data.test.size, size)
     if data.captions and not is_numbered(data.captions):
         LOG.info("classes: %s", legend(data.captions))
-    if not checkpoint:
+    if not training.checkpoint:
         return
     if isinstance(data.train, IterableSplit):
         LOG.info("a stream cannot be resumed at its position: it starts a new shuffle")
-    if trainer.strategy.root_device.type == "cuda" and not config.trainer.get("deterministic"):
+    on_gpu = training.trainer.strategy.root_device.type == "cuda"
+    if on_gpu and not training.config.trainer.get("deterministic"):
         LOG.info(
             "on a GPU, the last bits may differ from those of an uninterrupted run; "
             "trainer.deterministic=true avoids that"
@@ -174,18 +179,12 @@ def _num_parameters(system: BaseSystem) -> int:
     return sum(parameter.numel() for parameter in system.parameters())
 
 
-def _fit(
-    trainer: Trainer,
-    config: DictConfig,
-    data: Data,
-    system: BaseSystem,
-    run: Path,
-    checkpoint: Path | None,
-) -> None:
+def _fit(training: Training) -> None:
     """Train, and end interrupted or diverged runs with a message that names the next command."""
+    run, system, checkpoint = training.run, training.system, training.checkpoint
     try:
-        with watchdog.monitor(config.hang_timeout, run / "hang.txt"):
-            trainer.fit(system, DataModule(data), ckpt_path=checkpoint)
+        with watchdog.monitor(training.config.hang_timeout, run / "hang.txt"):
+            training.trainer.fit(system, DataModule(training.data), ckpt_path=checkpoint)
     except DivergenceError as error:
         last = next(iter(list_checkpoints(run / "checkpoints")), "none")
         raise DivergenceError(f"{error}; the last checkpoint is {last}") from error
@@ -193,7 +192,8 @@ def _fit(
         number = error.status - 128
         if number == signal.SIGUSR1 and is_rank_zero():
             _requeue()
-        message = f"{error} at step {trainer.global_step}; {_resume_hint(trainer, config, run)}"
+        step = training.trainer.global_step
+        message = f"{error} at step {step}; {_resume_hint(training)}"
         raise InterruptedRunError(message, number) from error
     except Exception as error:  # Lightning raises any type for a checkpoint that is not one
         ours = isinstance(error, CLIError | OSError | MemoryError)
@@ -207,51 +207,42 @@ def _fit(
         finish()
 
 
-def _resume_hint(trainer: Trainer, config: DictConfig, run: Path) -> str:
+def _resume_hint(training: Training) -> str:
     """Return where an interrupted run was saved, and the command that resumes it."""
-    checkpoints = list_checkpoints(run / "checkpoints")
+    checkpoints = list_checkpoints(training.run / "checkpoints")
     if not checkpoints:
         return "nothing was saved yet"
-    is_last = checkpoint_step(checkpoints[0]) == trainer.global_step
+    is_last = checkpoint_step(checkpoints[0]) == training.trainer.global_step
     saved = "saved in" if is_last else "the last checkpoint is"
-    command = f"{script_command('train')} resume={shell_value(run)}{_trust(config)}"
+    overrides = f"resume={shell_value(training.run)}{_trust(training.config)}"
+    command = f"{script_command('train')} {overrides}"
     return f"{saved} {checkpoints[0]}; to resume, repeat the command, or type {command}"
 
 
-def _report(
-    config: DictConfig,
-    run: Path,
-    system: BaseSystem,
-    trainer: Trainer,
-    callbacks: dict[str, Callback],
-    saving: Checkpoints,
-) -> None:
+def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     """Write metrics.json, and log the metrics and what to type next."""
+    system, steps = training.system, training.trainer.global_step
     fid = _result(callbacks, FID)
     ode_nll = _result(callbacks, ODELikelihood)
     reconstruction = _result(callbacks, Reconstructions)
-    seconds = saving.state_dict()["seconds"]
-    training = {
-        "steps": trainer.global_step,
-        "seconds": seconds,
-        "parameters": _num_parameters(system),
-    }
+    seconds = training.saving.state_dict()["seconds"]
+    cost = {"steps": steps, "seconds": seconds, "parameters": _num_parameters(system)}
     validation = {
         name.removeprefix("val/"): value for name, value in system.validation_metrics.items()
     }
     if system.zero_loss is not None:
-        training["zero_loss"] = system.zero_loss
+        cost["zero_loss"] = system.zero_loss
     if "loss" in validation:
-        training["val_loss"] = validation.pop("loss")
+        cost["val_loss"] = validation.pop("loss")
     metrics = {
         **validation,  # of some held-out samples; the metrics after it are of all
-        "run_id": saving.run_id,
+        "run_id": training.saving.run_id,
         **fid,
         **reconstruction,
         **({"ode_nll": ode_nll} if ode_nll else {}),
-        "training": training,
+        "training": cost,
     }
-    write_json(run / "metrics.json", metrics)
+    write_json(training.run / "metrics.json", metrics)
     rows = [
         row
         for callback in callbacks.values()
@@ -259,14 +250,14 @@ def _report(
         for row in callback.metric.rows(callback.result)
     ]
     rows += _accuracy_rows(validation) if "accuracy" in validation else []
-    rows += _reconstruction_rows(reconstruction) if reconstruction else []
-    remark = f"{trainer.global_step} steps, with images and metrics"
+    rows += _reconstruction_rows(reconstruction)
+    remark = f"{steps} steps, with images and metrics"
     if skipped := int(system.skips.counts[0]):
         remark += f"; {skipped} steps skipped because of gradients that are not finite"
     rows.append(("training", f"{seconds:.0f} s", remark))
-    has_average = _find(callbacks, EMA) is not None
-    next_steps = _next_steps(run, system, bool(fid), has_average, config)
-    LOG.info("%s\n%s", key_value_table(rows), next_steps)
+    raw = "" if _find(callbacks, EMA) or not isinstance(system, Diffusion) else " weights=raw"
+    suffix = f"{raw}{_trust(training.config)}"
+    LOG.info("%s\n%s", key_value_table(rows), _next_steps(training, bool(fid), suffix))
 
 
 def _accuracy_rows(validation: Results) -> Rows:
@@ -305,7 +296,6 @@ def _result(
 
 
 def _requeue() -> None:
-    """Put this SLURM job back into the queue."""
     if job := os.environ.get("SLURM_JOB_ID"):
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["scontrol", "requeue", job], capture_output=True, check=True)
@@ -320,15 +310,13 @@ def _trust(config: DictConfig) -> str:
     return f" 'trust=[{','.join(packages)}]'" if packages else ""
 
 
-def _next_steps(
-    run: Path, system: BaseSystem, has_fid: bool, has_average: bool, config: DictConfig
-) -> str:
-    """Return where results are, and commands to type next."""
-    path = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-    raw = "" if has_average or not isinstance(system, Diffusion) else " weights=raw"
+def _next_steps(training: Training, has_fid: bool, suffix: str) -> str:
+    """Return where results are, and commands to type next, with more overrides in `suffix`."""
+    run, cwd = training.run, Path.cwd()
+    path = run.relative_to(cwd) if run.is_relative_to(cwd) else run
     commands = [
-        complete_command(verb, f"{overrides}{raw}{_trust(config)}", config, typed_overrides(run))
-        for verb, overrides in system.suggestions(shell_value(path), has_fid)
+        complete_command(verb, overrides + suffix, training.config, typed_overrides(run))
+        for verb, overrides in training.system.suggestions(shell_value(path), has_fid)
     ]
     entries = ", ".join(sorted(entry.name for entry in run.iterdir() if entry.name[0] != "."))
     lines = [f"  saved in {path}: {entries}"]

@@ -16,7 +16,7 @@ from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.diffusion.samplers import DDIM, Sampler
 from ddpm_lab.diffusion.variances import Analytic, LearnedDiagonal, LearnedRange, Variance
 from ddpm_lab.evaluation.analytic_tables import AnalyticData, sliced_wasserstein, wasserstein
-from ddpm_lab.evaluation.metrics import Results, Rows
+from ddpm_lab.evaluation.metrics import Number, Results, Rows
 from ddpm_lab.evaluation.statistics import inception_score
 
 OPTIMA: dict[type[Variance], Callable[[Analytic], Variance]] = {
@@ -24,6 +24,14 @@ OPTIMA: dict[type[Variance], Callable[[Analytic], Variance]] = {
     LearnedDiagonal: lambda optimum: optimum,
 }
 """Learned variances at their optimum"""
+ANALYTIC_NUMBERS = (
+    Number("nll.gap", "bits/dim above the entropy", "lower"),
+    Number("nll.L_T", "bits/dim", "lower"),
+    Number("nll.L_0", "bits/dim", "lower"),
+    Number("wasserstein", "W2 distance", "lower"),
+    Number("sliced_wasserstein", "sliced W2", "lower"),
+    Number("reconstruction", "mean squared error", "lower"),
+)
 
 
 def evaluate_case(

@@ -1,4 +1,4 @@
-"""Tables as text: for a terminal, Markdown, CSV and LaTeX."""
+"""Tables as Markdown, CSV and LaTeX."""
 
 import csv as csv_module
 import re
@@ -7,30 +7,14 @@ from collections.abc import Iterator, Sequence
 from io import StringIO
 from os.path import relpath
 from pathlib import Path
-from textwrap import fill
 
 from ddpm_lab.reports import number_format
 from ddpm_lab.reports.table import Column, Entry, Table
-from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.utils.errors import escape_control
 
-FIELDS = (
-    "table",
-    "tier",
-    "row",
-    "column",
-    "metric",
-    "paper",
-    "recalled",
-    "ours",
-    "std",
-    "seeds",
-    "difference",
-    "status",
-    "marks",
-    "configs",
-    "files",
-    "commands",
+CSV_HEADER = (
+    "table,tier,row,column,metric,paper,recalled,ours,std,seeds,difference,status,marks,configs,"
+    "files,commands\n"
 )
 MAX_ROWS = 25
 """Rows of one `tabular`, so that it fits a page"""
@@ -41,69 +25,9 @@ def relative(file: Path, root: Path) -> str:
     return Path(relpath(file, root)).as_posix()
 
 
-def tier(table: Table) -> str:
-    return f"{table.tier} tier" if table.tier else ""
-
-
 def png(table: Table, panel: int) -> str:
     """Return the file name of a plot."""
     return f"{table.name}-{panel + 1}.png"
-
-
-def _titles(table: Table) -> list[str]:
-    return [title for title in (table.title, table.source, tier(table)) if title]
-
-
-def _grid(table: Table) -> list[list[str]]:
-    """Return the header and the rows; columns with published numbers have a second column."""
-    shared = number_format.common(table.columns) is not None
-    lines = [[table.row_header], *([name] for name in table.rows)]
-    for i, column in enumerate(table.columns):
-        entries = [row[i] for row in table.rows.values()]
-        cells = [number_format.head(column, shared), *map(number_format.cell, entries)]
-        columns = [cells]
-        if any(entry.paper for entry in entries):
-            columns.append(["paper", *(number_format.paper(entry.paper) for entry in entries)])
-        for line, *texts in zip(lines, *columns, strict=True):
-            line += texts
-    return lines
-
-
-def _above(table: Table) -> Iterator[str]:
-    if column := number_format.common(table.columns):
-        yield number_format.metric(column)
-    if table.paper_protocol:
-        yield f"paper: {table.paper_protocol}"
-    if table.our_protocol:
-        yield f"ours: {table.our_protocol}"
-
-
-def _below(table: Table) -> Iterator[str]:
-    yield from (f"{mark} {note}" for mark, note in table.notes.items())
-    yield from number_format.legend(table)
-
-
-def _claims(table: Table) -> Iterator[str]:
-    for claim in table.claims:
-        yield f"{number_format.TICKS[claim.holds]} {claim.text} ({claim.detail})"
-    for text, reason in table.omitted.items():
-        yield f"not claimed: {text} ({reason})"
-
-
-def terminal(table: Table) -> str:
-    """Format a table with its notes and claims for a terminal."""
-    if table.skip_reason:
-        lines = [*_titles(table), f"not available: {table.skip_reason}"]
-        return "\n".join(f"  {line}" for line in lines)
-    head, *rows = _grid(table)
-    above = "\n".join(map(_wrap, [*_titles(table), *_above(table)])).lstrip()
-    grid = format_grid(above, head[0], head[1:], {name: cells for name, *cells in rows})
-    lines = [*grid.split("\n"), *map(_wrap, [*_below(table), *_claims(table)])]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _wrap(line: str) -> str:
-    return fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -118,23 +42,22 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown_section(table: Table, first: Table) -> list[str]:
-    titles, source = [tier(table).capitalize()], ""
+    titles, source = [number_format.tier(table).capitalize()], ""
     if table.title != first.title:
         titles, source = [table.title, *titles], table.source
     parts = [f"### {_md(': '.join(filter(None, titles)) or table.title)}", _md(source)]
     if table.skip_reason:
         return [*parts, f"Not available: {_md(table.skip_reason)}"]
-    head, *rows = _grid(table)
+    head, *rows = number_format.grid(table)
+    plots = [f"![{_md(panel.title)}]({png(table, i)})" for i, panel in enumerate(table.panels)]
     rule = "|---|" + "---:|" * (len(head) - 1)
     return [
         *parts,
-        *map(_md, _above(table)),
+        *map(_md, number_format.above(table)),
         "\n".join([_markdown_row(head), rule, *map(_markdown_row, rows)]),
-        *map(_md, _below(table)),
-        "\n".join(f"- {_md(line)}" for line in _claims(table)),
-        "\n".join(
-            f"![{_md(panel.title)}]({png(table, i)})" for i, panel in enumerate(table.panels)
-        ),
+        *map(_md, number_format.below(table)),
+        "\n".join(f"- {_md(line)}" for line in number_format.claims(table)),
+        "\n".join(plots),
         f"    {escape_control(table.command)}" if table.command else "",
     ]
 
@@ -157,8 +80,8 @@ def csv(tables: Sequence[Table], root: Path = Path()) -> str:
     starts with an apostrophe.
     """
     stream = StringIO()
+    stream.write(CSV_HEADER)
     writer = csv_module.writer(stream, lineterminator="\n")
-    writer.writerow(FIELDS)
     for table in tables:
         for name, row in table.rows.items():
             for column, entry in zip(table.columns, row, strict=True):
@@ -197,7 +120,7 @@ def latex(tables: Sequence[Table]) -> str:
     """Format each table as a `table` with a booktabs `tabular`, long ones in several parts."""
     lines = [r"% \usepackage{booktabs}, \usepackage{graphicx}, \usepackage[T1]{fontenc}"]
     for table in tables:
-        caption = ". ".join([*_titles(table), *_above(table)])
+        caption = ". ".join([*number_format.titles(table), *number_format.above(table)])
         for part in _tabulars(table):
             lines += ["", r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}"]
             lines += [*part, r"\end{table}"]
@@ -210,11 +133,11 @@ def _tabulars(table: Table) -> Iterator[list[str]]:
     if table.skip_reason:
         yield [f"Not available: {_tex(table.skip_reason)}"]
         return
-    lines = _grid(table)
+    lines = number_format.grid(table)
     head, *rows = [" & ".join(map(_tex, line)) + r" \\" for line in lines]
     alignment = "l" + "r" * (len(lines[0]) - 1)
     for start in range(0, len(rows), MAX_ROWS):
-        notes = _below(table) if start + MAX_ROWS >= len(rows) else ()
+        notes = number_format.below(table) if start + MAX_ROWS >= len(rows) else ()
         yield [
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{alignment}}}",
@@ -235,10 +158,10 @@ def _tex(text: str) -> str:
         if sign in ACCENTS and parts:
             mathematical, accent = ACCENTS[sign]
             letter = parts.pop()
-            greek = letter.startswith("$") and mathematical
-            parts.append(
-                f"${mathematical}{{{letter.strip('$')}}}$" if greek else f"\\{accent}{{{letter}}}"
-            )
+            if letter.startswith("$") and mathematical:
+                parts.append(f"${mathematical}{{{letter.strip('$')}}}$")
+            else:
+                parts.append(f"\\{accent}{{{letter}}}")
         elif sign in TEX or (sign.isascii() and sign.isprintable()):
             parts.append(TEX.get(sign, sign))
         elif not unicodedata.combining(sign):
@@ -251,69 +174,30 @@ def _greek_command(letter: str) -> str:
     return f"$\\{word.capitalize() if letter.isupper() else word}$"
 
 
+def _commands(pairs: str) -> Iterator[tuple[str, str]]:
+    """Yield (character, LaTeX command) of a list in which they alternate."""
+    words = pairs.split()
+    return zip(words[::2], words[1::2], strict=True)
+
+
+COMMANDS = r"""\ textbackslash  ~ textasciitilde  ^ textasciicircum  < textless  > textgreater
+| textbar  " textquotedbl  ` textasciigrave  § S  ¶ P  … ldots
+ß ss  ø o  Ø O  æ ae  Æ AE  ł l"""
+MATH_COMMANDS = """± pm  × times  ≤ leq  ≥ geq  ≈ approx  ∞ infty  → to  ↓ downarrow  ↑ uparrow
+· cdot  √ surd  † dagger  ‡ ddagger  ✓ surd  ✗ times  ‖ Vert  ∈ in  ≠ neq  ∑ sum  ′ prime
+µ mu  ℓ ell"""
 GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"
+SUPERSCRIPTS = ("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
+SUBSCRIPTS = ("₀₁₂₃₄₅₆₇₈₉₋₊ₜₙ", "0123456789-+tn")
 TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-    "-": "{-}",
-    "`": r"\textasciigrave{}",
-    "'": "{'}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "—": "---",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "≈": r"$\approx$",
-    "∞": r"$\infty$",
-    "→": r"$\to$",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "·": r"$\cdot$",
-    "√": r"$\surd$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-    "§": r"\S{}",
-    "¶": r"\P{}",
-    "✓": r"$\surd$",
-    "✗": r"$\times$",
-    "…": r"\ldots{}",
-    "‖": r"$\Vert$",
-    "∈": r"$\in$",
-    "≠": r"$\neq$",
-    "∑": r"$\sum$",
-    "′": r"$\prime$",
-    "‘": "`{}",
-    "’": "'{}",
-    "“": "``{}",
-    "”": "''{}",
-    "ß": r"\ss{}",
-    "ø": r"\o{}",
-    "Ø": r"\O{}",
-    "æ": r"\ae{}",
-    "Æ": r"\AE{}",
-    "ł": r"\l{}",
-    "µ": r"$\mu$",
-    "ℓ": r"$\ell$",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{sign: f"\\{command}{{}}" for sign, command in _commands(COMMANDS)},
+    **{sign: f"$\\{command}$" for sign, command in _commands(MATH_COMMANDS)},
     **{letter: _greek_command(letter) for letter in GREEK},
-    **{
-        sign: f"$^{{{plain}}}$"
-        for sign, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True)
-    },
-    **{
-        sign: f"$_{{{plain}}}$"
-        for sign, plain in zip("₀₁₂₃₄₅₆₇₈₉₋₊ₜₙ", "0123456789-+tn", strict=True)
-    },
+    **{sign: f"$^{{{plain}}}$" for sign, plain in zip(*SUPERSCRIPTS, strict=True)},
+    **{sign: f"$_{{{plain}}}$" for sign, plain in zip(*SUBSCRIPTS, strict=True)},
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{sign: f"{{{sign}}}" for sign in "[]*-'"},
+    **{"−": "$-$", "–": "--", "—": "---", "‘": "`{}", "’": "'{}", "“": "``{}", "”": "''{}"},
 }
 """LaTeX for characters that it would treat as commands, join to ligatures, or cannot print"""
 ACCENTS = {

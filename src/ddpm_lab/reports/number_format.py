@@ -1,6 +1,7 @@
-"""Formatting of a table's numbers, for all formats except CSV."""
+"""Text of a table's numbers, headers, notes and claims, for all formats except CSV."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from math import isfinite
 
@@ -9,6 +10,7 @@ from ddpm_lab.reports.table import Column, Entry, Published, Table
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 RECALLED = "In parentheses: the paper's number from memory, not checked against its text"
 TICKS = {True: "✓", False: "✗", None: "–"}
+NOT_CLAIMED = "not claimed"
 VERDICTS = {True: "passed", False: "failed", None: "not run"}
 
 
@@ -19,14 +21,10 @@ def exponent(value: float, digits: int) -> int:
 
 def decimals(value: float, like: float | None = None) -> int:
     """Return the number of decimals of `like`, if any, but at least three significant digits."""
-    places = -_exponent_of_last_digit(like) if like is not None and isfinite(like) else 0
-    if places > 0:
-        return max(places, 2 - exponent(value, 3)) if value else places
-    return max(0, 2 - exponent(value, 3))
-
-
-def _exponent_of_last_digit(value: float) -> int:
-    return int(Decimal(repr(value)).as_tuple().exponent)
+    places = 0
+    if like is not None and isfinite(like):
+        places = max(0, -int(Decimal(repr(like)).as_tuple().exponent))
+    return places if places and not value else max(places, 2 - exponent(value, 3))
 
 
 def text(value: float, places: int | None = None, sign: str = "") -> str:
@@ -71,9 +69,9 @@ def difference(entry: Entry) -> str:
     if not isfinite(entry.difference):
         return text(entry.difference, sign="+")
     places = decimals(entry.ours, entry.theirs)
-    return text(
-        entry.difference, places if places <= 6 else decimals(entry.difference, entry.theirs), "+"
-    )
+    if places > 6:
+        places = decimals(entry.difference, entry.theirs)
+    return text(entry.difference, places, "+")
 
 
 def cell(entry: Entry) -> str:
@@ -104,15 +102,45 @@ def entries(table: Table) -> list[Entry]:
     return [entry for row in table.rows.values() for entry in row]
 
 
-def published(table: Table) -> bool:
-    return any(entry.paper for entry in entries(table))
+def titles(table: Table) -> list[str]:
+    return [title for title in (table.title, table.source, tier(table)) if title]
+
+
+def tier(table: Table) -> str:
+    return f"{table.tier} tier" if table.tier else ""
+
+
+def grid(table: Table) -> list[list[str]]:
+    """Return the header and the rows; columns with published numbers have a second column."""
+    shared = common(table.columns) is not None
+    lines = [[table.row_header], *([name] for name in table.rows)]
+    for i, column in enumerate(table.columns):
+        cells = [row[i] for row in table.rows.values()]
+        columns = [[head(column, shared), *map(cell, cells)]]
+        if any(entry.paper for entry in cells):
+            columns.append(["paper", *(paper(entry.paper) for entry in cells)])
+        for line, *texts in zip(lines, *columns, strict=True):
+            line += texts
+    return lines
+
+
+def above(table: Table) -> list[str]:
+    """Describe the metric, if all columns share it, and the protocols."""
+    texts = {"paper": table.paper_protocol, "ours": table.our_protocol}
+    protocols = [f"{name}: {text}" for name, text in texts.items() if text]
+    shared = common(table.columns)
+    return [metric(shared), *protocols] if shared else protocols
+
+
+def below(table: Table) -> list[str]:
+    """Return the notes and the legend."""
+    return [*(f"{mark} {note}" for mark, note in table.notes.items()), *legend(table)]
 
 
 def legend(table: Table) -> list[str]:
     """Explain the symbols that the table uses."""
     lines = []
-    counts = {len(entry.sources) for entry in entries(table) if entry.std is not None}
-    if counts:
+    if counts := {len(entry.sources) for entry in entries(table) if entry.std is not None}:
         seeds = " or ".join(map(str, sorted(counts)))
         lines.append(f"±: the standard deviation over {seeds} seeds")
     if any(entry.paper and entry.paper.recalled for entry in entries(table)):
@@ -120,32 +148,28 @@ def legend(table: Table) -> list[str]:
     return lines
 
 
-def summary(tables: Iterable[Table]) -> list[tuple[str, str]]:
+def claims(table: Table) -> Iterator[str]:
+    for claim in table.claims:
+        yield f"{TICKS[claim.holds]} {claim.text} ({claim.detail})"
+    for claim_text, reason in table.omitted.items():
+        yield f"{NOT_CLAIMED}: {claim_text} ({reason})"
+
+
+def summary(tables: Sequence[Table]) -> list[tuple[str, str]]:
     """Count the measured numbers and the passed claims, as (count, description)."""
-    tables = list(tables)
-    numbers = [
+    numbers = Counter(
         "done" if entry.ours is not None else ours(entry)
         for table in tables
         for entry in entries(table)
-    ]
-    claims = [VERDICTS[claim.holds] for table in tables for claim in table.claims]
-    omitted = sum(len(table.omitted) for table in tables)
-    return [
-        *_count("numbers measured", "done", numbers),
-        *_count("claims passed", "passed", claims, [f"{omitted} not claimed"] if omitted else []),
-    ]
+    )
+    verdicts = Counter(VERDICTS[claim.holds] for table in tables for claim in table.claims)
+    verdicts[NOT_CLAIMED] = sum(len(table.omitted) for table in tables)
+    counts = (("numbers measured", "done", numbers), ("claims passed", "passed", verdicts))
+    return [_count(*arguments) for arguments in counts if arguments[2].total()]
 
 
-def _count(
-    text: str, success: str, statuses: Sequence[str], others: Sequence[str] = ()
-) -> list[tuple[str, str]]:
-    rest = [
-        f"{statuses.count(status)} {status}"
-        for status in ("failed", "not run", "no value")
-        if status in statuses
-    ]
-    rest += others
-    if not statuses and not rest:
-        return []
-    count = f"{statuses.count(success)} of {len(statuses)}"
-    return [(count, f"{text} ({', '.join(rest)})" if rest else text)]
+def _count(text: str, success: str, counts: Counter[str]) -> tuple[str, str]:
+    others = ("failed", "not run", "no value", NOT_CLAIMED)
+    rest = ", ".join(f"{counts[status]} {status}" for status in others if counts[status])
+    total = counts.total() - counts[NOT_CLAIMED]
+    return f"{counts[success]} of {total}", f"{text} ({rest})" if rest else text

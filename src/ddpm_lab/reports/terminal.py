@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
+
+from ddpm_lab.reports import number_format
+from ddpm_lab.reports.table import Table
 
 
 def key_value_table(rows: Sequence[tuple[str, str, str]]) -> str:
     """Return a table of label, value and remark."""
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    lines = [
-        f"  {label:<{widths[0]}}  {value:>{widths[1]}}  {remark}".rstrip()
-        for label, value, remark in rows
-    ]
-    rule = "  " + "─" * max(len(line) - 2 for line in lines)
+    lines, rule = _align(rows, "<><")
     return "\n".join([rule, *lines, rule])
 
 
@@ -20,19 +19,42 @@ def format_grid(
     title: str, row_header: str, columns: Sequence[Any], rows: Mapping[str, Sequence[str]]
 ) -> str:
     """Return a table with a title, column headers and a line for each of `rows`."""
-    lines = [[row_header, *map(str, columns)], *([name, *cells] for name, cells in rows.items())]
-    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
-    widths = [max(10, width + 2) for width in widths]
-    head, *body = (
-        f"  {name:<{first}}"
-        + "".join(f"{text:>{w}}" for text, w in zip(cells, widths, strict=True))
-        for name, *cells in lines
-    )
-    rule = "  " + "─" * (len(head) - 2)
-    return "\n".join([f"  {title}", rule, head, *body, rule])
+    cells = [[row_header, *map(str, columns)], *([name, *texts] for name, texts in rows.items())]
+    (head, *lines), rule = _align(cells, "<" + ">" * len(columns), min_width=8)
+    return "\n".join([f"  {title}", rule, head, *lines, rule])
+
+
+def _align(
+    rows: Sequence[Sequence[str]], alignments: str, min_width: int = 0
+) -> tuple[list[str], str]:
+    """Return a line per row, in aligned columns, and a rule of their width."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    widths = [first, *(max(min_width, width) for width in others)]
+    lines = []
+    for row in rows:
+        cells = zip(row, alignments, widths, strict=True)
+        texts = [f"{text:{alignment}{width}}" for text, alignment, width in cells]
+        lines.append(f"  {'  '.join(texts)}".rstrip())
+    return lines, "  " + "─" * (max(map(len, lines)) - 2)
 
 
 def format_with_error(value: float, error: float | None) -> str:
     """Return `value` with three digits, and its standard error, if there is one, with as many."""
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
     return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
+
+
+def terminal(table: Table) -> str:
+    """Format a table of a report with its notes and claims."""
+    titles = number_format.titles(table)
+    if table.skip_reason:
+        return "\n".join(f"  {line}" for line in (*titles, f"not available: {table.skip_reason}"))
+    above = "\n".join(map(_wrap, [*titles, *number_format.above(table)])).lstrip()
+    (row_header, *columns), *rows = number_format.grid(table)
+    grid = format_grid(above, row_header, columns, {name: cells for name, *cells in rows})
+    notes = [*number_format.below(table), *number_format.claims(table)]
+    return "\n".join([grid, *map(_wrap, notes)])
+
+
+def _wrap(line: str) -> str:
+    return fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_long_words=False)

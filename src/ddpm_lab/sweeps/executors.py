@@ -36,7 +36,7 @@ class Executor(ABC):
 
 
 class ProcessExecutor(Executor):
-    """One process per job, so that a killed job affects no other.
+    """Runs each job in a process of its own, so that a killed job affects no other.
 
     Processes are forked from a server that has imported torch and Lightning once. They end when
     their parent ends. Each uses the least used of CUDA_VISIBLE_DEVICES.
@@ -85,10 +85,10 @@ class ProcessExecutor(Executor):
 
 
 class SlurmExecutor(Executor):
-    """One SLURM job per job, through submitit.
+    """Submits each job to SLURM, through submitit.
 
     `parameters` are submitit's: slurm_partition, gpus_per_node, cpus_per_task, timeout_min, ...
-    `cluster=local` runs the jobs as local processes, for testing.
+    With `cluster` "local", submitit runs the jobs as local processes, for testing.
     """
 
     def __init__(

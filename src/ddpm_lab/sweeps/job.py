@@ -52,13 +52,9 @@ class Job:
 def estimate_cost(verb: str, config: DictConfig) -> float:
     """Estimate the number of images passed through the network; training counts three times."""
     if verb == "train":
-        return 3.0 * prod(
-            (
-                _positive(config.trainer.max_steps or 800),
-                _positive(config.data.batch_size or 64),
-                _positive(config.trainer.accumulate_grad_batches),
-            )
-        )
+        steps, batch_size = config.trainer.max_steps or 800, config.data.batch_size or 64
+        factors = (steps, batch_size, config.trainer.accumulate_grad_batches)
+        return 3.0 * prod(map(_positive, factors))
     chain = OmegaConf.select(config, "schedule.steps") or 1000
     steps = OmegaConf.select(config, "sampler.steps") or chain
     return float(_positive(config.get("count") or 100) * _positive(steps))

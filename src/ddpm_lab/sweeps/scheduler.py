@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
@@ -15,13 +16,13 @@ from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.sweeps.executors import Executor
 from ddpm_lab.sweeps.job import Job, by_name, read_number
 from ddpm_lab.utils.atomic_io import directory_lock, write_json, write_text
-from ddpm_lab.utils.errors import JobsFailedError, UserError
+from ddpm_lab.utils.errors import JobsFailedError
 from ddpm_lab.utils.safe_load import read_json
 
 LOG = logging.getLogger(__name__)
 MIN_HISTORY = 3
 """Finished jobs of a kind that an estimate of time requires"""
-History = dict[str, list[tuple[float, float]]]
+History = defaultdict[str, list[tuple[float, float]]]
 """(cost, seconds) of finished jobs, by kind"""
 
 
@@ -31,21 +32,16 @@ def run_jobs(
     """Run the jobs that are not done, each after its needs, and log a table of all.
 
     An interrupted training or evaluation resumes; interrupted sampling starts from scratch.
-    Raises JobsFailedError if a job fails, UserError if `root` cannot be created.
+    Raises JobsFailedError if a job fails, OSError if `root` cannot be created.
     """
     jobs = [*{job.folder: job for job in jobs}.values()]
     todo = [job for job in jobs if not job.done()]
-    estimate = _estimate_from_disk(todo, root, max_workers)
+    estimate = _estimate(todo, _read_history(root), max_workers)
     if dry:
         LOG.info("%s\n  %s", _table(jobs), estimate)
         return
     LOG.info("%d jobs, of which %d are done; %s", len(jobs), len(jobs) - len(todo), estimate)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{root} cannot be created as a directory ({error.strerror}); choose another"
-        ) from error
+    root.mkdir(parents=True, exist_ok=True)
     with directory_lock(root, "running a sweep"):
         _write_index(root, jobs)
         _run(todo, executor, max_workers)
@@ -70,7 +66,7 @@ def _run(todo: Sequence[Job], executor: Executor, max_workers: int) -> None:
     waiting, ended = [*todo], 0
     running: dict[Future[int], Job] = {}
     failed: set[Path] = set()
-    history: History = {}
+    history: History = defaultdict(list)
     with ThreadPoolExecutor(max_workers) as threads:
         try:
             while waiting or running:
@@ -90,7 +86,7 @@ def _run(todo: Sequence[Job], executor: Executor, max_workers: int) -> None:
                     if status := future.result():
                         failed.add(job.folder)
                     else:
-                        _add_to_history(history, job.command, job.cost, job.state()["seconds"])
+                        history[_kind(job.command)].append((job.cost, job.state()["seconds"]))
                     rest = [*waiting, *running.values()]
                     estimate = f"  ({_estimate(rest, history, max_workers)})" if rest else ""
                     verdict = "failed:" if status else "done:  "
@@ -159,17 +155,19 @@ def _table(jobs: Sequence[Job]) -> str:
     return "\n".join([grid, *errors])
 
 
-def _estimate_from_disk(todo: Sequence[Job], root: Path, max_workers: int) -> str:
-    history: History = {}
+def _read_history(root: Path) -> History:
+    history: History = defaultdict(list)
     for file in root.glob("*/job.json"):
         state = read_json(file)
         if state.get("status") == 0:
-            _add_to_history(history, state["command"], state["cost"], state["seconds"])
-    return _estimate(todo, history, max_workers) if todo else "nothing is left to do"
+            history[_kind(state["command"])].append((state["cost"], state["seconds"]))
+    return history
 
 
 def _estimate(jobs: Sequence[Job], history: History, max_workers: int) -> str:
-    times = [_estimate_seconds(history.get(_kind(job.command), ()), job) for job in jobs]
+    if not jobs:
+        return "nothing is left to do"
+    times = [_estimate_seconds(history[_kind(job.command)], job) for job in jobs]
     estimates = [seconds for seconds in times if seconds is not None]
     if len(estimates) < len(times):
         return f"{len(jobs)} left, time unknown yet"
@@ -194,10 +192,6 @@ def _estimate_seconds(history: Sequence[tuple[float, float]], job: Job) -> float
     if start < 0:
         slope, start = linear_regression(costs, times, proportional=True)
     return start + slope * job.cost if slope > 0 else mean(times)
-
-
-def _add_to_history(history: History, command: str, cost: float, seconds: float) -> None:
-    history.setdefault(_kind(command), []).append((cost, seconds))
 
 
 def _kind(command: str) -> str:

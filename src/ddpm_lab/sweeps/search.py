@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 # Undocumented parts of Hydra, which its own Optuna sweeper uses too.
 from hydra.core.override_parser.types import (
@@ -21,26 +21,12 @@ from ddpm_lab.sweeps.job import Job, read_number
 from ddpm_lab.utils.errors import JobsFailedError, UserError
 from ddpm_lab.utils.shell import install_command
 
-DIRECTIONS = ("minimize", "maximize")
 LOG = logging.getLogger(__name__)
-
-
-class JobLauncherLike(Protocol):
-    """A launcher of jobs."""
-
-    max_workers: int
-    dry: bool
-
-    def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Job]:
-        """Return the jobs of these overrides."""
-
-    def run_jobs(self, jobs: Sequence[Job], root: Path) -> None:
-        """Run jobs in folders below `root`. Raises JobsFailedError if a job fails."""
 
 
 def search(
     parsed: Sequence[Override],
-    launcher: JobLauncherLike,
+    launcher: Any,
     root: Path,
     trials: int,
     metric: str,
@@ -49,7 +35,7 @@ def search(
 ) -> dict[str, Any]:
     """Return the best parameters of `trials` trials by `metric`, a dotted key of metrics.json.
 
-    A failed job counts as a failed trial, and the search continues.
+    The `JobLauncher` runs the jobs. A failed job is a failed trial, and the search continues.
     Raises UserError for invalid settings, JobsFailedError if no trial has a value.
     """
     study = _create_study(trials, direction, seed)
@@ -94,15 +80,12 @@ def _create_study(trials: int, direction: Any, seed: int) -> Any:
         import optuna
     except ImportError as error:
         raise UserError(f"search=optuna needs optuna; try {install_command('optuna')}") from error
-    if direction not in DIRECTIONS:
-        raise UserError(
-            f"hydra.sweeper.direction={direction} is not one of {', '.join(DIRECTIONS)}"
-        )
-    for name, value, least in (("trials", trials, 1), ("seed", seed, 0)):
+    if direction not in ("minimize", "maximize"):
+        raise UserError(f"hydra.sweeper.direction={direction} is not one of minimize, maximize")
+    for key, value, least in (("trials", trials, 1), ("seed", seed, 0)):
         if type(value) is not int or value < least:
-            raise UserError(
-                f"hydra.sweeper.{name}={value} must be a whole number of at least {least}"
-            )
+            text = f"hydra.sweeper.{key}={value}"
+            raise UserError(f"{text} must be a whole number of at least {least}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed)
     return optuna.create_study(direction=direction, sampler=sampler)
@@ -113,10 +96,8 @@ def _finish_trial(study: Any, trial: Any, job: Job, metric: str) -> str:
     from optuna.trial import TrialState
 
     value = read_number(job.metrics, metric) if job.done() else None
-    if value is not None and isfinite(value):
-        study.tell(trial, value)
-    else:
-        study.tell(trial, state=TrialState.FAIL)
+    valid = value is not None and isfinite(value)
+    study.tell(trial, value if valid else None, state=None if valid else TrialState.FAIL)
     return "failed" if not job.done() else "no value" if value is None else f"{value:.4g}"
 
 
