@@ -69,22 +69,22 @@ MUTANTS = [
     Mutant(
         "cosine: beta not clipped",
         "diffusion/schedules.py",
-        "_clip(1 - f[1:] / f[:-1], max_beta)",
+        "(1 - f[1:] / f[:-1]).clamp(max=max_beta)",
         "(1 - f[1:] / f[:-1]).clamp(max=1 - 1e-15)",
         "schedules",
     ),
     Mutant(
         "cosine: beta clipped at the wrong end",
         "diffusion/schedules.py",
-        "_clip(1 - f[1:] / f[:-1], max_beta)",
+        "(1 - f[1:] / f[:-1]).clamp(max=max_beta)",
         "(1 - f[1:] / f[:-1]).clamp(1 - max_beta, 0.9999)",
         "schedules",
     ),
     Mutant(
         "cosine: not divided by f(0)",
         "diffusion/schedules.py",
-        "return from_betas(_clip(1 - f[1:] / f[:-1]",
-        "f[0] = 1\n    return from_betas(_clip(1 - f[1:] / f[:-1]",
+        "return from_betas((1 - f[1:] / f[:-1])",
+        "f[0] = 1\n    return from_betas((1 - f[1:] / f[:-1])",
         "schedules",
     ),
     Mutant(
@@ -520,15 +520,15 @@ MUTANTS = [
     Mutant(
         "guidance: w instead of 1 + w",
         "diffusion/guidance.py",
-        "guided = x0 + w * (x0 - baseline)",
-        "guided = baseline + w * (x0 - baseline)",
+        "guided = x0 + self.w * (x0 - baseline)",
+        "guided = baseline + self.w * (x0 - baseline)",
         "guidance",
     ),
     Mutant(
         "guidance: scale used as w",
         "diffusion/guidance.py",
-        "self.w = w if scale is None else scale - 1",
-        "self.w = w if scale is None else scale",
+        "w if scale is None else scale - 1, interval",
+        "w if scale is None else scale, interval",
         "guidance",
     ),
     Mutant(
@@ -655,8 +655,8 @@ MUTANTS = [
     Mutant(
         "cross-attention: dropped tokens not replaced",
         "networks/layers.py",
-        "torch.where(cond.dropped[:, None, None], self.null, tokens)",
-        "tokens",
+        "cond.replace_dropped(cond.context, self.null)",
+        "cond.context",
         "networks",
     ),
     Mutant(

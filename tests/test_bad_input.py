@@ -61,19 +61,19 @@ train schedule.steps=
 train optimizer.lr=
     2 optimizer.lr= is of the wrong kind
 train schedule.steps=0
-    2 of the chain, must be at least 1 (got 0); try schedule.steps=1000
+    2 schedule.steps must be at least 1 (got 0); try schedule.steps=1000
 train schedule.steps=-5
-    2 schedule.steps, the T of the chain, must be at least 1 (got -5)
+    2 schedule.steps must be at least 1 (got -5)
 train schedule=linear schedule.start=-0.1
-    2 schedule.start is a beta and must lie between 0 and 1 (got -0.1)
+    2 schedule.start must be above 0 and below 1 (got -0.1)
 train schedule=linear schedule.end=1
-    2 schedule.end is a beta and must lie between 0 and 1 (got 1)
+    2 schedule.end must be above 0 and below 1 (got 1)
 train schedule=constant schedule.beta=nan
-    2 schedule.beta is a beta and must lie between 0 and 1 (got nan)
+    2 schedule.beta must be above 0 and below 1 (got nan)
 train schedule=linear schedule.start=[0.1,0.2]
     2 schedule.start=[0.1, 0.2] is of the wrong kind
 train schedule.offset=nan
-    2 schedule.offset must be at least 0 (got nan); try 0.008
+    2 schedule.offset must be at least 0 (got nan); try schedule.offset=0.008
 train schedule=linear schedule.start=0.02 schedule.end=1e-4
     2 schedule.start=0.02 is above end=0.0001
 train schedule=sigmoid schedule.start=0.02 schedule.end=1e-4
@@ -105,7 +105,7 @@ sample run=RUN sampler.steps=2000
 train sampler.steps=0
     2 sampler.steps must lie in 1..1000, the T of the schedule (got 0)
 train sampler.eta=1.5
-    2 sampler.eta must lie in [0, 1] (got 1.5)
+    2 sampler.eta must be at least 0 and at most 1 (got 1.5)
 train sampler=dpm_solver sampler.order=9
     2 sampler has no key order; keys: steps, spacing
 sample run=DEAF guidance=classifier_free guidance.w=1
@@ -113,13 +113,13 @@ sample run=DEAF guidance=classifier_free guidance.w=1
 train conditioner.dropout=0 guidance.w=1
     2 try guidance.w=0, or train with conditioner=label
 train guidance.w=nan
-    2 guidance.w must be a number of at least 0, and at most 10000 (got nan)
+    2 guidance.w must be at least 0 and at most 10000 (got nan)
 train guidance.w=-1
-    2 guidance.w must be a number of at least 0, and at most 10000 (got -1.0)
+    2 guidance.w must be at least 0 and at most 10000 (got -1.0)
 sample run=RUN guidance.scale=1e9
-    2 guidance.scale must be a number of at least 0, and at most 10000 (got 1000000000.0)
+    2 guidance.scale must be at least 0 and at most 10000 (got 1000000000.0)
 train guidance=classifier guidance.classifier.run=NAMED guidance.scale=nan
-    2 guidance.scale must be a number of at least 0, and at most 10000
+    2 guidance.scale must be at least 0 and at most 10000
 sample run=RUN label=10
     2 label=10 is not a label of this model: 0 zero, 1 one, 2 two
 sample run=RUN label=[1,sevne]

@@ -536,9 +536,9 @@ TRAIN_MISTAKES = {
     "sampler.stepz=5": "sampler has no key stepz (did you mean steps?)",
     "lr=1e-3": "has no key lr (did you mean optimizer.lr?)",
     "schedule": "schedule",
-    "schedule.steps=0": "schedule.steps, the T of the chain, must be at least 1 (got 0)",
+    "schedule.steps=0": "schedule.steps must be at least 1 (got 0)",
     "schedule.steps=abc": "schedule.steps=abc is of the wrong kind",
-    "schedule.max_beta=1.5": "schedule.max_beta must lie between 0 and 1 (got 1.5)",
+    "schedule.max_beta=1.5": "schedule.max_beta must be above 0 and below 1 (got 1.5)",
     "sampler._target_=foo.Bar": "sampler._target_=foo.Bar cannot be imported",
     "+sampler.foo={a:1}": "sampler.foo is not a key of",
     "foo": "foo sets nothing; try foo=...",
@@ -570,7 +570,9 @@ TRAIN_MISTAKES = {
     "data=digits conditioner=low_res conditioner.blur=[0.6,0.4]": (
         "conditioner.blur must be [low, high]"
     ),
-    "schedule=constant schedule.beta=1": "must lie between 0 and 1 (got 1); try schedule.beta=0.02",
+    "schedule=constant schedule.beta=1": (
+        "must be above 0 and below 1 (got 1); try schedule.beta=0.02"
+    ),
     "=foo": "=foo names no key",
     "model.multipliers=[1,": (
         "model.multipliers=[1, is not a whole list; try 'model.multipliers=[1,2]'"
@@ -593,7 +595,7 @@ TRAIN_MISTAKES = {
     "trainer.devices=2": "trainer.devices=2",
     "callbacks.fid.every=0": "callbacks.fid.every=0",
     "data=synthetic data.channels=5": "data.channels must be 1",
-    "schedule=linear schedule.end=2": "schedule.end is a beta and must lie between 0 and 1 (got 2)",
+    "schedule=linear schedule.end=2": "schedule.end must be above 0 and below 1 (got 2)",
     "schedule=linear schedule.start=-1": "schedule.start",
     "model.multipliers=[1,2,2,2,2]": "model.multipliers=[1, 2, 2, 2, 2] halves images 4 times",
     "model.attention=[5]": "model.attention=[5]: resolution 5 does not occur",
@@ -608,7 +610,7 @@ TRAIN_MISTAKES = {
     ),
     "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
     "sampler.steps=0": "sampler.steps must lie in 1..1000",
-    "sampler.eta=2": "sampler.eta must lie in [0, 1]",
+    "sampler.eta=2": "sampler.eta must be at least 0 and at most 1",
     "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would clip this data, which reaches",
     "conditioner=none guidance.w=1": "guidance.w=1 needs a conditional model",
     "conditioner.dropout=0 guidance.w=1": "guidance.w=1 needs",
@@ -623,13 +625,13 @@ TRAIN_MISTAKES = {
         "sampler.sigma_hat=true keeps the mean of eta=1 (got eta=0)"
     ),
     "sampler.dynamic_threshold=2": (
-        "sampler.dynamic_threshold is a quantile and must lie in (0, 1] (got 2)"
+        "sampler.dynamic_threshold must be above 0 and at most 1 (got 2)"
     ),
     "sampler.dynamic_threshold=0.9 sampler.clip=null": (
         "sampler.dynamic_threshold=0.9 scales to the bound clip"
     ),
     "data=toy sampler.dynamic_threshold=0.9": "sampler.dynamic_threshold=0.9 saturates pixels",
-    "sampler=langevin sampler.step_size=2": "sampler.step_size must lie between 0 and 2",
+    "sampler=langevin sampler.step_size=2": "sampler.step_size must be above 0 and below 2",
     "data=toy model=unet": "model.shape of the data must be that of images, (C, H, W) (got (2,))",
     "data=toy data.shape=moon": "data.shape=moon is not one of moons",
     "variance=learned_range": (
@@ -643,7 +645,7 @@ TRAIN_MISTAKES = {
     "timestep_sampler=importance timestep_sampler.history=0": (
         "timestep_sampler.history must be at least 1"
     ),
-    "schedule=geometric schedule.low=60": "schedule.low must lie between 0 and high=50",
+    "schedule=geometric schedule.low=60": "schedule.low must be below high=50",
     "callbacks=points": "callbacks: ScatterPlot is not for images; try callbacks=default",
     "data=toy callbacks=default": "callbacks: SampleGrid is not for points; try callbacks=points",
     "trainer.max_steps=0": "trainer.max_steps must be a whole number of at least 1 (got 0)",
@@ -893,7 +895,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "sampler.eta=1.5"],
-            "sampler.eta must lie in [0, 1] (got 1.5): above 1 the noise",
+            "sampler.eta must be at least 0 and at most 1 (got 1.5): above 1 the noise",
         ),
     ],
 )

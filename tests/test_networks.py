@@ -358,7 +358,7 @@ def test_position_embeddings_are_distinct_and_separate_the_axes():
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((1, 9, 8), {}, "patch=2 must be at least 1 and divide images of 9x8; try patch=1"),
+        ((1, 9, 8), {}, "patch=2 must divide images of 9x8; try patch=1"),
         ((2,), {}, "for points, try model=mlp"),
         ((1, 8, 8), {"heads": 5}, "heads=5 must divide the 16 channels; try heads=2"),
         ((1, 8, 8), {"channels": 6}, "multiple of 4"),

@@ -172,7 +172,7 @@ def test_from_betas_rejects_beta_outside_0_1(beta):
         (jsd, {"max_beta": 0.0}, r"^max_beta.*got 0\b"),
         (geometric, {"low": 60.0}, r"^low.*high=50.*got 60"),
         (geometric, {"low": 0.0}, r"^low.*got 0\b"),
-        (geometric, {"high": float("inf")}, "^low.*high=inf"),
+        (geometric, {"high": float("inf")}, "^high.*got inf"),
     ],
 )
 def test_invalid_parameters_raise(function, kwargs, message):

@@ -149,7 +149,11 @@ def test_importance_gathers_losses_from_all_ranks(tmp_path):
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"history": 0}, "history must"), ({"uniform": 0.0}, "share"), ({"uniform": 1.5}, "share")],
+    [
+        ({"history": 0}, "history must"),
+        ({"uniform": 0.0}, "uniform must"),
+        ({"uniform": 1.5}, "uniform must"),
+    ],
 )
 def test_invalid_parameters_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):

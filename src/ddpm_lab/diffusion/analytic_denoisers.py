@@ -101,9 +101,7 @@ class MixtureDenoiser(BaseDenoiser):
         logits = rows @ self.table.T
         if cond.label is None or self.labels is None:
             return logits
-        match = cond.label[:, None] == self.labels
-        if cond.dropped is not None:
-            match |= cond.dropped[:, None]
+        match = cond.replace_dropped(cond.label[:, None] == self.labels, True)
         return logits.masked_fill(~match, -math.inf)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:

@@ -1,29 +1,24 @@
 """Guidance by a classifier of noisy images."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
+from ddpm_lab.diffusion.denoiser import DenoiserLike, DiffusionModel, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
-from ddpm_lab.diffusion.guidance import Guidance, check_compatible, check_strength
+from ddpm_lab.diffusion.guidance import Guidance, Strength, check_compatible
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
 from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.ranges import check_ranges
 
 
-class BaseClassifier(nn.Module, ABC):
-    """log p(y | x_t), the class of a noisy image of a forward process."""
+class BaseClassifier(DiffusionModel):
+    """log p(y | x_t), the class of a noisy image of a forward process, in pixels."""
 
-    process: ForwardProcess
-    shape: tuple[int, ...] | None = None
     classes: int
-    space = ""
-    """Pixels, not latents"""
-    origin = ""
-    """Run that it was loaded from, for reports"""
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -54,6 +49,7 @@ class NoisyClassifier(BaseClassifier):
         return logits.float().log_softmax(1)
 
 
+@check_ranges
 class ClassifierGuidance(Guidance):
     """Sampling from p(x) p(y | x)^scale with a classifier's gradient (Dhariwal & Nichol, 2021).
 
@@ -70,11 +66,10 @@ class ClassifierGuidance(Guidance):
         self,
         denoiser: DenoiserLike,
         classifier: BaseClassifier,
-        scale: float = 1.0,
+        scale: Strength = 1.0,
         form: str = "score",
         at: str = "x_t",
     ) -> None:
-        check_strength(scale=scale)
         if form not in ("score", "mean"):
             raise ValueError(f"form={form} is not one of score, mean")
         if at not in ("x_t", "mean") or (at == "mean" and form == "score"):
@@ -117,6 +112,4 @@ class ClassifierGuidance(Guidance):
             leaf = x.clone().requires_grad_()
             log_prob = self.classifier(leaf, t.clone()).gather(1, cond.label.clone()[:, None])
             (gradient,) = torch.autograd.grad(log_prob.sum(), leaf)
-        if cond.dropped is None:
-            return gradient
-        return torch.where(per_pixel(cond.dropped, x).bool(), 0, gradient)
+        return cond.replace_dropped(gradient, 0)

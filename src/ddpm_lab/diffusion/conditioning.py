@@ -1,7 +1,7 @@
 """Conditions of a denoiser. A condition carries its own absence, without a null index."""
 
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -49,14 +49,15 @@ class Condition:
         """Append the rows of `other`, which must have the same fields."""
         if self.value is None:
             return self
-        pairs = {
-            field.name: (getattr(self, field.name), getattr(other, field.name))
-            for field in fields(self)
-        }
-        pairs["dropped"] = (self._dropped, other._dropped)
-        return Condition(
-            **{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None}
-        )
+        first, second = (vars(replace(part, dropped=part._dropped)) for part in (self, other))
+        rows = {name: (first[name], second[name]) for name in first if first[name] is not None}
+        return Condition(**{name: torch.cat(pair) for name, pair in rows.items()})
+
+    def replace_dropped(self, value: Tensor, null: Tensor | float) -> Tensor:
+        """Replace the dropped rows of `value` (B, ...) by `null`."""
+        if self.dropped is None:
+            return value
+        return torch.where(self.dropped.view(-1, *[1] * (value.ndim - 1)), null, value)
 
     @property
     def _dropped(self) -> Tensor:

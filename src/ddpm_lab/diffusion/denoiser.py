@@ -63,16 +63,22 @@ class DenoiserLike(Protocol):
         ...
 
 
-class BaseDenoiser(nn.Module, ABC):
-    """An x_0 estimate and a variance, which together define the reverse step."""
+class DiffusionModel(nn.Module, ABC):
+    """A denoiser, or a classifier of noisy images."""
 
+    process: ForwardProcess
     shape: tuple[int, ...] | None = None
-    space = ""
     classes: int | None = None
-    cond_dims: Mapping[str, int] = MappingProxyType({})
-    self_conditioning = False
+    space = ""
     origin = ""
     """Run that it was loaded from, for reports"""
+
+
+class BaseDenoiser(DiffusionModel):
+    """An x_0 estimate and a variance, which together define the reverse step."""
+
+    cond_dims: Mapping[str, int] = MappingProxyType({})
+    self_conditioning = False
 
     def __init__(self, process: ForwardProcess, variance: Variance, supports_cfg: bool) -> None:
         super().__init__()

@@ -1,16 +1,21 @@
 """Guidance: a denoiser around a denoiser. Samplers and metrics are unaware of it."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import BaseDenoiser, DenoiserLike, Estimate
+from ddpm_lab.diffusion.denoiser import BaseDenoiser, DenoiserLike, DiffusionModel, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
-from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.ranges import Fraction, check_ranges
+
+Strength = Annotated[float, Ge(0), Le(10_000)]
+"""Above 10,000, a difference in float32's last digit moves x_0 by the range of the data"""
 
 
 def none(denoiser: DenoiserLike) -> DenoiserLike:
@@ -39,28 +44,46 @@ class Guidance:
         return self.denoiser.reverse(estimate, x_t, t, s, cond)
 
 
-MAX_SCALE = 10_000
-"""Above it, a difference in float32's last digit moves x_0 by as much as the range of the data"""
+class _Extrapolation(Guidance):
+    """x_0 + w (x_0 - baseline).
 
+    `interval` (low, high) limits guidance to low <= t <= high (Kynkaanniemi et al., 2024).
+    `rescale` in [0, 1] moves each image's standard deviation of x_0 towards the original one
+    (Lin et al., 2024, section 3.4).
+    """
 
-def check_strength(**strengths: float) -> None:
-    """Raise ValueError unless each number is in 0..`MAX_SCALE`."""
-    for name, value in strengths.items():
-        if not 0 <= value <= MAX_SCALE:
+    def __init__(
+        self, denoiser: DenoiserLike, w: float, interval: Sequence[int] | None, rescale: float
+    ) -> None:
+        super().__init__(denoiser)
+        self.w, self.interval, self.rescale = w, interval, rescale
+        T = self.process.steps
+        if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1] <= T):
             raise ValueError(
-                f"{name} must be a number of at least 0, and at most {MAX_SCALE} (got {value}); "
-                f"try {name}=2"
+                f"interval={list(interval)} must be two times, low < high, in 0..{T}; "
+                f"try interval=[{T // 5},{T * 4 // 5}]"
             )
 
+    def extrapolate(self, x0: Tensor, baseline: Tensor, t: Tensor) -> Tensor:
+        """Return the guided x_0, (B, ...)."""
+        guided = x0 + self.w * (x0 - baseline)
+        if self.rescale:
+            axes = list(range(1, x0.ndim))
+            ratio = x0.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-12)
+            guided = guided * (1 - self.rescale + self.rescale * ratio)
+        if self.interval is None:
+            return guided
+        inside = (t >= self.interval[0]) & (t <= self.interval[1])
+        return torch.where(per_pixel(inside, x0).bool(), guided, x0)
 
-class ClassifierFreeGuidance(Guidance):
+
+@check_ranges
+class ClassifierFreeGuidance(_Extrapolation):
     """eps = (1 + w) eps(x, y) - w eps(x, null) (Ho & Salimans, 2022, eq. 6).
 
     w = 0 is off. `scale` = 1 + w is the other convention: 1 is off, 0 is unconditional. Guidance is
     applied to x_0, which is affine in eps. A learned variance is that of the conditional output.
-    `interval` (low, high) limits guidance to low <= t <= high (Kynkaanniemi et al., 2024).
-    `rescale` in [0, 1] moves each image's standard deviation of x_0 towards the conditional one
-    (Lin et al., 2024, section 3.4). Each step is one network call with twice the batch.
+    Each step is one network call with twice the batch.
 
     Raises ValueError if it is on and the denoiser was not trained with dropped conditions.
     """
@@ -68,28 +91,22 @@ class ClassifierFreeGuidance(Guidance):
     def __init__(
         self,
         denoiser: DenoiserLike,
-        w: float = 0.0,
-        scale: float | None = None,
+        w: Strength = 0.0,
+        scale: Strength | None = None,
         interval: Sequence[int] | None = None,
-        rescale: float = 0.0,
+        rescale: Fraction = 0.0,
     ) -> None:
-        check_strength(w=w)
-        if scale is not None:
-            check_strength(scale=scale)
         if w and scale is not None:
             raise ValueError(
                 f"w={w:g} and scale={scale:g} both set the strength, scale = 1 + w; try one of them"
             )
-        _check_rescale(rescale)
-        super().__init__(denoiser)
-        self.w = w if scale is None else scale - 1
+        super().__init__(denoiser, w if scale is None else scale - 1, interval, rescale)
         self.option = f"w={w:g}" if scale is None else f"scale={scale:g}"
         if self.w and not denoiser.supports_cfg:
             raise ValueError(
                 f"{self.option} needs a conditional model, trained with some conditions dropped; "
                 "try w=0, or train with conditioner=label or conditioner.dropout=0.1"
             )
-        self.rescale, self.interval = rescale, _check_interval(interval, denoiser.process)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         if self.w == 0:
@@ -99,15 +116,15 @@ class ClassifierFreeGuidance(Guidance):
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.cat(cond.null()))
         conditional, null = both.x0.chunk(2)
         variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]
-        x0 = apply_guidance(conditional, null, self.w, t, self.interval, self.rescale)
-        return Estimate(x0, variance_output)
+        return Estimate(self.extrapolate(conditional, null, t), variance_output)
 
 
-class Autoguidance(Guidance):
+@check_ranges
+class Autoguidance(_Extrapolation):
     """x_0 + w (x_0 - x_0 of `weak`) (Karras et al., 2024, eq. 5, whose w is w + 1).
 
     `weak` denoises the same data under the same condition, but is smaller or was trained for a
-    shorter time. `interval` and `rescale` are those of `ClassifierFreeGuidance`.
+    shorter time.
 
     Raises ValueError unless both have the same image shape, classes, schedule and condition.
     """
@@ -116,41 +133,27 @@ class Autoguidance(Guidance):
         self,
         denoiser: DenoiserLike,
         weak: BaseDenoiser,
-        w: float = 1.0,
+        w: Strength = 1.0,
         interval: Sequence[int] | None = None,
-        rescale: float = 0.0,
+        rescale: Fraction = 0.0,
     ) -> None:
-        check_strength(w=w)
-        _check_rescale(rescale)
         check_compatible("weak", weak, denoiser)
         if "context" in weak.cond_dims or weak.cond_dims != denoiser.cond_dims:
             raise ValueError(
                 "weak must have the conditioner of this model, label, none or low_res; "
                 "tokens depend on each model's own encoder"
             )
-        super().__init__(denoiser)
+        super().__init__(denoiser, w, interval, rescale)
         self.self_conditioning = denoiser.self_conditioning or weak.self_conditioning
-        self.w, self.rescale = w, rescale
-        self.interval = _check_interval(interval, denoiser.process)
-        self.weak = weak.to(denoiser.process.table.device).eval()
+        self.weak = weak.to(self.process.table.device).eval()
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         strong, weak = self.denoiser(x_t, t, cond), self.weak(x_t, t, cond)
-        x0 = apply_guidance(strong.x0, weak.x0, self.w, t, self.interval, self.rescale)
-        return strong._replace(x0=x0)
-
-
-class _Model(Protocol):
-    shape: tuple[int, ...] | None
-    space: str
-    process: ForwardProcess
-
-    @property
-    def classes(self) -> int | None: ...
+        return strong._replace(x0=self.extrapolate(strong.x0, weak.x0, t))
 
 
 def check_compatible(
-    name: str, other: _Model, denoiser: DenoiserLike, require_classes: bool = True
+    name: str, other: DiffusionModel, denoiser: DenoiserLike, require_classes: bool = True
 ) -> None:
     """Raise ValueError, which begins with `name`, unless image shape, classes and schedule agree.
 
@@ -170,47 +173,8 @@ def check_compatible(
         raise ValueError(
             f"{name} was trained in {theirs}, and this model in {ours}; they must agree"
         )
-    table, other_table = (part.process.table.cpu() for part in (denoiser, other))
-    if table.shape != other_table.shape or not torch.equal(table, other_table):
+    if not torch.equal(denoiser.process.table.cpu(), other.process.table.cpu()):
         raise ValueError(
             f"{name} was trained with another schedule (T = {other.process.steps}) than this model "
             f"(T = {denoiser.process.steps}); they must agree"
         )
-
-
-def _check_rescale(rescale: float) -> None:
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"rescale must lie in [0, 1] (got {rescale:g}); 0 is off, try rescale=0.7")
-
-
-def _check_interval(
-    interval: Sequence[int] | None, process: ForwardProcess
-) -> tuple[int, int] | None:
-    if interval is None:
-        return None
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= process.steps:
-        raise ValueError(
-            f"interval={list(interval)} must be two times, low < high, in 0..{process.steps}; "
-            f"try interval=[{process.steps // 5},{process.steps * 4 // 5}]"
-        )
-    return interval[0], interval[1]
-
-
-def apply_guidance(
-    x0: Tensor,
-    baseline: Tensor,
-    w: float,
-    t: Tensor,
-    interval: tuple[int, int] | None,
-    rescale: float,
-) -> Tensor:
-    """x_0 + w (x_0 - baseline), (B, ...), for times `t` within `interval`."""
-    guided = x0 + w * (x0 - baseline)
-    if rescale:
-        axes = list(range(1, x0.ndim))
-        ratio = x0.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-12)
-        guided = guided * (1 - rescale + rescale * ratio)
-    if interval is None:
-        return guided
-    inside = (t >= interval[0]) & (t <= interval[1])
-    return torch.where(per_pixel(inside, x0).bool(), guided, x0)

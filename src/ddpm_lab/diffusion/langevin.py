@@ -1,8 +1,9 @@
 """Samplers with Langevin dynamics."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
@@ -10,24 +11,19 @@ from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.samplers import Sampler, Step
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 
+@check_ranges
 @dataclass(frozen=True, kw_only=True)
 class _LangevinSampler(Sampler):
-    """Langevin steps at fixed t: x + a score + sqrt(2 a) z, with a = step_size sigma_t^2."""
+    """Langevin steps at fixed t: x + a score + sqrt(2 a) z, with a = step_size sigma_t^2.
 
-    corrections: int = 1
-    step_size: float = 0.1
+    They diverge from a `step_size` of 2 on.
+    """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.corrections < 1:
-            raise ValueError(f"corrections must be at least 1 (got {self.corrections})")
-        if not 0 < self.step_size < 2:
-            raise ValueError(
-                "step_size must lie between 0 and 2, where it diverges "
-                f"(got {self.step_size:g}); try 0.1"
-            )
+    corrections: Count = 1
+    step_size: Annotated[float, Gt(0), Lt(2)] = 0.1
 
     def correct(
         self,
@@ -49,7 +45,6 @@ class _LangevinSampler(Sampler):
         return x
 
 
-@dataclass(frozen=True, kw_only=True)
 class Langevin(_LangevinSampler):
     """Annealed Langevin dynamics (Song & Ermon, 2019, algorithm 1).
 
@@ -66,11 +61,10 @@ class Langevin(_LangevinSampler):
         return per_pixel(alpha_s / alpha_t, x) * x
 
 
-@dataclass(frozen=True, kw_only=True)
 class PredictorCorrector(_LangevinSampler):
     """An ancestral step, then Langevin corrections at s (Song et al., 2021, algorithms 2 to 5)."""
 
-    uses_reverse: ClassVar[bool] = True
+    uses_reverse = True
 
     def step(
         self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler

@@ -9,6 +9,7 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, NetworkOutput
 from ddpm_lab.diffusion.likelihood import vlb_term
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.utils.ranges import NonNegative, Positive, check_ranges
 
 
 class NoisedBatch(NamedTuple):
@@ -76,12 +77,11 @@ class Snr(Weighted):
         return process.log_snr(t).exp()
 
 
+@check_ranges
 class MinSnr(Weighted):
     """min(SNR_t, gamma) |x_0 error|^2 (Hang et al., 2023)."""
 
-    def __init__(self, gamma: float = 5.0) -> None:
-        if not 0 < gamma < float("inf"):
-            raise ValueError(f"gamma must be above 0 (got {gamma:g}); try 5")
+    def __init__(self, gamma: Positive = 5.0) -> None:
         self.gamma = gamma
 
     def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:
@@ -107,6 +107,7 @@ class Vlb(Objective):
         return _vlb(denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond))
 
 
+@check_ranges
 class Hybrid(Objective):
     """L_simple + `weight` L_vlb (Nichol & Dhariwal, 2021, eq. 16).
 
@@ -115,9 +116,7 @@ class Hybrid(Objective):
 
     trains_variance = True
 
-    def __init__(self, weight: float = 0.001) -> None:
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight must be at least 0 (got {weight:g}); try 0.001")
+    def __init__(self, weight: NonNegative = 0.001) -> None:
         self.weight = weight
 
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:

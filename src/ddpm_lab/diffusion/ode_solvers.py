@@ -3,8 +3,6 @@
 In x / alpha and sigma / alpha the ODE is d(x / alpha) = eps d(sigma / alpha).
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,6 @@ from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.samplers import Sampler, Step
 
 
-@dataclass(frozen=True, kw_only=True)
 class Heun(Sampler):
     """Heun's method (Karras et al., 2022, algorithm 1), with 2 K - 2 network calls in K > 1 steps.
 
@@ -36,7 +33,6 @@ class Heun(Sampler):
         return process.diffuse(process.x0(step.x_t, mean, step.t), mean, step.s)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DPMSolver(Sampler):
     """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), with one network call per step.
 

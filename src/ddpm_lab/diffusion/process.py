@@ -48,11 +48,8 @@ class ForwardProcess(nn.Module):
         alpha, _, _, scale = self.table[t].tolist()
         if (share := (alpha / scale) ** 2) > 1e-3:
             LOG.warning(
-                "warning: %s at t = %d, where alpha_bar = %.2g is above 1e-3, "
-                "but sampling starts from pure noise",
-                what,
-                t,
-                share,
+                f"warning: {what} at t = {t}, where alpha_bar = {share:.2g} is above 1e-3, "
+                "but sampling starts from pure noise"
             )
 
     def _rows(self, t: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lab.utils.ranges import NonNegativeInt, check_ranges
+
 NoiseSampler = Callable[[Tensor], Tensor]
 """Standard normal noise in the shape of a tensor, such as `torch.randn_like`."""
 
@@ -20,6 +22,7 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
+@check_ranges
 class PerSampleGenerator:
     """A `NoiseSampler` with one CPU generator per sample.
 
@@ -27,9 +30,7 @@ class PerSampleGenerator:
     Raises ValueError if `seed` is negative.
     """
 
-    def __init__(self, seed: int, samples: Iterable[int], stream: int = 0) -> None:
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0 (got {seed})")
+    def __init__(self, seed: NonNegativeInt, samples: Iterable[int], stream: int = 0) -> None:
         self.generators = [
             make_generator(seed, i, stream) if stream else make_generator(seed, i) for i in samples
         ]

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
@@ -18,6 +19,7 @@ from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.timestep_spacing import timesteps
+from ddpm_lab.utils.ranges import Fraction, Positive, check_ranges
 
 
 class Step(NamedTuple):
@@ -37,6 +39,7 @@ class Step(NamedTuple):
     """The step that led to x_t, for multistep solvers; its own `previous` is None"""
 
 
+@check_ranges
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
     """The sampling loop.
@@ -49,27 +52,17 @@ class Sampler(ABC):
 
     steps: int | None = None
     spacing: str | list[int] = "uniform"
-    clip: float | None = 1.0
-    dynamic_threshold: float | None = None
+    clip: Positive | None = 1.0
+    dynamic_threshold: Annotated[float, Gt(0), Le(1)] | None = None
     uses_reverse: ClassVar[bool] = False
     """True if steps are drawn from the denoiser's `reverse`"""
 
     def __post_init__(self) -> None:
-        if self.clip is not None and not self.clip > 0:
+        if self.dynamic_threshold is not None and self.clip is None:
             raise ValueError(
-                f"clip must be above 0, or null (got {self.clip:g}); try 1 for images in [-1, 1]"
+                f"dynamic_threshold={self.dynamic_threshold:g} scales to the bound clip, which is "
+                "null; try clip=1"
             )
-        if (quantile := self.dynamic_threshold) is not None:
-            if not 0 < quantile <= 1:
-                raise ValueError(
-                    "dynamic_threshold is a quantile and must lie in (0, 1] "
-                    f"(got {quantile:g}); try 0.995"
-                )
-            if self.clip is None:
-                raise ValueError(
-                    f"dynamic_threshold={quantile:g} scales to the bound clip, which is null; "
-                    "try clip=1"
-                )
 
     def timesteps(self, T: int, t_end: int = 0) -> list[int]:
         """Return the timesteps from T to `t_end`. Raises ValueError if they do not fit T."""
@@ -139,14 +132,13 @@ class Sampler(ABC):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class DDPM(Sampler):
     """Ancestral sampling with the denoiser's variance (Ho et al., 2020, algorithm 2), on any chain.
 
     The last step returns the mean.
     """
 
-    uses_reverse: ClassVar[bool] = True
+    uses_reverse = True
 
     def step(
         self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
@@ -155,6 +147,7 @@ class DDPM(Sampler):
         return reverse.mean if step.last else reverse.rsample(noise(step.x_t))
 
 
+@check_ranges
 @dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z (Song et al., 2021, eq. 12).
@@ -163,16 +156,11 @@ class DDIM(Sampler):
     keeps the mean of eta = 1 and adds noise of the larger variance beta (their appendix D.3).
     """
 
-    eta: float = 0.0
+    eta: Fraction = 0.0
     sigma_hat: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise ValueError(
-                f"eta must lie in [0, 1] (got {self.eta:g}): above 1 the noise may exceed sigma_s; "
-                "for larger variances try eta=1 sigma_hat=true"
-            )
         if self.sigma_hat and self.eta != 1:
             raise ValueError(
                 f"sigma_hat=true keeps the mean of eta=1 (got eta={self.eta:g}); try eta=1"
@@ -199,9 +187,7 @@ class DDIM(Sampler):
         Raises ValueError unless eta is 0.
         """
         if self.eta:
-            raise ValueError(
-                f"eta={self.eta:g} adds noise, and so cannot be run backwards; try eta=0"
-            )
+            raise ValueError(f"eta={self.eta:g} adds noise and cannot be run backwards; try eta=0")
         for s, t in pairwise(torch.tensor(self.timesteps(denoiser.process.steps)).flip(0).unbind()):
             s = s.clamp(min=1)
             x0 = self.estimate(denoiser, x, s, cond).x0

@@ -1,9 +1,13 @@
 """Random timesteps for training. Samplers are modules, so that checkpoints have their state."""
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
+
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 
 class TimestepSampler(nn.Module, ABC):
@@ -50,6 +54,7 @@ class Stratified(TimestepSampler):
         return 1 + (positions * self.steps).long(), torch.ones(size, device=device)
 
 
+@check_ranges
 class Importance(TimestepSampler):
     """p_t proportional to sqrt(E[loss_t^2]) over the last `history` losses at t.
 
@@ -63,15 +68,10 @@ class Importance(TimestepSampler):
     counts: Tensor
     """(T + 1,) int64: number of losses so far"""
 
-    def __init__(self, steps: int, history: int = 10, uniform: float = 0.001) -> None:
+    def __init__(
+        self, steps: int, history: Count = 10, uniform: Annotated[float, Gt(0), Le(1)] = 0.001
+    ) -> None:
         super().__init__(steps)
-        if history < 1:
-            raise ValueError(f"history must be at least 1 (got {history}); try 10")
-        if not 0 < uniform <= 1:
-            raise ValueError(
-                f"uniform is a share and must lie in (0, 1] (got {uniform:g}), "
-                "or weights would be infinite"
-            )
         self.history, self.uniform = history, uniform
         self.register_buffer("losses", torch.zeros(steps + 1, history, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(steps + 1, dtype=torch.int64))

@@ -1,8 +1,8 @@
 """Autoencoders of images, in whose latents diffusion works (Rombach et al., 2022, section 3.1)."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,11 +17,11 @@ from ddpm_lab.networks.layers import (
     ResBlock,
     Stack,
     Up,
-    check_positive,
     level_shapes,
     level_widths,
     norm,
 )
+from ddpm_lab.utils.ranges import Count, NonNegative, check_ranges
 
 NO_CONDITIONING = BlockConditioning()
 
@@ -54,16 +54,15 @@ class Bottleneck(nn.Module, ABC):
         return z
 
 
+@check_ranges
 class KL(Bottleneck):
     """Normal distribution, with `weight` times its KL divergence to N(0, 1) as penalty.
 
     Source: Kingma & Welling, 2014.
     """
 
-    def __init__(self, latent: int = 4, weight: float = 1e-6) -> None:
+    def __init__(self, latent: Count = 4, weight: NonNegative = 1e-6) -> None:
         super().__init__()
-        check_positive(latent=latent)
-        _check_weights(weight=weight)
         self.latent, self.inputs, self.weight = latent, 2 * latent, weight
 
     def forward(self, h: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
@@ -73,6 +72,7 @@ class KL(Bottleneck):
         return BottleneckOutput(mean + (0.5 * log_var).exp() * noise(mean), self.weight * kl)
 
 
+@check_ranges
 class VQ(Bottleneck):
     """Vector quantization (van den Oord et al., 2017, eq. 3).
 
@@ -87,11 +87,13 @@ class VQ(Bottleneck):
     codes: int
 
     def __init__(
-        self, latent: int = 4, codes: int = 256, commitment: float = 0.25, weight: float = 1.0
+        self,
+        latent: Count = 4,
+        codes: Count = 256,
+        commitment: NonNegative = 0.25,
+        weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        check_positive(latent=latent, codes=codes)
-        _check_weights(commitment=commitment, weight=weight)
         self.latent, self.inputs, self.codes = latent, latent, codes
         self.commitment, self.weight = commitment, weight
         self.codebook = nn.Parameter(torch.randn(codes, latent))
@@ -113,6 +115,7 @@ class VQ(Bottleneck):
         return z + (nearest - z).detach()  # straight-through gradient
 
 
+@check_ranges
 class Autoencoder(nn.Module):
     """(B, C, H, W) <-> (B, latent, H / f, W / f), f = 2^(len(multipliers) - 1).
 
@@ -130,13 +133,12 @@ class Autoencoder(nn.Module):
         shape: tuple[int, ...],
         *,
         bottleneck: Bottleneck,
-        channels: int = 32,
+        channels: Count = 32,
         multipliers: Sequence[float] = (1, 2),
-        blocks: int = 1,
-        heads: int = 1,
+        blocks: Count = 1,
+        heads: Count = 1,
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, blocks=blocks, heads=heads)
         widths = level_widths(channels, multipliers)
         self.shape = shape
         self.latent_shape = (bottleneck.latent, *level_shapes(shape, multipliers)[-1])
@@ -145,12 +147,13 @@ class Autoencoder(nn.Module):
                 f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; "
                 "try heads=1"
             )
-        self.encoder = _encoder(widths, blocks, heads)
-        self.decoder = _decoder(widths, blocks, heads)
+        coarse = widths[-1]
+        self.encoder = Stack([*_levels(widths, blocks, Down), *_middle(coarse, heads)])
+        self.decoder = Stack([*_middle(coarse, heads), *_levels(widths[::-1], blocks + 1, Up)])
         self.first = _conv(shape[0], widths[0])
-        quant_conv = _conv(widths[-1], bottleneck.inputs)
-        self.quant_conv = nn.Sequential(norm(widths[-1]), nn.SiLU(), quant_conv)
-        self.bottleneck, self.post_quant_conv = bottleneck, _conv(bottleneck.latent, widths[-1])
+        quant_conv = _conv(coarse, bottleneck.inputs)
+        self.quant_conv = nn.Sequential(norm(coarse), nn.SiLU(), quant_conv)
+        self.bottleneck, self.post_quant_conv = bottleneck, _conv(bottleneck.latent, coarse)
         self.end, self.last = nn.Sequential(norm(widths[0]), nn.SiLU()), _conv(widths[0], shape[0])
 
     def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
@@ -170,39 +173,25 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, halvings: int) -> None:
         super().__init__()
-        layers = [_strided_conv(in_channels, channels), nn.LeakyReLU(0.2)]
-        for _ in range(halvings - 1):
-            conv = _strided_conv(channels, 2 * channels)
-            channels *= 2
-            layers += [conv, norm(channels), nn.LeakyReLU(0.2)]
-        self.body = nn.Sequential(*layers, _conv(channels, 1))
+        layers: list[nn.Module] = []
+        widths = [in_channels, *(channels * 2**i for i in range(halvings))]
+        for i, (width, out) in enumerate(pairwise(widths)):
+            conv = nn.Conv2d(width, out, 4, stride=2, padding=1)
+            layers += [conv, *([norm(out)] if i else []), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers, _conv(widths[-1], 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
 
 
-def _encoder(widths: Sequence[int], blocks: int, heads: int) -> Stack:
+def _levels(widths: Sequence[int], blocks: int, resample: type[Down | Up]) -> list[nn.Module]:
+    """Return `blocks` residual blocks per level, and a layer that resamples between levels."""
     layers: list[nn.Module] = []
-    width = widths[0]
-    for i, out in enumerate(widths):
-        for _ in range(blocks):
-            layers.append(_block(width, out))
-            width = out
-        if i < len(widths) - 1:
-            layers.append(Down(width))
-    return Stack([*layers, *_middle(width, heads)])
-
-
-def _decoder(widths: Sequence[int], blocks: int, heads: int) -> Stack:
-    width = widths[-1]
-    layers = _middle(width, heads)
-    for i, out in reversed(list(enumerate(widths))):
-        for _ in range(blocks + 1):
-            layers.append(_block(width, out))
-            width = out
+    for i, (width, out) in enumerate(pairwise([widths[0], *widths])):
         if i:
-            layers.append(Up(width))
-    return Stack(layers)
+            layers.append(resample(width))
+        layers += [_block(*channels) for channels in pairwise([width, *[out] * blocks])]
+    return layers
 
 
 def _middle(width: int, heads: int) -> list[nn.Module]:
@@ -215,13 +204,3 @@ def _block(channels: int, out: int) -> ResBlock:
 
 def _conv(channels: int, out: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, padding=1)
-
-
-def _strided_conv(channels: int, out: int) -> nn.Module:
-    return nn.Conv2d(channels, out, 4, stride=2, padding=1)
-
-
-def _check_weights(**weights: float) -> None:
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"{name} must be at least 0 (got {weight:g})")

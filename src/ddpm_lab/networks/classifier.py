@@ -1,14 +1,15 @@
 """Classifiers of noisy images."""
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.layers import multi_head_attention, norm
-from ddpm_lab.networks.unet import Encoder, UNetConfig
+from ddpm_lab.networks.unet import Encoder, UNetBase
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 
 class AttentionPool(nn.Module):
@@ -28,45 +29,26 @@ class AttentionPool(nn.Module):
         return self.out(multi_head_attention(q, k, v, self.heads).flatten(1))
 
 
-class EncoderClassifier(nn.Module):
+@check_ranges
+@dataclass(eq=False, repr=False, kw_only=True)
+class EncoderClassifier(UNetBase):
     """Encoder of a U-Net with attention pooling: (B, C, H, W), t (B,), condition -> (B, classes).
 
-    t is on a scale of 1000. The data determines `shape` (C, H, W) and `classes`. For the other
-    arguments see `UNetConfig`.
+    t is on a scale of 1000. The data determines `classes`. For the other arguments see `UNetBase`.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        *,
-        classes: int,
-        channels: int = 32,
-        multipliers: Sequence[float] = (1, 2),
-        blocks: int = 1,
-        attention: Sequence[int] | Literal["all"] | None = None,
-        heads: int | None = 4,
-        head_channels: int | None = None,
-        scale_shift: bool = True,
-        resblock_updown: bool = True,
-        dropout: float = 0.0,
-        checkpointing: bool = False,
-    ) -> None:
-        super().__init__()
-        config = UNetConfig(
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks,
-            attention=attention,
-            heads=heads,
-            head_channels=head_channels,
-            scale_shift=scale_shift,
-            resblock_updown=resblock_updown,
-            dropout=dropout,
-            checkpointing=checkpointing,
-        )
-        self.encoder = Encoder(shape, config)
-        width = config.widths[-1]
-        self.norm, self.pool = norm(width), AttentionPool(width, config.count_heads(width), classes)
+    classes: int
+    channels: Count = 32
+    multipliers: Sequence[float] = (1, 2)
+    blocks: Count = 1
+    resblock_updown: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.encoder = Encoder(self)
+        width = self.widths[-1]
+        self.norm = norm(width)
+        self.pool = AttentionPool(width, self.count_heads(width), self.classes)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x, _, _ = self.encoder(x, t, cond)

@@ -8,13 +8,11 @@ from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.layers import (
-    ConcatConditioning,
-    LabelEmbedding,
+    ConditionedNetwork,
     check_image_shape,
-    check_positive,
     multi_head_attention,
-    time_embedding,
 )
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 FREQUENCY_CHANNELS = 256
 """Width of the sinusoidal embedding of t"""
@@ -54,7 +52,8 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
-class DiT(nn.Module):
+@check_ranges
+class DiT(ConditionedNetwork):
     """(B, C, H, W), t (B,) on a scale of 1000, condition -> (B, outputs * C, H, W).
 
     The data determines `shape` (C, H, W), the variance `outputs`, the conditioner `classes` and
@@ -75,19 +74,14 @@ class DiT(nn.Module):
         outputs: int = 1,
         classes: int | None = None,
         image: int | None = None,
-        patch: int = 2,
-        channels: int = 384,
-        blocks: int = 12,
-        heads: int = 6,
+        patch: Count = 2,
+        channels: Count = 384,
+        blocks: Count = 12,
+        heads: Count = 6,
     ) -> None:
-        super().__init__()
-        _check_sizes(shape, patch, channels, blocks, heads)
+        super().__init__(FREQUENCY_CHANNELS, channels, classes, image)
+        _check_sizes(shape, patch, channels, heads)
         grid = (shape[1] // patch, shape[2] // patch)
-        self.time = time_embedding(FREQUENCY_CHANNELS, channels)
-        self.label = None if classes is None else LabelEmbedding(classes, channels)
-        self.image = (
-            None if image is None else ConcatConditioning(image, FREQUENCY_CHANNELS, channels)
-        )
         self.first = nn.Conv2d(shape[0] + (image or 0), channels, patch, stride=patch)
         self.register_buffer("pos_embed", sincos_pos_embed(*grid, channels), persistent=False)
         self.blocks = nn.ModuleList([DiTBlock(channels, heads) for _ in range(blocks)])
@@ -113,13 +107,7 @@ class DiT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        emb = self.time(t)
-        if self.label is not None:
-            emb = emb + self.label(cond, len(t))
-        if self.image is not None:
-            x, level = self.image(cond, x)
-            emb = emb + level
-        emb = F.silu(emb)
+        x, emb = self.embed(x, t, cond)
         tokens = self.first(x).flatten(2).transpose(1, 2) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens, emb)
@@ -127,19 +115,16 @@ class DiT(nn.Module):
         return self.unpatch(self.last(_modulate(tokens, shift, scale)).transpose(1, 2))
 
 
-def _check_sizes(
-    shape: tuple[int, ...], patch: int, channels: int, blocks: int, heads: int
-) -> None:
+def _check_sizes(shape: tuple[int, ...], patch: int, channels: int, heads: int) -> None:
     check_image_shape(shape)
-    if patch < 1 or any(size % patch for size in shape[1:]):
+    if any(size % patch for size in shape[1:]):
         raise ValueError(
-            f"patch={patch} must be at least 1 and divide images of {shape[1]}x{shape[2]}; "
+            f"patch={patch} must divide images of {shape[1]}x{shape[2]}; "
             f"try patch={math.gcd(shape[1], shape[2], 2)}"
         )
-    check_positive(blocks=blocks)
-    if channels < 4 or channels % 4:
+    if channels % 4:
         raise ValueError(f"channels must be a multiple of 4, for the positions (got {channels})")
-    if heads < 1 or channels % heads:
+    if channels % heads:
         raise ValueError(
             f"heads={heads} must divide the {channels} channels; try heads={math.gcd(channels, 6)}"
         )

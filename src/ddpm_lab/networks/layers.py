@@ -55,15 +55,13 @@ def level_shapes(shape: tuple[int, ...], multipliers: Sequence[float]) -> list[t
     check_image_shape(shape)
     halvings = len(multipliers) - 1
     factor = 2**halvings
-    for size in shape[1:]:
-        if size % factor:
-            low = size // factor * factor
-            sizes = " or ".join(str(n) for n in (low, low + factor) if n)
-            raise ValueError(
-                f"multipliers={list(multipliers)} halves images {halvings} times, which "
-                f"{shape[1]}x{shape[2]} does not allow; try a resolution of {sizes}, or fewer "
-                "multipliers"
-            )
+    if indivisible := [size for size in shape[1:] if size % factor]:
+        low = indivisible[0] // factor * factor
+        sizes = " or ".join(str(n) for n in (low, low + factor) if n)
+        raise ValueError(
+            f"multipliers={list(multipliers)} halves images {halvings} times, which {shape[1]}x"
+            f"{shape[2]} does not allow; try a resolution of {sizes}, or fewer multipliers"
+        )
     return [(shape[1] // 2**i, shape[2] // 2**i) for i in range(len(multipliers))]
 
 
@@ -101,7 +99,12 @@ class SinusoidalEmbedding(nn.Module):
 
 
 def time_embedding(channels: int, emb: int) -> nn.Sequential:
-    """Sinusoidal embedding of width `channels` and a two-layer MLP, (B,) -> (B, emb)."""
+    """Sinusoidal embedding of width `channels` and a two-layer MLP, (B,) -> (B, emb).
+
+    Raises ValueError unless `channels` is even.
+    """
+    if channels % 2:
+        raise ValueError(f"channels must be even, for the time embedding (got {channels})")
     return nn.Sequential(
         SinusoidalEmbedding(channels), nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb)
     )
@@ -118,8 +121,7 @@ class LabelEmbedding(nn.Module):
         """Return (size, channels)."""
         if cond.label is None:
             return self.null.expand(size, -1)
-        emb = self.table(cond.label)
-        return emb if cond.dropped is None else torch.where(cond.dropped[:, None], self.null, emb)
+        return cond.replace_dropped(self.table(cond.label), self.null)
 
 
 class CrossAttentionContext(nn.Module):
@@ -131,12 +133,9 @@ class CrossAttentionContext(nn.Module):
 
     def forward(self, cond: Condition, size: int) -> Tensor:
         """Return (size, M, width)."""
-        tokens = cond.context
-        if tokens is None:
+        if cond.context is None:
             return self.null.expand(size, 1, -1)
-        if cond.dropped is None:
-            return tokens
-        return torch.where(cond.dropped[:, None, None], self.null, tokens)
+        return cond.replace_dropped(cond.context, self.null)
 
 
 class ConcatConditioning(nn.Module):
@@ -156,11 +155,37 @@ class ConcatConditioning(nn.Module):
             image = self.null.expand(len(x), -1, *x.shape[2:])
             return torch.cat([x, image], dim=1), torch.zeros(1, device=x.device)
         assert cond.noise_level is not None
-        image, level = cond.image, self.level(cond.noise_level)
-        if cond.dropped is not None:
-            image = torch.where(cond.dropped[:, None, None, None], self.null, image)
-            level = torch.where(cond.dropped[:, None], 0, level)
-        return torch.cat([x, image], dim=1), level
+        image = cond.replace_dropped(cond.image, self.null)
+        return torch.cat([x, image], dim=1), cond.replace_dropped(self.level(cond.noise_level), 0)
+
+
+class ConditionedNetwork(nn.Module):
+    """Base of networks with an embedding of the time, the label and the noise level of an image.
+
+    Args:
+        frequency_channels: Width of the sinusoidal embeddings.
+        emb: Width of the embedding.
+        classes: Number of labels; None for a network without labels.
+        image: Channels of the image to concatenate with x; None for none.
+    """
+
+    def __init__(
+        self, frequency_channels: int, emb: int, classes: int | None, image: int | None = None
+    ) -> None:
+        super().__init__()
+        self.time = time_embedding(frequency_channels, emb)
+        self.label = None if classes is None else LabelEmbedding(classes, emb)
+        self.image = None if image is None else ConcatConditioning(image, frequency_channels, emb)
+
+    def embed(self, x: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """Return x, concatenated with the image, and the activated embedding (B, emb)."""
+        emb = self.time(t)
+        if self.label is not None:
+            emb = emb + self.label(cond, len(t))
+        if self.image is not None:
+            x, level = self.image(cond, x)
+            emb = emb + level
+        return x, F.silu(emb)
 
 
 def downsample(x: Tensor) -> Tensor:

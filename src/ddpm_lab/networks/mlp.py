@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.networks.layers import LabelEmbedding, check_positive, time_embedding, zero_module
+from ddpm_lab.networks.layers import ConditionedNetwork, zero_module
+from ddpm_lab.utils.ranges import Count, NonNegativeInt, check_ranges
 
 
 class Block(nn.Module):
@@ -25,11 +26,11 @@ class Block(nn.Module):
         return x + self.second(F.silu(self.first(self.norm(x) * (1 + scale) + shift)))
 
 
-class MLP(nn.Module):
+@check_ranges
+class MLP(ConditionedNetwork):
     """(B, *shape), t (B,) on a scale of 1000, condition -> (B, outputs * shape[0], *shape[1:]).
 
-    The data determines `shape` and `classes`, the variance `outputs`. Raises ValueError for sizes
-    out of range.
+    The data determines `shape` and `classes`, the variance `outputs`.
 
     Args:
         fourier_frequencies: Number of features sin(2^k pi x), cos(2^k pi x), k = 0, 1, ..., which
@@ -44,20 +45,13 @@ class MLP(nn.Module):
         *,
         outputs: int = 1,
         classes: int | None = None,
-        channels: int = 128,
-        blocks: int = 3,
-        fourier_frequencies: int = 0,
+        channels: Count = 128,
+        blocks: Count = 3,
+        fourier_frequencies: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
-        if channels < 2 or channels % 2:
-            raise ValueError(f"channels must be even, for the time embedding (got {channels})")
-        check_positive(blocks=blocks)
-        if fourier_frequencies < 0:
-            raise ValueError(f"fourier_frequencies must be at least 0 (got {fourier_frequencies})")
+        super().__init__(channels, channels, classes)
         size = math.prod(shape)
         self.output_shape = (outputs * shape[0], *shape[1:])
-        self.time = time_embedding(channels, channels)
-        self.label = None if classes is None else LabelEmbedding(classes, channels)
         frequencies = math.pi * 2.0 ** torch.arange(fourier_frequencies)
         self.register_buffer("fourier_frequencies", frequencies, persistent=False)
         self.first = nn.Linear(size * (1 + 2 * fourier_frequencies), channels)
@@ -67,8 +61,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        emb = self.time(t)
-        emb = F.silu(emb if self.label is None else emb + self.label(cond, len(t)))
+        x, emb = self.embed(x, t, cond)
         x = x.flatten(1)
         angles = (x[:, :, None] * self.fourier_frequencies).flatten(1)
         x = self.first(torch.cat([x, angles.sin(), angles.cos()], dim=1))
