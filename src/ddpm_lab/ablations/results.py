@@ -33,8 +33,9 @@ WEIGHTS = "weights_sha256"
 def numbers() -> dict[str, Number]:
     """Return the numbers of metrics.json by dotted key: of metrics, the analytic tier, training."""
     files = [CONFIGS / "metric" / f"{name}.yaml" for name in METRICS]
-    metrics = [get_class(OmegaConf.load(file)._target_).numbers for file in files]
-    return {one.key: one for part in (*metrics, ANALYTIC_NUMBERS, TRAINING_NUMBERS) for one in part}
+    metrics: list[Any] = [get_class(OmegaConf.load(file)._target_) for file in files]
+    parts = (*(metric.numbers for metric in metrics), ANALYTIC_NUMBERS, TRAINING_NUMBERS)
+    return {number.key: number for part in parts for number in part}
 
 
 def last_number(text: str) -> float | None:

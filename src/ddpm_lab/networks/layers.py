@@ -20,13 +20,6 @@ class BlockConditioning(NamedTuple):
     """(B, M, D), tokens for cross-attention"""
 
 
-def check_positive(**counts: int | None) -> None:
-    """Raise ValueError if a count is below 1. None is allowed."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1 (got {count})")
-
-
 def check_image_shape(shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `shape` is (C, H, W)."""
     if len(shape) != 3:
