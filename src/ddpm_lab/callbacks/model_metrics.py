@@ -23,6 +23,8 @@ LOGGED = ("fid", "fid_infinity", "intra_fid", "class_accuracy")
 class ODELikelihood(L.Callback):
     """Logs the NLL of `count` held-out points (`evaluate_ode_nll`)."""
 
+    supports = ("points",)
+
     def __init__(self, count: int = 1000) -> None:
         if count < 2:
             raise ValueError(f"count must be at least 2 (got {count})")
@@ -44,6 +46,8 @@ class FID(Periodic):
 
     If the extractor is not available, one line is logged and training continues without FID.
     """
+
+    supports = ("images",)
 
     def __init__(
         self,
