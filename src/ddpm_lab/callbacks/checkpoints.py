@@ -47,9 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cut = "unexpected pos" in str(error)
             self.error = "the file was cut short, as by a full disk" if cut else text
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return safe_load.load_checkpoint(path)
 
 
