@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -186,6 +186,9 @@ def find_non_finite(content: Any, path: str = "") -> Iterator[str]:
     if isinstance(content, Tensor):
         if content.is_floating_point() and not content.isfinite().all():
             yield path
-    elif isinstance(content, dict | list | tuple):
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
             yield from find_non_finite(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(content, Sequence) and not isinstance(content, str):
+        for i, value in enumerate(content):
+            yield from find_non_finite(value, f"{path}.{i}")

@@ -180,11 +180,7 @@ class SamplingPipeline:
         yield from self.decode(self.sampler.prior(self.process, z), conditions, noise, t_end)
 
     def decode(
-        self,
-        x: Tensor,
-        conditions: Batch,
-        noise: NoiseSampler = torch.randn_like,
-        t_end: int = 0,
+        self, x: Tensor, conditions: Batch, noise: NoiseSampler = torch.randn_like, t_end: int = 0
     ) -> Iterator[Step]:
         """Yield (t, x_t) from `x` (B, *codec.shape) down to `t_end`, beginning with `x` itself."""
         with eval_mode(self.denoiser):
@@ -280,7 +276,7 @@ def build_pipeline(
         space = codec(spec)
     with prefix_errors("conditioner"):
         conditioning = conditioner(spec)
-    check_conditioner(network, conditioning, space, spec.shape)
+    check_conditioner(network, conditioning, space)
     with prefix_errors("model"):
         body = network(space.shape, outputs=variance.outputs, **conditioning.cond_dims)
     denoiser = Denoiser(body, process, prediction, variance, conditioning, space.shape, space.space)
@@ -288,12 +284,9 @@ def build_pipeline(
 
 
 def check_conditioner(
-    network: Callable[..., nn.Module],
-    conditioner: Conditioner,
-    codec: Codec,
-    shape: tuple[int, ...],
+    network: Callable[..., nn.Module], conditioner: Conditioner, codec: Codec
 ) -> None:
-    """Raise UserError unless `network` takes the inputs of `conditioner`, for data of `shape`."""
+    """Raise UserError unless `network` takes the inputs of `conditioner`."""
     parameters = inspect.signature(network).parameters
     name, inputs = choice_name(conditioner), conditioner.cond_dims.keys()
     if "outputs" not in parameters:
@@ -302,8 +295,8 @@ def check_conditioner(
             "and autoencoder_vq are for system=autoencoder"
         )
     if missing := inputs - parameters.keys():
-        images_hint = "model=unet_cross" if "context" in missing else "model=unet"
-        hint = images_hint if len(shape) == 3 else "conditioner=label"
+        model = "unet_cross" if "context" in missing else "unet"
+        hint = f"model={model}" if len(codec.shape) == 3 else "conditioner=label"
         raise UserError(
             f"conditioner={name} needs the network input {' and '.join(missing)}, which this model "
             f"does not have; try {hint}"
