@@ -170,7 +170,7 @@ train optimizer.lr=inf
 train optimizer.weight_decay=-1
     2 optimizer.weight_decay must be a number of at least 0 (got -1)
 train callbacks.ema.decay=1
-    2 decay must lie in [0, 1) (got 1); try callbacks.ema.decay=0.999
+    2 callbacks.ema.decay must be at least 0 and below 1 (got 1); try callbacks.ema.decay=0.9999
 train lr_schedule.warmup=900
     2 lr_schedule.warmup=900 is longer than the training, trainer.max_steps=
 train callbacks.fid.count=1

@@ -651,7 +651,7 @@ TRAIN_MISTAKES = {
     "trainer.max_steps=0": "trainer.max_steps must be a whole number of at least 1 (got 0)",
     "seed=-1": "seed must be a whole number of at least 0 (got -1)",
     "optimizer.lr=fast": "optimizer.lr=fast is of the wrong kind",
-    "callbacks.ema.decay=1": "callbacks.ema.decay must lie in [0, 1)",
+    "callbacks.ema.decay=1": "callbacks.ema.decay must be at least 0 and below 1 (got 1)",
     "callbacks.sample_grid.every=0": "callbacks.sample_grid.every",
     "model.channels=foo": "model.channels=foo is of the wrong kind",
     "conditioner=pretrained_text conditioner.model=null": (

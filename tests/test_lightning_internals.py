@@ -111,5 +111,4 @@ def test_csv_rows_are_the_content_of_the_file(tmp_path):
     assert lightning_internals.csv_rows(logger) == [{"a": 0.5, "step": 3}]
     lightning_internals.csv_rows(logger)[:] = [{"b": 1, "step": 4}]
     logger.save()
-    file = tmp_path / lightning_internals.csv_name(logger)
-    assert file.read_text().split() == ["b,step", "1,4"]
+    assert (tmp_path / "metrics.csv").read_text().split() == ["b,step", "1,4"]

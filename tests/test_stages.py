@@ -284,7 +284,7 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
         (
             "sample",
             ["run=MADE/latent", "sampler.dynamic_threshold=0.9", "sampler.clip=1"],
-            "latents have no such",
+            "sampler.dynamic_threshold=0.9 saturates pixels in [-1, 1], not latents",
         ),
         (
             "train",

@@ -9,7 +9,7 @@ from zipfile import BadZipFile, ZipFile
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from ddpm_lab.callbacks.lightning_internals import set_end_of_batch, set_max_steps
@@ -17,6 +17,7 @@ from ddpm_lab.callbacks.loggers import CSVHistory
 from ddpm_lab.utils import safe_load, watchdog
 from ddpm_lab.utils.atomic_io import PARTIAL, atomic_write
 from ddpm_lab.utils.errors import DivergenceError, ResourceError
+from ddpm_lab.utils.ranges import Count, check_ranges
 from ddpm_lab.utils.safe_load import list_checkpoints
 
 LOG = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ STOP_CHECK_INTERVAL = 8
 """Steps between the collective checks for a stop signal, with several processes"""
 
 
-class AtomicCheckpointIO(CheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Atomic writes and safe reads of checkpoints. A failed save sets `error`, without raising."""
 
     error: str | None = None
@@ -42,21 +43,15 @@ class AtomicCheckpointIO(CheckpointIO):
                     if corrupt := archive.testzip():
                         raise OSError(f"{corrupt} was not written correctly")
         except (OSError, RuntimeError, BadZipFile) as error:  # torch: RuntimeError for a full disk
-            if "unexpected pos" in str(error):
-                self.error = "the file was cut short, as by a full disk"
-            else:
-                text = " ".join(str(error).split())[:200]
-                self.error = getattr(error, "strerror", None) or text
+            text = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            cut = "unexpected pos" in str(error)
+            self.error = "the file was cut short, as by a full disk" if cut else text
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return safe_load.load_checkpoint(path)
 
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
 
-
+@check_ranges
 class Checkpoints(L.Callback):
     """Saves `checkpoints/step-N.ckpt` every `every` optimizer steps and when training stops.
 
@@ -69,11 +64,10 @@ class Checkpoints(L.Callback):
 
     run_id: str | None = None
     """Id of the run, stored in its checkpoints"""
+    _max_steps: int | None = None
+    """The trainer's, to be restored when training starts"""
 
-    def __init__(self, every: int = 200, keep: int = 2) -> None:
-        for name, value in {"every": every, "keep": keep}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1 (got {value})")
+    def __init__(self, every: Count = 200, keep: Count = 2) -> None:
         self.every, self.keep = every, keep
         self.files = AtomicCheckpointIO()
         self.seconds = 0.0
@@ -171,9 +165,6 @@ class Checkpoints(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = state_dict["seconds"]
-
-    _max_steps: int | None = None
-    """The trainer's, to be restored when training starts"""
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

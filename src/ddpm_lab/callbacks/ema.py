@@ -1,17 +1,20 @@
 """Exponential moving average of the denoiser's weights."""
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
+from annotated_types import Ge, Lt
 
 from ddpm_lab.callbacks.lightning_internals import callbacks
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.utils.ranges import check_ranges
 
 
+@check_ranges
 class EMA(L.Callback):
     """average += (1 - d) (weights - average) after optimizer step n.
 
@@ -19,11 +22,10 @@ class EMA(L.Callback):
     in addition to the raw weights. Weights are never swapped.
     """
 
+    supports = ("images", "points")
     average: Denoiser
 
-    def __init__(self, decay: float = 0.9999) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1) (got {decay:g}); try decay=0.999")
+    def __init__(self, decay: Annotated[float, Ge(0), Lt(1)] = 0.9999) -> None:
         self.decay, self.updates = decay, 0
 
     def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:

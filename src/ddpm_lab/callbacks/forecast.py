@@ -44,18 +44,18 @@ class Forecast(L.Callback):
             return
         batches = steps * trainer.accumulate_grad_batches
         forward = seconds[-1] / 3  # the backward pass takes twice as long
-        interval = trainer.val_check_batch
+        interval, limit = trainer.val_check_batch, trainer.limit_val_batches
         validations = batches // interval if isinstance(interval, int) else 0
-        val_batches = min(data.test.size // size, _limit(trainer.limit_val_batches))
+        val_batches = data.test.size // size
+        if isinstance(limit, int):
+            val_batches = min(val_batches, limit)
         periodic = [each for each in callbacks(trainer) if isinstance(each, Periodic)]
         samples = sum(each.samples() * each.run_count(steps) for each in periodic)
-        passes = pl_module.network_calls * samples / size
+        passes = validations * val_batches + pl_module.network_calls * samples / size
         LOG.info(
-            "training: %d steps of %.2g s, about %s; validation, samples and metrics: about %s",
-            steps,
-            seconds[-1] * trainer.accumulate_grad_batches,
-            _format_duration(seconds[-1] * batches),
-            _format_duration(forward * (validations * val_batches + passes)),
+            f"training: {steps} steps of {seconds[-1] * trainer.accumulate_grad_batches:.2g} s, "
+            f"about {_format_duration(seconds[-1] * batches)}; validation, samples and metrics: "
+            f"about {_format_duration(forward * passes)}"
         )
 
 
@@ -67,10 +67,6 @@ def _seconds(system: BaseSystem, first: dict[str, torch.Tensor]) -> float:
         torch.cuda.synchronize(system.device)
     system.zero_grad()
     return time.perf_counter() - start
-
-
-def _limit(batches: float | None) -> int:
-    return batches if isinstance(batches, int) else 10**9
 
 
 def _format_duration(seconds: float) -> str:

@@ -40,8 +40,3 @@ def set_end_of_batch(checkpoint: dict[str, Any]) -> None:
 def csv_rows(logger: CSVLogger) -> list[dict[str, Any]]:
     """Return the mutable rows of the logger's writer, one per step."""
     return logger.experiment.metrics
-
-
-def csv_name(logger: CSVLogger) -> str:
-    """Return the file name of the logger's writer."""
-    return logger.experiment.NAME_METRICS_FILE

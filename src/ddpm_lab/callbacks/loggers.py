@@ -6,10 +6,8 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
-from configparser import ConfigParser
-from configparser import Error as ConfigParserError
 from contextlib import chdir, contextmanager, suppress
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import wandb as wb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ddpm_lab.callbacks.lightning_internals import csv_name, csv_rows
+from ddpm_lab.callbacks.lightning_internals import csv_rows
 from ddpm_lab.utils.atomic_io import write_text
 from ddpm_lab.utils.errors import CLIError, escape_control
 
@@ -33,27 +31,23 @@ def optional(logger: object) -> Iterator[None]:
         raise
     except Exception as error:  # errors of W&B have no class in common
         if not has_failed(logger):
-            LOG.warning("%s: %s; continuing without it", _name(logger), _one_line(error))
+            name = type(logger).__name__.removesuffix("Logger").replace("Wandb", "W&B")
+            LOG.warning("%s: %s; continuing without it", name, _one_line(error))
         vars(logger)["failed"] = True
 
 
 def make_optional(logger: Logger) -> Logger:
     """Wrap the methods of `logger` in `optional`, except for `CSVHistory`, which is required."""
-
-    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(call)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with optional(logger):
-                return None if has_failed(logger) else call(*args, **kwargs)
-
-        return wrapper
-
-    if isinstance(logger, CSVHistory):
-        return logger
-    for name in ("log_metrics", "log_hyperparams", "log_image", "save", "finalize"):
-        if method := getattr(logger, name, None):
-            setattr(logger, name, wrap(method))
+    if not isinstance(logger, CSVHistory):
+        for name in ("log_metrics", "log_hyperparams", "log_image", "save", "finalize"):
+            if method := getattr(logger, name, None):
+                setattr(logger, name, partial(_call_optional, logger, method))
     return logger
+
+
+def _call_optional(logger: Logger, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with optional(logger):
+        return None if has_failed(logger) else method(*args, **kwargs)
 
 
 def wandb(
@@ -95,8 +89,8 @@ def start_wandb(**options: Any) -> wb.Run:
     The key is WANDB_API_KEY or that of `wandb login`. WANDB_MODE and `wandb offline` apply. After a
     timeout of 30 seconds the run continues offline.
 
-    The current directory may be someone else's run. Its wandb/settings are not used beyond the
-    mode, nor is a Git repository, whose configuration can execute programs.
+    The current directory may be someone else's run. Only the mode of its wandb/settings is used,
+    and not its Git repository, whose configuration can execute programs.
     """
     options["dir"] = str(Path(options["dir"]).absolute())
     program = Path(sys.argv[0]).absolute().parent
@@ -116,24 +110,16 @@ def start_wandb(**options: Any) -> wb.Run:
 
 def _local_mode() -> str | None:
     """Return "offline" or "disabled" from the wandb/settings of the current directory, or None."""
-    parser = ConfigParser(interpolation=None)
-    try:
-        if (file := Path("wandb", "settings")).is_file():
-            parser.read(file, encoding="utf-8")
-    except (OSError, ValueError, ConfigParserError):
-        return None
-    mode = parser.get("default", "mode", fallback=None)
-    return mode if mode in ("offline", "disabled") else None
+    file, text = Path("wandb", "settings"), ""
+    with suppress(OSError):
+        text = file.read_text(errors="replace") if file.is_file() else ""
+    match = re.search(r"^mode\s*[=:]\s*(offline|disabled)\s*$", text, re.MULTILINE)
+    return match[1] if match else None
 
 
 def has_failed(logger: object) -> bool:
     """Return True if `logger` is disabled after an error."""
     return bool(vars(logger).get("failed"))
-
-
-def _name(logger: object) -> str:
-    name = type(logger).__name__.removesuffix("Logger")
-    return "W&B" if name == "Wandb" else name
 
 
 def _one_line(error: Exception) -> str:
@@ -156,11 +142,10 @@ class CSVHistory(CSVLogger):
     @rank_zero_only
     def save(self) -> None:
         try:
-            write_text(Path(self.log_dir, csv_name(self)), self.text)
+            write_text(Path(self.log_dir, "metrics.csv"), self.text)
         except OSError as error:
-            LOG.warning(
-                "metrics.csv could not be written (%s); its next save has all rows", error.strerror
-            )
+            message = "metrics.csv could not be written (%s); its next save has all rows"
+            LOG.warning(message, error.strerror)
 
     def rewind(self, text: str) -> None:
         """Replace all rows by those of `text`, a previous value of `self.text`."""

@@ -4,17 +4,17 @@ import logging
 import math
 import time
 from collections import defaultdict
-from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from ddpm_lab.callbacks.periodic import log_metrics
+from ddpm_lab.callbacks.periodic import image_path, log_metrics
 from ddpm_lab.reports.figures import save_curves
 from ddpm_lab.systems.base import BaseSystem, TimestepSystem
 from ddpm_lab.utils.distributed import all_gather
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 LOG = logging.getLogger(__name__)
 STUCK = 0.9
@@ -25,6 +25,7 @@ SPIKE = 10
 """Factor over the recent loss that logs a warning"""
 
 
+@check_ranges
 class Losses(L.Callback):
     """Logs the mean loss, learning rate and images per second every `every` batches.
 
@@ -34,12 +35,10 @@ class Losses(L.Callback):
 
     values: dict[str, list[Tensor]]
     """Values of the batches since the last report, (B,), or (1,) for a scalar"""
+    _state: dict[str, Any] | None = None
 
-    def __init__(self, every: int = 50) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1 (got {every})")
-        self.every = every
-        self._check_at = FIRST_CHECK
+    def __init__(self, every: Count = 50) -> None:
+        self.every, self._check_at = every, FIRST_CHECK
         self.curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
         """(step, value) of each loss"""
 
@@ -57,12 +56,7 @@ class Losses(L.Callback):
             self._start = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: BaseSystem,
-        outputs: dict[str, Any],
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: BaseSystem, outputs: Any, *args: Any
     ) -> None:
         weight = torch.ones_like(outputs["losses"])
         values = {"weight": weight, **outputs, **outputs.get("parts", {})}
@@ -93,11 +87,9 @@ class Losses(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         if self.curves and trainer.is_global_zero:
-            file = Path(trainer.default_root_dir) / "images" / "losses.png"
             quarters = " (q1 to q4: quarters of the times t, q1 nearest the data)"
-            save_curves(self.curves, file, x=f"step{quarters if _has_times(pl_module) else ''}")
-
-    _state: dict[str, Any] | None = None
+            label = f"step{quarters if isinstance(pl_module, TimestepSystem) else ''}"
+            save_curves(self.curves, image_path(trainer, "losses"), x=label)
 
     def _restart(self) -> None:
         self.batches = self._restored = 0
@@ -113,9 +105,9 @@ class Losses(L.Callback):
     def _report(self, trainer: L.Trainer, system: BaseSystem, batch_size: int) -> None:
         parts = self._concatenate()
         losses, weight = parts.pop("losses"), parts.pop("weight")
-        quarter, quarter_count = torch.zeros_like(losses), 0
-        if _has_times(system):
-            quarter, quarter_count = (parts.pop("t") - 1) * 4 // system.process.steps, 4
+        quarter, quarters = torch.zeros_like(losses), 0
+        if isinstance(system, TimestepSystem):
+            quarter, quarters = (parts.pop("t") - 1) * 4 // system.process.steps, 4
         # The weights undo importance sampling.
         weighted = torch.stack([weight * losses, weight]).float()
         sums = torch.stack([(weighted * (quarter == q)).sum(1) for q in range(4)], 1)
@@ -123,14 +115,10 @@ class Losses(L.Callback):
         seconds = time.perf_counter() - self._start
         loss = sum(sums) / sum(counts) if sum(counts) else math.nan
         metrics = {"train/loss": loss}
-        for q in range(quarter_count):
+        for q in range(quarters):
             if counts[q]:
                 metrics[f"train/loss_q{q + 1}"] = sums[q] / counts[q]
-        recent = [value for _, value in self.curves["train/loss"][-3:]]
-        if recent and loss > SPIKE * max(recent):
-            message = "step %d: the loss is %.3g, and was %.3g"
-            LOG.warning(message, trainer.global_step, loss, recent[-1])
-        self._check_learning(loss, trainer, system)
+        self._warn(loss, trainer, system)
         for name, value in metrics.items():
             if math.isfinite(value):
                 self.curves[name].append((trainer.global_step, value))
@@ -144,9 +132,12 @@ class Losses(L.Callback):
             metrics["train/skipped"] = skipped
         log_metrics(trainer, metrics)
 
-    def _check_learning(self, loss: float, trainer: L.Trainer, system: BaseSystem) -> None:
-        """Log a warning if the loss is close to that of predicting zero."""
+    def _warn(self, loss: float, trainer: L.Trainer, system: BaseSystem) -> None:
+        """Log a warning if the loss rises suddenly, or is close to that of predicting zero."""
         step, zero = trainer.global_step, system.zero_loss
+        recent = [value for _, value in self.curves["train/loss"][-3:]]
+        if recent and loss > SPIKE * max(recent):
+            LOG.warning("step %d: the loss is %.3g, and was %.3g", step, loss, recent[-1])
         if zero is None or step < self._check_at:
             return
         while self._check_at <= step:
@@ -154,15 +145,6 @@ class Losses(L.Callback):
         if not loss < STUCK * zero:
             rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
             LOG.warning(
-                "step %d: the loss is %.3g, and predicting zero has %.3g: nothing "
-                "is learned yet; try optimizer.lr=%.2g (now %.2g)",
-                step,
-                loss,
-                zero,
-                rate / 4,
-                rate,
+                f"step {step}: the loss is {loss:.3g}, and predicting zero has {zero:.3g}: nothing "
+                f"is learned yet; try optimizer.lr={rate / 4:.2g} (now {rate:.2g})"
             )
-
-
-def _has_times(system: BaseSystem) -> TypeGuard[TimestepSystem]:
-    return isinstance(system, TimestepSystem)

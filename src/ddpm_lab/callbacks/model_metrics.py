@@ -25,6 +25,8 @@ LOGGED = ("fid", "fid_infinity", "intra_fid", "class_accuracy")
 class ODELikelihood(L.Callback):
     """Logs the NLL of `count` held-out points."""
 
+    supports = ("points",)
+
     @check_ranges
     def __init__(self, count: Annotated[int, Ge(2)] = 1000) -> None:
         self.metric = OdeNLL("test", count)
@@ -42,6 +44,8 @@ class FID(Periodic):
 
     If the extractor is not available, one line is logged and training continues without FID.
     """
+
+    supports = ("images",)
 
     @check_ranges
     def __init__(
@@ -64,9 +68,6 @@ class FID(Periodic):
 
     def samples(self) -> int:
         return self.metric.count if self.available else 0
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        self.run(trainer, pl_module)
 
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
         if not self.available:

@@ -23,21 +23,25 @@ def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
 
 def log_image(trainer: L.Trainer, name: str, file: Path) -> None:
     """Send the PNG `file` to the loggers that support images."""
+    step = trainer.global_step
     for logger in trainer.loggers:
         with optional(logger):
             if isinstance(logger, WandbLogger):
-                logger.log_image(name, [str(file)], step=trainer.global_step)
+                logger.log_image(name, [str(file)], step=step)
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    name, pil_to_tensor(Image.open(file)), trainer.global_step
-                )
+                logger.experiment.add_image(name, pil_to_tensor(Image.open(file)), step)
+
+
+def image_path(trainer: L.Trainer, name: str) -> Path:
+    """Return the path of a PNG in the run's folder images."""
+    return Path(trainer.default_root_dir) / "images" / f"{name}.png"
 
 
 class Periodic(L.Callback, ABC):
-    """Calls `run` every `every` optimizer steps (None: never), except at the last step.
+    """Calls `run` every `every` optimizer steps (None: never), and at the end of training.
 
-    Subclasses handle the last step in `on_train_end`. A call that an interruption prevented is made
-    up for on resume. A full disk does not end training.
+    A call that an interruption prevented is made up for on resume. A full disk does not end
+    training, except in the last call.
     """
 
     every: int | None
@@ -64,6 +68,9 @@ class Periodic(L.Callback, ABC):
     ) -> None:
         self._run_if_due(trainer, pl_module)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.run(trainer, pl_module)
+
     def _run_if_due(self, trainer: L.Trainer, system: L.LightningModule) -> None:
         step = trainer.global_step  # constant during gradient accumulation
         if self.every and step % self.every == 0 and self.last_step < step < trainer.max_steps:
@@ -72,12 +79,8 @@ class Periodic(L.Callback, ABC):
             except OSError as error:
                 if error.errno not in RESOURCE_ERRNOS:
                     raise
-                LOG.warning(
-                    "step %d: %s could not be saved (%s); training continues",
-                    step,
-                    type(self).__name__.lower(),
-                    error.strerror,
-                )
+                message = "step %d: %s could not be saved (%s); training continues"
+                LOG.warning(message, step, type(self).__name__.lower(), error.strerror)
             self.last_step = step
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,23 +5,18 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from torch import Tensor
 from tqdm import tqdm
 
 
 class Progress(ProgressBar):
     """Counts optimizer steps, not epochs. The loss is fetched only when the bar is refreshed."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._enabled = True
-        self.bar = tqdm(disable=True)
+    bar = tqdm(disable=True)
+    _disabled = False
 
     def disable(self) -> None:
-        self._enabled = False
-
-    def enable(self) -> None:
-        self._enabled = True
+        """Hide the bar; Lightning calls this in all processes but the first."""
+        self._disabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar = tqdm(
@@ -29,18 +24,13 @@ class Progress(ProgressBar):
             initial=trainer.global_step,
             desc="training",
             unit="step",
-            disable=not (self._enabled and trainer.is_global_zero),
+            disable=self._disabled,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: dict[str, Tensor],
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
     ) -> None:
         if self.bar.update(trainer.global_step - self.bar.n):
             self.bar.set_postfix(loss=f"{outputs['losses'].mean().item():.4f}", refresh=False)

@@ -4,7 +4,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,7 +17,7 @@ from torchmetrics.functional.image import (
 from tqdm import tqdm
 
 from ddpm_lab.callbacks.lightning_internals import datamodule
-from ddpm_lab.callbacks.periodic import Periodic, log_image, log_metrics
+from ddpm_lab.callbacks.periodic import Periodic, image_path, log_image, log_metrics
 from ddpm_lab.data.datasets import Images, to_uint8
 from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.extractors import Extractor
@@ -26,6 +25,7 @@ from ddpm_lab.evaluation.fid import FIDEvaluator, indexed_batches
 from ddpm_lab.reports.figures import save_grid
 from ddpm_lab.systems.autoencoder_system import AutoencoderSystem
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 LOG = logging.getLogger(__name__)
 KEYS = ("rfid", "psnr", "ssim", "codes_used")
@@ -33,6 +33,7 @@ WINDOW = 5
 """Half the width of SSIM's window, in pixels"""
 
 
+@check_ranges
 class Reconstructions(Periodic):
     """Saves `rows` rows of held-out images above their reconstructions, every `every` steps.
 
@@ -40,12 +41,15 @@ class Reconstructions(Periodic):
     (between images and reconstructions) and the share of the codebook in use.
     """
 
+    supports = ("an autoencoder",)
+
     def __init__(
-        self, extractor: Callable[[], Extractor], every: int = 200, rows: int = 4, columns: int = 20
+        self,
+        extractor: Callable[[], Extractor],
+        every: Count = 200,
+        rows: Count = 4,
+        columns: Count = 20,
     ) -> None:
-        for name, value in {"every": every, "rows": rows, "columns": columns}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1 (got {value})")
         self.load_extractor, self.every, self.rows, self.columns = extractor, every, rows, columns
         self.extractor: Extractor | None = None
         self.result: dict[str, Any] = {}
@@ -61,8 +65,9 @@ class Reconstructions(Periodic):
     def on_train_end(self, trainer: L.Trainer, pl_module: AutoencoderSystem) -> None:
         self.run(trainer, pl_module)
         self.result = self._measure(datamodule(trainer), pl_module)
-        metrics = {f"eval/{name}": self.result[name] for name in KEYS if name in self.result}
-        log_metrics(trainer, metrics)
+        log_metrics(
+            trainer, {f"eval/{key}": self.result[key] for key in KEYS if key in self.result}
+        )
 
     @rank_zero_only
     def run(self, trainer: L.Trainer, system: AutoencoderSystem) -> None:
@@ -70,15 +75,13 @@ class Reconstructions(Periodic):
         columns = min(self.columns, len(x))
         x = x[: len(x) // columns * columns]
         pairs = zip(x.split(columns), system.reconstruct(x)[0].split(columns), strict=True)
-        folder = Path(trainer.default_root_dir) / "images"
-        file = folder / f"reconstructions-{trainer.global_step:06d}.png"
         pixels = to_uint8(torch.cat([half for pair in pairs for half in pair]))
+        file = image_path(trainer, f"reconstructions-{trainer.global_step:06d}")
         log_image(trainer, "reconstructions", save_grid(pixels, file, columns))
 
     def _measure(self, data: Data, system: AutoencoderSystem) -> dict[str, Any]:
-        values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
-        codes: list[Tensor] = []
-        batches = _reconstruct(data, system, values, codes)
+        values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "codes": []}
+        batches = _reconstruct(data, system, values)
         result: dict[str, Any] = {}
         errors: dict[str, float | None] = {}
         protocol = {"split": "test", "count": data.test.size, "data": data.name, "weights": "raw"}
@@ -94,23 +97,21 @@ class Reconstructions(Periodic):
                 "extractor_sha256": self.extractor.sha256,
                 "resize": self.extractor.resize,
             }
-        for name, parts in values.items():
-            if all_parts := all_gather(parts):  # a process may have none
-                each = torch.cat(all_parts).double()
+        for name in ("psnr", "ssim"):
+            if parts := all_gather(values[name]):  # a process may have none
+                each = torch.cat(parts).double()
                 result[name] = each.mean().item()
                 errors[name] = each.std().item() / math.sqrt(len(each))
         if (size := system.autoencoder.bottleneck.codes) is not None:
-            result["codes_used"] = torch.cat(all_gather(codes)).unique().numel() / size
+            codes = torch.cat(all_gather(values["codes"]))
+            result["codes_used"] = codes.unique().numel() / size
         return {**result, "standard_error": errors, "protocol": protocol}
 
 
 def _reconstruct(
-    data: Data,
-    system: AutoencoderSystem,
-    values: dict[str, list[Tensor]],
-    codes: list[Tensor],
+    data: Data, system: AutoencoderSystem, values: dict[str, list[Tensor]]
 ) -> Iterator[tuple[Tensor, Images]]:
-    """Yield reconstructions; append PSNR and SSIM to `values` and used codes to `codes`."""
+    """Yield reconstructions, and append their "psnr", "ssim" and used "codes" to `values`."""
     batches = tqdm(
         indexed_batches(data.test, 50),
         "reconstructions",
@@ -129,5 +130,5 @@ def _reconstruct(
             )
             values["ssim"].append(torch.as_tensor(ssim).cpu())
         if used is not None:
-            codes.append(used.unique().cpu())
+            values["codes"].append(used.unique().cpu())
         yield indices, Images(to_uint8(decoded), None)

@@ -1,30 +1,30 @@
 """Sample grids during training, and the trajectory from noise to image at the end."""
 
-from pathlib import Path
-
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
-from ddpm_lab.callbacks.periodic import Periodic, log_image
+from ddpm_lab.callbacks.periodic import Periodic, image_path, log_image
 from ddpm_lab.data.datasets import Batch
 from ddpm_lab.reports.figures import save_grid
+from ddpm_lab.sampling.pipeline import SamplingPipeline, Step
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.distributed import all_gather
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 
+@check_ranges
 class SampleGrid(Periodic):
     """Saves `rows` x `columns` samples in `images/`, every `every` steps and at the end.
 
     All grids start from the same noise.
     """
 
-    def __init__(self, every: int = 200, rows: int = 8, columns: int = 10) -> None:
-        for name, value in {"every": every, "rows": rows, "columns": columns}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1 (got {value})")
+    supports = ("images",)
+
+    def __init__(self, every: Count = 200, rows: Count = 8, columns: Count = 10) -> None:
         self.every, self.rows, self.columns = every, rows, columns
 
     def samples(self) -> int:
@@ -36,28 +36,33 @@ class SampleGrid(Periodic):
 
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, pipeline = ema_or_raw(trainer, system)
-        count = self.rows * self.columns
-        batches = pipeline.sample(count, conditions=self._conditions(trainer, system, count))
+        conditions = self._conditions(trainer, pipeline, self.samples())
+        batches = pipeline.sample(self.samples(), conditions=conditions)
         pixels = torch.cat(all_gather([batch[0].cpu() for batch in batches]))
-        if not trainer.is_global_zero:
-            return
-        file = self._folder(trainer) / f"samples-{trainer.global_step:06d}.png"
-        log_image(trainer, "samples", save_grid(pixels, file, self.columns))
+        if trainer.is_global_zero:
+            file = image_path(trainer, f"samples-{trainer.global_step:06d}")
+            log_image(trainer, "samples", save_grid(pixels, file, self.columns))
 
     @rank_zero_only
     @torch.inference_mode()
     def _save_trajectory(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, pipeline = ema_or_raw(trainer, system)
-        conditions = self._conditions(trainer, system, self.columns)
-        trajectory = pipeline.trajectory(range(self.columns), conditions, seed=0)
-        states = [system.pipeline.to_images(x, None)[0].cpu() for _, x in trajectory]
-        indices = torch.linspace(0, len(states) - 1, min(len(states), 12)).round().long().tolist()
-        grid = torch.stack([states[i] for i in indices], dim=1).flatten(0, 1)
-        file = save_grid(grid, self._folder(trainer) / "denoising.png", columns=len(indices))
-        log_image(trainer, "denoising", file)
+        conditions = self._conditions(trainer, pipeline, self.columns)
+        steps = spaced_steps(pipeline, self.columns, conditions, limit=12)
+        states = [pipeline.to_images(x, None)[0] for _, x in steps]
+        grid = torch.stack(states, dim=1).flatten(0, 1)
+        file = image_path(trainer, "denoising")
+        log_image(trainer, "denoising", save_grid(grid, file, columns=len(states)))
 
-    def _conditions(self, trainer: L.Trainer, system: Diffusion, count: int) -> Batch:
-        return system.pipeline.make_conditions(count, images=datamodule(trainer).test)
+    def _conditions(self, trainer: L.Trainer, pipeline: SamplingPipeline, count: int) -> Batch:
+        return pipeline.make_conditions(count, images=datamodule(trainer).test)
 
-    def _folder(self, trainer: L.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "images"
+
+def spaced_steps(
+    pipeline: SamplingPipeline, count: int, conditions: Batch, limit: int
+) -> list[Step]:
+    """Return at most `limit` evenly spaced steps of a trajectory of `count` samples."""
+    last = pipeline.num_steps
+    indices = torch.linspace(0, last, min(last + 1, limit)).round().long().tolist()
+    trajectory = pipeline.trajectory(range(count), conditions, seed=0)
+    return [step for i, step in enumerate(trajectory) if i in indices]

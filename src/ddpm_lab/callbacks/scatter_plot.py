@@ -1,51 +1,42 @@
 """Scatter plots of points and their trajectory from noise to data."""
 
-from pathlib import Path
-
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
-from ddpm_lab.callbacks.periodic import Periodic, log_image
-from ddpm_lab.data.datasets import Points
+from ddpm_lab.callbacks.periodic import Periodic, image_path, log_image
+from ddpm_lab.callbacks.sample_grid import spaced_steps
 from ddpm_lab.reports.figures import save_scatter
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.utils.ranges import Count, check_ranges
 
 
+@check_ranges
 class ScatterPlot(Periodic):
     """Saves plots of `count` samples and points of the data in `images/`.
 
     It runs every `every` steps and at the end.
     """
 
-    def __init__(self, every: int = 400, count: int = 2000) -> None:
-        for name, value in {"every": every, "count": count}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1 (got {value})")
+    supports = ("points",)
+
+    def __init__(self, every: Count = 400, count: Count = 2000) -> None:
         self.every, self.count = every, count
 
     def samples(self) -> int:
         return self.count
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        self.run(trainer, pl_module)
-
     @rank_zero_only
     @torch.inference_mode()
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
         _, pipeline = ema_or_raw(trainer, system)
-        conditions = system.pipeline.make_conditions(self.count)
+        conditions = pipeline.make_conditions(self.count)
+        steps = spaced_steps(pipeline, self.count, conditions, limit=5)
         labels = conditions.get("label")
-        trajectory = pipeline.trajectory(range(self.count), conditions, seed=0)
-        states = [x.cpu() for _, x in trajectory]
-        indices = torch.linspace(0, len(states) - 1, min(len(states), 5)).round().long().tolist()
-        times = system.pipeline.sampler.timesteps(pipeline.process.steps)
-        panels = {f"t = {times[i]}": (states[i], labels) for i in indices[:-1]}
-        panels["samples"] = (states[-1], labels)
+        panels = {f"t = {t}" if t else "samples": (x, labels) for t, x in steps}
         points = datamodule(trainer).test.select(slice(self.count))
-        assert isinstance(points, Points)  # config.validation rejects images
         panels["data"] = (points.x0, points.labels)
-        file = Path(trainer.default_root_dir) / "images" / f"samples-{trainer.global_step:06d}.png"
+        file = image_path(trainer, f"samples-{trainer.global_step:06d}")
         log_image(trainer, "samples", save_scatter(panels, file))

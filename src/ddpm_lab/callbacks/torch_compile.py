@@ -21,9 +21,7 @@ class TorchCompile(L.Callback):
     """
 
     def __init__(self, mode: Literal["default", "reduce-overhead", "max-autotune"]) -> None:
-        self.mode = mode
-        self.seconds = 0.0
-        """Duration of the first step"""
+        self.mode, self.seconds = mode, 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         assert pl_module.compile_target is not None  # checked by config.validation

@@ -17,11 +17,6 @@ from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.callbacks.ema import EMA
-from ddpm_lab.callbacks.model_metrics import FID, ODELikelihood
-from ddpm_lab.callbacks.reconstructions import Reconstructions
-from ddpm_lab.callbacks.sample_grid import SampleGrid
-from ddpm_lab.callbacks.scatter_plot import ScatterPlot
 from ddpm_lab.config.instantiate import check_above, check_minimum
 from ddpm_lab.config.messages import suggest
 from ddpm_lab.data.datasets import Points
@@ -248,22 +243,15 @@ def _check_disk_space(folder: Path, system: BaseSystem) -> None:
 
 
 def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data: Data) -> None:
-    """Raise UserError for callbacks that need what the system or the data does not have."""
-    sampling: tuple[type[Callback], ...] = (EMA, ScatterPlot, ODELikelihood, SampleGrid, FID)
-    unsupported: tuple[type[Callback], ...]
+    """Raise UserError for callbacks whose `supports` does not list what is trained."""
     match system:
         case ClassifierSystem():
-            unsupported, subject, choice = (
-                (*sampling, Reconstructions),
-                "a classifier",
-                "classifier",
-            )
+            subject, choice = "a classifier", "classifier"
         case AutoencoderSystem():
-            unsupported, subject, choice = sampling, "an autoencoder", "autoencoder"
+            subject, choice = "an autoencoder", "autoencoder"
         case _ if data.bin_width is None:
-            unsupported, subject, choice = (SampleGrid, FID, Reconstructions), "points", "points"
+            subject, choice = "points", "points"
         case _:
-            unsupported = (ScatterPlot, ODELikelihood, Reconstructions)
             subject, choice = "images", "default"
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):  # an experiment may set keys of a missing callback
@@ -271,7 +259,7 @@ def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data
                 f"callbacks.{name} sets keys of a callback that callbacks= does not have; "
                 f"try ~callbacks.{name}"
             )
-        if isinstance(callback, unsupported):
+        if subject not in getattr(callback, "supports", (subject,)):
             raise UserError(
                 f"callbacks: {type(callback).__name__} is not for {subject}; try callbacks={choice}"
             )

@@ -1,19 +1,18 @@
 """Cascaded diffusion (Ho et al., 2022): each pipeline upsamples the images of the one before."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.sampling.class_names import captions_differ
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.sampling.pipeline import SamplingPipeline
+from ddpm_lab.sampling.pipeline import SamplingOptions, SamplingPipeline
 from ddpm_lab.utils.distributed import all_gather, shard
 from ddpm_lab.utils.errors import UserError
 
@@ -42,19 +41,13 @@ class Cascade:
     def num_steps(self, count: int, batch_size: int) -> int:
         """Return the number of steps that this process takes for `count` samples in batches."""
         steps = sum(
-            len(stage.sampler.timesteps(stage.process.steps, t_end)) - 1
-            for stage, t_end in self._stages_with_t_end()
+            len(stage.sampler.timesteps(stage.process.steps, _t_end(stage, following))) - 1
+            for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True)
         )
         return steps * len(shard(range(math.ceil(count / batch_size))))
 
     def sample_earlier_stages(
-        self,
-        conditions: Batch,
-        count: int,
-        *,
-        seed: int,
-        batch_size: int,
-        bar: "tqdm[NoReturn] | None" = None,
+        self, conditions: Batch, count: int, **options: Unpack[SamplingOptions]
     ) -> tuple[list[InMemorySplit], Batch]:
         """Sample all stages but the last from the `conditions` of the first.
 
@@ -62,29 +55,18 @@ class Cascade:
         conditioning, a stage takes 8-bit images, like those of a saved file.
         """
         samples: list[InMemorySplit] = []
-        for (stage, t_end), following in zip(
-            self._stages_with_t_end(), self.stages[1:], strict=False
-        ):
-            latents = stage.sample_latents(
-                count,
-                conditions=conditions,
-                seed=seed,
-                batch_size=batch_size,
-                bar=bar,
-                t_end=t_end,
-            )
-            batches = all_gather([x.cpu() for x, _ in latents])
-            x = torch.cat(batches).to(stage.device)
-            pixels = torch.cat([stage.to_images(x.to(stage.device), None)[0] for x in batches])
+        for stage, following in pairwise(self.stages):
+            t_end = _t_end(stage, following)
+            latents = stage.sample_latents(count, conditions=conditions, t_end=t_end, **options)
+            batches = [x.to(stage.device) for x in all_gather([x.cpu() for x, _ in latents])]
+            pixels = torch.cat([stage.to_images(x, None)[0] for x in batches])
             label = conditions.get("label")
-            samples.append(Images(pixels, None if label is None else label.to(pixels.device)))
+            samples.append(Images(pixels, label).to(stage.device))
             conditions = following.make_conditions(count, images=samples[-1])
             if _is_truncated(following):
-                time = torch.full((count,), t_end, device=x.device)
-                conditions |= {
-                    "low_res": x / per_pixel(stage.process.scale(time), x),
-                    "noise_level": _noise_levels(stage)[time],
-                }
+                x, time = torch.cat(batches), torch.full((count,), t_end, device=stage.device)
+                conditions["low_res"] = x / per_pixel(stage.process.scale(time), x)
+                conditions["noise_level"] = _noise_levels(stage)[time]
         return samples, conditions
 
     def protocol(self) -> dict[str, Any]:
@@ -92,17 +74,16 @@ class Cascade:
         earlier = [{"run": stage.denoiser.origin, **stage.protocol()} for stage in self.stages[:-1]]
         return {**self.stages[-1].protocol(), **({"after": earlier} if earlier else {})}
 
-    def _stages_with_t_end(self) -> Iterator[tuple[SamplingPipeline, int]]:
-        """Yield each stage with the timestep at which its chain ends.
 
-        That is 0 or, before a stage with truncated conditioning, the nearest to its noise level.
-        """
-        for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True):
-            t_end = 0
-            if following is not None and _is_truncated(following):
-                level = following.denoiser.conditioner.sampling_options["noise_level"]
-                t_end = int((_noise_levels(stage) - level).abs().argmin())
-            yield stage, t_end
+def _t_end(stage: SamplingPipeline, following: SamplingPipeline | None) -> int:
+    """Return the timestep at which the chain of `stage` ends.
+
+    That is 0 or, before a stage with truncated conditioning, the nearest to its noise level.
+    """
+    if following is None or not _is_truncated(following):
+        return 0
+    level = following.denoiser.conditioner.sampling_options["noise_level"]
+    return int((_noise_levels(stage) - level).abs().argmin())
 
 
 def _is_truncated(stage: SamplingPipeline) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm_lab.data.datasets import Batch, Split, to_batch
 from ddpm_lab.networks.text_encoder import encode_text
-from ddpm_lab.sampling.class_names import Captions, captions_differ, parse_label
+from ddpm_lab.sampling.class_names import Captions, parse_label
 from ddpm_lab.utils.errors import UserError
 
 Label = int | str | Sequence[int | str] | None
@@ -44,22 +44,13 @@ def class_labels(
     return numbers[labels % len(numbers)]
 
 
-def common_captions(captions: Captions | None, classifier: object) -> Captions | None:
-    """Return the class names of a model, or those of the classifier that guides it.
-
-    Raises ValueError if the two have the same names under other labels.
-    """
-    others = getattr(classifier, "captions", None)
-    if captions_differ(captions, others):
-        raise ValueError(
-            "classifier has the same classes as this model under other labels; train both on the "
-            "same data"
-        )
-    return captions or others
-
-
-def text_tokens(count: int, text: str | list[str], length: int) -> Tensor:
+def text_tokens(count: int, text: str | list[str], length: int | None) -> Tensor:
     """Return the texts in turn as bytes, (count, length) uint8. Raises UserError."""
+    if length is None:
+        raise UserError(
+            f"text={text}: this model was not trained with texts; try text=null, or train with "
+            "conditioner=text"
+        )
     texts = text if isinstance(text, list) else [text]
     if not texts or not all(isinstance(one, str) for one in texts):
         raise UserError(f"text={text} must be a text or a list of texts; try \"text='a seven'\"")
@@ -96,15 +87,15 @@ def low_res_conditions(
     if label is not None:
         if images.labels is not None:
             raise UserError(f"label={label}: the input images have labels; try label=null")
-        labels = class_labels(count, label, classes, captions)
-        conditions |= {} if labels is None else {"label": labels}
+        if (labels := class_labels(count, label, classes, captions)) is not None:
+            conditions["label"] = labels
     if classes is not None:
         if "label" not in conditions:
             raise UserError("this model needs the class of each image to upsample; try label=...")
-        if not (conditions["label"] < classes).all():
+        if (largest := conditions["label"].max()) >= classes:
             raise UserError(
-                f"the input images have labels up to {conditions['label'].max()}, and this model "
-                f"takes 0..{classes - 1}"
+                f"the input images have labels up to {largest}, and this model takes "
+                f"0..{classes - 1}"
             )
     return conditions
 

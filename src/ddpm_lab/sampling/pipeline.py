@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,11 @@ from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
 from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.diffusion.variances import Variance
+from ddpm_lab.sampling.class_names import captions_differ
 from ddpm_lab.sampling.codecs import Codec
 from ddpm_lab.sampling.conditions import (
     Label,
     class_labels,
-    common_captions,
     format_size,
     low_res_conditions,
     text_tokens,
@@ -43,10 +43,17 @@ from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.distributed import shard
 from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
 
-MODEL_FOR_INPUT = {"classes": "unet", "context": "unet_cross", "image": "unet"}
-"""A model with the input, by the name of the input"""
 Step = tuple[int, Tensor]
 """A timestep t and x_t, (B, *codec.shape)"""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Options of `SamplingPipeline.sample`."""
+
+    seed: int
+    batch_size: int
+    bar: "tqdm[NoReturn] | None"
+    """Progress bar that counts steps"""
 
 
 class SamplingPipeline:
@@ -64,10 +71,14 @@ class SamplingPipeline:
     Raises UserError if sampler or guidance do not fit the model or each other.
     """
 
-    sampler: Sampler
-    guidance: partial[DenoiserLike]
+    shape: tuple[int, ...]
+    """Shape of a sample, (C, H, W) or (d,)"""
+    bin_width: float | None
+    """Width of the bins that the data is rounded to; None for points"""
     classes: int | None
     """Number of classes that the guided denoiser takes"""
+    captions: Sequence[Sequence[str]] | None
+    """Names of the classes, from the data or the classifier that guides the denoiser"""
 
     def __init__(
         self,
@@ -78,7 +89,7 @@ class SamplingPipeline:
         guidance: partial[DenoiserLike],
     ) -> None:
         self.spec, self.codec, self.denoiser = spec, codec, denoiser
-        self.captions = spec.captions
+        self.shape, self.bin_width = spec.shape, spec.bin_width
         self.set_sampler(sampler, guidance)
 
     def with_denoiser(self, denoiser: Denoiser) -> "SamplingPipeline":
@@ -86,16 +97,6 @@ class SamplingPipeline:
         pipeline = copy.copy(self)
         pipeline.denoiser = denoiser
         return pipeline
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of a sample, (C, H, W) or (d,)."""
-        return self.spec.shape
-
-    @property
-    def bin_width(self) -> float | None:
-        """Width of the bins that the data is rounded to; None for points."""
-        return self.spec.bin_width
 
     @property
     def process(self) -> ForwardProcess:
@@ -116,20 +117,20 @@ class SamplingPipeline:
             first = sampler.timesteps(self.process.steps)[0]
             self.process.warn_nonzero_terminal_snr("sampler.spacing begins", first)
             if sampler.dynamic_threshold is not None and self.codec.bin_width is None:
-                subject = "latents have" if self.codec.space else "this data has"
                 raise ValueError(
-                    f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels in [-1, 1]; "
-                    f"{subject} no such range; try dynamic_threshold=null"
+                    f"dynamic_threshold={sampler.dynamic_threshold:g} saturates pixels in [-1, 1], "
+                    "not latents or points; try dynamic_threshold=null"
                 )
             if sampler.clip is not None and self.codec.space:
-                raise ValueError(
-                    f"clip={sampler.clip:g} bounds pixels; codec={choice_name(self.codec)} has "
-                    "latents without bounds; try clip=null"
-                )
+                raise ValueError(f"clip={sampler.clip:g} bounds pixels, not latents; try clip=null")
         with prefix_errors("guidance"):
             guided = guidance(self.denoiser)
-            self.classes = guided.classes
-            self.captions = common_captions(self.captions, getattr(guided, "classifier", None))
+            captions = getattr(getattr(guided, "classifier", None), "captions", None)
+            if captions_differ(self.spec.captions, captions):
+                raise ValueError(
+                    "classifier has the same classes as this model under other labels; train both "
+                    "on the same data"
+                )
             if getattr(guided, "requires_reverse", False) and not sampler.uses_reverse:
                 raise ValueError(
                     "form=mean shifts the means of ancestral steps, which "
@@ -137,6 +138,7 @@ class SamplingPipeline:
                     "try sampler=ddpm or guidance.form=score"
                 )
         self.guidance, self.sampler = guidance, sampler
+        self.classes, self.captions = guided.classes, self.spec.captions or captions
 
     def make_conditions(
         self,
@@ -151,11 +153,6 @@ class SamplingPipeline:
         """
         conditioner = self.denoiser.conditioner
         if text is not None:
-            if conditioner.text_length is None:
-                raise UserError(
-                    f"text={text}: this model was not trained with texts; try text=null, or train "
-                    "with conditioner=text"
-                )
             return {"text": text_tokens(count, text, conditioner.text_length)}
         if conditioner.low_res_shape is not None:
             sizes = conditioner.low_res_shape, self.shape
@@ -183,11 +180,7 @@ class SamplingPipeline:
         yield from self.decode(self.sampler.prior(self.process, z), conditions, noise, t_end)
 
     def decode(
-        self,
-        x: Tensor,
-        conditions: Batch,
-        noise: NoiseSampler = torch.randn_like,
-        t_end: int = 0,
+        self, x: Tensor, conditions: Batch, noise: NoiseSampler = torch.randn_like, t_end: int = 0
     ) -> Iterator[Step]:
         """Yield (t, x_t) from `x` (B, *codec.shape) down to `t_end`, beginning with `x` itself."""
         with eval_mode(self.denoiser):
@@ -206,25 +199,15 @@ class SamplingPipeline:
     def to_images(self, x: Tensor, labels: Tensor | None) -> InMemorySplit:
         """Return x_0 (B, *codec.shape) as uint8 images, or as points if the data are points."""
         x = self.codec.decode(x)
-        if self.bin_width is None:
-            return Points(x, labels).to(self.device)
-        return Images(to_uint8(x), labels).to(self.device)
+        split = Points(x, labels) if self.bin_width is None else Images(to_uint8(x), labels)
+        return split.to(self.device)
 
     @torch.inference_mode()
     def sample(
-        self,
-        count: int,
-        *,
-        conditions: Batch,
-        seed: int = 0,
-        batch_size: int = 256,
-        bar: "tqdm[NoReturn] | None" = None,
+        self, count: int, *, conditions: Batch, **options: Unpack[SamplingOptions]
     ) -> Iterator[InMemorySplit]:
-        """Yield `count` samples in batches, this process's share of them. `bar` counts steps."""
-        latents = self.sample_latents(
-            count, conditions=conditions, seed=seed, batch_size=batch_size, bar=bar
-        )
-        for x, batch in latents:
+        """Yield `count` samples in batches, this process's share of them."""
+        for x, batch in self.sample_latents(count, conditions=conditions, **options):
             yield self.to_images(x, batch.get("label"))
 
     @torch.inference_mode()
@@ -233,10 +216,10 @@ class SamplingPipeline:
         count: int,
         *,
         conditions: Batch,
-        seed: int,
-        batch_size: int,
-        bar: "tqdm[NoReturn] | None" = None,
         t_end: int = 0,
+        seed: int = 0,
+        batch_size: int = 256,
+        bar: "tqdm[NoReturn] | None" = None,
     ) -> Iterator[tuple[Tensor, Batch]]:
         """Yield x at `t_end` (B, *codec.shape) with its conditions, in the batches of `sample`."""
         for samples in shard(torch.arange(count).split(batch_size)):
@@ -293,7 +276,7 @@ def build_pipeline(
         space = codec(spec)
     with prefix_errors("conditioner"):
         conditioning = conditioner(spec)
-    check_conditioner(network, conditioning, space, spec.shape)
+    check_conditioner(network, conditioning, space)
     with prefix_errors("model"):
         body = network(space.shape, outputs=variance.outputs, **conditioning.cond_dims)
     denoiser = Denoiser(body, process, prediction, variance, conditioning, space.shape, space.space)
@@ -301,28 +284,24 @@ def build_pipeline(
 
 
 def check_conditioner(
-    network: Callable[..., nn.Module],
-    conditioner: Conditioner,
-    codec: Codec,
-    shape: tuple[int, ...],
+    network: Callable[..., nn.Module], conditioner: Conditioner, codec: Codec
 ) -> None:
-    """Raise UserError unless `network` takes the inputs of `conditioner`, for data of `shape`."""
+    """Raise UserError unless `network` takes the inputs of `conditioner`."""
     parameters = inspect.signature(network).parameters
-    name = choice_name(conditioner)
+    name, inputs = choice_name(conditioner), conditioner.cond_dims.keys()
     if "outputs" not in parameters:
         raise UserError(
             "model is not a denoising network; classifier is for system=classifier, autoencoder_kl "
             "and autoencoder_vq are for system=autoencoder"
         )
-    if missing := conditioner.cond_dims.keys() - parameters.keys():
-        hint = "conditioner=label"
-        if len(shape) == 3:
-            hint = f"model={MODEL_FOR_INPUT[min(missing)]}"
+    if missing := inputs - parameters.keys():
+        model = "unet_cross" if "context" in missing else "unet"
+        hint = f"model={model}" if len(codec.shape) == 3 else "conditioner=label"
         raise UserError(
             f"conditioner={name} needs the network input {' and '.join(missing)}, which this model "
             f"does not have; try {hint}"
         )
-    if "image" in conditioner.cond_dims and codec.space:
+    if "image" in inputs and codec.space:
         raise UserError(
             f"conditioner={name} concatenates an image of the data's size with x_t, which "
             f"codec={choice_name(codec)} makes {format_size(codec.shape)}; try codec=pixels"
