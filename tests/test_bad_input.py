@@ -53,7 +53,7 @@ evaluate run=RUN metrics=[nll] nll.steps=abc
 evaluate run=RUN metrics=[nll] nll.spacing=-3
     2 nll.spacing=-3 is not one of uniform
 evaluate model=exact conditional=maybe sampler=ddim
-    2 conditional=maybe is not one of true, false
+    2 conditional=maybe is of the wrong kind: it should be a valid boolean
 evaluate model=exact mean=[a]
     2 mean=['a'] and covariance=
 train schedule.steps=
@@ -164,11 +164,11 @@ train data=folder extractor=none data.batch_size=4 data.path=PLAIN data.workers=
 train data=folder extractor=none data.batch_size=4 data.path=PLAIN data.workers=500
     2 data.workers are processes that read images, 0 to 64
 train optimizer.lr=0
-    2 optimizer.lr must be a number above 0 (got 0)
+    2 optimizer.lr must be above 0 (got 0)
 train optimizer.lr=inf
-    2 optimizer.lr must be a number above 0 (got inf)
+    2 optimizer.lr must be above 0 (got inf)
 train optimizer.weight_decay=-1
-    2 optimizer.weight_decay must be a number of at least 0 (got -1)
+    2 optimizer.weight_decay must be at least 0 (got -1)
 train callbacks.ema.decay=1
     2 decay must lie in [0, 1) (got 1); try callbacks.ema.decay=0.999
 train lr_schedule.warmup=900
@@ -176,7 +176,7 @@ train lr_schedule.warmup=900
 train callbacks.fid.count=1
     2 callbacks.fid.count must be at least 2 (got 1)
 evaluate run=RUN count=1
-    2 count must be a whole number of at least 2 (got 1)
+    2 count must be at least 2 (got 1)
 evaluate run=RUN extractor=inception extractor.weights=nowhere
     2 extractor.weights=nowhere is not a file; the usual name is weights-inception-2015
 evaluate run=RUN extractor=inception extractor.weights=a_file
@@ -188,7 +188,7 @@ train trainer=ddp
 train trainer.accelerator=tpu
     2 trainer.accelerator=tpu is not one of cpu, gpu, cuda, mps, auto
 train trainer.devices=0
-    2 trainer.devices=0 must be auto, or a whole number of at least 1
+    2 trainer.devices=0 must be auto, or at least 1
 train trainer.devices=2
     2 trainer.devices=2 is more than one device; try trainer=ddp
 train trainer.precision=16

@@ -4,11 +4,11 @@ The signature of a `_target_` is the schema of its node for the names and types 
 """
 
 import inspect
-import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -71,53 +71,31 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
     return user_error
 
 
-def check_minimum(config: DictConfig, bounds: Mapping[str, int]) -> None:
-    """Raise UserError unless each key is an integer from its bound to 2**63 - 1, torch's maximum.
+def check_settings(config: DictConfig, annotations: Mapping[str, Any]) -> None:
+    """Validate keys that no object has, such as `trainer.max_steps`: `Count | None`.
 
-    A float such as 1e3 is replaced by the integer.
+    Keys that `config` does not have are skipped. Raises UserError.
     """
-    for key, bound in bounds.items():
-        value = OmegaConf.select(config, key)
-        if type(value) is float and value.is_integer():
-            OmegaConf.update(config, key, value := int(value))
-        if type(value) is not int or not bound <= value < 2**63:
-            limit = " and below 2**63" if type(value) is int and value >= 2**63 else ""
-            raise UserError(
-                f"{key} must be a whole number of at least {bound}{limit} "
-                f"(got {original_text(config, key)})"
-            )
+    for key, annotation in annotations.items():
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(config, parent) if parent else config
+        if node is not None and name in node:
+            _check_value(node, name, key, annotation)
 
 
-def check_booleans(config: DictConfig, *keys: str) -> None:
-    """Raise UserError unless each key is true or false."""
-    for key in keys:
-        if type(value := OmegaConf.select(config, key)) is not bool:
-            raise UserError(f"{key}={value} is not one of true, false")
+def check_minimum(config: DictConfig, bounds: Mapping[str, int]) -> None:
+    """Validate keys that are integers with a lower bound. Raises UserError."""
+    check_settings(config, {key: Annotated[int, Ge(bound)] for key, bound in bounds.items()})
 
 
-def check_above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) -> None:
-    """Raise UserError unless each key is a finite number above its bound, or `equal` to it."""
-    for key, bound in bounds.items():
-        text = original_text(config, key)
-        number = _convert(key, OmegaConf.select(config, key), float, text)
-        if not bound < number < math.inf and not (equal and number == bound):
-            relation = "of at least" if equal else "above"
-            raise UserError(f"{key} must be a number {relation} {bound:g} (got {text})")
-
-
-def original_text(config: DictConfig, key: str) -> Any:
+def original_text(node: DictConfig, key: str) -> Any:
     """Return the value at `key`, or its interpolation, which may refer to a secret."""
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
     raw: Any = OmegaConf.to_container(node, resolve=False)
-    return raw[name] if OmegaConf.is_interpolation(node, name) else node[name]
+    return raw[key] if OmegaConf.is_interpolation(node, key) else node[key]
 
 
 def _check(node: Any, path: str, config: DictConfig) -> None:
-    """Validate the keys and types of `node`, and of all nodes below, against their `_target_`s.
-
-    Values of another type with the same meaning, such as 1e3 for an int, are converted in place.
-    """
+    """Validate the keys and values of `node`, and of all nodes below, against their `_target_`s."""
     if not OmegaConf.is_dict(node):
         return
     parameters = _parameters(node, _command_line_key(path, config)) if "_target_" in node else {}
@@ -132,13 +110,20 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
         if OmegaConf.is_dict(value):
             _check(value, f"{path}.{key}", config)
         elif key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
-            try:
-                check_range(where, value, parameters[key])
-            except ValueError as error:
-                raise UserError(str(error)) from error
-            number = _convert(where, value, parameters[key].annotation, original_text(node, key))
-            if type(number) in (bool, int, float) and not OmegaConf.is_interpolation(node, key):
-                node[key] = number
+            _check_value(node, key, where, parameters[key].annotation, parameters[key].default)
+
+
+def _check_value(
+    node: DictConfig, key: str, where: str, annotation: Any, default: Any = None
+) -> None:
+    """Validate the type and the range of `node[key]`, and convert values such as 1e3 for an int."""
+    try:
+        check_range(where, node[key], annotation, default)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    number = _convert(where, node[key], annotation, original_text(node, key))
+    if type(number) in (bool, int, float) and not OmegaConf.is_interpolation(node, key):
+        node[key] = number
 
 
 def _parameters(node: DictConfig, where: str) -> Mapping[str, inspect.Parameter]:
@@ -163,11 +148,17 @@ def _convert(where: str, value: Any, annotation: Any, text: Any) -> Any:
         result = adapter.validate_python([*value] if OmegaConf.is_config(value) else value)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "literal_error":
+            choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+            hint = suggest(str(text), choices.split(", "))
+            raise UserError(f"{where}={text} is not one of {choices}{hint}") from error
         few = first["type"] == "missing"
         problem = "has too few entries" if few else first["msg"].removeprefix("Input ")
         raise UserError(f"{where}={text} is of the wrong kind: it {problem}") from error
     if type(value) is bool and type(result) is not bool:  # pydantic converts true to 1
         raise UserError(f"{where}={text} is of the wrong kind: it should be a valid number")
+    if type(result) is int and result >= 2**63:
+        raise UserError(f"{where} must be below 2**63 (got {text})")
     return result
 
 

@@ -18,7 +18,7 @@ from ddpm_lab.evaluation.statistics import split_count
 from ddpm_lab.reports.terminal import format_with_error
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.distributed import is_rank_zero, shard
-from ddpm_lab.utils.hashing import sha256_of_tensors
+from ddpm_lab.utils.safe_load import sha256_of_tensors
 
 
 def evaluate_samples(

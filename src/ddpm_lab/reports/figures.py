@@ -11,9 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_lab.utils.errors import plot_label
-from ddpm_lab.utils.safe_load import default_plot_style
 
-default_plot_style()
 BACKGROUND = 40
 """Grey level between the images of a grid"""
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]

@@ -11,9 +11,6 @@ from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 
 from ddpm_lab.reports.table import Panel
 from ddpm_lab.utils.errors import plot_label
-from ddpm_lab.utils.safe_load import default_plot_style
-
-default_plot_style()
 
 PAPER = " (paper)"
 """Suffix of the name of a paper's line"""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.data.datasets import Images, MapSplit, Split
 from ddpm_lab.data.module import Data, read_batches
 from ddpm_lab.runs import run_record
-from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.errors import UserError, join_first
 
 LOG = logging.getLogger(__name__)
 SAMPLED = 2**24
@@ -54,7 +54,7 @@ def images_differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def verify_data(run: str | Path, config: DictConfig, new: dict[str, Any]) -> None:
     """Raise UserError if a resumed `run` gets data of another size, shape or classes.
 
-    Other images are only reported, because another version of an image decoder changes them too.
+    Other images are only reported: another version of an image decoder changes them, too.
     """
     old, key = run_record.read_record(run).data, _source(config)
     if changes := differences(old, new):
@@ -69,7 +69,7 @@ def verify_data(run: str | Path, config: DictConfig, new: dict[str, Any]) -> Non
 def warn_if_changed(old: dict[str, Any], data: Data, config: DictConfig, run: str) -> None:
     """Log how `data` differs from the fingerprint `old` of the training data of `run`."""
     new = data_fingerprint(data)
-    if changes := differences(old, new) or (["other images"] if images_differ(old, new) else []):
+    if changes := differences(old, new) or ["other images"] * images_differ(old, new):
         key, text = _source(config), "; ".join(changes)
         LOG.warning("warning: %s is not the data that run=%s was trained on: %s", key, run, text)
 
@@ -83,8 +83,7 @@ def _source(config: DictConfig) -> str:
 
 
 def _join(value: Any) -> str:
-    texts = [*map(str, value)] if isinstance(value, list) else [str(value)]
-    return ", ".join(texts[:6]) + (f" and {len(texts) - 6} more" if len(texts) > 6 else "")
+    return join_first(value if isinstance(value, list) else [value], 6)
 
 
 def _digest(split: Split, workers: int) -> str | None:

@@ -48,20 +48,15 @@ class RunRecord(NamedTuple):
 
 
 def read_record(run: str | Path) -> RunRecord:
-    """Return the record of `run`, without invalid fields. Raises UnsafeFileError."""
-    content = safe_load.read_json(Path(run, FILE))
-    run_id = directory = None
-    data: Any = {}
-    match content.get("id"):
-        case str(text) if re.fullmatch("[0-9a-f]{16}", text):
-            run_id = text
-    match content.get("directory"):
-        case str(text):
-            directory = text
-    match content.get("data"):
-        case {"train": dict(), "test": dict()} as fields:
-            data = fields
-    return RunRecord(run_id, directory, data)
+    """Return the record of `run`, empty if it is missing or damaged. Raises UnsafeFileError."""
+    match safe_load.read_json(Path(run, FILE)):
+        case {
+            "id": str(run_id),
+            "directory": str() | None as directory,
+            "data": {"train": dict(), "test": dict()} as data,
+        } if re.fullmatch("[0-9a-f]{16}", run_id):
+            return RunRecord(run_id, directory, data)
+    return RunRecord()
 
 
 def write_record(run: Path, data: dict[str, Any]) -> str:
@@ -81,9 +76,7 @@ def check_owner(run: str | Path, file: Path, content: dict[str, Any]) -> None:
     """Raise ForeignFileError if checkpoint `file` and `run` have different ids."""
     own, other = read_record(run).id, content.get("run_id")
     if own and other and own != other:
-        raise ForeignFileError(
-            f"{file} belongs to another run (id {other}, and {run} has id {own})"
-        )
+        raise ForeignFileError(f"{file} belongs to another run (id {other}; {run} has id {own})")
 
 
 def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfig:
@@ -98,7 +91,7 @@ def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfi
 def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> DictConfig:
     """Replace `group` in the configuration `saved` of a run by that of `settings`, if it has one.
 
-    Raises UserError if keys other than those of `ADJUSTABLE` differ.
+    Raises UserError if keys besides `ADJUSTABLE` differ.
     """
     if not settings.get(group):
         return saved
@@ -109,9 +102,8 @@ def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> Dic
     fixed = {*trained, *requested} - {*keys}
     if changed := [key for key in fixed if trained.get(key) != requested.get(key)]:
         name = group if "_target_" in changed else f"{group}.{min(changed)}"
-        hint = "it cannot be changed"
-        if keys:
-            hint = f"of {group}, only {' and '.join(keys)} can be changed"
+        free = f"of {group}, only {' and '.join(keys)} can be changed"
+        hint = free if keys else "it cannot be changed"
         raise UserError(f"{name} is part of what run={settings.run} was trained with; {hint}")
     saved[group] = requested
     return saved

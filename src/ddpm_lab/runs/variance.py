@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError, choice_name, prefix_errors
-from ddpm_lab.utils.hashing import sha256_of_file
+from ddpm_lab.utils.safe_load import sha256_of_file
 
 if TYPE_CHECKING:
     from ddpm_lab.data.module import Data
@@ -39,10 +39,10 @@ def load_variance(
     variance = build(settings, "variance")
     if isinstance(variance, Variance):
         if variance.outputs > 1:
-            own = choice_name(pipeline.denoiser.variance)
+            trained = f"this run was trained with {choice_name(pipeline.denoiser.variance)}"
             raise UserError(
-                f"variance={choice_name(variance)} must be learned, and this run was trained with "
-                f"{own}; try variance=beta, beta_tilde or analytic"
+                f"variance={choice_name(variance)} must be learned, and {trained}; "
+                "try variance=beta, beta_tilde or analytic"
             )
         return variance
     # The name has all that the estimate depends on: weights, sample count and clipping.

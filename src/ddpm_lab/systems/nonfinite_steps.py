@@ -40,8 +40,8 @@ class NonFiniteGuard:
         self.host_counts.copy_(self.counts, non_blocking=True)
         if self.host_counts[1] >= LIMIT:
             raise DivergenceError(
-                f"step {step}: {LIMIT} steps in a row had gradients that are not finite; try a "
-                "smaller optimizer.lr"
+                f"step {step}: {LIMIT} steps in a row had gradients that are not finite; "
+                "try a smaller optimizer.lr"
             )
 
     def state(self) -> list[float]:

@@ -73,20 +73,14 @@ def directory_lock(folder: Path, activity: str) -> Iterator[None]:
         except OSError as error:
             if error.errno in LOCKED:
                 raise UserError(
-                    f"{folder}: another process is {activity} in it ({lock_holder(folder)}); "
+                    f"{folder}: another process is {activity} in it ({_lock_holder(folder)}); "
                     "wait for it, or choose another folder"
                 ) from error
-            LOG.warning(
-                "warning: %s cannot be locked (%s); do not start a second run in it",
-                folder,
-                error.strerror,
-            )
+            reason = error.strerror
+            LOG.warning("warning: %s cannot be locked (%s): start no second run", folder, reason)
         file.truncate(0)
-        holder = {
-            "process": os.getpid(),
-            "on": socket.gethostname(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"process": os.getpid(), "on": socket.gethostname(), "since": since}
         file.write(json.dumps(holder))
         file.flush()
         try:
@@ -105,8 +99,7 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def lock_holder(folder: Path) -> str:
-    """Return a phrase that describes the process that owns the lock of `folder`."""
+def _lock_holder(folder: Path) -> str:
     try:
         holder = json.loads((folder / ".lock").read_text()[:1000])
         return ", ".join(f"{key} {value}" for key, value in holder.items())
