@@ -29,10 +29,7 @@ def build_system(config: DictConfig, data: Data, **arguments: Any) -> Any:
 
 
 def fill_defaults(config: DictConfig, data: Data) -> None:
-    """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and of the sizes in `data`.
-
-    The values are logged, and saved with the run, so that later rules or images do not change it.
-    """
+    """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and sizes in `data`."""
     many = data.train.size >= MANY and len(data.shape) == 3 and data.shape[0] > 1
     values: dict[str, Any] = {
         "data.batch_size": data.batch_size,

@@ -20,10 +20,7 @@ from ddpm_lab.utils.ranges import check_range
 
 
 def build(config: DictConfig, key: str, **arguments: Any) -> Any:
-    """Return the object that `config[key]` describes, with more `arguments` from Python.
-
-    Raises UserError with the config key for a wrong key, type or value.
-    """
+    """Return the object that `config[key]` describes. Raises UserError that names the key."""
     node = config[key]
     _check(node, key, config)
     try:
@@ -72,10 +69,7 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
 
 
 def check_settings(config: DictConfig, annotations: Mapping[str, Any]) -> None:
-    """Validate keys that no object has, such as `trainer.max_steps`: `Count | None`.
-
-    Keys that `config` does not have are skipped. Raises UserError.
-    """
+    """Validate keys that `config` has, such as `trainer.max_steps`: `Count | None`."""
     for key, annotation in annotations.items():
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(config, parent) if parent else config
@@ -163,10 +157,7 @@ def _convert(where: str, value: Any, annotation: Any, text: Any) -> Any:
 
 
 def _command_line_key(path: str, config: DictConfig) -> str:
-    """Return the key that the user types for `path`.
-
-    Nodes of `system` and `callbacks` refer to groups: system.process.schedule is `schedule`.
-    """
+    """Return the key that the user types for `path`: system.process.schedule is `schedule`."""
     parts = ["model" if part == "network" else part for part in path.split(".")]
     if parts[0] in ("system", "callbacks"):
         start = next((i for i, part in enumerate(parts) if i and part in config), 0)

@@ -170,10 +170,7 @@ def _explain_syntax(argument: str) -> str:
 
 
 def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
-    """Raise UserError for an option that Hydra does not have, and for two that exclude each other.
-
-    `keys` are the keys of the configuration, for the hint.
-    """
+    """Raise UserError for an unknown option, with a hint from `keys`, and for two that conflict."""
     flags = hydra_flags()
     names = [argument.partition("=")[0] for argument in arguments]
     for flag in (name for name in names if name.startswith("-") and name not in flags):

@@ -80,21 +80,17 @@ def check_keys(trainer: DictConfig) -> None:
     """Raise UserError for a key of `trainer` that Lightning or this package does not support."""
     parameters = inspect.signature(Trainer).parameters
     for key in map(str, trainer):
-        value = trainer[key]
         if key in FIXED:
             supported, reason = FIXED[key]
-            if value not in (None, supported):
-                raise UserError(f"trainer.{key}={value} is not supported: {reason}")
+            if trainer[key] not in (None, supported):
+                raise UserError(f"trainer.{key}={trainer[key]} is not supported: {reason}")
         elif key != "_target_" and key not in parameters:
             hint = f"{suggest(key, parameters)}; keys: {', '.join(parameters)}"
-            raise UserError(f"trainer.{key}={value} is not supported{hint}")
+            raise UserError(f"trainer.{key}={trainer[key]} is not supported{hint}")
 
 
 def validate_settings(config: DictConfig) -> None:
-    """Validate the configuration before anything is built.
-
-    Raises UserError, and ResourceError for what this machine does not have.
-    """
+    """Validate the configuration and the machine. Raises UserError and ResourceError."""
     check_keys(config.trainer)
     check_settings(config, SETTINGS)
     if config.model._target_ == "ddpm_lab.diffusion.analytic_denoisers.MixtureDenoiser":

@@ -26,10 +26,7 @@ def adopt_model(config: DictConfig) -> None:
 
 
 def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
-    """Load the weights of the run `config.init` into `system`, averaged ones if it has them.
-
-    Return a log line. Raises UserError if the weights do not fit.
-    """
+    """Load the weights of `config.init`, averaged if available, and return a log line."""
     run = str(config.init)
     with _rename_key(run):
         saved = load_config(run)

@@ -53,10 +53,7 @@ class PartialResults:
 def open_partial_results(
     config: DictConfig, stages: Sequence["SamplingPipeline"], data: "Data"
 ) -> PartialResults:
-    """Return the partial results of an evaluation of `stages` on `data`, in `config.out`.
-
-    They depend on the configuration, the weights and the data, but not on the selected metrics.
-    """
+    """Return the results of this configuration, with any metrics, weights and data so far."""
     from ddpm_lab.data.datasets import head
     from ddpm_lab.evaluation.sample_quality import weights_digest
 

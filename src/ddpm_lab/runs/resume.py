@@ -151,10 +151,7 @@ def _resolve_resume(
 
 
 def _register_choices(home: Path, overrides: Sequence[str]) -> list[str]:
-    """Register the groups of the run in `home` as choices, and return overrides that select them.
-
-    Hydra then validates `overrides` against the configuration of the run.
-    """
+    """Register the groups of the run in `home` as choices; return overrides that select them."""
     saved = _load_saved(home)
     keys = {word.partition("=")[0] for word in overrides}
     groups = [

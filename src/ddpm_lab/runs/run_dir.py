@@ -126,10 +126,7 @@ class RunDir:
         return pipeline
 
     def _network(self, kind: str, prefix: str) -> tuple[Callable[..., Any], DataSpec]:
-        """Return the constructor of the network of the system `kind`, and the data it is for.
-
-        `prefix` is that of the network in the state_dict of the system.
-        """
+        """Return the constructor of the network, `prefix` in the state_dict, and its data."""
         if (name := self.config.system._target_.rpartition(".")[2]) != kind:
             raise UserError(f"run={self.path} is not {SYSTEMS[kind]} but {SYSTEMS.get(name, name)}")
         trusted_paths.require_named(self.config, f"run={self.path}", trusted_paths.MODELS)

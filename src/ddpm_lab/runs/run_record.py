@@ -35,10 +35,7 @@ PLACES = (
 
 
 class RunRecord(NamedTuple):
-    """Contents of `run.json`.
-
-    It is empty for a run of an older version, and has no directory for a shared run.
-    """
+    """Contents of `run.json`; empty for a run of an older version."""
 
     id: str | None = None
     directory: str | None = None
@@ -89,10 +86,7 @@ def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfi
 
 
 def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> DictConfig:
-    """Replace `group` in the configuration `saved` of a run by that of `settings`, if it has one.
-
-    Raises UserError if keys besides `ADJUSTABLE` differ.
-    """
+    """Replace `group` of a run by that of `settings`. Raises UserError for keys that are fixed."""
     if not settings.get(group):
         return saved
     # Containers keep references such as ${seed}.

@@ -181,10 +181,7 @@ def _leaves(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def redact(config: DictConfig) -> dict[str, Any]:
-    """Return `config` resolved for logs, except for environment variables, which may be secrets.
-
-    Values that depend on an environment variable are replaced by their interpolations.
-    """
+    """Return `config` resolved for logs, except for values that depend on environment variables."""
 
     def hide(name: str, *default: Any) -> str:
         raise ValueError(name)

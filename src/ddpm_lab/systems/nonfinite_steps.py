@@ -26,10 +26,7 @@ class NonFiniteGuard:
         self.host_counts = torch.zeros(2, pin_memory=device.type == "cuda")
 
     def check(self, optimizer: torch.optim.Optimizer, norms: Sequence[Tensor], step: int) -> None:
-        """Skip optimizer step `step` unless all gradient norms are finite.
-
-        Raises DivergenceError after `LIMIT` skipped steps in a row.
-        """
+        """Skip `step` unless all norms are finite. Raises DivergenceError for `LIMIT` in a row."""
         bad = reduce(torch.add, norms).isfinite().logical_not().float()
         self.counts.add_(bad)
         self.counts[1].mul_(bad)

@@ -62,10 +62,7 @@ def write_json(file: Path, content: Any) -> None:
 
 @contextmanager
 def directory_lock(folder: Path, activity: str) -> Iterator[None]:
-    """Lock `folder` for an `activity` such as "training".
-
-    Raises UserError, with the process that owns the lock, if another one does.
-    """
+    """Lock `folder` for an `activity` such as "training". Raises UserError if it is locked."""
     # A record lock, unlike flock, is not inherited by data workers, which may outlive this process.
     with (folder / ".lock").open("a+") as file:
         try:

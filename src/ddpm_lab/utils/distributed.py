@@ -12,10 +12,7 @@ T = TypeVar("T")
 
 
 def is_rank_zero() -> bool:
-    """Return True for the process that writes files and logs.
-
-    The rank comes from the environment variables of torchrun, Lightning or SLURM.
-    """
+    """Return True for the process that writes files and logs, by torchrun, Lightning or SLURM."""
     names = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
 
@@ -79,10 +76,7 @@ def shard(batches: Sequence[T]) -> Sequence[T]:
 
 
 def all_gather(parts: Sequence[Any]) -> list[Any]:
-    """Return the `parts` of all processes in the order of the batches that `shard` distributed.
-
-    Every process must call this function.
-    """
+    """Return the `parts` of all processes, which must all call it, in the order before `shard`."""
     from torch import distributed
 
     _, world = rank_and_world()

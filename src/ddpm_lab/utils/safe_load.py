@@ -68,10 +68,7 @@ def reject_links(path: str | Path) -> Path:
 
 
 def reject_links_in_run(run: Path) -> Path:
-    """Return the directory `run`, which may be missing.
-
-    Raises UnsafeFileError for links and special files in it that training would write through.
-    """
+    """Return `run`. Raises UnsafeFileError for links and special files that training would use."""
     folders = [folder for folder in (run, run / "checkpoints", run / "images") if folder.is_dir()]
     for entry in (entry for folder in folders for entry in os.scandir(folder)):
         if not reject_links(entry.path).is_dir() and not entry.is_file():
@@ -106,10 +103,7 @@ def write_sealed_json(content: dict[str, Any], file: Path) -> None:
 
 
 def read_sealed_json(file: Path) -> dict[str, Any]:
-    """Return the content of a file that `write_sealed_json` wrote.
-
-    Raises CorruptFileError, UnsafeFileError, and OSError if the file is missing.
-    """
+    """Return what `write_sealed_json` wrote. Raises CorruptFileError, UnsafeFileError, OSError."""
     try:
         sealed = json.loads(regular_file(file).read_bytes())
         content, checksum = sealed["content"], sealed["sha256"]
@@ -124,10 +118,7 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def read_npz(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Open an .npz file for reading.
-
-    Raises UnsafeFileError when an array of objects is read, and the errors of numpy and zipfile.
-    """
+    """Open an .npz file. Raises UnsafeFileError for objects, and errors of numpy and zipfile."""
     import numpy as np
 
     # Raises BadZipFile for a single array and for a pickle.
@@ -155,10 +146,7 @@ def save_tensors(
 
 
 def load_tensors(file: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Return the tensors and the metadata of a file that `save_tensors` wrote.
-
-    Raises CorruptFileError and UnsafeFileError.
-    """
+    """Return tensors and metadata of `save_tensors`. Raises CorruptFileError, UnsafeFileError."""
     from safetensors import SafetensorError, safe_open
 
     regular_file(file)

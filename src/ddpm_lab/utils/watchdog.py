@@ -28,10 +28,7 @@ class _State:
 
 
 def install_signal_handlers(alone: bool) -> None:
-    """Let signals request a stop.
-
-    A process that trains `alone` stops at its next heartbeat. Several have to agree first.
-    """
+    """Let signals request a stop, at the next heartbeat if the process trains `alone`."""
     _State.alone = alone
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
