@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.module import Data
+from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.utils.errors import prefix_errors
 
 LOG = logging.getLogger(__name__)
@@ -47,13 +48,10 @@ def fill_defaults(config: DictConfig, data: Data) -> None:
     if _is_null(config, "optimizer.lr"):
         config.optimizer.lr = values["optimizer.lr"] = learning_rate(config.model)
     if values:
-        LOG.info(
-            "chosen for %d %s of %s: %s",
-            data.train.size,
-            "points" if data.bin_width is None else "images",
-            "x".join(map(str, data.shape)),
-            " ".join(f"{key}={_compact(value)}" for key, value in values.items()),
-        )
+        kind = "points" if data.bin_width is None else "images"
+        text = " ".join(f"{key}={_compact(value)}" for key, value in values.items())
+        shape = format_size(data.shape)
+        LOG.info("chosen for %d %s of %s: %s", data.train.size, kind, shape, text)
 
 
 def unet_size(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Instantiation of objects from the configuration.
-
-The signature of a `_target_` is the schema of its node for the names and types of keys.
-"""
+"""Instantiation of objects: the signature of a `_target_` is the schema of its node."""
 
 import inspect
 import re
@@ -42,21 +39,20 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
     where = f"{key}.{path[1].removeprefix(key).removeprefix('.')}".rstrip(".") if path else key
     part = OmegaConf.select(config, where)
     configured = OmegaConf.is_dict(part) and "_target_" in part
-    names = [*_parameters(part, _command_line_key(where, config))] if configured else []
+    text = _command_line_key(where, config)
+    names = [*_parameters(part, text)] if configured else []
     message = " ".join(str(cause).split())
     first = re.match(r"\w+", message)
     argument = first[0] if first and first[0] in names else None
     if isinstance(cause, UserError) and (argument is None or argument in config):
         return cause
-    expected: list[type[Exception]] = [ValueError]
+    expected: tuple[type[Exception], ...] = (ValueError,)
     if configured and not part._target_.startswith("ddpm_lab."):
-        expected += [TypeError, ImportError]  # raised by other packages for a wrong value
-    # By its name, because Lightning takes seconds to import.
-    if type(cause).__name__ != "MisconfigurationException" and not isinstance(
-        cause, tuple(expected)
-    ):
+        expected = (ValueError, TypeError, ImportError)  # other packages, for a wrong value
+    # Lightning takes seconds to import.
+    is_lightning = type(cause).__name__ == "MisconfigurationException"
+    if not is_lightning and not isinstance(cause, expected):
         return None
-    text = _command_line_key(where, config)
     prefix = f"{text}."
     if argument is None:
         mentioned = (f".{name}" for name in names if re.search(rf"\b{name}\b", message))
@@ -97,10 +93,8 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
     for key in [str(key) for key in node if not str(key).startswith("_")]:
         value, where = node[key], _command_line_key(f"{path}.{key}", config)
         if parameters and key not in parameters and not variadic:
-            raise UserError(
-                f"{where} is not a key of {node._target_}{suggest(key, parameters)}; "
-                f"keys: {', '.join(parameters)}"
-            )
+            hint = f"{suggest(key, parameters)}; keys: {', '.join(parameters)}"
+            raise UserError(f"{where} is not a key of {node._target_}{hint}")
         if OmegaConf.is_dict(value):
             _check(value, f"{path}.{key}", config)
         elif key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
@@ -125,10 +119,9 @@ def _parameters(node: DictConfig, where: str) -> Mapping[str, inspect.Parameter]
     try:
         target = get_object(node._target_)
     except Exception as error:  # the import may run any module of the user's own package
-        message = " ".join(str(error).split())
-        raise UserError(
-            f"{where}._target_={node._target_} cannot be imported: {message}"
-        ) from error
+        reason = " ".join(str(error).split())
+        message = f"{where}._target_={node._target_} cannot be imported: {reason}"
+        raise UserError(message) from error
     return inspect.signature(target).parameters
 
 

@@ -23,11 +23,7 @@ MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 
 
 def hydra_flags() -> dict[str, Action]:
-    """Return Hydra's own options by name, such as "--multirun".
-
-    Hydra has no public list of its options, and argparse none of those of a parser:
-    tests/test_hydra_internals.py covers both private parts.
-    """
+    """Return Hydra's own options by name, from private parts of Hydra and argparse."""
     return get_args_parser()._option_string_actions
 
 
@@ -78,10 +74,7 @@ def _check_value_attached(argument: str, rest: Sequence[str]) -> None:
 
 
 def check_overrides(arguments: Iterable[str], configs: Path) -> None:
-    """Raise UserError for an override without a key or without a choice.
-
-    Raises UnsafeFileError for names that lead out of configs/ and options that execute a file.
-    """
+    """Check overrides before Hydra reads them. Raises UserError and UnsafeFileError."""
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
         if not key:

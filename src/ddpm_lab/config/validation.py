@@ -1,7 +1,4 @@
-"""Checks that need several keys or the machine, before a run directory is created.
-
-`config.instantiate.build` checks the keys of a single object.
-"""
+"""Checks that need several keys or the machine, before a run directory is created."""
 
 import inspect
 import logging
@@ -109,8 +106,7 @@ def validate_settings(config: DictConfig) -> None:
         LOG.warning("warning: trainer.precision=%s is many times slower on most CPUs", precision)
     if on_cpu and config.compile and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise ResourceError(
-            f"compile={config.compile} on a CPU needs a C++ compiler, which this machine does not "
-            "have; install g++, or try compile=null"
+            f"compile={config.compile} on a CPU needs a C++ compiler; try g++, or compile=null"
         )
 
 
@@ -119,8 +115,7 @@ def validate_length(config: DictConfig) -> None:
     warmup, steps = config.lr_schedule.get("warmup"), config.trainer.max_steps
     if type(warmup) is int and warmup > steps:
         raise UserError(
-            f"lr_schedule.warmup={warmup} is longer than the training, "
-            f"trainer.max_steps={steps}, which would never reach optimizer.lr; "
+            f"lr_schedule.warmup={warmup} is longer than the training, trainer.max_steps={steps}; "
             f"try lr_schedule.warmup={steps // 2}"
         )
 
@@ -159,9 +154,7 @@ def validate(
     """Validate the objects before the trainer is built. Raises UserError and ResourceError."""
     _check_callbacks(callbacks, system, data)
     if config.compile is not None and system.compile_target is None:
-        raise UserError(
-            f"compile={config.compile} is for system=diffusion or classifier; try compile=null"
-        )
+        raise UserError(f"compile={config.compile} is not for this system; try compile=null")
     if isinstance(system, Diffusion):
         reach = data.train[0].abs().max().item() if isinstance(data.train, Points) else 1.0
         clip = system.pipeline.sampler.clip
@@ -232,6 +225,5 @@ def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data
         if not isinstance(callback, Callback):  # an experiment may set keys of a missing callback
             raise UserError(f"callbacks.{name} sets keys of no callback; try ~callbacks.{name}")
         if isinstance(callback, unsupported):
-            raise UserError(
-                f"callbacks: {type(callback).__name__} is not for {subject}; try callbacks={choice}"
-            )
+            kind = type(callback).__name__
+            raise UserError(f"callbacks: {kind} is not for {subject}; try callbacks={choice}")

@@ -56,10 +56,8 @@ def verify_data(run: str | Path, config: DictConfig, new: dict[str, Any]) -> Non
     if changes == [OTHER_IMAGES]:  # another version of an image decoder changes them, too
         LOG.warning("warning: %s has other images than %s was trained on", key, run)
     elif changes:
-        raise UserError(
-            f"{key} is not the data that {run} was trained on: {'; '.join(changes)}; try the "
-            f"original data, or init={run}, which starts a new run from its weights"
-        )
+        hint = f"try the original data, or init={run} for a new run from its weights"
+        raise UserError(f"{key} is not the data of {run}: {'; '.join(changes)}; {hint}")
 
 
 def warn_if_changed(old: dict[str, Any], data: Data, config: DictConfig, run: str) -> None:
@@ -82,11 +80,8 @@ def _join(value: Any) -> str:
 
 
 def _digest(split: Split, workers: int) -> str | None:
-    """Return the SHA-256 of the labels and of evenly spaced images, in memory or streamed.
-
-    None for points, which depend on a machine's sine function, and for streams.
-    """
-    if not isinstance(split, Images | MapSplit):
+    """Return the SHA-256 of labels and evenly spaced images; None for points and streams."""
+    if not isinstance(split, Images | MapSplit):  # points depend on a machine's sine function
         return None
     count = min(split.size, max(16, SAMPLED // torch.Size(split.shape).numel()))
     labels = split.labels

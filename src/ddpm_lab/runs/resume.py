@@ -104,9 +104,7 @@ def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
     if root_dir or run_dir:
         folder = Path(root_dir or run_dir or "")
         if resume == "null" and _has_checkpoints(folder):
-            raise UserError(
-                f"resume=null starts a new run, but hydra.run.dir={folder} holds one; try another"
-            )
+            raise UserError(f"resume=null, but hydra.run.dir={folder} holds a run; try another")
         check_vacant(folder)
         if any(os.path.lexists(folder / name) for name in (".lock", "checkpoints", "command.txt")):
             safe_load.reject_links_in_run(folder)
@@ -211,9 +209,7 @@ def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
     files = safe_load.list_checkpoints(home / "checkpoints")
     if not files:
         if (home / "metrics.json").is_file():
-            raise UserError(
-                f"{home} holds the metrics of a run whose checkpoints are gone; try another folder"
-            )
+            raise UserError(f"{home} holds metrics without checkpoints; try another folder")
         return None
     _check_config_file(home, config)
     for aside, file in enumerate(files):

@@ -43,11 +43,7 @@ def load_config(run: str) -> DictConfig:
 def register_run_choices(
     arguments: list[str], load: Callable[[str], DictConfig] = load_config
 ) -> None:
-    """Register the run's own `REPLACEABLE` and `ADJUSTABLE` groups as the choice `run` of each.
-
-    `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes the sampler of
-    the run, and `sampler=ddim` replaces it, both in Hydra's own grammar.
-    """
+    """Register groups of the run as the choice `run`, which sample.yaml and evaluate.yaml have."""
     run = next((argument for argument in reversed(arguments) if argument.startswith("run=")), None)
     configs = [load(path) for path in (_runs(run) if run else [])]
     for group in (*REPLACEABLE, *ADJUSTABLE):

@@ -42,13 +42,9 @@ SYSTEMS = {
 
 
 class RunDir:
-    """A run directory, opened once.
+    """A run directory, opened once. Its properties raise UserError.
 
-    Args:
-        path: The directory.
-        settings: Groups in place of the run's own, and `weights`, "ema" or "raw".
-
-    Raises UserError from its properties for whatever is missing, damaged or does not fit.
+    `settings` are groups in place of the run's own, and `weights`, "ema" or "raw".
     """
 
     def __init__(self, path: str, settings: DictConfig | None = None) -> None:
@@ -143,10 +139,8 @@ class RunDir:
                 with prefix_errors(prefix.rstrip(".")):
                     module.load_state_dict(safe_load.select_prefix(content["state_dict"], prefix))
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"run={self.path}: the weights in {file.name} do not fit the model of config.yaml; "
-                "another version of ddpm-lab may have written them"
-            ) from error
+            message = f"the weights in {file.name} do not fit the model of config.yaml"
+            raise UserError(f"run={self.path}: {message}") from error
 
     def _load_average(self, denoiser: Denoiser) -> None:
         content, file = self.checkpoint

@@ -1,8 +1,4 @@
-"""Paths and Hub names that a run reads: the user has to name those of someone else's run.
-
-Each training run adds its own to a list in the user's state directory, so that no confirmation is
-needed for one's own runs.
-"""
+"""Paths and Hub names that a run reads: the user has to type those of someone else's run."""
 
 import json
 import os
@@ -28,9 +24,8 @@ def trusted_file() -> Path:
 
 def add_trusted_paths(config: DictConfig) -> None:
     """Add the paths of `config`, which the user trains, to the list."""
-    trusted = _trusted()
-    entries = (_line(key, path) for key, path in _paths(config, DATA + MODELS).items())
-    new = [line for line in entries if line not in trusted]
+    entries = {_line(key, path) for key, path in _paths(config, DATA + MODELS).items()}
+    new = sorted(entries - _trusted())
     with suppress(OSError):  # the user will have to name the paths of this run, too
         trusted_file().parent.mkdir(parents=True, exist_ok=True)
         with trusted_file().open("a") as file:

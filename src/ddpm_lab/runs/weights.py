@@ -22,10 +22,7 @@ def checkpoint_files(run: str | Path) -> list[Path]:
 
 
 def read_weights(run: str | Path) -> tuple[dict[str, Any], Path]:
-    """Return the content and the file of the newest intact checkpoint of `run`.
-
-    Damaged files are logged and stay in place. Raises UserError if no file is intact.
-    """
+    """Return content and file of the newest intact checkpoint of `run`. Raises UserError."""
     errors: list[CorruptFileError] = []
     for file in checkpoint_files(run):
         try:

@@ -54,8 +54,10 @@ class AutoencoderSystem(BaseSystem):
         )
         if bin_width is None:
             raise UserError("system=autoencoder is for images, and this data are points")
-        _check_min_size("perceptual", perceptual, shape, 16)
-        _check_min_size("adversarial", adversarial, shape, 4)
+        for name, weight, side in (("perceptual", perceptual, 16), ("adversarial", adversarial, 4)):
+            if weight and min(shape[1:]) < side:
+                least = f"{side}x{side} (got {format_size(shape)}); try 0"
+                raise UserError(f"system.{name}={weight:g} needs images of at least {least}")
         if "bottleneck" not in inspect.signature(network).parameters:
             raise UserError("model is not an autoencoder; try model=autoencoder_kl, autoencoder_vq")
         with prefix_errors("model"):
@@ -145,12 +147,6 @@ class AutoencoderSystem(BaseSystem):
 def total(terms: dict[str, Tensor]) -> Tensor:
     """Return the sum of the terms, each (B,) or a scalar."""
     return torch.stack(torch.broadcast_tensors(*terms.values())).sum(0)
-
-
-def _check_min_size(name: str, value: float, shape: tuple[int, ...], minimum: int) -> None:
-    if value and min(shape[1:]) < minimum:
-        least = f"{minimum}x{minimum} (got {format_size(shape)}); try 0"
-        raise UserError(f"system.{name}={value:g} needs images of at least {least}")
 
 
 def _load_lpips(weight: float) -> Any:

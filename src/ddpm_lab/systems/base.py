@@ -261,10 +261,7 @@ class TimestepSystem(BaseSystem):
     def validation_batch(
         self, batch: Batch, index: int
     ) -> Iterator[tuple[Batch, Tensor, NoiseSampler]]:
-        """Yield this process's rows (B, ...) of a held-out batch, their times t (B,), and noise.
-
-        Times and noise are the same at every validation, which restores the global generators.
-        """
+        """Yield rows (B, ...) of this process, times (B,), noise; the same at every validation."""
         total = len(batch["x0"])
         rows = self.shard_slice(total)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):

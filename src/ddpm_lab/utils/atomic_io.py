@@ -24,10 +24,7 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, which replaces `file` at the end, after an fsync.
-
-    If writing fails, `file` is unchanged and the temporary file is removed.
-    """
+    """Yield a temporary file, which replaces `file` after an fsync, or is removed on failure."""
     partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial

@@ -119,10 +119,7 @@ def choice_name(part: object) -> str:
 
 
 def escape_control(text: object, lines: bool = False) -> str:
-    """Return `text` with control and bidirectional characters escaped, for a terminal.
-
-    Newlines are escaped as well, unless `lines`.
-    """
+    """Escape control and bidirectional characters of `text` for a terminal, but not `lines`."""
 
     def escape(match: re.Match[str]) -> str:
         return match[0] if lines and match[0] == "\n" else ascii(match[0])[1:-1]

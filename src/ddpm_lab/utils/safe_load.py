@@ -46,10 +46,7 @@ def sha256_of_file(file: Path) -> str:
 
 
 def sha256_of_tensors(tensors: Mapping[str, "Tensor"], header: str = "") -> str:
-    """Return the SHA-256 of `header` and of the names, dtypes, shapes and values of `tensors`.
-
-    The order of the names and the device of the tensors do not matter.
-    """
+    """Return the SHA-256 of `header` and of names, dtypes, shapes and values in any order."""
     import torch
 
     digest = hashlib.sha256(header.encode())
@@ -305,7 +302,7 @@ def find_non_finite(content: Any, path: str = "") -> Iterator[str]:
         case Mapping():
             for key, value in content.items():
                 yield from find_non_finite(value, f"{path}.{key}".lstrip("."))
-        case Sequence() if not isinstance(content, str):
+        case Sequence() if not isinstance(content, str | bytes):
             for i, value in enumerate(content):
                 yield from find_non_finite(value, f"{path}.{i}")
 

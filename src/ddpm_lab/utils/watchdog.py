@@ -1,8 +1,4 @@
-"""Heartbeats, graceful stops after a signal, and a watchdog for runs that hang.
-
-Each step of anything slow calls `heartbeat`. After a signal, it ends training in order.
-`monitor` ends the process if the heartbeats stop.
-"""
+"""Heartbeats, graceful stops after a signal, and a watchdog for runs that hang."""
 
 import faulthandler
 import os
