@@ -98,7 +98,12 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
         if OmegaConf.is_dict(value):
             _check(value, f"{path}.{key}", config)
         elif key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
-            _check_value(node, key, where, parameters[key].annotation, parameters[key].default)
+            owner, name = node, key
+            reference = re.fullmatch(r"\$\{(\w+)\}", str(original_text(node, key)))
+            if reference and reference[1] in config:  # such as seed, for data.seed
+                owner, name, where = config, reference[1], reference[1]
+            parameter = parameters[key]
+            _check_value(owner, name, where, parameter.annotation, parameter.default)
 
 
 def _check_value(
