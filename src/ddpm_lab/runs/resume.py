@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.config.overrides import CONFIGS, format_override, parse_override
 from ddpm_lab.runs import run_config, run_record, trusted_paths
+from ddpm_lab.runs.weights import read_checkpoint
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import is_locked, write_text
 from ddpm_lab.utils.distributed import is_rank_zero
@@ -214,8 +215,7 @@ def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
     _check_config_file(home, config)
     for aside, file in enumerate(files):
         try:
-            content = safe_load.load_checkpoint(file)
-            run_record.check_owner(home, file, content)
+            content = read_checkpoint(home, file)
         except CorruptFileError as error:
             if is_rank_zero():
                 name = f"{file.name}.{error.suffix}"

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import write_json
-from ddpm_lab.utils.errors import CorruptFileError, UserError
+from ddpm_lab.utils.errors import UserError
 
 FILE = "run.json"
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
@@ -61,19 +61,6 @@ def write_record(run: Path, data: dict[str, Any]) -> str:
     run_id = read_record(run).id or secrets.token_hex(8)
     write_json(run / FILE, RunRecord(run_id, str(Path.cwd()), data)._asdict())
     return run_id
-
-
-class ForeignFileError(CorruptFileError):
-    """A checkpoint belongs to another run."""
-
-    suffix = "foreign"
-
-
-def check_owner(run: str | Path, file: Path, content: dict[str, Any]) -> None:
-    """Raise ForeignFileError if checkpoint `file` and `run` have different ids."""
-    own, other = read_record(run).id, content.get("run_id")
-    if own and other and own != other:
-        raise ForeignFileError(f"{file} belongs to another run (id {other}; {run} has id {own})")
 
 
 def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfig:
