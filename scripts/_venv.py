@@ -28,6 +28,7 @@ REQUIRED = (
     "torchvision",
     "tqdm",
     "wandb",
+    "annotated_types",
 )
 """Modules of `dependencies` in pyproject.toml"""
 MARK = "DDPM_LAB_RESTARTED"

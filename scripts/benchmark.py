@@ -57,7 +57,7 @@ from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance
 from ddpm_lab.diffusion.predictions import Eps
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.sampling.pipeline import SamplingPipeline
-from ddpm_lab.systems.data_module import DataModule
+from ddpm_lab.systems.base import DataModule
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.shell import quiet_libraries
 

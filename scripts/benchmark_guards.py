@@ -22,8 +22,7 @@ from ddpm_lab.callbacks.checkpoints import Checkpoints
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import CONFIGS
-from ddpm_lab.systems.base import BaseSystem
-from ddpm_lab.systems.data_module import DataModule
+from ddpm_lab.systems.base import BaseSystem, DataModule
 from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
 from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.shell import quiet_libraries

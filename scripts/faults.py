@@ -478,7 +478,7 @@ def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 
 def finite(file: Path) -> bool:
-    return not next(checkpoints.find_non_finite(safe_load.load_checkpoint(file)), "")
+    return not next(safe_load.find_non_finite(safe_load.load_checkpoint(file)), "")
 
 
 def disk(bench: Bench, trials: int) -> dict[str, list[str]]:

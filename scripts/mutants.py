@@ -1111,7 +1111,7 @@ MUTANTS = [
     Mutant(
         "resume: finished run continues",
         "runs/resume.py",
-        "if step >= config.trainer.max_steps and",
+        "if step >= steps and",
         "if step > config.trainer.max_steps and",
         "resume",
     ),
@@ -1231,7 +1231,13 @@ MUTANTS = [
         "if stat.S_ISDIR(reject_links(path).lstat().st_mode):",
         "safety",
     ),
-    Mutant("secrets logged", "runs/saved_config.py", "variables.append(name)", "pass", "safety"),
+    Mutant(
+        "secrets logged",
+        "runs/saved_config.py",
+        "raise ValueError(name)",
+        "return oc.env(name, *default)",
+        "safety",
+    ),
     Mutant(
         "control characters printed",
         "utils/errors.py",

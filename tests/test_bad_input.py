@@ -53,7 +53,7 @@ evaluate run=RUN metrics=[nll] nll.steps=abc
 evaluate run=RUN metrics=[nll] nll.spacing=-3
     2 nll.spacing=-3 is of the wrong kind: it should be a valid string
 evaluate model=exact conditional=maybe sampler=ddim
-    2 conditional=maybe is not one of true, false
+    2 conditional=maybe is of the wrong kind: it should be a valid boolean
 evaluate model=exact mean=[a]
     2 mean=['a'] and covariance=
 train schedule.steps=
@@ -164,11 +164,11 @@ train data=folder extractor=none data.batch_size=4 data.path=PLAIN data.workers=
 train data=folder extractor=none data.batch_size=4 data.path=PLAIN data.workers=500
     2 data.workers must be at least 0 and at most 64
 train optimizer.lr=0
-    2 optimizer.lr must be a number above 0 (got 0)
+    2 optimizer.lr must be above 0 (got 0)
 train optimizer.lr=inf
-    2 optimizer.lr must be a number above 0 (got inf)
+    2 optimizer.lr must be above 0 (got inf)
 train optimizer.weight_decay=-1
-    2 optimizer.weight_decay must be a number of at least 0 (got -1)
+    2 optimizer.weight_decay must be at least 0 (got -1)
 train callbacks.ema.decay=1
     2 callbacks.ema.decay must be at least 0 and below 1 (got 1); try callbacks.ema.decay=0.9999
 train lr_schedule.warmup=900
@@ -188,7 +188,7 @@ train trainer=ddp
 train trainer.accelerator=tpu
     2 trainer.accelerator=tpu is not one of cpu, gpu, cuda, mps, auto
 train trainer.devices=0
-    2 trainer.devices=0 must be auto, or a whole number of at least 1
+    2 trainer.devices=0 must be auto, or at least 1
 train trainer.devices=2
     2 trainer.devices=2 is more than one device; try trainer=ddp
 train trainer.precision=16

@@ -1,6 +1,6 @@
 """Private parts of Hydra and argparse that the package uses."""
 
-from ddpm_lab.config.hydra_internals import hydra_flags
+from ddpm_lab.config.messages import hydra_flags
 
 
 def test_hydra_flags_have_the_fields_of_argparse_actions():

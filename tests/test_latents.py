@@ -20,7 +20,7 @@ from ddpm_lab.evaluation.analytic_variance import estimate_variance
 from ddpm_lab.networks.autoencoder import KL, VQ, Autoencoder, PatchDiscriminator
 from ddpm_lab.sampling.codecs import Latents, Pixels
 from ddpm_lab.systems.autoencoder_system import total
-from ddpm_lab.systems.data_module import DataModule
+from ddpm_lab.systems.base import DataModule
 
 SPEC = DataSpec((1, 8, 8), 10, 2 / 255, None)
 
@@ -391,8 +391,8 @@ def test_invalid_autoencoders_and_codecs_are_rejected(build_part, message):
         (["data=toy", "model=autoencoder_kl"], "system=autoencoder is for images"),
         (["model=unet"], "model is not an autoencoder"),
         (["model=classifier"], "model is not an autoencoder"),
-        (["system.start=-1"], r"system.start must be a number of at least 0 \(got -1\)"),
-        (["system.adversarial=nan"], "system.adversarial must be a number of at least 0"),
+        (["system.start=-1"], r"system.start must be at least 0 \(got -1\)"),
+        (["system.adversarial=nan"], "system.adversarial must be at least 0"),
         (["system.perceptual=1"], "system.perceptual=1 needs images of at least 16x16 .*1x8x8"),
         (
             ["system.adversarial=1", "data.resolution=2"],

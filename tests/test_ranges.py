@@ -17,8 +17,8 @@ class Sampler:
 
 
 @check_ranges
-def schedule(steps: Count, start: NonNegative = 0.1, name: str = "linear") -> tuple[Any, ...]:
-    return steps, start, name
+def schedule(steps: Count, start: NonNegative = 0.1, limit: float = 1.0) -> tuple[Any, ...]:
+    return steps, start, limit
 
 
 @pytest.mark.parametrize("options", [{}, {"eta": 0, "clip": None}, {"eta": 1, "steps": 1}])
@@ -42,7 +42,7 @@ def test_values_out_of_range_raise(options: dict[str, Any], message: str) -> Non
 
 
 def test_functions_check_positional_and_keyword_arguments() -> None:
-    assert schedule(3, name="cosine") == (3, 0.1, "cosine")
+    assert schedule(3, limit=float("inf")) == (3, 0.1, float("inf"))
     for arguments in ((0,), (1, -0.1)):
         with pytest.raises(ValueError, match="must be at least"):
             schedule(*arguments)

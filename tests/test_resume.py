@@ -239,7 +239,7 @@ def test_other_commands_do_not_resume(bench, stopped, typed, monkeypatch, tmp_pa
     status, _, error = typed("train", *overrides, "hydra.run.dir=")
     assert status == 2 and "hydra.run.dir= names no folder" in error
     status, _, error = typed("train", *overrides, "resume=null", f"hydra.run.dir={run}")
-    assert status == 2 and f"hydra.run.dir={run} holds one" in error, error
+    assert status == 2 and f"hydra.run.dir={run} holds a run" in error, error
     runs = {*run.parent.iterdir()}
     assert typed("train", *overrides, "resume=null", "trainer.max_steps=1")[0] == 0
     assert len({*run.parents[1].glob("*/*")} - runs) == 1

@@ -325,7 +325,7 @@ def test_slurm_launcher_with_submitits_local_executor(typed, tmp_path):
     assert status == 0, out + err
     assert len([*tmp_path.glob("*/metrics.json")]) == 2 and [*(tmp_path / "submitit").glob("*.pkl")]
     status, out, err = typed("train", *overrides, "optimizer.lr=-1")
-    assert status == 1 and "optimizer.lr must be a number above 0 (got -1)" in out
+    assert status == 1 and "optimizer.lr must be above 0 (got -1)" in out
 
 
 @pytest.mark.slow

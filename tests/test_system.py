@@ -18,7 +18,7 @@ from ddpm_lab.diffusion.timestep_samplers import Stratified
 from ddpm_lab.runs import weights
 from ddpm_lab.sampling.class_names import captions_differ
 from ddpm_lab.sampling.conditions import class_labels, low_res_conditions
-from ddpm_lab.systems.data_module import DataModule
+from ddpm_lab.systems.base import DataModule
 from ddpm_lab.systems.lr_schedules import Constant, Cosine
 from ddpm_lab.utils import safe_load
 

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -10,7 +9,6 @@ from zipfile import BadZipFile, ZipFile
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
 
 from ddpm_lab.callbacks.lightning_internals import set_end_of_batch, set_max_steps
 from ddpm_lab.callbacks.loggers import CSVHistory
@@ -18,7 +16,7 @@ from ddpm_lab.utils import safe_load, watchdog
 from ddpm_lab.utils.atomic_io import PARTIAL, atomic_write
 from ddpm_lab.utils.errors import DivergenceError, ResourceError
 from ddpm_lab.utils.ranges import Count, check_ranges
-from ddpm_lab.utils.safe_load import list_checkpoints
+from ddpm_lab.utils.safe_load import find_non_finite, list_checkpoints
 
 LOG = logging.getLogger(__name__)
 MAX_FAILURES = 3
@@ -179,16 +177,3 @@ class Checkpoints(L.Callback):
 
 def _histories(trainer: L.Trainer) -> list[CSVHistory]:
     return [logger for logger in trainer.loggers if isinstance(logger, CSVHistory)]
-
-
-def find_non_finite(content: Any, path: str = "") -> Iterator[str]:
-    """Yield the paths in `content` of tensors that are not finite."""
-    if isinstance(content, Tensor):
-        if content.is_floating_point() and not content.isfinite().all():
-            yield path
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from find_non_finite(value, f"{path}.{key}".lstrip("."))
-    elif isinstance(content, Sequence) and not isinstance(content, str):
-        for i, value in enumerate(content):
-            yield from find_non_finite(value, f"{path}.{i}")

@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ddpm_lab.config.instantiate import build, check_booleans, check_minimum
+from ddpm_lab.config.instantiate import build, check_settings
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.analytic_denoisers import MixtureClassifier
 from ddpm_lab.diffusion.process import ForwardProcess
@@ -31,9 +32,12 @@ from ddpm_lab.reports.figures import save_lines
 from ddpm_lab.reports.terminal import format_grid, key_value_table
 from ddpm_lab.utils.atomic_io import make_directory, write_json
 from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
+from ddpm_lab.utils.ranges import NonNegativeInt
 from ddpm_lab.utils.shell import quiet_libraries
 
 LOG = logging.getLogger(__name__)
+SETTINGS = {"count": Annotated[int, Ge(2)], "seed": NonNegativeInt, "conditional": bool}
+"""Types and ranges of keys"""
 CASE_GROUPS = ("variance", "guidance", "nll", "conditional")
 """Keys that apply to one sampler only"""
 
@@ -41,8 +45,7 @@ CASE_GROUPS = ("variance", "guidance", "nll", "conditional")
 def evaluate_exact(config: DictConfig) -> None:
     """Measure `config.sampler`, or tables of samplers, on data with a closed-form denoiser."""
     quiet_libraries()
-    check_minimum(config, {"count": 2, "seed": 0})
-    check_booleans(config, "conditional")
+    check_settings(config, SETTINGS)
     process = ForwardProcess(build(config, "schedule"))
     data = build(config, "data") if "data" in config else None
     (_case if "sampler" in config else _tables)(config, process, data)

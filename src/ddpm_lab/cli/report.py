@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from ddpm_lab.ablations.plan import Plan
 from ddpm_lab.ablations.spec import TIERS, select_tiers
 from ddpm_lab.ablations.tables import from_plan, from_sweep
-from ddpm_lab.config.instantiate import check_booleans
+from ddpm_lab.config.instantiate import check_settings
 from ddpm_lab.reports.number_format import entries
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Table
@@ -26,7 +26,7 @@ def report(config: DictConfig) -> None:
 
     Writes them to `config.out` as a page, Markdown, CSV, LaTeX and plots.
     """
-    check_booleans(config, "wandb")
+    check_settings(config, {"wandb": bool})
     if (config.ablations is None) == (config.dir is None):
         raise UserError("give either ablation=NAME, or dir=DIR, the directory of a sweep")
     if config.dir is not None:

@@ -6,18 +6,18 @@ import shlex
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_lab.cli.sample_io import SPLITS, read_array, read_samples, save_samples, to_arrays
-from ddpm_lab.config.instantiate import check_minimum
-from ddpm_lab.config.messages import suggest
+from ddpm_lab.config.instantiate import check_settings
 from ddpm_lab.config.overrides import format_override
 from ddpm_lab.data.datasets import Batch, Split, select_rows, to_batch, to_uint8
 from ddpm_lab.diffusion.rng import PerSampleGenerator
@@ -30,19 +30,24 @@ from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.distributed import all_gather, init_process_group, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
+from ddpm_lab.utils.ranges import Count, NonNegativeInt
 from ddpm_lab.utils.shell import quiet_libraries, script_command
 
 LOG = logging.getLogger(__name__)
+SETTINGS = {
+    "mode": Literal["sample", "encode", "decode", "interpolate", "times"],
+    "count": Count | None,
+    "seed": NonNegativeInt,
+    "batch_size": Count,
+    "frames": Annotated[int, Ge(2)],
+}
+"""Types and ranges of keys"""
 
 
 def sample(config: DictConfig) -> None:
     """Run `config.mode` on a run and write the results to `config.out`."""
     quiet_libraries()
-    minimum = {"batch_size": 1, "seed": 0, "frames": 2}
-    check_minimum(config, minimum | ({} if config.count is None else {"count": 1}))
-    if config.mode not in MODES:
-        hint = suggest(str(config.mode), MODES)
-        raise UserError(f"mode={config.mode} is not one of {', '.join(MODES)}{hint}")
+    check_settings(config, SETTINGS)
     if config.cascade is not None and config.mode != "sample":
         raise UserError(
             f"mode={config.mode} is for one model, and cascade={config.cascade} has several; "

@@ -40,8 +40,7 @@ from ddpm_lab.runs import data_check, init_weights, resume, run_record, trusted_
 from ddpm_lab.runs.saved_config import foreign_packages, redact
 from ddpm_lab.sampling.class_names import is_numbered, legend
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.systems.base import BaseSystem
-from ddpm_lab.systems.data_module import DataModule
+from ddpm_lab.systems.base import BaseSystem, DataModule
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.atomic_io import directory_lock, write_json

@@ -15,7 +15,7 @@ class Label(Conditioner):
 
     def __init__(self, spec: DataSpec, dropout: Fraction = 0.1) -> None:
         super().__init__()
-        self.classes, self.dropout = _require_classes(spec), dropout
+        self.classes, self.dropout = require_classes(spec), dropout
         self.cond_dims = {"classes": self.classes}
 
     def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
@@ -33,7 +33,7 @@ class Tokens(Conditioner):
         self, spec: DataSpec, count: Count = 4, width: Count = 64, dropout: Fraction = 0.1
     ) -> None:
         super().__init__()
-        self.classes, self.dropout = _require_classes(spec), dropout
+        self.classes, self.dropout = require_classes(spec), dropout
         self.cond_dims, self.shape = {"context": width}, (count, width)
         self.table = nn.Embedding(self.classes, count * width)
 
@@ -41,7 +41,7 @@ class Tokens(Conditioner):
         return Condition(context=self.table(batch["label"]).unflatten(1, self.shape))
 
 
-def _require_classes(spec: DataSpec) -> int:
+def require_classes(spec: DataSpec) -> int:
     if spec.classes is None:
         raise UserError(
             "conditioner needs labels, which this data does not have; try conditioner=none, or "

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.module import Data
+from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.utils.errors import prefix_errors
 
 LOG = logging.getLogger(__name__)
@@ -29,10 +30,7 @@ def build_system(config: DictConfig, data: Data, **arguments: Any) -> Any:
 
 
 def fill_defaults(config: DictConfig, data: Data) -> None:
-    """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and of the sizes in `data`.
-
-    The values are logged, and saved with the run, so that later rules or images do not change it.
-    """
+    """Replace nulls of `model`, `optimizer.lr`, `trainer.max_steps` and sizes in `data`."""
     many = data.train.size >= MANY and len(data.shape) == 3 and data.shape[0] > 1
     values: dict[str, Any] = {
         "data.batch_size": data.batch_size,
@@ -50,13 +48,10 @@ def fill_defaults(config: DictConfig, data: Data) -> None:
     if _is_null(config, "optimizer.lr"):
         config.optimizer.lr = values["optimizer.lr"] = learning_rate(config.model)
     if values:
-        LOG.info(
-            "chosen for %d %s of %s: %s",
-            data.train.size,
-            "points" if data.bin_width is None else "images",
-            "x".join(map(str, data.shape)),
-            " ".join(f"{key}={_compact(value)}" for key, value in values.items()),
-        )
+        kind = "points" if data.bin_width is None else "images"
+        text = " ".join(f"{key}={_compact(value)}" for key, value in values.items())
+        shape = format_size(data.shape)
+        LOG.info("chosen for %d %s of %s: %s", data.train.size, kind, shape, text)
 
 
 def unet_size(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:

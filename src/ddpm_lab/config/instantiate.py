@@ -1,10 +1,6 @@
-"""Instantiation of objects from the configuration.
-
-The signature of a `_target_` is the schema of its node for the names and types of keys.
-"""
+"""Instantiation of objects: the signature of a `_target_` is the schema of its node."""
 
 import inspect
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,10 +16,7 @@ from ddpm_lab.utils.ranges import check_range
 
 
 def build(config: DictConfig, key: str, **arguments: Any) -> Any:
-    """Return the object that `config[key]` describes, with more `arguments` from Python.
-
-    Raises UserError with the config key for a wrong key, type or value.
-    """
+    """Return the object that `config[key]` describes. Raises UserError that names the key."""
     node = config[key]
     _check(node, key, config)
     try:
@@ -45,21 +38,20 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
     where = f"{key}.{path[1].removeprefix(key).removeprefix('.')}".rstrip(".") if path else key
     part = OmegaConf.select(config, where)
     configured = OmegaConf.is_dict(part) and "_target_" in part
-    names = [*_parameters(part, _command_line_key(where, config))] if configured else []
+    text = _command_line_key(where, config)
+    names = [*_parameters(part, text)] if configured else []
     message = " ".join(str(cause).split())
     first = re.match(r"\w+", message)
     argument = first[0] if first and first[0] in names else None
     if isinstance(cause, UserError) and (argument is None or argument in config):
         return cause
-    expected: list[type[Exception]] = [ValueError]
+    expected: tuple[type[Exception], ...] = (ValueError,)
     if configured and not part._target_.startswith("ddpm_lab."):
-        expected += [TypeError, ImportError]  # raised by other packages for a wrong value
-    # By its name, because Lightning takes seconds to import.
-    if type(cause).__name__ != "MisconfigurationException" and not isinstance(
-        cause, tuple(expected)
-    ):
+        expected = (ValueError, TypeError, ImportError)  # other packages, for a wrong value
+    # Lightning takes seconds to import.
+    is_lightning = type(cause).__name__ == "MisconfigurationException"
+    if not is_lightning and not isinstance(cause, expected):
         return None
-    text = _command_line_key(where, config)
     prefix = f"{text}."
     if argument is None:
         mentioned = (f".{name}" for name in names if re.search(rf"\b{name}\b", message))
@@ -71,79 +63,54 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
     return user_error
 
 
-def check_minimum(config: DictConfig, bounds: Mapping[str, int]) -> None:
-    """Raise UserError unless each key is an integer from its bound to 2**63 - 1, torch's maximum.
-
-    A float such as 1e3 is replaced by the integer.
-    """
-    for key, bound in bounds.items():
-        value = OmegaConf.select(config, key)
-        if type(value) is float and value.is_integer():
-            OmegaConf.update(config, key, value := int(value))
-        if type(value) is not int or not bound <= value < 2**63:
-            limit = " and below 2**63" if type(value) is int and value >= 2**63 else ""
-            raise UserError(
-                f"{key} must be a whole number of at least {bound}{limit} "
-                f"(got {original_text(config, key)})"
-            )
+def check_settings(config: DictConfig, annotations: Mapping[str, Any]) -> None:
+    """Validate keys that `config` has, such as `trainer.max_steps`: `Count | None`."""
+    for key, annotation in annotations.items():
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(config, parent) if parent else config
+        if node is not None and name in node:
+            _check_value(node, name, key, annotation)
 
 
-def check_booleans(config: DictConfig, *keys: str) -> None:
-    """Raise UserError unless each key is true or false."""
-    for key in keys:
-        if type(value := OmegaConf.select(config, key)) is not bool:
-            raise UserError(f"{key}={value} is not one of true, false")
-
-
-def check_above(config: DictConfig, bounds: Mapping[str, float], equal: bool = False) -> None:
-    """Raise UserError unless each key is a finite number above its bound, or `equal` to it."""
-    for key, bound in bounds.items():
-        text = original_text(config, key)
-        number = _convert(key, OmegaConf.select(config, key), float, text)
-        if not bound < number < math.inf and not (equal and number == bound):
-            relation = "of at least" if equal else "above"
-            raise UserError(f"{key} must be a number {relation} {bound:g} (got {text})")
-
-
-def original_text(config: DictConfig, key: str) -> Any:
+def original_text(node: DictConfig, key: str) -> Any:
     """Return the value at `key`, or its interpolation, which may refer to a secret."""
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
     raw: Any = OmegaConf.to_container(node, resolve=False)
-    return raw[name] if OmegaConf.is_interpolation(node, name) else node[name]
+    return raw[key] if OmegaConf.is_interpolation(node, key) else node[key]
 
 
 def _check(node: Any, path: str, config: DictConfig) -> None:
-    """Validate the keys and types of `node`, and of all nodes below, against their `_target_`s.
-
-    Values of another type with the same meaning, such as 1e3 for an int, are converted in place.
-    """
+    """Validate the keys and values of `node`, and of all nodes below, against their `_target_`s."""
     if not OmegaConf.is_dict(node):
         return
     parameters = _parameters(node, _command_line_key(path, config)) if "_target_" in node else {}
     variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in [str(key) for key in node if not str(key).startswith("_")]:
         value, where = node[key], _command_line_key(f"{path}.{key}", config)
-        owner, text = node, original_text(node, key)
-        if (match := re.fullmatch(r"\$\{(\w+)\}", str(text))) and match[1] in config:
-            where = match[1]  # such as count, for fid.count
-            owner, text = config, original_text(config, where)
         if parameters and key not in parameters and not variadic:
-            raise UserError(
-                f"{where} is not a key of {node._target_}{suggest(key, parameters)}; "
-                f"keys: {', '.join(parameters)}"
-            )
+            hint = f"{suggest(key, parameters)}; keys: {', '.join(parameters)}"
+            raise UserError(f"{where} is not a key of {node._target_}{hint}")
         if OmegaConf.is_dict(value):
             _check(value, f"{path}.{key}", config)
         elif key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
-            try:
-                check_range(where, value, parameters[key])
-            except ValueError as error:
-                raise UserError(str(error)) from error
-            number = _convert(where, value, parameters[key].annotation, text)
-            name = where if owner is config else key
-            if type(number) in (bool, int, float) and not OmegaConf.is_interpolation(owner, name):
-                owner[name] = number
+            owner, name = node, key
+            reference = re.fullmatch(r"\$\{(\w+)\}", str(original_text(node, key)))
+            if reference and reference[1] in config:  # such as seed, for data.seed
+                owner, name, where = config, reference[1], reference[1]
+            parameter = parameters[key]
+            _check_value(owner, name, where, parameter.annotation, parameter.default)
+
+
+def _check_value(
+    node: DictConfig, key: str, where: str, annotation: Any, default: Any = None
+) -> None:
+    """Validate the type and the range of `node[key]`, and convert values such as 1e3 for an int."""
+    try:
+        check_range(where, node[key], annotation, default)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    number = _convert(where, node[key], annotation, original_text(node, key))
+    if type(number) in (bool, int, float) and not OmegaConf.is_interpolation(node, key):
+        node[key] = number
 
 
 def _parameters(node: DictConfig, where: str) -> Mapping[str, inspect.Parameter]:
@@ -151,10 +118,9 @@ def _parameters(node: DictConfig, where: str) -> Mapping[str, inspect.Parameter]
     try:
         target = get_object(node._target_)
     except Exception as error:  # the import may run any module of the user's own package
-        message = " ".join(str(error).split())
-        raise UserError(
-            f"{where}._target_={node._target_} cannot be imported: {message}"
-        ) from error
+        reason = " ".join(str(error).split())
+        message = f"{where}._target_={node._target_} cannot be imported: {reason}"
+        raise UserError(message) from error
     return inspect.signature(target).parameters
 
 
@@ -169,20 +135,21 @@ def _convert(where: str, value: Any, annotation: Any, text: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "literal_error":
-            raise UserError(f"{where}={text} must be {first['ctx']['expected']}") from error
+            choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+            hint = suggest(str(text), choices.split(", "))
+            raise UserError(f"{where}={text} is not one of {choices}{hint}") from error
         few = first["type"] == "missing"
         problem = "has too few entries" if few else first["msg"].removeprefix("Input ")
         raise UserError(f"{where}={text} is of the wrong kind: it {problem}") from error
     if type(value) is bool and type(result) is not bool:  # pydantic converts true to 1
         raise UserError(f"{where}={text} is of the wrong kind: it should be a valid number")
+    if type(result) is int and result >= 2**63:
+        raise UserError(f"{where} must be below 2**63 (got {text})")
     return result
 
 
 def _command_line_key(path: str, config: DictConfig) -> str:
-    """Return the key that the user types for `path`.
-
-    Nodes of `system` and `callbacks` refer to groups: system.process.schedule is `schedule`.
-    """
+    """Return the key that the user types for `path`: system.process.schedule is `schedule`."""
     parts = ["model" if part == "network" else part for part in path.split(".")]
     if parts[0] in ("system", "callbacks"):
         start = next((i for i, part in enumerate(parts) if i and part in config), 0)

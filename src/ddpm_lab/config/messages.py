@@ -2,17 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from argparse import Action
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.config.hydra_internals import hydra_flags
 from ddpm_lab.utils.errors import UnsafeFileError, UserError, escape_control
 
 SHORT = {"train": ("ablation", "jobs", "dry")}
@@ -21,10 +22,15 @@ MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 """Options of Hydra that exclude one another"""
 
 
-def normalize_flags(arguments: Sequence[str], configs: Path) -> list[str]:
-    """Return the arguments in the form that Hydra takes.
+def hydra_flags() -> dict[str, Action]:
+    """Return Hydra's own options by name, from private parts of Hydra and argparse."""
+    return get_args_parser()._option_string_actions
 
-    Options come first. Overrides lose the dashes that W&B's sweeps add (`--trainer.max_steps=5`).
+
+def normalize_flags(arguments: Sequence[str], configs: Path) -> list[str]:
+    """Return the arguments in the form that Hydra takes: options first, and keys without dashes.
+
+    W&B's sweeps add dashes (`--trainer.max_steps=5`).
     Raises UserError for an override that is separated from its value.
     """
     flags = hydra_flags()
@@ -63,28 +69,20 @@ def _check_value_attached(argument: str, rest: Sequence[str]) -> None:
         return
     if following[0] == "=" or not re.search(r"=|^[-+~]", following):
         value = following.lstrip("=") or (rest[1] if len(rest) > 1 else "")
-        argument_text = " ".join([argument, *rest[: 1 + (following == "=")]])
-        raise UserError(f"{argument_text}: a key, = and its value are one word; try {key}={value}")
+        words = " ".join([argument, *rest[: 1 + (following == "=")]])
+        raise UserError(f"{words}: a key, = and its value are one word; try {key}={value}")
 
 
 def check_overrides(arguments: Iterable[str], configs: Path) -> None:
-    """Check the overrides before Hydra reads them.
-
-    Raises UnsafeFileError for names that lead out of configs/ and for options that execute a file.
-    Raises UserError for an override without a key or without a choice.
-    """
+    """Check overrides before Hydra reads them. Raises UserError and UnsafeFileError."""
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
         if not key:
             raise UserError(f"{argument or 'an empty argument'} names no key; try KEY=VALUE")
         if argument.startswith("--e"):  # argparse accepts it for --experimental-rerun
-            raise UnsafeFileError(
-                f"{argument} is not supported, since it unpickles a file; type the command again"
-            )
+            raise UnsafeFileError(f"{argument} would unpickle a file; type the command again")
         if "\0" in argument or (key.startswith("hydra.") and re.search(r"[\0-\x1f]", value)):
-            raise UnsafeFileError(
-                f"{escape_control(argument)} has characters that are not allowed in names"
-            )
+            raise UnsafeFileError(f"{escape_control(argument)} has invalid characters")
         group = key.partition("@")[0]
         if re.fullmatch(r"\w+(/\w+)*", group) and (configs / group).is_dir():
             _check_choice(argument, group, configs)
@@ -93,10 +91,8 @@ def check_overrides(arguments: Iterable[str], configs: Path) -> None:
 def _check_choice(argument: str, group: str, configs: Path) -> None:
     key, _, value = argument.lstrip("+~").partition("=")
     if len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value):
-        raise UnsafeFileError(
-            f"{group}={escape_control(value[:80])} is not the name of a choice, which is a file "
-            f"in configs/{group}"
-        )
+        word = f"{group}={escape_control(value[:80])}"
+        raise UnsafeFileError(f"{word} is not the name of a choice, a file in configs/{group}")
     if argument.startswith("+"):
         raise UserError(f"{argument}: a choice of a group has no +; try {key}={value}")
     empty = r"|null|true|false|\[\s*\]|[+-]?[\d.]+(e[+-]?\d+)?"
@@ -116,28 +112,18 @@ def explain_error(error: Exception, verb: str, configs: Path, arguments: list[st
         return f"{group}={choice} is not a choice{hint}; choices: {', '.join(choices)}"
     if both := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)'", text):
         group, choice, other = both.groups()
-        return (
-            f"{group}={choice} also chooses {other}, which only train.py can; "
-            f"try {group}.KEY=... alone"
-        )
+        only_train = f"also chooses {other}, which only train.py can"
+        return f"{group}={choice} {only_train}; try {group}.KEY=... alone"
     if existing := re.search(r"append to config\. An item is already at '([^'@]+)'", text):
-        argument_text = _argument_of(existing[1], arguments)
-        return (
-            f"{argument_text}: {existing[1]} is there already, and + is for new keys; "
-            f"try {argument_text.lstrip('+')}"
-        )
+        argument, new = _argument_of(existing[1], arguments), "and + is for new keys"
+        return f"{argument}: {existing[1]} is there already, {new}; try {argument.lstrip('+')}"
     if key := re.search(r"Could not (?:override|find|delete from config\.) '([^'@]+)'", text):
-        return _explain_unknown_key(
-            key[1], verb, _chosen_config(verb, configs, arguments), arguments
-        )
-    if missing := re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)", text):
-        name = missing[1] or missing[2]
-        return f"{name} must be given; try {name}=..."
-    if several := re.search(r"Ambiguous value for argument '(\S+?)=(.+)'", text):
-        return (
-            f"{several[1]}={several[2]} is several values; "
-            "try -m for a run of each, or brackets for a list"
-        )
+        config = _chosen_config(verb, configs, arguments)
+        return _explain_unknown_key(key[1], verb, config, arguments)
+    if missing := re.search(r"Missing (?:mandatory value:|key) (\S+)", text):
+        return f"{missing[1]} must be given; try {missing[1]}=..."
+    if several := re.search(r"Ambiguous value for argument '(\S+?=.+)'", text):
+        return f"{several[1]} is several values; try -m for a run of each, or brackets for a list"
     if isinstance(error, OverrideParseException):  # Hydra's message uses terms of its grammar
         return _explain_syntax(error.override)
     return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
@@ -171,17 +157,13 @@ def _explain_syntax(argument: str) -> str:
         return f"{argument} is not a whole list; try '{name}=[1,2]', in quotes or without spaces"
     if value.endswith(","):
         return f"{argument} ends in a comma; try {name}={value.rstrip(',')}"
-    hint = f"try \"{name}='{value}'\""
-    if "'" in value or '"' in value:
-        hint = "quotes inside need a backslash"
+    quoted = re.search("['\"]", value)
+    hint = "quotes inside need a backslash" if quoted else f"try \"{name}='{value}'\""
     return f"{argument} has a character that must stand in quotes; {hint}"
 
 
 def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
-    """Raise UserError for an option that Hydra does not have, and for two that exclude each other.
-
-    `keys` are the keys of the configuration, for the hint.
-    """
+    """Raise UserError for an unknown option, with a hint from `keys`, and for two that conflict."""
     flags = hydra_flags()
     names = [argument.partition("=")[0] for argument in arguments]
     for flag in (name for name in names if name.startswith("-") and name not in flags):
@@ -201,28 +183,21 @@ def _explain_unknown_key(key: str, verb: str, config: DictConfig, arguments: Ite
     if "/" in key and OmegaConf.select(config, dotted := key.replace("/", "."), default="") != "":
         return f"{argument_text}: only groups have a /; try {argument_text.replace(key, dotted)}"
     tree: Any = OmegaConf.to_container(config, resolve=False)
-    parent, node = "", tree
-    *parents, name = key.split(".")
-    for i, part in enumerate(parents):
+    parts, node, depth = key.split("."), tree, 0
+    for part in parts[:-1]:
         match node.get(part):
             case dict() as child:
-                parent, node = ".".join(parents[: i + 1]), child
+                node, depth = child, depth + 1
             case _:
-                name = part
                 break
+    parent, name = ".".join(parts[:depth]), parts[depth]
     keys = [str(key) for key in node if not str(key).startswith("_")]
     if not parent:
         groups = [group.split("@")[0] for group in config.hydra.runtime.choices if "/" not in group]
         keys = [*dict.fromkeys([*keys, *groups, *SHORT.get(verb, ())])]
         keys.remove("hydra")
-    leaves = [
-        leaf
-        for leaf in _dotted_keys(tree)
-        if "." not in key
-        and leaf.endswith(f".{name}")
-        and not leaf.startswith("hydra.")
-        and "system." not in leaf
-    ]
+    leaves = [leaf for leaf in _dotted_keys(tree) if "." not in key and leaf.endswith(f".{name}")]
+    leaves = [leaf for leaf in leaves if not re.search(r"^hydra\.|system\.", leaf)]
     hint = f" (did you mean {' or '.join(leaves)}?)" if leaves else suggest(name, keys)
     owner = parent or "the configuration"
     return f"{argument_text}: {owner} has no key {name}{hint}; keys: {', '.join(keys) or 'none'}"
@@ -236,34 +211,18 @@ def _argument_of(key: str, arguments: Iterable[str]) -> str:
 
 def suggest(word: str, choices: Iterable[object]) -> str:
     """Return " (did you mean X?)" with the most similar choice; "" if none is similar enough."""
-    names = [str(choice) for choice in choices]
-    if same := [name for name in names if name.lower() == word.lower()]:
-        return f" (did you mean {same[0]}?)"
-    ratios = {name: difflib.SequenceMatcher(None, word, name).ratio() for name in names}
-    best = min(names, key=lambda name: (_edit_distance(word, name), -ratios[name]), default="")
-    close = best and (_edit_distance(word, best) <= (len(word) + 1) // 3 or ratios[best] >= 0.6)
-    return f" (did you mean {best}?)" if close else ""
+    names = {str(choice).lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(word.lower(), names, 1)
+    return f" (did you mean {names[matches[0]]}?)" if matches else ""
 
 
-def _edit_distance(a: str, b: str) -> int:
-    """Return Damerau's distance: insertions, deletions, substitutions and transpositions."""
-    rows = [[*range(len(b) + 1)]]
-    for i, x in enumerate(a, 1):
-        rows.append(row := [i])
-        for j, y in enumerate(b, 1):
-            row.append(min(rows[i - 1][j] + 1, row[j - 1] + 1, rows[i - 1][j - 1] + (x != y)))
-            if i > 1 and j > 1 and (x, a[i - 2]) == (b[j - 2], y):
-                row[j] = min(row[j], rows[i - 2][j - 2] + 1)
-    return rows[-1][-1]
-
-
-def _dotted_keys(node: dict[Any, Any], prefix: str = "") -> list[str]:
-    names = [prefix + str(key) for key in node if not str(key).startswith("_")]
-    for key, value in node.items():
-        match value:
-            case dict():
-                names += _dotted_keys(value, f"{prefix}{key}.")
-    return names
+def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    match node:
+        case dict():
+            for key, value in node.items():
+                if not str(key).startswith("_"):
+                    yield f"{prefix}{key}"
+                    yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
 def _chosen_config(verb: str, configs: Path, arguments: Iterable[str]) -> DictConfig:

@@ -4,15 +4,18 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.config import messages
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.utils.hashing import sha256_of_text
-from ddpm_lab.utils.safe_load import regular_file
+from ddpm_lab.utils.safe_load import regular_file, sha256_of_text
 
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
@@ -21,8 +24,9 @@ METRICS = sorted(file.stem for file in (CONFIGS / "metric").glob("*.yaml"))
 
 def split_command(arguments: list[str]) -> tuple[str, list[str]]:
     """Return the verb of the arguments of train.py, "train" or "ablate", and Hydra's arguments."""
-    ablation = any(argument.startswith("ablation=") for argument in arguments)
-    search = any(argument.startswith("search=") for argument in arguments)
+    ablation, search = (
+        any(argument.startswith(key) for argument in arguments) for key in ("ablation=", "search=")
+    )
     multirun = not {"-m", "--multirun"}.isdisjoint(arguments)
     if ablation and multirun:
         raise UserError("ablation= is many runs already; leave out -m")
@@ -47,7 +51,7 @@ def slug(overrides: Iterable[str], digits: str | None = None) -> str:
 def move_positional(arguments: list[str], verb: str) -> list[str]:
     """Move arguments that `verb` has no key for into its lists `overrides` and `evaluate`.
 
-    `overrides` are for every training run, and `evaluate` has those that begin with `evaluate.`.
+    `evaluate` has those that begin with `evaluate.`, and `overrides` those for training runs.
     Raises UserError for a key without dots that train.py does not have either.
     """
     own = {str(key) for key in OmegaConf.load(CONFIGS / f"{verb}.yaml")}
@@ -59,10 +63,8 @@ def move_positional(arguments: list[str], verb: str) -> list[str]:
         argument = re.sub("^ablation=", "ablations=", argument)  # ablation is a group for Hydra
         key = argument.partition("=")[0]
         if re.fullmatch(r"\w+", key) and key not in roots:
-            raise UserError(
-                f"{argument}: neither {verb} nor train.py has a key "
-                f"{key}{messages.suggest(key, roots)}"
-            )
+            hint = messages.suggest(key, roots)
+            raise UserError(f"{argument}: neither {verb} nor train.py has a key {key}{hint}")
         if key.startswith("evaluate."):
             lists["evaluate"].append(argument.removeprefix("evaluate."))
         elif key in own or key.startswith(("hydra", "-")):
@@ -72,6 +74,13 @@ def move_positional(arguments: list[str], verb: str) -> list[str]:
     return rest + [
         f"{name}=[{','.join(map(quote, words))}]" for name, words in lists.items() if words
     ]
+
+
+def parse_override(word: str) -> Override | None:
+    """Return the parsed override; None for a syntax error, which Hydra will report."""
+    with suppress(HydraException):
+        return OverridesParser.create().parse_override(word)
+    return None
 
 
 def quote(text: str) -> str:
@@ -93,8 +102,8 @@ def shell_value(value: object) -> str:
 def config_hash(config: DictConfig, root: Path) -> str:
     """Return 12 digits that are equal for configurations that compute the same results.
 
-    Output folders do not matter, nor where `root` is, the folder with the jobs that others read.
-    The configurations of other runs that the configuration refers to are included.
+    They include the configurations of other runs that the configuration refers to, but not output
+    folders, nor the place of `root`, the folder with the jobs that others read.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
     for key in ("hydra", "logger", "out", "trust"):

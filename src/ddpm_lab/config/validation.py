@@ -1,7 +1,4 @@
-"""Checks that need several keys or the machine, before a run directory is created.
-
-`config.instantiate.build` checks the keys of a single object.
-"""
+"""Checks that need several keys or the machine, before a run directory is created."""
 
 import inspect
 import logging
@@ -10,14 +7,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.config.instantiate import check_above, check_minimum
+from ddpm_lab.config.instantiate import check_settings
 from ddpm_lab.config.messages import suggest
 from ddpm_lab.data.datasets import Points
 from ddpm_lab.data.module import Data
@@ -26,6 +23,7 @@ from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.systems.classifier_system import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.errors import ResourceError, UserError
+from ddpm_lab.utils.ranges import Count, NonNegative, NonNegativeInt, Positive
 from ddpm_lab.utils.shell import script_command
 
 LOG = logging.getLogger(__name__)
@@ -50,9 +48,22 @@ FIXED: dict[str, tuple[Any, str]] = {
     "plugins": (None, "checkpoints have their own; try trainer.precision=bf16-mixed"),
 }
 """Keys of `trainer` with their only supported value, and the reason"""
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
-PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16")
+SETTINGS = {
+    "seed": NonNegativeInt,
+    "compile": Literal["default", "reduce-overhead", "max-autotune"] | None,
+    "hang_timeout": Positive | None,
+    "optimizer.lr": Positive | None,
+    "optimizer.weight_decay": NonNegative | None,
+    "trainer.accelerator": Literal["cpu", "gpu", "cuda", "mps", "auto"],
+    "trainer.accumulate_grad_batches": Count | None,
+    "trainer.gradient_clip_val": Positive | None,
+    "trainer.max_steps": Count | None,
+    "trainer.num_nodes": Count | None,
+    "trainer.val_check_interval": Count | None,
+}
+"""Types and ranges of keys"""
+BFLOAT16 = ("bf16-mixed", "bf16")
+PRECISIONS = ("32-true", "32", 32, *BFLOAT16)
 COPIES = 12
 """Copies of the weights on disk: three checkpoints of weights, average and two moments of Adam"""
 
@@ -63,44 +74,34 @@ def check_keys(trainer: DictConfig) -> None:
     for key in map(str, trainer):
         if key in FIXED:
             supported, reason = FIXED[key]
-            value = trainer[key]
-            if value is not None and value != supported:
-                raise UserError(f"trainer.{key}={value} is not supported: {reason}")
+            if trainer[key] not in (None, supported):
+                raise UserError(f"trainer.{key}={trainer[key]} is not supported: {reason}")
         elif key != "_target_" and key not in parameters:
-            raise UserError(
-                f"trainer.{key}={trainer[key]} is not supported{suggest(key, parameters)}; "
-                f"keys: {', '.join(parameters)}"
-            )
+            hint = f"{suggest(key, parameters)}; keys: {', '.join(parameters)}"
+            raise UserError(f"trainer.{key}={trainer[key]} is not supported{hint}")
 
 
 def validate_settings(config: DictConfig) -> None:
-    """Validate the configuration before anything is built.
-
-    Raises UserError, and ResourceError for what this machine does not have.
-    """
+    """Validate the configuration and the machine. Raises UserError and ResourceError."""
     check_keys(config.trainer)
-    counts = ("max_steps", "accumulate_grad_batches", "val_check_interval", "num_nodes")
-    check_minimum(config, {"seed": 0} | _bounds(config, 1, *(f"trainer.{key}" for key in counts)))
-    positive = ("optimizer.lr", "hang_timeout", "trainer.gradient_clip_val")
-    check_above(config, _bounds(config, 0, *positive))
-    check_above(config, _bounds(config, 0, "optimizer.weight_decay"), equal=True)
+    check_settings(config, SETTINGS)
     if config.model._target_ == "ddpm_lab.diffusion.analytic_denoisers.MixtureDenoiser":
         raise UserError(
             "model=exact is known in closed form and has nothing to train; "
             f"try {script_command('evaluate')} model=exact"
         )
     _check_devices(config.trainer)
-    _check_compiler(config)
-    precision = config.trainer.precision
-    if precision in ("bf16", "bf16-mixed") and config.trainer.accelerator == "cpu":
-        LOG.warning(
-            "warning: trainer.precision=%s is many times slower than 32-true on most CPUs",
-            precision,
-        )
+    precision, on_cpu = config.trainer.precision, config.trainer.accelerator == "cpu"
     if precision not in PRECISIONS:
         raise UserError(
             f"trainer.precision={precision} would round the float64 tables, or clip scaled "
             "gradients; try 32-true or bf16-mixed"
+        )
+    if on_cpu and precision in BFLOAT16:
+        LOG.warning("warning: trainer.precision=%s is many times slower on most CPUs", precision)
+    if on_cpu and config.compile and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise ResourceError(
+            f"compile={config.compile} on a CPU needs a C++ compiler; try g++, or compile=null"
         )
 
 
@@ -109,40 +110,14 @@ def validate_length(config: DictConfig) -> None:
     warmup, steps = config.lr_schedule.get("warmup"), config.trainer.max_steps
     if type(warmup) is int and warmup > steps:
         raise UserError(
-            f"lr_schedule.warmup={warmup} is longer than the training, "
-            f"trainer.max_steps={steps}, which would never reach optimizer.lr; "
+            f"lr_schedule.warmup={warmup} is longer than the training, trainer.max_steps={steps}; "
             f"try lr_schedule.warmup={steps // 2}"
         )
-
-
-def _check_compiler(config: DictConfig) -> None:
-    if config.compile is None:
-        return
-    if config.compile not in COMPILE_MODES:
-        raise UserError(
-            f"compile={config.compile} is not one of {', '.join(COMPILE_MODES)}, or null"
-        )
-    compilers = ("g++", "clang++", "c++")
-    if config.trainer.accelerator == "cpu" and not any(map(shutil.which, compilers)):
-        raise ResourceError(
-            f"compile={config.compile} on a CPU needs a C++ compiler, which this machine does not "
-            "have; install g++, or try compile=null"
-        )
-
-
-def _bounds(config: DictConfig, bound: int, *keys: str) -> dict[str, int]:
-    """Return the bound of those `keys` that are not null."""
-    return {key: bound for key in keys if OmegaConf.select(config, key) is not None}
 
 
 def _check_devices(trainer: DictConfig) -> None:
     """Raise UserError for an invalid device, and ResourceError for a missing one."""
     accelerator, devices = trainer.accelerator, trainer.devices
-    if accelerator not in ACCELERATORS:
-        raise UserError(
-            f"trainer.accelerator={accelerator} is not one of {', '.join(ACCELERATORS)}; "
-            "try trainer=cpu"
-        )
     if OmegaConf.is_list(devices) and devices and {*map(type, devices)} == {int}:
         needed = max(devices) + 1
     elif type(devices) is int and (devices > 0 or devices == -1):
@@ -150,9 +125,7 @@ def _check_devices(trainer: DictConfig) -> None:
     elif devices == "auto":
         needed = 0
     else:
-        raise UserError(
-            f"trainer.devices={devices} must be auto, or a whole number of at least 1; try 1"
-        )
+        raise UserError(f"trainer.devices={devices} must be auto, or at least 1; try 1")
     if accelerator not in ("gpu", "cuda"):
         return
     if not (available := torch.cuda.device_count()):
@@ -164,10 +137,9 @@ def _check_devices(trainer: DictConfig) -> None:
             f"trainer.devices={devices}, but this machine has {available}; "
             f"try trainer.devices={available}"
         )
-    if trainer.precision in ("bf16", "bf16-mixed") and not torch.cuda.is_bf16_supported():
+    if trainer.precision in BFLOAT16 and not torch.cuda.is_bf16_supported():
         raise ResourceError(
-            f"trainer.precision={trainer.precision} is not supported by this GPU; "
-            "try trainer.precision=32-true"
+            f"trainer.precision={trainer.precision} is not supported by this GPU; try 32-true"
         )
 
 
@@ -177,10 +149,7 @@ def validate(
     """Validate the objects before the trainer is built. Raises UserError and ResourceError."""
     _check_callbacks(callbacks, system, data)
     if config.compile is not None and system.compile_target is None:
-        raise UserError(
-            f"compile={config.compile} is for system=diffusion and system=classifier; "
-            "try compile=null"
-        )
+        raise UserError(f"compile={config.compile} is not for this system; try compile=null")
     if isinstance(system, Diffusion):
         reach = data.train[0].abs().max().item() if isinstance(data.train, Points) else 1.0
         clip = system.pipeline.sampler.clip
@@ -190,20 +159,15 @@ def validate(
                 f"try sampler.clip={math.ceil(reach)}"
             )
     elif config.codec._target_ != "ddpm_lab.sampling.codecs.Pixels":
-        raise UserError(
-            "codec=autoencoder is for system=diffusion, and no other system works in latents; "
-            "try codec=pixels"
-        )
+        raise UserError("codec=autoencoder is for system=diffusion; try codec=pixels")
     _check_disk_space(Path(config.trainer.default_root_dir).absolute(), system)
 
 
 def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
     """Raise UserError for a trainer that Lightning accepts and this package does not support."""
     if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
-        raise UserError(
-            f"trainer.strategy={config.trainer.strategy} shards the weights, which checkpoints of "
-            "ddpm-lab hold whole; try trainer=ddp"
-        )
+        strategy = config.trainer.strategy
+        raise UserError(f"trainer.strategy={strategy} would shard the checkpoints; try trainer=ddp")
     ddp = isinstance(trainer.strategy, DDPStrategy)
     world = trainer.world_size
     if world > 1 and (not ddp or config.trainer.get("use_distributed_sampler", True)):
@@ -212,10 +176,9 @@ def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
         )
     size = config.data.batch_size
     if size % world:
-        multiple = -(-size // world) * world
         raise UserError(
             f"data.batch_size={size} is the total of all processes, and {world} cannot share it; "
-            f"try data.batch_size={multiple}"
+            f"try data.batch_size={-(-size // world) * world}"
         )
     if (launched := int(os.environ.get("WORLD_SIZE", world))) != world:
         raise UserError(
@@ -228,17 +191,14 @@ def _check_disk_space(folder: Path, system: BaseSystem) -> None:
     """Raise ResourceError if checkpoints in `folder` have no space or permission."""
     parent = next(place for place in (folder, *folder.parents) if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ResourceError(
-            f"trainer.default_root_dir={folder} cannot be written to: {parent} is not a writable "
-            "folder; choose another hydra.run.dir"
-        )
+        reason = f"{parent} is not a writable folder; choose another hydra.run.dir"
+        raise ResourceError(f"trainer.default_root_dir={folder} cannot be written to: {reason}")
     weights = sum(parameter.numel() * parameter.element_size() for parameter in system.parameters())
     needed, free = COPIES * weights, shutil.disk_usage(parent).free
     if free < needed:
         raise ResourceError(
             f"trainer.default_root_dir={folder} has {free / 2**20:.0f} MiB of free space, and "
-            f"checkpoints of this model take {needed / 2**20:.0f}; free some, or choose another "
-            "hydra.run.dir"
+            f"checkpoints of this model take {needed / 2**20:.0f}; choose another hydra.run.dir"
         )
 
 
@@ -255,11 +215,7 @@ def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data
             subject, choice = "images", "default"
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):  # an experiment may set keys of a missing callback
-            raise UserError(
-                f"callbacks.{name} sets keys of a callback that callbacks= does not have; "
-                f"try ~callbacks.{name}"
-            )
+            raise UserError(f"callbacks.{name} sets keys of no callback; try ~callbacks.{name}")
         if subject not in getattr(callback, "supports", (subject,)):
-            raise UserError(
-                f"callbacks: {type(callback).__name__} is not for {subject}; try callbacks={choice}"
-            )
+            kind = type(callback).__name__
+            raise UserError(f"callbacks: {kind} is not for {subject}; try callbacks={choice}")

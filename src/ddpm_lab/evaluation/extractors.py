@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.utils.hashing import sha256_of_file
+from ddpm_lab.utils.safe_load import sha256_of_file
 
 
 class Extractor(NamedTuple):

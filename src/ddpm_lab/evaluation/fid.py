@@ -27,8 +27,13 @@ from ddpm_lab.evaluation.statistics import (
     split_count,
 )
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
-from ddpm_lab.utils.hashing import sha256_of_text
-from ddpm_lab.utils.safe_load import load_tensors, read_sealed_json, save_tensors, write_sealed_json
+from ddpm_lab.utils.safe_load import (
+    load_tensors,
+    read_sealed_json,
+    save_tensors,
+    sha256_of_text,
+    write_sealed_json,
+)
 
 MAX_FEATURES = 50_000
 """Reference images, evenly spaced, whose features are saved for feature metrics"""

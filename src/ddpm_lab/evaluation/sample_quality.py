@@ -29,8 +29,8 @@ from ddpm_lab.reports.terminal import format_with_error
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.distributed import is_rank_zero, shard
 from ddpm_lab.utils.errors import UserError, prefix_errors
-from ddpm_lab.utils.hashing import sha256_of_tensors
 from ddpm_lab.utils.ranges import Count, NonNegativeInt, check_ranges
+from ddpm_lab.utils.safe_load import sha256_of_tensors
 
 
 @check_ranges

@@ -16,12 +16,10 @@ from PIL import Image
 
 from ddpm_lab.reports.table import Panel
 from ddpm_lab.utils.errors import plot_label
-from ddpm_lab.utils.safe_load import default_plot_style
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-default_plot_style()
 BACKGROUND = 40
 """Grey level between the images of a grid"""
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]

@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.data.datasets import Images, MapSplit, Split
 from ddpm_lab.data.module import Data, read_batches
 from ddpm_lab.runs import run_record
-from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.errors import UserError, join_first
 
 LOG = logging.getLogger(__name__)
+SAMPLES = {"train": "training", "test": "held-out"}
+OTHER_IMAGES = "other images"
 SAMPLED = 2**24
 """Bytes of the pixels of each split that a fingerprint covers"""
 
@@ -29,47 +31,38 @@ def data_fingerprint(data: Data) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return differences in size, shape or classes as phrases; [] if `old` is empty."""
+    """Return differences as phrases: sizes, shape and classes, or else `OTHER_IMAGES`."""
     if not old:
         return []
-    sizes = [
-        f"{new[split]['size']} {name} samples instead of {old.get(split, {}).get('size')}"
-        for split, name in (("train", "training"), ("test", "held-out"))
-        if new[split]["size"] != old.get(split, {}).get("size")
-    ]
-    return sizes + [
+    splits = {name: (old.get(name, {}), new[name]) for name in ("train", "test")}
+    phrases = [
+        f"{now['size']} {SAMPLES[name]} samples instead of {before.get('size')}"
+        for name, (before, now) in splits.items()
+        if now["size"] != before.get("size")
+    ] + [
         f"{key} {_join(new[key])} instead of {_join(old.get(key))}"
         for key in ("shape", "classes")
         if new[key] != old.get(key)
     ]
-
-
-def images_differ(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Return whether the images differ, in splits of which both fingerprints have a hash."""
-    pairs = ((old.get(split, {}), new[split]) for split in ("train", "test"))
-    hashes = ((before.get("sha256"), now["sha256"]) for before, now in pairs)
-    return any(before and now and before != now for before, now in hashes)
+    hashes = [(before.get("sha256"), now["sha256"]) for before, now in splits.values()]
+    other_images = any(before and now and before != now for before, now in hashes)
+    return phrases or [OTHER_IMAGES] * other_images
 
 
 def verify_data(run: str | Path, config: DictConfig, new: dict[str, Any]) -> None:
-    """Raise UserError if a resumed `run` gets data of another size, shape or classes.
-
-    Other images are only reported, because another version of an image decoder changes them too.
-    """
+    """Raise UserError if a resumed `run` gets data of another size, shape or classes."""
     old, key = run_record.read_record(run).data, _source(config)
-    if changes := differences(old, new):
-        raise UserError(
-            f"{key} is not the data that {run} was trained on: {'; '.join(changes)}; try the "
-            f"original data, or init={run}, which starts a new run from its weights"
-        )
-    if images_differ(old, new):
+    changes = differences(old, new)
+    if changes == [OTHER_IMAGES]:  # another version of an image decoder changes them, too
         LOG.warning("warning: %s has other images than %s was trained on", key, run)
+    elif changes:
+        hint = f"try the original data, or init={run} for a new run from its weights"
+        raise UserError(f"{key} is not the data of {run}: {'; '.join(changes)}; {hint}")
 
 
 def warn_if_changed(old: dict[str, Any], data: Data, config: DictConfig, run: str) -> None:
     """Log how `data` differs from the fingerprint `old` of the training data of `run`."""
-    new = data_fingerprint(data)
-    if changes := differences(old, new) or (["other images"] if images_differ(old, new) else []):
+    if changes := differences(old, data_fingerprint(data)):
         key, text = _source(config), "; ".join(changes)
         LOG.warning("warning: %s is not the data that run=%s was trained on: %s", key, run, text)
 
@@ -83,16 +76,12 @@ def _source(config: DictConfig) -> str:
 
 
 def _join(value: Any) -> str:
-    texts = [*map(str, value)] if isinstance(value, list) else [str(value)]
-    return ", ".join(texts[:6]) + (f" and {len(texts) - 6} more" if len(texts) > 6 else "")
+    return join_first(value if isinstance(value, list) else [value], 6)
 
 
 def _digest(split: Split, workers: int) -> str | None:
-    """Return the SHA-256 of the labels and of evenly spaced images, in memory or streamed.
-
-    None for points, which depend on a machine's sine function, and for streams.
-    """
-    if not isinstance(split, Images | MapSplit):
+    """Return the SHA-256 of labels and evenly spaced images; None for points and streams."""
+    if not isinstance(split, Images | MapSplit):  # points depend on a machine's sine function
         return None
     count = min(split.size, max(16, SAMPLED // torch.Size(split.shape).numel()))
     labels = split.labels

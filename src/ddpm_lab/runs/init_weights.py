@@ -26,10 +26,7 @@ def adopt_model(config: DictConfig) -> None:
 
 
 def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
-    """Load the weights of the run `config.init` into `system`, averaged ones if it has them.
-
-    Return a log line. Raises UserError if the weights do not fit.
-    """
+    """Load the weights of `config.init`, averaged if available, and return a log line."""
     run = str(config.init)
     with _rename_key(run):
         saved = load_config(run)
@@ -37,26 +34,21 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     for group in MEANING:
         other, own = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
         if other != own:
-            raise UserError(
-                f"init={run} was trained with {group}={other}, and this run has {own}; "
-                "they must agree"
-            )
+            raise UserError(f"init={run} was trained with {group}={other}, and this run has {own}")
     average = content["callbacks"].get("EMA", {}).get("average")
     averaged = {f"denoiser.{name}": value for name, value in (average or {}).items()}
     state = {**content["state_dict"], **averaged}
     actual, expected = _shapes(state), _shapes(system.state_dict())
     if mismatches := sorted({name for name, _ in actual.items() ^ expected.items()}):
         first = mismatches[0]
+        shapes = f"{actual.get(first, 'missing')} there, {expected.get(first, 'missing')} here"
         raise UserError(
             f"init={run}: {len(mismatches)} of {len(expected)} tensors do not fit, such as {first}:"
-            f" {actual.get(first, 'missing')} there, {expected.get(first, 'missing')} here; "
-            f"{_difference(saved, config)}"
+            f" {shapes}; {_difference(saved, config)}"
         )
     space = "codec._extra_state"
     if content["state_dict"].get(space) != system.state_dict().get(space):
-        raise UserError(
-            f"init={run} was trained in latents of another autoencoder; try its codec.run"
-        )
+        raise UserError(f"init={run} was trained in other latents; try its codec.run")
     system.load_state_dict({name: state[name] for name in actual}, strict=False)
     kind = "averaged" if average is not None or content.get("weights") == "ema" else "raw"
     return f"starting from the {kind} weights of step {content['global_step']} in {file}"

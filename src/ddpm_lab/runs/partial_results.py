@@ -11,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.config.overrides import config_hash, format_override
 from ddpm_lab.utils.atomic_io import is_locked, write_json
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero
-from ddpm_lab.utils.hashing import sha256_of_text
-from ddpm_lab.utils.safe_load import read_json, reject_links_in_run
+from ddpm_lab.utils.safe_load import read_json, reject_links_in_run, sha256_of_text
 
 if TYPE_CHECKING:
     from ddpm_lab.data.module import Data
@@ -25,8 +24,7 @@ FILE = "unfinished.json"
 class PartialResults:
     """Results by the name of the part, in `unfinished.json` of a folder.
 
-    `key` identifies all that the results depend on: those of another key are discarded.
-    Only rank zero reads and writes the file.
+    `key` identifies all that they depend on. Only rank zero reads and writes the file.
     """
 
     def __init__(self, folder: Path, key: str, command: Sequence[str]) -> None:
@@ -55,10 +53,7 @@ class PartialResults:
 def open_partial_results(
     config: DictConfig, stages: Sequence["SamplingPipeline"], data: "Data"
 ) -> PartialResults:
-    """Return the partial results of an evaluation of `stages` on `data`, in `config.out`.
-
-    They depend on the configuration, the weights and the data, but not on the selected metrics.
-    """
+    """Return the results of this configuration, with any metrics, weights and data so far."""
     from ddpm_lab.data.datasets import head
     from ddpm_lab.evaluation.sample_quality import weights_digest
 
@@ -76,20 +71,18 @@ def open_partial_results(
 
 
 def resume_overrides(overrides: list[str]) -> list[str]:
-    """Return the arguments of evaluate.py with the folder of the same unfinished command, if any.
+    """Return the arguments of evaluate.py with the newest folder of the same unfinished command.
 
-    The folder is the newest one of the run that no other process uses.
+    They are unchanged if there is none that no other process uses.
     """
     runs = [word.removeprefix("run=").strip("'\"") for word in overrides if word.startswith("run=")]
-    placed = any(word.startswith(("hydra.run.dir=", "out=")) for word in overrides)
-    if not runs or placed or not {"-m", "--multirun"}.isdisjoint(overrides):
+    several_or_placed = ("-m", "--multirun", "hydra.run.dir=", "out=")
+    if not runs or any(word.startswith(several_or_placed) for word in overrides):
         return overrides
     evaluations = Path(runs[-1], "evaluations")
-    if evaluations.is_symlink():
-        return overrides
     folders = [
         file.parent
-        for file in evaluations.glob(f"*/{FILE}")
+        for file in ([] if evaluations.is_symlink() else evaluations.glob(f"*/{FILE}"))
         if not file.parent.is_symlink()
         and read_json(file).get("command") == overrides
         and not is_locked(file.parent)

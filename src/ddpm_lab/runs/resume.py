@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.config.overrides import CONFIGS, format_override
+from ddpm_lab.config.overrides import CONFIGS, format_override, parse_override
 from ddpm_lab.runs import run_config, run_record, trusted_paths
+from ddpm_lab.runs.weights import read_checkpoint
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import is_locked, write_text
 from ddpm_lab.utils.distributed import is_rank_zero
-from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError, escape_control
+from ddpm_lab.utils.errors import (
+    CorruptFileError,
+    UnsafeFileError,
+    UserError,
+    escape_control,
+    join_first,
+)
 
 LOG = logging.getLogger(__name__)
 HARMLESS = {".err", ".log", ".out", ".txt"}
@@ -54,21 +59,9 @@ DERIVED = (
 """Keys that may be null until the data is built, and have values in a saved configuration"""
 
 
-def check_resumable(home: Path) -> None:
-    """Raise UserError if `home` is not the directory of a training run."""
-    if _has_checkpoints(home) or (home / "command.txt").is_file():
-        return
-    if _is_shared(home):
-        raise UserError(
-            f"resume={home} holds weights without the state of the optimizer, which training needs;"
-            f" init={home}, added to the command that trained it, starts a new run from them"
-        )
-    raise UserError(f"resume={home} has no checkpoints; try a directory that train.py named")
-
-
 def check_vacant(folder: Path) -> None:
     """Raise UserError if `folder` has files and is not the directory of a training run."""
-    if not folder.is_dir() or (folder / "command.txt").is_file() or _has_checkpoints(folder):
+    if not folder.is_dir() or _is_training_run(folder):
         return
     others = sorted(
         entry.name
@@ -76,11 +69,10 @@ def check_vacant(folder: Path) -> None:
         if entry.name[0] != "." and entry.suffix not in HARMLESS
     )
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         hint = f", and init={folder} to start from its weights" if _is_shared(folder) else ""
         raise UserError(
             f"hydra.run.dir={folder} is not the folder of a training run and holds "
-            f"{', '.join(map(escape_control, others[:3]))}{more}; try a new folder{hint}"
+            f"{escape_control(join_first(others, 3))}; try a new folder{hint}"
         )
 
 
@@ -92,6 +84,10 @@ def _has_checkpoints(run: Path) -> bool:
     return any((run / "checkpoints").glob("step-*.ckpt"))
 
 
+def _is_training_run(folder: Path) -> bool:
+    return (folder / "command.txt").is_file() or _has_checkpoints(folder)
+
+
 def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
     """Return the overrides of train.py with the run directory, and this directory.
 
@@ -99,34 +95,26 @@ def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
     newest unfinished run of the same command that no other process trains.
     The directory is None if Hydra makes a new one. Raises UserError.
     """
-    resume = _value(overrides, "resume")
-    run_dir = _value(overrides, "hydra.run.dir")
-    root_dir = _value(overrides, "trainer.default_root_dir")
+    resume, run_dir, root_dir = (
+        _value(overrides, key) for key in ("resume", "hydra.run.dir", "trainer.default_root_dir")
+    )
     if resume not in (None, "auto", "null"):
         return _resolve_resume(Path(resume), run_dir, overrides)
     if run_dir == "":
-        raise UserError(
-            "hydra.run.dir= names no folder; leave it out, and there will be a new one in runs/"
-        )
+        raise UserError("hydra.run.dir= names no folder; leave it out for a new one in runs/")
     if root_dir or run_dir:
         folder = Path(root_dir or run_dir or "")
         if resume == "null" and _has_checkpoints(folder):
-            raise UserError(
-                f"resume=null starts a new run, and hydra.run.dir={folder} holds one; "
-                "choose another folder"
-            )
+            raise UserError(f"resume=null, but hydra.run.dir={folder} holds a run; try another")
         check_vacant(folder)
-        entries = (".lock", "checkpoints", "command.txt")
-        if any(os.path.lexists(folder / name) for name in entries):
+        if any(os.path.lexists(folder / name) for name in (".lock", "checkpoints", "command.txt")):
             safe_load.reject_links_in_run(folder)
         return [*overrides], folder
-    options = [word for word in overrides if word.startswith("-")]
+    options = [word for word in overrides if word.startswith(("-", "search="))]
     single = all(word.startswith(("--config-dir", "-cd")) for word in options)
-    if not single or resume == "null" or any(word.startswith("search=") for word in overrides):
-        return [*overrides], None
     unfinished = [
         file.parent
-        for file in Path("runs").glob("*/*/command.txt")
+        for file in (Path("runs").glob("*/*/command.txt") if single and resume != "null" else ())
         if _is_same_command(file, overrides)
         and _has_checkpoints(file.parent)
         and not _is_finished(file.parent)
@@ -148,7 +136,11 @@ def _resolve_resume(
             "auto, null, or a directory that train.py named",
         )
         raise UserError(f"resume={home} is not a run directory (no config.yaml in it); try {hint}")
-    check_resumable(home)
+    if not _is_training_run(home):
+        hint = "has no checkpoints; try a directory that train.py named"
+        if _is_shared(home):
+            hint = f"holds weights without the optimizer's state; init={home} starts a new run"
+        raise UserError(f"resume={home} {hint}")
     if run_dir not in (None, str(home)):
         raise UserError(f"resume={home} and hydra.run.dir={run_dir} are two folders; give one")
     choices = _register_choices(home, overrides)
@@ -158,19 +150,22 @@ def _resolve_resume(
 
 
 def _register_choices(home: Path, overrides: Sequence[str]) -> list[str]:
-    """Register the groups of the run in `home` as choices, and return overrides that select them.
-
-    Hydra then validates `overrides` against the configuration of the run.
-    """
-    saved = run_config.load_config(str(home))
+    """Register the groups of the run in `home` as choices; return overrides that select them."""
+    saved = _load_saved(home)
     keys = {word.partition("=")[0] for word in overrides}
-    saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"
     groups = [
-        str(group) for group in saved if (CONFIGS / str(group)).is_dir() and group not in keys
+        group for group in map(str, saved) if (CONFIGS / group).is_dir() and group not in keys
     ]
     for group in groups:
         ConfigStore.instance().store(group=group, name="run", node=saved[group])
     return [f"{group}=run" for group in groups]
+
+
+def _load_saved(home: Path) -> DictConfig:
+    """Return the configuration of the run in `home`, which writes to Hydra's directory."""
+    saved = run_config.load_config(str(home))
+    saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"
+    return saved
 
 
 def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) -> DictConfig:
@@ -179,10 +174,8 @@ def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) ->
     `config` is the composed configuration, which has these values.
     Raises UserError for keys that must not change, and UnsafeFileError for paths out of the run.
     """
-    saved = run_config.load_config(str(home))
-    saved.trainer.default_root_dir = "${hydra:runtime.output_dir}"
-    loggers: Any = OmegaConf.to_container(saved.logger)
-    for key, value in _leaves(loggers):
+    saved = _load_saved(home)
+    for key, value in _leaves(OmegaConf.to_container(saved.logger)):
         is_dir = key.endswith("save_dir")
         if is_dir and value == "${trainer.default_root_dir}":
             continue
@@ -214,45 +207,32 @@ def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
 
     Damaged files are set aside. Raises UserError if `home` has another run or a finished one.
     """
-    from ddpm_lab.utils.safe_load import list_checkpoints
-
-    files = list_checkpoints(home / "checkpoints")
+    files = safe_load.list_checkpoints(home / "checkpoints")
     if not files:
         if (home / "metrics.json").is_file():
-            raise UserError(
-                f"{home} holds the metrics of a run whose checkpoints are gone; try another folder"
-            )
+            raise UserError(f"{home} holds metrics without checkpoints; try another folder")
         return None
     _check_config_file(home, config)
     for aside, file in enumerate(files):
         try:
-            content = safe_load.load_checkpoint(file)
-            run_record.check_owner(home, file, content)
+            content = read_checkpoint(home, file)
         except CorruptFileError as error:
             if is_rank_zero():
                 name = f"{file.name}.{error.suffix}"
                 LOG.warning("%s; set aside as %s", error, name)
                 file.replace(file.with_name(name))
             continue
-        step = content["global_step"]
-        if step >= config.trainer.max_steps and (home / "metrics.json").is_file():
+        step, steps = content["global_step"], config.trainer.max_steps
+        if step >= steps and (home / "metrics.json").is_file():
             raise UserError(
-                f"trainer.max_steps={config.trainer.max_steps} is reached: the run in {home} "
-                f"finished at step {step}; try trainer.max_steps={2 * step}, or another folder"
+                f"trainer.max_steps={steps} is reached: the run in {home} finished at step {step}; "
+                f"try trainer.max_steps={2 * step}, or another folder"
             )
-        LOG.info(
-            "resuming %s after step %d of %d (resume=null starts a new run)%s",
-            home,
-            step,
-            config.trainer.max_steps,
-            f"; {aside} checkpoints were set aside" if aside else "",
-        )
+        note = f"; {aside} checkpoints were set aside" if aside else ""
+        start = f"resuming {home} after step {step} of {steps}"
+        LOG.info("%s (resume=null starts a new run)%s", start, note)
         return file
-    LOG.warning(
-        "no checkpoint in %s is whole, and %d were set aside: training starts again",
-        home,
-        len(files),
-    )
+    LOG.warning("%s: no checkpoint is whole, %d are set aside: starting again", home, len(files))
     return None
 
 
@@ -284,22 +264,22 @@ def check_same_config(saved: DictConfig, config: DictConfig, home: Path) -> None
         {key: value for key, value in _leaves(OmegaConf.to_container(one)) if not _is_free(key)}
         for one in (saved, resolved)
     )
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    changed = [
+        f"{key}={new.get(key, 'nothing')} was {old.get(key, 'nothing')}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
     if changed:
-        examples = [
-            f"{key}={new.get(key, 'nothing')} was {old.get(key, 'nothing')}" for key in changed[:4]
-        ]
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise UserError(
-            f"{home} holds another run: {', '.join(examples)}{more}; "
+            f"{home} holds another run: {join_first(changed, 4)}; "
             "try the old values, or a new folder (resume=null)"
         )
 
 
 def save_config(config: DictConfig, run: Path, overrides: Sequence[str]) -> None:
     """Write `config.yaml` and the command, and remove the metrics of a shorter run."""
-    if not (run / "command.txt").exists():  # resume=DIR must not replace the original command
-        # First, because a folder without it does not count as a run.
+    # First, because a folder without it does not count as a run. resume=DIR must not replace it.
+    if not (run / "command.txt").exists():
         write_text(run / "command.txt", _command(overrides))
     (run / "metrics.json").unlink(missing_ok=True)
     write_text(run / "config.yaml", OmegaConf.to_yaml(config))
@@ -327,10 +307,8 @@ def _value(overrides: Sequence[str], key: str) -> str | None:
     words = [word for word in overrides if word.startswith(f"{key}=")]
     if not words:
         return None
-    try:
-        value = OverridesParser.create().parse_override(words[-1]).value()
-    except HydraException:
-        value = words[-1].partition("=")[2]
+    override = parse_override(words[-1])
+    value = override.value() if override else words[-1].partition("=")[2]
     return "null" if value is None else str(value)
 
 

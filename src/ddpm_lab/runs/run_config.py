@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.config.overrides import METRICS
+from ddpm_lab.config.overrides import METRICS, parse_override
 from ddpm_lab.runs import run_record
 from ddpm_lab.runs.run_record import ADJUSTABLE, REPLACEABLE
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
@@ -45,41 +43,26 @@ def load_config(run: str) -> DictConfig:
 def register_run_choices(
     arguments: list[str], load: Callable[[str], DictConfig] = load_config
 ) -> None:
-    """Register the run's own `REPLACEABLE` and `ADJUSTABLE` groups as the choice `run` of each.
-
-    `sample.yaml` and `evaluate.yaml` choose it, so that `sampler.steps=50` changes the sampler of
-    the run, and `sampler=ddim` replaces it, both in Hydra's own grammar.
-    """
+    """Register groups of the run as the choice `run`, which sample.yaml and evaluate.yaml have."""
     run = next((argument for argument in reversed(arguments) if argument.startswith("run=")), None)
     configs = [load(path) for path in (_runs(run) if run else [])]
     store = ConfigStore.instance()
     store.store(group="metric", name="all", node={"defaults": [*METRICS]})
-    for group in REPLACEABLE:
-        if _differs(configs, group) and not any(
-            argument.startswith(f"{group}=") for argument in arguments
-        ):
-            raise UserError(f"{group} differs between these runs; give one, such as {group}=NAME")
-        store.store(group=group, name="run", node=configs[0][group] if configs else {})
-    for group in ADJUSTABLE:
-        differs = _differs(configs, group)
-        if differs and any(argument.startswith(f"{group}.") for argument in arguments):
-            raise UserError(
-                f"{group} differs between these runs, so it cannot be changed for all; give "
-                "one run at a time"
-            )
-        node = configs[0][group] if configs and not differs else {}
-        store.store(group=group, name="run", node=node)
-
-
-def _differs(configs: list[DictConfig], group: str) -> bool:
-    return len({str(config[group]) for config in configs}) > 1
+    for group in (*REPLACEABLE, *ADJUSTABLE):
+        differs = len({str(config[group]) for config in configs}) > 1
+        if differs and group in REPLACEABLE:
+            if not any(argument.startswith(f"{group}=") for argument in arguments):
+                raise UserError(f"{group} differs between these runs; try {group}=NAME")
+        elif differs and any(argument.startswith(f"{group}.") for argument in arguments):
+            raise UserError(f"{group} differs between these runs; give one run at a time")
+        own = configs and not (differs and group in ADJUSTABLE)
+        store.store(group=group, name="run", node=configs[0][group] if own else {})
 
 
 def _runs(argument: str) -> list[str]:
     """Return the runs of run=..., several in a sweep."""
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:  # Hydra reports it
+    override = parse_override(argument)
+    if override is None:
         return [argument.removeprefix("run=")]
     values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
     return [*map(str, values)]
@@ -92,11 +75,8 @@ def expand_cascade(arguments: list[str]) -> list[str]:
         return arguments
     if any(argument.startswith("run=") for argument in arguments):
         raise UserError(f"run= and {cascade} both name a model; give one of them")
-    try:
-        override = OverridesParser.create().parse_override(cascade)
-        stages: Any = None if override.is_sweep_override() else override.value()
-    except HydraException:
-        stages = None
+    override = parse_override(cascade)
+    stages: Any = None if override is None or override.is_sweep_override() else override.value()
     if not isinstance(stages, list) or not stages:
         raise UserError(
             f"{cascade} must be a list of runs in order of resolution; try cascade=[DIR,DIR2]"

@@ -1,11 +1,12 @@
 """Run directories: the trained models and the data of a run."""
 
+import inspect
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra import compose
@@ -14,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ddpm_lab.conditioners.data_spec import DataSpec
-from ddpm_lab.config.instantiate import build
+from ddpm_lab.conditioners.labels import require_classes
+from ddpm_lab.config.instantiate import build, check_settings
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.classifier_guidance import NoisyClassifier
 from ddpm_lab.diffusion.denoiser import Denoiser
@@ -27,43 +29,23 @@ from ddpm_lab.runs.variance import load_variance
 from ddpm_lab.runs.weights import read_weights
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.codecs import Latents
-from ddpm_lab.sampling.pipeline import SamplingPipeline
+from ddpm_lab.sampling.pipeline import SamplingPipeline, build_pipeline
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError, prefix_errors
 
 LOG = logging.getLogger(__name__)
-MODELS = {
+SYSTEMS = {
     "Diffusion": "a diffusion model",
     "ClassifierSystem": "a classifier",
     "AutoencoderSystem": "an autoencoder",
 }
 """Names of systems in messages"""
-NETWORK_PREFIX = {
-    "Diffusion": "denoiser.network.",
-    "ClassifierSystem": "classifier.network.",
-    "AutoencoderSystem": "autoencoder.",
-}
-"""Prefix of the network in the state_dict of each system"""
-PIPELINE_PARTS = (
-    "network",
-    "codec",
-    "process",
-    "prediction",
-    "variance",
-    "conditioner",
-    "guidance",
-    "sampler",
-)
 
 
 class RunDir:
-    """A run directory, opened once.
+    """A run directory, opened once. Its properties raise UserError.
 
-    Args:
-        path: The directory.
-        settings: Groups in place of the run's own, and `weights`, "ema" or "raw".
-
-    Raises UserError from its properties for whatever is missing, damaged or does not fit.
+    `settings` are groups in place of the run's own, and `weights`, "ema" or "raw".
     """
 
     def __init__(self, path: str, settings: DictConfig | None = None) -> None:
@@ -101,8 +83,7 @@ class RunDir:
     @torch.inference_mode(False)  # guidance by a classifier needs gradients
     def pipeline(self) -> SamplingPipeline:
         """Sampling pipeline with the weights `settings.weights`, on the GPU if there is one."""
-        target = "ddpm_lab.sampling.pipeline.build_pipeline"
-        pipeline: SamplingPipeline = self._build("Diffusion", target, PIPELINE_PARTS)
+        pipeline = self._build_pipeline()
         self._load_state({"denoiser.": pipeline.denoiser, "codec.": pipeline.codec})
         self._load_average(pipeline.denoiser)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,71 +96,67 @@ class RunDir:
         return pipeline
 
     def load_classifier(self) -> NoisyClassifier:
-        target = f"{__name__}.build_classifier"
-        classifier: NoisyClassifier = self._build(
-            "ClassifierSystem", target, ("network", "process")
-        )
+        network, spec = self._network("ClassifierSystem", "classifier.network.")
+        process: ForwardProcess = build(self.config.system, "process")
+        classes = require_classes(spec)
+        with prefix_errors("model"):
+            body = network(spec.shape, classes=classes)
+            classifier = NoisyClassifier(body, process, spec.shape, classes, spec.captions)
         self._load_state({"classifier.": classifier})
         return classifier
 
     def load_autoencoder(self) -> Autoencoder:
-        target = f"{__name__}.build_autoencoder"
-        autoencoder: Autoencoder = self._build("AutoencoderSystem", target, ("network",))
+        network, spec = self._network("AutoencoderSystem", "autoencoder.")
+        with prefix_errors("model"):
+            autoencoder: Autoencoder = network(spec.shape)
         self._load_state({"autoencoder.": autoencoder})
         return autoencoder
 
-    def _build(self, kind: str, target: str, parts: Sequence[str]) -> Any:
-        """Build the model of the system `kind` from the `parts` of its configuration."""
-        system = self.config.system
-        if (name := system._target_.rpartition(".")[2]) != kind:
-            raise UserError(f"run={self.path} is not {MODELS[kind]} but {MODELS.get(name, name)}")
+    def _build_pipeline(self) -> SamplingPipeline:
+        """Build the pipeline with random weights."""
+        network, spec = self._network("Diffusion", "denoiser.network.")
+        config = self.config.copy()
+        for key in config.system.keys() - inspect.signature(build_pipeline).parameters.keys():
+            del config.system[key]
+        config.system["_target_"] = f"{build_pipeline.__module__}.{build_pipeline.__name__}"
+        pipeline: SamplingPipeline = build(config, "system", network=network, **spec._asdict())
+        return pipeline
+
+    def _network(self, kind: str, prefix: str) -> tuple[Callable[..., Any], DataSpec]:
+        """Return the constructor of the network, `prefix` in the state_dict, and its data."""
+        if (name := self.config.system._target_.rpartition(".")[2]) != kind:
+            raise UserError(f"run={self.path} is not {SYSTEMS[kind]} but {SYSTEMS.get(name, name)}")
         trusted_paths.require_named(self.config, f"run={self.path}", trusted_paths.MODELS)
         content, _ = self.checkpoint
-        network = safe_load.check_shapes(
-            build(self.config, "model"), content["state_dict"], NETWORK_PREFIX[kind]
-        )
-        config = self.config.copy()
-        nodes: Any = OmegaConf.to_container(system, resolve=False)
-        config.system = {"_target_": target} | {part: nodes[part] for part in parts}
-        return build(config, "system", network=network, **content["hyper_parameters"])
+        network = safe_load.check_shapes(build(self.config, "model"), content["state_dict"], prefix)
+        spec = DataSpec(**content["hyper_parameters"])
+        return network, spec._replace(shape=tuple(spec.shape))
 
     def _load_state(self, modules: Mapping[str, nn.Module]) -> None:
-        """Load the checkpoint into `modules`, by the prefix of each in the system's state_dict."""
+        """Load the checkpoint into `modules`, by their prefixes in the state_dict of the system."""
         content, file = self.checkpoint
         try:
             for prefix, module in modules.items():
-                state = {
-                    key.removeprefix(prefix): value
-                    for key, value in content["state_dict"].items()
-                    if key.startswith(prefix)
-                }
                 with prefix_errors(prefix.rstrip(".")):
-                    module.load_state_dict(state)
+                    module.load_state_dict(safe_load.select_prefix(content["state_dict"], prefix))
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"run={self.path}: the weights in {file.name} do not fit the model of config.yaml; "
-                "another version of ddpm-lab may have written them"
-            ) from error
+            message = f"the weights in {file.name} do not fit the model of config.yaml"
+            raise UserError(f"run={self.path}: {message}") from error
 
     def _load_average(self, denoiser: Denoiser) -> None:
         content, file = self.checkpoint
-        weights = self.settings.weights
-        if weights not in ("ema", "raw"):
-            raise UserError(f"weights={weights} is not one of ema, raw")
-        if weights == "raw":
+        check_settings(self.settings, {"weights": Literal["ema", "raw"]})
+        if self.settings.weights == "raw":
             if content.get("weights") == "ema":
-                raise UserError(
-                    f"weights=raw: run={self.path} was shared without raw weights; try weights=ema"
-                )
+                raise UserError(f"weights=raw: run={self.path} has averaged ones; try weights=ema")
             return
         if "EMA" not in content["callbacks"]:
             raise UserError(f"weights=ema: run={self.path} has no average; try weights=raw")
         try:
             denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
         except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-            raise CorruptFileError(
-                f"run={self.path}: the average in {file.name} is of other weights"
-            ) from error
+            message = f"run={self.path}: the average in {file.name} is of other weights"
+            raise CorruptFileError(message) from error
 
 
 def load_cascade(run: RunDir) -> Cascade:
@@ -222,30 +199,3 @@ def load_denoiser(run: str, weights: str = "ema") -> Denoiser:
     denoiser = RunDir(run, settings).pipeline.denoiser.requires_grad_(False)
     denoiser.origin = f"{run} ({weights})"
     return denoiser
-
-
-def build_classifier(
-    shape: Sequence[int],
-    classes: int,
-    bin_width: float | None,
-    captions: Sequence[Sequence[str]] | None = None,
-    *,
-    network: Any,
-    process: ForwardProcess,
-) -> NoisyClassifier:
-    """Build a classifier without its Lightning module."""
-    body = network(tuple(shape), classes=classes)
-    return NoisyClassifier(body, process, tuple(shape), classes, captions)
-
-
-def build_autoencoder(
-    shape: Sequence[int],
-    classes: int | None,
-    bin_width: float | None,
-    captions: Sequence[Sequence[str]] | None = None,
-    *,
-    network: Any,
-) -> Autoencoder:
-    """Build an autoencoder without its Lightning module."""
-    autoencoder: Autoencoder = network(tuple(shape))
-    return autoencoder

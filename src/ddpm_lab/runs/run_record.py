@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import write_json
-from ddpm_lab.utils.errors import CorruptFileError, UserError
+from ddpm_lab.utils.errors import UserError
 
 FILE = "run.json"
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
@@ -35,10 +35,7 @@ PLACES = (
 
 
 class RunRecord(NamedTuple):
-    """Contents of `run.json`.
-
-    It is empty for a run of an older version, and has no directory for a shared run.
-    """
+    """Contents of `run.json`; empty for a run of an older version."""
 
     id: str | None = None
     directory: str | None = None
@@ -48,20 +45,15 @@ class RunRecord(NamedTuple):
 
 
 def read_record(run: str | Path) -> RunRecord:
-    """Return the record of `run`, without invalid fields. Raises UnsafeFileError."""
-    content = safe_load.read_json(Path(run, FILE))
-    run_id = directory = None
-    data: Any = {}
-    match content.get("id"):
-        case str(text) if re.fullmatch("[0-9a-f]{16}", text):
-            run_id = text
-    match content.get("directory"):
-        case str(text):
-            directory = text
-    match content.get("data"):
-        case {"train": dict(), "test": dict()} as fields:
-            data = fields
-    return RunRecord(run_id, directory, data)
+    """Return the record of `run`, empty if it is missing or damaged. Raises UnsafeFileError."""
+    match safe_load.read_json(Path(run, FILE)):
+        case {
+            "id": str(run_id),
+            "directory": str() | None as directory,
+            "data": {"train": dict(), "test": dict()} as data,
+        } if re.fullmatch("[0-9a-f]{16}", run_id):
+            return RunRecord(run_id, directory, data)
+    return RunRecord()
 
 
 def write_record(run: Path, data: dict[str, Any]) -> str:
@@ -69,21 +61,6 @@ def write_record(run: Path, data: dict[str, Any]) -> str:
     run_id = read_record(run).id or secrets.token_hex(8)
     write_json(run / FILE, RunRecord(run_id, str(Path.cwd()), data)._asdict())
     return run_id
-
-
-class ForeignFileError(CorruptFileError):
-    """A checkpoint belongs to another run."""
-
-    suffix = "foreign"
-
-
-def check_owner(run: str | Path, file: Path, content: dict[str, Any]) -> None:
-    """Raise ForeignFileError if checkpoint `file` and `run` have different ids."""
-    own, other = read_record(run).id, content.get("run_id")
-    if own and other and own != other:
-        raise ForeignFileError(
-            f"{file} belongs to another run (id {other}, and {run} has id {own})"
-        )
 
 
 def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfig:
@@ -96,10 +73,7 @@ def resolve_paths(config: DictConfig, directory: str | Path | None) -> DictConfi
 
 
 def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> DictConfig:
-    """Replace `group` in the configuration `saved` of a run by that of `settings`, if it has one.
-
-    Raises UserError if keys other than those of `ADJUSTABLE` differ.
-    """
+    """Replace `group` of a run by that of `settings`. Raises UserError for keys that are fixed."""
     if not settings.get(group):
         return saved
     # Containers keep references such as ${seed}.
@@ -109,9 +83,8 @@ def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> Dic
     fixed = {*trained, *requested} - {*keys}
     if changed := [key for key in fixed if trained.get(key) != requested.get(key)]:
         name = group if "_target_" in changed else f"{group}.{min(changed)}"
-        hint = "it cannot be changed"
-        if keys:
-            hint = f"of {group}, only {' and '.join(keys)} can be changed"
+        free = f"of {group}, only {' and '.join(keys)} can be changed"
+        hint = free if keys else "it cannot be changed"
         raise UserError(f"{name} is part of what run={settings.run} was trained with; {hint}")
     saved[group] = requested
     return saved

@@ -1,16 +1,23 @@
 """Configurations of runs: untrusted ones are validated before use, and secrets are redacted."""
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from omegaconf.resolvers import oc
 
+from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError
 from ddpm_lab.utils.safe_load import regular_file
 
@@ -39,7 +46,6 @@ def load_saved_config(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
 
     Each `_target_` must be one that configs/ has in the same group, or in a package of `trusted`.
     References lead to values, or to groups that configs/ refers to. Nothing is imported.
-
     Raises CorruptFileError, UnsafeFileError, and OSError if the file is missing.
     """
     regular_file(file)
@@ -51,10 +57,8 @@ def load_saved_config(file: Path, trusted: Sequence[str] = ()) -> DictConfig:
     except (CorruptFileError, UnsafeFileError) as error:
         raise type(error)(f"{file} {error}") from error
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise CorruptFileError(
-            f"{file} is damaged, or not a configuration of ddpm-lab "
-            f"({' '.join(str(error).split())[:160]})"
-        ) from error
+        reason = " ".join(str(error).split())[:160]
+        raise CorruptFileError(f"{file} is damaged, or not a configuration ({reason})") from error
 
 
 def _read(file: Path) -> dict[Any, Any]:
@@ -67,7 +71,7 @@ def _read(file: Path) -> dict[Any, Any]:
             raise UnsafeFileError("has tags or aliases, which no configuration of ddpm-lab has")
     content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     if not isinstance(content, dict):
-        raise CorruptFileError("is not a configuration of ddpm-lab, which is a list of groups")
+        raise CorruptFileError("is not a list of groups")
     if "hydra" in content:  # its logging and callbacks may name any class
         raise UnsafeFileError("has the key hydra, which is not part of a run")
     return content
@@ -91,26 +95,25 @@ def _check(
     elif str(key).startswith("_") or key == "defaults":
         raise UnsafeFileError(f"{entry} is not a key of ddpm-lab")
     if not _references_allowed(value, path[0], root):
-        if path[0] in _allowed() and path[0] != "logger":
+        if _allowed()[path[0]].targets and path[0] != "logger":
             raise UnsafeFileError(f"{entry} refers to what a run must not read")
         parent[key] = "???"  # may be a secret, and is not needed to build a run
 
 
 def _check_target(value: Any, entry: str, group: str, trusted: Collection[str]) -> None:
-    targets, _ = _allowed().get(group, (frozenset(), frozenset()))
+    targets = _allowed()[group].targets
     packages = tuple(f"{package}." for package in trusted)
     name = str(value)
     valid = value == name and re.fullmatch(r"\w+(\.\w+)+", name, re.ASCII)
     if not valid or not (name in targets or name.startswith(packages)):
         raise UnsafeFileError(
-            f"{entry} is not a _target_ that configs/ has there, and is not imported; packages "
-            "that you trust can be named: trust=[PACKAGE]"
+            f"{entry} is not a _target_ that configs/ has there; if you trust it: trust=[PACKAGE]"
         )
 
 
 def _references_allowed(value: Any, group: str, root: Any) -> bool:
     """Return False for an interpolation that is not fixed, a value, or a group of configs/."""
-    _, groups = _allowed().get(group, (frozenset(), frozenset()))
+    groups = _allowed()[group].references
     text = FIXED.sub(" ", value) if type(value) is str else ""
     for part in text.split("${")[1:]:
         reference = re.match(r"([a-z_]\w*)(\.\w+)*\}", part, re.ASCII)
@@ -124,13 +127,18 @@ def _references_allowed(value: Any, group: str, root: Any) -> bool:
     return True
 
 
-@cache
-def _allowed() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-    """Return by group the `_target_`s of configs/ and the groups that these files refer to."""
-    from ddpm_lab.config.overrides import CONFIGS
+class Allowed(NamedTuple):
+    """Contents that configs/ has in a group."""
 
-    targets: dict[str, set[str]] = {}
-    groups: dict[str, set[str]] = {}
+    targets: set[str]
+    references: set[str]
+    """Groups that the files refer to"""
+
+
+@cache
+def _allowed() -> defaultdict[str, Allowed]:
+    """Return the allowed contents of each group."""
+    allowed: defaultdict[str, Allowed] = defaultdict(lambda: Allowed(set(), set()))
     for file in CONFIGS.glob("*/*.yaml"):
         text = file.read_text("utf-8")
         content = yaml.safe_load(text) or {}
@@ -138,24 +146,21 @@ def _allowed() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
         for group, part in content.items() if is_global else [(file.parent.name, content)]:
             for key, value in _leaves(part):
                 if key == "_target_":
-                    targets.setdefault(group, set()).add(value)
-                groups.setdefault(group, set()).update(re.findall(r"\$\{(\w+)", str(value)))
-    return {
-        group: (frozenset(targets.get(group, ())), frozenset(groups[group])) for group in groups
-    }
+                    allowed[group].targets.add(value)
+                allowed[group].references.update(re.findall(r"\$\{(\w+)", str(value)))
+    return allowed
 
 
 def foreign_packages(config: DictConfig) -> list[str]:
     """Return the packages that trust= must name for a run of `config` to be read."""
     content: Any = OmegaConf.to_container(config)
-    return sorted(
-        {
-            str(value).partition(".")[0]
-            for group, part in content.items()
-            for key, value in _leaves(part)
-            if key == "_target_" and value not in _allowed().get(group, (frozenset(),))[0]
-        }
-    )
+    packages = {
+        str(value).partition(".")[0]
+        for group, part in content.items()
+        for key, value in _leaves(part)
+        if key == "_target_" and value not in _allowed()[group].targets
+    }
+    return sorted(packages)
 
 
 def _items(node: Any) -> list[tuple[Any, Any]]:
@@ -176,35 +181,22 @@ def _leaves(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def redact(config: DictConfig) -> dict[str, Any]:
-    """Return `config` resolved for logs, except for environment variables, which may be secrets.
+    """Return `config` resolved for logs, except for values that depend on environment variables."""
 
-    Values that depend on an environment variable are replaced by their interpolations.
-    """
-    variables: list[str] = []
+    def hide(name: str, *default: Any) -> str:
+        raise ValueError(name)
 
-    def record(name: str, *default: Any) -> str:
-        variables.append(name)
-        return "null"
-
-    OmegaConf.register_new_resolver("oc.env", record, replace=True)
+    OmegaConf.register_new_resolver("oc.env", hide, replace=True)
     try:
-        content: dict[str, Any] = _redact(config, variables)
+        content: dict[str, Any] = _redact(config)
         return content
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
-def _redact(node: Any, variables: list[str]) -> Any:
+def _redact(node: Any) -> Any:
     content: Any = OmegaConf.to_container(node, resolve=False)
     for key, _ in _items(content):
-        if OmegaConf.is_missing(node, key):
-            continue
-        variables.clear()
-        try:
-            value = node[key]
-        except OmegaConfBaseException:
-            if not variables:
-                raise
-        if not variables:
-            content[key] = _redact(value, variables) if OmegaConf.is_config(value) else value
+        with suppress(InterpolationResolutionError, MissingMandatoryValue):
+            content[key] = _redact(node[key]) if OmegaConf.is_config(node[key]) else node[key]
     return content

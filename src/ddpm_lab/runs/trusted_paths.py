@@ -1,8 +1,4 @@
-"""Paths and Hub names that a run reads: the user has to name those of someone else's run.
-
-Each training run adds its own to a list in the user's state directory, so that no confirmation is
-needed for one's own runs.
-"""
+"""Paths and Hub names that a run reads: the user has to type those of someone else's run."""
 
 import json
 import os
@@ -10,11 +6,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.config.overrides import format_override
+from ddpm_lab.config.overrides import format_override, parse_override
 from ddpm_lab.utils.errors import UnsafeFileError
 
 DATA = ("data.path", "data.name", "data.cache")
@@ -30,9 +24,8 @@ def trusted_file() -> Path:
 
 def add_trusted_paths(config: DictConfig) -> None:
     """Add the paths of `config`, which the user trains, to the list."""
-    trusted = _trusted()
-    entries = (_line(key, path) for key, path in _paths(config, DATA + MODELS).items())
-    new = [line for line in entries if line not in trusted]
+    entries = {_line(key, path) for key, path in _paths(config, DATA + MODELS).items()}
+    new = sorted(entries - _trusted())
     with suppress(OSError):  # the user will have to name the paths of this run, too
         trusted_file().parent.mkdir(parents=True, exist_ok=True)
         with trusted_file().open("a") as file:
@@ -40,19 +33,13 @@ def add_trusted_paths(config: DictConfig) -> None:
 
 
 def require_named(config: DictConfig, run: object, keys: tuple[str, ...]) -> None:
-    """Raise UnsafeFileError for a path in `config` that the user neither typed nor trained on.
-
-    `config` is that of `run`, which the message names.
-    """
+    """Raise UnsafeFileError for a path in the `config` of `run` that the user never named."""
     for key, path in _paths(config, keys).items():
-        if _line(key, path) not in {
-            *_trusted(),
-            *(_line(key, value) for value in _command_line_values(key)),
-        }:
+        values = {_line(key, value) for value in _command_line_values(key)}
+        if _line(key, path) not in _trusted() | values:
             raise UnsafeFileError(
-                f"{run} reads {key}={path}, which no training run "
-                "of yours named on this machine; if you trust it, add "
-                f"{format_override(key, path)}"
+                f"{run} reads {key}={path}, which no training run of yours named on this machine; "
+                f"if you trust it, add {format_override(key, path)}"
             )
 
 
@@ -78,8 +65,5 @@ def _trusted() -> set[str]:
 
 def _command_line_values(key: str) -> list[str]:
     """Return the values of `key` on the command line."""
-    values = []
-    for word in (word for word in sys.argv[1:] if word.lstrip("+").startswith(f"{key}=")):
-        with suppress(HydraException):  # Hydra reports the word itself
-            values.append(str(OverridesParser.create().parse_override(word).value()))
-    return values
+    words = [word for word in sys.argv[1:] if word.lstrip("+").startswith(f"{key}=")]
+    return [str(override.value()) for override in map(parse_override, words) if override]

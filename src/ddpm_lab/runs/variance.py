@@ -4,45 +4,38 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from omegaconf import DictConfig
 
+from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.variances import Analytic, Variance
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError, choice_name, prefix_errors
-from ddpm_lab.utils.hashing import sha256_of_file
-
-if TYPE_CHECKING:
-    from ddpm_lab.data.module import Data
-    from ddpm_lab.diffusion.variances import Variance
-    from ddpm_lab.sampling.pipeline import SamplingPipeline
+from ddpm_lab.utils.safe_load import sha256_of_file
 
 LOG = logging.getLogger(__name__)
 
 
 def load_variance(
     settings: DictConfig,
-    pipeline: "SamplingPipeline",
+    pipeline: SamplingPipeline,
     checkpoint: Path,
-    load_data: Callable[[], "Data"],
-) -> "Variance":
-    """Return a fixed variance, or the analytic optimum (Bao et al., 2022).
+    load_data: Callable[[], Data],
+) -> Variance:
+    """Return a fixed variance, or the analytic optimum (Bao et al., 2022), cached in the run.
 
-    The optimum is estimated once for each checkpoint, and then read from the run.
     Raises UserError for a learned variance, which needs training.
     """
-    import torch
-
-    from ddpm_lab.config.instantiate import build
-    from ddpm_lab.diffusion.variances import Analytic, Variance
-
     variance = build(settings, "variance")
     if isinstance(variance, Variance):
         if variance.outputs > 1:
-            own = choice_name(pipeline.denoiser.variance)
+            trained = f"this run was trained with {choice_name(pipeline.denoiser.variance)}"
             raise UserError(
-                f"variance={choice_name(variance)} must be learned, and this run was trained with "
-                f"{own}; try variance=beta, beta_tilde or analytic"
+                f"variance={choice_name(variance)} must be learned, and {trained}; "
+                "try variance=beta, beta_tilde or analytic"
             )
         return variance
     # The name has all that the estimate depends on: weights, sample count and clipping.

@@ -11,6 +11,24 @@ from ddpm_lab.utils.errors import CorruptFileError, UserError, escape_control
 LOG = logging.getLogger(__name__)
 
 
+class ForeignFileError(CorruptFileError):
+    """A checkpoint belongs to another run."""
+
+    suffix = "foreign"
+
+
+def read_checkpoint(run: str | Path, file: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint of `run`.
+
+    Raises CorruptFileError, ForeignFileError if the ids of both differ, and UnsafeFileError.
+    """
+    content = safe_load.load_checkpoint(file)
+    own, other = run_record.read_record(run).id, content.get("run_id")
+    if own and other and own != other:
+        raise ForeignFileError(f"{file} belongs to another run (id {other}; {run} has id {own})")
+    return content
+
+
 def checkpoint_files(run: str | Path) -> list[Path]:
     """Return the checkpoints of `run`, the latest first, or its shared weights."""
     folder = safe_load.reject_links(Path(run, "checkpoints"))
@@ -22,15 +40,11 @@ def checkpoint_files(run: str | Path) -> list[Path]:
 
 
 def read_weights(run: str | Path) -> tuple[dict[str, Any], Path]:
-    """Return the content and the file of the newest intact checkpoint of `run`.
-
-    Damaged files are logged and stay in place. Raises UserError if no file is intact.
-    """
+    """Return content and file of the newest intact checkpoint of `run`. Raises UserError."""
     errors: list[CorruptFileError] = []
     for file in checkpoint_files(run):
         try:
-            content = safe_load.load_checkpoint(file)
-            run_record.check_owner(run, file, content)
+            content = read_checkpoint(run, file)
         except CorruptFileError as error:
             errors.append(error)
             continue

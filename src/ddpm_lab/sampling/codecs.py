@@ -12,7 +12,7 @@ from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import Split, head
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder
-from ddpm_lab.utils.hashing import sha256_of_tensors
+from ddpm_lab.utils.safe_load import sha256_of_tensors
 
 MEASURED = 50_000
 """Number of images, evenly spaced, on which mean and standard deviation are measured"""

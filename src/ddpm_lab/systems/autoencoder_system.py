@@ -1,7 +1,6 @@
 """Training of autoencoders (Rombach et al., 2022, section 3.1 and appendix G)."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +18,10 @@ from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.sampling.pipeline import eval_mode
 from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.utils.errors import UserError, prefix_errors
+from ddpm_lab.utils.ranges import NonNegative, NonNegativeInt, check_ranges
 
 
+@check_ranges
 class AutoencoderSystem(BaseSystem):
     """Mean absolute error of the reconstruction plus the penalty of the bottleneck.
 
@@ -43,9 +44,9 @@ class AutoencoderSystem(BaseSystem):
         network: Callable[..., Autoencoder],
         optimizer: Callable[..., torch.optim.Optimizer],
         lr_schedule: Callable[[int, int], float],
-        perceptual: float = 0.0,
-        adversarial: float = 0.0,
-        start: int = 0,
+        perceptual: NonNegative = 0.0,
+        adversarial: NonNegative = 0.0,
+        start: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(
@@ -53,13 +54,12 @@ class AutoencoderSystem(BaseSystem):
         )
         if bin_width is None:
             raise UserError("system=autoencoder is for images, and this data are points")
-        _check_nonnegative(perceptual=perceptual, adversarial=adversarial, start=start)
-        _check_min_size("perceptual", perceptual, shape, 16)
-        _check_min_size("adversarial", adversarial, shape, 4)
+        for name, weight, side in (("perceptual", perceptual, 16), ("adversarial", adversarial, 4)):
+            if weight and min(shape[1:]) < side:
+                least = f"{side}x{side} (got {format_size(shape)}); try 0"
+                raise UserError(f"system.{name}={weight:g} needs images of at least {least}")
         if "bottleneck" not in inspect.signature(network).parameters:
-            raise UserError(
-                "model is not an autoencoder; try model=autoencoder_kl or autoencoder_vq"
-            )
+            raise UserError("model is not an autoencoder; try model=autoencoder_kl, autoencoder_vq")
         with prefix_errors("model"):
             self.autoencoder = network(tuple(shape))
         self.perceptual, self.adversarial, self.start = perceptual, adversarial, start
@@ -103,10 +103,7 @@ class AutoencoderSystem(BaseSystem):
     def _adversarial_losses(
         self, discriminator: PatchDiscriminator, x: Tensor, reconstruction: Tensor, loss: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses of discriminator and autoencoder.
-
-        Neither has a gradient for the weights of the other, so that one optimizer trains both.
-        """
+        """Return the losses of discriminator and autoencoder, each for its own weights only."""
         real = F.relu(1 - discriminator(x))
         fake = F.relu(1 + discriminator(reconstruction.detach()))
         hinge = (real + fake).mean() / 2
@@ -152,20 +149,6 @@ def total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*terms.values())).sum(0)
 
 
-def _check_nonnegative(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise UserError(f"system.{name} must be a number of at least 0 (got {value:g}); try 0")
-
-
-def _check_min_size(name: str, value: float, shape: tuple[int, ...], minimum: int) -> None:
-    if value and min(shape[1:]) < minimum:
-        raise UserError(
-            f"system.{name}={value:g} needs images of at least {minimum}x{minimum} (got "
-            f"{format_size(shape)}); try 0"
-        )
-
-
 def _load_lpips(weight: float) -> Any:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -173,6 +156,6 @@ def _load_lpips(weight: float) -> Any:
         return LearnedPerceptualImagePatchSimilarity("vgg").requires_grad_(False)
     except OSError as error:  # includes URLError
         raise UserError(
-            f"system.perceptual={weight:g} needs the weights of VGG, which torchvision could not "
-            f"download ({error}); try system.perceptual=0"
+            f"system.perceptual={weight:g} needs the weights of VGG ({error}); "
+            "try system.perceptual=0"
         ) from error

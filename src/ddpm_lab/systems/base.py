@@ -1,4 +1,4 @@
-"""Base of all systems: losses at random times, validation with fixed noise, one optimizer."""
+"""The data module, and the base of all systems: losses, validation with fixed noise, optimizer."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lab.data.datasets import Batch, select_rows
+from ddpm_lab.data.module import Data, TrainBatches, ValidationBatches
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import BatchGenerator, NoiseSampler, derive_seed
 from ddpm_lab.diffusion.timestep_samplers import Stratified, TimestepSampler
@@ -22,6 +23,31 @@ from ddpm_lab.utils.errors import CorruptFileError, prefix_errors
 
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 """State of torch's optimizers that has the shape of the weight"""
+
+
+class DataModule(L.LightningDataModule):
+    """Serve `Data` to a trainer. Data in memory is moved to the training device."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self) -> TrainBatches:
+        trainer, data = self.trainer, self.data
+        assert trainer is not None  # set by Lightning
+        return TrainBatches(
+            data.train.to(trainer.strategy.root_device),
+            data.batch_size,
+            data.flip,
+            data.seed,
+            workers=data.workers,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            done=trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+        )
+
+    def val_dataloader(self) -> ValidationBatches:
+        return ValidationBatches(self.data.test, self.data.batch_size, self.data.workers)
 
 
 class BaseSystem(L.LightningModule, ABC):
@@ -117,9 +143,7 @@ class BaseSystem(L.LightningModule, ABC):
                 optimizer.zero_grad()
 
     def optimizer_zero_grad(self, *args: Any) -> None:
-        """Do nothing. Gradients are freed before the forward pass, so that memory holds either
-        gradients or activations.
-        """
+        """Do nothing: gradients are freed before the forward pass, which needs the memory."""
 
     def on_train_batch_end(self, *args: Any) -> None:
         watchdog.heartbeat()
@@ -237,11 +261,7 @@ class TimestepSystem(BaseSystem):
     def validation_batch(
         self, batch: Batch, index: int
     ) -> Iterator[tuple[Batch, Tensor, NoiseSampler]]:
-        """Yield this process's rows (B, ...) of a held-out batch, their times t (B,), and noise.
-
-        Times and noise are the same at every validation. The global generators are restored at
-        the end, so that validation does not change the training.
-        """
+        """Yield rows (B, ...) of this process, times (B,), noise; the same at every validation."""
         total = len(batch["x0"])
         rows = self.shard_slice(total)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -259,9 +279,7 @@ def _check_moments(weight: Tensor, state: dict[str, Any]) -> None:
     for name in state.keys() & MOMENTS:
         moment = state[name]
         if moment.shape != weight.shape:
-            raise CorruptFileError(
-                f"the checkpoint has {name} of shape {tuple(moment.shape)} for a weight of shape "
-                f"{tuple(weight.shape)}"
-            )
+            shapes = f"{tuple(moment.shape)} for a weight of shape {tuple(weight.shape)}"
+            raise CorruptFileError(f"the checkpoint has {name} of shape {shapes}")
         if moment.stride() != weight.stride():
             state[name] = torch.empty_like(weight).copy_(moment)

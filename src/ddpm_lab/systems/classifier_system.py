@@ -39,10 +39,7 @@ class ClassifierSystem(TimestepSystem):
     ) -> None:
         super().__init__()
         if classes is None:
-            raise UserError(
-                "system=classifier needs labels, which this data does not have; try data with a "
-                "folder per class"
-            )
+            raise UserError("system=classifier needs labels; try data with a folder per class")
         self.save_hyperparameters(
             DataSpec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)}
         )

@@ -69,8 +69,7 @@ class Diffusion(TimestepSystem):
         if variance.outputs > 1 and not objective.trains_variance:
             raise UserError(
                 f"variance={choice_name(variance)} is learned from the variational bound, which "
-                f"objective={choice_name(objective)} does not contain; try objective=hybrid or "
-                "objective=vlb"
+                f"objective={choice_name(objective)} does not contain; try objective=hybrid or vlb"
             )
         spec = self.pipeline.spec
         self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})

@@ -26,10 +26,7 @@ class NonFiniteGuard:
         self.host_counts = torch.zeros(2, pin_memory=device.type == "cuda")
 
     def check(self, optimizer: torch.optim.Optimizer, norms: Sequence[Tensor], step: int) -> None:
-        """Skip optimizer step `step` unless all gradient norms are finite.
-
-        Raises DivergenceError after `LIMIT` skipped steps in a row.
-        """
+        """Skip `step` unless all norms are finite. Raises DivergenceError for `LIMIT` in a row."""
         bad = reduce(torch.add, norms).isfinite().logical_not().float()
         self.counts.add_(bad)
         self.counts[1].mul_(bad)
@@ -40,8 +37,8 @@ class NonFiniteGuard:
         self.host_counts.copy_(self.counts, non_blocking=True)
         if self.host_counts[1] >= LIMIT:
             raise DivergenceError(
-                f"step {step}: {LIMIT} steps in a row had gradients that are not finite; try a "
-                "smaller optimizer.lr"
+                f"step {step}: {LIMIT} steps in a row had gradients that are not finite; "
+                "try a smaller optimizer.lr"
             )
 
     def state(self) -> list[float]:

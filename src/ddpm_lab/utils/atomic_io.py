@@ -24,10 +24,7 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, which replaces `file` at the end, after an fsync.
-
-    If writing fails, `file` is unchanged and the temporary file is removed.
-    """
+    """Yield a temporary file, which replaces `file` after an fsync, or is removed on failure."""
     partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
@@ -62,10 +59,7 @@ def write_json(file: Path, content: Any) -> None:
 
 @contextmanager
 def directory_lock(folder: Path, activity: str) -> Iterator[None]:
-    """Lock `folder` for an `activity` such as "training".
-
-    Raises UserError, with the process that owns the lock, if another one does.
-    """
+    """Lock `folder` for an `activity` such as "training". Raises UserError if it is locked."""
     # A record lock, unlike flock, is not inherited by data workers, which may outlive this process.
     with (folder / ".lock").open("a+") as file:
         try:
@@ -73,20 +67,14 @@ def directory_lock(folder: Path, activity: str) -> Iterator[None]:
         except OSError as error:
             if error.errno in LOCKED:
                 raise UserError(
-                    f"{folder}: another process is {activity} in it ({lock_holder(folder)}); "
+                    f"{folder}: another process is {activity} in it ({_lock_holder(folder)}); "
                     "wait for it, or choose another folder"
                 ) from error
-            LOG.warning(
-                "warning: %s cannot be locked (%s); do not start a second run in it",
-                folder,
-                error.strerror,
-            )
+            reason = error.strerror
+            LOG.warning("warning: %s cannot be locked (%s): start no second run", folder, reason)
         file.truncate(0)
-        holder = {
-            "process": os.getpid(),
-            "on": socket.gethostname(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"process": os.getpid(), "on": socket.gethostname(), "since": since}
         file.write(json.dumps(holder))
         file.flush()
         try:
@@ -105,8 +93,7 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def lock_holder(folder: Path) -> str:
-    """Return a phrase that describes the process that owns the lock of `folder`."""
+def _lock_holder(folder: Path) -> str:
     try:
         holder = json.loads((folder / ".lock").read_text()[:1000])
         return ", ".join(f"{key} {value}" for key, value in holder.items())

@@ -12,10 +12,7 @@ T = TypeVar("T")
 
 
 def is_rank_zero() -> bool:
-    """Return True for the process that writes files and logs.
-
-    The rank comes from the environment variables of torchrun, Lightning or SLURM.
-    """
+    """Return True for the process that writes files and logs, by torchrun, Lightning or SLURM."""
     names = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
 
@@ -26,33 +23,27 @@ def check_launch() -> None:
         "torchrun sets all of these variables, and a single process needs none of them: "
         "unset RANK LOCAL_RANK NODE_RANK WORLD_SIZE"
     )
+
+    def error(name: str, problem: str) -> UserError:
+        return UserError(f"{name}={os.environ[name]} in the environment {problem}; {hint}")
+
     variables = {}
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         if (value := os.environ.get(name)) is None:
             continue
         least = 1 if name.endswith("SIZE") else 0
         if not value.isdecimal() or int(value) < least:
-            raise UserError(
-                f"{name}={value} in the environment must be a whole number of at least {least}; "
-                f"{hint}"
-            )
+            raise error(name, f"must be a whole number of at least {least}")
         variables[name] = int(value)
     world = variables.get("WORLD_SIZE", 1)
-    limits = {
-        "RANK": world,
-        "NODE_RANK": world,
-        "LOCAL_RANK": variables.get("LOCAL_WORLD_SIZE", world),
-    }
-    for name, limit in limits.items():
+    local_world = variables.get("LOCAL_WORLD_SIZE", world)
+    for name, limit in {"RANK": world, "NODE_RANK": world, "LOCAL_RANK": local_world}.items():
         if variables.get(name, 0) >= limit:
-            raise UserError(
-                f"{name}={variables[name]} in the environment must be below the number of "
-                f"processes, {limit}; {hint}"
-            )
+            raise error(name, f"must be below the number of processes, {limit}")
     if world > 1 and os.environ.keys().isdisjoint(("RANK", "LOCAL_RANK", "SLURM_PROCID")):
-        raise UserError(f"WORLD_SIZE={world} in the environment needs RANK as well; {hint}")
+        raise error("WORLD_SIZE", "needs RANK as well")
     if world > 1 and "MASTER_ADDR" not in os.environ:
-        raise UserError(f"WORLD_SIZE={world} in the environment needs MASTER_ADDR as well; {hint}")
+        raise error("WORLD_SIZE", "needs MASTER_ADDR as well")
 
 
 def init_process_group() -> None:
@@ -85,10 +76,7 @@ def shard(batches: Sequence[T]) -> Sequence[T]:
 
 
 def all_gather(parts: Sequence[Any]) -> list[Any]:
-    """Return the `parts` of all processes in the order of the batches that `shard` distributed.
-
-    Every process must call this function.
-    """
+    """Return the `parts` of all processes, which must all call it, in the order before `shard`."""
     from torch import distributed
 
     _, world = rank_and_world()

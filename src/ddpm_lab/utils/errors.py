@@ -6,18 +6,15 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+CONTROL = r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 class CLIError(Exception):
-    """Error that ends a program with its message, of at most three lines, and `status`.
-
-    Any other exception is a bug, with status 1.
-    """
+    """Error that ends a program with `prefix`, its message and `status`; others are bugs."""
 
     status = 1
     prefix = "error: "
-    """Text before the message on the terminal"""
 
 
 class JobsFailedError(CLIError):
@@ -25,10 +22,7 @@ class JobsFailedError(CLIError):
 
 
 class UserError(CLIError, ValueError):
-    """Mistake of the user.
-
-    The message begins with the config key, and has the value and what is allowed.
-    """
+    """Mistake of the user: the message has the config key, its value and what is allowed."""
 
     status = 2
 
@@ -99,11 +93,7 @@ class InterruptedRunError(CLIError):
 
 @contextmanager
 def prefix_errors(group: str) -> Iterator[None]:
-    """Turn a ValueError of code that a config `group` selects into a UserError.
-
-    By convention, the message begins with the name of an argument.
-    The prefix `group.` turns it into the config key.
-    """
+    """Turn a ValueError, which begins with the name of an argument, into a UserError of `group`."""
     try:
         yield
     except UserError:
@@ -129,19 +119,19 @@ def choice_name(part: object) -> str:
 
 
 def escape_control(text: object, lines: bool = False) -> str:
-    """Return `text` with control and bidirectional characters escaped, for a terminal.
-
-    Newlines are escaped as well, unless `lines`.
-    """
+    """Escape control and bidirectional characters of `text` for a terminal, but not `lines`."""
 
     def escape(match: re.Match[str]) -> str:
         return match[0] if lines and match[0] == "\n" else ascii(match[0])[1:-1]
 
-    return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
-        escape,
-        str(text),
-    )
+    return re.sub(CONTROL, escape, str(text))
+
+
+def join_first(items: Iterable[object], count: int) -> str:
+    """Return the first `count` items, and how many more there are: "a, b and 3 more"."""
+    texts = [*map(str, items)]
+    more = f" and {len(texts) - count} more" if len(texts) > count else ""
+    return ", ".join(texts[:count]) + more
 
 
 def plot_label(text: object) -> str:

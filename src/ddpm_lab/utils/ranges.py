@@ -44,21 +44,20 @@ def check_ranges(target: T) -> T:
     def checked(*args: Any, **kwargs: Any) -> Any:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in ranges:
-                check_range(name, value, ranges[name])
+                check_range(name, value, ranges[name].annotation, ranges[name].default)
         return target(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
 
 
-def check_range(name: str, value: Any, parameter: inspect.Parameter) -> None:
-    """Raise ValueError, beginning with `name`, for a number that the annotation does not allow."""
-    limits = [*_limits(parameter.annotation)]
-    if not (limits and isinstance(value, int | float)) or (
+def check_range(name: str, value: Any, annotation: Any, default: Any = None) -> None:
+    """Raise ValueError, beginning with `name`, for a number that `annotation` does not allow."""
+    limits = [*_limits(annotation)] if isinstance(value, int | float) else []
+    if not limits or (
         math.isfinite(value) and all(RELATIONS[key][0](value, bound) for key, bound in limits)
     ):
         return
     allowed = " and ".join(f"{RELATIONS[key][1]} {bound:g}" for key, bound in limits)
-    default = parameter.default
     hint = f"; try {name}={default:g}" if isinstance(default, int | float) else ""
     raise ValueError(f"{name} must be {allowed} (got {value}){hint}")
 

@@ -1,46 +1,71 @@
-"""Readers of files that may come from someone else. Nothing in a file is ever executed.
+"""Checksums, and readers of files that may come from someone else, which execute nothing.
 
 They raise CorruptFileError if a file is damaged or not a file of ddpm-lab,
 and UnsafeFileError if it requests something that is not allowed.
 """
 
+import hashlib
 import json
 import os
 import pickle
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, contextmanager
-from functools import cache, wraps
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Len
+
 from ddpm_lab.utils.atomic_io import atomic_write, write_text
 from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError
-from ddpm_lab.utils.hashing import sha256_of_tensors, sha256_of_text
+from ddpm_lab.utils.ranges import Count, Positive
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from torch import Tensor
 
-SPEC = ("shape", "classes", "bin_width", "captions")
-"""Fields of `conditioners.base.DataSpec`"""
+SPEC: dict[str, Any] = {
+    "shape": Annotated[list[Count], Len(1, 3)],
+    "classes": Count | None,
+    "bin_width": Positive | None,
+    "captions": list[Annotated[list[str], Len(1)]] | None,
+}
+"""Types of the fields of `conditioners.data_spec.DataSpec` in a checkpoint"""
+
+
+def sha256_of_text(text: str) -> str:
+    """Return the SHA-256 of `text` in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of_file(file: Path) -> str:
+    """Return the SHA-256 of the content of `file`, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, "Tensor"], header: str = "") -> str:
+    """Return the SHA-256 of `header` and of names, dtypes, shapes and values in any order."""
+    import torch
+
+    digest = hashlib.sha256(header.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def reject_links(path: str | Path) -> Path:
     """Return `path`. Raises UnsafeFileError if it is a link, which may lead anywhere."""
     if Path(path).is_symlink():
-        raise UnsafeFileError(
-            f"{path} is a link to {Path(path).readlink()}; if you trust it, name the target itself"
-        )
+        target = Path(path).readlink()
+        raise UnsafeFileError(f"{path} is a link to {target}; if you trust it, name the target")
     return Path(path)
 
 
 def reject_links_in_run(run: Path) -> Path:
-    """Return the directory `run`, which may be missing.
-
-    Raises UnsafeFileError for links and special files in it that training would write through.
-    """
+    """Return `run`. Raises UnsafeFileError for links and special files that training would use."""
     folders = [folder for folder in (run, run / "checkpoints", run / "images") if folder.is_dir()]
     for entry in (entry for folder in folders for entry in os.scandir(folder)):
         if not reject_links(entry.path).is_dir() and not entry.is_file():
@@ -58,10 +83,7 @@ def regular_file(path: str | Path) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; {} if the file is missing or damaged.
-
-    Raises UnsafeFileError for links and special files.
-    """
+    """Return the content of a JSON file; {} if it is missing or damaged. Raises UnsafeFileError."""
     try:
         content = json.loads(regular_file(file).read_bytes())
     except UnsafeFileError:
@@ -78,10 +100,7 @@ def write_sealed_json(content: dict[str, Any], file: Path) -> None:
 
 
 def read_sealed_json(file: Path) -> dict[str, Any]:
-    """Return the content of a file that `write_sealed_json` wrote.
-
-    Raises CorruptFileError, UnsafeFileError, and OSError if the file is missing.
-    """
+    """Return what `write_sealed_json` wrote. Raises CorruptFileError, UnsafeFileError, OSError."""
     try:
         sealed = json.loads(regular_file(file).read_bytes())
         content, checksum = sealed["content"], sealed["sha256"]
@@ -96,10 +115,7 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def read_npz(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Open an .npz file for reading.
-
-    Raises UnsafeFileError when an array of objects is read, and the errors of numpy and zipfile.
-    """
+    """Open an .npz file. Raises UnsafeFileError for objects, and errors of numpy and zipfile."""
     import numpy as np
 
     # Raises BadZipFile for a single array and for a pickle.
@@ -110,9 +126,7 @@ def read_npz(file: Path) -> Iterator[Mapping[str, Any]]:
             yield arrays
     except ValueError as error:
         if "allow_pickle" in str(error):
-            raise UnsafeFileError(
-                f"{file} holds objects, and only arrays of numbers are loaded"
-            ) from error
+            raise UnsafeFileError(f"{file} has arrays of objects, not of numbers") from error
         raise
 
 
@@ -129,10 +143,7 @@ def save_tensors(
 
 
 def load_tensors(file: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Return the tensors and the metadata of a file that `save_tensors` wrote.
-
-    Raises CorruptFileError and UnsafeFileError.
-    """
+    """Return tensors and metadata of `save_tensors`. Raises CorruptFileError, UnsafeFileError."""
     from safetensors import SafetensorError, safe_open
 
     regular_file(file)
@@ -143,9 +154,7 @@ def load_tensors(file: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CorruptFileError(f"{file} is truncated, or does not match its header") from error
     if metadata.pop("sha256", None) != _checksum(tensors, metadata):
-        raise CorruptFileError(
-            f"{file} is damaged, or was not written by ddpm-lab: its checksum does not match"
-        )
+        raise CorruptFileError(f"{file} is damaged: its checksum does not match")
     _check_finite(tensors, file)
     return tensors, metadata
 
@@ -172,10 +181,7 @@ def load_checkpoint(file: str | Path) -> dict[str, Any]:
         }:
             _check_spec(spec, file)
         case _:
-            raise CorruptFileError(
-                f"{file} is not a checkpoint of ddpm-lab, which holds state_dict, "
-                "hyper_parameters, global_step, callbacks"
-            )
+            raise CorruptFileError(f"{file} is not a checkpoint of ddpm-lab")
     _check_finite(content, file)
     return content
 
@@ -195,15 +201,12 @@ def _unpickle(file: Path) -> Any:
     except (CorruptFileError, MemoryError, PermissionError):
         raise
     except pickle.UnpicklingError as error:
-        raise UnsafeFileError(
-            f"{file} contains more than tensors and plain types, and is not loaded"
-        ) from error
+        raise UnsafeFileError(f"{file} contains more than tensors and plain types") from error
     except Exception as error:  # damaged archives and pickles raise nearly anything
         if "allocate memory" in str(error):
             raise
-        raise CorruptFileError(
-            f"{file} cannot be read: it is not a checkpoint, or is damaged ({type(error).__name__})"
-        ) from error
+        damage = f"it is not a checkpoint, or is damaged ({type(error).__name__})"
+        raise CorruptFileError(f"{file} cannot be read: {damage}") from error
 
 
 def _load_shared(file: Path) -> Any:
@@ -211,11 +214,7 @@ def _load_shared(file: Path) -> Any:
     state, metadata = load_tensors(file)
     try:
         content = json.loads(metadata["ddpm_lab"])
-        average = {
-            name.removeprefix("denoiser."): value
-            for name, value in state.items()
-            if name.startswith("denoiser.")
-        }
+        average = select_prefix(state, "denoiser.")
         return {
             **content,
             "state_dict": {**state, **content["extra"]},
@@ -225,25 +224,20 @@ def _load_shared(file: Path) -> Any:
         raise CorruptFileError(f"{file} was not written by scripts/share.py") from error
 
 
-def default_plot_style() -> None:
-    """Undo a `matplotlibrc` in the current directory, which may be someone else's run."""
-    if not Path("matplotlibrc").exists():
-        return
-    import matplotlib
-
-    with chdir(Path(__file__).parent):
-        matplotlib.rcParams.update(matplotlib.rc_params())
-    matplotlib.use("agg")
+def select_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the entries of `state` whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def check_shapes(
     network: Callable[..., Any], weights: Mapping[str, Any], prefix: str
 ) -> Callable[..., Any]:
-    """Return the constructor `network` with a check before it allocates memory.
+    """Return the constructor `network`, which first builds a network on the meta device.
 
-    The check builds the network on the meta device, and compares the names and shapes of its
-    parameters with `weights`, whose keys begin with `prefix`.
-    It raises CorruptFileError for the first mismatch.
+    Raises CorruptFileError, before memory is allocated, unless the parameters have the names and
+    shapes of `weights`, whose keys begin with `prefix`.
     """
 
     @wraps(network)
@@ -257,74 +251,60 @@ def check_shapes(
             def __torch_function__(
                 self, func: Any, types: Any, args: Any = (), kwargs: Any = None
             ) -> Any:
-                if getattr(func, "__module__", None) == "torch.nn.init":
-                    return None
-                return func(*args, **(kwargs or {}))
+                skipped = getattr(func, "__module__", None) == "torch.nn.init"
+                return None if skipped else func(*args, **(kwargs or {}))
 
         with torch.device("meta"), SkipInit():
             parameters = dict(network(*args, **kwargs).named_parameters())
         for name, parameter in parameters.items():
             shape = getattr(weights.get(prefix + name), "shape", None)
             if shape != parameter.shape:
-                actual = "is missing" if shape is None else f"has shape {tuple(shape)}"
+                shapes = f"{shape and tuple(shape)} instead of {tuple(parameter.shape)}"
                 raise CorruptFileError(
                     "the weights do not fit the model that config.yaml describes: "
-                    f"{prefix}{name} {actual}, and the model has shape {tuple(parameter.shape)}"
+                    f"{prefix}{name} has shape {shapes}"
                 )
         return network(*args, **kwargs)
 
     return checked
 
 
-@cache
-def _spec_model() -> "type[BaseModel]":
-    from pydantic import BaseModel, Field, FiniteFloat, PositiveInt
-
-    class Spec(BaseModel, strict=True, extra="forbid"):
-        shape: Annotated[list[PositiveInt], Field(min_length=1, max_length=3)]
-        classes: PositiveInt | None
-        bin_width: Annotated[FiniteFloat, Field(gt=0)] | None
-        captions: list[Annotated[list[str], Field(min_length=1)]] | None
-
-    return Spec
-
-
 def _check_spec(spec: dict[str, Any], file: Path) -> None:
     """Raise UnsafeFileError unless `spec` has the fields of a valid DataSpec."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    config = ConfigDict(strict=True, allow_inf_nan=False)
     try:
-        _spec_model().model_validate(spec)
-        valid = not spec["captions"] or len(spec["captions"]) == spec["classes"]
-    except ValueError:
+        for name, annotation in SPEC.items():
+            TypeAdapter(annotation, config=config).validate_python(spec[name])
+        captions = spec["captions"]
+        valid = spec.keys() == SPEC.keys() and (not captions or len(captions) == spec["classes"])
+    except (KeyError, ValueError):
         valid = False
     if not valid:
-        raise UnsafeFileError(
-            f"{file}: hyper_parameters must be the valid {', '.join(SPEC)} of a "
-            "data set, and nothing else"
-        )
+        fields = ", ".join(SPEC)
+        raise UnsafeFileError(f"{file}: hyper_parameters must be the valid {fields} of a data set")
 
 
 def _check_finite(content: Any, file: Path) -> None:
-    """Raise CorruptFileError for a tensor with numbers that are not finite.
+    if path := next(find_non_finite(content), None):
+        raise CorruptFileError(f"{file} has weights that are not finite: {path}")
 
-    Scalars may be infinite, such as a best score before the first one.
-    """
+
+def find_non_finite(content: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths in `content` of tensors that are not finite."""
     import torch
 
-    pending, visited = [content], set()
-    while pending:
-        match pending.pop():
-            case torch.Tensor() as value:
-                # The sum is a fast test, but may overflow.
-                if (
-                    value.dim()
-                    and value.is_floating_point()
-                    and not value.sum().isfinite()
-                    and not value.isfinite().all()
-                ):
-                    raise CorruptFileError(f"{file} has weights that are not finite numbers")
-            case dict() | list() | tuple() as container if id(container) not in visited:
-                visited.add(id(container))
-                pending += container.values() if hasattr(container, "values") else container
+    match content:
+        case torch.Tensor():
+            if content.is_floating_point() and not content.isfinite().all():
+                yield path
+        case Mapping():
+            for key, value in content.items():
+                yield from find_non_finite(value, f"{path}.{key}".lstrip("."))
+        case Sequence() if not isinstance(content, str | bytes):
+            for i, value in enumerate(content):
+                yield from find_non_finite(value, f"{path}.{i}")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

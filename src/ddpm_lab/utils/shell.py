@@ -10,17 +10,12 @@ from functools import cache
 
 
 def script_command(name: str) -> str:
-    """Return the command for `sample`, `scripts/share` and the like.
-
-    The command runs a file of this checkout, or `ddpm-sample` if the package is installed.
-    It also works in a shell without an active environment.
-    """
+    """Return the command for `sample` or `scripts/share`, installed or of this checkout."""
     folder, program = os.path.split(sys.argv[0])
     if program.startswith("ddpm-") and not name.startswith("scripts/"):
         installed = f"ddpm-{name}"
-        if shutil.which(installed):
-            return installed
-        return shlex.quote(os.path.join(folder, installed))
+        on_path = shutil.which(installed)
+        return installed if on_path else shlex.quote(os.path.join(folder, installed))
     parent = os.path.join(folder, "..")
     roots = [root for root in (folder, parent) if os.path.isfile(os.path.join(root, "train.py"))]
     script = os.path.normpath(os.path.join(*roots[:1], f"{name}.py"))
@@ -34,8 +29,7 @@ def install_command(package: str) -> str:
 
 @cache
 def _python() -> str:
-    name = next(filter(shutil.which, ("python", "python3")), None)
-    return name or shlex.quote(sys.executable)
+    return next(filter(shutil.which, ("python", "python3")), shlex.quote(sys.executable))
 
 
 def quiet_libraries() -> None:

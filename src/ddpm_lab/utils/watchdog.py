@@ -1,8 +1,4 @@
-"""Heartbeats, graceful stops after a signal, and a watchdog for runs that hang.
-
-Each step of anything slow calls `heartbeat`. After a signal, it ends training in order.
-`monitor` ends the process if the heartbeats stop.
-"""
+"""Heartbeats, graceful stops after a signal, and a watchdog for runs that hang."""
 
 import faulthandler
 import os
@@ -28,10 +24,7 @@ class _State:
 
 
 def install_signal_handlers(alone: bool) -> None:
-    """Let signals request a stop.
-
-    A process that trains `alone` stops at its next heartbeat. Several have to agree first.
-    """
+    """Let signals request a stop, at the next heartbeat if the process trains `alone`."""
     _State.alone = alone
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
