@@ -17,7 +17,9 @@ from PIL import Image
 
 from ddpm_lab.cli import main
 
-torch.set_num_threads(1)  # tensors are small here, so threads would only wait for one another
+# Tensors are small here, so threads would only wait for one another, also in child processes.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
