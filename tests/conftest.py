@@ -1,6 +1,7 @@
-import copy
+import gc
 import io
 import os
+import pickle
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
@@ -16,7 +17,9 @@ from PIL import Image
 
 from ddpm_lab.cli import main
 
-torch.set_num_threads(1)  # tensors are small here, so threads would only wait for one another
+# Tensors are small here, so threads would only wait for one another, also in child processes.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -42,7 +45,7 @@ def composed(*overrides: str, verb: str = "train"):
     """Return a copy of the configuration that the command line would compose."""
     if verb != "train":  # other verbs depend on the run registered last
         return _composed.__wrapped__(verb, overrides)
-    return copy.deepcopy(_composed(verb, overrides))
+    return pickle.loads(pickle.dumps(_composed(verb, overrides)))  # faster than deepcopy
 
 
 @lru_cache(maxsize=512)
@@ -52,18 +55,24 @@ def _composed(verb, overrides):
         return compose(verb, overrides=list(overrides))
 
 
+def pytest_configure(config):
+    """Install the caches before test files are imported, because some compose at import."""
+    patch = pytest.MonkeyPatch()
+    hydra_cache.install(patch, CONFIGS)
+    config.add_cleanup(patch.undo)
+    gc.disable()  # imports create a million objects that stay
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items):
     """Mark as slow what runs commands in this process; `make check` is lint and mathematics."""
     for item in items:
         if "typed" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _hydra_cache():
-    with pytest.MonkeyPatch.context() as patch:
-        hydra_cache.install(patch, CONFIGS)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import random
 import re
 import shutil
-import time
 from pathlib import Path
 
 import lightning
@@ -300,10 +299,9 @@ def test_mistake_is_reported_before_any_file_is_written(line, result, trained, t
     if "has no GPU" in message and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     verb, *overrides = re.sub("|".join(trained), lambda match: trained[match[0]], line).split()
-    before, start = files(here, *trained.values()), time.perf_counter()
+    before = files(here, *trained.values())
     result = typed(verb, *overrides, *["logger=csv"] * (verb == "train"))
     check_error(result, int(status), message)
-    assert time.perf_counter() - start < 10
     assert files(here, *trained.values()) == before
 
 

@@ -29,13 +29,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Run of ten steps, trained in a child process."""
+def run(typed, tmp_path_factory):
+    """Run of ten steps."""
     folder = tmp_path_factory.mktemp("run")
-    command = [sys.executable, str(ROOT / "train.py"), *FAST, f"hydra.run.dir={folder}/r"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    assert process.returncode == 0, process.stderr
-    (folder / "r" / "stdout").write_text(process.stdout)
+    status, output, error = typed("train", *FAST, f"hydra.run.dir={folder}/r")
+    assert status == 0, error
+    (folder / "r" / "stdout").write_text(output)
     return folder / "r"
 
 
@@ -66,7 +65,7 @@ def test_run_writes_images_checkpoint_and_metrics(run):
         "eta": 1.0,
         "sigma_hat": False,
     }
-    assert f"python {ROOT}/sample.py run=r count" in output and "FID" in output
+    assert f"python sample.py run={run} count" in output and "FID" in output
     grid = Image.open(run / "images" / "samples-000010.png")
     assert grid.width > 10 * 64 and grid.height > 8 * 64 and len(set(grid.getdata())) > 5
 
@@ -236,6 +235,7 @@ def test_evaluate_writes_metrics_with_protocol(run, typed, tmp_path):
         "count=20",
         "split=test",
         "guidance.w=1",
+        "hydra.launcher.jobs=2",
         f"hydra.sweep.dir={tmp_path}",
     )
     assert status == 0 and "FID" in output
@@ -1211,6 +1211,7 @@ def test_wandb_logs_offline(tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert "wandb login" in process.stdout
+    assert f"{ROOT}/sample.py run=r count" in process.stdout
     (record,) = (tmp_path / "r").glob("wandb/offline-run-*")
     inspect = [
         str(Path(sys.executable).with_name("wandb")),
@@ -1240,7 +1241,7 @@ def test_wandb_logs_offline(tmp_path):
 
 
 def test_sweep_runs_every_job(typed, tmp_path):
-    choices = ["schedule=linear,cosine", "variance=beta,beta_tilde"]
+    choices = ["schedule=linear,cosine", "variance=beta,beta_tilde", "jobs=2"]
     short = [word for word in FAST if not word.startswith("callbacks.")]
     short += ["callbacks=none", "trainer.max_steps=1"]
     status, _, error = typed("train", "-m", *short, *choices, f"hydra.sweep.dir={tmp_path}")
@@ -1255,7 +1256,7 @@ def test_sweep_runs_every_job(typed, tmp_path):
 
 def test_sweep_continues_after_a_rejected_job(typed, tmp_path):
     status, output, _ = typed(
-        "train", "-m", *FAST, "schedule.steps=0,10", f"hydra.sweep.dir={tmp_path}"
+        "train", "-m", *FAST, "schedule.steps=0,10", "jobs=2", f"hydra.sweep.dir={tmp_path}"
     )
     assert status == 1 and "error: schedule.steps" in output
     (file,) = tmp_path.glob("*/metrics.json")

@@ -199,7 +199,7 @@ def test_ode_likelihood_of_the_exact_denoiser_is_the_density_of_the_data(schedul
     process, data = ForwardProcess(schedule()), gaussian_mixture(modes=3, std=0.1)
     denoiser = MixtureDenoiser(process, BetaTilde(), data.mixture)
     points, labels = data.test.x0[:100].double(), data.test.labels[:100]
-    times = timesteps(1000, 200, "quadratic_full")
+    times = timesteps(1000, 100, "quadratic_full")
     for label in (None, labels):
         # The ODE starts at x_1, where the data are blurred by sigma_1.
         alpha, sigma = process.table[1, :2].tolist()

@@ -2,14 +2,12 @@
 
 import ast
 import re
+from functools import cache
 
 import pytest
 from conftest import ROOT
 
-FILES = {
-    str(file.relative_to(ROOT)): ast.parse(file.read_text())
-    for file in sorted((ROOT / "src").rglob("*.py"))
-}
+FILES = [str(file.relative_to(ROOT)) for file in sorted((ROOT / "src").rglob("*.py"))]
 PARTICIPLES = set(
     [
         "found",
@@ -54,6 +52,11 @@ WEAK_START = re.compile(
 )
 
 
+@cache
+def parse(file):
+    return ast.parse((ROOT / file).read_text())
+
+
 def bound_names(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -74,13 +77,13 @@ def docstrings(tree):
 
 @pytest.mark.parametrize("file", FILES)
 def test_names_are_nouns_and_verbs_of_the_field(file):
-    names = {name.strip("_") for name in bound_names(FILES[file])}
+    names = {name.strip("_") for name in bound_names(parse(file))}
     assert names & PARTICIPLES == set()
     assert [name for name in names if PERSON_VERB.search(name.replace("_", " "))] == []
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_docstrings_begin_with_a_verb_or_a_noun(file):
-    texts = [*docstrings(FILES[file])]
+    texts = [*docstrings(parse(file))]
     assert [text.splitlines()[0] for text in texts if WEAK_START.match(text)] == []
     assert [text for text in texts if PERSON_VERB.search(text)] == []

@@ -12,6 +12,11 @@ OTHERS = {"classifier", "autoencoder_kl", "autoencoder_vq", "exact"}
 """Networks of other systems, and the exact one, which is not trained"""
 STEPS = {"unet": 50, "unet_large": 40, "dit_s": 60, "iddpm": 25, "adm": 25}
 """Optimizer steps of large networks at batch size 16; the others take 100 at batch size 64"""
+LONG = {"adm", "dit_s", "iddpm", "unet_cross", "unet_large", "unet_small"}
+"""Networks that `make nightly` trains, because a smaller one of the kind is trained below.
+
+`unet_small` is what `auto` makes for the digits.
+"""
 
 
 def train(config, steps, batch_size):
@@ -33,10 +38,11 @@ def train(config, steps, batch_size):
     return sum(losses[-5:]) / 5, zero
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(model, marks=[pytest.mark.nightly] if model == "adm" else [])
+        pytest.param(model, marks=[pytest.mark.nightly] if model in LONG else [])
         for model in sorted({*options("model")} - OTHERS)
     ],
 )
@@ -47,9 +53,11 @@ def test_model_learns_digits_at_its_default_rate(model):
     assert loss < zero / 2, f"{loss:.3f} after {steps} steps, and {zero:.3f} of predicting zero"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
+        ("model=dit_s", "model.channels=96", "model.blocks=4"),
         ("system=classifier",),
         ("system=autoencoder",),
         ("system=autoencoder", "model=autoencoder_vq"),

@@ -40,26 +40,45 @@ SAMPLING = (
 )
 
 
-def run(command, folder):
-    """Run `command` with its own cache of reference statistics, and return its output.
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
-    torchrun sets one thread for several processes, but not for one. More threads change the order
-    of sums, and thus their last digits.
+
+def run(verb, folder, *words, launcher=()):
+    """Run a script in other processes, with one thread each, and return its output.
+
+    Runs have their own caches of reference statistics. More threads would change the order of
+    sums, and thus their last digits.
     """
-    env = {**os.environ, "DDPM_LAB_CACHE": f"{folder}-cache", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(ROOT / f"{verb}.py"), *words]
     result = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder.parent, timeout=300, env=env
+        [*command, f"hydra.run.dir={folder}"],
+        capture_output=True,
+        text=True,
+        cwd=folder.parent,
+        timeout=300,
+        env={**os.environ, "DDPM_LAB_CACHE": f"{folder}-cache", "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def train(folder, *overrides):
-    """Return the newest checkpoint, the metrics and the output of a training run."""
-    words = [*OVERRIDES, *overrides, f"hydra.run.dir={folder}"]
-    out = run([sys.executable, str(ROOT / "train.py"), *words], folder)
+@pytest.fixture
+def run_here(typed, monkeypatch):
+    """Function like `run`, in this process."""
+
+    def run_here(verb, folder, *words):
+        monkeypatch.setenv("DDPM_LAB_CACHE", f"{folder}-cache")
+        status, output, error = typed(verb, *words, f"hydra.run.dir={folder}")
+        assert status == 0, error
+        return output
+
+    return run_here
+
+
+def results(folder):
+    """Return the newest checkpoint and the metrics of a training run."""
     content = torch.load(weights.checkpoint_files(folder)[0], weights_only=True)
-    return content, json.loads((folder / "metrics.json").read_text()), out
+    return content, json.loads((folder / "metrics.json").read_text())
 
 
 def test_shards_of_a_batch_equal_the_whole_batch():
@@ -87,9 +106,12 @@ def test_shards_of_a_batch_equal_the_whole_batch():
 
 
 @pytest.mark.slow
-def test_two_processes_train_sample_and_evaluate_like_one(tmp_path):
-    one, metrics_of_one, _ = train(tmp_path / "one", *SAMPLING)
-    two, metrics_of_two, out = train(tmp_path / "two", *SAMPLING, *TWO)
+def test_two_processes_train_sample_and_evaluate_like_one(run_here, tmp_path):
+    run_here("train", tmp_path / "one", *OVERRIDES, *SAMPLING)
+    out = run("train", tmp_path / "two", *OVERRIDES, *SAMPLING, *TWO)
+    (one, metrics_of_one), (two, metrics_of_two) = map(
+        results, (tmp_path / "one", tmp_path / "two")
+    )
     torch.testing.assert_close(two["state_dict"], one["state_dict"], atol=1e-6, rtol=1e-5)
     averages = (content["callbacks"]["EMA"]["average"] for content in (two, one))
     torch.testing.assert_close(*averages, atol=1e-6, rtol=1e-5)
@@ -106,34 +128,35 @@ def test_two_processes_train_sample_and_evaluate_like_one(tmp_path):
         # Square roots of eigenvalues near 0 lose half of the digits.
         assert metrics_of_two[name]["fid"] == pytest.approx(metrics_of_one[name]["fid"], rel=1e-7)
     assert out.count("training images") == 1, "only rank zero logs"
-    folders = evaluate(tmp_path, "evaluate", "count=50", "metrics=[kid,prc]")
+
+    def once_and_twice(verb, *words):
+        folders = [tmp_path / f"{verb}-{count}" for count in (1, 2)]
+        words = (f"run={tmp_path}/one", "batch_size=15", *words)
+        assert str(folders[0]) in run_here(verb, folders[0], *words)
+        assert str(folders[1]) in run(verb, folders[1], *words, launcher=TORCHRUN)
+        return folders
+
+    folders = once_and_twice("evaluate", "count=50", "metrics=[kid,prc]")
     once, twice = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     for name in ("fid", "kid", "precision", "recall", "inception_score"):
         assert twice[name] == pytest.approx(once[name], rel=1e-9), name
-    folders = evaluate(tmp_path, "sample", "count=30")
-    once, twice = (np.load(folder / "samples.npz") for folder in folders)
+    once, twice = (
+        np.load(folder / "samples.npz") for folder in once_and_twice("sample", "count=30")
+    )
     assert all(np.array_equal(once[name], twice[name]) for name in once)
     names = [{file.name for file in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert names[0] == names[1]
 
 
-def evaluate(root, verb, *overrides):
-    """Return the output folders of `verb` for the run root/one, with one and with two processes."""
-    folders = [root / f"{verb}-{count}" for count in (1, 2)]
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone")
-    for count, folder in enumerate(folders, 1):
-        words = [f"run={root}/one", "batch_size=15", *overrides, f"hydra.run.dir={folder}"]
-        script = [f"--nproc-per-node={count}", str(ROOT / f"{verb}.py")]
-        assert str(folder) in run([*launcher, *script, *words], folder)
-    return folders
-
-
 @pytest.mark.nightly
-def test_two_processes_reconstruct_like_one_with_an_unused_discriminator(tmp_path):
+def test_two_processes_reconstruct_like_one_with_an_unused_discriminator(run_here, tmp_path):
     # Until system.start, the discriminator has no gradient.
     overrides = ("system=autoencoder", "system.adversarial=0.5", "system.start=100")
-    one, metrics_of_one, _ = train(tmp_path / "one", *overrides)
-    two, metrics_of_two, _ = train(tmp_path / "two", *overrides, *TWO)
+    run_here("train", tmp_path / "one", *OVERRIDES, *overrides)
+    run("train", tmp_path / "two", *OVERRIDES, *overrides, *TWO)
+    (one, metrics_of_one), (two, metrics_of_two) = map(
+        results, (tmp_path / "one", tmp_path / "two")
+    )
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-5, rtol=1e-4)
     for name in ("psnr", "ssim", "rfid"):

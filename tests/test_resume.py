@@ -100,14 +100,12 @@ def test_killed_run_resumes_bit_for_bit(bench, kind, owner, name, nth):
     assert bench.verdict(folder, bench.overrides(kind)) == ""
 
 
-SLOW = pytest.mark.slow
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "nth", "step", "by"),
     [
         (SampleGrid, "run", 3, 30, signal.SIGTERM),
-        pytest.param(Diffusion, "validation_step", 30, 30, signal.SIGINT, marks=SLOW),
+        (Diffusion, "validation_step", 30, 30, signal.SIGINT),
         pytest.param(SampleGrid, "run", 3, 30, signal.SIGINT, marks=pytest.mark.nightly),
         pytest.param(
             Diffusion, "validation_step", 30, 30, signal.SIGTERM, marks=pytest.mark.nightly

@@ -200,7 +200,7 @@ def test_sweep_is_a_wandb_group_with_a_report_table(typed, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     overrides = [word for word in QUICK if word != "logger=csv"]
     status, out, err = typed(
-        "train", "-m", "seed=0,1", *overrides, "logger=wandb", "hydra.sweep.dir=a sweep"
+        "train", "-m", "seed=0,1", *overrides, "logger=wandb", "hydra.sweep.dir=a sweep", "jobs=2"
     )
     assert status == 0, out + err
     runs = [*tmp_path.glob("a sweep/*/wandb/offline-run-*/*.wandb")]
@@ -314,7 +314,7 @@ def test_slurm_launcher_with_submitits_local_executor(typed, tmp_path):
     pytest.importorskip("submitit", reason="an extra, for hydra/launcher=slurm")
     overrides = (
         "-m",
-        "seed=0,1",
+        "optimizer.lr=1e-3,-1",
         *QUICK,
         f"hydra.sweep.dir={tmp_path}",
         "hydra/launcher=slurm",
@@ -322,10 +322,9 @@ def test_slurm_launcher_with_submitits_local_executor(typed, tmp_path):
         "jobs=2",
     )
     status, out, err = typed("train", *overrides)
-    assert status == 0, out + err
-    assert len([*tmp_path.glob("*/metrics.json")]) == 2 and [*(tmp_path / "submitit").glob("*.pkl")]
-    status, out, err = typed("train", *overrides, "optimizer.lr=-1")
-    assert status == 1 and "optimizer.lr must be above 0 (got -1)" in out
+    assert status == 1 and "optimizer.lr must be above 0 (got -1)" in out, out + err
+    assert "1 of 2 jobs failed" in err and len([*tmp_path.glob("*/metrics.json")]) == 1
+    assert len([*(tmp_path / "submitit").glob("*_submitted.pkl")]) == 2
 
 
 @pytest.mark.slow
@@ -340,6 +339,7 @@ def test_search_selects_the_best_trial_and_is_reproducible(typed, tmp_path):
         f"hydra.sweep.dir={tmp_path}",
         "hydra.sweeper.trials=3",
         "hydra.sweeper.metric=training.val_loss",
+        "jobs=2",  # each with one thread
     )
     status, out, err = typed("train", *overrides)
     assert status == 0, err

@@ -138,7 +138,7 @@ def test_importance_gathers_losses_from_all_ranks(tmp_path):
         return torch.randint(1, 6, (8,), generator=generator), torch.rand(8, generator=generator)
 
     batches = [[batch() for _ in range(6)] for _ in range(2)]
-    multiprocessing.spawn(_rank, (batches, tmp_path), nprocs=2)
+    multiprocessing.start_processes(_rank, (batches, tmp_path), nprocs=2, start_method="fork")
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(one["losses"], two["losses"]) and torch.equal(one["counts"], two["counts"])
     single = Importance(5, 4)
