@@ -114,7 +114,7 @@ train conditioner.dropout=0 guidance.w=1
 train guidance.w=nan
     2 guidance.w must be at least 0 and at most 10000 (got nan)
 train guidance.w=-1
-    2 guidance.w must be at least 0 and at most 10000 (got -1.0)
+    2 guidance.w must be at least 0 and at most 10000 (got -1)
 sample run=RUN guidance.scale=1e9
     2 guidance.scale must be at least 0 and at most 10000 (got 1000000000.0)
 train guidance=classifier guidance.classifier.run=NAMED guidance.scale=nan

@@ -591,7 +591,7 @@ TRAIN_MISTAKES = {
     "lr_schedule.warmup=-1": "lr_schedule.warmup must be at least 0",
     "trainer.precision=bf16-true": "trainer.precision=bf16-true",
     "trainer.devices=2": "trainer.devices=2",
-    "callbacks.fid.every=0": "callbacks.fid.every=0",
+    "callbacks.fid.every=0": "callbacks.fid.every must be at least 1 (got 0)",
     "data=synthetic data.channels=5": "data.channels must be 1",
     "schedule=linear schedule.end=2": "schedule.end must be above 0 and below 1 (got 2)",
     "schedule=linear schedule.start=-1": "schedule.start",
@@ -709,7 +709,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
             ["run=RUN", "sampler=ddmp"],
             "sampler=ddmp is not a choice (did you mean ddpm?)",
         ),
-        ("evaluate", ["run=RUN", "split=val"], "split=val must be 'train' or 'test'"),
+        ("evaluate", ["run=RUN", "split=val"], "split=val is not one of train, test"),
         (
             "evaluate",
             ["run=RUN", "extractor=inception", "extractor.weights=nowhere"],
@@ -734,7 +734,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "sweep=guidance.w", "values=[0,-1]"],
-            "guidance.w must be a number of at least 0",
+            "guidance.w must be at least 0 and at most 10000 (got -1)",
         ),
         (
             "evaluate",
@@ -788,7 +788,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
             "nll.steps must lie in 1..1000",
         ),
         ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must lie in 1..1000"),
-        ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val must be 'train' or 'test'"),
+        ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val is not one of train, test"),
         (
             "evaluate",
             ["run=RUN", "variance=learned_range"],
@@ -866,7 +866,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "reconstruction.split=val"],
-            "reconstruction.split=val must be 'train' or 'test'",
+            "reconstruction.split=val is not one of train, test",
         ),
         (
             "evaluate",
@@ -893,7 +893,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "sampler.eta=1.5"],
-            "sampler.eta must be at least 0 and at most 1 (got 1.5): above 1 the noise",
+            "sampler.eta must be at least 0 and at most 1 (got 1.5); try sampler.eta=0",
         ),
     ],
 )

@@ -222,7 +222,7 @@ def test_data_fingerprint_depends_on_content_only():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("resume=s",), "resume=s holds weights without the state of the optimizer"),
+        (("resume=s",), "resume=s holds weights without the optimizer's state"),
         (("hydra.run.dir=s", *Q), "init=s to start from its weights"),
         (("trainer.default_root_dir=s", *Q), "init=s to start from its weights"),
         (

@@ -139,7 +139,8 @@ def _check_devices(trainer: DictConfig) -> None:
         )
     if trainer.precision in BFLOAT16 and not torch.cuda.is_bf16_supported():
         raise ResourceError(
-            f"trainer.precision={trainer.precision} is not supported by this GPU; try 32-true"
+            f"trainer.precision={trainer.precision} is not supported by this GPU; "
+            "try trainer.precision=32-true"
         )
 
 
@@ -215,7 +216,10 @@ def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data
             subject, choice = "images", "default"
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):  # an experiment may set keys of a missing callback
-            raise UserError(f"callbacks.{name} sets keys of no callback; try ~callbacks.{name}")
+            raise UserError(
+                f"callbacks.{name} sets keys of a callback that callbacks= does not have; "
+                f"try ~callbacks.{name}"
+            )
         if subject not in getattr(callback, "supports", (subject,)):
             kind = type(callback).__name__
             raise UserError(f"callbacks: {kind} is not for {subject}; try callbacks={choice}")
