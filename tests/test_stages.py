@@ -199,7 +199,10 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
     content = torch.load(file, weights_only=True)
     overrides = ["codec=autoencoder", f"codec.run={tmp_path}/kl", f"hydra.run.dir={tmp_path}/r"]
     for value, message in (
-        (float("nan"), "step-000010.ckpt has weights that are not finite: state_dict.autoencoder.quant_conv.2"),
+        (
+            float("nan"),
+            "step-000010.ckpt has weights that are not finite: state_dict.autoencoder.quant_conv.2",
+        ),
         (3e38, ": the channels of its latents have standard deviations ["),
     ):
         content["state_dict"]["autoencoder.quant_conv.2.weight"][0] = value

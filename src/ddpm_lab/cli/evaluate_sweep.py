@@ -109,8 +109,8 @@ def _save(
     if unfinished := [value for name, value in values.items() if name not in done]:
         report["unfinished"] = unfinished
     write_json(out / "metrics.json", report)
-    shown = {name: values[name] for name in done}
-    plot = _plot(quality, config.sweep, shown, results, out / "sweep.png")
+    values_so_far = {name: values[name] for name in done}
+    plot = _plot(quality, config.sweep, values_so_far, results, out / "sweep.png")
     rows = torch.cat([samples[name][0].cpu() for name in done])
     return [out / "metrics.json", plot, save_grid(rows, out / "rows.png", columns=10)]
 
