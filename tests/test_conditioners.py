@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from conftest import composed
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.conditioners.labels import Tokens
 from ddpm_lab.conditioners.low_res import LowRes
 from ddpm_lab.conditioners.text import PretrainedText, Text
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images, to_batch
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.networks.text_encoder import decode_text, encode_text
 
 CAPTIONS = [["one", "eins"], ["two", "a two", "zwei"]]

@@ -9,7 +9,7 @@ from conftest import composed, options
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ddpm_lab.conditioners.data_spec import DataSpec
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.runs import weights
 
 EXPERIMENTS = options("experiment")

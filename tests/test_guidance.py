@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.conditioners.labels import Label
 from ddpm_lab.diffusion.analytic_denoisers import Mixture, MixtureDenoiser
-from ddpm_lab.diffusion.conditioning import Condition
+from ddpm_lab.diffusion.conditioning import Condition, DataSpec
 from ddpm_lab.diffusion.denoiser import Denoiser, Estimate
 from ddpm_lab.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, Guidance
 from ddpm_lab.diffusion.predictions import Eps

@@ -11,10 +11,10 @@ from conftest import composed
 from hydra.utils import instantiate
 from torch.distributions import Normal, kl_divergence
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images, to_batch
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.diffusion.guidance import Autoguidance
 from ddpm_lab.evaluation.analytic_variance import estimate_variance
 from ddpm_lab.networks.autoencoder import KL, VQ, Autoencoder, PatchDiscriminator

@@ -28,7 +28,6 @@ from torch import nn
 
 from ddpm_lab.callbacks import loggers
 from ddpm_lab.cli.sample_io import read_array
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.conditioners.text import _load_pretrained
 from ddpm_lab.config.instantiate import original_text
 from ddpm_lab.data import huggingface_rows
@@ -37,6 +36,7 @@ from ddpm_lab.data.image_folder import image_folder, read_images
 from ddpm_lab.data.image_io import open_image
 from ddpm_lab.data.module import Data
 from ddpm_lab.data.shards import image_store
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.runs import resume, run_config, saved_config, trusted_paths
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import (

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from ddpm_lab.conditioners.data_spec import Batch, DataSpec
-from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
+from ddpm_lab.diffusion.conditioning import Batch, Condition, Conditioner, DataSpec, NoiseSampler
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.ranges import Count, Fraction, check_ranges
 

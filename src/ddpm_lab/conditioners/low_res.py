@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
-from ddpm_lab.conditioners.data_spec import Batch, DataSpec
-from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
+from ddpm_lab.diffusion.conditioning import Batch, Condition, Conditioner, DataSpec, NoiseSampler
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.rng import uniform
 from ddpm_lab.utils.errors import UserError

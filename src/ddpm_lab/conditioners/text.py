@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lab.conditioners.data_spec import Batch, DataSpec
-from ddpm_lab.diffusion.conditioning import Condition, Conditioner, NoiseSampler
+from ddpm_lab.diffusion.conditioning import Batch, Condition, Conditioner, DataSpec, NoiseSampler
 from ddpm_lab.networks.text_encoder import TextEncoder, decode_text, encode_text
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.ranges import Count, Fraction, check_ranges

@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.utils.errors import prefix_errors
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.data_spec import Batch as Batch
 from ddpm_lab.diffusion.analytic_denoisers import Mixture
+from ddpm_lab.diffusion.conditioning import Batch as Batch
 from ddpm_lab.diffusion.rng import make_generator
 
 IN_MEMORY_BYTES = 4 * 2**30

@@ -12,7 +12,6 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import (
     CPU,
     Batch,
@@ -25,6 +24,7 @@ from ddpm_lab.data.datasets import (
     concat,
     to_batch,
 )
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.utils.errors import HangError, ResourceError, UserError
 from ddpm_lab.utils.ranges import check_ranges

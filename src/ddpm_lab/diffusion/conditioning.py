@@ -1,13 +1,33 @@
-"""Conditions of a denoiser. A condition carries its own absence, without a null index."""
+"""Batches, properties of the data, and conditions of a denoiser.
+
+A condition carries its own absence, without a null index.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.rng import NoiseSampler, uniform
+
+Batch = dict[str, Tensor]
+"""Tensors with one row per sample: "x0", "label", "text", "low_res" or "noise_level"."""
+
+
+class DataSpec(NamedTuple):
+    """Properties of the data that determine parts of a model."""
+
+    shape: tuple[int, ...]
+    """(C, H, W), or (d,) for points"""
+    classes: int | None
+    """Number of classes; None without labels"""
+    bin_width: float | None
+    """Width of the bins that x_0 is rounded to; None without rounding"""
+    captions: Sequence[Sequence[str]] | None
+    """Captions of each class; None without labels"""
 
 
 @dataclass(frozen=True)
@@ -94,12 +114,10 @@ class Conditioner(nn.Module, ABC):
             raise TypeError(f"{type(self).__name__} has no options at sampling")
 
     @abstractmethod
-    def forward(
-        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
-    ) -> Condition:
+    def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         """Return the condition of `batch`. `noise` is the source of all random choices."""
 
-    def resolve(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resolve(self, batch: Batch) -> Batch:
         """Return the inputs of the condition, without x0 and with random choices made.
 
         They can be saved and passed to `forward` again.
@@ -110,11 +128,9 @@ class Conditioner(nn.Module, ABC):
 class Unconditional(Conditioner):
     """No condition."""
 
-    def __init__(self, spec: object = None) -> None:
+    def __init__(self, spec: DataSpec | None = None) -> None:
         super().__init__()
         self.cond_dims, self.dropout, self.classes = {}, 0.0, None
 
-    def forward(
-        self, batch: dict[str, Tensor], noise: NoiseSampler = torch.randn_like
-    ) -> Condition:
+    def forward(self, batch: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         return Condition()

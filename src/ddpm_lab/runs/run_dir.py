@@ -14,11 +14,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.conditioners.labels import require_classes
 from ddpm_lab.config.instantiate import build, check_settings
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.classifier_guidance import NoisyClassifier
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.networks.autoencoder import Autoencoder

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import Split, head
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder
 from ddpm_lab.utils.safe_load import sha256_of_tensors

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import (
     Batch,
     Images,
@@ -23,7 +22,7 @@ from ddpm_lab.data.datasets import (
     to_device,
     to_uint8,
 )
-from ddpm_lab.diffusion.conditioning import Condition, Conditioner
+from ddpm_lab.diffusion.conditioning import Condition, Conditioner, DataSpec
 from ddpm_lab.diffusion.denoiser import Denoiser, DenoiserLike
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess

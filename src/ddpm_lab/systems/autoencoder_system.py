@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import Batch
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder, PatchDiscriminator
 from ddpm_lab.sampling.conditions import format_size

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import Batch
 from ddpm_lab.diffusion.classifier_guidance import NoisyClassifier
+from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.timestep_samplers import TimestepSampler

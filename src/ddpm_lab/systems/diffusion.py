@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from ddpm_lab.conditioners.data_spec import DataSpec
 from ddpm_lab.data.datasets import Batch
-from ddpm_lab.diffusion.conditioning import Conditioner
+from ddpm_lab.diffusion.conditioning import Conditioner, DataSpec
 from ddpm_lab.diffusion.denoiser import DenoiserLike
 from ddpm_lab.diffusion.objectives import NoisedBatch, Objective
 from ddpm_lab.diffusion.predictions import Prediction

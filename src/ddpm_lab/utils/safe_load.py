@@ -31,7 +31,7 @@ SPEC: dict[str, Any] = {
     "bin_width": Positive | None,
     "captions": list[Annotated[list[str], Len(1)]] | None,
 }
-"""Types of the fields of `conditioners.data_spec.DataSpec` in a checkpoint"""
+"""Types of the fields of `diffusion.conditioning.DataSpec` in a checkpoint"""
 
 
 def sha256_of_text(text: str) -> str:
