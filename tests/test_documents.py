@@ -22,7 +22,7 @@ FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 GENERATED = ROOT / "docs" / "mutations.md"
 SCRIPTS = [f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")]
 GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
-ROOMS = {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
+PACKAGES = {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
 COMMAND = re.compile(r"(?:\S+=\S+ )*(?:srun |\.venv/bin/)?(python|torchrun|make|ddpm-\w+) ")
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"^    (\S.*)$", re.M)
@@ -270,5 +270,5 @@ def test_links_and_files_exist(file):
             continue
         if re.fullmatch(r"(src|tests|scripts|docs|configs)/[\w./]+", span):
             assert (ROOT / span).exists(), span
-        elif re.fullmatch(r"\w+/[\w/]+\.py", span) and span.split("/")[0] in ROOMS:
+        elif re.fullmatch(r"\w+/[\w/]+\.py", span) and span.split("/")[0] in PACKAGES:
             assert (PACKAGE / span).exists(), span

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 PACKAGE = ROOT / "src" / "ddpm_lab"
 # Imports go down this list only.
-ROOMS = (
+PACKAGES = (
     "utils",
     "reports",
     "diffusion",
@@ -30,7 +30,7 @@ ROOMS = (
     "ablations",
     "cli",
 )
-HYDRA_ROOMS = ROOMS[ROOMS.index("config") :]
+HYDRA_PACKAGES = PACKAGES[PACKAGES.index("config") :]
 MODULES = {
     ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file
     for file in PACKAGE.rglob("*.py")
@@ -49,20 +49,22 @@ def imports(file):
 
 @pytest.mark.parametrize("file", MODULES.values(), ids=MODULES)
 def test_imports_go_down_only(file):
-    room = file.relative_to(PACKAGE).parts[0]
-    if room not in ROOMS:
+    package = file.relative_to(PACKAGE).parts[0]
+    if package not in PACKAGES:
         return
     for name in imports(file):
         parts = name.split(".")
         if parts[0] == "ddpm_lab" and len(parts) > 1:
-            assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{name} is above {room}/"
-        if parts[0] in ("hydra", "omegaconf"):
-            assert room in HYDRA_ROOMS, f"{room}/ does not import Hydra"
-        if parts[0] == "lightning":
-            assert room in ("systems", "callbacks", "config", "cli"), (
-                f"{room}/ is free of Lightning"
+            assert PACKAGES.index(parts[1]) <= PACKAGES.index(package), (
+                f"{name} is above {package}/"
             )
-        if room == "networks" and parts[:2] == ["ddpm_lab", "diffusion"]:
+        if parts[0] in ("hydra", "omegaconf"):
+            assert package in HYDRA_PACKAGES, f"{package}/ does not import Hydra"
+        if parts[0] == "lightning":
+            assert package in ("systems", "callbacks", "config", "cli"), (
+                f"{package}/ is free of Lightning"
+            )
+        if package == "networks" and parts[:2] == ["ddpm_lab", "diffusion"]:
             assert parts[2] == "conditioning", (
                 "networks import nothing of diffusion but the condition"
             )
