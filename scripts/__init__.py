@@ -1,1 +1,1 @@
-"""Programs beside the four verbs."""
+"""Programs besides the four commands."""

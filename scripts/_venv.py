@@ -35,7 +35,7 @@ MARK = "DDPM_LAB_RESTARTED"
 
 
 def enter():
-    """Put the checkout's source first in the path; restart with .venv if packages are missing."""
+    """Put the checkout first in sys.path; restart with .venv if packages are missing."""
     environment = os.path.join(ROOT, ".venv")
     problem = _problem(environment)
     restarted = os.environ.pop(MARK, None)
@@ -60,7 +60,7 @@ def enter():
 
 
 def _problem(environment):
-    """Return the problem of this Python as the end of a message, or ""."""
+    """Return the problem of this Python as the end of a message; "" if there is none."""
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         return "is Python {}.{}, and ddpm-lab needs 3.11, 3.12 or 3.13".format(*sys.version_info)
     from importlib.util import find_spec

@@ -328,7 +328,7 @@ class Interleave(L.Callback):
 def step_candidates(
     overrides: list[str], config: DictConfig, data: Data, system: Diffusion
 ) -> dict[str, Call]:
-    """Return steps of bare loops, ours and those of installed peers."""
+    """Return steps of bare loops: ours and those of installed peers."""
     precision = config.trainer.precision
     candidates = {"bare loop": bare(system, data, precision, config.compile)}
     if config.compile:
@@ -513,7 +513,7 @@ class DiffusersNetwork(nn.Module):
 def images(
     config: DictConfig, data: Data, system: Diffusion, x: Tensor, steps: int
 ) -> dict[str, Row]:
-    """Compare a diffusers network under its pipeline and our sampler, and our network."""
+    """Compare a diffusers network under its pipeline, under our sampler, and our own network."""
     from diffusers import DDIMPipeline, DDIMScheduler
 
     network = diffusers_unet(config, data).eval()

@@ -1,7 +1,7 @@
 """Measure the overhead of data loading and of metrics: python scripts/benchmark_data.py
 
-Training on in-memory images of three data sets' sizes is compared with training on one fixed batch,
-in turn: the result is the median over rounds of the ratio of their step rates. For the FID of
+Training on in-memory images, as many as in three data sets, alternates with training on one fixed
+batch. The result is the median over rounds of the ratio of their step rates. For the FID of
 `evaluate.py`, it is the share of time outside network and extractor, and the peak memory.
 """
 

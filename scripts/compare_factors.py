@@ -3,7 +3,7 @@
 python scripts/compare_factors.py OUT [overrides of the diffusion runs]
 
 For each factor f, train an autoencoder on digits and a model in its latents. Two models of the same
-size in pixels are baselines; one predicts v, as do those in latents. Times exclude evaluation and
+size in pixels are baselines; one predicts v, like those in latents. Times exclude evaluation and
 the autoencoders. OUT gets the runs, factors.json and factors.png. Existing runs are not repeated.
 """
 

@@ -234,7 +234,7 @@ class Bench:
         self.root, self.random, self.trials = root, random.Random(seed), count()
         self.references: dict[tuple[str, ...], tuple[Path, float]] = {}
 
-    def room(self) -> Path:
+    def new_folder(self) -> Path:
         folder = self.root / f"trial-{next(self.trials):04d}"
         folder.mkdir(parents=True)
         return folder
@@ -250,7 +250,7 @@ class Bench:
     def reference(self, overrides: tuple[str, ...]) -> tuple[Path, float]:
         """Return an undisturbed run and its duration in seconds."""
         if overrides not in self.references:
-            folder, start = self.room(), time.monotonic()
+            folder, start = self.new_folder(), time.monotonic()
             status = ended(begin(folder, overrides))
             assert status == 0, log(folder)
             self.references[overrides] = (run_in(folder), time.monotonic() - start)
@@ -268,7 +268,7 @@ class Bench:
         again: Callable[[], Sequence[str]] | None = None,
     ) -> str:
         """Repeat the command. Return "" if the result is that of the reference, else the error."""
-        finished = (folder / "run" / "metrics.json").is_file()  # before it could be killed
+        finished = (folder / "run" / "metrics.json").is_file()  # it ended before the kill
         if not finished:
             status = ended(begin(folder, again() if again else overrides))
             if status:
@@ -364,7 +364,7 @@ def kill(bench: Bench, trials: int) -> dict[str, list[str]]:
         _, seconds = bench.reference(overrides)
         wrong[kind] = []
         for _ in range(-(-trials // len(KINDS))):
-            folder = bench.room()
+            folder = bench.new_folder()
             for _ in range(bench.random.choice((1, 1, 2))):
                 pid = begin(folder, again())
                 time.sleep(bench.random.uniform(0.1, 0.95) * seconds)
@@ -381,7 +381,7 @@ def torn(bench: Bench, trials: int) -> dict[str, list[str]]:
     overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
-        folder, nth = bench.room(), bench.random.randrange(1, 6)
+        folder, nth = bench.new_folder(), bench.random.randrange(1, 6)
         stage = bench.random.choice(("write", "verify", "rename"))
         share = bench.random.random()
 
@@ -431,7 +431,7 @@ def term(bench: Bench, trials: int) -> dict[str, list[str]]:
     wrong: dict[str, list[str]] = {"SIGTERM": [], "SIGINT": []}
     for i in range(trials):
         name = ("SIGTERM", "SIGTERM", "SIGINT")[i % 3]
-        folder = bench.room()
+        folder = bench.new_folder()
         pid = begin(folder, overrides)
         time.sleep(bench.random.uniform(0.3, 0.9) * seconds)
         status = stopped(pid, signal.Signals[name])
@@ -449,11 +449,12 @@ def term(bench: Bench, trials: int) -> dict[str, list[str]]:
 
 
 def poison(bench: Bench, trials: int) -> dict[str, list[str]]:
-    """Inject non-finite losses, at single steps or from some step on: they are never saved."""
+    """Inject non-finite losses at a single step, or at all steps after one: they are never
+    saved."""
     overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for i in range(trials):
-        folder, lasting = bench.room(), i % 2
+        folder, lasting = bench.new_folder(), i % 2
         steps = {bench.random.randrange(60) for _ in range(3)}
         value = bench.random.choice((float("nan"), float("inf")))
 
@@ -486,7 +487,7 @@ def disk(bench: Bench, trials: int) -> dict[str, list[str]]:
     overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
-        folder, first = bench.room(), bench.random.randrange(2, 5)
+        folder, first = bench.new_folder(), bench.random.randrange(2, 5)
         fails = bench.random.choice((1, 2, 99))
 
         def fault(first: int = first, fails: int = fails) -> None:
@@ -520,7 +521,7 @@ def damage(bench: Bench, trials: int) -> dict[str, list[str]]:
     overrides = bench.overrides(next(iter(KINDS)))
     wrong = []
     for _ in range(trials):
-        folder, at = bench.room(), bench.random.randrange(20, 60)
+        folder, at = bench.new_folder(), bench.random.randrange(20, 60)
 
         def fault(at: int = at) -> None:
             own = Diffusion.training_step
@@ -560,11 +561,11 @@ def corrupt(bench: Bench, trials: int) -> dict[str, list[str]]:
     Either no number changes, or the corruption is detected and the newest intact file is used.
     """
     run, _ = bench.reference(bench.overrides(next(iter(KINDS))))
-    shared = bench.room() / "share"
+    shared = bench.new_folder() / "share"
     share(str(run), shared)
-    cache = bench.room() / "cache.safetensors"
+    cache = bench.new_folder() / "cache.safetensors"
     safe_load.save_tensors({"mean": torch.arange(64.0), "covariance": torch.eye(64)}, cache)
-    seal = bench.room() / "cache.json"
+    seal = bench.new_folder() / "cache.json"
     safe_load.write_sealed_json({"real": {"fid": 1.25}, "noise": {"fid": 325.0}}, seal)
     config, level = run_config.load_config(str(run)), logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -621,7 +622,7 @@ def _damaged(
 
 def _recovers(bench: Bench, newest: Path, older: Path, hurt: Any, config: Any) -> str:
     """Read a run with a corrupt newest checkpoint like sample.py, then like train.py."""
-    folder = bench.room()
+    folder = bench.new_folder()
     (folder / "checkpoints").mkdir()
     shutil.copy(newest.parents[1] / "config.yaml", folder)
     shutil.copy(older, folder / "checkpoints")
@@ -643,7 +644,7 @@ def _recovers(bench: Bench, newest: Path, older: Path, hurt: Any, config: Any) -
 
 def _noticed(bench: Bench, file: Path, hurt: Any, read: Callable[[Path], Any]) -> str:
     """Return "" if a corrupt copy of `file` is refused or has the same content."""
-    copy = bench.room() / file.name
+    copy = bench.new_folder() / file.name
     copy.write_bytes(_damaged(file, hurt, bench.random))
     try:
         wrong = differs(read(file), read(copy))
@@ -678,12 +679,12 @@ def ranks(bench: Bench, trials: int) -> dict[str, list[str]]:
             start_new_session=True,
         )
 
-    reference, start = bench.room(), time.monotonic()
+    reference, start = bench.new_folder(), time.monotonic()
     assert launch(reference).wait() == 0, log(reference)
     seconds = time.monotonic() - start
     wrong = []
     for _ in range(trials):
-        folder = bench.room()
+        folder = bench.new_folder()
         process = launch(folder)
         time.sleep(bench.random.uniform(0.4, 0.95) * seconds)
         with suppress(ProcessLookupError):
@@ -714,7 +715,7 @@ def chaos(bench: Bench, trials: int, minutes: float = 60) -> dict[str, list[str]
     steps = int(200 * 60 * minutes / 3 / seconds)
     overrides = (*overrides, f"trainer.max_steps={steps}")
     _, seconds = bench.reference(overrides)
-    folder, counts = bench.room(), {"killed": 0, "full": 0, "damaged": 0}
+    folder, counts = bench.new_folder(), {"killed": 0, "full": 0, "damaged": 0}
     end = time.monotonic() + 60 * minutes
     print(f"undisturbed: {steps} steps in {seconds:.0f} s", flush=True)
     while time.monotonic() < end:

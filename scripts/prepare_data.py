@@ -1,8 +1,8 @@
 """Convert images to a compact store: python scripts/prepare_data.py SOURCE TARGET [options]
 
-SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with a sub-folder per class or
-without, or with such folders in train/ and test/ (or val/). TARGET is a new folder, which appears
-when it is complete. Then:
+SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with or without a subfolder per
+class, or with such folders in train/ and test/ (or val/). TARGET is a new folder, which appears
+once it is complete. Then:
 
     python train.py data=store data.path=TARGET
 
@@ -48,8 +48,8 @@ CHUNK = 2**20
 UNPACKED = 100, 2**30
 """Limit of an unpacked archive: the larger of a multiple of its size and a number of bytes"""
 TOO_LARGE = (
-    f"it holds over {UNPACKED[0]} times its size, or more than the disk has room for; "
-    "unpack it yourself"
+    f"it unpacks to over {UNPACKED[0]} times its size, or does not fit on the disk; unpack it "
+    "yourself"
 )
 
 
@@ -61,9 +61,9 @@ def create_parser() -> argparse.ArgumentParser:
     add("source", type=Path, metavar="SOURCE")
     add("target", type=Path, metavar="TARGET", nargs="?")
     add("--resolution", type=int, help="side of the square images (default: that of the images)")
-    add("--channels", type=int, help="1 (grey) or 3 (RGB; default: those of the images)")
+    add("--channels", type=int, help="1 (gray) or 3 (RGB; default: those of the images)")
     add("--convert", action="store_true", help="scale, crop and recolor images that differ")
-    add("--bits", type=int, help="used bits of grey with more than 8 bits, such as 12")
+    add("--bits", type=int, help="used bits of gray with more than 8 bits, such as 12")
     help = "folders named train and test (or val) are classes"
     add("--no-splits", action="store_false", dest="splits", help=help)
     add("--background", default="white", help="color behind transparent pixels (white)")
@@ -100,7 +100,7 @@ def check(root: Path) -> None:
     parts = [root / "train", root / "test"] if (root / "train").is_dir() else [root]
     for part in parts:
         Shards(part).verify()
-    print(f"{root} is as it was written")
+    print(f"{root} is intact")
 
 
 def prepare(
@@ -146,17 +146,15 @@ def prepare(
 def check_arguments(source: Path, target: Path, workers: int) -> None:
     if target.exists():
         raise ValueError(
-            f"TARGET={target} exists, and a store is never overwritten; remove it or name another"
+            f"TARGET={target} exists, and a store is never overwritten; remove it or choose another"
         )
     if workers < 0:
         raise ValueError(f"--workers must be at least 0 (got {workers})")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
-        raise ValueError(
-            f"TARGET={target} lies in SOURCE={source}, which would then contain it; name another"
-        )
+        raise ValueError(f"TARGET={target} is inside SOURCE={source}; choose another")
     if not source.exists():
         raise ValueError(
-            f"SOURCE={source} is not there; it is a folder, a .zip, a .tar or a .tar.gz"
+            f"SOURCE={source} does not exist; it must be a folder, a .zip, a .tar or a .tar.gz"
         )
 
 
@@ -261,7 +259,7 @@ def unpack(archive: Path, into: Path) -> Path:
         message = f"SOURCE={archive} cannot be unpacked as a .zip, .tar or .tar.gz ({error})"
         raise (UnsafeFileError if unsafe else ValueError)(message) from error
     if not into.is_dir():
-        raise ValueError(f"SOURCE={archive} holds no images")
+        raise ValueError(f"SOURCE={archive} contains no images")
     return into
 
 
@@ -284,7 +282,7 @@ def untar(archive: Path, into: Path) -> None:
                 raise UnsafeFileError(TOO_LARGE)
             if is_unpacked(member.name) and not member.isdir():
                 if member.name.startswith("/"):  # the filter would strip it
-                    raise UnsafeFileError(f"{member.name} leads out of it")
+                    raise UnsafeFileError(f"{member.name} points outside it")
                 tar.extract(member, into, filter="data")  # refuses paths out of the folder
 
 
@@ -302,7 +300,7 @@ def unzip(archive: Path, into: Path) -> None:
             path = PurePosixPath(member.filename)
             special = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG)
             if path.is_absolute() or ".." in path.parts or special:
-                raise UnsafeFileError(f"{path} is a link or a device, or leads out of it")
+                raise UnsafeFileError(f"{path} is a link, a device or outside it")
         for member in tqdm(members, "unpacking", disable=None):
             file.extract(member, into)
 

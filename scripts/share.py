@@ -42,12 +42,12 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     Raises UserError if `run` does not have the weights or `target` exists.
     """
     run_config.load_config(run)  # raises UserError unless it is a run directory
-    config = load_saved_config(Path(run, "config.yaml"), TRUSTED)  # with the paths as typed
+    config = load_saved_config(Path(run, "config.yaml"), TRUSTED)  # with paths as typed
     content, _ = read_weights(run)
     average = content["callbacks"].get("EMA", {}).get("average")
     weights = weights or ("raw" if average is None else "ema")
     if weights not in ("ema", "raw") or (weights == "ema" and average is None):
-        raise UserError(f"weights={weights} are not in run={run}; try weights=raw")
+        raise UserError(f"weights={weights}: run={run} does not have them; try weights=raw")
     if target.exists():
         raise UserError(f"TARGET={target} exists, and nothing is overwritten; try another name")
     state = content["state_dict"]

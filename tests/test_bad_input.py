@@ -36,29 +36,29 @@ train --multirn
 train ~callbacks.emma
     2 callbacks has no key emma (did you mean ema?)
 train schedule.steps=abc
-    2 schedule.steps=abc is of the wrong kind: it should be a valid integer
+    2 schedule.steps=abc has the wrong type: it should be a valid integer
 train schedule.steps=1.5
-    2 schedule.steps=1.5 is of the wrong kind: it should be a valid integer
+    2 schedule.steps=1.5 has the wrong type: it should be a valid integer
 train optimizer.lr=1e-4x
-    2 optimizer.lr=1e-4x is of the wrong kind: it should be a valid number
+    2 optimizer.lr=1e-4x has the wrong type: it should be a valid number
 train optimizer.lr=true
-    2 optimizer.lr=True is of the wrong kind: it should be a valid number
+    2 optimizer.lr=True has the wrong type: it should be a valid number
 train model.blocks=true
-    2 model.blocks=True is of the wrong kind: it should be a valid number
+    2 model.blocks=True has the wrong type: it should be a valid number
 train optimizer.betas=[0.9]
-    2 optimizer.betas=[0.9] is of the wrong kind: it has too few entries
+    2 optimizer.betas=[0.9] has the wrong type: it has too few entries
 evaluate run=RUN metrics=[nll] nll.steps=abc
-    2 nll.steps=abc is of the wrong kind: it should be a valid integer
+    2 nll.steps=abc has the wrong type: it should be a valid integer
 evaluate run=RUN metrics=[nll] nll.spacing=-3
-    2 nll.spacing=-3 is of the wrong kind: it should be a valid string
+    2 nll.spacing=-3 has the wrong type: it should be a valid string
 evaluate model=exact conditional=maybe sampler=ddim
-    2 conditional=maybe is of the wrong kind: it should be a valid boolean
+    2 conditional=maybe has the wrong type: it should be a valid boolean
 evaluate model=exact mean=[a]
     2 mean=['a'] and covariance=
 train schedule.steps=
-    2 schedule.steps= is of the wrong kind
+    2 schedule.steps= has the wrong type
 train optimizer.lr=
-    2 optimizer.lr= is of the wrong kind
+    2 optimizer.lr= has the wrong type
 train schedule.steps=0
     2 schedule.steps must be at least 1 (got 0); try schedule.steps=1000
 train schedule.steps=-5
@@ -70,7 +70,7 @@ train schedule=linear schedule.end=1
 train schedule=constant schedule.beta=nan
     2 schedule.beta must be above 0 and below 1 (got nan)
 train schedule=linear schedule.start=[0.1,0.2]
-    2 schedule.start=[0.1, 0.2] is of the wrong kind
+    2 schedule.start=[0.1, 0.2] has the wrong type
 train schedule.offset=nan
     2 schedule.offset must be at least 0 (got nan); try schedule.offset=0.008
 train schedule=linear schedule.start=0.02 schedule.end=1e-4
@@ -92,17 +92,17 @@ train model.multipliers=[]
 train model.blocks=0
     2 model.blocks must be at least 1 (got 0)
 sample run=RUN variance=learned_range
-    2 variance=learned_range must be learned, and this run was
+    2 variance=learned_range must be learned, but this run was
 train variance=learned_range
     2 which objective=simple does not contain; try objective=hybrid
 train variance=learned_diagonal objective=min_snr
     2 which objective=min_snr does not contain; try
 train sampler.steps=2000
-    2 sampler.steps must lie in 1..1000, the T of the schedule (got 2000)
+    2 sampler.steps must be in 1..1000, the T of the schedule (got 2000)
 sample run=RUN sampler.steps=2000
-    2 sampler.steps must lie in 1..1000, the T of the schedule (got 2000)
+    2 sampler.steps must be in 1..1000, the T of the schedule (got 2000)
 train sampler.steps=0
-    2 sampler.steps must lie in 1..1000, the T of the schedule (got 0)
+    2 sampler.steps must be in 1..1000, the T of the schedule (got 0)
 train sampler.eta=1.5
     2 sampler.eta must be at least 0 and at most 1 (got 1.5)
 train sampler=dpm_solver sampler.order=9
@@ -128,14 +128,14 @@ train guidance=classifier
 train guidance=classifier guidance.classifier.run=nowhere
     2 guidance.classifier.run=nowhere is not a run directory
 train guidance=classifier guidance.classifier.run=RUN
-    2 is not a classifier but a diffusion model
+    2 is a diffusion model, not a classifier
 train guidance=classifier guidance.classifier.run=NAMED schedule.steps=500
     2 guidance.classifier was trained with another schedule (T = 1000) than this model (T = 500)
 train guidance=classifier guidance.classifier.run=NAMED data.resolution=4
-    2 guidance.classifier was trained on data of shape (1, 8, 8), and this model on (1, 4, 4)
+    2 guidance.classifier was trained on data of shape (1, 8, 8), but this model on (1, 4, 4)
 train guidance=classifier guidance.classifier.run=NAMED data=synthetic data.resolution=8 \
 data.channels=1 data.classes=5
-    2 guidance.classifier was trained on data of classes 10, and this model on 5
+    2 guidance.classifier was trained on data of classes 10, but this model on 5
 train data=folder
     2 data.path must be a folder of images (got None); try data.path=DIR
 train data=folder data.path=nowhere
@@ -143,7 +143,7 @@ train data=folder data.path=nowhere
 train data=folder data.path=a_file
     2 data.path must be a folder of images (got a_file)
 train data=folder data.path=EMPTY
-    2 data.path=EMPTY holds 0 images and at least 4 are needed
+    2 data.path=EMPTY holds 0 images, but at least 4 are needed
 train data=folder extractor=none data.batch_size=4 data.path=MIXED
     2 MIXED/20.png; a model needs squares of one size; try data.convert=true
 train data=folder extractor=none data.batch_size=4 data.path=MODES
@@ -155,9 +155,9 @@ train data=folder extractor=none data.batch_size=4 data.path=BROKEN
 train data=folder extractor=none data.batch_size=4 data.path=BROKEN data.on_error=skip
     2 data.on_error=skip leaves out at most 1% of 20 images
 train data.batch_size=5000
-    2 data.batch_size must lie in 1..1437, the number of training samples
+    2 data.batch_size must be in 1..1437, the number of training samples
 train data.batch_size=0
-    2 data.batch_size must lie in 1..1437
+    2 data.batch_size must be in 1..1437
 train data=folder extractor=none data.batch_size=4 data.path=PLAIN data.workers=-1
     2 data.workers must be at least 0 and at most 64
 train data=folder extractor=none data.batch_size=4 data.path=PLAIN data.workers=500
@@ -211,21 +211,21 @@ train codec=autoencoder
 train codec=autoencoder codec.run=nowhere
     2 codec.run=nowhere is not a run directory
 train codec=autoencoder codec.run=RUN
-    2 is not an autoencoder but a diffusion model
+    2 is a diffusion model, not an autoencoder
 train codec=autoencoder codec.run=CODER data=synthetic data.resolution=8
-    2 was trained on data of shape (1, 8, 8), and this data has shape (3, 8, 8); they must agree
+    2 was trained on data of shape (1, 8, 8), but this data has shape (3, 8, 8); they must agree
 sample cascade=[RUN,RUN]
     2 cascade: stage 2 does not upsample; it must be trained with
 sample cascade=[RUN,LARGER]
-    2 cascade: stage 1 samples images of 1x8x8, and stage 2 upsamples
+    2 cascade: stage 1 samples images of 1x8x8, but stage 2 upsamples
 sample cascade=[]
     2 cascade=[] must be a list of runs
 train conditioner=low_res conditioner.factor=3
     2 conditioner.factor=3 must divide images of 8x8
 train -m seed=range(0,100000)
-    2 this sweep has more than 1000 jobs, and at most hydra.launcher.limit=
+    2 this sweep has more than 1000 jobs, but at most hydra.launcher.limit=
 train -m seed=range(0,900) model.channels=range(2,900,2)
-    2 this sweep has 900 x 449 jobs, and at most
+    2 this sweep has 900 x 449 jobs, but at most
 train -m seed=range(0,0)
     2 seed=range(0,0) has no values, so this sweep has no jobs; try seed=A,B
 train ablation=[]
@@ -330,7 +330,7 @@ def test_converted_and_skipped_images_are_logged(typed, here, monkeypatch):
     status, out, _ = typed("train", *FOLDER, *overrides, *BRIEF)
     assert status == 0
     assert "left out 1 of 153 images; the first: MODES/20.png cannot be read as an image" in out
-    conversions = "1 from CMYK to RGB, 1 from L to RGB, 1 from RGBA to RGB, 1 laid over white"
+    conversions = "1 composited over white, 1 from CMYK to RGB, 1 from L to RGB, 1 from RGBA to RGB"
     assert f"converted: {conversions}" in out
 
 
@@ -431,7 +431,7 @@ def test_wandb_without_a_key_logs_offline_without_a_prompt(typed, tmp_path, monk
         ),
         (
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
-            "WORLD_SIZE=2 in the environment, and trainer.devices=1 makes 1; try trainer=ddp",
+            "WORLD_SIZE=2 in the environment, but trainer.devices=1 makes 1; try trainer=ddp",
         ),
     ],
 )
@@ -447,7 +447,7 @@ def test_inconsistent_ranks_are_reported(variables, message, typed, here, monkey
 def test_full_disk_is_reported_before_training(typed, here, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
-    message = "has 1 MiB of free space, and checkpoints of this model take"
+    message = "has 1 MiB of free space, but checkpoints of this model take"
     check_error(typed("train", "logger=csv"), 3, message)
     assert not files("outputs") and len(files("runs")) == 1
 
@@ -459,7 +459,7 @@ def test_denied_writes_are_resource_errors(number, trained, typed, here, monkeyp
 
     monkeypatch.setattr(OmegaConf, "save", denied)
     result = typed("train", "logger=csv", "callbacks=none")
-    check_error(result, 3, f"config.yaml: {os.strerror(number)}; make room")
+    check_error(result, 3, f"config.yaml: {os.strerror(number)}; free space")
 
 
 def leaves(config):
@@ -520,7 +520,7 @@ ALSO = ("schedule=geometric", "sampler=heun", "conditioner=low_res", "timestep_s
         ),
     ],
 )
-def test_every_key_rejects_a_meaningless_word(choice, group, typed, here):
+def test_every_key_rejects_an_invalid_word(choice, group, typed, here):
     config = composed(choice, "logger=csv")
     accepted = []
     for key in leaves(config):

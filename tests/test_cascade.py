@@ -184,7 +184,7 @@ def test_protocol_lists_sampler_of_each_stage():
         (
             [],
             ["conditioner=low_res"],
-            "stage 1 samples images of 1x8x8, and stage 2 upsamples 1x4x4 to 1x8x8; the "
+            "stage 1 samples images of 1x8x8, but stage 2 upsamples 1x4x4 to 1x8x8; the "
             "sizes must agree",
         ),
         (
@@ -195,7 +195,7 @@ def test_protocol_lists_sampler_of_each_stage():
         (
             ["data.resolution=4", "conditioner=none"],
             ["conditioner=low_res"],
-            "stage 1 has no labels, and stage 2 needs one of 10; train stage 2 with "
+            "stage 1 has no labels, but stage 2 needs one of 10; train stage 2 with "
             "conditioner.label=false",
         ),
         (
@@ -235,7 +235,7 @@ def test_truncated_conditioning_rejects_latents():
     Cascade([first, system("conditioner=low_res")])
     with pytest.raises(
         ValueError,
-        match=r"truncated_conditioning=true passes on noisy images, and stage 1 .* samples latents",
+        match=r"truncated_conditioning=true passes on noisy images, but stage 1 .* samples latents",
     ):
         Cascade([first, system("conditioner=low_res", "conditioner.truncated_conditioning=true")])
 
@@ -244,7 +244,7 @@ def test_text_conditions_lack_labels_of_later_stages():
     first = system("data.resolution=4", "conditioner=text", "model=unet_cross")
     conditions = first.make_conditions(2, text="a seven")
     with pytest.raises(
-        ValueError, match="text= gives no class, which stage 2 of the cascade needs"
+        ValueError, match="text= sets no label, but stage 2 of the cascade needs one"
     ):
         Cascade([first, system("conditioner=low_res")]).check_conditions(conditions)
     unlabelled = Cascade([first, system("conditioner=low_res", "conditioner.label=false")])

@@ -149,7 +149,7 @@ def test_incompatible_classifier_raises():
     with pytest.raises(ValueError, match="classifier was trained with another schedule"):
         ClassifierGuidance(exact, MixtureClassifier(PROCESSES["cosine"], MIXTURE))
     exact.classes = 4
-    with pytest.raises(ValueError, match="trained on data of classes 3, and this model on 4"):
+    with pytest.raises(ValueError, match="trained on data of classes 3, but this model on 4"):
         ClassifierGuidance(exact, MixtureClassifier(PROCESSES["linear"], MIXTURE))
     with pytest.raises(ValueError, match="needs labels"):
         build(PROCESSES["linear"])[1](torch.randn(6, 2), T, Condition())

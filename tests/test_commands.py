@@ -127,7 +127,7 @@ ARRAYS = {  # kind: (arrays that replace valid ones of 4 digits, error message)
     "labels that are shorter": ({"labels": np.zeros(3, int)}, "labels is (3,) int64"),
     "labels out of range": (
         {"labels": np.full(4, 10)},
-        "has labels in 10..10, and this model takes 0..9",
+        "has labels in 10..10, but this model takes 0..9",
     ),
     "labels below 0": ({"labels": np.full(4, -1)}, "has labels in -1..-1"),
     "images of floats": ({"images": IMAGES / 1.0}, "images is (4, 8, 8, 1) float64"),
@@ -206,7 +206,7 @@ def test_samples_depend_on_seed_not_on_batch_size(run, typed, tmp_path):
     assert np.abs(samples["a"] - samples["c"]).max() > 50
 
 
-def test_sampling_options_default_to_those_of_the_run(run, typed):
+def test_sampling_options_default_to_the_runs_own(run, typed):
     assert "steps: 3" in typed("sample", f"run={run}", "--cfg", "job")[1]
     assert "steps: 9" in typed("sample", f"run={run}", "sampler.steps=9", "--cfg", "job")[1]
     assert "samplers.DDPM" in typed("sample", f"run={run}", "sampler=ddpm", "--cfg", "job")[1]
@@ -468,7 +468,7 @@ def test_text_conditions_sample(tiny, typed, tmp_path):
     )
     for wrong, message in {
         "text=''": "text is empty",
-        f"text={'x' * 25}": "has 25 bytes, and this model takes 24",
+        f"text={'x' * 25}": "has 25 bytes, but this model takes 24",
         "label=10": "0 zero, 1 one",
         "text=7": "text=7 must be a text",
         "text=[]": "text=[] must be a text",
@@ -513,7 +513,7 @@ def test_low_res_model_enlarges_held_out_images(tiny, typed, tmp_path):
     labels = build(run_config.load_config(str(tiny("conditioner=low_res"))), "data").test.labels[:4]
     assert np.load(tmp_path / "s" / "samples.npz")["labels"].tolist() == labels.tolist()
     status, _, error = typed("sample", trained, "label=3")
-    assert status == 2 and "label=3: the input images have labels" in error
+    assert status == 2 and "label=3: the input images have their own labels" in error
     assert typed("evaluate", trained, "count=20", f"hydra.run.dir={tmp_path}/e")[0] == 0
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]["given"] == "test"
     assert_decode_inverts_encode(typed, trained, tmp_path)
@@ -537,32 +537,32 @@ TRAIN_MISTAKES = {
     "lr=1e-3": "has no key lr (did you mean optimizer.lr?)",
     "schedule": "schedule",
     "schedule.steps=0": "schedule.steps must be at least 1 (got 0)",
-    "schedule.steps=abc": "schedule.steps=abc is of the wrong kind",
+    "schedule.steps=abc": "schedule.steps=abc has the wrong type",
     "schedule.max_beta=1.5": "schedule.max_beta must be above 0 and below 1 (got 1.5)",
     "sampler._target_=foo.Bar": "sampler._target_=foo.Bar cannot be imported",
     "+sampler.foo={a:1}": "sampler.foo is not a key of",
-    "foo": "foo sets nothing; try foo=...",
-    "logger=null": "logger=null chooses nothing; choices: csv, tensorboard, wandb",
-    "data=3": "data=3 chooses nothing; choices: ",
-    "callbacks=[]": "callbacks=[] chooses nothing; choices: ",
-    "schedule=": f"schedule= chooses nothing; choices: {SCHEDULES}",
-    "~optimizer": "~optimizer chooses nothing; choices: ",
-    "--seed 1": "--seed 1: a key, = and its value are one word; try seed=1",
+    "foo": "foo has no value; try foo=...",
+    "logger=null": "logger=null has no value; choices: csv, tensorboard, wandb",
+    "data=3": "data=3 has no value; choices: ",
+    "callbacks=[]": "callbacks=[] has no value; choices: ",
+    "schedule=": f"schedule= has no value; choices: {SCHEDULES}",
+    "~optimizer": "~optimizer has no value; choices: ",
+    "--seed 1": "--seed 1: a key and its value must be one word; try seed=1",
     "trainer.max_steps 5": (
-        "trainer.max_steps 5: a key, = and its value are one word; try trainer.max_steps=5"
+        "trainer.max_steps 5: a key and its value must be one word; try trainer.max_steps=5"
     ),
-    "model = unet": "model = unet: a key, = and its value are one word; try model=unet",
+    "model = unet": "model = unet: a key and its value must be one word; try model=unet",
     "--seed": "--seed is a key, not an option; try seed=...",
     "--seed=-1": "seed must be at least 0 (got -1)",
     "-model.foo=1": "model.foo=1: model has no key foo",
     "--config-dri=foo": "--config-dri is not an option (did you mean --config-dir?)",
     "--cfg job -m": "--cfg and -m exclude one another; leave one out",
     "+experiment=digits_cfg": (
-        "+experiment=digits_cfg: a choice of a group has no +; try experiment=digits_cfg"
+        "+experiment=digits_cfg: a group takes no +; try experiment=digits_cfg"
     ),
-    "++model=unet": "++model=unet: a choice of a group has no +; try model=unet",
-    "+seed=3": "+seed=3: seed is there already, and + is for new keys; try seed=3",
-    "trainer/max_steps=5": "trainer/max_steps=5: only groups have a /; try trainer.max_steps=5",
+    "++model=unet": "++model=unet: a group takes no +; try model=unet",
+    "+seed=3": "+seed=3: seed already exists, but + is for new keys; try seed=3",
+    "trainer/max_steps=5": "trainer/max_steps=5: / is for groups only; try trainer.max_steps=5",
     "MODEL=unet": "MODEL=unet: the configuration has no key MODEL (did you mean model?)",
     "guidance.interval=[900,100]": (
         "guidance.interval=[900, 100] must be two times, low < high, in 0..1000"
@@ -575,16 +575,14 @@ TRAIN_MISTAKES = {
     ),
     "=foo": "=foo names no key",
     "model.multipliers=[1,": (
-        "model.multipliers=[1, is not a whole list; try 'model.multipliers=[1,2]'"
+        "model.multipliers=[1, is an incomplete list; try 'model.multipliers=[1,2]'"
     ),
     "variance=beta,": "variance=beta, ends in a comma; try variance=beta",
-    "data.path=a=b": (
-        "data.path=a=b has a character that must stand in quotes; try \"data.path='a=b'\""
-    ),
+    "data.path=a=b": ("data.path=a=b has a character that must be quoted; try \"data.path='a=b'\""),
     "schedule='cosine": (
-        "schedule='cosine has a character that must stand in quotes; quotes inside need a backslash"
+        "schedule='cosine has a character that must be quoted; escape inner quotes with a backslash"
     ),
-    "schedule=linear,cosine": "schedule=linear,cosine is several values; try -m for a run of each",
+    "schedule=linear,cosine": "schedule=linear,cosine has several values; try -m for a run of each",
     "seed=99999999999999999999": ("seed must be below 2**63 (got 99999999999999999999)"),
     "sampler.clip=-1": "sampler.clip must be above 0",
     "optimizer.lr=-1": "optimizer.lr must be above 0 (got -1)",
@@ -597,7 +595,7 @@ TRAIN_MISTAKES = {
     "schedule=linear schedule.start=-1": "schedule.start",
     "model.multipliers=[1,2,2,2,2]": "model.multipliers=[1, 2, 2, 2, 2] halves images 4 times",
     "model.attention=[5]": "model.attention=[5]: resolution 5 does not occur",
-    "data.batch_size=5000": "data.batch_size must lie in 1..1437",
+    "data.batch_size=5000": "data.batch_size must be in 1..1437",
     "data.batch_size=0": "data.batch_size",
     "data=folder": "data.path",
     "data=folder data.path=nowhere": "data.path",
@@ -606,8 +604,8 @@ TRAIN_MISTAKES = {
     "data=folder data.path=MODES data.channels=1": (
         "is 8x8 RGB, expected 8x8 L; try data.channels=3"
     ),
-    "sampler.steps=2000": "sampler.steps must lie in 1..1000, the T of the schedule (got 2000)",
-    "sampler.steps=0": "sampler.steps must lie in 1..1000",
+    "sampler.steps=2000": "sampler.steps must be in 1..1000, the T of the schedule (got 2000)",
+    "sampler.steps=0": "sampler.steps must be in 1..1000",
     "sampler.eta=2": "sampler.eta must be at least 0 and at most 1",
     "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would clip this data, which reaches",
     "conditioner=none guidance.w=1": "guidance.w=1 needs a conditional model",
@@ -637,7 +635,7 @@ TRAIN_MISTAKES = {
         "not contain"
     ),
     "variance=analytic": "variance=analytic is estimated from a trained network",
-    "model=exact": "model=exact is known in closed form and has nothing to train",
+    "model=exact": "model=exact is a closed form and cannot be trained",
     "objective=hybrid objective.weight=-1": "objective.weight must be at least 0",
     "objective=min_snr objective.gamma=0": "objective.gamma must be above 0",
     "timestep_sampler=importance timestep_sampler.history=0": (
@@ -648,12 +646,12 @@ TRAIN_MISTAKES = {
     "data=toy callbacks=default": "callbacks: SampleGrid is not for points; try callbacks=points",
     "trainer.max_steps=0": "trainer.max_steps must be at least 1 (got 0)",
     "seed=-1": "seed must be at least 0 (got -1)",
-    "optimizer.lr=fast": "optimizer.lr=fast is of the wrong kind",
+    "optimizer.lr=fast": "optimizer.lr=fast has the wrong type",
     "callbacks.ema.decay=1": "callbacks.ema.decay must be at least 0 and below 1 (got 1)",
     "callbacks.sample_grid.every=0": "callbacks.sample_grid.every",
-    "model.channels=foo": "model.channels=foo is of the wrong kind",
+    "model.channels=foo": "model.channels=foo has the wrong type",
     "conditioner=pretrained_text conditioner.model=null": (
-        "conditioner.model=None is of the wrong kind"
+        "conditioner.model=None has the wrong type"
     ),
     "data=toy conditioner=tokens": "which this model does not have; try conditioner=label",
     "data=toy conditioner=low_res": "conditioner=low_res is for images",
@@ -685,7 +683,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         ("sample", ["run=nowhere"], "run=nowhere is not a run directory"),
         ("sample", [], "run must be given"),
         ("evaluate", [], "run must be given"),
-        ("sample", ["run=RUN", "sampler.steps=2000"], "sampler.steps must lie in 1..1000"),
+        ("sample", ["run=RUN", "sampler.steps=2000"], "sampler.steps must be in 1..1000"),
         (
             "sample",
             ["run=RUN", "label=10"],
@@ -724,7 +722,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "sweep=sampler.stepz", "values=[1]"],
-            "sweep=sampler.stepz is not an option of sampling this run; it has sampler.steps,",
+            "sweep=sampler.stepz is not a sampling option of this run; options: sampler.steps,",
         ),
         (
             "evaluate",
@@ -739,12 +737,12 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "sweep=guidance.w", "values=[0,a]"],
-            "guidance.w=a is of the wrong kind",
+            "guidance.w=a has the wrong type",
         ),
         (
             "evaluate",
             ["run=RUN", "sweep=sampler.steps", "values=[2,2000]"],
-            "sampler.steps must lie in 1..1000",
+            "sampler.steps must be in 1..1000",
         ),
         (
             "evaluate",
@@ -754,12 +752,12 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "sweep=guidance.w", "values=[1,1]"],
-            "values=[1, 1] must differ",
+            "values=[1, 1] must be distinct",
         ),
         (
             "evaluate",
             ["run=RUN", "sweep=guidance.w", "values=[0,{a:1}]"],
-            "values=[0, {'a': 1}] must differ, and be",
+            "values=[0, {'a': 1}] must be distinct",
         ),
         (
             "evaluate",
@@ -774,7 +772,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "text=seven"],
-            "text=seven: this model was not trained with texts",
+            "text=seven: this model was trained without texts",
         ),
         (
             "sample",
@@ -785,19 +783,19 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "metrics=[nll]", "nll.steps=1001"],
-            "nll.steps must lie in 1..1000",
+            "nll.steps must be in 1..1000",
         ),
-        ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must lie in 1..1000"),
+        ("evaluate", ["run=RUN", "metrics=[nll]", "nll.steps=0"], "nll.steps must be in 1..1000"),
         ("evaluate", ["run=RUN", "nll.split=val"], "nll.split=val is not one of train, test"),
         (
             "evaluate",
             ["run=RUN", "variance=learned_range"],
-            "variance=learned_range must be learned, and this run was",
+            "variance=learned_range must be learned, but this run was",
         ),
         (
             "evaluate",
             ["run=RUN", "metrics=[nll]", "variance=analytic", "variance.samples=1", "nll.clip=2"],
-            "nll.clip=2.0 bounds x_0 in another way than sampler.clip=1.0",
+            "nll.clip=2.0 bounds x_0 differently from sampler.clip=1.0",
         ),
         ("train", ["data=folder"], "error: data.path must be a folder of images"),
         (
@@ -805,7 +803,11 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
             ["callbacks=none", "+callbacks.ema.decay=0.5"],
             "callbacks.ema sets keys of a callback",
         ),
-        ("evaluate", ["model=exact", "steps=[2000]"], "steps=[2000] must be numbers in 1..1000"),
+        (
+            "evaluate",
+            ["model=exact", "steps=[2000]"],
+            "steps=[2000] must be a list of numbers in 1..1000",
+        ),
         (
             "evaluate",
             ["model=exact", "covariance=[[1,2],[3,4]]"],
@@ -824,12 +826,12 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["model=exact", "sampler=ddim", "sampler.steps=1001"],
-            "sampler.steps must lie in 1..1000",
+            "sampler.steps must be in 1..1000",
         ),
         (
             "evaluate",
             ["model=exact", "sampler=ddim", "nll.steps=1001"],
-            "nll.steps must lie in 1..1000",
+            "nll.steps must be in 1..1000",
         ),
         (
             "evaluate",
@@ -889,7 +891,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
             ["run=RUN", "mode=encode", "input=nowhere.npz"],
             "input=nowhere.npz does not exist",
         ),
-        ("sample", ["run=RUN", "mode=decode"], "input=test is data, and mode=decode needs"),
+        ("sample", ["run=RUN", "mode=decode"], "input=test is data, but mode=decode needs"),
         (
             "sample",
             ["run=RUN", "sampler.eta=1.5"],
@@ -1025,11 +1027,11 @@ def test_classifier_guides_unconditional_model(classifier, tiny, typed, tmp_path
 @pytest.mark.parametrize(
     ("verb", "overrides", "message"),
     [
-        ("sample", ["run=CLASSIFIER"], "is not a diffusion model but a classifier"),
+        ("sample", ["run=CLASSIFIER"], "is a classifier, not a diffusion model"),
         (
             "sample",
             ["run=RUN", "guidance=classifier", "guidance.classifier.run=RUN"],
-            "is not a classifier but",
+            ", not a classifier",
         ),
         (
             "train",

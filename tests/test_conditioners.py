@@ -170,7 +170,7 @@ def test_low_res_without_labels():
         ),
         (
             lambda: LowRes(SPEC, noise_level=0.6),
-            r"noise_level must be at most max_noise_level=0.5, that of training \(got 0.6\)",
+            r"noise_level must be at most max_noise_level=0.5, the limit of training \(got 0.6\)",
         ),
         (
             lambda: LowRes(SPEC, noise_level=2.0),
@@ -217,7 +217,7 @@ def test_text_conditions():
     with pytest.raises(ValueError, match="bytes"):
         make_conditions(system, 1, text="a" * 30)
     _, unconditional = tiny()
-    with pytest.raises(ValueError, match=r"text=x.* this model was not trained with"):
+    with pytest.raises(ValueError, match=r"text=x.* this model was trained without"):
         make_conditions(unconditional, 1, text="x")
 
 
@@ -231,7 +231,7 @@ def test_low_res_conditions_of_data():
         make_conditions(system, 5)
     with pytest.raises(ValueError, match=r"label=3.* images .*; try label=null"):
         make_conditions(system, 5, data.test, label=3)
-    with pytest.raises(ValueError, match=r"text=x.* this model was not trained with"):
+    with pytest.raises(ValueError, match=r"text=x.* this model was trained without"):
         make_conditions(system, 5, data.test, text="x")
 
 
@@ -253,11 +253,11 @@ def test_low_res_conditions_of_images_without_labels():
 def test_low_res_conditions_reject_other_sizes_and_labels():
     _, system = tiny("conditioner=low_res")
     pixels = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"class of each image.*label="):
+    with pytest.raises(ValueError, match=r"class of each input image.*label="):
         make_conditions(system, 4, Images(pixels, None))
-    with pytest.raises(ValueError, match=r"labels up to 10, and .* 0\.\.9"):
+    with pytest.raises(ValueError, match=r"labels up to 10, but .* 0\.\.9"):
         make_conditions(system, 4, Images(pixels, torch.tensor([1, 10, 2])))
-    with pytest.raises(ValueError, match=r"1x4x4 to 1x8x8, and .* are 1x2x2"):
+    with pytest.raises(ValueError, match=r"1x4x4 to 1x8x8, but .* are 1x2x2"):
         make_conditions(system, 4, Images(pixels[..., :2, :2], None))
     for side in (6, 12):
         images = Images(torch.zeros(1, 1, side, 4).byte(), None)

@@ -104,7 +104,7 @@ def test_dataset_merges_signatures():
     data = points(8, batch_size=4, scale=2.0, seed=3)
     assert (data.batch_size, data.seed, data.classes) == (4, 3, None)
     assert data.train.x0.unique().tolist() == [2]
-    with pytest.raises(ValueError, match=r"^flip mirrors images, and these are points"):
+    with pytest.raises(ValueError, match=r"^flip mirrors images, but this data set has points"):
         points(8, flip=True)
 
 
@@ -128,7 +128,7 @@ def test_mixture_moments():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_toys_have_two_classes_in_range(shape):
+def test_toy_points_have_two_classes_and_are_in_range(shape):
     data = toy(shape)
     assert data.train.labels.unique().tolist() == [0, 1] and data.train.x0.abs().max() < 1.05
     assert data.train.x0.std() > 0.25 and torch.equal(toy(shape).train.x0, data.train.x0)

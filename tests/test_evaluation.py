@@ -269,7 +269,7 @@ def test_analytic_tier_matches_the_published_table(typed, tmp_path):
 
 
 @pytest.mark.parametrize("data", ["gaussian_mixture", "digits"])
-def test_analytic_tier_of_other_data(data, typed, tmp_path):
+def test_analytic_tier_accepts_other_data(data, typed, tmp_path):
     overrides = ["model=exact", f"data={data}", "schedule.steps=100", "steps=[5,100]", "count=300"]
     assert typed("evaluate", *overrides, f"hydra.run.dir={tmp_path}/e")[0] == 0
     result = read_metrics(tmp_path / "e")
@@ -411,7 +411,7 @@ def test_exact_reconstruction_error_is_the_mean_over_the_data(case):
     assert case(*overrides, *MIXTURE[:2])["reconstruction"] > 0
 
 
-def test_bound_of_a_mixture_given_the_label_is_that_of_a_gaussian(case):
+def test_bound_of_a_mixture_given_the_label_equals_a_gaussian(case):
     overrides = ["sampler=ddim", "variance=beta_tilde", "nll.steps=10"]
     one, other = (
         case(*overrides, *MIXTURE)["nll"],
@@ -536,7 +536,7 @@ def test_reconstruction_of_a_run_matches_encoding(run, typed, tmp_path):
     assert result["mse"] > 0 and result["protocol"]["count"] == 5
     assert "fid" not in read_metrics(tmp_path / "e")
     out = typed("sample", *overrides, "mode=encode", "count=5", f"hydra.run.dir={tmp_path}/s")[1]
-    assert f"mean square error {result['mse']:.2g}," in out
+    assert f"mean squared error {result['mse']:.2g}," in out
 
 
 def test_sliced_wasserstein_of_shifted_points():
@@ -551,7 +551,7 @@ def test_sliced_wasserstein_of_shifted_points():
 def test_encode_decode_and_interpolate(run, typed, tmp_path):
     overrides = [f"run={run}", "sampler.steps=20", "count=12", "batch_size=5"]
     status, out, error = typed("sample", *overrides, "mode=encode", f"hydra.run.dir={tmp_path}/e")
-    assert status == 0 and "mean square error" in out, error
+    assert status == 0 and "mean squared error" in out, error
     saved = np.load(tmp_path / "e" / "x_T.npz")
     assert (
         saved["x_T"].shape == (12, 1, 8, 8)

@@ -219,7 +219,7 @@ def test_resize_and_center_crop_match_pillow():
             blank("RGBA"),
             3,
             False,
-            "^a is 8x8 RGBA and transparent.*try data.convert=true, which lays",
+            "^a is 8x8 RGBA and transparent.*try data.convert=true, which composites",
         ),
         (blank("LA"), 1, False, "^a is 8x8 LA and transparent"),
         (image_16_bit([0] * 8).resize((8, 8)), 1, False, "^a is 8x8 I;16, expected 8x8 L"),
@@ -346,7 +346,7 @@ DEEP = FOUR | {"e.png": {"mode": "I;16", "color": 65535}}
 @pytest.mark.parametrize(
     ("files", "kwargs", "message"),
     [
-        ({}, {}, "holds 0 images and at least 4 are needed$"),
+        ({}, {}, "holds 0 images, but at least 4 are needed$"),
         (
             ODD,
             {},
@@ -357,7 +357,7 @@ DEEP = FOUR | {"e.png": {"mode": "I;16", "color": 65535}}
         (WIDE, {}, r"images are 640x480 \(4\); .*=true data\.resolution=64$"),
         (MIXED, {}, r"resolution=16$"),
         (FOUR, {"channels": 1}, r"expected 8x8 L; try data\.channels=3, or data\.convert"),
-        (FOUR, {"batch_size": 9}, r"batch_size must lie in 1\.\.2"),
+        (FOUR, {"batch_size": 9}, r"batch_size must be in 1\.\.2"),
         (FOUR, {"channels": 2}, "channels"),
         (FOUR, {"resolution": 40000}, "resolution must be at least 1 and at most 8192"),
         (FOUR, {"resolution": 16, "in_memory": False}, r"\.png is 8x8 RGB, expected 16x16 RGB"),
@@ -481,7 +481,7 @@ def test_pillow_formats_are_read_and_other_files_counted(tmp_path, caplog):
     assert data.classes is None and data.train.size + data.test.size == len(ENCODED) + 3 - 1
     images = image_bytes(data)
     assert all(value.tobytes() in images for name, value in expected.items() if name != "p.img")
-    (line,) = (message for message in caplog.messages if message.startswith("left aside"))
+    (line,) = (message for message in caplog.messages if message.startswith("not used"))
     counts = ("2 .txt", "1 .json", "2 without suffix", "1 .eps", "1 .h5", "1 .nef", "1 .img")
     for part in (*counts, "(not images)", "1 hidden"):
         assert part in line, line
@@ -557,8 +557,8 @@ def test_other_folders_beside_splits_are_counted(tmp_path, caplog, script):
     write_image(tmp_path / "s" / "preview.png")
     data = image_folder(tmp_path / "s")
     assert (data.train.size, data.test.size) == (8, 4)
-    line = next(message for message in caplog.messages if message.startswith("left aside"))
-    for part in ("5 images in extra/", "6 images in valid/", "1 images beside train/"):
+    line = next(message for message in caplog.messages if message.startswith("not used"))
+    for part in ("5 images in extra/", "6 images in valid/", "1 images next to train/"):
         assert part in line, line
     script.prepare(tmp_path / "s", tmp_path / "store")
     assert same_batches(data, image_store(tmp_path / "store"))
@@ -575,7 +575,7 @@ def test_classes_of_splits_must_agree(tmp_path, caplog):
     assert "val/ has no images of 2 classes (cat, emu)" in caplog.text
     assert "4 images in test/" in caplog.text
     shutil.rmtree(tmp_path / "a" / "val")
-    with raises(match=r"test/ has no class folders, and train/ has 3; try data\.path=.*/a/train"):
+    with raises(match=r"test/ has no class folders, but train/ has 3; try data\.path=.*/a/train"):
         image_folder(tmp_path / "a")
     assert image_folder(tmp_path / "a" / "train").classes == 3
 
@@ -620,7 +620,7 @@ def test_channels_follow_the_images(tmp_path, caplog):
         image.save(tmp_path / f"{i}.png")
     data = image_folder(tmp_path)
     assert data.shape == (1, 8, 8)
-    assert "as 8x8 grey (resolution and channels of 5 inspected images)" in caplog.text
+    assert "as 8x8 gray (resolution and channels of 5 inspected images)" in caplog.text
     assert "converted: 1 from 1 to L, 1 from LA to L, 1 from P to L" in caplog.text
     write_image(tmp_path / "5.png")
     data = image_folder(tmp_path)
@@ -654,7 +654,7 @@ def test_dark_16_bit_grey_suggests_bits(most, bits, kind, suffix, tmp_path):
 def test_dark_16_bit_color_raises(tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(png(1, 1, 16, 2, struct.pack(">3H", 4095, 300, i)))
-    with raises(match=r"color images of 16 bits .* would be nearly black; save them with 8 bits"):
+    with raises(match=r"16-bit color images .* would be nearly black; save them with 8 bits"):
         image_folder(tmp_path)
 
 
@@ -801,7 +801,7 @@ PIXELS = "pixels-00001.npy"
     ],
 )
 def test_damaged_store_errors_name_the_file(store, name, damage, message, run_script):
-    assert run_script(store, "--check")[:2] == (0, f"{store} is as it was written\n")
+    assert run_script(store, "--check")[:2] == (0, f"{store} is intact\n")
     damage(store / name)
     with raises(match=f"^path: .*{message}"):
         image_store(store)
@@ -918,7 +918,7 @@ def test_preparation_errors_name_command_line_options(run_script, tmp_path):
         ),
         (["source", "--on-error=skip"], "at most 1% of 100 images, and 2 are bad; the first: "),
         (["source", "--background=whitish"], "error: background=whitish"),
-        (["nowhere"], "nowhere is not there"),
+        (["nowhere"], "nowhere does not exist"),
         (["text.zip"], "text.zip cannot be unpacked as a .zip, .tar or .tar.gz"),
     ]:
         status, _, error = run_script(tmp_path / options[0], tmp_path / "store", *options[1:])

@@ -263,7 +263,7 @@ def test_lpips_runs_on_the_smallest_images(monkeypatch):
     assert terms["lpips"] > 0 and reconstruction.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("weak", ["pixels", "other latents"])
+@pytest.mark.parametrize("weak", ["pixels", "different latents"])
 def test_autoguidance_rejects_models_of_another_space(weak):
     codecs = [Latents(SPEC, make_autoencoder(KL(1), multipliers=(1,))) for _ in range(2)]
 
@@ -272,7 +272,7 @@ def test_autoguidance_rejects_models_of_another_space(weak):
 
     denoiser = make_denoiser(lambda spec: codecs[0])
     other = make_denoiser(Pixels if weak == "pixels" else lambda spec: codecs[1])
-    message = r"weak was trained in (pixels|latents .*), and this model in latents"
+    message = r"weak was trained in (pixels|latents .*), but this model in latents"
     with pytest.raises(ValueError, match=message):
         Autoguidance(denoiser, other)
     Autoguidance(denoiser, make_denoiser(lambda spec: codecs[0]))
@@ -334,7 +334,7 @@ def test_nonfinite_and_constant_latents_are_rejected(value):
         codec.measure(images)
 
 
-def test_pixels_are_the_identity():
+def test_pixel_codec_is_the_identity():
     x, codec = torch.rand(2, 1, 8, 8), Pixels(SPEC)
     assert codec.encode(x) is x and codec.decode(x) is x
     assert (codec.shape, codec.bin_width) == ((1, 8, 8), 2 / 255)
@@ -376,7 +376,7 @@ def test_diffusion_trains_and_samples_in_latents():
         ),
         (
             lambda: Latents(DataSpec((3, 8, 8), None, 2 / 255, None), make_autoencoder(), "a"),
-            r"run=a was trained on data of shape \(1, 8, 8\), and this data has shape \(3, 8, 8\)",
+            r"run=a was trained on data of shape \(1, 8, 8\), but this data has shape \(3, 8, 8\)",
         ),
     ],
 )

@@ -129,7 +129,7 @@ TINY = (
 
 
 @pytest.mark.parametrize("rate", ["1e-7", "4e-3"])
-def test_warning_of_a_network_that_does_not_learn(typed, tmp_path, rate):
+def test_network_that_does_not_learn_logs_a_warning(typed, tmp_path, rate):
     status, out, error = typed(
         "train", *TINY, f"optimizer.lr={rate}", f"hydra.run.dir={tmp_path}/run"
     )

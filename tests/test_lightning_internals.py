@@ -73,12 +73,12 @@ def trainer_of(*callbacks, **options):
     return L.Trainer(callbacks=[*callbacks], **defaults | options)
 
 
-def test_callbacks_are_those_of_the_trainer():
+def test_callbacks_returns_the_trainers_list():
     save = Save("batch")
     assert save in lightning_internals.callbacks(trainer_of(save))
 
 
-def test_datamodule_is_that_of_fit():
+def test_data_returns_the_datamodule_passed_to_fit():
     trainer = trainer_of()
     trainer.fit(Module(), Data())
     assert lightning_internals.datamodule(trainer) is Data.data

@@ -141,7 +141,7 @@ def test_prior_variance(step):
 
 
 @EVERY_PROCESS
-def test_log_beta_tilde_at_the_data_is_that_of_the_next_step(name):
+def test_log_beta_tilde_at_the_data_equals_the_next_step(name):
     process = PROCESSES[name]
     for t in (1, 50, 400):
         (gain, beta), (_, v) = chain(name, 2 * t, t), chain(name, t, 0)

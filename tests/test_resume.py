@@ -69,7 +69,7 @@ def fail_at(owner, name, nth, by):
 
 def run_with_fault(bench, kind, fault, *more):
     """Return the folder, the exit status and the log of a run with a `fault`."""
-    folder = bench.room()
+    folder = bench.new_folder()
     status = faults.ended(faults.begin(folder, [*bench.overrides(kind), *more], fault))
     return folder, status, faults.log(folder)
 
@@ -128,7 +128,7 @@ def test_signal_saves_the_last_step(bench, owner, name, nth, step, by):
 @pytest.mark.parametrize(
     ("kind", "trials"), [("torn", 3), ("poison", 2), ("disk", 3), ("damage", 2)]
 )
-def test_faults_cost_no_checkpoint(bench, kind, trials):
+def test_faults_leave_all_checkpoints_intact(bench, kind, trials):
     trial, _ = faults.TRIALS[kind]
     assert [word for wrong in trial(bench, trials).values() for word in wrong if word] == []
 
@@ -167,7 +167,7 @@ def test_slow_file_is_named(bench):
         )
 
     _, status, log = run_with_fault(bench, STREAMED, slow, "data.workers=1")
-    message = r"error: data: nothing was read for 1 s; pending are \S+\.png, "
+    message = r"error: data: nothing was read for 1 s; pending: \S+\.png, "
     assert status == 124 and re.search(message, log), log
 
 
@@ -226,18 +226,20 @@ def test_other_commands_do_not_resume(bench, stopped, typed, monkeypatch, tmp_pa
     }.items():
         status, _, error = typed("train", *overrides, other, f"hydra.run.dir={run}")
         assert status == 2 and error.count("\n") == 1, error
-        assert "holds another run" in error and difference in error, error
+        assert "contains another run" in error and difference in error, error
         status, _, error = typed("train", f"resume={run}", other)
-        assert status == 2 and f"{other.partition('=')[0]} is part of what resume=" in error, error
+        assert (
+            status == 2 and f"{other.partition('=')[0]} cannot change, because resume=" in error
+        ), error
     status, _, error = typed("train", *bench.overrides(PIXELS), f"hydra.run.dir={finished}")
     assert status == 2 and "trainer.max_steps=60 is reached" in error, error
     assert "try trainer.max_steps=120" in error
     status, _, error = typed("train", f"resume={tmp_path}")
     assert status == 2 and "is not a run directory" in error
     status, _, error = typed("train", *overrides, "hydra.run.dir=")
-    assert status == 2 and "hydra.run.dir= names no folder" in error
+    assert status == 2 and "hydra.run.dir= has no value" in error
     status, _, error = typed("train", *overrides, "resume=null", f"hydra.run.dir={run}")
-    assert status == 2 and f"hydra.run.dir={run} holds a run" in error, error
+    assert status == 2 and f"hydra.run.dir={run} contains a run" in error, error
     runs = {*run.parent.iterdir()}
     assert typed("train", *overrides, "resume=null", "trainer.max_steps=1")[0] == 0
     assert len({*run.parents[1].glob("*/*")} - runs) == 1
@@ -246,7 +248,7 @@ def test_other_commands_do_not_resume(bench, stopped, typed, monkeypatch, tmp_pa
 @pytest.mark.slow
 def test_resume_by_directory_and_with_more_steps(bench, stopped):
     run, _ = stopped
-    folder = bench.room()
+    folder = bench.new_folder()
     for overrides in ((f"resume={run}",), (f"resume={run}", "trainer.max_steps=70")):
         assert faults.ended(faults.begin(folder, overrides)) == 0, faults.log(folder)
     assert json.loads((run / "metrics.json").read_text())["training"]["steps"] == 70
@@ -313,7 +315,7 @@ def test_skipped_step_changes_no_state(fused):
     )
     step(1.0)
     assert skips.state() == [4, 0] and not torch.equal(weights[0], before[0])
-    with pytest.raises(DivergenceError, match=f"step 7: {LIMIT} steps in a row"):
+    with pytest.raises(DivergenceError, match=f"step 7: {LIMIT} consecutive steps"):
         for _ in range(LIMIT):
             step(float("nan"))
 
@@ -401,7 +403,7 @@ def test_heartbeats_prevent_the_watchdog(tmp_path):
 @pytest.mark.slow
 def test_wandb_id_is_kept_when_a_run_resumes(bench, monkeypatch):
     halves = fail_at(Diffusion, "training_step", 13, signal.SIGKILL)
-    folder = bench.room()
+    folder = bench.new_folder()
     overrides = [
         *(word for word in bench.overrides(PIXELS) if word != "logger=csv"),
         "hydra.run.dir=run",
@@ -427,7 +429,7 @@ def test_non_finite_numbers_are_not_saved(value):
     callback = Checkpoints()
     content = {"callbacks": {"EMA": [{"average": torch.tensor([1.0, value])}]}}
     with pytest.raises(
-        DivergenceError, match=r"callbacks.EMA.0.average is not finite, and is not saved"
+        DivergenceError, match=r"callbacks.EMA.0.average is not finite, so no checkpoint is saved"
     ):
         callback.on_save_checkpoint(SimpleNamespace(loggers=[]), None, content)
 

@@ -155,9 +155,9 @@ def resume_steps():
     ("word", "message"),
     [
         ("data.pth=x", "data has no key pth (did you mean path?)"),
-        ("data.channels=1", "data.channels is part of what resume=r was trained with"),
+        ("data.channels=1", "data.channels cannot change, because resume=r was trained with"),
         ("callbacks.sample_grid.every=5", "callbacks has no key sample_grid"),
-        ("data=digits", "data is part of what resume=r was trained with"),
+        ("data=digits", "data cannot change, because resume=r was trained with"),
     ],
 )
 def test_resume_overrides_are_checked_against_the_run(workspace, typed, word, message):
@@ -222,14 +222,14 @@ def test_data_fingerprint_depends_on_content_only():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("resume=s",), "resume=s holds weights without the optimizer's state"),
+        (("resume=s",), "resume=s has weights without optimizer state"),
         (("hydra.run.dir=s", *Q), "init=s to start from its weights"),
         (("trainer.default_root_dir=s", *Q), "init=s to start from its weights"),
         (
             ("hydra.run.dir=pics", *Q),
-            "is not the folder of a training run and holds a, b; try a new folder",
+            "is not the folder of a training run and contains a, b; try a new folder",
         ),
-        (("hydra.run.dir=drawn", *Q), "is not the folder of a training run and holds"),
+        (("hydra.run.dir=drawn", *Q), "is not the folder of a training run and contains"),
         (("resume=drawn",), "resume=drawn is not a run directory"),
     ],
 )
@@ -245,7 +245,7 @@ def test_check_vacant_ignores_logs_and_hidden_files(tmp_path):
     (tmp_path / ".hidden").mkdir()
     resume.check_vacant(tmp_path)
     (tmp_path / "notes.md").write_text("")
-    with pytest.raises(UserError, match=r"holds notes\.md; try a new folder"):
+    with pytest.raises(UserError, match=r"contains notes\.md; try a new folder"):
         resume.check_vacant(tmp_path)
 
 
@@ -281,7 +281,7 @@ def test_init_starts_from_weights_of_another_run(workspace, typed):
     assert typed("train", "resume=from-r", "trainer.max_steps=4")[0] == 0
     refused = {
         ("model.channels=16",): "8 there, 16 here; its model has model.channels=8",
-        ("prediction=v",): "init=s was trained with prediction=Eps, and this run has V",
+        ("prediction=v",): "init=s was trained with prediction=Eps, but this run has V",
         ("conditioner=none",): "init=s was trained with conditioner=",
         ("system=classifier", "~callbacks.ema"): "init=s was trained with system=",
     }

@@ -166,7 +166,7 @@ def change(run, **parts):
 def test_non_finite_weights_are_rejected(run, typed):
     name, value = next(iter(change(run)["state_dict"].items()))
     change(run, state_dict={name: torch.full_like(value, float("nan"))})
-    with pytest.raises(CorruptFileError, match="not finite"):
+    with pytest.raises(CorruptFileError, match="non-finite"):
         safe_load.load_checkpoint(last(run))
 
 
@@ -229,7 +229,7 @@ def test_damage_is_detected_or_harmless(kind, trained, tmp_path):
         assert faults._noticed(bench, shared, faults.DAMAGE[kind], safe_load.load_checkpoint) == ""
 
 
-def test_newest_whole_checkpoint_is_read_without_writing(run, typed, tmp_path):
+def test_newest_intact_checkpoint_is_read_without_writing(run, typed, tmp_path):
     newest, older = list_checkpoints(run / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:-1000])
     before = sorted(map(str, run.rglob("*")))
@@ -497,7 +497,7 @@ def test_references_to_secrets_are_not_resolved(run, typed):
 def test_interpolations_of_the_environment_are_rejected(run):
     for value in ("${oc.decode:${oc.env:SLURM_JWT,1}}", "${seed}${oc.env:HOME}"):
         spoil(run, lambda config, value=value: config["sampler"].update(spacing=value))
-        with pytest.raises(UnsafeFileError, match="refers to what a run must not read"):
+        with pytest.raises(UnsafeFileError, match="refers to a value that a run must not read"):
             run_config.load_config(str(run))
 
 
@@ -671,7 +671,7 @@ def test_inconsistent_safetensors_are_rejected(trained, tmp_path):
     with pytest.raises(UnsafeFileError, match="hyper_parameters"):
         safe_load.load_checkpoint(file)
     safe_load.save_tensors({"denoiser.x": torch.full((2,), torch.inf)}, file, {"ddpm_lab": "{}"})
-    with pytest.raises(CorruptFileError, match="not finite"):
+    with pytest.raises(CorruptFileError, match="non-finite"):
         safe_load.load_checkpoint(file)
 
 
@@ -1033,7 +1033,7 @@ def test_choices_outside_of_configs_are_rejected(word, typed, tmp_path, monkeypa
     assert not [*tmp_path.iterdir()]
 
 
-def test_too_long_folder_name_is_report(typed, tmp_path):
+def test_too_long_folder_name_is_reported(typed, tmp_path):
     status, _, error = typed("train", *FAST, f"hydra.run.dir={tmp_path}/{'x' * 300}")
     assert status == 3 and error.count("\n") == 1, error
 
@@ -1188,7 +1188,7 @@ def test_archive_header_bomb_is_rejected(tmp_path):
     ("fields", "message"),
     [
         ({"shards": []}, "its shards hold 0"),
-        ({"classes": ["a"]}, "labels of other than its 1 classes"),
+        ({"classes": ["a"]}, "labels outside its 1 classes"),
     ],
 )
 def test_inconsistent_store_index_is_rejected(fields, message, tmp_path):
@@ -1217,7 +1217,7 @@ def test_store_index_cannot_name_other_files(name, tmp_path):
     index["shards"][0]["name"] = name
     index["sha256"] = stores._content(index)
     file.write_text(json.dumps(index))
-    with pytest.raises(UnsafeFileError, match="not a file of a store"):
+    with pytest.raises(UnsafeFileError, match="not a file name of a store"):
         image_store(str(tmp_path / "store"), batch_size=1)
     file.unlink()
     os.mkfifo(file)

@@ -57,7 +57,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_analytic_version_of_ddim_table_1(row):
+def test_analytic_tier_reproduces_ddim_table_1(row):
     sampler, kwargs, variance, expected = TABLE[row]
     denoiser = gaussian(LINEAR, variance)
     stds = [moments(sampler(steps=steps, clip=None, **kwargs), denoiser)[1] for steps in STEPS]
@@ -312,7 +312,7 @@ def test_timesteps_descend_to_0_for_any_number_of_steps(last):
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_invalid_steps_raise(steps):
-    with pytest.raises(ValueError, match=r"steps must lie in 1\.\.1000"):
+    with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000"):
         DDPM(steps=steps).timesteps(1000)
 
 

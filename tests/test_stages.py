@@ -201,7 +201,7 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
     for value, message in (
         (
             float("nan"),
-            "step-000010.ckpt has weights that are not finite: state_dict.autoencoder.quant_conv.2",
+            "step-000010.ckpt has non-finite weights: state_dict.autoencoder.quant_conv.2",
         ),
         (3e38, ": the channels of its latents have standard deviations ["),
     ):
@@ -224,18 +224,18 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/latent"],
-            "codec.run=MADE/latent is not an autoencoder but a diffusion model",
+            "codec.run=MADE/latent is a diffusion model, not an autoencoder",
         ),
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "data=synthetic"],
-            "codec.run=MADE/kl was trained on data of shape (1, 8, 8), and this data has shape (3, "
+            "codec.run=MADE/kl was trained on data of shape (1, 8, 8), but this data has shape (3, "
             "16, 16)",
         ),
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "data=toy", "model=mlp"],
-            "was trained on data of shape (1, 8, 8), and this data has shape (2,)",
+            "was trained on data of shape (1, 8, 8), but this data has shape (2,)",
         ),
         (
             "train",
@@ -245,14 +245,14 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
         (
             "train",
             ["codec=autoencoder", "codec.run=MADE/kl", "conditioner=low_res"],
-            "conditioner=low_res concatenates an image of the data's size with x_t, which "
-            "codec=latents makes 4x4x4",
+            "conditioner=low_res concatenates an image of the data's size with x_t, but "
+            "with codec=latents x_t is 4x4x4",
         ),
         ("train", ["system=autoencoder", "callbacks=default"], "EMA is not for an autoencoder"),
         (
             "train",
             ["model=autoencoder_kl"],
-            "autoencoder_kl and autoencoder_vq are for system=autoencoder",
+            "autoencoder_kl and autoencoder_vq for system=autoencoder",
         ),
         (
             "train",
@@ -269,14 +269,14 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
             ["system=autoencoder", "model.multipliers=[1,1,1,1,1]"],
             "model.multipliers=[1, 1, 1, 1, 1] halves",
         ),
-        ("sample", ["run=MADE/kl"], "run=MADE/kl is not a diffusion model but an autoencoder"),
+        ("sample", ["run=MADE/kl"], "run=MADE/kl is an autoencoder, not a diffusion model"),
         ("sample", ["run=MADE/latent", "sampler=ddim"], "sampler.clip=1 bounds pixels"),
         ("sample", ["run=MADE/latent", "codec.run=MADE/vq"], "codec.run=MADE/vq has changed since"),
         (
             "sample",
             ["run=MADE/latent", "codec=pixels"],
-            "codec is part of what run=MADE/latent was trained with; of codec, only run can be "
-            "changed",
+            "codec is fixed, because run=MADE/latent was trained with it; of codec, only run can "
+            "be changed",
         ),
         (
             "sample",
@@ -302,7 +302,7 @@ def test_autoencoder_with_nonfinite_weights_is_rejected(latent_runs, typed, tmp_
         (
             "evaluate",
             ["run=MADE/latent", "metrics=[nll]"],
-            "and latents have no bins; try metrics=[fid]",
+            "but latents have no bins; try metrics=[fid]",
         ),
     ],
 )
@@ -523,12 +523,12 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["cascade=[C/large,C/large]"],
-            "stage 1 samples images of 1x8x8, and stage 2 upsamples",
+            "stage 1 samples images of 1x8x8, but stage 2 upsamples",
         ),
         (
             "evaluate",
             ["cascade=[C/large,C/large]"],
-            "samples images of 1x8x8, and stage 2 upsamples 1x4x4",
+            "samples images of 1x8x8, but stage 2 upsamples 1x4x4",
         ),
         ("sample", ["cascade=[nowhere,C/large]"], "run=nowhere is not a run directory"),
         (
@@ -541,7 +541,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["cascade=[C/base,C/large]", "run=C/base"],
-            "both name a model; give one of them",
+            "both name a model; remove one",
         ),
         (
             "sample",
@@ -551,7 +551,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["cascade=['C/base sampler.steps=2000',C/large]"],
-            "sampler.steps must lie in 1..1000",
+            "sampler.steps must be in 1..1000",
         ),
         (
             "sample",
@@ -593,7 +593,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["run=C/large", "conditioner.noise_level=0.6"],
-            "conditioner.noise_level must be at most max_noise_level=0.5, that of training "
+            "conditioner.noise_level must be at most max_noise_level=0.5, the limit of training "
             "(got 0.6)",
         ),
         (
@@ -625,17 +625,17 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "evaluate",
             ["run=C/large", "sweep=conditioner.factor", "values=[2]"],
-            "is not an option of sampling this run",
+            "is not a sampling option of this run",
         ),
         (
             "sample",
             ["run=C/large", "conditioner.factor=4"],
-            "conditioner.factor is part of what run=C/large was",
+            "conditioner.factor is fixed, because run=C/large was",
         ),
         (
             "sample",
             ["run=C/large", "conditioner=label"],
-            "conditioner is part of what run=C/large was trained with",
+            "conditioner is fixed, because run=C/large was trained with",
         ),
         (
             "sample",
@@ -645,7 +645,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "sample",
             ["run=C/base", "input=train"],
-            "input=train is for a model that upsamples images",
+            "input=train is for a super-resolution model",
         ),
         ("sample", ["run=C/large", "input=EMPTY"], "input=EMPTY contains no images"),
         (
@@ -658,7 +658,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
             ["run=C/large", "input=COLOUR", "label=1"],
             "input=COLOUR: COLOUR/a.png is 4x4 RGB, expected 4x4 L",
         ),
-        ("sample", ["run=C/large", "input=SMALL"], "needs the class of each image"),
+        ("sample", ["run=C/large", "input=SMALL"], "needs the class of each input image"),
         (
             "sample",
             ["run=C/large", "input=SMALL", "label=11"],
@@ -683,7 +683,7 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         (
             "train",
             ["data.resolution=3"],
-            "data.resolution must be 8, that of the images, or a divisor (got 3)",
+            "data.resolution must be 8, the size of the images, or a divisor (got 3)",
         ),
     ],
 )

@@ -268,7 +268,7 @@ def test_class_labels_accept_names_and_numbers(name, label):
 @pytest.mark.parametrize(
     ("name", "names", "message"),
     [
-        ("crane", NAMES, r"label=crane is the name of 2 classes; try label=2, or one of 4"),
+        ("crane", NAMES, r"label=crane names 2 classes; try label=2, or one of 4"),
         (
             "golden rtriever",
             NAMES,

@@ -430,7 +430,7 @@ def case(kind, path):
 
 
 @pytest.mark.parametrize(("kind", "path"), [case(*names) for names in CASES])
-def test_user_path_works_for_kind(kind, path, trained, typed, tmp_path, monkeypatch):
+def test_user_path(kind, path, trained, typed, tmp_path, monkeypatch):
     monkeypatch.chdir(trained(kind).work)
     if message := REFUSED.get((kind, path)):
         status, _, error = unknown_path(trained(kind), typed, tmp_path)

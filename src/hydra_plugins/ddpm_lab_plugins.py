@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class JobLauncher(Launcher):
-    """Run each job of a sweep once, `jobs` at a time, in a process of its own.
+    """Run each job of a sweep once, `jobs` at a time, in its own process.
 
     `cluster` is null for processes on this machine; "slurm" (or "local", for testing) uses submitit
     with `parameters`. `dry` prints the plan only. A sweep may have at most `limit` jobs.
@@ -62,7 +62,7 @@ class JobLauncher(Launcher):
             )
 
     def check_size(self, overrides: Sequence[str]) -> None:
-        """Raise UserError for a grid of no jobs or of more than `limit`, before composing them."""
+        """Raise UserError for a grid of no jobs or more than `limit`, before composing them."""
         from ddpm_lab.utils.errors import UserError
 
         sweeps = [each for each in _parse(self.context, overrides) if each.is_discrete_sweep()]
@@ -81,9 +81,9 @@ class JobLauncher(Launcher):
                 f"{count}" if count <= self.limit else f"more than {self.limit}" for count in counts
             ]
             raise UserError(
-                f"this sweep has {' x '.join(factors)} jobs, and at most "
-                f"hydra.launcher.limit={self.limit} are allowed; "
-                "sweep over fewer values, or set hydra.launcher.limit"
+                f"this sweep has {' x '.join(factors)} jobs, but at most "
+                f"hydra.launcher.limit={self.limit} are allowed; try fewer values, or set "
+                "hydra.launcher.limit"
             )
 
     def launch(
@@ -96,7 +96,7 @@ class JobLauncher(Launcher):
         ]
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
-        """Return the jobs of these overrides. Composes them, so that errors precede all runs."""
+        """Return the jobs of these overrides, composed, so that errors precede all runs."""
         from ddpm_lab.config.overrides import config_hash, format_override, slug
         from ddpm_lab.sweeps.job import Job, estimate_cost
 
@@ -138,7 +138,7 @@ class JobLauncher(Launcher):
 
 
 class OptunaSweeper(Sweeper):
-    """Run trials that Optuna suggests, as many at a time as the launcher runs.
+    """Run trials that Optuna suggests, as many at a time as the launcher allows.
 
     The same seed gives the same trials, so that a repeated search continues.
     """

@@ -14,13 +14,13 @@ from ddpm_lab.utils.safe_load import read_json
 Line = tuple[list[Any], list[float]]
 T = TypeVar("T")
 MAX_CURVES = 14
-"""Training curves in one plot; more cannot be told apart"""
+"""Maximum number of training curves in one plot, so that they remain distinguishable"""
 
 
 def build_panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:
-    """Build the panels of one plot: one for `bars` and `curve`, else the paper's and ours.
+    """Build the panels of a plot: one for `bars` and `curve`, else ours and the paper's.
 
-    Lines without numbers, and panels without lines, are left out.
+    Lines without numbers and panels without lines are omitted.
     """
     names = [column.name for column in table.columns]
     index = names.index(plot.column) if plot.column in names else 0
@@ -51,7 +51,7 @@ def _bars(table: Table, index: int) -> dict[str, Line]:
     entries = {row: entries[index] for row, entries in table.rows.items()}
     return {
         "ours": _line((row, entry.ours) for row, entry in entries.items()),
-        # Another metric than the paper's does not belong beside it.
+        # Omitted if this tier measures another metric.
         "paper": _line((row, entry.theirs) for row, entry in entries.items() if entry.comparable),
     }
 
@@ -82,7 +82,7 @@ def _line(points: Iterable[tuple[Any, float | None]]) -> Line:
 
 
 def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> dict[str, Line]:
-    """Return a line per row, of its first seed."""
+    """Return a line per row, for its first seed."""
     lines: dict[str, Line] = {}
     for row in table.rows:
         job = plan.by_key.get(JobKey(row, column, plan.spec.seeds[0]))
@@ -96,7 +96,7 @@ def _curves(plan: Plan, table: Table, plot: Plot, column: str) -> dict[str, Line
 
 
 def training_panels(jobs: Mapping[str, Job]) -> list[Panel]:
-    """Plot the training losses, equal curves once; nothing for more than `MAX_CURVES`."""
+    """Plot the training losses, equal curves once; plot none for more than `MAX_CURVES`."""
     lines = _read_distinct(jobs, read_losses)
     if not 0 < len(lines) <= MAX_CURVES:
         return []
@@ -109,7 +109,7 @@ def sample_images(jobs: Mapping[str, Job]) -> dict[str, Path]:
 
 
 def _read_distinct(jobs: Mapping[str, Job], read: Callable[[Path], T | None]) -> dict[str, T]:
-    """Read a value from the folder of each finished job, and return the first of equal values."""
+    """Read a value from the folder of each finished job, and return the distinct values."""
     values: dict[str, T] = {}
     for name, job in jobs.items():
         if job.done() and (value := read(job.folder)) and value not in values.values():

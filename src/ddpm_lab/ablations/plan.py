@@ -50,7 +50,7 @@ class Plan:
         self.by_key: dict[JobKey, Job] = {}
         self.configs: dict[str, DictConfig] = {}
         self.training: dict[str, Job] = {}
-        """By row, the training of the first column and seed"""
+        """Training job of the first column and seed, by row"""
         if self.spec.skip_reason:
             return
         if any(override.startswith("seed=") for override in self.user_overrides):
@@ -167,8 +167,8 @@ def run_ablation(settings: DictConfig) -> None:
     ablations = select_tiers(settings.ablations, settings.tier)
     if settings.tier == "analytic" and settings.overrides:
         raise UserError(
-            f"{settings.overrides[0]} applies to training, and tier=analytic trains nothing; "
-            "try tier=tiny"
+            f"{settings.overrides[0]} applies to training, but tier=analytic trains nothing; try "
+            "tier=tiny"
         )
     jobs: dict[Path, Job] = {}
     for name, ablation in ablations.items():
@@ -177,7 +177,7 @@ def run_ablation(settings: DictConfig) -> None:
         jobs |= Plan(name, ablation, settings.tier, settings).jobs
     if settings.evaluate and not any(job.verb == "evaluate" for job in jobs.values()):
         raise UserError(
-            f"evaluate.{settings.evaluate[0]} applies to evaluations, and this ablation has none: "
+            f"evaluate.{settings.evaluate[0]} applies to evaluations, but this ablation has none: "
             "its numbers are the final metrics of training"
         )
     if jobs:

@@ -26,12 +26,12 @@ TRAINING_NUMBERS = (
     Number("accuracy", "accuracy", "higher"),
 )
 WEIGHTS = "weights_sha256"
-"""Protocol key that differs between runs, and so is not a difference of protocol"""
+"""Protocol key that differs between all runs and is not compared"""
 
 
 @cache
 def numbers() -> dict[str, Number]:
-    """Return the numbers of metrics.json by dotted key: of metrics, the analytic tier, training."""
+    """Return the numbers of metrics.json by dotted key: metrics, the analytic tier, training."""
     files = [CONFIGS / "metric" / f"{name}.yaml" for name in METRICS]
     metrics: list[Any] = [get_class(OmegaConf.load(file)._target_) for file in files]
     parts = (*(metric.numbers for metric in metrics), ANALYTIC_NUMBERS, TRAINING_NUMBERS)
@@ -39,7 +39,7 @@ def numbers() -> dict[str, Number]:
 
 
 def last_number(text: str) -> float | None:
-    """Return the number at the end of a name or override, such as 10 of sampler.steps=10."""
+    """Return the number at the end of a name or override, such as 10 for sampler.steps=10."""
     last = re.split(r"[\s=]", text)[-1]
     return float(last) if re.fullmatch(r"\d+(\.\d+)?", last) else None
 

@@ -47,7 +47,7 @@ class TierSpec(BaseModel, extra="forbid"):
     seeds: list[int] = [0]
     train: list[str] = []
     evaluate: list[str] = []
-    """If a row and its column add no others, the metrics of training are used"""
+    """Default overrides; if a row and its column add none, the metrics of training are used"""
     runs: dict[str, list[str]] = {}
     """Training overrides of auxiliary models; "{name}" in an override is the run directory"""
     substitutions: dict[str, str] = {}
@@ -104,7 +104,7 @@ class Ablation(BaseModel, extra="forbid"):
     row_header: str
     metric: str = "fid"
     protocol: dict[str, str]
-    """Protocol of the paper's numbers, with the keys of metrics.json"""
+    """Protocol of the paper's numbers, under the keys of metrics.json"""
     rows: dict[str, Row]
     columns: dict[str, Column]
     tiers: dict[Tier, TierSpec]

@@ -194,7 +194,7 @@ def _format(protocol: Mapping[str, str]) -> str:
 
 
 def claim(table: Table, order: spec.OrderClaim, paper: bool = False) -> Claim:
-    """Test a claim on our numbers, or, to test the claim itself, on the paper's."""
+    """Test a claim on our numbers or, to verify the claim itself, on the paper's."""
     columns = [column.name for column in table.columns]
     by_row = order.order[0] in table.rows
     across = (order.columns or columns) if by_row else (order.rows or [*table.rows])

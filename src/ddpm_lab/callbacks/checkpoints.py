@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError, BadZipFile) as error:  # torch: RuntimeError for a full disk
             text = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
             cut = "unexpected pos" in str(error)
-            self.error = "the file was cut short, as by a full disk" if cut else text
+            self.error = "the file was truncated; the disk may be full" if cut else text
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return safe_load.load_checkpoint(path)
@@ -53,17 +53,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(L.Callback):
     """Saves `checkpoints/step-N.ckpt` every `every` optimizer steps and when training stops.
 
-    The last `keep` checkpoints are kept. Callbacks with a state come before this one, and those
-    that evaluate the model after it. On resume, they make up for the step that was saved.
+    The last `keep` checkpoints are kept. Stateful callbacks come before this one, and those that
+    evaluate the model after it. On resume, the latter catch up on the saved step.
 
     A failed save is logged. Raises ResourceError at the last step or the third failure in a row.
-    Raises DivergenceError for numbers that are not finite.
+    Raises DivergenceError for non-finite numbers.
     """
 
     run_id: str | None = None
     """Id of the run, stored in its checkpoints"""
     _max_steps: int | None = None
-    """The trainer's, to be restored when training starts"""
+    """The trainer's value, restored when training starts"""
 
     def __init__(self, every: Count = 200, keep: Count = 2) -> None:
         self.every, self.keep = every, keep
@@ -91,7 +91,7 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if step == self._step:  # gradient accumulation, which checkpoints do not hold
+        if step == self._step:  # gradient accumulation, which is not in checkpoints
             return
         self._step, self._between_steps = step, True
         due = step % self.every == 0 or step == trainer.max_steps
@@ -148,8 +148,8 @@ class Checkpoints(L.Callback):
     ) -> None:
         if path := next(find_non_finite(checkpoint), None):
             raise DivergenceError(
-                f"step {self._step}: {path} is not finite, and is not saved; "
-                "try a smaller optimizer.lr"
+                f"step {self._step}: {path} is not finite, so no checkpoint is saved; try a "
+                "smaller optimizer.lr"
             )
         histories = _histories(trainer)
         for history in histories:

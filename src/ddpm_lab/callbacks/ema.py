@@ -18,8 +18,8 @@ from ddpm_lab.utils.ranges import check_ranges
 class EMA(L.Callback):
     """average += (1 - d) (weights - average) after optimizer step n.
 
-    d = min(decay, (1 + n) / (10 + n)). Checkpoints hold the average under the callback's own key,
-    in addition to the raw weights. Weights are never swapped.
+    d = min(decay, (1 + n) / (10 + n)). Checkpoints have the average under the callback's key, in
+    addition to the raw weights. The average is never swapped into the model.
     """
 
     supports = ("images", "points")
@@ -52,7 +52,7 @@ class EMA(L.Callback):
 
 
 def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> tuple[str, SamplingPipeline]:
-    """Return "ema" and the pipeline of the average, or "raw" and the system's without an EMA."""
+    """Return "ema" and the pipeline of the average or, without an EMA, "raw" and the system's."""
     averages = [each.average for each in callbacks(trainer) if isinstance(each, EMA)]
     if averages:
         return "ema", system.pipeline.with_denoiser(averages[0])

@@ -29,7 +29,7 @@ class Forecast(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         data, device = datamodule(trainer), pl_module.device
         size = data.batch_size // trainer.world_size
-        workers = min(1, data.workers)  # a worker has a timeout
+        workers = min(1, data.workers)  # a worker may time out
         images = next(iter(read_batches(data.train, [torch.arange(size)], workers)))
         first = to_device(to_batch(images), device)
         with (

@@ -9,12 +9,12 @@ from ddpm_lab.data.module import Data
 
 
 def callbacks(trainer: L.Trainer) -> list[L.Callback]:
-    """Return the trainer's callbacks. Lightning's connector sets the attribute."""
+    """Return the trainer's callbacks, an attribute that Lightning's connector sets."""
     return vars(trainer)["callbacks"]
 
 
 def datamodule(trainer: L.Trainer) -> Data:
-    """Return the data of the trainer's data module. Lightning's connector sets the attribute."""
+    """Return the data of the trainer's data module, which Lightning's connector sets."""
     return vars(trainer)["datamodule"].data
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases that cannot block or end a run, and a CSV history that can be rewound."""
+"""Loggers: W&B that cannot block or end a run, and a CSV history that can be rewound."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ def optional(logger: object) -> Iterator[None]:
         yield
     except CLIError:
         raise
-    except Exception as error:  # errors of W&B have no class in common
+    except Exception as error:  # W&B's errors have no common base class
         if not has_failed(logger):
             name = type(logger).__name__.removesuffix("Logger").replace("Wandb", "W&B")
             LOG.warning("%s: %s; continuing without it", name, _one_line(error))
@@ -86,11 +86,11 @@ def wandb(
 def start_wandb(**options: Any) -> wb.Run:
     """Call wandb.init, online if there is a key, else offline with a hint.
 
-    The key is WANDB_API_KEY or that of `wandb login`. WANDB_MODE and `wandb offline` apply. After a
+    The key comes from WANDB_API_KEY or `wandb login`. WANDB_MODE and `wandb offline` apply. After a
     timeout of 30 seconds the run continues offline.
 
-    The current directory may be someone else's run. Only the mode of its wandb/settings is used,
-    and not its Git repository, whose configuration can execute programs.
+    The current directory may be someone else's run. Only the mode in its wandb/settings is used.
+    Its Git repository is not, because Git configurations can execute programs.
     """
     options["dir"] = str(Path(options["dir"]).absolute())
     program = Path(sys.argv[0]).absolute().parent
@@ -127,7 +127,7 @@ def _one_line(error: Exception) -> str:
 
 
 class CSVHistory(CSVLogger):
-    """metrics.csv with all rows in memory. Saves replace the file. A failed save loses no rows."""
+    """metrics.csv with all rows in memory. Saves replace the file; a failed save loses no rows."""
 
     @property
     def text(self) -> str:
@@ -144,7 +144,7 @@ class CSVHistory(CSVLogger):
         try:
             write_text(Path(self.log_dir, "metrics.csv"), self.text)
         except OSError as error:
-            message = "metrics.csv could not be written (%s); its next save has all rows"
+            message = "metrics.csv could not be written (%s); the next save will include all rows"
             LOG.warning(message, error.strerror)
 
     def rewind(self, text: str) -> None:
@@ -160,5 +160,5 @@ def finish() -> None:
         try:
             wb.finish()
         except Exception as error:
-            message = "W&B: %s; data that were not uploaded are in the run's folder wandb"
+            message = "W&B: %s; data not uploaded is in the run's folder wandb"
             LOG.warning(message, _one_line(error))

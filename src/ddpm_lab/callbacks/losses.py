@@ -20,9 +20,9 @@ LOG = logging.getLogger(__name__)
 STUCK = 0.9
 """Fraction of the loss of predicting zero above which a warning is logged"""
 FIRST_CHECK = 100
-"""Step of the first check; later ones are at double the step"""
+"""Step of the first check; each later one is at twice the step"""
 SPIKE = 10
-"""Factor over the recent loss that logs a warning"""
+"""Factor over the recent loss above which a warning is logged"""
 
 
 @check_ranges
@@ -46,7 +46,7 @@ class Losses(L.Callback):
         self._restart()
         if self._state:
             self.batches = self._restored = self._state["batches"]
-            # The number of processes may be another than at the save.
+            # The number of processes may differ from that of the save.
             local = self._state["processes"][trainer.global_rank :: trainer.world_size]
             for name, value in (item for steps in local for step in steps for item in step.items()):
                 self.values[name].append(value.to(pl_module.device))
@@ -96,7 +96,7 @@ class Losses(L.Callback):
         self.values = defaultdict(list)
 
     def _concatenate(self) -> dict[str, Tensor]:
-        """Concatenate the batches. Losses of skipped steps, which are not finite, get weight 0."""
+        """Concatenate the batches. Non-finite losses, those of skipped steps, get weight 0."""
         values = {name: torch.cat(parts) for name, parts in self.values.items()}
         if values:
             values["weight"] = values["weight"] * values["losses"].isfinite()
@@ -133,11 +133,11 @@ class Losses(L.Callback):
         log_metrics(trainer, metrics)
 
     def _warn(self, loss: float, trainer: L.Trainer, system: BaseSystem) -> None:
-        """Log a warning if the loss rises suddenly, or is close to that of predicting zero."""
+        """Log a warning if the loss rises suddenly or is close to that of predicting zero."""
         step, zero = trainer.global_step, system.zero_loss
         recent = [value for _, value in self.curves["train/loss"][-3:]]
         if recent and loss > SPIKE * max(recent):
-            LOG.warning("step %d: the loss is %.3g, and was %.3g", step, loss, recent[-1])
+            LOG.warning("step %d: the loss rose from %.3g to %.3g", step, recent[-1], loss)
         if zero is None or step < self._check_at:
             return
         while self._check_at <= step:

@@ -42,7 +42,7 @@ class ODELikelihood(L.Callback):
 class FID(Periodic):
     """Logs the metrics of `count` samples every `every` steps (None: only at the end).
 
-    If the extractor is not available, one line is logged and training continues without FID.
+    If the extractor is unavailable, a line is logged and training continues without FID.
     """
 
     supports = ("images",)

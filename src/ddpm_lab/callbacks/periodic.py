@@ -40,8 +40,8 @@ def image_path(trainer: L.Trainer, name: str) -> Path:
 class Periodic(L.Callback, ABC):
     """Calls `run` every `every` optimizer steps (None: never), and at the end of training.
 
-    A call that an interruption prevented is made up for on resume. A full disk does not end
-    training, except in the last call.
+    On resume, a call missed because of an interruption is made. A full disk ends training only in
+    the last call.
     """
 
     every: int | None

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 
 class Progress(ProgressBar):
-    """Counts optimizer steps, not epochs. The loss is fetched only when the bar is refreshed."""
+    """Counts optimizer steps, not epochs. Fetches the loss only when the bar is refreshed."""
 
     bar = tqdm(disable=True)
     _disabled = False
 
     def disable(self) -> None:
-        """Hide the bar; Lightning calls this in all processes but the first."""
+        """Hide the bar; Lightning calls this in all processes except rank zero."""
         self._disabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

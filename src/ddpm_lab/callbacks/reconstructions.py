@@ -98,7 +98,7 @@ class Reconstructions(Periodic):
                 "resize": self.extractor.resize,
             }
         for name in ("psnr", "ssim"):
-            if parts := all_gather(values[name]):  # a process may have none
+            if parts := all_gather(values[name]):  # a process may have no images
                 each = torch.cat(parts).double()
                 result[name] = each.mean().item()
                 errors[name] = each.std().item() / math.sqrt(len(each))

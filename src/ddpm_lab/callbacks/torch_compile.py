@@ -15,9 +15,9 @@ LOG = logging.getLogger(__name__)
 class TorchCompile(L.Callback):
     """Compiles training steps with `torch.compile(network, mode=mode)`.
 
-    "reduce-overhead" uses CUDA graphs, for small networks that are bound by kernel launches.
-    Validation, sampling, weight names and checkpoints are the same without it. The duration of the
-    first step, which compiles, is logged.
+    "reduce-overhead" uses CUDA graphs, for small networks bound by kernel launches. Validation,
+    sampling, weight names and checkpoints do not change. The duration of the first step, which
+    includes compilation, is logged.
     """
 
     def __init__(self, mode: Literal["default", "reduce-overhead", "max-autotune"]) -> None:

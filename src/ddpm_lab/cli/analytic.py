@@ -64,10 +64,10 @@ def _analytic_data(
 
 
 def _case(config: DictConfig, process: ForwardProcess, data: Data | None) -> None:
-    """Measure one sampler, with the keys of evaluate.py for a run."""
+    """Measure one sampler, with the keys that evaluate.py has for a run."""
     if config.steps is not None:
         raise UserError(
-            f"steps={config.steps} is for tables of samplers; try sampler.steps, or sampler=null"
+            f"steps={config.steps} is for tables of samplers; try sampler.steps=N, or sampler=null"
         )
     sampler, variance = build(config, "sampler"), build(config, "variance")
     if data is None or data.bin_width is None:  # only pixels are bounded
@@ -116,9 +116,9 @@ def _checked_guidance(guidance: "partial[Any]", sampler: Sampler) -> Callable[[A
             guided = guidance(denoiser)
             if getattr(guided, "requires_reverse", False) and not sampler.uses_reverse:
                 raise ValueError(
-                    "form=mean shifts the means of ancestral steps, which "
-                    f"sampler={choice_name(sampler)} does not draw; "
-                    "try sampler=ddpm or guidance.form=score"
+                    "form=mean shifts the means of ancestral steps, but "
+                    f"sampler={choice_name(sampler)} has none; try sampler=ddpm or "
+                    "guidance.form=score"
                 )
         return guided
 
@@ -200,6 +200,7 @@ def _steps(config: DictConfig, process: ForwardProcess, data: Data | None) -> li
     steps = [config.steps] if isinstance(config.steps, int) else list(config.steps)
     if not steps or any(type(n) is not int or not 1 <= n <= process.steps for n in steps):
         raise UserError(
-            f"steps={config.steps} must be numbers in 1..{process.steps}, the T of the schedule"
+            f"steps={config.steps} must be a list of numbers in 1..{process.steps}, the T of the "
+            "schedule"
         )
     return steps

@@ -51,7 +51,7 @@ def evaluate(config: DictConfig) -> None:
         with prefix_errors(name):
             metric.check(cascade)
     if is_rank_zero():
-        make_directory(config.out)  # an error comes before any work
+        make_directory(config.out)  # errors precede any work
     with directory_lock(Path(config.out), "evaluating") if is_rank_zero() else nullcontext():
         if config.sweep is None:
             _measure(config, run, cascade, metrics)
@@ -75,7 +75,7 @@ def _select(available: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
 def _measure(
     config: DictConfig, run: RunDir, cascade: Cascade, metrics: Mapping[str, Metric]
 ) -> None:
-    """Compute `metrics` one after another, each saved at once; a repeated command resumes."""
+    """Compute `metrics` in turn and save each at once, so that a repeated command resumes."""
     partial_results = open_partial_results(config, cascade.stages, run.data)
     out = Path(config.out)
     results: Results = {"run": str(config.run), "run_id": run.record.id}
@@ -105,7 +105,7 @@ def _measure(
 
 
 def _check(config: DictConfig) -> None:
-    """Check what needs no run."""
+    """Check the keys that do not depend on the run."""
     metrics = config.metrics
     if metrics is not None and (
         not OmegaConf.is_list(metrics) or not metrics or not {*metrics} <= {*METRICS}

@@ -69,7 +69,7 @@ def evaluate_sweep(
     try:
         for name in missing:
             results.keep(name, next(metrics))
-            sample_row(name)  # metrics are computed lazily: the cascade is still configured so
+            sample_row(name)  # metrics are lazy: the cascade still has this configuration
             if name != missing[-1]:
                 _save(config, quality, values, results.parts, samples)
     except BaseException:
@@ -135,7 +135,7 @@ def _table(
 
 
 def _values(config: DictConfig, cascade: Cascade) -> list[Any]:
-    """Return the values of the swept key. Raises UserError if key or values do not fit."""
+    """Return the values of the swept key. Raises UserError for an invalid key or values."""
     key, values = config.sweep, config["values"]
     keys = [
         f"{group}.{name}"
@@ -147,7 +147,7 @@ def _values(config: DictConfig, cascade: Cascade) -> list[Any]:
     keys += [f"conditioner.{name}" for name in options]
     if key not in keys:
         raise UserError(
-            f"sweep={key} is not an option of sampling this run; it has {', '.join(keys)}"
+            f"sweep={key} is not a sampling option of this run; options: {', '.join(keys)}"
         )
     if not OmegaConf.is_list(values) or not values:
         text = "null" if values is None else values
@@ -156,13 +156,13 @@ def _values(config: DictConfig, cascade: Cascade) -> list[Any]:
             f"try 'values=[{OmegaConf.select(config, key)},...]'"
         )
     if any(map(OmegaConf.is_dict, values)) or len({*map(str, values)}) < len(values):
-        raise UserError(f"values={values} must differ, and be numbers, words or lists")
+        raise UserError(f"values={values} must be distinct numbers, words or lists")
     container: list[Any] = OmegaConf.to_container(values)  # type: ignore[assignment]
     return container
 
 
 def _configurations(config: DictConfig, cascade: Cascade) -> dict[str, Callable[[], None]]:
-    """Return functions that set each value in `cascade`, and try all of them. Raises UserError."""
+    """Return functions that set each value in `cascade`, after trying each. Raises UserError."""
     group = config.sweep.partition(".")[0]
     configurations: dict[str, Callable[[], None]] = {}
     for value in config["values"]:

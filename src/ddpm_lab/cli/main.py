@@ -1,4 +1,4 @@
-"""The entry points: compose the configuration and run a command, without importing torch before."""
+"""The entry points: compose the configuration, then import torch and run a command."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ SWEEPS: list[Path] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a program in the same way as Ctrl-C."""
+    """SIGTERM, which ends a program in the same way as Ctrl-C does."""
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:
@@ -51,7 +51,7 @@ def _raise_terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _entry_point(command: Callable[[], None]) -> Callable[[], None]:
-    """Normalize the arguments of `command`; end it with a line for mistakes, SIGINT and SIGTERM."""
+    """Normalize the arguments of `command`; exit with one line for mistakes, SIGINT and SIGTERM."""
 
     @wraps(command)
     def run() -> None:
@@ -130,7 +130,7 @@ def _run(command: str, task: Callable[[DictConfig], None]) -> None:
             discard_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # silences a warning of DDP
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, which are explained here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its own errors, which `_explain` rewrites
     try:
         _prepare_arguments(command)
         with _only_rank_zero_writes():
@@ -198,7 +198,7 @@ def _explain(error: Exception, command: str, started: bool) -> CLIError:
             explained = as_resource_error(error)
         case yaml.YAMLError() | UnicodeDecodeError():
             explained = UserError(messages.explain_broken_file(error, sys.argv[1:]))
-        case OSError(filename=file) if file is not None:  # also some of Hydra's
+        case OSError(filename=file) if file is not None:  # some of Hydra's errors are OSErrors
             message = f"{file} cannot be created as a directory ({error.strerror})"
             explained = ResourceError(message)
     if explained is None:
@@ -224,7 +224,7 @@ def run_job(command: str, overrides: list[str], log: Path) -> int:
     try:
         globals()[command]()
         status = 0
-    except SystemExit as stop:  # without a number: Lightning was told to end
+    except SystemExit as stop:  # without a number: a signal ended Lightning
         status = stop.code if isinstance(stop.code, int) else 1
     except Exception:
         traceback.print_exc()

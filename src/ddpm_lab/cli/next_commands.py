@@ -16,16 +16,15 @@ from ddpm_lab.utils.errors import CLIError
 from ddpm_lab.utils.shell import script_command
 
 SERVING = ("batch_size", "workers", "in_memory", "flip")
-"""Keys of `data` that do not change which data is meant"""
+"""Keys of `data` that do not identify the data"""
 
 
 def complete_command(
     verb: str, overrides: str, config: DictConfig, run_overrides: Sequence[str]
 ) -> str:
-    """Return a suggestion as a command.
-
-    A training command gets the data of `run_overrides`, the command line of the run. `run=DIR`
-    becomes the newest diffusion model of the same data, which is trained first if there is none.
+    """Return a suggestion as a command. A training command gets the data overrides of
+    `run_overrides`, the run's command line. `run=DIR` becomes the newest diffusion model of the
+    same data. If there is none, the suggestion trains one first.
     """
     data = shlex.join(data_overrides(run_overrides))
     if verb == "train":
@@ -47,7 +46,7 @@ def typed_overrides(run: Path) -> list[str]:
 
 
 def data_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that choose the data, and the user's own configuration folder."""
+    """Return the overrides that select the data and the user's own configuration folder."""
     folder = [
         text
         for option, value in pairwise(overrides)

@@ -45,7 +45,7 @@ def report(config: DictConfig) -> None:
 
 
 def _ablation_tables(config: DictConfig) -> list[Table]:
-    """Return the tables of `config.tier`, or of every tier with results, or else of all tiers."""
+    """Return the tables of `config.tier`; if None, of all tiers with results, else of all tiers."""
     tables = []
     for name, ablation in select_tiers(config.ablations, config.tier).items():
         tiers = [config.tier] if config.tier else TIERS

@@ -50,8 +50,8 @@ def sample(config: DictConfig) -> None:
     check_settings(config, SETTINGS)
     if config.cascade is not None and config.mode != "sample":
         raise UserError(
-            f"mode={config.mode} is for one model, and cascade={config.cascade} has several; "
-            "try run=DIR"
+            f"mode={config.mode} is for one model, but cascade={config.cascade} has several; try "
+            "run=DIR"
         )
     init_process_group()
     if not is_rank_zero() and config.mode != "sample":
@@ -74,7 +74,7 @@ def _sample(config: DictConfig, run: RunDir) -> None:
     labels = conditions.get("label")
     columns = 10 if config.label != "all" or labels is None else int((labels == 0).sum())
     if is_rank_zero():
-        make_directory(config.out)  # an error comes before any work
+        make_directory(config.out)  # errors precede any work
     options = {"seed": config.seed, "batch_size": config.batch_size}
     total = cascade.num_steps(count, config.batch_size)
     with tqdm(total=total, desc=f"sampling {count}", unit="step", disable=None, leave=False) as bar:
@@ -98,7 +98,7 @@ def _encode(config: DictConfig, run: RunDir) -> None:
         conditions = to_batch(split)
         if pipeline.denoiser.classes is not None and split.labels is None:
             raise UserError(
-                f"input={config.input} has no labels, and this model needs them; try label=..."
+                f"input={config.input} has no labels, but this model needs them; try label=..."
             )
     else:
         conditions = _make_conditions(config, pipeline, split.size, split)
@@ -117,7 +117,7 @@ def _encode(config: DictConfig, run: RunDir) -> None:
         triples = torch.stack([row.to(pipeline.device) for row in rows], dim=1).flatten(0, 1)
         grid = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3)
         image = f"{grid} (triples of input, x_T, decoded)"
-    steps, accuracy = pipeline.num_steps, f"mean square error {error:.2g}, in [0, 1]"
+    steps, accuracy = pipeline.num_steps, f"mean squared error {error:.2g}, in [0, 1]"
     LOG.info("%d samples encoded and decoded, in %d steps each: %s", len(data), steps, accuracy)
     LOG.info("  x_T         %s\n  image       %s", array, image)
     LOG.info("  next        %s", _decode_command(array))
@@ -134,11 +134,11 @@ def _decode_command(file: Path) -> str:
 
 
 def _decode(config: DictConfig, run: RunDir) -> None:
-    """Sample from the x_T of an .npz; the only noise is the sampler's."""
+    """Sample from the x_T of an .npz; only the sampler adds noise."""
     if config.input in SPLITS:
         raise UserError(
-            f"input={config.input} is data, and mode=decode needs the x_T.npz of mode=encode; "
-            "try input=FILE"
+            f"input={config.input} is data, but mode=decode needs the x_T.npz of mode=encode; try "
+            "input=FILE"
         )
     pipeline = run.pipeline
     x_T, conditions = read_array(config.input, "x_T", pipeline.codec.shape, pipeline.classes)
@@ -152,22 +152,22 @@ def _decode(config: DictConfig, run: RunDir) -> None:
 
 
 def _check_conditions(file: str, conditions: Batch, own: Batch) -> None:
-    """Raise UserError unless the conditions in `file` have the kinds and shapes of the model's."""
+    """Raise UserError unless the conditions in `file` have the names and shapes of the model's."""
     for name, value in own.items():
         saved = conditions.get(name)
-        # Without a text, the caption follows from the label.
+        # Without a text, the label determines the caption.
         fits = name == "text" if saved is None else saved.shape[1:] == value.shape[1:]
         if not fits:
             raise UserError(
-                f"input={file} is of a model with the condition {' and '.join(conditions)}, and "
+                f"input={file} is from a model with the condition {' and '.join(conditions)}, but "
                 f"this one takes {name} {tuple(value.shape[1:])}; try mode=encode with this run"
             )
 
 
 def _interpolate(config: DictConfig, run: RunDir) -> None:
-    """Save `config.count` rows, each from one x_T to another on the sphere.
+    """Save `config.count` rows of images, each interpolated between two x_T on the sphere.
 
-    A row has one label and one stream of noise.
+    A row shares one label and one noise stream.
     """
     pipeline = run.pipeline
     count, frames = config.count or 100, config.frames
@@ -212,25 +212,25 @@ def _make_conditions(
         for value in (config.label, config.text)
     )
     if label is not None and text is not None:
-        raise UserError(f"label={label} and text={text} both set the condition; give one of them")
+        raise UserError(f"label={label} and text={text} both set the condition; remove one")
     return pipeline.make_conditions(count, label, text, images)
 
 
 def _held_out_images(run: RunDir) -> Split | None:
-    """Return the held-out split for a model that upsamples images, else None."""
+    """Return the held-out split for a super-resolution model, else None."""
     low_res_shape = run.pipeline.denoiser.conditioner.low_res_shape
     return None if low_res_shape is None else run.data.test
 
 
 def _images_to_upsample(config: DictConfig, run: RunDir, stage: SamplingPipeline) -> Split | None:
-    """Return the images of `config.input` for a model that upsamples images, else None."""
+    """Return the images of `config.input` for a super-resolution model, else None."""
     low_res_shape = stage.denoiser.conditioner.low_res_shape
     if low_res_shape is not None:
         return read_samples(config, low_res_shape, run, None)
     if config.input != "test":
         raise UserError(
-            f"input={config.input} is for a model that upsamples images, and this one samples from "
-            "noise; try input=test, or mode=encode"
+            f"input={config.input} is for a super-resolution model, but this one samples from "
+            "noise; try mode=encode"
         )
     return None
 

@@ -26,13 +26,13 @@ CONDITIONS: dict[str, tuple[str, int, str, type]] = {
     "text": ("text", 2, "u", np.uint8),
     "low_res": ("low_res", 4, "f", np.float32),
 }
-"""Name in an .npz, number of dimensions, kinds of numbers in a file, and type for the model"""
+"""Name in an .npz, number of dimensions, dtype kinds in a file, and dtype for the model"""
 
 
 def read_samples(
     config: DictConfig, shape: tuple[int, ...], run: RunDir, count: int | None = 100
 ) -> InMemorySplit:
-    """Return `config.count` samples of `shape` from `config.input`, a split, a file or a folder.
+    """Return `config.count` samples of `shape` from `config.input`: a split, a file or a folder.
 
     `count` is the default for a split; a file or folder is read whole.
     """
@@ -85,11 +85,11 @@ def read_array(
     fits = array.ndim == len(shape) + 1 and array.shape[1:] == shape and array.dtype == kind
     if not fits or not len(array):
         raise UserError(
-            f"input={file}: {name} is {array.shape} {array.dtype}, and this run needs (N, "
+            f"input={file}: {name} is {array.shape} {array.dtype}, but this run needs (N, "
             f"{', '.join(map(str, shape))}) {np.dtype(kind)}"
         )
     if not np.isfinite(array).all():
-        raise UserError(f"input={file}: {name} has numbers that are not finite")
+        raise UserError(f"input={file}: {name} has non-finite numbers")
     conditions: Batch = {}
     for condition, (key, ndim, kinds, dtype) in CONDITIONS.items():
         if (values := saved.get(key)) is None:
@@ -104,7 +104,7 @@ def read_array(
         low, high = conditions["label"].min(), conditions["label"].max()
         if low < 0 or high >= classes:
             raise UserError(
-                f"input={file} has labels in {low}..{high}, and this model takes 0..{classes - 1}"
+                f"input={file} has labels in {low}..{high}, but this model takes 0..{classes - 1}"
             )
     return torch.as_tensor(array), conditions
 

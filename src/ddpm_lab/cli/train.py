@@ -73,7 +73,7 @@ class Training(NamedTuple):
 
 
 def train(config: DictConfig, overrides: Sequence[str] = (), home: Path | None = None) -> None:
-    """Train `config`, which `overrides` chose, in `trainer.default_root_dir`.
+    """Train `config`, composed from `overrides`, in `trainer.default_root_dir`.
 
     With `home`, resume the run in that directory.
     """
@@ -93,7 +93,7 @@ def _train(
         init_weights.adopt_model(config)
     validate_settings(config)
     if not torch.cuda.is_available():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch's optimizers look for a GPU at each step
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch's optimizers query the GPU at each step
     torch.manual_seed(config.seed)
     data: Data = build(config, "data")
     system: BaseSystem = build_system(config, data)
@@ -127,7 +127,7 @@ def _train(
 
 
 def _callbacks(config: DictConfig) -> dict[str, Callback]:
-    """Return the callbacks of the configuration, and those that every run has."""
+    """Return the callbacks of the configuration and those of every run."""
     callbacks: dict[str, Callback] = build(config, "callbacks")
     if _find(callbacks, Checkpoints) is None:
         callbacks["checkpoints"] = Checkpoints(every=max(1, config.trainer.max_steps))
@@ -143,7 +143,7 @@ def _callbacks(config: DictConfig) -> dict[str, Callback]:
 
 
 def _add_loggers(trainer: Trainer, config: DictConfig) -> None:
-    """Attach the loggers, after every check, so that a mistake leaves no W&B run."""
+    """Attach the loggers after all checks, so that a mistake leaves no W&B run."""
     loggers = [logger for logger in build(config, "logger").values() if logger is not None]
     trainer.loggers = [make_optional(logger) for logger in loggers]
     settings = redact(config)
@@ -165,11 +165,11 @@ def _log_start(training: Training) -> None:
     if not training.checkpoint:
         return
     if isinstance(data.train, IterableSplit):
-        LOG.info("a stream cannot be resumed at its position: it starts a new shuffle")
+        LOG.info("a stream cannot resume at its position: it starts with a new shuffle")
     on_gpu = training.trainer.strategy.root_device.type == "cuda"
     if on_gpu and not training.config.trainer.get("deterministic"):
         LOG.info(
-            "on a GPU, the last bits may differ from those of an uninterrupted run; "
+            "on a GPU, the last bits may differ from an uninterrupted run; "
             "trainer.deterministic=true avoids that"
         )
 
@@ -179,7 +179,7 @@ def _num_parameters(system: BaseSystem) -> int:
 
 
 def _fit(training: Training) -> None:
-    """Train, and end interrupted or diverged runs with a message that names the next command."""
+    """Train; if interrupted or diverged, raise an error that names the next command."""
     run, system, checkpoint = training.run, training.system, training.checkpoint
     try:
         with watchdog.monitor(training.config.hang_timeout, run / "hang.txt"):
@@ -198,8 +198,8 @@ def _fit(training: Training) -> None:
         ours = isinstance(error, CLIError | OSError | MemoryError)
         if checkpoint and not system.restored and not ours:
             raise CorruptFileError(
-                f"{checkpoint} cannot be resumed ({type(error).__name__}: {error}); remove it "
-                f"to use the one before it, or try init={run} for a new run from its weights"
+                f"{checkpoint} cannot be resumed ({type(error).__name__}: {error}); remove it to "
+                f"use the previous one, or try init={run} for a new run from its weights"
             ) from error
         raise
     finally:
@@ -207,7 +207,7 @@ def _fit(training: Training) -> None:
 
 
 def _resume_hint(training: Training) -> str:
-    """Return where an interrupted run was saved, and the command that resumes it."""
+    """Return the last checkpoint of an interrupted run and the command that resumes it."""
     checkpoints = list_checkpoints(training.run / "checkpoints")
     if not checkpoints:
         return "nothing was saved yet"
@@ -219,7 +219,7 @@ def _resume_hint(training: Training) -> str:
 
 
 def _report(training: Training, callbacks: dict[str, Callback]) -> None:
-    """Write metrics.json, and log the metrics and what to type next."""
+    """Write metrics.json; log the metrics and the next commands."""
     system, steps = training.system, training.trainer.global_step
     fid = _result(callbacks, FID)
     ode_nll = _result(callbacks, ODELikelihood)
@@ -234,7 +234,7 @@ def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     if "loss" in validation:
         cost["val_loss"] = validation.pop("loss")
     metrics = {
-        **validation,  # of some held-out samples; the metrics after it are of all
+        **validation,  # on some held-out samples; the metrics below use all
         "run_id": training.saving.run_id,
         **fid,
         **reconstruction,
@@ -252,7 +252,7 @@ def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     rows += _reconstruction_rows(reconstruction)
     remark = f"{steps} steps, with images and metrics"
     if skipped := int(system.skips.counts[0]):
-        remark += f"; {skipped} steps skipped because of gradients that are not finite"
+        remark += f"; {skipped} steps skipped because of non-finite gradients"
     rows.append(("training", f"{seconds:.0f} s", remark))
     raw = "" if _find(callbacks, EMA) or not isinstance(system, Diffusion) else " weights=raw"
     suffix = f"{raw}{_trust(training.config)}"
@@ -265,7 +265,7 @@ def _accuracy_rows(validation: Results) -> Rows:
         for name, value in sorted(validation.items())
         if name.startswith("accuracy_q")
     ]
-    remark = f"on held-out images; by quarter of t, from the data on: {', '.join(quarters)}"
+    remark = f"on held-out images; by quarter of t, nearest the data first: {', '.join(quarters)}"
     return [("accuracy", f"{100 * validation['accuracy']:.1f} %", remark)]
 
 
@@ -310,7 +310,7 @@ def _trust(config: DictConfig) -> str:
 
 
 def _next_steps(training: Training, has_fid: bool, suffix: str) -> str:
-    """Return where results are, and commands to type next, with more overrides in `suffix`."""
+    """Return the location of the results and the next commands, with more overrides in `suffix`."""
     run, cwd = training.run, Path.cwd()
     path = run.relative_to(cwd) if run.is_relative_to(cwd) else run
     commands = [

@@ -18,11 +18,10 @@ from ddpm_lab.utils.ranges import Fraction, check_ranges
 
 @check_ranges
 class LowRes(Conditioner):
-    """The image at 1 / `factor` of the resolution, for super-resolution and cascades.
-
-    The image z becomes cos(pi/2 l) z + sin(pi/2 l) eps, and the network takes the noise level l as
-    well. Training draws l, so that the model is robust to errors of the previous stage (Ho et al.,
-    2022, section 4). Raises ValueError if a value is out of range, UserError for points.
+    """The image at 1 / `factor` of the resolution, for super-resolution and cascades. The image z
+    becomes cos(pi/2 l) z + sin(pi/2 l) eps, and the network takes the noise level l as well.
+    Training draws l, so that the model is robust to errors of the previous stage (Ho et al., 2022,
+    section 4). Raises ValueError if a value is out of range, UserError for points.
 
     Args:
         max_noise_level: Training draws l uniformly from [0, max_noise_level].
@@ -30,7 +29,7 @@ class LowRes(Conditioner):
         blur: [low, high], standard deviations in pixels of a Gaussian blur of half of the images in
             training; None for no blur.
         truncated_conditioning: Stop the previous stage at the noise level instead of adding noise.
-        label: Condition on the class as well; None: if the data has classes.
+        label: Also condition on the class; None: if the data has classes.
     """
 
     def __init__(
@@ -65,11 +64,11 @@ class LowRes(Conditioner):
 
     @check_ranges
     def set_sampling_options(self, noise_level: Fraction, truncated_conditioning: bool) -> None:
-        """Set the options for sampling. Raises ValueError for a level above those of training."""
+        """Set the sampling options. Raises ValueError for a level above `max_noise_level`."""
         if noise_level > self.max_noise_level:
             raise ValueError(
-                f"noise_level must be at most max_noise_level={self.max_noise_level:g}, that of "
-                f"training (got {noise_level:g})"
+                f"noise_level must be at most max_noise_level={self.max_noise_level:g}, the limit "
+                f"of training (got {noise_level:g})"
             )
         self.noise_level, self.truncated_conditioning = noise_level, truncated_conditioning
 
@@ -121,7 +120,7 @@ def _blur(x: Tensor, mask: Tensor, stds: Sequence[float], chance: Tensor) -> Ten
 def _downsampled_shape(shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
     if len(shape) != 3:
         raise UserError(
-            "conditioner=low_res is for images, and this data are points; try conditioner=label"
+            "conditioner=low_res is for images, but this data set has points; try conditioner=label"
         )
     channels, height, width = shape
     divisors = [n for n in range(2, 1 + min(height, width)) if height % n == width % n == 0]

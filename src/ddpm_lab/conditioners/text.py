@@ -93,8 +93,8 @@ class Text(CaptionConditioner):
 class PretrainedText(CaptionConditioner):
     """Captions, encoded by a frozen encoder of the `transformers` package.
 
-    The encoder is not part of checkpoints; every run loads it again. Encodings of the data's
-    captions are computed once.
+    Checkpoints do not contain the encoder; every run loads it again. The data's captions are
+    encoded once.
 
     Args:
         model: Folder written by `save_pretrained`, or a name on the Hugging Face hub.
@@ -142,7 +142,7 @@ class PretrainedText(CaptionConditioner):
         return encoder.to(text.device)(**tokens).last_hidden_state
 
 
-@cache  # outside of the modules of a run, which would save and average it
+@cache  # not a submodule, which would be saved and averaged
 def _load_pretrained(model: str) -> tuple[Any, Any]:
     """Return tokenizer and encoder."""
     try:

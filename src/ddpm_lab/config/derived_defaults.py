@@ -14,7 +14,7 @@ from ddpm_lab.utils.errors import prefix_errors
 
 LOG = logging.getLogger(__name__)
 MANY = 20_000
-"""Number of color images from which on the network is twice as wide and trained twice as long"""
+"""Minimum number of color images for a network twice as wide, trained twice as long"""
 STEPS = ((8, 800), (16, 1500), (32, 2500))
 """(maximum resolution, optimizer steps)"""
 LONGEST = 4000
@@ -24,7 +24,7 @@ RATE, WIDTH_RATE = 4e-3, 0.256
 
 
 def build_system(config: DictConfig, data: Data, **arguments: Any) -> Any:
-    """Return the system that `config` describes, with defaults for `data`."""
+    """Build the system of `config`, with defaults for `data`."""
     fill_defaults(config, data)
     return build(config, "system", **data.spec, **arguments)
 
@@ -57,8 +57,8 @@ def fill_defaults(config: DictConfig, data: Data) -> None:
 def unet_size(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
     """Return the levels of a U-Net for images of `side` x `side` pixels.
 
-    The coarsest level is 4x4, or as close to it as halving gets.
-    Each halving doubles the channels, up to 64 for 8x8 and to 128 for larger images.
+    The coarsest level is 4x4, or as close as halving gets. Each halving doubles the channels, up to
+    64 for 8x8 and to 128 for larger images.
     """
     halvings = 0
     while side % 2 ** (halvings + 1) == 0 and (side // 2**halvings > 4 or not halvings):

@@ -47,7 +47,7 @@ def _explain(error: Exception, key: str, config: DictConfig) -> UserError | None
         return cause
     expected: tuple[type[Exception], ...] = (ValueError,)
     if configured and not part._target_.startswith("ddpm_lab."):
-        expected = (ValueError, TypeError, ImportError)  # other packages, for a wrong value
+        expected = (ValueError, TypeError, ImportError)  # errors of other packages about a value
     # Lightning takes seconds to import.
     is_lightning = type(cause).__name__ == "MisconfigurationException"
     if not is_lightning and not isinstance(cause, expected):
@@ -73,7 +73,7 @@ def check_settings(config: DictConfig, annotations: Mapping[str, Any]) -> None:
 
 
 def original_text(node: DictConfig, key: str) -> Any:
-    """Return the value at `key`, or its interpolation, which may refer to a secret."""
+    """Return the value at `key`, interpolations unresolved, because they may refer to a secret."""
     raw: Any = OmegaConf.to_container(node, resolve=False)
     return raw[key] if OmegaConf.is_interpolation(node, key) else node[key]
 
@@ -94,7 +94,7 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
         elif key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
             owner, name = node, key
             reference = re.fullmatch(r"\$\{(\w+)\}", str(original_text(node, key)))
-            if reference and reference[1] in config:  # such as seed, for data.seed
+            if reference and reference[1] in config:  # such as seed for data.seed
                 owner, name, where = config, reference[1], reference[1]
             parameter = parameters[key]
             _check_value(owner, name, where, parameter.annotation, parameter.default)
@@ -140,9 +140,9 @@ def _convert(where: str, value: Any, annotation: Any, text: Any) -> Any:
             raise UserError(f"{where}={text} is not one of {choices}{hint}") from error
         few = first["type"] == "missing"
         problem = "has too few entries" if few else first["msg"].removeprefix("Input ")
-        raise UserError(f"{where}={text} is of the wrong kind: it {problem}") from error
+        raise UserError(f"{where}={text} has the wrong type: it {problem}") from error
     if type(value) is bool and type(result) is not bool:  # pydantic converts true to 1
-        raise UserError(f"{where}={text} is of the wrong kind: it should be a valid number")
+        raise UserError(f"{where}={text} has the wrong type: it should be a valid number")
     if type(result) is int and result >= 2**63:
         raise UserError(f"{where} must be below 2**63 (got {text})")
     return result

@@ -1,4 +1,4 @@
-"""Checks of the command line, and Hydra's errors in one or two lines: key, value, choices."""
+"""Checks of the command line, and Hydra's errors rewritten as key, value and choices."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.utils.errors import UnsafeFileError, UserError, escape_control
 
 SHORT = {"train": ("ablation", "jobs", "dry")}
-"""Keys that a verb accepts besides those of its configuration"""
+"""Keys that a verb accepts in addition to those of its configuration"""
 MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 """Options of Hydra that exclude one another"""
 
@@ -42,7 +42,7 @@ def normalize_flags(arguments: Sequence[str], configs: Path) -> list[str]:
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.partition("=")
-        # --run=DIR is the key run, for Hydra's flag takes no value.
+        # --run=DIR is the key run: Hydra's flag --run takes no value.
         if name in flags and not (equals and flags[name].nargs == 0):
             options.append(argument)
             optional = rest and rest[0] in (flags[name].choices or ())
@@ -62,7 +62,7 @@ def normalize_flags(arguments: Sequence[str], configs: Path) -> list[str]:
 
 
 def _check_value_attached(argument: str, rest: Sequence[str]) -> None:
-    """Raise UserError if `argument` is a key, and the next one its value."""
+    """Raise UserError if `argument` is a key and the next argument its value."""
     key = argument.partition("=")[0].lstrip("-")
     following = rest[0] if rest else ""
     if not following or not re.fullmatch(r"[a-z_][\w.]*", key, re.I):
@@ -70,7 +70,7 @@ def _check_value_attached(argument: str, rest: Sequence[str]) -> None:
     if following[0] == "=" or not re.search(r"=|^[-+~]", following):
         value = following.lstrip("=") or (rest[1] if len(rest) > 1 else "")
         words = " ".join([argument, *rest[: 1 + (following == "=")]])
-        raise UserError(f"{words}: a key, = and its value are one word; try {key}={value}")
+        raise UserError(f"{words}: a key and its value must be one word; try {key}={value}")
 
 
 def check_overrides(arguments: Iterable[str], configs: Path) -> None:
@@ -80,7 +80,7 @@ def check_overrides(arguments: Iterable[str], configs: Path) -> None:
         if not key:
             raise UserError(f"{argument or 'an empty argument'} names no key; try KEY=VALUE")
         if argument.startswith("--e"):  # argparse accepts it for --experimental-rerun
-            raise UnsafeFileError(f"{argument} would unpickle a file; type the command again")
+            raise UnsafeFileError(f"{argument} would unpickle a file; retype the command instead")
         if "\0" in argument or (key.startswith("hydra.") and re.search(r"[\0-\x1f]", value)):
             raise UnsafeFileError(f"{escape_control(argument)} has invalid characters")
         group = key.partition("@")[0]
@@ -92,13 +92,13 @@ def _check_choice(argument: str, group: str, configs: Path) -> None:
     key, _, value = argument.lstrip("+~").partition("=")
     if len(value) > 300 or re.search(r"(^|[\s,(\['\"])[/~]|\.\.|[\0-\x1f]", value):
         word = f"{group}={escape_control(value[:80])}"
-        raise UnsafeFileError(f"{word} is not the name of a choice, a file in configs/{group}")
+        raise UnsafeFileError(f"{word} is not the name of a file in configs/{group}")
     if argument.startswith("+"):
-        raise UserError(f"{argument}: a choice of a group has no +; try {key}={value}")
+        raise UserError(f"{argument}: a group takes no +; try {key}={value}")
     empty = r"|null|true|false|\[\s*\]|[+-]?[\d.]+(e[+-]?\d+)?"
     if argument.startswith("~") or re.fullmatch(empty, value, re.I):
         choices = ", ".join(sorted(file.stem for file in (configs / group).glob("*.yaml")))
-        raise UserError(f"{argument} chooses nothing; choices: {choices}")
+        raise UserError(f"{argument} has no value; choices: {choices}")
 
 
 def explain_error(error: Exception, verb: str, configs: Path, arguments: list[str]) -> str:
@@ -106,7 +106,7 @@ def explain_error(error: Exception, verb: str, configs: Path, arguments: list[st
     text = f"{error}\n{error.__cause__ or ''}"
     if option := re.search(r"Could not find '(\S+)/([^/\s]+)'", text):
         group, choice = option.groups()
-        # The choice "run" is internal, see runs.load.register_run_choices.
+        # The choice "run" is internal, see run_config.register_run_choices.
         choices = [name for name in re.findall(r"^\t(\S+)$", text, re.M) if name != "run"]
         hint = suggest(choice, choices)
         return f"{group}={choice} is not a choice{hint}; choices: {', '.join(choices)}"
@@ -115,15 +115,15 @@ def explain_error(error: Exception, verb: str, configs: Path, arguments: list[st
         only_train = f"also chooses {other}, which only train.py can"
         return f"{group}={choice} {only_train}; try {group}.KEY=... alone"
     if existing := re.search(r"append to config\. An item is already at '([^'@]+)'", text):
-        argument, new = _argument_of(existing[1], arguments), "and + is for new keys"
-        return f"{argument}: {existing[1]} is there already, {new}; try {argument.lstrip('+')}"
+        argument, new = _argument_of(existing[1], arguments), "but + is for new keys"
+        return f"{argument}: {existing[1]} already exists, {new}; try {argument.lstrip('+')}"
     if key := re.search(r"Could not (?:override|find|delete from config\.) '([^'@]+)'", text):
         config = _chosen_config(verb, configs, arguments)
         return _explain_unknown_key(key[1], verb, config, arguments)
     if missing := re.search(r"Missing (?:mandatory value:|key) (\S+)", text):
         return f"{missing[1]} must be given; try {missing[1]}=..."
     if several := re.search(r"Ambiguous value for argument '(\S+?=.+)'", text):
-        return f"{several[1]} is several values; try -m for a run of each, or brackets for a list"
+        return f"{several[1]} has several values; try -m for a run of each, or brackets for a list"
     if isinstance(error, OverrideParseException):  # Hydra's message uses terms of its grammar
         return _explain_syntax(error.override)
     return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
@@ -152,14 +152,14 @@ def explain_broken_file(error: Exception, arguments: list[str]) -> str:
 def _explain_syntax(argument: str) -> str:
     name, equals, value = argument.partition("=")
     if not equals:
-        return f"{argument} sets nothing; try {argument}=..."
+        return f"{argument} has no value; try {argument}=..."
     if value[:1] in "[{":
-        return f"{argument} is not a whole list; try '{name}=[1,2]', in quotes or without spaces"
+        return f"{argument} is an incomplete list; try '{name}=[1,2]', in quotes or without spaces"
     if value.endswith(","):
         return f"{argument} ends in a comma; try {name}={value.rstrip(',')}"
     quoted = re.search("['\"]", value)
-    hint = "quotes inside need a backslash" if quoted else f"try \"{name}='{value}'\""
-    return f"{argument} has a character that must stand in quotes; {hint}"
+    hint = "escape inner quotes with a backslash" if quoted else f"try \"{name}='{value}'\""
+    return f"{argument} has a character that must be quoted; {hint}"
 
 
 def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
@@ -179,9 +179,9 @@ def check_flags(arguments: Sequence[str], keys: Iterable[object]) -> None:
 
 def _explain_unknown_key(key: str, verb: str, config: DictConfig, arguments: Iterable[str]) -> str:
     argument_text = _argument_of(key, arguments)
-    # A key may be null: "" marks one that does not exist.
+    # A key may be null: "" marks a missing one.
     if "/" in key and OmegaConf.select(config, dotted := key.replace("/", "."), default="") != "":
-        return f"{argument_text}: only groups have a /; try {argument_text.replace(key, dotted)}"
+        return f"{argument_text}: / is for groups only; try {argument_text.replace(key, dotted)}"
     tree: Any = OmegaConf.to_container(config, resolve=False)
     parts, node, depth = key.split("."), tree, 0
     for part in parts[:-1]:
@@ -204,7 +204,7 @@ def _explain_unknown_key(key: str, verb: str, config: DictConfig, arguments: Ite
 
 
 def _argument_of(key: str, arguments: Iterable[str]) -> str:
-    """Return the argument that sets `key`, or `key` itself if none does."""
+    """Return the argument that sets `key`; without one, `key`."""
     prefix = f"{key}="
     return next((word for word in arguments if word.lstrip("+~").startswith(prefix)), key)
 
@@ -226,7 +226,7 @@ def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _chosen_config(verb: str, configs: Path, arguments: Iterable[str]) -> DictConfig:
-    """Compose the configuration with the choices of groups, but without the other overrides."""
+    """Compose the configuration with the group choices only, without other overrides."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(configs), version_base="1.3"):
         defaults = compose(verb, return_hydra_config=True).hydra.runtime.choices

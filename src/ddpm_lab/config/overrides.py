@@ -29,19 +29,19 @@ def split_command(arguments: list[str]) -> tuple[str, list[str]]:
     )
     multirun = not {"-m", "--multirun"}.isdisjoint(arguments)
     if ablation and multirun:
-        raise UserError("ablation= is many runs already; leave out -m")
+        raise UserError("ablation= already makes several runs; remove -m")
     launcher = [argument for argument in arguments if re.match("(jobs|dry)=", argument)]
     if launcher and not (ablation or multirun or search):
-        raise UserError(f"{launcher[0]} is for many runs: -m, search= or ablation=")
+        raise UserError(f"{launcher[0]} needs several runs; try -m, search= or ablation=")
     arguments = [re.sub("^(jobs|dry)=", r"hydra.launcher.\1=", argument) for argument in arguments]
     if search and not multirun:
-        # The choice sets it as well, but too late for Hydra's messages.
+        # The choice sets it too, but too late for Hydra's messages.
         arguments = ["-m", *arguments]
     return ("ablate", move_positional(arguments, "ablate")) if ablation else ("train", arguments)
 
 
 def slug(overrides: Iterable[str], digits: str | None = None) -> str:
-    """Return a folder name: the readable part of `overrides`, and `digits` that make it unique."""
+    """Return a folder name: a readable part of `overrides`, and `digits` to make it unique."""
     words = [*overrides]
     digits = digits or sha256_of_text("\n".join(words))[:8]
     text = re.sub(r"[^\w.]+", "-", "_".join(words)).strip("-")[:80]
@@ -84,7 +84,7 @@ def parse_override(word: str) -> Override | None:
 
 
 def quote(text: str) -> str:
-    """Return `text` in quotes for Hydra, whatever characters it has."""
+    """Return `text` in quotes for Hydra; it may contain any characters."""
     return "'" + text.replace("'", "\\'") + "'"
 
 
@@ -95,7 +95,7 @@ def format_override(key: str, value: object) -> str:
 
 
 def shell_value(value: object) -> str:
-    """Return `value` in quotes for Hydra and for a shell, to be typed after `key=`."""
+    """Quote `value` for Hydra and a shell, to be typed after `key=`."""
     return shlex.quote(format_override("", value)[1:])
 
 

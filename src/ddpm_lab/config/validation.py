@@ -27,14 +27,14 @@ from ddpm_lab.utils.ranges import Count, NonNegative, NonNegativeInt, Positive
 from ddpm_lab.utils.shell import script_command
 
 LOG = logging.getLogger(__name__)
-EPOCHS = "there are steps and not epochs"
+EPOCHS = "training counts steps, not epochs"
 FIXED: dict[str, tuple[Any, str]] = {
     "enable_checkpointing": (False, "try callbacks.checkpoints.every=N"),
     "enable_progress_bar": (True, "the bar is a callback; try ~callbacks.progress"),
-    "callbacks": (None, "callbacks are a group of their own; try +callbacks.NAME._target_=..."),
-    "logger": (None, "loggers are a group of their own; try logger=csv"),
+    "callbacks": (None, "callbacks are a separate group; try +callbacks.NAME._target_=..."),
+    "logger": (None, "loggers are a separate group; try logger=csv"),
     "check_val_every_n_epoch": (None, f"{EPOCHS}; try trainer.val_check_interval=N"),
-    "num_sanity_val_steps": (0, "it would change what is logged; try trainer=debug"),
+    "num_sanity_val_steps": (0, "it would change the logged metrics; try trainer=debug"),
     "max_epochs": (None, f"{EPOCHS}; try trainer.max_steps=N"),
     "min_epochs": (None, f"{EPOCHS}; try trainer.max_steps=N"),
     "min_steps": (None, "training has trainer.max_steps steps; try trainer.max_steps=N"),
@@ -43,9 +43,12 @@ FIXED: dict[str, tuple[Any, str]] = {
     "overfit_batches": (0, "batches are endless; try fewer training samples"),
     "limit_train_batches": (None, "batches are endless; try trainer.max_steps=N"),
     "reload_dataloaders_every_n_epochs": (0, EPOCHS),
-    "gradient_clip_algorithm": (None, "it is the norm; try trainer.gradient_clip_val=1"),
+    "gradient_clip_algorithm": (
+        None,
+        "gradients are clipped by norm; try trainer.gradient_clip_val=1",
+    ),
     "barebones": (False, "it disables loggers and callbacks; try callbacks=none logger=csv"),
-    "plugins": (None, "checkpoints have their own; try trainer.precision=bf16-mixed"),
+    "plugins": (None, "checkpointing sets its own; try trainer.precision=bf16-mixed"),
 }
 """Keys of `trainer` with their only supported value, and the reason"""
 SETTINGS = {
@@ -87,8 +90,8 @@ def validate_settings(config: DictConfig) -> None:
     check_settings(config, SETTINGS)
     if config.model._target_ == "ddpm_lab.diffusion.analytic_denoisers.MixtureDenoiser":
         raise UserError(
-            "model=exact is known in closed form and has nothing to train; "
-            f"try {script_command('evaluate')} model=exact"
+            "model=exact is a closed form and cannot be trained; try "
+            f"{script_command('evaluate')} model=exact"
         )
     _check_devices(config.trainer)
     precision, on_cpu = config.trainer.precision, config.trainer.accelerator == "cpu"
@@ -150,7 +153,9 @@ def validate(
     """Validate the objects before the trainer is built. Raises UserError and ResourceError."""
     _check_callbacks(callbacks, system, data)
     if config.compile is not None and system.compile_target is None:
-        raise UserError(f"compile={config.compile} is not for this system; try compile=null")
+        raise UserError(
+            f"compile={config.compile} is not supported by this system; try compile=null"
+        )
     if isinstance(system, Diffusion):
         reach = data.train[0].abs().max().item() if isinstance(data.train, Points) else 1.0
         clip = system.pipeline.sampler.clip
@@ -168,7 +173,9 @@ def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
     """Raise UserError for a trainer that Lightning accepts and this package does not support."""
     if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
         strategy = config.trainer.strategy
-        raise UserError(f"trainer.strategy={strategy} would shard the checkpoints; try trainer=ddp")
+        raise UserError(
+            f"trainer.strategy={strategy} would save sharded checkpoints; try trainer=ddp"
+        )
     ddp = isinstance(trainer.strategy, DDPStrategy)
     world = trainer.world_size
     if world > 1 and (not ddp or config.trainer.get("use_distributed_sampler", True)):
@@ -178,18 +185,19 @@ def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
     size = config.data.batch_size
     if size % world:
         raise UserError(
-            f"data.batch_size={size} is the total of all processes, and {world} cannot share it; "
-            f"try data.batch_size={-(-size // world) * world}"
+            f"data.batch_size={size} is the total over all processes and must be a multiple of "
+            f"{world}; try data.batch_size={-(-size // world) * world}"
         )
     if (launched := int(os.environ.get("WORLD_SIZE", world))) != world:
         raise UserError(
-            f"WORLD_SIZE={launched} in the environment, and trainer.devices="
-            f"{config.trainer.devices} makes {world}; try trainer=ddp trainer.devices={launched}"
+            f"WORLD_SIZE={launched} in the environment, but "
+            f"trainer.devices={config.trainer.devices} makes {world}; try trainer=ddp "
+            f"trainer.devices={launched}"
         )
 
 
 def _check_disk_space(folder: Path, system: BaseSystem) -> None:
-    """Raise ResourceError if checkpoints in `folder` have no space or permission."""
+    """Raise ResourceError if `folder` is not writable or has no space for checkpoints."""
     parent = next(place for place in (folder, *folder.parents) if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         reason = f"{parent} is not a writable folder; choose another hydra.run.dir"
@@ -198,13 +206,13 @@ def _check_disk_space(folder: Path, system: BaseSystem) -> None:
     needed, free = COPIES * weights, shutil.disk_usage(parent).free
     if free < needed:
         raise ResourceError(
-            f"trainer.default_root_dir={folder} has {free / 2**20:.0f} MiB of free space, and "
+            f"trainer.default_root_dir={folder} has {free / 2**20:.0f} MiB of free space, but "
             f"checkpoints of this model take {needed / 2**20:.0f}; choose another hydra.run.dir"
         )
 
 
 def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data: Data) -> None:
-    """Raise UserError for callbacks whose `supports` does not list what is trained."""
+    """Raise UserError for callbacks whose `supports` does not list the trained system."""
     match system:
         case ClassifierSystem():
             subject, choice = "a classifier", "classifier"
@@ -217,8 +225,8 @@ def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):  # an experiment may set keys of a missing callback
             raise UserError(
-                f"callbacks.{name} sets keys of a callback that callbacks= does not have; "
-                f"try ~callbacks.{name}"
+                f"callbacks.{name} sets keys of a callback that callbacks= does not contain; try "
+                f"~callbacks.{name}"
             )
         if subject not in getattr(callback, "supports", (subject,)):
             kind = type(callback).__name__

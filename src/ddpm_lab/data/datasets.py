@@ -81,7 +81,7 @@ class Images(InMemorySplit):
 
 
 class Source(ABC):
-    """Images on disk in a fixed order. It is pickled for worker processes."""
+    """Images on disk in a fixed order; pickled for worker processes."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -97,7 +97,7 @@ class Source(ABC):
     def read(self, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the images at `indices` (N,), of `shape` (C, H, W): (N, C, H, W) uint8."""
         pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
-        with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
+        with ThreadPoolExecutor() as pool:  # decoders release the GIL
             images = pool.map(self.__getitem__, indices.tolist())
             progress = tqdm(images, "reading images", len(indices), leave=False, disable=None)
             for i, image in enumerate(progress):
@@ -141,7 +141,7 @@ class MapSplit:
         """
         if self.fits(in_memory):
             return Images(self.source.read(self.indices, self.shape), self.labels)
-        if self.size:  # an error that all images have is raised here, not by a worker process
+        if self.size:  # raise errors that affect all images here, not in a worker process
             self.source[int(self.indices[0])]
         return self
 
@@ -158,7 +158,7 @@ class MapSplit:
 class IterableSplit(ABC):
     """Images that arrive one after another, for data larger than the disk.
 
-    The composition of a batch depends on the numbers of processes and workers. Only the first
+    The composition of a batch depends on the number of processes and workers. Only the first
     `HEAD_SIZE` images can be selected by index.
     """
 
@@ -173,14 +173,13 @@ class IterableSplit(ABC):
 
     @abstractmethod
     def epoch(self, seed: int, epoch: int, rank: int, world: int) -> Iterator[Images]:
-        """Yield the shuffled images of an epoch one by one.
-
-        Process `rank` of `world` receives its share, and each of its workers a share of that.
+        """Yield the shuffled images of an epoch one by one. Process `rank` of `world` receives its
+        share, divided among its workers.
         """
 
     @abstractmethod
     def readers(self, world: int) -> int:
-        """Return the largest number of workers of a process that can have a share."""
+        """Return the maximum number of workers per process, so that each has a share."""
 
     @abstractmethod
     def first(self, count: int) -> Images:
@@ -197,8 +196,8 @@ class IterableSplit(ABC):
         last = int(index.max()) if len(index) else -1
         if last >= HEAD_SIZE:
             raise ValueError(
-                f"data.streaming=true selects among the first {HEAD_SIZE} images only "
-                f"(got index {last}); try data.streaming=false"
+                f"data.streaming=true allows indices below {HEAD_SIZE} only (got index {last}); "
+                "try data.streaming=false"
             )
         return self.first(last + 1).select(index).to(self.device)
 
@@ -216,7 +215,7 @@ class Splits(NamedTuple):
     train: Split
     test: Split
     captions: Sequence[Sequence[str]] | None = None
-    """For each class its names, the first of which is the main one; None: without classes"""
+    """Names of each class, the main one first; None: without classes"""
     mixture: Mixture | None = None
     """Exact distribution of the data; None: not available"""
 
@@ -229,7 +228,7 @@ def make_splits(
 ) -> tuple[MapSplit, MapSplit]:
     """Return the splits of a training and a test source, whose `labels` are (N,).
 
-    Of a single source a share `held_out` is held out, at least 2 images: a fixed random split.
+    Of a single source, a fixed random share `held_out` (at least 2 images) is held out.
     """
     parts = [torch.arange(len(source)) for source in sources]
     if len(sources) == 1:
@@ -257,7 +256,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_batch(split: InMemorySplit) -> Batch:
-    """Return the network input: "x0" (B, ...) and, for labelled data, "label" (B,)."""
+    """Return the network input: "x0" (B, ...) and, for labeled data, "label" (B,)."""
     return {"x0": split.x0} if split.labels is None else {"x0": split.x0, "label": split.labels}
 
 

@@ -25,11 +25,11 @@ CAPTIONS = [
 def digits(resolution: int = 8) -> Splits:
     """Return 1,437 training and 360 held-out images (1, 8, 8) of ten classes; the split is fixed.
 
-    Another `resolution` is reached by averaging pixels. Raises ValueError unless it divides 8.
+    A lower `resolution` averages pixels. Raises ValueError unless it divides 8.
     """
     if resolution not in (1, 2, 4, 8):
         raise ValueError(
-            f"resolution must be 8, that of the images, or a divisor (got {resolution}); try 4"
+            f"resolution must be 8, the size of the images, or a divisor (got {resolution}); try 4"
         )
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

@@ -51,13 +51,11 @@ def hub(
     Code from the Hub is never executed. `cache` is the download folder (None: the library's).
     `image` and `label` are columns (None: the only one of that type). `split_test` "auto" is the
     first of `TEST` that exists, else None: a share `held_out` of the training split is held out.
-    For `resolution`, `channels`, `convert` and `bits` see `infer_transform`, for `in_memory` see
-    `MapSplit.load`.
-
-    With `streaming` nothing is stored on disk, see `IterableSplit`. Images are shuffled within a
-    buffer of `shuffle_buffer`. The first `test_size` images are held out: of the test split or, if
-    None, of the training split, which is then read by one worker. `size` is the number of training
-    images, if the set does not state it.
+    See `infer_transform` for `resolution`, `channels`, `convert` and `bits`, `MapSplit.load` for
+    `in_memory`. With `streaming`, nothing is stored on disk (see `IterableSplit`). Images are
+    shuffled within a buffer of `shuffle_buffer`. The first `test_size` images are held out: of the
+    test split or, if None, of the training split, which is then read by one worker. `size` is the
+    number of training images, if the set does not state it.
 
     Raises ValueError that names the key.
     """
@@ -70,7 +68,7 @@ def hub(
     label = _column("label", label, "ClassLabel", features)
     if image is None:
         columns = ", ".join(features)
-        raise ValueError(f"image: {name} has no column of images; its columns are {columns}")
+        raise ValueError(f"image: {name} has no column of images; columns: {columns}")
     names = [split_train] if split_test is None else [split_train, split_test]
     tables = [_encoded(splits[split], image, label) for split in names]
     with prefix_errors(f"name={name}: "):
@@ -94,7 +92,7 @@ def _test_split(
         share = "a share of the training split (no test split)"
         LOG.info("held out: %s", f"the split {split_test}" if split_test else share)
     if rest := [split for split in splits if split not in (split_train, split_test)]:
-        LOG.info("left aside in %s: the splits %s", name, ", ".join(rest))
+        LOG.info("%s: unused splits: %s", name, ", ".join(rest))
     advice = f"try {', '.join(splits)}"
     if split_train not in splits:
         raise ValueError(f"split_train={split_train} is not a split of {name}; {advice}")
@@ -142,7 +140,7 @@ def _stream(
     size = info.num_examples if size is None and info else size
     if size is None:
         raise ValueError(
-            f"size, the number of training images, is required: {name} does not state it"
+            f"size, the number of training images, is not stated by {name}; try data.size=N"
         )
     skipped = test_size if len(tables) == 1 else 0
     if size <= skipped:
@@ -165,15 +163,15 @@ def _load_splits(
         from huggingface_hub import HfApi, constants
     except ImportError as error:
         raise ValueError(
-            f"name: the library datasets is not installed; try {install_command('datasets')}"
+            f"name: the datasets package is not installed; try {install_command('datasets')}"
         ) from error
     path = Path(name).expanduser()
     try:
         if not path.exists() and not constants.HF_HUB_OFFLINE:
-            HfApi().dataset_info(name, timeout=TIMEOUT)  # load_dataset would try six times
+            HfApi().dataset_info(name, timeout=TIMEOUT)  # load_dataset would retry six times
         target = str(path) if path.exists() else name
         return load_dataset(target, config, cache_dir=cache, streaming=streaming)
-    except Exception as error:  # HTTP, the Hub, the library and file formats have their own types
+    except Exception as error:  # HTTP, the Hub, the library and file formats raise their own types
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"name={name} cannot be loaded ({reason}); try a folder, or OWNER/NAME of the Hub. "

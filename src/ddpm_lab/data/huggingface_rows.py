@@ -19,7 +19,7 @@ from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
 
 PROTOCOLS = ("hf", "zip", "tar", "gzip")
-"""URL schemes that the path of a row's image may have: the Hub, or an archive"""
+"""Allowed URL schemes in the path of a row's image: the Hub, or an archive"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class HubStream(IterableSplit):
     skipped: int
     origin: str
     cache: list[Images] = field(default_factory=list)
-    """The first images, as far as they were read: no or one entry"""
+    """The first images, once they have been read: at most one entry"""
 
     def epoch(self, seed: int, epoch: int, rank: int, world: int) -> Iterator[Images]:
         from datasets.distributed import split_dataset_by_node
@@ -77,7 +77,7 @@ class HubStream(IterableSplit):
         shuffle_seed = int(torch.randint(2**31, (), generator=make_generator(seed, epoch)))
         rows = self.rows.skip(self.skipped) if self.skipped else self.rows
         rows = rows.shuffle(seed=shuffle_seed, buffer_size=self.buffer)
-        if self.skipped:  # the library would skip within each shard, and train on held-out images
+        if self.skipped:  # the library would skip within each shard and train on held-out images
             rows = islice(rows, rank, None, world)
         else:
             rows = split_dataset_by_node(rows, rank, world)
@@ -111,7 +111,7 @@ def open_stream(entry: Mapping[str, Any] | None, name: str) -> Iterator[tuple[Bi
         return
     if schemes := {*re.findall(r"(\w+)://", path)} - {*PROTOCOLS}:
         raise UnsafeFileError(
-            f"{name} is {escape_control(path)}, and {min(schemes)} is not one of "
+            f"{name} is {escape_control(path)}, but {min(schemes)} is not one of "
             f"{', '.join(PROTOCOLS)}"
         )
     with fsspec.open(path, "rb") as file:  # a path, or a URL of the Hub

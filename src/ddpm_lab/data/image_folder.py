@@ -21,9 +21,9 @@ from ddpm_lab.utils.shell import script_command
 
 LOG = logging.getLogger(__name__)
 MAX_SKIPPED = 0.01
-"""Largest share of the images that on_error=skip leaves out"""
+"""Maximum share of images that on_error=skip leaves out"""
 INSPECTED = 256
-"""Number of images whose headers determine resolution and channels"""
+"""Maximum number of images whose headers determine resolution and channels"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def image_folder(
     on_error: OnError = "error",
     in_memory: bool | None = None,
 ) -> Splits:
-    """Load the images in `path` and its sub-folders, see `list_splits`.
+    """Load the images in `path` and its subfolders (see `list_splits`).
 
     Without a test folder, or with `splits` false, a share `held_out` is held out. `resolution`
     (side of the square images) and `channels` (1 or 3) None are those of the images, which must
@@ -98,8 +98,8 @@ def image_folder(
         parts = make_splits(sources, transform.shape, labels, held_out)
         if on_error == "skip" and not all(part.fits(in_memory) for part in parts):
             raise ValueError(
-                "on_error=skip is for images that are read into memory, and these are read on "
-                f"request; prepare them first: {_prepare_command(root)}"
+                "on_error=skip is for images in memory, but these are read on request; prepare "
+                f"them first: {_prepare_command(root)}"
             )
         train, test = load_images(parts, transform, in_memory)
     if on_error == "skip":
@@ -118,7 +118,7 @@ def _require_folder(path: str | None) -> Path:
 
 
 def _prepare_command(source: Path) -> str:
-    """Return the command that writes the store of `source` beside it."""
+    """Return the command that writes the store of `source` next to it."""
     target = source.with_name(f"{source.name.partition('.')[0]}-store")
     command = script_command("scripts/prepare_data")
     return f"{command} {shlex.quote(str(source))} {shlex.quote(str(target))}"
@@ -127,7 +127,7 @@ def _prepare_command(source: Path) -> str:
 def load_images(
     splits: Sequence[MapSplit], transform: ImageTransform, in_memory: bool | None
 ) -> list[Images | MapSplit]:
-    """Load splits, see `MapSplit.load`, and log what `transform` changed."""
+    """Load splits (see `MapSplit.load`) and log the conversions of `transform`."""
     results = [split.load(in_memory) for split in splits]
     if transform.changes and all(isinstance(split, Images) for split in results):
         kinds = (f"{count} {kind}" for kind, count in sorted(transform.changes.items()))
@@ -136,7 +136,7 @@ def load_images(
 
 
 def read_images(path: Path, shape: tuple[int, ...]) -> Images:
-    """Read all images in `path` and its sub-folders, sorted by name, of `shape` (C, H, W).
+    """Read all images of `shape` (C, H, W) in `path` and its subfolders, sorted by name.
 
     Raises ValueError that begins with the path and names the file.
     """
@@ -170,14 +170,14 @@ def inspect_files(files: Sequence[Path], on_error: OnError = "error") -> list[Im
             if on_error == "error":
                 raise
     if not infos:
-        raise ValueError(f"no image can be read, the first of them {files[0]}")
+        raise ValueError(f"no image can be read; the first is {files[0]}")
     return infos
 
 
 def report_skipped(errors: Sequence[str], count: int) -> None:
-    """Log in one line why images are left out.
+    """Log the number of skipped images and the first error.
 
-    Raises ValueError if they are more than `MAX_SKIPPED` of `count`.
+    Raises ValueError if more than `MAX_SKIPPED` of `count` are skipped.
     """
     if len(errors) > MAX_SKIPPED * count:
         raise ValueError(

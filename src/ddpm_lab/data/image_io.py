@@ -14,12 +14,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from ddpm_lab.utils.errors import UserError
 
 UNDECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
-"""Formats that Pillow registers but does not decode: it starts a program, or has only a stub"""
+"""Formats that Pillow registers but does not decode itself: it starts a program or has a stub"""
 UNREADABLE = "cannot be read as an image"
 KEYS = ("resolution", "channels", "background", "bits", "on_error")
-"""First words of errors that do not name an image"""
+"""First words of errors about an argument, not an image"""
 MAX_PIXELS = 2**26
-"""Largest number of pixels of an image, 8192 x 8192"""
+"""Maximum number of pixels of an image, 8192 x 8192"""
 HIGH_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 
 # `MAX_PIXELS` is the lower bound.
@@ -56,7 +56,7 @@ def is_image(file: Path) -> bool:
 
 @contextmanager
 def open_stream(file: Path) -> Iterator[BinaryIO]:
-    """Open `file`. Raises ValueError that names it unless it is a regular file with content."""
+    """Open `file`. Raises ValueError that names it unless it is regular and not empty."""
     with _unreadable(file):
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
@@ -69,7 +69,7 @@ def open_stream(file: Path) -> Iterator[BinaryIO]:
 
 
 def open_image(file: Path) -> Image.Image:
-    """Return the image in `file`, as `decode_image`. Raises ValueError if it is not regular."""
+    """Decode `file` (see `decode_image`). Raises ValueError if it is not a regular file."""
     with open_stream(file) as stream:
         return decode_image(stream, str(file))
 
@@ -101,7 +101,7 @@ def _open(stream: BinaryIO) -> Image.Image:
             raise ValueError(fetch) from None
         raise ValueError("it is not in an image format that Pillow decodes") from None
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} are over {MAX_PIXELS} pixels")
+        raise ValueError(f"{image.width}x{image.height} exceeds {MAX_PIXELS} pixels")
     return image
 
 

@@ -28,23 +28,23 @@ OnError = Literal["error", "skip"]
 Side = Annotated[int, Ge(1), Le(8192)]
 """Width and height of square images"""
 Bits = Annotated[int, Ge(8), Le(16)]
-"""Used bits of the values of grey images"""
+"""Number of bits used by gray images"""
 
 
 @check_ranges
 @dataclass(frozen=True)
 class ImageTransform:
-    """Converts images to (`channels`, `side`, `side`) uint8, grey (1) or RGB (3).
+    """Converts images to (`channels`, `side`, `side`) uint8, gray (1) or RGB (3).
 
     An image that would lose information raises ValueError unless `convert`. With `convert`:
     - Transparency is composited over `background`.
-    - The image is made grey or RGB as in Pillow, without color profiles.
-    - The shorter side is scaled (Lanczos), and the center cropped.
+    - The image is made gray or RGB as in Pillow, without color profiles.
+    - The shorter side is scaled (Lanczos) and the center cropped.
 
-    Lossless conversions are always made: of a palette or grey to RGB, of one bit to grey, of an
-    opaque alpha channel. Grey with more than 8 bits, `bits` of them used, is scaled to 8 bits and
-    rounded. Of color with 16 bits Pillow reads the high bytes, an error of at most one. Mode I is
-    read as 16 bits.
+    Lossless conversions are always made: of a palette or gray to RGB, of one bit to gray, of an
+    opaque alpha channel. Gray with more than 8 bits, `bits` of them used, is scaled to 8 bits and
+    rounded. Of 16-bit color, Pillow reads the high bytes, an error of at most one. Mode I is read
+    as 16 bits.
 
     Raises ValueError for invalid values.
     """
@@ -60,7 +60,7 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         if self.channels not in MODES:
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {self.channels})")
+            raise ValueError(f"channels must be 1 (gray) or 3 (RGB) (got {self.channels})")
         with suppress(ValueError):
             if len(ImageColor.getrgb(self.background)) == 3:
                 return
@@ -75,7 +75,7 @@ class ImageTransform:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values that determine the pixels."""
+        """The settings that determine the pixels."""
         keys = ("side", "channels", "convert", "background", "bits")
         return {key: getattr(self, key) for key in keys}
 
@@ -95,7 +95,7 @@ class ImageTransform:
         if image.mode in HIGH_BIT_MODES:
             image = self._to_8_bits(image, name)
         elif transparent:
-            changes.append(f"laid over {self.background}")
+            changes.append(f"composited over {self.background}")
             ground = Image.new("RGBA", image.size, self.background)
             image = Image.alpha_composite(ground, image.convert("RGBA"))
         image = image.convert(mode)
@@ -117,9 +117,9 @@ class ImageTransform:
             overrides.append("data.channels=3")
         advice = f"try {' '.join(dict.fromkeys(overrides))}"
         if transparent:
-            return f"{advice}, which lays it over data.background={self.background}"
+            return f"{advice}, which composites it over data.background={self.background}"
         if overrides == ["data.channels=3"]:
-            return f"{advice}, or data.convert=true, which makes it grey"
+            return f"{advice}, or data.convert=true, which makes it gray"
         return advice
 
     def _to_8_bits(self, image: Image.Image, name: str) -> Image.Image:
@@ -176,9 +176,9 @@ def infer_transform(
     background: str = "white",
     on_error: OnError = "error",
 ) -> ImageTransform:
-    """Return the transform of a data set with images such as `infos`, which determine None values.
+    """Return the transform of a data set; `infos` of its images determine None values.
 
-    Raises ValueError that states which keys to set.
+    Raises ValueError that names the keys to set.
     """
     sizes = Counter(info.size for info in infos)
     values = {"resolution": resolution, "channels": channels}
@@ -199,15 +199,15 @@ def infer_transform(
     if largest is not None and bits is None and largest < 2**14:
         used = _used_bits(infos, largest)
         problem = (
-            f"grey images of 16 bits have values up to {largest} of 65535, which are {used} bits "
-            "and would be nearly black"
+            f"16-bit gray images have values up to {largest} of 65535, which are {used} bits and "
+            "would be nearly black"
         )
         overrides.append(f"data.bits={used}")
         dark = ", or data.bits=16 if they are meant to be dark"
     if problem:
         overrides = overrides if convert else ["data.convert=true", *overrides]
         raise ValueError(f"{problem}; try {' '.join(overrides)}{dark}")
-    color = "grey" if channels == 1 else "RGB"
+    color = "gray" if channels == 1 else "RGB"
     message = f"images are read as {resolution}x{resolution} {color}"
     if inferred:
         message += f" ({inferred} of {len(infos)} inspected images)"
@@ -229,10 +229,10 @@ def _describe_sizes(
 
 
 def _used_bits(infos: Iterable[ImageInfo], largest: int) -> int:
-    """Return the bits that grey images use. Raises ValueError for dark color images."""
+    """Return the bits that gray images use. Raises ValueError for dark color images."""
     if any(info.deep is not None and not info.grey for info in infos):
         raise ValueError(
-            f"color images of 16 bits have values up to {largest} of 65535 and would be nearly "
-            "black; save them with 8 bits per channel"
+            f"16-bit color images have values up to {largest} of 65535 and would be nearly black; "
+            "save them with 8 bits per channel"
         )
     return next(bits for bits in (8, 10, 12, 14) if largest < 2**bits)

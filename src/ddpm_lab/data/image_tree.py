@@ -1,4 +1,4 @@
-"""Image files of a folder by class and split, in sub-folders of any depth and behind links."""
+"""Image files of a folder by class and split, in subfolders of any depth and through links."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ class Listing(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """A folder that contains images, itself or in sub-folders."""
+    """A folder with images in it or in its subfolders."""
 
     path: Path
     files: list[Path]
@@ -44,12 +44,12 @@ class Folder(NamedTuple):
 
     @property
     def every(self) -> list[Path]:
-        """Images of the folder, then those of its sub-folders."""
+        """Images of the folder, then those of its subfolders."""
         return [*self.files, *(file for folder in self.folders for file in folder.every)]
 
 
 class SkippedFiles:
-    """Counts by kind of the files that are not used."""
+    """Counts of unused files by kind."""
 
     def __init__(self) -> None:
         self.suffixes: Counter[str] = Counter()
@@ -61,7 +61,7 @@ class SkippedFiles:
             LOG.info(text.removeprefix("; "))
 
     def __str__(self) -> str:
-        """The end of a message, empty if all files are used."""
+        """End of a message; empty if all files are used."""
         common = self.suffixes.most_common(8)
         counts = [f"{count} {suffix}" for suffix, count in common]
         if rest := self.suffixes.total() - sum(count for _, count in common):
@@ -71,20 +71,20 @@ class SkippedFiles:
         if self.empty:
             more = f" and {len(self.empty) - 4} more" if len(self.empty) > 4 else ""
             parts.append(f"{len(self.empty)} without images ({', '.join(self.empty[:4])}{more})")
-        return escape_control("; left aside: " + "; ".join(parts)) if parts else ""
+        return escape_control("; not used: " + "; ".join(parts)) if parts else ""
 
 
 def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
     """Return the data set in `root`: {"": all of it}, or {"train": ..., "test": ...}.
 
-    The latter requires such folders and `splits`. Each first-level sub-folder is a class, unless
-    there are images beside the sub-folders. Folders that only contain one folder are passed
-    through. Logs what is left aside. Raises ValueError if `root` is not a data set.
+    The latter requires such folders and `splits`. Each first-level subfolder is a class, unless
+    there are images next to the subfolders. Folders that only contain one folder are passed
+    through. Logs the unused files. Raises ValueError if `root` is not a data set.
     """
     skipped = SkippedFiles()
     tree = scan_tree(root, skipped) or Folder(root, [], [])
     if (count := len(tree.every)) < 4:
-        raise ValueError(f"path={root} holds {count} images and at least 4 are needed{skipped}")
+        raise ValueError(f"path={root} holds {count} images, but at least 4 are needed{skipped}")
     tree = _unwrap(tree)
     by_name = {folder.name.casefold(): folder for folder in tree.folders}
     train = next((by_name[name] for name in TRAIN if name in by_name), None)
@@ -96,7 +96,7 @@ def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
         for other in (part for part in tree.folders if part not in (train, test)):
             skipped.others[f"images in {other.name}/"] = len(other.every)
         if tree.files:
-            skipped.others[f"images beside {train.name}/"] = len(tree.files)
+            skipped.others[f"images next to {train.name}/"] = len(tree.files)
         name, count = escape_control(test.path.relative_to(root)), len(held_out.files)
         LOG.info("held out: the %d images in %s/ (splits=false makes them classes)", count, name)
     else:
@@ -108,7 +108,7 @@ def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
 def scan_tree(
     path: Path, skipped: SkippedFiles, above: frozenset[tuple[int, int]] = frozenset()
 ) -> Folder | None:
-    """Return the images in `path` and its sub-folders, or None if there are none.
+    """Return the images in `path` and its subfolders, or None if there are none.
 
     Raises UnsafeFileError for files that are not regular.
     """
@@ -125,7 +125,7 @@ def scan_tree(
             continue
         if entry.name.startswith("."):
             skipped.others["hidden"] += 1
-        elif entry.is_symlink() and not file.exists():  # a link to nothing, or to itself
+        elif entry.is_symlink() and not file.exists():  # a broken or circular link
             skipped.others["dangling links"] += 1
         elif entry.is_dir():
             folders.append(scan_tree(file, skipped, above | {here}))
@@ -149,19 +149,19 @@ def scan_tree(
 
 
 def _unwrap(folder: Folder, classes: Sequence[str] = ()) -> Folder:
-    """Pass through folders that only contain one folder, unless that is one of `classes`."""
+    """Pass through folders that only contain one folder, unless it is one of `classes`."""
     while not folder.files and len(folder.folders) == 1 and folder.folders[0].name not in classes:
         folder = folder.folders[0]
     return folder
 
 
 def _listing(folder: Folder) -> Listing:
-    """Return the images of `folder` with its sub-folders as classes."""
+    """Return the images of `folder` with its subfolders as classes."""
     if not folder.folders:
         return Listing(folder.files, None, [])
     if folder.files:
         LOG.info(
-            "%s/ has images beside sub-folders: all %d are read as one set without classes",
+            "%s/ has images next to subfolders: all %d are read as one set without classes",
             escape_control(folder.name),
             len(folder.every),
         )
@@ -181,12 +181,12 @@ def _matching_test(
         unknown = [name for name in listing.classes if name not in training.classes]
         if training.classes and not listing.classes:
             count = len(training.classes)
-            problems.append(f"{test.name}/ has no class folders, and {train.name}/ has {count}")
+            problems.append(f"{test.name}/ has no class folders, but {train.name}/ has {count}")
         elif unknown:
             names = ", ".join(unknown[:4])
             problems.append(f"{test.name}/ has other classes than {train.name}/ ({names})")
         elif (count := len(listing.files)) < 2:
-            problems.append(f"{test.name}/ holds {count} image, and at least 2 are needed")
+            problems.append(f"{test.name}/ holds {count} image, but at least 2 are needed")
         else:
             return test, _relabel(test, listing, training.classes)
     raise ValueError(

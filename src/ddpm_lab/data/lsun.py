@@ -1,6 +1,6 @@
 """Images in an LMDB file, the format of LSUN.
 
-torchvision's class writes a pickle of the keys to the working directory and cannot be pickled.
+torchvision's class cannot be pickled, and writes a pickle of the keys to the working directory.
 """
 
 import hashlib
@@ -59,5 +59,5 @@ def _environment(path: Path) -> Any:
     return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
 
 
-# An open environment must not be used after a fork: a child process opens its own.
+# LMDB environments do not survive a fork: a child process opens its own.
 os.register_at_fork(after_in_child=_environment.cache_clear)

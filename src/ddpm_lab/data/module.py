@@ -32,7 +32,7 @@ from ddpm_lab.utils.ranges import check_ranges
 BATCH = 64
 """Default batch size, unless there are fewer training samples"""
 TIMEOUT = 300
-"""Largest time in seconds that workers may take to read a batch"""
+"""Maximum time in seconds for workers to read a batch"""
 
 
 @check_ranges
@@ -58,11 +58,11 @@ class Data:
         batch_size = min(BATCH, size) if batch_size is None else batch_size
         if not 1 <= batch_size <= size:
             raise ValueError(
-                f"batch_size must lie in 1..{size}, the number of training samples "
-                f"(got {batch_size}); try batch_size={min(32, size)}"
+                f"batch_size must be in 1..{size}, the number of training samples (got "
+                f"{batch_size}); try batch_size={min(32, size)}"
             )
         if flip and len(self.shape) != 3:
-            raise ValueError("flip mirrors images, and these are points; try flip=false")
+            raise ValueError("flip mirrors images, but this data set has points; try flip=false")
         self.captions = captions or None
         self.classes = len(captions) if captions else None
         self.flip, self.batch_size, self.workers, self.seed = flip, batch_size, workers, seed
@@ -120,9 +120,9 @@ class ValidationBatches:
 class TrainBatches:
     """An endless stream of shuffled batches, without the first `done`.
 
-    The order of epoch e is a function of (seed, e). The samples that do not fill a batch are left
-    out of the epoch. Process `rank` of `world` receives its share of the rows of each batch. An
-    `IterableSplit` cannot be resumed within an epoch: it starts with the order of epoch `done`.
+    The order of epoch e is a function of (seed, e). Samples that do not fill a batch are left out
+    of the epoch. Process `rank` of `world` receives its share of the rows of each batch. An
+    `IterableSplit` cannot resume within an epoch: it starts with the order of epoch `done`.
     """
 
     split: Split
@@ -187,7 +187,7 @@ def read_batches(split: Split, indices: Iterable[Tensor], workers: int) -> Itera
 def _read_from_disk(
     split: MapSplit, indices: Iterable[Tensor], workers: int
 ) -> Iterator[InMemorySplit]:
-    """Yield the images at each index (B,) of `indices`. Errors name images that are late."""
+    """Yield the images at each index (B,) of `indices`. Timeout errors name the pending images."""
     ahead, pending = tee(indices)
     try:
         for batch in _loader(_MapReader(split.to(CPU)), ahead, workers, split.device):
@@ -198,7 +198,7 @@ def _read_from_disk(
             files = getattr(split.source, "files", None)
             numbers = split.indices[next(pending)].tolist()[:3]
             late = ", ".join(f"image {i}" if files is None else str(files[i]) for i in numbers)
-            message = f"data: nothing was read for {TIMEOUT} s; pending are {late} and others"
+            message = f"data: nothing was read for {TIMEOUT} s; pending: {late} and others"
             raise HangError(message) from error
         if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
             raise ResourceError(
@@ -214,7 +214,7 @@ def _loader(source: Any, indices: Any, workers: int, device: torch.device) -> Da
         sampler=indices,
         batch_size=None,
         num_workers=workers,
-        generator=torch.Generator(),  # the default would draw from the global generator
+        generator=torch.Generator(),  # the default draws from the global generator
         timeout=TIMEOUT * (workers > 0),
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
@@ -231,7 +231,7 @@ def _checked(batch: Images | ValueError) -> Images:
 class _MapReader(Dataset):
     """Reads batches in a worker process.
 
-    Errors are returned: the main process raises them without the traceback of the worker.
+    Errors are returned, so that the main process raises them without the worker's traceback.
     """
 
     split: MapSplit

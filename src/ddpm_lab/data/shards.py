@@ -57,7 +57,7 @@ class Shards(Source):
             self.labels = torch.tensor(_mapped(root / entry["name"], (len(self),), np.int64))
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return Shards, (self.root,)  # a map would be pickled with its content
+        return Shards, (self.root,)  # a memory map would be pickled with its content
 
     def __len__(self) -> int:
         return self.index["count"]
@@ -90,8 +90,8 @@ def image_store(
 ) -> Splits:
     """Load the store `path`. A share `held_out` is held out unless the store has a test split.
 
-    For `in_memory` see `MapSplit.load`; the files of images in memory are verified. Raises
-    ValueError that names the file.
+    For `in_memory` see `MapSplit.load`; files of in-memory images are verified. Raises ValueError
+    that names the file.
     """
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
@@ -111,7 +111,7 @@ def image_store(
             source.verify()
         labels, classes = source.labels, len(train.classes)
         if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-            raise ValueError(f"path={path} has labels of other than its {classes} classes")
+            raise ValueError(f"path={path} has labels outside its {classes} classes")
     loaded = [split.load(in_memory) for split in splits]
     return Splits(root.resolve().name, loaded[0], loaded[1], [[name] for name in train.classes])
 
@@ -164,11 +164,12 @@ def _read_index(file: Path) -> dict[str, Any]:
     try:
         index = json.loads(regular_file(file.resolve()).read_bytes())
         if index["format"] != FORMAT or index["sha256"] != _content(index):
-            raise ValueError(f"it is not of {FORMAT}, or was changed")
+            raise ValueError(f"it was changed, or its format is not {FORMAT}")
         for entry in _entries(index):
             if not re.fullmatch(r"[\w-]+\.npy", entry["name"]):
                 raise UnsafeFileError(
-                    f"{file} names {escape_control(entry['name'])}, which is not a file of a store"
+                    f"{file} names {escape_control(entry['name'])}, which is not a file name of a "
+                    "store"
                 )
     except UnsafeFileError:
         raise

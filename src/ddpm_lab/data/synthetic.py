@@ -1,4 +1,4 @@
-"""Generated images of any size: for tests, benchmarks and shapes that no data set has."""
+"""Generated images of any size, for tests and benchmarks."""
 
 import math
 
@@ -13,13 +13,13 @@ from ddpm_lab.utils.ranges import Count
 def synthetic(
     resolution: Count = 16, channels: int = 3, classes: Count = 10, count: Count = 512
 ) -> Splits:
-    """Return images (channels, resolution, resolution) of a bright spot on a dark ground.
+    """Return images (channels, resolution, resolution) of a bright spot on a dark background.
 
     The class is the position of the spot on a circle; jitter and color are random. There are
     `count` training images and a quarter as many held-out images, at least 2.
     """
     if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (RGB) (got {channels})")
+        raise ValueError(f"channels must be 1 (gray) or 3 (RGB) (got {channels})")
     generator = torch.Generator().manual_seed(0)
     total = count + max(count // 4, 2)
     labels = torch.arange(total) % classes

@@ -1,6 +1,6 @@
 """Standard data sets with their official splits, through torchvision, which verifies the files.
 
-All raise ValueError that states where missing files belong. For `in_memory` see `MapSplit.load`.
+All raise ValueError that states the place of missing files. For `in_memory` see `MapSplit.load`.
 """
 
 import os
@@ -26,7 +26,7 @@ from ddpm_lab.data.lsun import Database
 from ddpm_lab.data.module import dataset
 
 TIMEOUT = 20
-"""Seconds to wait for a silent server"""
+"""Seconds to wait for a response of the server"""
 CIFAR = "put the folder {0.base_folder} of {0.url} into {1}"
 MNIST = (
     "put {0.resources[0][0]} and its three neighbors from {0.mirrors[0]}, unpacked, "
@@ -43,14 +43,14 @@ IMAGENET = "put train and val, with a folder per class, into {}, or the archives
 def cifar10(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load 50,000 training and 10,000 test images (3, 32, 32) of ten classes into memory.
 
-    Another `resolution`, a divisor of 32, is reached by averaging pixels.
+    A lower `resolution`, a divisor of 32, averages pixels.
     """
     return _load_arrays(datasets.CIFAR10, CIFAR, path, download, resolution)
 
 
 @dataset
 def cifar100(path: str, download: bool = True, resolution: int = 32) -> Splits:
-    """Load CIFAR-100, as `cifar10` but of a hundred classes."""
+    """Load CIFAR-100: like `cifar10`, with a hundred classes."""
     return _load_arrays(datasets.CIFAR100, CIFAR, path, download, resolution)
 
 
@@ -58,15 +58,15 @@ def cifar100(path: str, download: bool = True, resolution: int = 32) -> Splits:
 def mnist(path: str, download: bool = True, resolution: int = 32) -> Splits:
     """Load 60,000 training and 10,000 test images (1, 32, 32) of ten classes into memory.
 
-    They have a black margin of two pixels, or none with `resolution` 28. A divisor of 32 is reached
-    by averaging pixels.
+    They have a black margin of two pixels, or none with `resolution` 28. A divisor of 32 averages
+    pixels.
     """
     return _load_arrays(datasets.MNIST, MNIST, path, download, resolution)
 
 
 @dataset
 def fashion_mnist(path: str, download: bool = True, resolution: int = 32) -> Splits:
-    """Load Fashion-MNIST, as `mnist` but of clothes."""
+    """Load Fashion-MNIST: like `mnist`, with clothes."""
     return _load_arrays(datasets.FashionMNIST, MNIST, path, download, resolution)
 
 
@@ -121,7 +121,7 @@ def imagenet(path: str, resolution: Side, in_memory: bool | None = None) -> Spli
             for split in ("train", "val")
         ]
         if train.classes != test.classes:
-            raise ValueError("train and val have other classes")
+            raise ValueError("train and val have different classes")
     files = [[Path(file) for file, _ in split.samples] for split in splits]
     sources = [ImageFiles(root, part, transform) for part in files]
     labels = [torch.tensor(split.targets) for split in splits]
@@ -149,7 +149,7 @@ def _load_arrays(kind: Any, advice: str, path: str, download: bool, resolution: 
     with _translate_errors(path, advice):
         try:
             splits = _train_and_test(kind, root)
-        except Exception:  # torchvision raises many types for missing and damaged files
+        except Exception:  # torchvision raises many types for missing or damaged files
             if not download:
                 raise
             _download(kind, root)
@@ -176,7 +176,7 @@ def _checked_arrays(split: Any, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def _download(kind: Any, root: Path) -> None:
-    """Download and verify a set beside `root`, then move its files there."""
+    """Download and verify a set next to `root`, then move its files there."""
     parent = next(folder for folder in root.absolute().parents if folder.is_dir())
     with TemporaryDirectory(prefix=f".{root.name}-", dir=parent) as scratch:
         before = socket.getdefaulttimeout()  # None: no limit
@@ -198,8 +198,8 @@ def _resized(pixels: Tensor, resolution: int) -> Tensor:
         return pixels.contiguous()
     if resolution < 1 or 32 % resolution:
         raise ValueError(
-            f"resolution must be {side}, that of the images, or a divisor of 32 "
-            f"(got {resolution}); try 32"
+            f"resolution must be {side}, the size of the images, or a divisor of 32 (got "
+            f"{resolution}); try 32"
         )
     padded = F.pad(pixels, 4 * [(32 - side) // 2])
     return F.avg_pool2d(padded.float(), 32 // resolution).round().byte()
@@ -230,5 +230,5 @@ def _translate_errors(path: str, advice: str) -> Iterator[None]:
         message = " ".join(message.split()) or type(error).__name__
         message = message.partition(" You can use download")[0]
         raise ValueError(
-            f"path={path} does not hold the complete data set ({message[:150]}); {advice}"
+            f"path={path} does not contain the complete data set ({message[:150]}); {advice}"
         ) from error

@@ -20,7 +20,7 @@ Size = Annotated[int, Ge(8)]
 def gaussian_mixture(
     modes: Count = 8, radius: NonNegative = 0.7, std: Positive = 0.05, count: Size = 8000
 ) -> Splits:
-    """Return points (2,) of `modes` isotropic Gaussians on a circle, each of them a class.
+    """Return points (2,) of `modes` isotropic Gaussians on a circle, one class each.
 
     There are `count` training points and a quarter as many held-out points.
     """

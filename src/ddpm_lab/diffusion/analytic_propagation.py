@@ -55,7 +55,7 @@ def _affine(
         def noise(like: Tensor) -> Tensor:
             nonlocal draws
             z = torch.zeros(rows, len(t), len(unit), dtype=torch.float64)
-            z[inputs + draws : inputs + draws + 1] = unit  # no row, while draws are counted
+            z[inputs + draws : inputs + draws + 1] = unit  # no row, while draws are being counted
             draws += 1
             return z.flatten(0, 1)
 

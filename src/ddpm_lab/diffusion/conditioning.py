@@ -25,7 +25,7 @@ class DataSpec(NamedTuple):
     classes: int | None
     """Number of classes; None without labels"""
     bin_width: float | None
-    """Width of the bins that x_0 is rounded to; None without rounding"""
+    """Bin width of a quantized x_0; None: not quantized"""
     captions: Sequence[Sequence[str]] | None
     """Captions of each class; None without labels"""
 
@@ -95,7 +95,7 @@ class Conditioner(nn.Module, ABC):
     dropout: float
     """Probability with which training drops a condition, for classifier-free guidance"""
     classes: int | None
-    """Number of labels; None: unlabelled"""
+    """Number of labels; None: unlabeled"""
     noise_stream = 0
     """Random stream of the noise of a sample; differs between the stages of a cascade"""
     text_length: int | None = None

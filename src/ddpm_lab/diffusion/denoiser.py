@@ -1,4 +1,4 @@
-"""The denoiser, on which training and sampling depend: (x_t, t, condition) -> x_0 estimate."""
+"""The denoiser, shared by training and sampling: (x_t, t, condition) -> x_0 estimate."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -44,9 +44,9 @@ class DenoiserLike(Protocol):
     space: str
     """Fingerprint of the latent space; "" for pixels"""
     classes: int | None
-    """Number of labels; None: unlabelled"""
+    """Number of labels; None: unlabeled"""
     supports_cfg: bool
-    """True if dropped conditions are meaningful, because training dropped some"""
+    """True if training dropped conditions, so that dropped ones are meaningful"""
     self_conditioning: bool
     """True if the previous x_0 estimate is an input"""
     cond_dims: Mapping[str, int]

@@ -36,12 +36,12 @@ class Gaussian(NamedTuple):
         The two outermost bins extend to infinity (Ho et al., 2020, eq. 13). All terms are logs, so
         that the result is exact where the probability itself underflows.
         """
-        # By symmetry x may lie below the mean: there the cdf is small, and its log exact.
+        # By symmetry, assume that x is below the mean, where the cdf is small and its log exact.
         below = x <= self.mean
         precision = (-0.5 * self.log_var).exp()
         z, half = -(x - self.mean).abs() * precision, 0.5 * width * precision
         first, last = x < -1 + width / 2, x > 1 - width / 2
-        open_near = torch.where(below, last, first)  # the bin extends over the mean to infinity
+        open_near = torch.where(below, last, first)  # the bin extends beyond the mean to infinity
         open_far = torch.where(below, first, last)
         high = torch.special.log_ndtr(z + half)
         gap = (torch.special.log_ndtr(z - half) - high).clamp(max=-torch.finfo(x.dtype).tiny)

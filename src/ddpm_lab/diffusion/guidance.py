@@ -15,7 +15,7 @@ from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.ranges import Fraction, check_ranges
 
 Strength = Annotated[float, Ge(0), Le(10_000)]
-"""Above 10,000, a difference in float32's last digit moves x_0 by the range of the data"""
+"""Above 10,000, a change of float32's last digit moves x_0 by the range of the data"""
 
 
 def none(denoiser: DenoiserLike) -> DenoiserLike:
@@ -24,7 +24,7 @@ def none(denoiser: DenoiserLike) -> DenoiserLike:
 
 
 class Guidance:
-    """A wrapper with the interface of the denoiser inside; this base class changes nothing."""
+    """A wrapper with the interface of its denoiser; this base class changes nothing."""
 
     requires_reverse = False
     """True if guidance acts in `reverse` only, which requires a sampler with `uses_reverse`"""
@@ -98,7 +98,7 @@ class ClassifierFreeGuidance(_Extrapolation):
     ) -> None:
         if w and scale is not None:
             raise ValueError(
-                f"w={w:g} and scale={scale:g} both set the strength, scale = 1 + w; try one of them"
+                f"w={w:g} and scale={scale:g} both set the strength (scale = 1 + w); remove one"
             )
         super().__init__(denoiser, w if scale is None else scale - 1, interval, rescale)
         self.option = f"w={w:g}" if scale is None else f"scale={scale:g}"
@@ -140,8 +140,8 @@ class Autoguidance(_Extrapolation):
         check_compatible("weak", weak, denoiser)
         if "context" in weak.cond_dims or weak.cond_dims != denoiser.cond_dims:
             raise ValueError(
-                "weak must have the conditioner of this model, label, none or low_res; "
-                "tokens depend on each model's own encoder"
+                "weak must have the conditioner of this model: label, none or low_res; tokens "
+                "depend on each model's own encoder"
             )
         super().__init__(denoiser, w, interval, rescale)
         self.self_conditioning = denoiser.self_conditioning or weak.self_conditioning
@@ -163,15 +163,15 @@ def check_compatible(
         ours, theirs = getattr(denoiser, key), getattr(other, key)
         if ours != theirs and (require_classes or ours is not None):
             raise ValueError(
-                f"{name} was trained on data of {key} {theirs}, and this model on {ours}; "
-                "they must agree"
+                f"{name} was trained on data of {key} {theirs}, but this model on {ours}; they "
+                "must agree"
             )
     if denoiser.space != other.space:
         ours, theirs = (
             f"latents {part.space[:8]}" if part.space else "pixels" for part in (denoiser, other)
         )
         raise ValueError(
-            f"{name} was trained in {theirs}, and this model in {ours}; they must agree"
+            f"{name} was trained in {theirs}, but this model in {ours}; they must agree"
         )
     if not torch.equal(denoiser.process.table.cpu(), other.process.table.cpu()):
         raise ValueError(

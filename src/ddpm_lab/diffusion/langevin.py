@@ -19,7 +19,7 @@ from ddpm_lab.utils.ranges import Count, check_ranges
 class _LangevinSampler(Sampler):
     """Langevin steps at fixed t: x + a score + sqrt(2 a) z, with a = step_size sigma_t^2.
 
-    They diverge from a `step_size` of 2 on.
+    They diverge for `step_size` >= 2.
     """
 
     corrections: Count = 1
@@ -34,7 +34,7 @@ class _LangevinSampler(Sampler):
         noise: NoiseSampler,
         estimate: Estimate | None = None,
     ) -> Tensor:
-        """Return `x` (B, ...) after the corrections at t. `estimate` of x saves a network call."""
+        """Return `x` (B, ...) after the corrections at t. An `estimate` of x saves a call."""
         step = self.step_size * denoiser.process.alpha_sigma(t)[1] ** 2
         for _ in range(self.corrections):
             if estimate is None:

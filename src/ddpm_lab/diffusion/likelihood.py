@@ -48,7 +48,7 @@ def vlb_term(
 
 
 def prior_term(process: ForwardProcess, x0: Tensor, t: Tensor) -> Tensor:
-    """L_T = KL(q(x_t | x_0) || prior) in bits/dim, (B,), for a chain that begins at `t`."""
+    """L_T = KL(q(x_t | x_0) || prior) in bits/dim, (B,), for a chain that starts at `t`."""
     alpha, sigma = process.alpha_sigma(t)
     posterior = Gaussian(per_pixel(alpha, x0) * x0, per_pixel(2 * sigma.log(), x0))
     prior = Gaussian(torch.zeros_like(x0), per_pixel(2 * process.scale(t).log(), x0))

@@ -53,7 +53,7 @@ class Simple(Objective):
 
 
 class Weighted(Objective):
-    """weight(t) |x_0 - x_0 estimate|^2, averaged over dimensions, for every prediction alike."""
+    """weight(t) |x_0 - x_0 estimate|^2, averaged over dimensions, for any prediction."""
 
     @abstractmethod
     def weight(self, process: ForwardProcess, t: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def per_sample(t: Tensor, like: Tensor) -> Tensor:
 
 
 class ForwardProcess(nn.Module):
-    """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and its consequences, for VP and VE schedules.
+    """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and its posteriors, for VP and VE schedules.
 
     Times `t` and `s` are int64 in 0..T with s < t. They have shape (B,) on the device of x, or ()
     on the CPU for all samples at once, so that a sampler does not synchronize with the GPU.

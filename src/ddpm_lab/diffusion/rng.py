@@ -9,11 +9,11 @@ from torch import Tensor
 from ddpm_lab.utils.ranges import NonNegativeInt, check_ranges
 
 NoiseSampler = Callable[[Tensor], Tensor]
-"""Standard normal noise in the shape of a tensor, such as `torch.randn_like`."""
+"""Source of standard normal noise in the shape of a tensor, such as `torch.randn_like`."""
 
 
 def make_generator(*numbers: int) -> torch.Generator:
-    """Return a CPU generator seeded by a hash of `numbers`, so that neighbours are independent."""
+    """Return a CPU generator seeded by a hash of `numbers`, so that neighbors are independent."""
     return torch.Generator().manual_seed(derive_seed(*numbers))
 
 
@@ -44,9 +44,9 @@ class PerSampleGenerator:
 class BatchGenerator:
     """A `NoiseSampler` for a rank's rows of a batch.
 
-    It draws numbers for the whole batch and discards those of the `before` rows ahead of and the
-    `after` rows behind its own. Training is then independent of the number of ranks.
-    `generator` None is torch's default.
+    It draws numbers for the whole batch and discards the `before` rows ahead of its own and the
+    `after` rows behind them. Training is then independent of the number of ranks. `generator` None
+    is torch's default.
     """
 
     def __init__(self, before: int, after: int, generator: torch.Generator | None = None) -> None:

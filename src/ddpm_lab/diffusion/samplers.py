@@ -1,6 +1,6 @@
 """Samplers: chains from x_T to x_0 in steps (t, s), s < t.
 
-This module has the loop that all samplers share, DDPM and DDIM; see also ode_solvers and langevin.
+This module has the shared sampling loop, DDPM and DDIM; see also ode_solvers and langevin.
 """
 
 from abc import ABC, abstractmethod
@@ -101,7 +101,7 @@ class Sampler(ABC):
         return deque(self.trajectory(denoiser, x, cond, noise), maxlen=1)[0][1]
 
     def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
-        """Run the denoiser and clip its x_0, and with it all that is derived from x_0."""
+        """Run the denoiser and clip its x_0, and thus everything derived from x_0."""
         estimate = denoiser(x_t, per_sample(t, x_t), cond)
         if self.clip is None:
             return estimate
@@ -198,7 +198,7 @@ class DDIM(Sampler):
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Interpolate spherically from `a` to `b`, (...), by `share` (N,), (N, ...) (Shoemake, 1985).
+    """Interpolate spherically from `a` to `b`, (...), by `share` (N,): (N, ...) (Shoemake, 1985).
 
     Unlike linear interpolation it preserves the norm of Gaussian noise.
     """

@@ -44,7 +44,7 @@ def from_betas(betas: Tensor) -> Schedule:
 def linear(
     steps: Count = 1000, start: Beta = 1e-4, end: Beta = 0.02, rescale: bool = True
 ) -> Schedule:
-    """beta_t on a straight line from `start` to `end` (Ho et al., 2020, section 4).
+    """beta_t linear from `start` to `end` (Ho et al., 2020, section 4).
 
     `start` and `end` are meant for T = 1000. `rescale` multiplies them by 1000 / T (Nichol &
     Dhariwal, 2021), so that x_T is equally noisy for every T.
@@ -145,7 +145,7 @@ def _scale_betas(steps: int, rescale: bool, **betas: float) -> list[float]:
     scale = 1000 / steps if rescale else 1.0
     if [*betas.values()] != sorted(betas.values()):
         text = " is above ".join(f"{name}={beta:g}" for name, beta in betas.items())
-        raise ValueError(f"{text}, and beta_t must not fall; try start=1e-4 end=0.02")
+        raise ValueError(f"{text}, but beta_t must not decrease; try start=1e-4 end=0.02")
     for name, beta in betas.items():
         if beta * scale >= 1:
             raise ValueError(

@@ -8,7 +8,7 @@ Spacing = str | Sequence[int]
 
 
 def uniform(T: int, steps: int) -> list[int]:
-    """Evenly from 1 to T, both included."""
+    """Evenly spaced from 1 to T, both included."""
     stride = (T - 1) / max(steps - 1, 1)
     return [int(T - i * stride + 0.5) for i in range(steps)][::-1]
 
@@ -28,7 +28,7 @@ def quadratic_full(T: int, steps: int) -> list[int]:
 
 
 def _squares(T: int, start: float, end: float, steps: int, shift: float) -> list[int]:
-    """floor(square + shift), each above the one before."""
+    """floor(square + shift), each above the previous one."""
     stride = (end - start) / max(steps - 1, 1)  # as numpy.linspace, for equal rounding
     roots = [*(start + i * stride for i in range(steps - 1)), end if steps > 1 else T**0.5]
     times: list[int] = []
@@ -67,8 +67,8 @@ def sections(T: int, counts: Sequence[int]) -> list[int]:
         length = size + (i < extra)
         if not 1 <= count <= length:
             raise ValueError(
-                f"spacing={','.join(map(str, counts))} has {count} times in a section of {length}; "
-                f"each number must lie in 1..{size}"
+                f"spacing={','.join(map(str, counts))} has {count} times in a section of "
+                f"{length}; each number must be in 1..{size}"
             )
         stride = (length - 1) / max(count - 1, 1)
         times += [start + round(offset) for offset in accumulate([0.0, *[stride] * (count - 1)])]
@@ -101,11 +101,11 @@ def timesteps(T: int, steps: int | None, spacing: Spacing) -> list[int]:
     """Return the timesteps of a chain, descending to 0.
 
     `spacing` is a key of `SPACINGS`, counts per section ("90,60,60,20,20", which sum to `steps`),
-    "ddim" and a number of steps ("ddim25"), or the timesteps themselves.
-    `steps` None is all T, or as many as `spacing` gives. Raises ValueError if the two do not fit.
+    "ddim" and a number of steps ("ddim25"), or the timesteps themselves. `steps` None is all T, or
+    the number that `spacing` gives. Raises ValueError if they disagree.
     """
     if steps is not None and not (isinstance(steps, int) and 1 <= steps <= T):
-        raise ValueError(f"steps must lie in 1..{T}, the T of the schedule (got {steps})")
+        raise ValueError(f"steps must be in 1..{T}, the T of the schedule (got {steps})")
     match spacing:
         case [*times]:
             _check_descent(T, times)

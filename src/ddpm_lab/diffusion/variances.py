@@ -84,8 +84,8 @@ class Analytic(Variance):
 
     `mse` (T + 1,) is the denoiser's E|x_0 - x0(x_t)|^2 per dimension. If x0(x_t) is E[x_0 | x_t],
     mse is (1 - E|eps(x_t)|^2) sigma^2 / alpha^2 (Bao et al., 2022, Analytic-DPM, theorem 1). For a
-    trained network this variance minimizes the bound (Bao et al., 2022, "imperfect mean",
-    theorem 1), and unlike the former expression mse is never negative.
+    trained network, this variance minimizes the bound (Bao et al., 2022, "imperfect mean", theorem
+    1). Unlike that expression, mse is never negative.
     """
 
     def __init__(self, mse: Tensor) -> None:

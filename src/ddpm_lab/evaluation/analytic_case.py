@@ -155,7 +155,7 @@ def _evaluate_samples(
         "sliced_wasserstein_of_data": sliced_wasserstein(others, points),
     }
     if data.mixture.labels is not None:
-        # A finite set has p(y | x_0) only at its points, so p(y | x_1) stands in for it.
+        # A finite set defines p(y | x_0) only at its points, so p(y | x_1) replaces it.
         time = torch.full((count,), 0 if data.mixture.std else 1)
         posterior = MixtureClassifier(guided.process, data.mixture)(x, time).exp()
         results["inception_score"] = inception_score(posterior)

@@ -54,7 +54,7 @@ def gaussian_data(
     """
     try:
         m, c = (torch.tensor(part, dtype=torch.float64) for part in (mean, covariance))
-    except (TypeError, ValueError):  # not numbers, or rows of several lengths
+    except (TypeError, ValueError):  # not numbers, or rows of different lengths
         raise ValueError(
             f"mean={[*mean]} and covariance={[*covariance]} must be a list of numbers and a square "
             "matrix; try covariance=[[0.25]] mean=[0]"
@@ -174,7 +174,7 @@ def _sampled_mse(
 
 
 def _samplers(optimum: Variance) -> dict[str, tuple[Callable[..., Sampler], Variance]]:
-    """Return samplers as functions of `steps`: the rows of DDIM's table 1, and later ones."""
+    """Return samplers as functions of `steps`: the rows of DDIM's table 1, and more recent ones."""
     tilde = BetaTilde()
     rows: dict[str, tuple[Callable[..., Sampler], Variance]] = {
         f"DDIM eta={eta:g}": (partial(DDIM, clip=None, eta=eta), tilde)

@@ -15,9 +15,9 @@ from ddpm_lab.sampling.pipeline import SamplingPipeline, eval_mode
 def estimate_variance(
     pipeline: SamplingPipeline, data: Data, *, samples: int = 16, seed: int = 0
 ) -> Analytic:
-    """Estimate the mean square error of x_0 from `samples` noised training images at every t.
+    """Estimate the mean squared error of x_0 from `samples` noised training images at every t.
 
-    Estimates are clipped in the same way as by the sampler. Raises ValueError if samples < 1.
+    Estimates are clipped as by the sampler. Raises ValueError if samples < 1.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1 (got {samples}); try 16")

@@ -148,7 +148,7 @@ def inception(weights: str | None = None) -> Extractor:
 
 
 def none() -> Extractor:
-    """Raise UserError: the choice for data without an extractor."""
+    """Raise UserError; the default of data without an extractor."""
     raise UserError(
         "extractor=none has no features; try extractor=inception, or extractor=digits for 1x8x8 "
         "digits"

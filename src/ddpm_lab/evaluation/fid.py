@@ -36,13 +36,13 @@ from ddpm_lab.utils.safe_load import (
 )
 
 MAX_FEATURES = 50_000
-"""Reference images, evenly spaced, whose features are saved for feature metrics"""
+"""Maximum number of reference images, evenly spaced, whose features are cached"""
 SAMPLES_PER_FEATURE = 10
 """Samples per feature above which FID is close to a line in 1 / n"""
 READERS = min(8, os.cpu_count() or 1)
 """Processes that read streamed images"""
 NOISE_IMAGES = 2000
-"""Maximal number of noise images for the baseline"""
+"""Maximum number of noise images for the baseline"""
 VERSION = 2
 """Version of the cache"""
 IndexedBatches = Iterable[tuple[Tensor, InMemorySplit]]
@@ -110,8 +110,8 @@ class FIDEvaluator:
         - inception_score, if the extractor has logits.
         - class_accuracy and intra_fid, the mean of FID within classes (Miyato & Koyama, 2018), for
           images with labels that the extractor's classifier has.
-        - those of the feature metrics, if there are `min_count` samples.
-        - standard_error, of those that have one.
+        - those of the feature metrics, if there are at least `min_count` samples.
+        - standard_error, of the metrics that have one.
         """
         sums = {label: self._sums(BLOCKS if label < 0 else 1) for label in self.reference}
         scores = self._score_sums()

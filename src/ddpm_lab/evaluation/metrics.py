@@ -47,7 +47,7 @@ class Metric(ABC):
         """Raise UserError, or ValueError that begins with an option, if the metric does not fit."""
         if len(cascade.stages) > 1 and not self.supports_cascades:
             raise UserError(
-                f"metrics=[{choice_name(self)}] is for one model, and cascade= has "
+                f"metrics=[{choice_name(self)}] is for one model, but cascade= has "
                 f"{len(cascade.stages)}; try metrics=[fid], or run=DIR"
             )
 
@@ -65,12 +65,12 @@ class Metric(ABC):
 
 
 class FeatureMetric(ABC):
-    """A metric of the features of samples; all of a command share their samples with FID."""
+    """A metric of the features of samples; all share the samples of FID."""
 
     numbers: ClassVar[tuple[Number, ...]]
     """Numbers for tables"""
     min_count: ClassVar[int] = 4
-    """Minimal number of samples"""
+    """Minimum number of samples"""
 
     @abstractmethod
     def compute(self, features: Tensor, reference: Tensor, device: torch.device) -> Estimates:

@@ -66,13 +66,13 @@ class NLL(Metric):
             subject, metric = ("points", "ode_nll") if is_points else ("latents", "fid")
             raise UserError(
                 "metrics=[nll] is in bits of 8-bit pixels: its last term is the probability of a "
-                f"bin, and {subject} have no bins; try metrics=[{metric}]"
+                f"bin, but {subject} have no bins; try metrics=[{metric}]"
             )
         sampler = pipeline.sampler
         same_bounds = (self.clip, None) == (sampler.clip, sampler.dynamic_threshold)
         if isinstance(pipeline.denoiser.variance, Analytic) and not same_bounds:
             raise UserError(
-                f"nll.clip={self.clip} bounds x_0 in another way than sampler.clip={sampler.clip}, "
+                f"nll.clip={self.clip} bounds x_0 differently from sampler.clip={sampler.clip}, "
                 "for which variance=analytic was estimated; make them equal, with "
                 "sampler.dynamic_threshold=null"
             )
@@ -168,7 +168,7 @@ def _terms(
     clip: float | None,
     bar: "tqdm[None]",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return L_T (B,), the terms (K, B) and mean square errors (K, B)."""
+    """Return L_T (B,), the terms (K, B) and mean squared errors (K, B)."""
     terms = []
     with eval_mode(pipeline.denoiser):
         cond = pipeline.condition(to_batch(images), noise)

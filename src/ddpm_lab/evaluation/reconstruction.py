@@ -25,7 +25,7 @@ def reconstruct(
 ) -> tuple[Tensor, Tensor, float]:
     """Encode and decode `data` (N, *shape) in [-1, 1], with resolved `conditions`.
 
-    Returns x_T (N, *codec.shape), the decoded data (N, *shape), and the mean square error per
+    Returns x_T (N, *codec.shape), the decoded data (N, *shape), and the mean squared error per
     dimension of data in [0, 1]. Raises ValueError, beginning with an option of the sampler, if the
     sampler has no deterministic inverse.
     """

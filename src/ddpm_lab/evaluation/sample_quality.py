@@ -1,4 +1,4 @@
-"""Metrics of samples: FID and its relatives, with everything that they depend on."""
+"""Metrics of samples: FID and related metrics, with their protocol."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,10 +36,10 @@ from ddpm_lab.utils.safe_load import sha256_of_tensors
 @check_ranges
 @dataclass(frozen=True)
 class SampleQuality(Metric):
-    """FID of `count` samples and its relatives, with everything that they depend on.
+    """FID and related metrics of `count` samples.
 
     Results contain the metrics of real images of the other split ("real") and of uniform noise
-    ("noise"), and the protocol.
+    ("noise"), and the protocol, all settings that they depend on.
 
     Args:
         extractor: Returns the feature extractor.
@@ -76,7 +76,7 @@ class SampleQuality(Metric):
         pipeline = cascade.stages[-1]
         if pipeline.bin_width is None:
             raise UserError(
-                "metrics=[fid] compares images, and this run samples points; try metrics=[ode_nll]"
+                "metrics=[fid] compares images, but this run samples points; try metrics=[ode_nll]"
             )
         with prefix_errors("extractor"):
             self.loaded_extractor.check(pipeline.shape)
@@ -94,10 +94,8 @@ class SampleQuality(Metric):
         weights: str,
         configurations: Mapping[str, Callable[[], None]],
     ) -> Iterator[Results]:
-        """Yield the results in each of `configurations`, lazily.
-
-        These are functions that set options of the cascade, by a name for the progress bar. An
-        estimate of the time is printed first.
+        """Yield the results in each of `configurations`, lazily: functions that set options of the
+        cascade, by a name for the progress bar. Logs a time estimate first.
         """
         splits = {"train": head(data.train), "test": data.test}
         reference = splits.pop(self.split)

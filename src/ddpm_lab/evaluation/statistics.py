@@ -1,7 +1,7 @@
 """Running sums over samples, whose memory does not grow with the number of samples.
 
-Samples are divided into `BLOCKS` blocks by their numbers. A score without each block gives its
-standard error and its bias, by the jackknife.
+Samples are divided into `BLOCKS` blocks by their numbers. Leaving out each block in turn gives the
+standard error and the bias of a score (jackknife).
 """
 
 import math
@@ -66,7 +66,7 @@ class RunningStatistics:
                     distributed.all_reduce(sums)
 
     def gaussian(self, without: int | None = None) -> Gaussian:
-        """Return mean and covariance of all blocks, or of all but the block `without`."""
+        """Return mean and covariance of all blocks, except the block `without`."""
         assert self.outer is not None
         count, total, outer = (
             sums.sum(0) - (0 if without is None else sums[without])

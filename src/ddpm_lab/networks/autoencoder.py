@@ -1,4 +1,4 @@
-"""Autoencoders of images, in whose latents diffusion works (Rombach et al., 2022, section 3.1)."""
+"""Image autoencoders for latent diffusion (Rombach et al., 2022, section 3.1)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -119,7 +119,7 @@ class VQ(Bottleneck):
 class Autoencoder(nn.Module):
     """(B, C, H, W) <-> (B, latent, H / f, W / f), f = 2^(len(multipliers) - 1).
 
-    The data determines `shape` (C, H, W). Raises ValueError if the sizes do not fit one another.
+    The data determines `shape` (C, H, W). Raises ValueError for incompatible sizes.
 
     Args:
         channels: Channels of the first level, for a multiplier of 1.

@@ -57,8 +57,7 @@ class DiT(ConditionedNetwork):
     """(B, C, H, W), t (B,) on a scale of 1000, condition -> (B, outputs * C, H, W).
 
     The data determines `shape` (C, H, W), the variance `outputs`, the conditioner `classes` and
-    `image` (channels of an image to concatenate with x). Raises ValueError if the sizes do not
-    fit one another.
+    `image` (channels of an image to concatenate with x). Raises ValueError for incompatible sizes.
 
     Args:
         patch: Side of a patch in pixels. Each patch is a token.

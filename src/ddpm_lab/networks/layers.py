@@ -1,4 +1,4 @@
-"""Layers that the networks share. Those of the U-Net take (x, conditioning), so that they stack."""
+"""Layers that the networks share. U-Net layers take (x, conditioning), so that they stack."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from ddpm_lab.diffusion.conditioning import Condition
 
 
 class BlockConditioning(NamedTuple):
-    """Input of every layer besides x."""
+    """Input of every layer in addition to x."""
 
     emb: Tensor | None = None
     """(B, E), activated embedding of the time and of labels and noise levels"""
@@ -44,7 +44,7 @@ def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
 
 
 def level_shapes(shape: tuple[int, ...], multipliers: Sequence[float]) -> list[tuple[int, int]]:
-    """Return (H, W) of each level. Raises ValueError if images cannot be halved so often."""
+    """Return (H, W) of each level. Raises ValueError if images cannot be halved that many times."""
     check_image_shape(shape)
     halvings = len(multipliers) - 1
     factor = 2**halvings

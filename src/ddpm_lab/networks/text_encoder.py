@@ -19,7 +19,7 @@ def encode_text(texts: Sequence[str], length: int) -> Tensor:
             raise ValueError("text is empty; try text='a seven'")
         if len(encoded) > length:
             raise ValueError(
-                f"text={text} has {len(encoded)} bytes, and this model takes {length}; try a "
+                f"text={text} has {len(encoded)} bytes, but this model takes {length}; try a "
                 f"shorter text, or train with conditioner.length={len(encoded)}"
             )
         row[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)

@@ -1,1 +1,1 @@
-"""Tables and pages of a paper's numbers beside ours. Requires neither torch nor Hydra."""
+"""Tables and pages of a paper's numbers next to ours. Requires neither torch nor Hydra."""

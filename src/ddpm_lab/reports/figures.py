@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BACKGROUND = 40
-"""Grey level between the images of a grid"""
+"""Gray level between the images of a grid"""
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """x and y of each line, by name"""
 PAPER = " (paper)"
@@ -29,7 +29,7 @@ PAPER = " (paper)"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Color-blind safe palette of Okabe and Ito, without yellow, which is too faint on white"""
 MARKERS = "osD^vP"
-"""One fewer than colors, so that the pairs repeat after 42 lines, not after 7"""
+"""One fewer than colors, so that (color, marker) pairs repeat after 42 lines, not after 7"""
 
 
 def save_grid(pixels: "Tensor", file: Path, columns: int, min_side: int = 64) -> Path:
@@ -139,7 +139,7 @@ def render(panel: Panel) -> bytes:
 
 
 def draw(panel: Panel) -> Figure:
-    """Draw lines or bars; those of a paper are dashed or hatched, and greyish."""
+    """Draw lines or bars; those of a paper are dashed or hatched, and grayish."""
     figure, (axes,) = _create_figure(6.4, 4.2, dpi=150)
     (_draw_bars if panel.bars else _draw_lines)(axes, panel)
     axes.set_title(plot_label(panel.title), loc="left", fontsize="medium", fontweight="bold")

@@ -31,7 +31,7 @@ def png(table: Table, panel: int) -> str:
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Format tables as sections, with links to the plots beside the file."""
+    """Format tables as sections, with links to the plots next to the file."""
     first = tables[0]
     counts = "; ".join(f"{count} {text}" for count, text in number_format.summary(tables))
     source = ". ".join(text for text in (first.source, counts) if text)
@@ -76,8 +76,8 @@ def _md(text: str) -> str:
 def csv(tables: Sequence[Table], root: Path = Path()) -> str:
     """Format tables as one line per number, unrounded, with paths relative to `root`.
 
-    Values of several seeds are joined by "; ". Text that a spreadsheet would read as a formula
-    starts with an apostrophe.
+    Values of several seeds are joined by "; ". An apostrophe precedes text that a spreadsheet would
+    read as a formula.
     """
     stream = StringIO()
     stream.write(CSV_HEADER)

@@ -87,7 +87,7 @@ def common(columns: Sequence[Column]) -> Column | None:
 
 
 def head(column: Column, shared: bool) -> str:
-    """Format a column's header; a `shared` metric, or one in the name, is not repeated."""
+    """Format a column's header; a `shared` metric or one in the name is not repeated."""
     if shared:
         return column.name
     metric = "" if column.name.startswith(column.metric) else f" ({column.metric})"

@@ -1,4 +1,4 @@
-"""Content of a report: our numbers with the files they come from, beside the paper's."""
+"""Content of a report: our numbers with their source files, next to the paper's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,13 +66,13 @@ class Entry:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over seeds; None for one seed or a value that is not finite."""
+        """Standard deviation over seeds; None for one seed or a non-finite value."""
         finite = self.ours is not None and isfinite(self.ours)
         return stdev(self.values) if finite and len(self.values) > 1 else None
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's."""
+        """Our number minus the paper's."""
         if self.ours is None or self.theirs is None or not self.comparable:
             return None
         return self.ours - self.theirs

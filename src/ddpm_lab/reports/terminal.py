@@ -39,7 +39,7 @@ def _align(
 
 
 def format_with_error(value: float, error: float | None) -> str:
-    """Return `value` with three digits, and its standard error, if there is one, with as many."""
+    """Return `value` with three digits; its standard error, if any, has as many decimals."""
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
     return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
 

@@ -1,4 +1,4 @@
-"""Fingerprints of the data of a run, and their comparison with the data that is there now."""
+"""Fingerprints of a run's data, and their comparison with the current data."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ LOG = logging.getLogger(__name__)
 SAMPLES = {"train": "training", "test": "held-out"}
 OTHER_IMAGES = "other images"
 SAMPLED = 2**24
-"""Bytes of the pixels of each split that a fingerprint covers"""
+"""Bytes of pixels per split that a fingerprint covers"""
 
 
 def data_fingerprint(data: Data) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def verify_data(run: str | Path, config: DictConfig, new: dict[str, Any]) -> Non
     """Raise UserError if a resumed `run` gets data of another size, shape or classes."""
     old, key = run_record.read_record(run).data, _source(config)
     changes = differences(old, new)
-    if changes == [OTHER_IMAGES]:  # another version of an image decoder changes them, too
-        LOG.warning("warning: %s has other images than %s was trained on", key, run)
+    if changes == [OTHER_IMAGES]:  # another version of an image decoder changes them too
+        LOG.warning("warning: %s has other images than those %s was trained on", key, run)
     elif changes:
         hint = f"try the original data, or init={run} for a new run from its weights"
         raise UserError(f"{key} is not the data of {run}: {'; '.join(changes)}; {hint}")

@@ -15,7 +15,7 @@ from ddpm_lab.utils.errors import UserError
 OWN = ("timestep_sampler.", "codec.")
 """Parts of the state that a new run computes from its own data"""
 MEANING = ("system", "prediction", "variance", "conditioner", "codec")
-"""Groups that decide what the weights mean, and must be the same in both runs"""
+"""Groups that determine the meaning of weights and must be the same in both runs"""
 
 
 def adopt_model(config: DictConfig) -> None:
@@ -34,7 +34,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     for group in MEANING:
         other, own = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
         if other != own:
-            raise UserError(f"init={run} was trained with {group}={other}, and this run has {own}")
+            raise UserError(f"init={run} was trained with {group}={other}, but this run has {own}")
     average = content["callbacks"].get("EMA", {}).get("average")
     averaged = {f"denoiser.{name}": value for name, value in (average or {}).items()}
     state = {**content["state_dict"], **averaged}
@@ -48,7 +48,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
         )
     space = "codec._extra_state"
     if content["state_dict"].get(space) != system.state_dict().get(space):
-        raise UserError(f"init={run} was trained in other latents; try its codec.run")
+        raise UserError(f"init={run} was trained in different latents; try its codec.run")
     system.load_state_dict({name: state[name] for name in actual}, strict=False)
     kind = "averaged" if average is not None or content.get("weights") == "ema" else "raw"
     return f"starting from the {kind} weights of step {content['global_step']} in {file}"
@@ -56,7 +56,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
 
 @contextmanager
 def _rename_key(run: str) -> Iterator[None]:
-    """Let errors about run=DIR name the key init."""
+    """Make errors about run=DIR name the key init."""
     try:
         yield
     except UserError as error:
@@ -73,7 +73,7 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _difference(saved: DictConfig, config: DictConfig) -> str:
-    """Return a phrase about what differs between the models of two runs."""
+    """Return a phrase about the difference between the models of two runs."""
     keys = [key for key, value in saved.model.items() if config.model.get(key) != value]
     if not keys:
         return "its data has another shape or other classes"

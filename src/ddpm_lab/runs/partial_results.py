@@ -22,9 +22,8 @@ FILE = "unfinished.json"
 
 
 class PartialResults:
-    """Results by the name of the part, in `unfinished.json` of a folder.
-
-    `key` identifies all that they depend on. Only rank zero reads and writes the file.
+    """Results by part name, in `unfinished.json` of a folder. `key` identifies everything that they
+    depend on. Only rank zero reads and writes the file.
     """
 
     def __init__(self, folder: Path, key: str, command: Sequence[str]) -> None:
@@ -53,7 +52,7 @@ class PartialResults:
 def open_partial_results(
     config: DictConfig, stages: Sequence["SamplingPipeline"], data: "Data"
 ) -> PartialResults:
-    """Return the results of this configuration, with any metrics, weights and data so far."""
+    """Return the results of this configuration so far, for any metrics, weights and data."""
     from ddpm_lab.data.datasets import head
     from ddpm_lab.evaluation.sample_quality import weights_digest
 
@@ -73,7 +72,7 @@ def open_partial_results(
 def resume_overrides(overrides: list[str]) -> list[str]:
     """Return the arguments of evaluate.py with the newest folder of the same unfinished command.
 
-    They are unchanged if there is none that no other process uses.
+    They are unchanged if there is none, or if another process uses it.
     """
     runs = [word.removeprefix("run=").strip("'\"") for word in overrides if word.startswith("run=")]
     several_or_placed = ("-m", "--multirun", "hydra.run.dir=", "out=")

@@ -45,9 +45,9 @@ FREE = (
     "callbacks.ode_nll",
     "callbacks.reconstructions",
 )
-"""Keys (with all below them) that may change when a run is resumed: weights stay comparable"""
+"""Keys, with all below them, that may change when a run is resumed"""
 ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
-"""Keys that are not part of a run"""
+"""Keys that are not saved with a run"""
 DERIVED = (
     "model",
     "optimizer.lr",
@@ -71,7 +71,7 @@ def check_vacant(folder: Path) -> None:
     if others:
         hint = f", and init={folder} to start from its weights" if _is_shared(folder) else ""
         raise UserError(
-            f"hydra.run.dir={folder} is not the folder of a training run and holds "
+            f"hydra.run.dir={folder} is not the folder of a training run and contains "
             f"{escape_control(join_first(others, 3))}; try a new folder{hint}"
         )
 
@@ -101,11 +101,13 @@ def resolve_run_dir(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
     if resume not in (None, "auto", "null"):
         return _resolve_resume(Path(resume), run_dir, overrides)
     if run_dir == "":
-        raise UserError("hydra.run.dir= names no folder; leave it out for a new one in runs/")
+        raise UserError("hydra.run.dir= has no value; omit it for a new folder in runs/")
     if root_dir or run_dir:
         folder = Path(root_dir or run_dir or "")
         if resume == "null" and _has_checkpoints(folder):
-            raise UserError(f"resume=null, but hydra.run.dir={folder} holds a run; try another")
+            raise UserError(
+                f"resume=null, but hydra.run.dir={folder} contains a run; try another folder"
+            )
         check_vacant(folder)
         if any(os.path.lexists(folder / name) for name in (".lock", "checkpoints", "command.txt")):
             safe_load.reject_links_in_run(folder)
@@ -133,19 +135,21 @@ def _resolve_resume(
     if not (home / "config.yaml").is_file():
         hint = next(
             (f"resume={parent}" for parent in home.parents if (parent / "config.yaml").is_file()),
-            "auto, null, or a directory that train.py named",
+            "resume=auto, resume=null, or a directory that train.py printed",
         )
         raise UserError(f"resume={home} is not a run directory (no config.yaml in it); try {hint}")
     if not _is_training_run(home):
-        hint = "has no checkpoints; try a directory that train.py named"
+        hint = "has no checkpoints; try a directory that train.py printed"
         if _is_shared(home):
-            hint = f"holds weights without the optimizer's state; init={home} starts a new run"
+            hint = f"has weights without optimizer state; init={home} starts a new run from them"
         raise UserError(f"resume={home} {hint}")
     if run_dir not in (None, str(home)):
-        raise UserError(f"resume={home} and hydra.run.dir={run_dir} are two folders; give one")
+        raise UserError(
+            f"resume={home} and hydra.run.dir={run_dir} are different folders; remove one"
+        )
     choices = _register_choices(home, overrides)
     safe_load.reject_links_in_run(home)
-    # Options are first, so that overrides can be appended.
+    # Options come first, so that overrides can be appended.
     return [*overrides, *choices, format_override("hydra.run.dir", home)], home
 
 
@@ -181,8 +185,8 @@ def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) ->
             continue
         if is_dir or "/" in str(value) or ".." in str(value):
             raise UnsafeFileError(
-                f"{home}: logger.{key}={value} would write outside of its run; "
-                "try the command that started it"
+                f"{home}: logger.{key}={value} would write outside the run; try the command that "
+                "started it"
             )
     for word in (word for word in overrides if "=" in word or word[0] == "~"):
         key = word.lstrip("+~").partition("=")[0]
@@ -190,8 +194,8 @@ def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) ->
             continue
         if not _is_free(key):
             raise UserError(
-                f"{key} is part of what resume={home} was trained with; a resumed run can change: "
-                f"{', '.join(FREE)}"
+                f"{key} cannot change, because resume={home} was trained with it; a resumed run "
+                f"can change: {', '.join(FREE)}"
             )
         if word[0] == "~":
             parent, _, name = key.rpartition(".")
@@ -203,14 +207,14 @@ def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) ->
 
 
 def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
-    """Return the newest whole checkpoint in `home`, for a run of `config`; None if there is none.
+    """Return the newest intact checkpoint in `home`, for a run of `config`; None if there is none.
 
-    Damaged files are set aside. Raises UserError if `home` has another run or a finished one.
+    Sets damaged files aside. Raises UserError if `home` has another run or a finished one.
     """
     files = safe_load.list_checkpoints(home / "checkpoints")
     if not files:
         if (home / "metrics.json").is_file():
-            raise UserError(f"{home} holds metrics without checkpoints; try another folder")
+            raise UserError(f"{home} has metrics but no checkpoints; try another folder")
         return None
     _check_config_file(home, config)
     for aside, file in enumerate(files):
@@ -232,15 +236,17 @@ def newest_checkpoint(home: Path, config: DictConfig) -> Path | None:
         start = f"resuming {home} after step {step} of {steps}"
         LOG.info("%s (resume=null starts a new run)%s", start, note)
         return file
-    LOG.warning("%s: no checkpoint is whole, %d are set aside: starting again", home, len(files))
+    LOG.warning(
+        "%s: no checkpoint is intact (%d set aside); starting from scratch", home, len(files)
+    )
     return None
 
 
 def _check_config_file(home: Path, config: DictConfig) -> None:
-    """Raise UserError unless config.yaml in `home` is `config`, whose nulls it completes."""
+    """Raise UserError unless config.yaml in `home` equals `config`, whose nulls it completes."""
     file = home / "config.yaml"
     if not os.path.lexists(file):
-        raise UserError(f"{home} holds checkpoints without their config.yaml; try another folder")
+        raise UserError(f"{home} has checkpoints but no config.yaml; try another folder")
     if safe_load.regular_file(file).read_text(errors="replace") != OmegaConf.to_yaml(config):
         saved = run_config.load_config(str(home))
         adopt_derived(config, saved)
@@ -250,7 +256,7 @@ def _check_config_file(home: Path, config: DictConfig) -> None:
 def adopt_derived(config: DictConfig, saved: DictConfig, keys: Sequence[str] = DERIVED) -> None:
     """Replace nulls of `config`, at or below `keys`, by the values of `saved`."""
     for key, value in _leaves(OmegaConf.to_container(saved)):
-        # Other keys may have interpolations that only Hydra can resolve.
+        # Other keys may have interpolations that only Hydra resolves.
         if value is None or not _is_below(key, keys):
             continue
         if OmegaConf.select(config, key, default="") is None:
@@ -271,8 +277,8 @@ def check_same_config(saved: DictConfig, config: DictConfig, home: Path) -> None
     ]
     if changed:
         raise UserError(
-            f"{home} holds another run: {join_first(changed, 4)}; "
-            "try the old values, or a new folder (resume=null)"
+            f"{home} contains another run: {join_first(changed, 4)}; try the old values, or a new "
+            "folder (resume=null)"
         )
 
 
@@ -298,7 +304,7 @@ def _is_same_command(file: Path, overrides: Sequence[str]) -> bool:
 
 def _is_finished(run: Path) -> bool:
     """Return True for a run that is finished, or that another process trains."""
-    # Other ranks cannot tell whether the lock is that of their own rank zero.
+    # Other ranks cannot distinguish the lock of their own rank zero.
     return (run / "metrics.json").is_file() or (is_rank_zero() and is_locked(run))
 
 

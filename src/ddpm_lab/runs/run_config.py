@@ -54,7 +54,7 @@ def register_run_choices(
             if not any(argument.startswith(f"{group}=") for argument in arguments):
                 raise UserError(f"{group} differs between these runs; try {group}=NAME")
         elif differs and any(argument.startswith(f"{group}.") for argument in arguments):
-            raise UserError(f"{group} differs between these runs; give one run at a time")
+            raise UserError(f"{group} differs between these runs; try one run at a time")
         own = configs and not (differs and group in ADJUSTABLE)
         store.store(group=group, name="run", node=configs[0][group] if own else {})
 
@@ -74,14 +74,14 @@ def expand_cascade(arguments: list[str]) -> list[str]:
     if cascade in (None, "cascade=null"):
         return arguments
     if any(argument.startswith("run=") for argument in arguments):
-        raise UserError(f"run= and {cascade} both name a model; give one of them")
+        raise UserError(f"run= and {cascade} both name a model; remove one")
     override = parse_override(cascade)
     stages: Any = None if override is None or override.is_sweep_override() else override.value()
     if not isinstance(stages, list) or not stages:
         raise UserError(
             f"{cascade} must be a list of runs in order of resolution; try cascade=[DIR,DIR2]"
         )
-    # Before the user's own overrides, which win, and after options of Hydra, such as --cfg job.
+    # Before the user's overrides, which take precedence, and after options such as --cfg job.
     first = next(i for i, text in enumerate(arguments) if "=" in text and text[0] != "-")
     return [*arguments[:first], *stage_overrides(stages[-1]), *arguments[first:]]
 

@@ -45,7 +45,7 @@ SYSTEMS = {
 class RunDir:
     """A run directory, opened once. Its properties raise UserError.
 
-    `settings` are groups in place of the run's own, and `weights`, "ema" or "raw".
+    `settings` has groups that replace the run's own, and `weights`, "ema" or "raw".
     """
 
     def __init__(self, path: str, settings: DictConfig | None = None) -> None:
@@ -54,7 +54,7 @@ class RunDir:
 
     @cached_property
     def config(self) -> DictConfig:
-        """Configuration of the training run, with the groups of `settings` in place of its own."""
+        """Configuration of the training run, with the groups of `settings`."""
         config = load_config(self.path)
         for group in {*REPLACEABLE} - {"variance"} & {*self.settings}:
             config[group] = self.settings[group]
@@ -73,7 +73,7 @@ class RunDir:
 
     @cached_property
     def data(self) -> Data:
-        """Data of the run, wherever it is now. A warning names differences from training."""
+        """Data of the run at its current place. Logs a warning if it differs from training."""
         trusted_paths.require_named(self.config, f"run={self.path}", trusted_paths.DATA)
         data: Data = build(self.config, "data")
         data_check.warn_if_changed(self.record.data, data, self.config, self.path)
@@ -125,7 +125,7 @@ class RunDir:
     def _network(self, kind: str, prefix: str) -> tuple[Callable[..., Any], DataSpec]:
         """Return the constructor of the network, `prefix` in the state_dict, and its data."""
         if (name := self.config.system._target_.rpartition(".")[2]) != kind:
-            raise UserError(f"run={self.path} is not {SYSTEMS[kind]} but {SYSTEMS.get(name, name)}")
+            raise UserError(f"run={self.path} is {SYSTEMS.get(name, name)}, not {SYSTEMS[kind]}")
         trusted_paths.require_named(self.config, f"run={self.path}", trusted_paths.MODELS)
         content, _ = self.checkpoint
         network = safe_load.check_shapes(build(self.config, "model"), content["state_dict"], prefix)
@@ -148,14 +148,16 @@ class RunDir:
         check_settings(self.settings, {"weights": Literal["ema", "raw"]})
         if self.settings.weights == "raw":
             if content.get("weights") == "ema":
-                raise UserError(f"weights=raw: run={self.path} has averaged ones; try weights=ema")
+                raise UserError(
+                    f"weights=raw: run={self.path} has averaged weights only; try weights=ema"
+                )
             return
         if "EMA" not in content["callbacks"]:
             raise UserError(f"weights=ema: run={self.path} has no average; try weights=raw")
         try:
             denoiser.load_state_dict(content["callbacks"]["EMA"]["average"])
         except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-            message = f"run={self.path}: the average in {file.name} is of other weights"
+            message = f"run={self.path}: the average in {file.name} does not match its weights"
             raise CorruptFileError(message) from error
 
 

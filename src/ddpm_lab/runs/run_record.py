@@ -19,7 +19,7 @@ ADJUSTABLE = {
     "codec": ("run",),
     "data": ("path", "name", "cache", "workers", "in_memory", "download"),
 }
-"""Groups that the weights of a run depend on, and their keys that can be changed nevertheless"""
+"""Groups that the weights of a run depend on, and their keys that can be changed anyway"""
 PLACES = (
     "init",
     "data.path",
@@ -35,7 +35,7 @@ PLACES = (
 
 
 class RunRecord(NamedTuple):
-    """Contents of `run.json`; empty for a run of an older version."""
+    """Contents of `run.json`; empty for runs of older versions."""
 
     id: str | None = None
     directory: str | None = None
@@ -57,7 +57,7 @@ def read_record(run: str | Path) -> RunRecord:
 
 
 def write_record(run: Path, data: dict[str, Any]) -> str:
-    """Write the record of `run` in the current directory, and return its id, drawn only once."""
+    """Write the record of `run`, and return its id, which is drawn only once."""
     run_id = read_record(run).id or secrets.token_hex(8)
     write_json(run / FILE, RunRecord(run_id, str(Path.cwd()), data)._asdict())
     return run_id
@@ -85,6 +85,6 @@ def apply_adjustable(saved: DictConfig, settings: DictConfig, group: str) -> Dic
         name = group if "_target_" in changed else f"{group}.{min(changed)}"
         free = f"of {group}, only {' and '.join(keys)} can be changed"
         hint = free if keys else "it cannot be changed"
-        raise UserError(f"{name} is part of what run={settings.run} was trained with; {hint}")
+        raise UserError(f"{name} is fixed, because run={settings.run} was trained with it; {hint}")
     saved[group] = requested
     return saved

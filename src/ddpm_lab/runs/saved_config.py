@@ -25,7 +25,7 @@ FIXED = re.compile(
     r"\$\{hydra:runtime\.output_dir\}|"
     r"\$\{oc\.decode:\$\{oc\.env:SLURM_(JOB_NUM_NODES|NTASKS_PER_NODE),1\}\}"
 )
-"""Interpolations that are allowed besides references such as ${model.channels}"""
+"""Interpolations that are allowed in addition to references such as ${model.channels}"""
 TRUSTED: list[str] = []
 """Packages of trust=, whose classes runs may build as well"""
 
@@ -65,14 +65,14 @@ def _read(file: Path) -> dict[Any, Any]:
     """Return the plain content of a YAML file without tags and aliases."""
     text = file.read_text("utf-8")
     if not text.endswith("\n"):
-        raise CorruptFileError("is truncated: its last line has no end" if text else "is empty")
+        raise CorruptFileError("is truncated: its last line has no newline" if text else "is empty")
     for event in yaml.parse(text, yaml.SafeLoader):
         if getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise UnsafeFileError("has tags or aliases, which no configuration of ddpm-lab has")
+            raise UnsafeFileError("has YAML tags or aliases, which ddpm-lab does not write")
     content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     if not isinstance(content, dict):
         raise CorruptFileError("is not a list of groups")
-    if "hydra" in content:  # its logging and callbacks may name any class
+    if "hydra" in content:  # Hydra's logging and callbacks may name any class
         raise UnsafeFileError("has the key hydra, which is not part of a run")
     return content
 
@@ -96,8 +96,8 @@ def _check(
         raise UnsafeFileError(f"{entry} is not a key of ddpm-lab")
     if not _references_allowed(value, path[0], root):
         if _allowed()[path[0]].targets and path[0] != "logger":
-            raise UnsafeFileError(f"{entry} refers to what a run must not read")
-        parent[key] = "???"  # may be a secret, and is not needed to build a run
+            raise UnsafeFileError(f"{entry} refers to a value that a run must not read")
+        parent[key] = "???"  # may be a secret, and no run needs it
 
 
 def _check_target(value: Any, entry: str, group: str, trusted: Collection[str]) -> None:
@@ -107,7 +107,7 @@ def _check_target(value: Any, entry: str, group: str, trusted: Collection[str]) 
     valid = value == name and re.fullmatch(r"\w+(\.\w+)+", name, re.ASCII)
     if not valid or not (name in targets or name.startswith(packages)):
         raise UnsafeFileError(
-            f"{entry} is not a _target_ that configs/ has there; if you trust it: trust=[PACKAGE]"
+            f"{entry} is not a _target_ of this group in configs/; if you trust it: trust=[PACKAGE]"
         )
 
 

@@ -1,4 +1,4 @@
-"""Paths and Hub names that a run reads: the user has to type those of someone else's run."""
+"""Paths and Hub names that a run reads; the user must type those of someone else's run."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def add_trusted_paths(config: DictConfig) -> None:
     """Add the paths of `config`, which the user trains, to the list."""
     entries = {_line(key, path) for key, path in _paths(config, DATA + MODELS).items()}
     new = sorted(entries - _trusted())
-    with suppress(OSError):  # the user will have to name the paths of this run, too
+    with suppress(OSError):  # the user must then name the paths of this run too
         trusted_file().parent.mkdir(parents=True, exist_ok=True)
         with trusted_file().open("a") as file:
             file.writelines(new)
@@ -38,8 +38,8 @@ def require_named(config: DictConfig, run: object, keys: tuple[str, ...]) -> Non
         values = {_line(key, value) for value in _command_line_values(key)}
         if _line(key, path) not in _trusted() | values:
             raise UnsafeFileError(
-                f"{run} reads {key}={path}, which no training run of yours named on this machine; "
-                f"if you trust it, add {format_override(key, path)}"
+                f"{run} reads {key}={path}, which none of your training runs on this machine "
+                f"used; if you trust it, add {format_override(key, path)}"
             )
 
 
@@ -49,7 +49,7 @@ def _paths(config: DictConfig, keys: tuple[str, ...]) -> dict[str, str]:
 
 
 def _line(key: str, path: str) -> str:
-    """Return the entry of the list: a path is absolute, and the name of a data set is as it is."""
+    """Return the entry of the list: an absolute path, or the name of a data set unchanged."""
     place = Path(path).expanduser()
     if key in ("data.path", "data.cache") or place.exists():
         path = os.path.abspath(place)

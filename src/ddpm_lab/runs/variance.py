@@ -34,11 +34,11 @@ def load_variance(
         if variance.outputs > 1:
             trained = f"this run was trained with {choice_name(pipeline.denoiser.variance)}"
             raise UserError(
-                f"variance={choice_name(variance)} must be learned, and {trained}; "
-                "try variance=beta, beta_tilde or analytic"
+                f"variance={choice_name(variance)} must be learned, but {trained}; try "
+                "variance=beta, beta_tilde or analytic"
             )
         return variance
-    # The name has all that the estimate depends on: weights, sample count and clipping.
+    # The name includes everything that the estimate depends on: weights, sample count, clipping.
     digest = sha256_of_file(checkpoint)[:12]
     bounds = f"clip-{pipeline.sampler.clip}-{pipeline.sampler.dynamic_threshold}"
     name = f"analytic-{settings.weights}-{digest}-{settings.variance.samples}-{bounds}"

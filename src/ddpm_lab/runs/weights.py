@@ -20,7 +20,7 @@ class ForeignFileError(CorruptFileError):
 def read_checkpoint(run: str | Path, file: Path) -> dict[str, Any]:
     """Return the content of a checkpoint of `run`.
 
-    Raises CorruptFileError, ForeignFileError if the ids of both differ, and UnsafeFileError.
+    Raises ForeignFileError if their ids differ, CorruptFileError and UnsafeFileError.
     """
     content = safe_load.load_checkpoint(file)
     own, other = run_record.read_record(run).id, content.get("run_id")
@@ -30,7 +30,7 @@ def read_checkpoint(run: str | Path, file: Path) -> dict[str, Any]:
 
 
 def checkpoint_files(run: str | Path) -> list[Path]:
-    """Return the checkpoints of `run`, the latest first, or its shared weights."""
+    """Return the checkpoints of `run`, latest first, or its shared weights."""
     folder = safe_load.reject_links(Path(run, "checkpoints"))
     checkpoints = safe_load.list_checkpoints(folder)
     shared = Path(run, "weights.safetensors")

@@ -1,4 +1,4 @@
-"""Cascaded diffusion (Ho et al., 2022): each pipeline upsamples the images of the one before."""
+"""Cascaded diffusion (Ho et al., 2022): each pipeline upsamples the previous one's images."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ddpm_lab.utils.errors import UserError
 class Cascade:
     """Pipelines in order of resolution; a single pipeline is a cascade of one stage.
 
-    Each stage has its own sampler, guidance and weights. Raises UserError if stages do not fit.
+    Each stage has its own sampler, guidance and weights. Raises UserError for incompatible stages.
     """
 
     def __init__(self, stages: Sequence[SamplingPipeline]) -> None:
@@ -34,8 +34,8 @@ class Cascade:
         for number, stage in enumerate(self.stages[1:], 2):
             if "label" not in conditions and stage.classes is not None:
                 raise UserError(
-                    f"text= gives no class, which stage {number} of the cascade needs; try label=, "
-                    "or train that stage with conditioner.label=false"
+                    f"text= sets no label, but stage {number} of the cascade needs one; try "
+                    "label=, or train that stage with conditioner.label=false"
                 )
 
     def num_steps(self, count: int, batch_size: int) -> int:
@@ -52,7 +52,7 @@ class Cascade:
         """Sample all stages but the last from the `conditions` of the first.
 
         Returns the samples of each stage and the conditions of the last stage. Without truncated
-        conditioning, a stage takes 8-bit images, like those of a saved file.
+        conditioning, a stage takes 8-bit images, as in a saved file.
         """
         samples: list[InMemorySplit] = []
         for stage, following in pairwise(self.stages):
@@ -70,7 +70,7 @@ class Cascade:
         return samples, conditions
 
     def protocol(self) -> dict[str, Any]:
-        """Return everything that samples depend on besides weights and seed."""
+        """Return everything that samples depend on except weights and seed."""
         earlier = [{"run": stage.denoiser.origin, **stage.protocol()} for stage in self.stages[:-1]]
         return {**self.stages[-1].protocol(), **({"after": earlier} if earlier else {})}
 
@@ -106,14 +106,14 @@ def _check_pair(number: int, stage: SamplingPipeline, following: SamplingPipelin
         )
     if stage.shape != low_res_shape:
         raise UserError(
-            f"cascade: stage {number} samples images of {format_size(stage.shape)}, and stage "
+            f"cascade: stage {number} samples images of {format_size(stage.shape)}, but stage "
             f"{number + 1} upsamples {format_size(low_res_shape)} to "
             f"{format_size(following.shape)}; the sizes must agree"
         )
     if _is_truncated(following) and stage.codec.space:
         raise UserError(
-            "conditioner.truncated_conditioning=true passes on noisy images, and stage "
-            f"{number} of this cascade samples latents; try false"
+            f"conditioner.truncated_conditioning=true passes on noisy images, but stage {number} "
+            "of this cascade samples latents; try false"
         )
 
 
@@ -121,11 +121,11 @@ def _check_classes(number: int, first: SamplingPipeline, stage: SamplingPipeline
     if stage.classes not in (None, first.classes):
         labels = "has no labels" if first.classes is None else f"has {first.classes} labels"
         raise UserError(
-            f"cascade: stage 1 {labels}, and stage {number} needs one of {stage.classes}; train "
+            f"cascade: stage 1 {labels}, but stage {number} needs one of {stage.classes}; train "
             f"stage {number} with conditioner.label=false"
         )
     if stage.classes is not None and captions_differ(first.captions, stage.captions):
         raise UserError(
-            f"cascade: stages 1 and {number} have the same classes under other labels; train "
+            f"cascade: stages 1 and {number} have the same classes under different labels; train "
             "them on the same data"
         )

@@ -17,7 +17,7 @@ def parse_label(text: object, captions: Captions) -> int:
     Names come first: if a class is called "3", then 3 means that class. Case, spaces and
     underscores of names do not matter. Raises UserError if no class or several classes match.
     """
-    is_bool = isinstance(text, bool)  # true and false are also names
+    is_bool = isinstance(text, bool)  # true and false can be names
     name = str(text).lower() if is_bool else str(text)
     normalizations = (_nfc, _loose) if isinstance(text, str) else (_nfc,)
     for normalize in normalizations:
@@ -25,14 +25,14 @@ def parse_label(text: object, captions: Captions) -> int:
         if len(labels) > 1:
             others = ", ".join(map(str, labels[1:5]))
             raise UserError(
-                f"label={text} is the name of {len(labels)} classes; try label={labels[0]}, or one "
-                f"of {others}"
+                f"label={text} names {len(labels)} classes; try label={labels[0]}, or one of "
+                f"{others}"
             )
         if labels:
             return labels[0]
     number = None if is_bool else _number(name)
     numbers = [_number(names[0]) for names in captions]
-    if number is not None and None not in numbers:  # every class is called by a number
+    if number is not None and None not in numbers:  # the name of every class is a number
         if numbers.count(number) == 1:
             return numbers.index(number)
     elif re.fullmatch(r"\d+", name) and int(name) < len(captions):
@@ -43,7 +43,7 @@ def parse_label(text: object, captions: Captions) -> int:
 
 
 def legend(captions: Captions, limit: int = 40) -> str:
-    """Return labels and names in a line, or the range of labels if classes have no other names."""
+    """Return a line of labels and names, or the range of labels if classes have no other names."""
     if is_numbered(captions):
         return f"0..{len(captions) - 1}"
     names = ", ".join(f"{label} {names[0]}" for label, names in enumerate(captions[:limit]))
@@ -56,7 +56,7 @@ def is_numbered(captions: Captions) -> bool:
 
 
 def captions_differ(one: Captions | None, other: Captions | None) -> bool:
-    """Return whether two models have the same classes under other labels."""
+    """Return whether two models have the same classes under different labels."""
     names, others = ([each[0] for each in captions or []] for captions in (one, other))
     return sorted(names) == sorted(others) and names != others
 

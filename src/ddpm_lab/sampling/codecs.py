@@ -15,7 +15,7 @@ from ddpm_lab.networks.autoencoder import Autoencoder
 from ddpm_lab.utils.safe_load import sha256_of_tensors
 
 MEASURED = 50_000
-"""Number of images, evenly spaced, on which mean and standard deviation are measured"""
+"""Maximum number of images, evenly spaced, on which mean and standard deviation are measured"""
 
 
 class Codec(nn.Module, ABC):
@@ -24,7 +24,7 @@ class Codec(nn.Module, ABC):
     shape: tuple[int, ...]
     """Shape of x_0, without the batch"""
     bin_width: float | None
-    """Width of the bins that x_0 is rounded to; None if it is not rounded and has no bounds"""
+    """Bin width of a quantized x_0; None: neither quantized nor bounded"""
     space: str
     """Hash that identifies a latent space; "" for the space of the data"""
 
@@ -59,7 +59,7 @@ class Latents(Codec):
 
     Mean and standard deviation are measured on the training split, on at most `MEASURED` images.
     Checkpoints contain them and a hash of the autoencoder, but not its weights. Raises ValueError
-    if the autoencoder is of other images, or has changed since the model was trained.
+    if the autoencoder takes other images, or has changed since the model was trained.
     """
 
     mean: Tensor
@@ -69,18 +69,18 @@ class Latents(Codec):
         super().__init__()
         if spec.shape != autoencoder.shape:
             raise ValueError(
-                f"run={origin} was trained on data of shape {autoencoder.shape}, and this data has "
-                f"shape {spec.shape}; they must agree"
+                f"run={origin} was trained on data of shape {autoencoder.shape}, but this data "
+                f"has shape {spec.shape}; they must agree"
             )
         self.shape, self.bin_width, self.origin = autoencoder.latent_shape, None, origin
         self.space = sha256_of_tensors(autoencoder.state_dict())
-        # In a list, which keeps it out of checkpoints.
+        # A list keeps it out of checkpoints.
         self._frozen = [autoencoder.requires_grad_(False).eval()]
         self.register_buffer("mean", torch.zeros(self.shape[0]))
         self.register_buffer("std", torch.ones(self.shape[0]))
 
     def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> Tensor:
-        # Latents are training targets, so they are computed in full precision.
+        # Latents are training targets, hence full precision.
         with torch.autocast(x.device.type, enabled=False):
             z = self._autoencoder(x.device).encode(x.float(), noise).z
         return (z - self.mean[:, None, None]) / self.std[:, None, None]

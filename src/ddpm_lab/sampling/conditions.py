@@ -26,7 +26,7 @@ def class_labels(
     if classes is None:
         if label is not None:
             raise UserError(
-                f"label={label}: this model was not trained with labels; try label=null, or "
+                f"label={label}: this model was trained without labels; try label=null, or "
                 "guidance=classifier"
             )
         return None
@@ -48,7 +48,7 @@ def text_tokens(count: int, text: str | list[str], length: int | None) -> Tensor
     """Return the texts in turn as bytes, (count, length) uint8. Raises UserError."""
     if length is None:
         raise UserError(
-            f"text={text}: this model was not trained with texts; try text=null, or train with "
+            f"text={text}: this model was trained without texts; try text=null, or train with "
             "conditioner=text"
         )
     texts = text if isinstance(text, list) else [text]
@@ -71,30 +71,32 @@ def low_res_conditions(
 ) -> Batch:
     """Return `count` of the `images` in turn, downsampled to `small`, as "low_res", with labels.
 
-    Labels are those of the images or, for images without labels, `label`. Raises UserError.
+    Images without labels get `label`. Raises UserError.
     """
     if images is None:
-        raise UserError("this model upsamples images; give them by input=")
+        raise UserError("this model upsamples images; try input=test, or input=FOLDER")
     conditions = to_batch(images.select(torch.arange(count) % images.size))
     x0 = conditions.pop("x0")
     factor = x0.shape[2] // small[1] if x0.ndim == 4 else 0
     if not factor or tuple(x0.shape[1:]) != (small[0], factor * small[1], factor * small[2]):
         raise UserError(
-            f"this model upsamples {format_size(small)} to {format_size(shape)}, and the input "
+            f"this model upsamples {format_size(small)} to {format_size(shape)}, but the input "
             f"images are {format_size(x0.shape[1:])}"
         )
     conditions["low_res"] = F.avg_pool2d(x0, factor)
     if label is not None:
         if images.labels is not None:
-            raise UserError(f"label={label}: the input images have labels; try label=null")
+            raise UserError(
+                f"label={label}: the input images have their own labels; try label=null"
+            )
         if (labels := class_labels(count, label, classes, captions)) is not None:
             conditions["label"] = labels
     if classes is not None:
         if "label" not in conditions:
-            raise UserError("this model needs the class of each image to upsample; try label=...")
+            raise UserError("this model needs the class of each input image; try label=...")
         if (largest := conditions["label"].max()) >= classes:
             raise UserError(
-                f"the input images have labels up to {largest}, and this model takes "
+                f"the input images have labels up to {largest}, but this model takes "
                 f"0..{classes - 1}"
             )
     return conditions

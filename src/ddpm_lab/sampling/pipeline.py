@@ -67,13 +67,13 @@ class SamplingPipeline:
         sampler: The sampler.
         guidance: Map from a denoiser to a guided one.
 
-    Raises UserError if sampler or guidance do not fit the model or each other.
+    Raises UserError if sampler, guidance and model are incompatible.
     """
 
     shape: tuple[int, ...]
     """Shape of a sample, (C, H, W) or (d,)"""
     bin_width: float | None
-    """Width of the bins that the data is rounded to; None for points"""
+    """Bin width of the quantized data; None for points"""
     classes: int | None
     """Number of classes that the guided denoiser takes"""
     captions: Sequence[Sequence[str]] | None
@@ -111,7 +111,7 @@ class SamplingPipeline:
         return len(self.sampler.timesteps(self.process.steps)) - 1
 
     def set_sampler(self, sampler: Sampler, guidance: partial[DenoiserLike]) -> None:
-        """Replace sampler and guidance. Raises UserError if they do not fit the model."""
+        """Replace sampler and guidance. Raises UserError if the model does not support them."""
         with prefix_errors("sampler"):
             first = sampler.timesteps(self.process.steps)[0]
             self.process.warn_nonzero_terminal_snr("sampler.spacing begins", first)
@@ -127,14 +127,14 @@ class SamplingPipeline:
             captions = getattr(getattr(guided, "classifier", None), "captions", None)
             if captions_differ(self.spec.captions, captions):
                 raise ValueError(
-                    "classifier has the same classes as this model under other labels; train both "
-                    "on the same data"
+                    "classifier has the same classes as this model under different labels; train "
+                    "both on the same data"
                 )
             if getattr(guided, "requires_reverse", False) and not sampler.uses_reverse:
                 raise ValueError(
-                    "form=mean shifts the means of ancestral steps, which "
-                    f"sampler={choice_name(sampler)} does not draw; "
-                    "try sampler=ddpm or guidance.form=score"
+                    "form=mean shifts the means of ancestral steps, but "
+                    f"sampler={choice_name(sampler)} has none; try sampler=ddpm or "
+                    "guidance.form=score"
                 )
         self.guidance, self.sampler = guidance, sampler
         self.classes, self.captions = guided.classes, self.spec.captions or captions
@@ -163,11 +163,11 @@ class SamplingPipeline:
         """Return the `Condition` of conditions (see `make_conditions`) or of a batch of data."""
         conditions = to_device(conditions, self.device)
         cond: Condition = self.denoiser.conditioner(conditions, noise)
-        # A classifier guides by labels that the model itself may not take.
+        # A classifier guides by labels that the model may not take.
         return cond if cond.label is not None else replace(cond, label=conditions.get("label"))
 
     def resolve(self, conditions: Batch) -> Batch:
-        """Return `conditions` with every random choice made; see `Conditioner.resolve`."""
+        """Return `conditions` with all random choices made; see `Conditioner.resolve`."""
         return self.denoiser.conditioner.resolve(to_device(conditions, self.device))
 
     def trajectory(
@@ -205,7 +205,7 @@ class SamplingPipeline:
     def sample(
         self, count: int, *, conditions: Batch, **options: Unpack[SamplingOptions]
     ) -> Iterator[InMemorySplit]:
-        """Yield `count` samples in batches, this process's share of them."""
+        """Yield this process's share of `count` samples, in batches."""
         for x, batch in self.sample_latents(count, conditions=conditions, **options):
             yield self.to_images(x, batch.get("label"))
 
@@ -232,7 +232,7 @@ class SamplingPipeline:
             yield x, batch
 
     def protocol(self) -> dict[str, Any]:
-        """Return everything that samples depend on besides weights and seed."""
+        """Return everything that samples depend on except weights and seed."""
         options = {
             key: getattr(value, "origin", value) for key, value in self.guidance.keywords.items()
         }
@@ -263,12 +263,12 @@ def build_pipeline(
 ) -> SamplingPipeline:
     """Build a pipeline; the fields of `DataSpec` complete network, codec and conditioner.
 
-    Raises UserError if the parts do not fit one another.
+    Raises UserError for incompatible parts.
     """
     if not isinstance(variance, Variance):
         raise UserError(
             "variance=analytic is estimated from a trained network; train with another, such as "
-            "beta_tilde, and evaluate the run with variance=analytic"
+            "variance=beta_tilde, and evaluate the run with variance=analytic"
         )
     spec = DataSpec(tuple(shape), classes, bin_width, captions)
     with prefix_errors("codec"):
@@ -290,8 +290,8 @@ def check_conditioner(
     name, inputs = choice_name(conditioner), conditioner.cond_dims.keys()
     if "outputs" not in parameters:
         raise UserError(
-            "model is not a denoising network; classifier is for system=classifier, autoencoder_kl "
-            "and autoencoder_vq are for system=autoencoder"
+            "model is not a denoising network; classifier is for system=classifier, "
+            "autoencoder_kl and autoencoder_vq for system=autoencoder"
         )
     if missing := inputs - parameters.keys():
         model = "unet_cross" if "context" in missing else "unet"
@@ -302,8 +302,8 @@ def check_conditioner(
         )
     if "image" in inputs and codec.space:
         raise UserError(
-            f"conditioner={name} concatenates an image of the data's size with x_t, which "
-            f"codec={choice_name(codec)} makes {format_size(codec.shape)}; try codec=pixels"
+            f"conditioner={name} concatenates an image of the data's size with x_t, but with "
+            f"codec={choice_name(codec)} x_t is {format_size(codec.shape)}; try codec=pixels"
         )
 
 

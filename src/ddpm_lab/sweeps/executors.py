@@ -36,10 +36,10 @@ class Executor(ABC):
 
 
 class ProcessExecutor(Executor):
-    """Runs each job in a process of its own, so that a killed job affects no other.
+    """Runs each job in its own process, so that a killed job affects no other.
 
     Processes are forked from a server that has imported torch and Lightning once. They end when
-    their parent ends. Each uses the least used of CUDA_VISIBLE_DEVICES.
+    their parent ends. Each process uses the least used of CUDA_VISIBLE_DEVICES.
     """
 
     def __init__(self, max_workers: int, run: RunJob, preload: Sequence[str] = ()) -> None:
@@ -62,7 +62,7 @@ class ProcessExecutor(Executor):
         if self.stopped:
             process.kill()
         connection.wait([process.sentinel])
-        # An exit status can be read only once, and start() reads those of all ended processes.
+        # An exit status can be read only once, and start() reads that of every ended process.
         with self.lock:
             status = process.exitcode
         del self.running[process]
@@ -79,7 +79,7 @@ class ProcessExecutor(Executor):
                 if not sentinels:
                     break
                 connection.wait(sentinels, min(seconds, 0.1))
-        finally:  # also after a second interrupt
+        finally:  # even after a second interrupt
             for process in [*self.running]:
                 process.kill()
 

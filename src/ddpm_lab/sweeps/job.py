@@ -1,4 +1,4 @@
-"""Jobs of sweeps and ablations: one command each, in a folder of its own."""
+"""Jobs of sweeps and ablations: one command each, in its own folder."""
 
 import shlex
 from collections import Counter
@@ -40,7 +40,7 @@ class Job:
     def state(self) -> dict[str, Any]:
         """Return job.json: the exit "status", the "seconds" and the "error" of the last attempt.
 
-        Empty if no attempt has ended, or if it ran another configuration.
+        Empty if no attempt has ended, or if it had another configuration.
         """
         state = read_json(self.folder / "job.json")
         return state if state.get("config") == self.config_hash else {}

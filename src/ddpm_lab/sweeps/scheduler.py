@@ -1,4 +1,4 @@
-"""Run jobs: each once, in the order of their needs, independent of the failures of others."""
+"""Run each job once, after the jobs it needs, regardless of failures of others."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from ddpm_lab.utils.safe_load import read_json
 
 LOG = logging.getLogger(__name__)
 MIN_HISTORY = 3
-"""Finished jobs of a kind that an estimate of time requires"""
+"""Minimum number of finished jobs of a kind for a time estimate"""
 History = defaultdict[str, list[tuple[float, float]]]
 """(cost, seconds) of finished jobs, by kind"""
 
@@ -29,7 +29,7 @@ History = defaultdict[str, list[tuple[float, float]]]
 def run_jobs(
     jobs: Sequence[Job], executor: Executor, root: Path, *, max_workers: int, dry: bool
 ) -> None:
-    """Run the jobs that are not done, each after its needs, and log a table of all.
+    """Run the unfinished jobs, each after its needs, and log a table of all.
 
     An interrupted training or evaluation resumes; interrupted sampling starts from scratch.
     Raises JobsFailedError if a job fails, OSError if `root` cannot be created.
@@ -110,7 +110,7 @@ def _attempt(job: Job, executor: Executor) -> int:
         if status == 0 and job.verb != "sample" and not job.metrics.is_file():
             status = 1  # Lightning exits with status 0 when a signal ends a run
         _write_state(job, status, time.monotonic() - start, _last_error(log) if status else "")
-    except OSError as error:  # a problem of this job's folder only
+    except OSError as error:  # affects this job's folder only
         LOG.info("%s: %s", job.name, error)
         return 1
     return status
@@ -166,7 +166,7 @@ def _read_history(root: Path) -> History:
 
 def _estimate(jobs: Sequence[Job], history: History, max_workers: int) -> str:
     if not jobs:
-        return "nothing is left to do"
+        return "nothing left to do"
     times = [_estimate_seconds(history[_kind(job.command)], job) for job in jobs]
     estimates = [seconds for seconds in times if seconds is not None]
     if len(estimates) < len(times):
@@ -177,7 +177,7 @@ def _estimate(jobs: Sequence[Job], history: History, max_workers: int) -> str:
 def _estimate_seconds(history: Sequence[tuple[float, float]], job: Job) -> float | None:
     """Estimate the time of `job` by linear regression of seconds on cost.
 
-    None if fewer than `MIN_HISTORY` jobs are in `history`, or if none has half its cost.
+    None if `history` has fewer than `MIN_HISTORY` jobs, or none with at least half its cost.
     """
     if len(history) < MIN_HISTORY:
         return None

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-# Undocumented parts of Hydra, which its own Optuna sweeper uses too.
+# Undocumented parts of Hydra, which its Optuna sweeper uses too.
 from hydra.core.override_parser.types import (
     ChoiceSweep,
     IntervalSweep,

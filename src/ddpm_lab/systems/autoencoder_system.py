@@ -31,7 +31,7 @@ class AutoencoderSystem(BaseSystem):
         perceptual: Weight of LPIPS (Zhang et al., 2018), whose weights torchvision downloads.
         adversarial: Weight of a hinge-loss discriminator, relative to the gradient of the other
             terms (Esser et al., 2021, eq. 7).
-        start: Step from which on the discriminator is trained.
+        start: First step that trains the discriminator.
     """
 
     def __init__(
@@ -53,7 +53,10 @@ class AutoencoderSystem(BaseSystem):
             DataSpec(shape, classes, bin_width, captions)._asdict() | {"shape": list(shape)}
         )
         if bin_width is None:
-            raise UserError("system=autoencoder is for images, and this data are points")
+            raise UserError(
+                "system=autoencoder is for images, but this data set has points; try "
+                "system=diffusion"
+            )
         for name, weight, side in (("perceptual", perceptual, 16), ("adversarial", adversarial, 4)):
             if weight and min(shape[1:]) < side:
                 least = f"{side}x{side} (got {format_size(shape)}); try 0"
@@ -64,7 +67,7 @@ class AutoencoderSystem(BaseSystem):
             self.autoencoder = network(tuple(shape))
         self.perceptual, self.adversarial, self.start = perceptual, adversarial, start
         self.discriminator = PatchDiscriminator(shape[0], 32, 2) if adversarial else None
-        # In a list, so that LPIPS is not part of checkpoints.
+        # A list keeps LPIPS out of checkpoints.
         self._lpips = [_load_lpips(perceptual)] if perceptual else []
         self.set_optimizer(optimizer, lr_schedule)
 
@@ -118,7 +121,7 @@ class AutoencoderSystem(BaseSystem):
         return hinge, self.adversarial * weight * fooled
 
     def clipped_modules(self) -> list[nn.Module]:
-        """Return autoencoder and discriminator, which are clipped independently of each other."""
+        """Return autoencoder and discriminator, whose gradients are clipped independently."""
         return [part for part in (self.autoencoder, self.discriminator) if part is not None]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The data module, and the base of all systems: losses, validation with fixed noise, optimizer."""
+"""The data module and the base of all systems: losses, validation with fixed noise, optimizer."""
 
 import math
 from abc import ABC, abstractmethod
@@ -214,7 +214,7 @@ class BaseSystem(L.LightningModule, ABC):
         return [[*part.parameters()] for part in self.clipped_modules()]
 
     def clipped_modules(self) -> list[nn.Module]:
-        """Return the modules whose gradients are clipped independently of one another."""
+        """Return the modules whose gradients are clipped independently."""
         return [self]
 
 
@@ -261,7 +261,7 @@ class TimestepSystem(BaseSystem):
     def validation_batch(
         self, batch: Batch, index: int
     ) -> Iterator[tuple[Batch, Tensor, NoiseSampler]]:
-        """Yield rows (B, ...) of this process, times (B,), noise; the same at every validation."""
+        """Yield rows (B, ...), times (B,) and noise of this process, equal in every validation."""
         total = len(batch["x0"])
         rows = self.shard_slice(total)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):

@@ -27,7 +27,7 @@ class Diffusion(TimestepSystem):
     """A denoiser in training, with the `SamplingPipeline` of its raw weights.
 
     The fields of `DataSpec` complete `network`, `codec` and `conditioner`, which are functions of
-    them; `timestep_sampler` is a function of T. Raises UserError if the parts do not fit.
+    them; `timestep_sampler` is a function of T. Raises UserError for incompatible parts.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Optimizer steps with gradients that are not finite."""
+"""Optimizer steps with non-finite gradients."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -10,11 +10,11 @@ from torch import Tensor
 from ddpm_lab.utils.errors import DivergenceError
 
 LIMIT = 5
-"""Number of skipped steps in a row that ends the training"""
+"""Number of consecutive skipped steps that ends training"""
 
 
 class NonFiniteGuard:
-    """Skip and count optimizer steps whose gradients are not finite.
+    """Skip and count optimizer steps with non-finite gradients.
 
     No step waits for the device. A fused optimizer reads a flag on the device, as from a gradient
     scaler, and the counts arrive on the host a few steps later.
@@ -22,7 +22,7 @@ class NonFiniteGuard:
 
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(2, device=device)
-        """Skipped steps in total, and in a row up to now"""
+        """Skipped steps in total, and consecutive ones so far"""
         self.host_counts = torch.zeros(2, pin_memory=device.type == "cuda")
 
     def check(self, optimizer: torch.optim.Optimizer, norms: Sequence[Tensor], step: int) -> None:
@@ -37,8 +37,8 @@ class NonFiniteGuard:
         self.host_counts.copy_(self.counts, non_blocking=True)
         if self.host_counts[1] >= LIMIT:
             raise DivergenceError(
-                f"step {step}: {LIMIT} steps in a row had gradients that are not finite; "
-                "try a smaller optimizer.lr"
+                f"step {step}: {LIMIT} consecutive steps had non-finite gradients; try a smaller "
+                "optimizer.lr"
             )
 
     def state(self) -> list[float]:

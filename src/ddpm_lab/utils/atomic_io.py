@@ -1,4 +1,4 @@
-"""Atomic file writes, and directories that one process at a time writes to."""
+"""Atomic file writes, and locks of directories."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ from ddpm_lab.utils.errors import ResourceError, UserError
 LOG = logging.getLogger(__name__)
 PARTIAL = ".partial"
 LOCKED = {errno.EACCES, errno.EAGAIN}
-"""Errors of a lock that another process owns; others come from file systems without locks"""
+"""Errors if another process owns the lock; others come from file systems without locks"""
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 """Errors of file systems, such as some network ones, that cannot flush a directory"""
 
@@ -71,7 +71,9 @@ def directory_lock(folder: Path, activity: str) -> Iterator[None]:
                     "wait for it, or choose another folder"
                 ) from error
             reason = error.strerror
-            LOG.warning("warning: %s cannot be locked (%s): start no second run", folder, reason)
+            LOG.warning(
+                "warning: %s cannot be locked (%s): do not start a second run in it", folder, reason
+            )
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = {"process": os.getpid(), "on": socket.gethostname(), "since": since}

@@ -1,4 +1,4 @@
-"""Helpers for several processes; each also works in a single process without a process group."""
+"""Helpers for several processes; all work without a process group too."""
 
 import atexit
 import os
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def is_rank_zero() -> bool:
-    """Return True for the process that writes files and logs, by torchrun, Lightning or SLURM."""
+    """Return True for rank zero of torchrun, Lightning or SLURM, which writes files and logs."""
     names = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
 
@@ -20,8 +20,8 @@ def is_rank_zero() -> bool:
 def check_launch() -> None:
     """Raise UserError if torchrun's environment variables are incomplete or inconsistent."""
     hint = (
-        "torchrun sets all of these variables, and a single process needs none of them: "
-        "unset RANK LOCAL_RANK NODE_RANK WORLD_SIZE"
+        "torchrun sets all of these variables, and a single process needs none: unset RANK "
+        "LOCAL_RANK NODE_RANK WORLD_SIZE"
     )
 
     def error(name: str, problem: str) -> UserError:

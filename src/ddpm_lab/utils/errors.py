@@ -46,11 +46,11 @@ RESOURCE_ERRNOS = {
     errno.EMFILE,
     errno.ENAMETOOLONG,
 }
-"""Numbers of an OSError that are reported as ResourceError and not as a bug"""
+"""Values of errno that are reported as ResourceError, not as a bug"""
 
 
 class DivergenceError(CLIError):
-    """Training diverged: numbers are not finite."""
+    """Training diverged: non-finite numbers."""
 
     status = 4
 
@@ -82,7 +82,7 @@ class HangError(CLIError):
 
 
 class InterruptedRunError(CLIError):
-    """Orderly end after a signal, with status 128 + its number."""
+    """Graceful end after a signal, with status 128 + its number."""
 
     prefix = ""
 
@@ -99,14 +99,14 @@ def prefix_errors(group: str) -> Iterator[None]:
     except UserError:
         raise
     except ValueError as error:
-        message = str(error)  # begins with a capital letter if another package raised it
+        message = str(error)  # starts with a capital letter if another package raised it
         message = prefix_message(message, group, re.findall("^[a-z_]+", message))
         separator = "." if re.match("[a-z_]", message) else ": "
         raise UserError(f"{group}{separator}{message}") from error
 
 
 def prefix_message(message: str, group: str, names: Iterable[str]) -> str:
-    """Return `message` with the argument `names` in its last "try ..." hint as keys of `group`."""
+    """Return `message`; argument `names` in its last "try ..." hint become keys of `group`."""
     head, keyword, hint = message.rpartition("try ")
     if keyword and (keys := "|".join(names)):
         hint = re.sub(rf"(?<![\w.])({keys})=", rf"{group}.\1=", hint)
@@ -128,7 +128,7 @@ def escape_control(text: object, lines: bool = False) -> str:
 
 
 def join_first(items: Iterable[object], count: int) -> str:
-    """Return the first `count` items, and how many more there are: "a, b and 3 more"."""
+    """Return the first `count` items and the number of others: "a, b and 3 more"."""
     texts = [*map(str, items)]
     more = f" and {len(texts) - count} more" if len(texts) > count else ""
     return ", ".join(texts[:count]) + more
@@ -147,12 +147,14 @@ class EscapingFormatter(logging.Formatter):
 
 
 def as_resource_error(error: BaseException) -> CLIError | None:
-    """Return the ResourceError for a failure that the machine causes, or None for any other."""
+    """Return the ResourceError for a failure caused by the machine, or None for any other."""
     text = " ".join(str(error).split())[:200]
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or any(map(text.count, OUT_OF_MEMORY)):
         return ResourceError(f"not enough memory ({text}); try a smaller data.batch_size")
     if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
         file = error.filename or "the file that was being written"
-        return ResourceError(f"{file}: {error.strerror}; make room there, or choose another folder")
+        return ResourceError(
+            f"{file}: {error.strerror}; free space there, or choose another folder"
+        )
     return None

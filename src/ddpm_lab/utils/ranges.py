@@ -51,7 +51,7 @@ def check_ranges(target: T) -> T:
 
 
 def check_range(name: str, value: Any, annotation: Any, default: Any = None) -> None:
-    """Raise ValueError, beginning with `name`, for a number that `annotation` does not allow."""
+    """Raise ValueError that begins with `name`, for a number that `annotation` does not allow."""
     limits = [*_limits(annotation)] if isinstance(value, int | float) else []
     if not limits or (
         math.isfinite(value) and all(RELATIONS[key][0](value, bound) for key, bound in limits)

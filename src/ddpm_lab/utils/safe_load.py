@@ -57,10 +57,12 @@ def sha256_of_tensors(tensors: Mapping[str, "Tensor"], header: str = "") -> str:
 
 
 def reject_links(path: str | Path) -> Path:
-    """Return `path`. Raises UnsafeFileError if it is a link, which may lead anywhere."""
+    """Return `path`. Raises UnsafeFileError if it is a link, which may point anywhere."""
     if Path(path).is_symlink():
         target = Path(path).readlink()
-        raise UnsafeFileError(f"{path} is a link to {target}; if you trust it, name the target")
+        raise UnsafeFileError(
+            f"{path} is a link to {target}; if you trust it, pass the target instead"
+        )
     return Path(path)
 
 
@@ -76,7 +78,7 @@ def reject_links_in_run(run: Path) -> Path:
 
 def regular_file(path: str | Path) -> Path:
     """Return `path`. Raises UnsafeFileError for links and special files, OSError if missing."""
-    # Opening a FIFO would wait for ever.
+    # Opening a FIFO would block forever.
     if not stat.S_ISREG(reject_links(path).lstat().st_mode):
         raise UnsafeFileError(f"{path} is not a regular file; remove it")
     return Path(path)
@@ -100,7 +102,7 @@ def write_sealed_json(content: dict[str, Any], file: Path) -> None:
 
 
 def read_sealed_json(file: Path) -> dict[str, Any]:
-    """Return what `write_sealed_json` wrote. Raises CorruptFileError, UnsafeFileError, OSError."""
+    """Read a file of `write_sealed_json`. Raises CorruptFileError, UnsafeFileError, OSError."""
     try:
         sealed = json.loads(regular_file(file).read_bytes())
         content, checksum = sealed["content"], sealed["sha256"]
@@ -202,7 +204,7 @@ def _unpickle(file: Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(f"{file} contains more than tensors and plain types") from error
-    except Exception as error:  # damaged archives and pickles raise nearly anything
+    except Exception as error:  # damaged archives and pickles raise almost any type
         if "allocate memory" in str(error):
             raise
         damage = f"it is not a checkpoint, or is damaged ({type(error).__name__})"
@@ -288,11 +290,11 @@ def _check_spec(spec: dict[str, Any], file: Path) -> None:
 
 def _check_finite(content: Any, file: Path) -> None:
     if path := next(find_non_finite(content), None):
-        raise CorruptFileError(f"{file} has weights that are not finite: {path}")
+        raise CorruptFileError(f"{file} has non-finite weights: {path}")
 
 
 def find_non_finite(content: Any, path: str = "") -> Iterator[str]:
-    """Yield the paths in `content` of tensors that are not finite."""
+    """Yield the paths in `content` of non-finite tensors."""
     import torch
 
     match content:
@@ -308,7 +310,7 @@ def find_non_finite(content: Any, path: str = "") -> Iterator[str]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, the latest step first, by name."""
+    """Return the checkpoints in `folder`, latest step first, by name."""
     files = [file for file in folder.glob("step-*.ckpt") if file.stem[5:].isdecimal()]
     return sorted(files, key=checkpoint_step, reverse=True)
 

@@ -10,7 +10,7 @@ from functools import cache
 
 
 def script_command(name: str) -> str:
-    """Return the command for `sample` or `scripts/share`, installed or of this checkout."""
+    """Return the command for `sample` or `scripts/share`, installed or in this checkout."""
     folder, program = os.path.split(sys.argv[0])
     if program.startswith("ddpm-") and not name.startswith("scripts/"):
         installed = f"ddpm-{name}"
@@ -23,7 +23,7 @@ def script_command(name: str) -> str:
 
 
 def install_command(package: str) -> str:
-    """Return the command that adds `package` to the environment of this program."""
+    """Return the command that installs `package` in the environment of this program."""
     return f"{shlex.quote(sys.executable)} -m pip install {package}"
 
 

@@ -44,14 +44,14 @@ def stop_requested() -> bool:
 
 
 def interruption() -> InterruptedRunError:
-    """Return the error for the received signal, or for SIGTERM if only another process got one."""
+    """Return the error for the received signal; SIGTERM if only another process received one."""
     number = _State.signal or signal.SIGTERM
     return InterruptedRunError(f"stopped by {signal.Signals(number).name}", number)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if _State.signal == number == signal.SIGINT:
-        signal.signal(number, signal.SIG_IGN)  # a third one must not disturb the end
+        signal.signal(number, signal.SIG_IGN)  # ignore a third one
         raise InterruptedRunError("stopped at once by a second SIGINT", number)
     _State.signal = number
     hint = "; repeat it to stop at once" if number == signal.SIGINT else ""
@@ -88,8 +88,8 @@ def _watch(seconds: float, file: Path, over: threading.Event) -> None:
             with file.open("w") as stacks:
                 faulthandler.dump_traceback(stacks)
             print(
-                f"error: no progress for {seconds:g} s (hang_timeout={seconds:g}); "
-                f"{file} has the stacks of all threads",
+                f"error: no progress for {seconds:g} s (hang_timeout={seconds:g}); {file} has the "
+                "stacks of all threads",
                 file=sys.stderr,
                 flush=True,
             )
