@@ -26,7 +26,7 @@ train hydra/launcher=procesess
 sample run=RUN sampler=ddmp
     2 sampler=ddmp is not a choice (did you mean ddpm?)
 train optimizer.weight_dacay=0.1
-    2 optimizer has no key weight_dacay (did you mean weight_decay?); keys:
+    2 optimizer has no key weight_dacay (did you mean weight_decay?)
 train shedule.steps=10
     2 the configuration has no key shedule (did you mean schedule?)
 train callbacks.emma.decay=0.9

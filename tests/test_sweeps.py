@@ -130,9 +130,15 @@ def test_time_estimate_is_linear_in_cost(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+    ("number", "times", "line"),
+    [
+        (signal.SIGINT, 1, "25 jobs"),  # the processes of the first jobs are importing
+        (signal.SIGINT, 1, "[1/25]"),
+        pytest.param(signal.SIGINT, 2, "[1/25]", marks=pytest.mark.nightly),
+        (signal.SIGTERM, 1, "[1/25]"),
+    ],
 )
-def test_interrupted_ablation_keeps_finished_jobs(tmp_path, number, times):
+def test_interrupted_ablation_keeps_finished_jobs(tmp_path, number, times, line):
     command = [sys.executable, str(ROOT / "train.py"), "ablation=ddim_table1", "tier=analytic"]
     command += ["jobs=2", f"jobs_dir={tmp_path}/jobs"]
 
@@ -148,7 +154,9 @@ def test_interrupted_ablation_keeps_finished_jobs(tmp_path, number, times):
         cwd=tmp_path,
         preexec_fn=restore_sigint,
     ) as process:
-        assert next(line for line in process.stdout if line.startswith("[1/25]"))
+        assert next(text for text in process.stdout if text.startswith(line))
+        if line == "25 jobs":
+            time.sleep(1)
         for _ in range(times):  # a terminal signals the whole group
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             time.sleep(0.2)
@@ -156,7 +164,8 @@ def test_interrupted_ablation_keeps_finished_jobs(tmp_path, number, times):
     assert process.returncode == 128 + number
     assert err == f"stopped by {number.name}; finished parts are saved\n"
     states = [json.loads(file.read_text()) for file in tmp_path.glob("jobs/*/job.json")]
-    assert states and not any(state["status"] for state in states)
+    assert not any(state["status"] for state in states)
+    assert states or line == "25 jobs"
 
 
 def test_second_sweep_in_a_folder_is_rejected(tmp_path):

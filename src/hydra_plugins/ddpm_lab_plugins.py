@@ -1,6 +1,6 @@
 """Hydra's launcher and sweeper. Hydra imports this package at every start, so imports are lazy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -89,7 +89,13 @@ class JobLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        self.run_jobs(self.plan(job_overrides), Path(self.config.hydra.sweep.dir))
+        from ddpm_lab.config.overrides import format_override
+        from ddpm_lab.utils.shell import script_command
+
+        root = Path(self.config.hydra.sweep.dir)
+        self.run_jobs(self.plan(job_overrides), root)
+        if not self.dry:
+            print(f"  next     {script_command('report')} {format_override('dir', root)}")
         return [
             JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
             for overrides in job_overrides
@@ -120,11 +126,16 @@ class JobLauncher(Launcher):
             jobs.append(Job(name, verb, tuple(overrides), folder, digest, cost))
         return jobs
 
-    def run_jobs(self, jobs: Sequence[Any], root: Path) -> None:
-        """Run jobs in folders below `root`. Raises JobsFailedError if a job fails."""
+    def run_jobs(
+        self, jobs: Sequence[Any], root: Path, columns: Mapping[str, str] | None = None
+    ) -> None:
+        """Run jobs in folders below `root`; `columns` are keys of metrics.json by label.
+
+        Raises JobsFailedError if a job fails.
+        """
         from ddpm_lab.cli.main import run_job
         from ddpm_lab.sweeps.executors import Executor, ProcessExecutor, SlurmExecutor
-        from ddpm_lab.sweeps.scheduler import run_jobs
+        from ddpm_lab.sweeps.scheduler import COLUMNS, run_jobs
 
         executor: Executor
         if self.cluster is None or self.dry:
@@ -134,7 +145,14 @@ class JobLauncher(Launcher):
             executor = ProcessExecutor(self.max_workers, run_job, preload)
         else:
             executor = SlurmExecutor(root / "submitit", self.cluster, run_job, self.parameters)
-        run_jobs(jobs, executor, root, max_workers=self.max_workers, dry=self.dry)
+        run_jobs(
+            jobs,
+            executor,
+            root,
+            max_workers=self.max_workers,
+            dry=self.dry,
+            columns=columns or COLUMNS,
+        )
 
 
 class OptunaSweeper(Sweeper):

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.ablations.results import numbers
 from ddpm_lab.ablations.spec import Ablation, Tier, select_tiers
 from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, config_hash, format_override
@@ -171,17 +172,21 @@ def run_ablation(settings: DictConfig) -> None:
             "tier=tiny"
         )
     jobs: dict[Path, Job] = {}
+    columns: dict[str, str] = {}
     for name, ablation in ablations.items():
         if reason := ablation.tiers[settings.tier].skip_reason:
             print(f"  {name} has no tier={settings.tier}: {reason}")
-        jobs |= Plan(name, ablation, settings.tier, settings).jobs
+        plan = Plan(name, ablation, settings.tier, settings)
+        jobs |= plan.jobs
+        keys = [plan.metric(column) for column in ablation.columns]
+        columns |= {numbers()[key].label: key for key in keys if key in numbers()}
     if settings.evaluate and not any(job.verb == "evaluate" for job in jobs.values()):
         raise UserError(
             f"evaluate.{settings.evaluate[0]} applies to evaluations, but this ablation has none: "
             "its numbers are the final metrics of training"
         )
     if jobs:
-        launcher.run_jobs([*jobs.values()], Path(settings.jobs_dir))
+        launcher.run_jobs([*jobs.values()], Path(settings.jobs_dir), columns)
         several = OmegaConf.is_list(settings.ablations)
         names = f"[{','.join(ablations)}]" if several else settings.ablations
         print(f"  next     {command_line('report', names, settings.tier, settings)}")

@@ -16,6 +16,7 @@ from ddpm_lab.evaluation.ode_nll import OdeNLL
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.utils.errors import prefix_errors
 from ddpm_lab.utils.ranges import Count, check_ranges
 
 LOG = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class FID(Periodic):
 
     def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:
         try:
-            self.metric.loaded_extractor.check(pl_module.shape)
+            with prefix_errors("extractor"):
+                self.metric.loaded_extractor.check(pl_module.shape)
             self.available = True
         except ValueError as error:
             LOG.info("FID will not be measured: %s", error)

@@ -137,8 +137,8 @@ def _decode(config: DictConfig, run: RunDir) -> None:
     """Sample from the x_T of an .npz; only the sampler adds noise."""
     if config.input in SPLITS:
         raise UserError(
-            f"input={config.input} is data, but mode=decode needs the x_T.npz of mode=encode; try "
-            "input=FILE"
+            f"mode=decode needs the x_T.npz of mode=encode (got input={config.input}); "
+            "try input=FILE"
         )
     pipeline = run.pipeline
     x_T, conditions = read_array(config.input, "x_T", pipeline.codec.shape, pipeline.classes)

@@ -250,7 +250,8 @@ def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     ]
     rows += _accuracy_rows(validation) if "accuracy" in validation else []
     rows += _reconstruction_rows(reconstruction)
-    remark = f"{steps} steps, with images and metrics"
+    with_callbacks = ", with images and metrics" if training.config.callbacks else ""
+    remark = f"{steps} steps{with_callbacks}"
     if skipped := int(system.skips.counts[0]):
         remark += f"; {skipped} steps skipped because of non-finite gradients"
     rows.append(("training", f"{seconds:.0f} s", remark))

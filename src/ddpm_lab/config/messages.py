@@ -152,7 +152,8 @@ def explain_broken_file(error: Exception, arguments: list[str]) -> str:
 def _explain_syntax(argument: str) -> str:
     name, equals, value = argument.partition("=")
     if not equals:
-        return f"{argument} has no value; try {argument}=..."
+        hint = f"run={argument}" if Path(argument).is_dir() else f"{argument}=..."
+        return f"{argument} has no value; try {hint}"
     if value[:1] in "[{":
         return f"{argument} is an incomplete list; try '{name}=[1,2]', in quotes or without spaces"
     if value.endswith(","):
@@ -200,7 +201,8 @@ def _explain_unknown_key(key: str, verb: str, config: DictConfig, arguments: Ite
     leaves = [leaf for leaf in leaves if not re.search(r"^hydra\.|system\.", leaf)]
     hint = f" (did you mean {' or '.join(leaves)}?)" if leaves else suggest(name, keys)
     owner = parent or "the configuration"
-    return f"{argument_text}: {owner} has no key {name}{hint}; keys: {', '.join(keys) or 'none'}"
+    choices = "" if hint else f"; keys: {', '.join(keys) or 'none'}"
+    return f"{argument_text}: {owner} has no key {name}{hint}{choices}"
 
 
 def _argument_of(key: str, arguments: Iterable[str]) -> str:

@@ -110,8 +110,10 @@ def image_folder(
 def _require_folder(path: str | None) -> Path:
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
-        hint = "try data.path=DIR"
-        if root.is_file():
+        hint = "try data.path=DIR" if path is None else "it does not exist"
+        if root.suffix in (".npz", ".npy"):
+            hint = "arrays are not read; save the images as PNG files in a folder"
+        elif root.is_file():
             hint = f"an archive must be unpacked: {_prepare_command(root)}"
         raise ValueError(f"path must be a folder of images (got {path}); {hint}")
     return root

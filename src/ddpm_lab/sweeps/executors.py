@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ class ProcessExecutor(Executor):
             device = min(self.devices, key=used.count) if self.devices else None
             args = (self.run, verb, overrides, log, self.threads, device)
             process = self.context.Process(target=_run_in_child, args=args)
+            resource_tracker.ensure_running()  # start() would do it, and unblock SIGINT
+            # The server and its children inherit the mask: Ctrl-C reaches this process only.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             process.start()
             self.running[process] = device
         if self.stopped:
@@ -133,10 +137,13 @@ class SlurmExecutor(Executor):
 def _run_in_child(
     run: RunJob, verb: str, overrides: list[str], log: Path, threads: int, device: str | None
 ) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # discards a pending one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
     from tqdm import tqdm
 
-    os.setsid()  # Ctrl-C reaches the parent only, which then stops its children in order
     # tqdm's default lock is a semaphore, which a killed process would leave behind.
     tqdm.set_lock(threading.RLock())
     if device is not None:

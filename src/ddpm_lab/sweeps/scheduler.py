@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
@@ -22,15 +22,24 @@ from ddpm_lab.utils.safe_load import read_json
 LOG = logging.getLogger(__name__)
 MIN_HISTORY = 3
 """Minimum number of finished jobs of a kind for a time estimate"""
+COLUMNS = {"FID": "fid", "bits/dim": "nll.bits_per_dim", "loss": "training.val_loss"}
+"""Keys of metrics.json by label, for a sweep"""
 History = defaultdict[str, list[tuple[float, float]]]
 """(cost, seconds) of finished jobs, by kind"""
 
 
 def run_jobs(
-    jobs: Sequence[Job], executor: Executor, root: Path, *, max_workers: int, dry: bool
+    jobs: Sequence[Job],
+    executor: Executor,
+    root: Path,
+    *,
+    max_workers: int,
+    dry: bool,
+    columns: Mapping[str, str] = COLUMNS,
 ) -> None:
     """Run the unfinished jobs, each after its needs, and log a table of all.
 
+    `columns` are keys of metrics.json by label; those that no job has are left out.
     An interrupted training or evaluation resumes; interrupted sampling starts from scratch.
     Raises JobsFailedError if a job fails, OSError if `root` cannot be created.
     """
@@ -38,14 +47,14 @@ def run_jobs(
     todo = [job for job in jobs if not job.done()]
     estimate = _estimate(todo, _read_history(root), max_workers)
     if dry:
-        LOG.info("%s\n  %s", _table(jobs), estimate)
+        LOG.info("%s\n  %s", _table(jobs, columns), estimate)
         return
     LOG.info("%d jobs, of which %d are done; %s", len(jobs), len(jobs) - len(todo), estimate)
     root.mkdir(parents=True, exist_ok=True)
     with directory_lock(root, "running a sweep"):
         _write_index(root, jobs)
         _run(todo, executor, max_workers)
-    LOG.info("%s", _table(jobs))
+    LOG.info("%s", _table(jobs, columns))
     if failed := [job for job in jobs if not job.done()]:
         raise JobsFailedError(
             f"{len(failed)} of {len(jobs)} jobs failed; repeat the command to retry them"
@@ -111,7 +120,8 @@ def _attempt(job: Job, executor: Executor) -> int:
             status = 1  # Lightning exits with status 0 when a signal ends a run
         _write_state(job, status, time.monotonic() - start, _last_error(log) if status else "")
     except OSError as error:  # affects this job's folder only
-        LOG.info("%s: %s", job.name, error)
+        if not executor.stopped:
+            LOG.info("%s: %s", job.name, error)
         return 1
     return status
 
@@ -138,20 +148,24 @@ def _last_error(log: Path) -> str:
     return (errors or lines or ["no output"])[-1][:200]
 
 
-def _table(jobs: Sequence[Job]) -> str:
+def _table(jobs: Sequence[Job], columns: Mapping[str, str]) -> str:
     rows, errors = {}, []
-    for name, job in by_name(jobs).items():
+    numbers = {
+        label: [read_number(job.metrics, key) for job in jobs] for label, key in columns.items()
+    }
+    numbers = {label: values for label, values in numbers.items() if values != [None] * len(jobs)}
+    for i, (name, job) in enumerate(by_name(jobs).items()):
         state = job.state()
         status = state.get("status")
         word = "to do" if status is None else "failed" if status else "done"
         seconds = _format_seconds(state["seconds"]) if state else "-"
-        metrics = [read_number(job.metrics, key) for key in ("fid", "nll.bits_per_dim")]
-        numbers = ["-" if value is None else f"{value:.3g}" for value in metrics]
-        rows[name] = [word, seconds, *numbers, job.folder.name]
+        metrics = [values[i] for values in numbers.values()]
+        texts = ["-" if value is None else f"{value:.3g}" for value in metrics]
+        rows[name] = [word, seconds, *texts, job.folder.name]
         if status:
             errors.append(f"  {job.name}: {state['error']}\n    log: {job.folder / 'log.txt'}")
     title = f"{len(jobs)} jobs in {jobs[0].folder.parent}"
-    grid = format_grid(title, "job", ["state", "time", "FID", "NLL", "folder"], rows)
+    grid = format_grid(title, "job", ["state", "time", *numbers, "folder"], rows)
     return "\n".join([grid, *errors])
 
 

@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import (
 from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.sweeps.job import Job, read_number
 from ddpm_lab.utils.errors import JobsFailedError, UserError
+from ddpm_lab.utils.safe_load import read_json
 from ddpm_lab.utils.shell import install_command
 
 LOG = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def search(
             launcher.run_jobs(jobs, root)
         if launcher.dry:
             return {}
+        _check_metric(jobs, metric)
         for trial, row, job in zip(batch, values, jobs, strict=True):
             result = _finish_trial(study, trial, job, metric)
             rows[f"{trial.number}"] = [*row, result, job.folder.name]
@@ -73,6 +75,20 @@ def search(
     best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
     LOG.info("  best: %s, with %s=%.4g", best, metric, study.best_value)
     return dict(study.best_params)
+
+
+def _check_metric(jobs: Sequence[Job], metric: str) -> None:
+    """Raise UserError if finished jobs have other numbers than `metric`, as every trial will."""
+    finished = [job for job in jobs if job.done()]
+    if finished and all(read_number(job.metrics, metric) is None for job in finished):
+        content = read_json(finished[0].metrics)
+        own = [key for key, value in content.items() if isinstance(value, float)]
+        nested = content.get("training", {})
+        own += [f"training.{key}" for key, value in nested.items() if isinstance(value, float)]
+        raise UserError(
+            f"hydra.sweeper.metric={metric} is not a number of {finished[0].metrics}; "
+            f"it has {', '.join(own)}"
+        )
 
 
 def _create_study(trials: int, direction: Any, seed: int) -> Any:
