@@ -16,7 +16,6 @@ import logging
 import os
 import random
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
@@ -37,6 +36,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 import ddpm_lab.cli.train  # noqa: F401 (imported once, not in each trial)
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.cli import main as commands
+from ddpm_lab.cli.share import share
 from ddpm_lab.data import shards
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.runs import resume, run_config, run_record, weights
@@ -47,7 +47,6 @@ from ddpm_lab.utils.safe_load import list_checkpoints
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
-share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
 
 SMALL = (
     "trainer.max_steps=60",

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "mutations.md"
+COPIED = ("src", "tests", "configs", "scripts", "prepare.py", "share.py", "pyproject.toml")
 BROKEN = (
     "NameError",
     "AttributeError",
@@ -1286,7 +1287,7 @@ def run_tests(mutant: Mutant | None, tests: str) -> Verdict:
     """Run `tests` on a copy of the code with `mutant`, or without a mutation for None."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("src", "tests", "configs", "scripts", "pyproject.toml"):
+        for name in COPIED:
             source = ROOT / name
             if source.is_dir():
                 shutil.copytree(source, copy / name)

@@ -20,7 +20,7 @@ from ddpm_lab.runs import run_config
 PACKAGE = ROOT / "src" / "ddpm_lab"
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = ROOT / "docs" / "mutations.md"
-SCRIPTS = [f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")]
+SCRIPTS = ["prepare", "share", *(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py"))]
 GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
 PACKAGES = {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
 COMMAND = re.compile(r"(?:\S+=\S+ )*(?:srun |\.venv/bin/)?(python|torchrun|make|ddpm-\w+) ")
@@ -150,7 +150,7 @@ def test_commands_of_scripts_parse(script, words, values, tmp_path, monkeypatch,
     if script.endswith("draw_schedules"):
         for choice, *overrides in map(str.split, words):
             composed(f"schedule={choice}", *(f"schedule.{word}" for word in overrides))
-    elif script.endswith("prepare_data"):  # it checks the source after all options
+    elif script == "prepare":  # it checks the source after all options
         monkeypatch.setattr(sys, "argv", [file.name, *words])
         with pytest.raises(SystemExit):
             runpy.run_path(str(file), run_name="__main__")
@@ -178,8 +178,8 @@ def test_no_command_needs_an_activated_environment():
 
 def test_every_kind_of_command_is_tested():
     programs = {program for program, *_ in COMMANDS}
-    verbs = {"train", "sample", "evaluate", "report", "make"}
-    assert verbs | {"scripts/share"} <= programs <= verbs | {*SCRIPTS, "tests/test_user_paths"}
+    verbs = {"train", "sample", "evaluate", "report", "prepare", "share", "make"}
+    assert verbs <= programs <= verbs | {*SCRIPTS, "tests/test_user_paths"}
     assert len(COMMANDS) > 100
 
 

@@ -1,6 +1,5 @@
 """Image folders and stores: exact pixels, and errors that name the file."""
 
-import importlib.util
 import io
 import json
 import logging
@@ -23,6 +22,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ddpm_lab.cli import prepare
 from ddpm_lab.data import shards as stores
 from ddpm_lab.data.datasets import Images, MapSplit
 from ddpm_lab.data.image_folder import ImageFiles, image_folder
@@ -364,7 +364,7 @@ DEEP = FOUR | {"e.png": {"mode": "I;16", "color": 65535}}
         (FOUR, {"resolution": 0}, "resolution"),
         (FOUR, {"background": "whitish"}, "background=whitish"),
         (FOUR, {"held_out": 1.0}, "held_out"),
-        (FOUR, {"on_error": "skip", "in_memory": False}, "on_error=skip is for .*prepare_data"),
+        (FOUR, {"on_error": "skip", "in_memory": False}, "on_error=skip is for .*prepare"),
         (DEEP, {"channels": 3}, r"e\.png is 8x8 I;16"),
     ],
 )
@@ -551,7 +551,7 @@ def test_train_and_test_folders_are_splits(name, tmp_path, caplog):
     assert data.classes == 2 and data.train.size + data.test.size == 14
 
 
-def test_other_folders_beside_splits_are_counted(tmp_path, caplog, script):
+def test_other_folders_beside_splits_are_counted(tmp_path, caplog):
     for part, count in {"train": 8, "valid": 6, "test": 4, "extra": 5}.items():
         write_noise(tmp_path / "s" / part, count, ["cat", "dog"])
     write_image(tmp_path / "s" / "preview.png")
@@ -560,9 +560,9 @@ def test_other_folders_beside_splits_are_counted(tmp_path, caplog, script):
     line = next(message for message in caplog.messages if message.startswith("not used"))
     for part in ("5 images in extra/", "6 images in valid/", "1 images next to train/"):
         assert part in line, line
-    script.prepare(tmp_path / "s", tmp_path / "store")
+    prepare.prepare(tmp_path / "s", tmp_path / "store")
     assert same_batches(data, image_store(tmp_path / "store"))
-    script.prepare(tmp_path / "s", tmp_path / "flat", splits=False)
+    prepare.prepare(tmp_path / "s", tmp_path / "flat", splits=False)
     assert image_store(tmp_path / "flat").train.size + data.test.size > 8
 
 
@@ -695,25 +695,15 @@ def test_undecodable_file_names(tmp_path):
     assert data.captions == [["dog"], ["\ufffdt\ufffd"]] and len(data.train.digest()) == 64
 
 
-@pytest.fixture(scope="module")
-def script():
-    file = Path(__file__).parents[1] / "scripts/prepare_data.py"
-    spec = importlib.util.spec_from_file_location("prepare_data", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_data"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run_script(script, monkeypatch, capsys):
+def run_script(monkeypatch, capsys):
     """Return a function that runs the script: (exit status, standard output, standard error)."""
 
     def call(*options):
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, options), "--workers=0"])
+        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, options), "--workers=0"])
         status = 0
         try:
-            script.main()
+            prepare.main()
         except SystemExit as exit:
             status = exit.code
         return status, *capsys.readouterr()
@@ -722,12 +712,12 @@ def run_script(script, monkeypatch, capsys):
 
 
 @pytest.fixture
-def store(tmp_path, script, monkeypatch):
+def store(tmp_path, monkeypatch):
     """Write a store of twelve images of two classes in several shards, and its source."""
     monkeypatch.setattr(stores, "SHARD", 4 * 192)
-    monkeypatch.setattr(script, "CHUNK", 2 * 192)
+    monkeypatch.setattr(prepare, "CHUNK", 2 * 192)
     write_noise(tmp_path / "source", classes=["cat", "dog"])
-    script.prepare(tmp_path / "source", tmp_path / "store")
+    prepare.prepare(tmp_path / "source", tmp_path / "store")
     return tmp_path / "store"
 
 
@@ -744,13 +734,13 @@ def test_store_matches_its_folder(store, tmp_path):
     assert len(pickled) < 1000 and torch.equal(pickle.loads(pickled)[5], streamed.train.source[5])
 
 
-def test_store_digest_depends_on_content(script, tmp_path):
+def test_store_digest_depends_on_content(tmp_path):
     write_noise(tmp_path / "a")
     write_noise(tmp_path / "b")
     write_image(tmp_path / "b" / "000.png", color=(1, 2, 3))
     (tmp_path / "c").symlink_to(tmp_path / "a")
     for name in "abc":
-        script.prepare(tmp_path / name, tmp_path / "stores" / name, workers=2)
+        prepare.prepare(tmp_path / name, tmp_path / "stores" / name, workers=2)
     a, b, c = (Shards(tmp_path / "stores" / name).digest() for name in "abc")
     assert a == c != b
     assert image_store(tmp_path / "stores" / "a").classes is None
@@ -809,16 +799,16 @@ def test_damaged_store_errors_name_the_file(store, name, damage, message, run_sc
     assert status == 2 and error.startswith("error: path") and name in error
 
 
-def test_store_with_test_split(script, tmp_path):
+def test_store_with_test_split(tmp_path):
     write_noise(tmp_path / "source" / "train", 8, ["cat", "dog"])
     pixels = write_noise(tmp_path / "source" / "val", 6, ["cat", "dog"])
-    script.prepare(tmp_path / "source", tmp_path / "store")
+    prepare.prepare(tmp_path / "source", tmp_path / "store")
     data = image_store(tmp_path / "store")
     assert (data.train.size, data.test.size, data.classes) == (8, 6, 2)
     assert [name for name, _ in with_names(pixels, data.test)] == sorted(pixels)
     (tmp_path / "source" / "val" / "dog").rename(tmp_path / "source" / "val" / "emu")
     with raises(match=r"val/ has other classes than train/ \(emu\); try data\.path=.*/train"):
-        script.prepare(tmp_path / "source", tmp_path / "other")
+        prepare.prepare(tmp_path / "source", tmp_path / "other")
 
 
 def write_archive(kind, source, archive, extra=()):
@@ -843,17 +833,17 @@ def write_archive(kind, source, archive, extra=()):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_archive_matches_its_folder(kind, script, tmp_path, monkeypatch):
+def test_archive_matches_its_folder(kind, tmp_path, monkeypatch):
     write_noise(tmp_path / "source", classes=["cat", "dog"])
     archive = tmp_path / f"source.{kind}"
     extra = [("__MACOSX/top/cat/._000.png", b"a Mac's"), ("top/readme.txt", b"hi")]
     write_archive(kind, tmp_path / "source", archive, extra)
-    script.prepare(archive, tmp_path / "a")
-    script.prepare(tmp_path / "source", tmp_path / "b")
+    prepare.prepare(archive, tmp_path / "a")
+    prepare.prepare(tmp_path / "source", tmp_path / "b")
     assert Shards(tmp_path / "a").digest() == Shards(tmp_path / "b").digest()
-    monkeypatch.setattr(script, "UNPACKED", (0.1, 1000))
+    monkeypatch.setattr(prepare, "UNPACKED", (0.1, 1000))
     with raises(match=rf"source\.{kind} cannot be unpacked .*times its size"):
-        script.prepare(archive, tmp_path / "c")
+        prepare.prepare(archive, tmp_path / "c")
     assert file_names(tmp_path) == ["a", "b", "source", f"source.{kind}"]
 
 
@@ -862,18 +852,18 @@ def test_archive_matches_its_folder(kind, script, tmp_path, monkeypatch):
     ("name", "content"),
     [("../evil.png", b"x"), ("top/cat/../../../evil.png", b"x"), ("top/cat/evil.png", None)],
 )
-def test_archive_members_stay_in_the_folder(kind, name, content, script, tmp_path):
+def test_archive_members_stay_in_the_folder(kind, name, content, tmp_path):
     write_noise(tmp_path / "in" / "source")
     archive = tmp_path / "in" / "a.archive"
     write_archive(kind, tmp_path / "in" / "source", archive, [(name, content)])
     with raises(match=r"a\.archive cannot be unpacked .*evil\.png"):
-        script.prepare(archive, tmp_path / "in" / "target")
+        prepare.prepare(archive, tmp_path / "in" / "target")
     assert not [*tmp_path.rglob("evil.png")] and not (tmp_path / "in" / "target").exists()
 
 
-def test_interrupted_preparation_leaves_nothing(script, tmp_path, monkeypatch):
+def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     write_noise(tmp_path / "source")
-    monkeypatch.setattr(script, "CHUNK", 192)
+    monkeypatch.setattr(prepare, "CHUNK", 192)
     monkeypatch.setattr(stores, "SHARD", 192)
     read = ImageFiles.__getitem__
 
@@ -884,7 +874,7 @@ def test_interrupted_preparation_leaves_nothing(script, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ImageFiles, "__getitem__", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        script.prepare(tmp_path / "source", tmp_path / "store")
+        prepare.prepare(tmp_path / "source", tmp_path / "store")
     assert file_names(tmp_path) == ["source"]
 
 

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import runpy
 import shutil
 import signal
 from pathlib import Path
@@ -11,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, composed
+from conftest import composed
 from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab.callbacks import checkpoints
 from ddpm_lab.callbacks.losses import Losses
+from ddpm_lab.cli.share import share
 from ddpm_lab.config.validation import FIXED, check_keys
 from ddpm_lab.data.datasets import Images, MapSplit
 from ddpm_lab.data.digits import digits
@@ -26,7 +26,6 @@ from ddpm_lab.utils import atomic_io
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.safe_load import list_checkpoints
 
-share = runpy.run_path(str(ROOT / "scripts" / "share.py"))["share"]
 Q = (
     "extractor=none",
     "callbacks=none",

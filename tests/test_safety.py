@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import runpy
 import shutil
 import signal
 import socket
@@ -27,7 +26,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ddpm_lab.callbacks import loggers
+from ddpm_lab.cli import prepare
 from ddpm_lab.cli.sample_io import read_array
+from ddpm_lab.cli.share import share
 from ddpm_lab.conditioners.text import _load_pretrained
 from ddpm_lab.config.instantiate import original_text
 from ddpm_lab.data import huggingface_rows
@@ -54,7 +55,6 @@ spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faul
 assert spec is not None and spec.loader is not None
 faults = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(faults)
-share = faults.share
 
 
 @pytest.fixture(scope="module")
@@ -1153,12 +1153,9 @@ def test_archive_members_outside_of_the_target_are_rejected(
     kind, name, member, tmp_path, monkeypatch, capsys
 ):
     make_archive(kind, noise(tmp_path / "source"), tmp_path / "a.archive", name, member)
-    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
-    monkeypatch.setattr(
-        sys, "argv", ["prepare_data.py", f"{tmp_path}/a.archive", f"{tmp_path}/target"]
-    )
+    monkeypatch.setattr(sys, "argv", ["prepare.py", f"{tmp_path}/a.archive", f"{tmp_path}/target"])
     with pytest.raises(SystemExit) as stop:
-        script["main"]()
+        prepare.main()
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 5 and error.startswith("error: ") and "\x1b[2J" not in error
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.archive", "source"]
@@ -1166,22 +1163,20 @@ def test_archive_members_outside_of_the_target_are_rejected(
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_archive_bomb_is_rejected(kind, tmp_path, monkeypatch):
-    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
-    monkeypatch.setitem(script["unzip"].__globals__, "UNPACKED", (0.01, 10))
+    monkeypatch.setattr(prepare, "UNPACKED", (0.01, 10))
     make_archive(kind, noise(tmp_path / "source"), tmp_path / "a.archive", "top/x.png", "file")
     with pytest.raises(UnsafeFileError, match="times its size"):
-        script["prepare"](tmp_path / "a.archive", tmp_path / "target")
+        prepare.prepare(tmp_path / "a.archive", tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
 def test_archive_header_bomb_is_rejected(tmp_path):
-    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo("top/x.png")
         info.pax_headers = {"comment": "x" * 2**21}
         archive.addfile(info)
     with pytest.raises(UnsafeFileError, match="a header of 2097"):
-        script["prepare"](tmp_path / "a.tar.gz", tmp_path / "target")
+        prepare.prepare(tmp_path / "a.tar.gz", tmp_path / "target")
 
 
 @pytest.mark.parametrize(
@@ -1194,10 +1189,9 @@ def test_archive_header_bomb_is_rejected(tmp_path):
 def test_inconsistent_store_index_is_rejected(fields, message, tmp_path):
     from ddpm_lab.data import shards as stores
 
-    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
     for name in "ab":
         noise(tmp_path / "source" / name)
-    script["prepare"](tmp_path / "source", tmp_path / "store")
+    prepare.prepare(tmp_path / "source", tmp_path / "store")
     file = tmp_path / "store" / stores.INDEX
     index = json.loads(file.read_text()) | fields
     index["sha256"] = stores._content(index)
@@ -1210,8 +1204,7 @@ def test_inconsistent_store_index_is_rejected(fields, message, tmp_path):
 def test_store_index_cannot_name_other_files(name, tmp_path):
     from ddpm_lab.data import shards as stores
 
-    script = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))
-    script["prepare"](noise(tmp_path / "source"), tmp_path / "store")
+    prepare.prepare(noise(tmp_path / "source"), tmp_path / "store")
     file = tmp_path / "store" / stores.INDEX
     index = json.loads(file.read_text())
     index["shards"][0]["name"] = name

@@ -149,13 +149,14 @@ def test_every_script_imports_its_environment_first(file):
     ("program", "name", "command"),
     [
         ("train.py", "sample", "python sample.py"),
-        ("scripts/share.py", "sample", "python sample.py"),
+        ("share.py", "sample", "python sample.py"),
+        ("scripts/benchmark.py", "sample", "python sample.py"),
         ("{root}/train.py", "sample", "python {root}/sample.py"),
-        ("{root}/scripts/share.py", "sample", "python {root}/sample.py"),
-        ("{root}/train.py", "scripts/prepare_data", "python {root}/scripts/prepare_data.py"),
+        ("{root}/scripts/benchmark.py", "sample", "python {root}/sample.py"),
+        ("{root}/train.py", "prepare", "python {root}/prepare.py"),
         ("notebook.py", "sample", "python sample.py"),
         ("/opt/env/bin/ddpm-train", "sample", "/opt/env/bin/ddpm-sample"),
-        ("ddpm-train", "scripts/share", "python scripts/share.py"),
+        ("ddpm-train", "share", "ddpm-share"),
     ],
 )
 def test_script_command_follows_the_current_command(monkeypatch, program, name, command):
@@ -166,10 +167,18 @@ def test_script_command_follows_the_current_command(monkeypatch, program, name, 
     assert shell.script_command(name) == command.format(root=ROOT)
 
 
+def test_installed_package_names_its_commands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shell, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["notebook.py"])
+    monkeypatch.setattr(shutil, "which", str)
+    assert shell.script_command("share") == "ddpm-share"
+    monkeypatch.setattr(shutil, "which", {}.get)
+    assert shell.script_command("share") == f"{os.path.dirname(sys.executable)}/ddpm-share"
+
+
 def test_archive_as_image_folder_suggests_the_whole_command(tmp_path):
     file = tmp_path / "my images.zip"
     file.touch()
-    with pytest.raises(
-        ValueError, match=r"prepare_data.py '.*/my images.zip' '.*/my images-store'$"
-    ):
+    with pytest.raises(ValueError, match=r"prepare.py '.*/my images.zip' '.*/my images-store'$"):
         image_folder(str(file))

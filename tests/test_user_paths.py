@@ -134,7 +134,7 @@ def root(tmp_path_factory):
             "label"
         ).to_parquet(file)
     with chdir(root):
-        status, output, _ = script("scripts/prepare_data.py", "images/classes", "images/store")
+        status, output, _ = script("prepare.py", "images/classes", "images/store")
     assert status == 0 and next_commands(output)[0].endswith(
         "train.py data=store data.path=images/store conditioner=label"
     )
@@ -296,7 +296,7 @@ def evaluate(trained, typed, folder):
 
 def share(trained, typed, folder):
     """`share.py` and its printed command"""
-    status, output, error = script("scripts/share.py", str(trained.run), f"{folder}/a share")
+    status, output, error = script("share.py", str(trained.run), f"{folder}/a share")
     assert status == 0, error
     (command,) = next_commands(output)
     run_short(typed, command, f"hydra.run.dir={folder}/s")

@@ -122,7 +122,7 @@ def _require_folder(path: str | None) -> Path:
 def _prepare_command(source: Path) -> str:
     """Return the command that writes the store of `source` next to it."""
     target = source.with_name(f"{source.name.partition('.')[0]}-store")
-    command = script_command("scripts/prepare_data")
+    command = script_command("prepare")
     return f"{command} {shlex.quote(str(source))} {shlex.quote(str(target))}"
 
 

@@ -2,7 +2,7 @@
 
 A store is a folder with `index.json`, `pixels-00000.npy` and so on, (N, C, H, W) uint8 of about
 `SHARD` bytes each, and, with classes, `labels.npy` (N,) int64. A store with a test split consists
-of two such folders, `train/` and `test/`. scripts/prepare_data.py writes stores.
+of two such folders, `train/` and `test/`. `cli/prepare.py` writes stores.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
 from ddpm_lab.utils.ranges import OpenFraction
 from ddpm_lab.utils.safe_load import regular_file
+from ddpm_lab.utils.shell import script_command
 
 FORMAT = "ddpm-lab images 1"
 INDEX, LABELS = "index.json", "labels.npy"
@@ -96,7 +97,7 @@ def image_store(
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
         raise ValueError(
-            f"path must be a store that scripts/prepare_data.py wrote (got {path}); "
+            f"path must be a store that {script_command('prepare')} wrote (got {path}); "
             "try data.path=DIR"
         )
     parts = ("train", "test") if (root / "train").is_dir() else ("",)
@@ -175,7 +176,7 @@ def _read_index(file: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"path: {file} is not the index of a complete store of scripts/prepare_data.py "
+            f"path: {file} is not the index of a complete store of {script_command('prepare')} "
             f"({error!r}); prepare it again, or try data=folder"
         ) from error
     return index

@@ -1,4 +1,4 @@
-"""The weights of a run: its checkpoints, or the file of scripts/share.py."""
+"""The weights of a run: its checkpoints, or the file of `cli/share.py`."""
 
 import logging
 from pathlib import Path

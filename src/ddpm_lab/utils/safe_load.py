@@ -21,6 +21,7 @@ from annotated_types import Len
 from ddpm_lab.utils.atomic_io import atomic_write, write_text
 from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError
 from ddpm_lab.utils.ranges import Count, Positive
+from ddpm_lab.utils.shell import script_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +167,7 @@ def _checksum(tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> str:
 
 
 def load_checkpoint(file: str | Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, or of a .safetensors file of scripts/share.py.
+    """Return the content of a checkpoint, or of a .safetensors file of `cli/share.py`.
 
     Its keys are "state_dict", "hyper_parameters" (the fields of `DataSpec`), "global_step",
     "callbacks" and others.
@@ -212,7 +213,7 @@ def _unpickle(file: Path) -> Any:
 
 
 def _load_shared(file: Path) -> Any:
-    """Return the content of a file of scripts/share.py in the form of a checkpoint."""
+    """Return the content of a file of `cli/share.py` in the form of a checkpoint."""
     state, metadata = load_tensors(file)
     try:
         content = json.loads(metadata["ddpm_lab"])
@@ -223,7 +224,7 @@ def _load_shared(file: Path) -> Any:
             "callbacks": {"EMA": {"average": average}} if content["weights"] == "ema" else {},
         }
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"{file} was not written by scripts/share.py") from error
+        raise CorruptFileError(f"{file} was not written by {script_command('share')}") from error
 
 
 def select_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:

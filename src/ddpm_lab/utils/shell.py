@@ -7,19 +7,28 @@ import shutil
 import sys
 import warnings
 from functools import cache
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[3]
+"""Root of the checkout, unless the package is installed"""
 
 
 def script_command(name: str) -> str:
-    """Return the command for `sample` or `scripts/share`, installed or in this checkout."""
+    """Return the command for `name`, such as `sample`, installed or in this checkout."""
     folder, program = os.path.split(sys.argv[0])
-    if program.startswith("ddpm-") and not name.startswith("scripts/"):
+    roots = [root for root in (folder, os.path.join(folder, "..")) if _is_checkout(root)]
+    if program.startswith("ddpm-") or not (roots or _is_checkout(CHECKOUT)):
         installed = f"ddpm-{name}"
-        on_path = shutil.which(installed)
-        return installed if on_path else shlex.quote(os.path.join(folder, installed))
-    parent = os.path.join(folder, "..")
-    roots = [root for root in (folder, parent) if os.path.isfile(os.path.join(root, "train.py"))]
+        if shutil.which(installed):
+            return installed
+        programs = folder if program.startswith("ddpm-") else os.path.dirname(sys.executable)
+        return shlex.quote(os.path.join(programs, installed))
     script = os.path.normpath(os.path.join(*roots[:1], f"{name}.py"))
     return f"{_python()} {shlex.quote(script)}"
+
+
+def _is_checkout(root: str | Path) -> bool:
+    return os.path.isfile(os.path.join(root, "train.py"))
 
 
 def install_command(package: str) -> str:

@@ -1,14 +1,4 @@
-"""Export a run as weights and configuration: python scripts/share.py RUN TARGET [weights=ema|raw]
-
-TARGET is a new directory with config.yaml, run.json (the id of the run and a fingerprint of its
-data) and weights.safetensors, without code. It is read like a run:
-
-    python sample.py run=TARGET
-
-The default is weights=ema if the run has averaged weights.
-"""
-
-import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+"""python share.py RUN TARGET [weights=ema|raw]"""
 
 import json
 import sys
@@ -24,7 +14,18 @@ from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
 from ddpm_lab.runs.weights import read_weights
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CLIError, ResourceError, UserError, escape_control
+from ddpm_lab.utils.shell import script_command
 
+HELP = """Export a run as weights and configuration:
+
+    {share} RUN TARGET [weights=ema|raw]
+
+TARGET is a new directory with config.yaml, run.json (the id of the run, a fingerprint of its data
+and the environment of its training) and weights.safetensors, without code. It is read like a run:
+
+    {sample} run=TARGET
+
+The default is weights=ema if the run has averaged weights."""
 NEXT = {
     "Diffusion": ("sample", "run={}"),
     "AutoencoderSystem": ("train", "codec=autoencoder codec.run={}"),
@@ -86,11 +87,16 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
 
 
 def main() -> None:
+    """Export the run that the arguments name; end with a line for mistakes."""
     arguments = sys.argv[1:]
+    help = HELP.format(share=script_command("share"), sample=script_command("sample"))
+    if arguments in (["--help"], ["-h"]):
+        print(help)
+        return
     if not 2 <= len(arguments) <= 3 or not all(
         word.startswith("weights=") for word in arguments[2:]
     ):
-        print(__doc__, file=sys.stderr)
+        print(help, file=sys.stderr)
         sys.exit(UserError.status)
     run, target, *weights = arguments
     try:
@@ -98,7 +104,3 @@ def main() -> None:
     except CLIError as error:
         print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
         sys.exit(error.status)
-
-
-if __name__ == "__main__":
-    main()

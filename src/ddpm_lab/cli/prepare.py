@@ -1,15 +1,4 @@
-"""Convert images to a compact store: python scripts/prepare_data.py SOURCE TARGET [options]
-
-SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with or without a subfolder per
-class, or with such folders in train/ and test/ (or val/). TARGET is a new folder, which appears
-once it is complete. Then:
-
-    python train.py data=store data.path=TARGET
-
-To verify the checksums of a store: python scripts/prepare_data.py TARGET --check
-"""
-
-import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+"""python prepare.py SOURCE TARGET"""
 
 import argparse
 import logging
@@ -43,6 +32,18 @@ from ddpm_lab.data.shards import Shards, write_store
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
 from ddpm_lab.utils.shell import script_command
 
+HELP = """Convert images to a compact store.
+
+SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with a sub-folder per class or
+without, or with such folders in train/ and test/ (or val/). TARGET is a new folder, which appears
+when it is complete. Then:
+
+    {train} data=store data.path=TARGET
+
+To verify the checksums of a store:
+
+    {prepare} TARGET --check
+"""
 CHUNK = 2**20
 """Bytes of pixels per batch of a decoding process"""
 UNPACKED = 100, 2**30
@@ -54,9 +55,9 @@ TOO_LARGE = (
 
 
 def create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    help = HELP.format(train=script_command("train"), prepare=script_command("prepare"))
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=help, formatter_class=layout)
     add, share = parser.add_argument, f"{MAX_SKIPPED:.0%}".replace("%", "%%")
     add("source", type=Path, metavar="SOURCE")
     add("target", type=Path, metavar="TARGET", nargs="?")
@@ -76,6 +77,7 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Write or check the store that the arguments name; end with a line for mistakes."""
     parser = create_parser()
     options = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -316,7 +318,3 @@ def max_size(archive: Path, into: Path) -> int:
     multiple, floor = UNPACKED
     free = shutil.disk_usage(into.parent).free
     return min(max(multiple * archive.stat().st_size, floor), free)
-
-
-if __name__ == "__main__":
-    main()
