@@ -360,7 +360,7 @@ class Page(HTMLParser):
 
 
 def test_page(tables, tmp_path):
-    write(tables, tmp_path / "out", tmp_path)
+    write(tables, tmp_path / "out", tmp_path, "1.2.3 <x>")
     text = (tmp_path / "out" / "report.html").read_text()
     page = Page(text)
     for i, (kind, headers) in enumerate((("ours", 1), ("paper", 2), ("difference", 1))):
@@ -381,6 +381,7 @@ def test_page(tables, tmp_path):
     assert "runs/1/m.json" in text and str(tmp_path) not in text
 
     assert "script" not in dict(page.tags)
+    assert "<footer>ddpm-lab 1.2.3 &lt;x&gt;</footer>" in text
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     assert all(re.match(r"data:|#", url) for url in page.urls)

@@ -34,9 +34,9 @@ from ddpm_lab.utils.shell import script_command
 
 HELP = """Convert images to a compact store.
 
-SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with a sub-folder per class or
-without, or with such folders in train/ and test/ (or val/). TARGET is a new folder, which appears
-when it is complete. Then:
+SOURCE is a folder of images, or a .zip, .tar or .tar.gz of one: with or without a subfolder per
+class, or with such folders in train/ and test/ (or val/). TARGET is a new folder, which appears
+once it is complete. Then:
 
     {train} data=store data.path=TARGET
 

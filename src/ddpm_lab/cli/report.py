@@ -15,6 +15,7 @@ from ddpm_lab.reports.number_format import entries
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Table
 from ddpm_lab.reports.terminal import terminal
+from ddpm_lab.runs import provenance
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.errors import UserError
 
@@ -37,7 +38,7 @@ def report(config: DictConfig) -> None:
         names = config.ablations
         name = names if isinstance(names, str) else "-".join(names)
     out = make_directory(config.out or f"runs/reports/{name}")
-    files = write(tables, out, Path.cwd())
+    files = write(tables, out, Path.cwd(), provenance.version())
     LOG.info("%s\n  saved in %s", "\n\n".join(map(terminal, tables)), ", ".join(map(str, files)))
     LOG.info("  open     %s", out / "report.html")
     if config.wandb:

@@ -36,7 +36,8 @@ from ddpm_lab.data.datasets import IterableSplit
 from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.metrics import Results, Rows
 from ddpm_lab.reports.terminal import key_value_table
-from ddpm_lab.runs import data_check, init_weights, resume, run_record, trusted_paths
+from ddpm_lab.runs import data_check, init_weights, provenance, resume, run_record, trusted_paths
+from ddpm_lab.runs.provenance import Environment
 from ddpm_lab.runs.saved_config import foreign_packages, redact
 from ddpm_lab.sampling.class_names import is_numbered, legend
 from ddpm_lab.sampling.conditions import format_size
@@ -116,9 +117,10 @@ def _train(
     if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
         resume.save_config(config, run, overrides)
-        saving.run_id = run_record.write_record(run, fingerprint)
+        environment = provenance.environment(trainer.strategy.root_device)
+        saving.run_id = run_record.write_record(run, fingerprint, environment)
         trusted_paths.add_trusted_paths(config)
-        _add_loggers(trainer, config)
+        _add_loggers(trainer, config, environment)
     training = Training(config, run, data, system, trainer, saving, checkpoint)
     _log_start(training)
     _fit(training)
@@ -142,11 +144,11 @@ def _callbacks(config: DictConfig) -> dict[str, Callback]:
     return first | callbacks
 
 
-def _add_loggers(trainer: Trainer, config: DictConfig) -> None:
+def _add_loggers(trainer: Trainer, config: DictConfig, environment: Environment) -> None:
     """Attach the loggers after all checks, so that a mistake leaves no W&B run."""
     loggers = [logger for logger in build(config, "logger").values() if logger is not None]
     trainer.loggers = [make_optional(logger) for logger in loggers]
-    settings = redact(config)
+    settings = redact(config) | {"environment": environment}
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
     trainer.loggers = [logger for logger in trainer.loggers if not has_failed(logger)]

@@ -7,16 +7,18 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from ddpm_lab import __version__
 from ddpm_lab.reports import formats, number_format
 from ddpm_lab.reports.figures import render
 from ddpm_lab.reports.table import Table
 from ddpm_lab.utils.atomic_io import atomic_write
 
 
-def write(tables: Sequence[Table], out: Path, root: Path) -> list[Path]:
+def write(tables: Sequence[Table], out: Path, root: Path, version: str = __version__) -> list[Path]:
     """Write report.html, table.csv, .md and .tex, and the plots to `out`, and return the files.
 
-    Paths in them are relative to `root`. Equal tables give equal bytes.
+    Paths in them are relative to `root`. Equal tables give equal bytes. `version` of ddpm-lab is in
+    the footer of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
     plots = {
@@ -28,7 +30,7 @@ def write(tables: Sequence[Table], out: Path, root: Path) -> list[Path]:
         "table.csv": formats.csv(tables, root).encode(),
         "table.md": formats.markdown(tables).encode(),
         "table.tex": formats.latex(tables).encode(),
-        "report.html": page(tables, root, plots).encode(),
+        "report.html": page(tables, root, plots, version).encode(),
     }
     for name, content in contents.items():
         with atomic_write(out / name) as part:
@@ -36,7 +38,7 @@ def write(tables: Sequence[Table], out: Path, root: Path) -> list[Path]:
     return [out / name for name in contents]
 
 
-def page(tables: Sequence[Table], root: Path, plots: Mapping[str, bytes]) -> str:
+def page(tables: Sequence[Table], root: Path, plots: Mapping[str, bytes], version: str) -> str:
     """Render a self-contained HTML page; `plots` are PNGs by file name."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -46,6 +48,7 @@ def page(tables: Sequence[Table], root: Path, plots: Mapping[str, bytes]) -> str
     return template.render(
         tables=tables,
         plots=plots,
+        version=version,
         css=(folder / "page.css").read_text("utf-8"),
         numbers=number_format,
         common_protocol=_common_protocol,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.runs.provenance import Environment
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import write_json
 from ddpm_lab.utils.errors import UserError
@@ -42,24 +43,44 @@ class RunRecord(NamedTuple):
     """Working directory in which the run was started"""
     data: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     """Fingerprint of the data"""
+    environments: list[Environment] = []  # noqa: RUF012 (never changed)
+    """`provenance.environment` of the first start, and of each resume in another one"""
 
 
 def read_record(run: str | Path) -> RunRecord:
     """Return the record of `run`, empty if it is missing or damaged. Raises UnsafeFileError."""
-    match safe_load.read_json(Path(run, FILE)):
+    content = safe_load.read_json(Path(run, FILE))
+    match content:
         case {
             "id": str(run_id),
             "directory": str() | None as directory,
             "data": {"train": dict(), "test": dict()} as data,
         } if re.fullmatch("[0-9a-f]{16}", run_id):
-            return RunRecord(run_id, directory, data)
+            return RunRecord(run_id, directory, data, _environments(content))
     return RunRecord()
 
 
-def write_record(run: Path, data: dict[str, Any]) -> str:
-    """Write the record of `run`, and return its id, which is drawn only once."""
-    run_id = read_record(run).id or secrets.token_hex(8)
-    write_json(run / FILE, RunRecord(run_id, str(Path.cwd()), data)._asdict())
+def _environments(content: dict[str, Any]) -> list[Environment]:
+    """Return the environments of a record, [] if they are missing or damaged."""
+    entries = content.get("environments")
+    return [
+        {key: value for key, value in entry.items() if isinstance(value, str | None)}
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict)
+    ]
+
+
+def write_record(run: Path, data: dict[str, Any], environment: Environment | None = None) -> str:
+    """Write the record of `run` in the current directory, and return its id, drawn only once.
+
+    `environment` is appended to those of earlier starts unless only its date is new.
+    """
+    record = read_record(run)
+    run_id, environments = record.id or secrets.token_hex(8), [*record.environments]
+    last: Environment = environments[-1] if environments else {}
+    if environment and environment | {"date": None} != last | {"date": None}:
+        environments.append(environment)
+    write_json(run / FILE, RunRecord(run_id, str(Path.cwd()), data, environments)._asdict())
     return run_id
 
 
