@@ -11,8 +11,10 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 REQUIRED = (
+    "annotated_types",
     "hydra",
     "jinja2",
+    "lazy_loader",
     "lightning",
     "matplotlib",
     "numpy",
@@ -28,7 +30,6 @@ REQUIRED = (
     "torchvision",
     "tqdm",
     "wandb",
-    "annotated_types",
 )
 """Modules of `dependencies` in pyproject.toml"""
 MARK = "DDPM_LAB_RESTARTED"

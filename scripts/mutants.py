@@ -606,15 +606,15 @@ MUTANTS = [
     Mutant(
         "EMA: update per micro-batch",
         "callbacks/ema.py",
-        "if trainer.global_step == self.updates:",
-        "if trainer.global_step < 0:",
+        "if trainer.global_step > self.model.updates:",
+        "if True:",
         "system",
     ),
     Mutant(
         "EMA: starts at zero",
-        "callbacks/ema.py",
-        "self._averages = [parameter.data for",
-        "self._averages = [parameter.data.zero_() for",
+        "diffusion/ema.py",
+        "self.updates += 1",
+        "self.updates += 1\n        torch._foreach_mul_(self._averages, self.updates > 1)",
         "system",
     ),
     Mutant(

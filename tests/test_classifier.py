@@ -39,7 +39,7 @@ class IgnoreLabels:
         return self.denoiser(x_t, t)
 
 
-def build(process, variance=BetaTilde(), **kwargs):  # noqa: B008
+def build(process, variance=BetaTilde(), **kwargs):
     exact = MixtureDenoiser(process, variance, MIXTURE)
     return exact, ClassifierGuidance(
         IgnoreLabels(exact), MixtureClassifier(process, MIXTURE), **kwargs

@@ -29,7 +29,7 @@ def unet(**kwargs):
     return network
 
 
-def denoiser(supports_cfg=True, variance=BetaTilde(), **kwargs):  # noqa: B008
+def denoiser(supports_cfg=True, variance=BetaTilde(), **kwargs):
     label = Label(DataSpec((1, 8, 8), 3, None, None), dropout=0.1 if supports_cfg else 0.0)
     return Denoiser(unet(**kwargs), PROCESS, Eps(), variance, label, (1, 8, 8))
 

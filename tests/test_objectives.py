@@ -95,7 +95,7 @@ def test_equivalent_objectives(process):
     torch.testing.assert_close(Simple()(mean, batch), MeanMatching()(mean, batch))
 
 
-def backward(process, batch, objective, prediction=Eps()):  # noqa: B008
+def backward(process, batch, objective, prediction=Eps()):
     """Return the denoiser, its losses and their gradients for prediction and variance."""
     target = prediction.target(process, batch.x0, batch.eps, batch.x_t, T)
     output = target + 0.1 * torch.randn_like(batch.x0)

@@ -123,7 +123,7 @@ def test_ema_matches_recursion_over_optimizer_steps(tmp_path, accumulate):
     for n, current in enumerate(weights.history[accumulate - 1 :: accumulate], 1):
         decay = min(0.5, (1 + n) / (10 + n))
         expected = [decay * e + (1 - decay) * w for e, w in zip(expected, current, strict=True)]
-    assert n == 8 and ema.updates == 8
+    assert n == 8 and ema.model.updates == 8
     for actual, target in zip(ema.average.parameters(), expected, strict=True):
         torch.testing.assert_close(actual, target)
     weights, pipeline = ema_or_raw(trainer, system)
@@ -141,7 +141,7 @@ def test_ema_survives_a_checkpoint(tmp_path):
     restored.load_state_dict(content["callbacks"]["EMA"])
     for one, other in zip(restored.average.parameters(), source.average.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert restored.updates == 3
+    assert restored.model.updates == 3
 
 
 def test_callbacks_and_validation_do_not_change_training(tmp_path):

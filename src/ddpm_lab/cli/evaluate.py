@@ -34,22 +34,14 @@ def evaluate(config: DictConfig) -> None:
     With `config.sweep`, measure sample quality for each of `config.values` of one key.
     """
     quiet_libraries()
-    _check(config)
-    available = {name: build(config, name) for name in METRICS}
+    available = available_metrics(config)
     init_process_group()
     if config.sweep is None and {*(config.metrics or [])} == {"reconstruction"}:
         make_deterministic(config)
     run = RunDir(config.run, config)
     cascade = load_cascade(run)
-    if config.sweep is not None:
-        names = ["fid", "prc"]
-    else:
-        is_points = run.pipeline.bin_width is None
-        names = config.metrics or (["ode_nll"] if is_points else ["fid"])
-    metrics = _select(available, names)
-    for name, metric in metrics.items():
-        with prefix_errors(name):
-            metric.check(cascade)
+    names = ["fid", "prc"] if config.sweep is not None else config.metrics
+    metrics = select_metrics(available, names, cascade)
     if is_rank_zero():
         make_directory(config.out)  # errors precede any work
     with directory_lock(Path(config.out), "evaluating") if is_rank_zero() else nullcontext():
@@ -60,8 +52,14 @@ def evaluate(config: DictConfig) -> None:
             evaluate_sweep(config, run, cascade, quality)
 
 
-def _select(available: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the metrics by name. Those of samples share one `SampleQuality`, the last."""
+def select_metrics(
+    available: Mapping[str, Any], names: Sequence[str] | None, cascade: Cascade
+) -> dict[str, Any]:
+    """Return metrics for `cascade` by name (None: ode_nll for points, fid for images).
+
+    Those of samples share one `SampleQuality`, the last. Raises UserError.
+    """
+    names = names or (["ode_nll"] if cascade.stages[-1].bin_width is None else ["fid"])
     features = {
         name: available[name] for name in names if isinstance(available[name], FeatureMetric)
     }
@@ -69,7 +67,15 @@ def _select(available: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
     if features or "fid" in names:
         name = "+".join(sorted({"fid", *features}))
         metrics[name] = replace(available["fid"], feature_metrics=(*features.values(),))
+    for name, metric in metrics.items():
+        with prefix_errors(name):
+            metric.check(cascade)
     return metrics
+
+
+def as_json(name: str, metric: Metric, result: Results) -> Results:
+    """Return the results of a metric as in metrics.json, in which those of samples come first."""
+    return result if isinstance(metric, SampleQuality) else {name: result}
 
 
 def _measure(
@@ -85,7 +91,7 @@ def _measure(
             if name not in partial_results.parts:
                 partial_results.keep(name, metric.compute(cascade, run.data, config.weights))
             result = partial_results.parts[name]
-            results |= result if isinstance(metric, SampleQuality) else {name: result}
+            results |= as_json(name, metric, result)
             rows += metric.rows(result)
             if is_rank_zero():
                 write_json(make_directory(config.out) / "metrics.json", results)
@@ -104,8 +110,8 @@ def _measure(
         LOG.info("%s\n  saved in %s", key_value_table(rows), ", ".join(map(str, files)))
 
 
-def _check(config: DictConfig) -> None:
-    """Check the keys that do not depend on the run."""
+def available_metrics(config: DictConfig) -> dict[str, Any]:
+    """Return all metrics by name. Raises UserError for settings that fit no run."""
     metrics = config.metrics
     if metrics is not None and (
         not OmegaConf.is_list(metrics) or not metrics or not {*metrics} <= {*METRICS}
@@ -120,3 +126,4 @@ def _check(config: DictConfig) -> None:
         )
     if config.sweep is None and config["values"] is not None:
         raise UserError(f"values={config['values']} needs sweep=KEY; try sweep=guidance.w")
+    return {name: build(config, name) for name in METRICS}

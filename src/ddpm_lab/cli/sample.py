@@ -1,9 +1,10 @@
 """python sample.py run=DIR"""
 
 import logging
+import math
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.cli.sample_io import SPLITS, read_array, read_samples, save_samples, to_arrays
+from ddpm_lab.cli.sample_io import SPLITS, read_array, read_samples, save_samples
 from ddpm_lab.config.instantiate import check_settings
 from ddpm_lab.config.overrides import format_override
-from ddpm_lab.data.datasets import Batch, Split, select_rows, to_batch, to_uint8
+from ddpm_lab.data.datasets import Batch, Split, to_batch, to_uint8
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.evaluation.reconstruction import reconstruct
@@ -27,6 +28,7 @@ from ddpm_lab.reports.figures import save_grid, save_scatter
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir, load_cascade
 from ddpm_lab.sampling.pipeline import SamplingPipeline
+from ddpm_lab.sampling.samples import Samples, to_arrays
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.distributed import all_gather, init_process_group, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
@@ -84,10 +86,10 @@ def _sample(config: DictConfig, run: RunDir) -> None:
     if not is_rank_zero():
         return
     out = make_directory(config.out)
-    for number, (stage, split) in enumerate(zip(cascade.stages, earlier, strict=False), 1):
+    for number, split in enumerate(earlier, 1):
         folder = make_directory(f"{out}/stage-{number}")
-        save_samples(stage, split[0].cpu(), labels, folder, columns)
-    save_samples(last, torch.cat(batches), labels, out, columns)
+        save_samples(Samples(split[0].cpu(), labels), folder, columns)
+    save_samples(Samples(torch.cat(batches), labels), out, columns)
 
 
 def _encode(config: DictConfig, run: RunDir) -> None:
@@ -148,7 +150,7 @@ def _decode(config: DictConfig, run: RunDir) -> None:
     else:
         own = pipeline.resolve(_make_conditions(config, pipeline, 1, held_out))
         _check_conditions(config.input, conditions, own)
-    _save_decoded(config, pipeline, x_T, conditions, torch.arange(len(x_T)), "decoding")
+    _save_decoded(config, pipeline, x_T, conditions, range(len(x_T)), "decoding")
 
 
 def _check_conditions(file: str, conditions: Batch, own: Batch) -> None:
@@ -180,7 +182,7 @@ def _interpolate(config: DictConfig, run: RunDir) -> None:
         name: value.repeat_interleave(frames, dim=0)
         for name, value in _make_conditions(config, pipeline, count, _held_out_images(run)).items()
     }
-    streams = 2 * count + torch.arange(count).repeat_interleave(frames)
+    streams = [2 * count + row for row in range(count) for _ in range(frames)]
     _save_decoded(config, pipeline, x_T, conditions, streams, "interpolating", columns=frames)
 
 
@@ -211,8 +213,6 @@ def _make_conditions(
         OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         for value in (config.label, config.text)
     )
-    if label is not None and text is not None:
-        raise UserError(f"label={label} and text={text} both set the condition; remove one")
     return pipeline.make_conditions(count, label, text, images)
 
 
@@ -240,22 +240,13 @@ def _save_decoded(
     pipeline: SamplingPipeline,
     x_T: Tensor,
     conditions: Batch,
-    streams: Tensor,
+    streams: Sequence[int],
     desc: str,
     columns: int = 10,
 ) -> None:
-    """Decode `x_T` (N, ...) and save the samples; `streams` (N,) number the noise of each."""
-    x_T = x_T.to(pipeline.device)
-    batches = torch.arange(len(x_T)).split(config.batch_size)
-    total, samples = pipeline.num_steps * len(batches), []
+    """Decode `x_T` (N, ...) and save the samples; `streams` number the noise of each."""
+    options = {"seed": config.seed, "batch_size": config.batch_size}
+    total = pipeline.num_steps * math.ceil(len(x_T) / config.batch_size)
     with tqdm(total=total, desc=desc, unit="step", leave=False, disable=None) as bar:
-        for index in batches:
-            noise = PerSampleGenerator(config.seed, streams[index].tolist())
-            trajectory = pipeline.decode(x_T[index], select_rows(conditions, index), noise)
-            _, x = next(trajectory)
-            for _, x_t in trajectory:
-                x = x_t
-                bar.update()
-            samples.append(pipeline.to_images(x, None)[0].cpu())
-    out, labels = make_directory(config.out), conditions.get("label")
-    save_samples(pipeline, torch.cat(samples), labels, out, columns)
+        samples = pipeline.decode_samples(x_T, conditions, streams, **options, bar=bar)
+    save_samples(samples, make_directory(config.out), columns)

@@ -2,31 +2,22 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor
 
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points
 from ddpm_lab.data.image_folder import read_images
-from ddpm_lab.reports.figures import save_grid, save_scatter
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.sampling.pipeline import SamplingPipeline
+from ddpm_lab.sampling.samples import ARRAYS, Samples
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.safe_load import read_npz
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "test")
-CONDITIONS: dict[str, tuple[str, int, str, type]] = {
-    "label": ("labels", 1, "iu", np.int64),
-    "text": ("text", 2, "u", np.uint8),
-    "low_res": ("low_res", 4, "f", np.float32),
-}
-"""Name in an .npz, number of dimensions, dtype kinds in a file, and dtype for the model"""
 
 
 def read_samples(
@@ -74,7 +65,7 @@ def read_array(
     try:
         with read_npz(Path(file).resolve()) as arrays:
             array = arrays[name]
-            saved = {key: arrays[key] for key, *_ in CONDITIONS.values() if key in arrays}
+            saved = {key: arrays[key] for key, *_ in ARRAYS.values() if key in arrays}
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -91,7 +82,7 @@ def read_array(
     if not np.isfinite(array).all():
         raise UserError(f"input={file}: {name} has non-finite numbers")
     conditions: Batch = {}
-    for condition, (key, ndim, kinds, dtype) in CONDITIONS.items():
+    for condition, (key, ndim, kinds, dtype) in ARRAYS.items():
         if (values := saved.get(key)) is None:
             continue
         if values.ndim != ndim or values.dtype.kind not in kinds or len(values) != len(array):
@@ -109,37 +100,11 @@ def read_array(
     return torch.as_tensor(array), conditions
 
 
-def to_arrays(name: str, values: Tensor, conditions: Batch) -> dict[str, Any]:
-    """Return the arrays of an .npz: `values` and their conditions."""
-    return {name: values.numpy()} | {
-        CONDITIONS[condition][0]: value.cpu().numpy() for condition, value in conditions.items()
-    }
-
-
-def save_samples(
-    pipeline: SamplingPipeline,
-    values: Tensor,
-    labels: Tensor | None,
-    out: Path,
-    columns: int = 10,
-) -> None:
-    """Save uint8 images (N, C, H, W) or points (N, d) to `out`, as images and as an .npz."""
-    conditions: Batch = {} if labels is None else {"label": labels}
-    lines: list[tuple[str, object]]
-    if pipeline.bin_width is None:
-        lines = [("plot", save_scatter({"samples": (values, labels)}, out / "scatter.png"))]
-        arrays = to_arrays("points", values, conditions)
-    else:
-        arrays = to_arrays("images", values.permute(0, 2, 3, 1), conditions)
-        folder = out / "images"
-        folder.mkdir(exist_ok=True)
-        for i, pixels in enumerate(arrays["images"]):
-            image = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-            Image.fromarray(image).save(folder / f"{i:06d}.png")
-        grid = save_grid(values[:400], out / "grid.png", columns=columns)
-        lines = [("grid", grid), ("images", folder)]
-    np.savez_compressed(out / "samples.npz", **arrays)
-    shapes = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items())
-    lines.append(("arrays", f"{out / 'samples.npz'}, {shapes}"))
+def save_samples(samples: Samples, out: Path, columns: int = 10) -> None:
+    """Save `samples` to `out` and log the files."""
+    lines: list[tuple[str, object]] = [*samples.save(out, columns).items()]
+    arrays = samples.arrays().items()
+    shapes = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays)
+    lines[-1] = ("arrays", f"{lines[-1][1]}, {shapes}")
     text = "\n".join(f"  {name:<11} {value}" for name, value in lines)
-    LOG.info("%d samples of %s\n%s", len(values), format_size(pipeline.shape), text)
+    LOG.info("%d samples of %s\n%s", len(samples), format_size(samples.tensor.shape[1:]), text)

@@ -73,14 +73,14 @@ class Training(NamedTuple):
     """Checkpoint to resume"""
 
 
-def train(config: DictConfig, overrides: Sequence[str] = (), home: Path | None = None) -> None:
-    """Train `config`, composed from `overrides`, in `trainer.default_root_dir`.
+def train(config: DictConfig, overrides: Sequence[str] | None, home: Path | None = None) -> None:
+    """Train `config`, composed from `overrides` (None: in Python), in `trainer.default_root_dir`.
 
     With `home`, resume the run in that directory.
     """
     quiet_libraries()
     if home is not None and config.resume not in (None, "auto"):
-        config = resume.continue_config(config, home, overrides)
+        config = resume.continue_config(config, home, overrides or ())
     run = Path(config.trainer.default_root_dir)
     with directory_lock(run, "training") if is_rank_zero() and run.is_dir() else nullcontext():
         checkpoint = resume.newest_checkpoint(home, config) if home else None
@@ -88,7 +88,7 @@ def train(config: DictConfig, overrides: Sequence[str] = (), home: Path | None =
 
 
 def _train(
-    config: DictConfig, overrides: Sequence[str], run: Path, checkpoint: Path | None
+    config: DictConfig, overrides: Sequence[str] | None, run: Path, checkpoint: Path | None
 ) -> None:
     if config.get("init") is not None and checkpoint is None:
         init_weights.adopt_model(config)

@@ -22,11 +22,11 @@ class DataSpec(NamedTuple):
 
     shape: tuple[int, ...]
     """(C, H, W), or (d,) for points"""
-    classes: int | None
+    classes: int | None = None
     """Number of classes; None without labels"""
-    bin_width: float | None
+    bin_width: float | None = None
     """Bin width of a quantized x_0; None: not quantized"""
-    captions: Sequence[Sequence[str]] | None
+    captions: Sequence[Sequence[str]] | None = None
     """Captions of each class; None without labels"""
 
 

@@ -6,13 +6,15 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, Unconditional
 from ddpm_lab.diffusion.gaussian import Gaussian
-from ddpm_lab.diffusion.predictions import Prediction
+from ddpm_lab.diffusion.predictions import Eps, Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.diffusion.variances import Variance
+from ddpm_lab.diffusion.rng import NoiseSampler
+from ddpm_lab.diffusion.variances import BetaTilde, Variance
 
 
 class Estimate(NamedTuple):
@@ -110,8 +112,8 @@ class Denoiser(BaseDenoiser):
         self,
         network: nn.Module,
         process: ForwardProcess,
-        prediction: Prediction,
-        variance: Variance,
+        prediction: Prediction = Eps(),
+        variance: Variance = BetaTilde(),
         conditioner: Conditioner | None = None,
         shape: tuple[int, ...] | None = None,
         space: str = "",
@@ -140,6 +142,23 @@ class Denoiser(BaseDenoiser):
             return NetworkOutput(output, None, (c_skip, c_out))
         prediction, variance_output = output.chunk(2, dim=1)
         return NetworkOutput(prediction, variance_output, (c_skip, c_out))
+
+    def loss(
+        self,
+        x0: Tensor,
+        cond: Condition = Condition(),
+        noise: NoiseSampler = torch.randn_like,
+    ) -> Tensor:
+        """L_simple of `x0` (B, ...) in [-1, 1] at uniform times, () (Ho et al., 2020, algorithm 1).
+
+        Rows of `cond` are dropped with the probability of the conditioner, for classifier-free
+        guidance. See `objectives` for other losses.
+        """
+        t, eps = torch.randint(1, self.process.steps + 1, x0.shape[:1], device=x0.device), noise(x0)
+        x_t = self.process.diffuse(x0, eps, t)
+        output = self.run_network(x_t, t, cond.drop(self.conditioner.dropout, noise))
+        target = self.prediction.target(self.process, x0, eps, x_t, t)
+        return F.mse_loss(output.prediction, target)
 
     def to_estimate(self, output: NetworkOutput, x_t: Tensor) -> Estimate:
         """Convert a network output to x_0 = c_skip x_t + c_out prediction."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
-from ddpm_lab.diffusion.rng import NoiseSampler
+from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.utils.ranges import Fraction, Positive, check_ranges
 
@@ -99,6 +99,22 @@ class Sampler(ABC):
     ) -> Tensor:
         """Return x_0, the end of the trajectory."""
         return deque(self.trajectory(denoiser, x, cond, noise), maxlen=1)[0][1]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: DenoiserLike,
+        shape: tuple[int, ...],
+        cond: Condition = Condition(),
+        seed: int = 0,
+    ) -> Tensor:
+        """Return samples in `shape` (B, ...). Sample i depends on (seed, i) only, not on B.
+
+        `cond` has B rows. A network with dropout must be in evaluation mode.
+        """
+        noise = PerSampleGenerator(seed, range(shape[0]))
+        z = noise(torch.empty(shape, device=denoiser.process.table.device))
+        return self(denoiser, self.prior(denoiser.process, z), cond, noise)
 
     def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
         """Run the denoiser and clip its x_0, and thus everything derived from x_0."""

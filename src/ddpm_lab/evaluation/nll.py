@@ -80,25 +80,9 @@ class NLL(Metric):
 
     def compute(self, cascade: Cascade, data: Data, weights: str) -> Results:
         pipeline = cascade.stages[-1]
-        times = timesteps(pipeline.process.steps, self.steps, self.spacing)
         images = first_samples(data, self.split, self.count, pipeline.device)
-        index = torch.arange(images.size).split(self.batch_size)
-        total = len(index) * (len(times) - 1)
-        with tqdm(total=total, desc="bits/dim", unit="step", disable=None, leave=False) as bar:
-            batches = [
-                _terms(
-                    pipeline,
-                    images.select(part),
-                    times,
-                    PerSampleGenerator(self.seed, part.tolist()),
-                    self.clip,
-                    bar,
-                )
-                for part in index
-            ]
-        results = _summarize(
-            times, *(torch.cat(part, -1).cpu() for part in zip(*batches, strict=True))
-        )
+        times = timesteps(pipeline.process.steps, self.steps, self.spacing)
+        results = _summarize(times, *self.terms(pipeline, images))
         protocol = {
             "weights": weights,
             "split": self.split,
@@ -115,6 +99,28 @@ class NLL(Metric):
             "bins": 256,
         }
         return {**results, "protocol": protocol}
+
+    def terms(
+        self, pipeline: SamplingPipeline, images: InMemorySplit
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L_T (N,), the terms (K, N) in bits/dim and mean square errors (K, N) of images."""
+        times = timesteps(pipeline.process.steps, self.steps, self.spacing)
+        index = torch.arange(images.size).split(self.batch_size)
+        total = len(index) * (len(times) - 1)
+        with tqdm(total=total, desc="bits/dim", unit="step", disable=None, leave=False) as bar:
+            batches = [
+                _terms(
+                    pipeline,
+                    images.select(part).to(pipeline.device),
+                    times,
+                    PerSampleGenerator(self.seed, part.tolist()),
+                    self.clip,
+                    bar,
+                )
+                for part in index
+            ]
+        prior, terms, errors = (torch.cat(part, -1).cpu() for part in zip(*batches, strict=True))
+        return prior, terms, errors
 
     def rows(self, results: Results) -> Rows:
         protocol, prior, last = results["protocol"], results["L_T"], results["L_0"]

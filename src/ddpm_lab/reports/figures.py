@@ -32,10 +32,10 @@ MARKERS = "osD^vP"
 """One fewer than colors, so that (color, marker) pairs repeat after 42 lines, not after 7"""
 
 
-def save_grid(pixels: "Tensor", file: Path, columns: int, min_side: int = 64) -> Path:
-    """Save uint8 images (N, C, H, W) as a PNG, row by row, each side at least `min_side` pixels."""
+def grid_image(pixels: "Tensor", columns: int) -> Image.Image:
+    """Return uint8 images (N, C, H, W) row by row, each at least 64 pixels wide."""
     count, _, height, width = pixels.shape
-    scale = -(-min_side // width)
+    scale = -(-64 // width)
     padding = max(2, scale // 2)
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -45,13 +45,18 @@ def save_grid(pixels: "Tensor", file: Path, columns: int, min_side: int = 64) ->
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         y, x = i // columns * height + padding, i % columns * width + padding
         grid[y : y + height - padding, x : x + width - padding] = image
+    return Image.fromarray(grid)
+
+
+def save_grid(pixels: "Tensor", file: Path, columns: int) -> Path:
+    """Save the grid of `grid_image` as a PNG."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid).save(file)
+    grid_image(pixels, columns).save(file)
     return file
 
 
-def save_scatter(panels: Mapping[str, tuple["Tensor", "Tensor | None"]], file: Path) -> Path:
-    """Save panels of points (N, 2), colored by labels (N,), side by side.
+def draw_scatter(panels: Mapping[str, tuple["Tensor", "Tensor | None"]]) -> Figure:
+    """Draw panels of points (N, 2), colored by labels (N,), side by side.
 
     The axes show [-1.1, 1.1], or [-3.3, 3.3] for noise.
     """
@@ -65,7 +70,12 @@ def save_scatter(panels: Mapping[str, tuple["Tensor", "Tensor | None"]], file: P
         limit = 1.1 if points.abs().quantile(0.99) < 1.1 else 3.3
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
         axes.set(title=plot_label(name), xticks=(), yticks=(), aspect="equal")
-    return _save(figure, file)
+    return figure
+
+
+def save_scatter(panels: Mapping[str, tuple["Tensor", "Tensor | None"]], file: Path) -> Path:
+    """Save the panels of `draw_scatter` as a PNG."""
+    return _save(draw_scatter(panels), file)
 
 
 def save_bound(terms: Sequence[Mapping[str, float]], file: Path) -> Path:

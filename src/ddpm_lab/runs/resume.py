@@ -282,7 +282,7 @@ def check_same_config(saved: DictConfig, config: DictConfig, home: Path) -> None
         )
 
 
-def save_config(config: DictConfig, run: Path, overrides: Sequence[str]) -> None:
+def save_config(config: DictConfig, run: Path, overrides: Sequence[str] | None) -> None:
     """Write `config.yaml` and the command, and remove the metrics of a shorter run."""
     # First, because a folder without it does not count as a run. resume=DIR must not replace it.
     if not (run / "command.txt").exists():
@@ -291,7 +291,9 @@ def save_config(config: DictConfig, run: Path, overrides: Sequence[str]) -> None
     write_text(run / "config.yaml", OmegaConf.to_yaml(config))
 
 
-def _command(overrides: Sequence[str]) -> str:
+def _command(overrides: Sequence[str] | None) -> str:
+    if overrides is None:
+        return "ddpm_lab.train(config)\n"
     return f"python train.py {shlex.join(overrides)}".strip() + "\n"
 
 

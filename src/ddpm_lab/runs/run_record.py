@@ -15,7 +15,7 @@ from ddpm_lab.utils.errors import UserError
 FILE = "run.json"
 REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
 """Groups without weights: a finished run can be sampled and measured with other choices"""
-ADJUSTABLE = {
+ADJUSTABLE: dict[str, tuple[str, ...]] = {
     "conditioner": ("noise_level", "truncated_conditioning"),
     "codec": ("run",),
     "data": ("path", "name", "cache", "workers", "in_memory", "download"),

@@ -14,6 +14,8 @@ from ddpm_lab.utils.errors import UnsafeFileError
 DATA = ("data.path", "data.name", "data.cache")
 MODELS = ("conditioner.model",)
 """Key of a pretrained text encoder, which is loaded with the model"""
+TYPED: list[str] = []
+"""Overrides that the user gave in Python"""
 
 
 def trusted_file() -> Path:
@@ -64,6 +66,6 @@ def _trusted() -> set[str]:
 
 
 def _command_line_values(key: str) -> list[str]:
-    """Return the values of `key` on the command line."""
-    words = [word for word in sys.argv[1:] if word.lstrip("+").startswith(f"{key}=")]
+    """Return the values of `key` on the command line and in `TYPED`."""
+    words = [word for word in (*sys.argv[1:], *TYPED) if word.lstrip("+").startswith(f"{key}=")]
     return [str(override.value()) for override in map(parse_override, words) if override]

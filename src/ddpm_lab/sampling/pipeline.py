@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from typing import Any, NoReturn, TypedDict, Unpack
 
 import torch
@@ -38,6 +39,7 @@ from ddpm_lab.sampling.conditions import (
     low_res_conditions,
     text_tokens,
 )
+from ddpm_lab.sampling.samples import Samples
 from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.distributed import shard
 from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
@@ -151,6 +153,8 @@ class SamplingPipeline:
         Raises UserError if the model does not take them.
         """
         conditioner = self.denoiser.conditioner
+        if label is not None and text is not None:
+            raise UserError(f"label={label} and text={text} both set the condition; remove one")
         if text is not None:
             return {"text": text_tokens(count, text, conditioner.text_length)}
         if conditioner.low_res_shape is not None:
@@ -230,6 +234,29 @@ class SamplingPipeline:
                 if bar is not None:
                     bar.update(1)
             yield x, batch
+
+    @torch.no_grad()
+    def decode_samples(
+        self,
+        x_T: Tensor,
+        conditions: Batch,
+        streams: Sequence[int],
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        bar: "tqdm[NoReturn] | None" = None,
+    ) -> Samples:
+        """Sample from `x_T` (N, *codec.shape). The noise of row i has the number streams[i]."""
+        tensors = []
+        for index in torch.arange(len(x_T)).split(batch_size):
+            noise = PerSampleGenerator(seed, [streams[i] for i in index.tolist()])
+            x = x_T[index].to(self.device)
+            for _, x_t in islice(self.decode(x, select_rows(conditions, index), noise), 1, None):
+                x = x_t
+                if bar is not None:
+                    bar.update()
+            tensors.append(self.to_images(x, None)[0].cpu())
+        return Samples(torch.cat(tensors), conditions.get("label"))
 
     def protocol(self) -> dict[str, Any]:
         """Return everything that samples depend on except weights and seed."""

@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -19,7 +20,7 @@ from ddpm_lab.diffusion.timestep_samplers import Stratified, TimestepSampler
 from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
 from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.distributed import rank_and_world
-from ddpm_lab.utils.errors import CorruptFileError, prefix_errors
+from ddpm_lab.utils.errors import CorruptFileError, UserError, prefix_errors
 
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 """State of torch's optimizers that has the shape of the weight"""
@@ -69,6 +70,15 @@ class BaseSystem(L.LightningModule, ABC):
     validation_metrics: dict[str, float]
     """Metrics of the last validation, by their names in the logs"""
     _restored: dict[str, Any] | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise UserError: a checkpoint has weights, and config.yaml of its run the model."""
+        run = Path(str(checkpoint_path)).parent.parent
+        raise UserError(
+            f"checkpoint_path={checkpoint_path} holds weights without their model; "
+            f"try ddpm_lab.load({str(run)!r})"
+        )
 
     @property
     def compile_target(self) -> nn.Module | None:

@@ -1,0 +1,54 @@
+from .api import Model, compose, load, train
+from .conditioners.labels import Label
+from .diffusion import objectives, predictions, schedules, variances
+from .diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
+from .diffusion.classifier_guidance import ClassifierGuidance
+from .diffusion.conditioning import Condition, DataSpec
+from .diffusion.denoiser import Denoiser
+from .diffusion.ema import EMAModel
+from .diffusion.guidance import Autoguidance, ClassifierFreeGuidance
+from .diffusion.langevin import Langevin, PredictorCorrector
+from .diffusion.ode_solvers import DPMSolver, Heun
+from .diffusion.process import ForwardProcess
+from .diffusion.samplers import DDIM, DDPM, Sampler
+from .networks.dit import DiT
+from .networks.mlp import MLP
+from .networks.unet import UNet
+from .sampling.samples import Samples
+from .utils.errors import UserError
+
+__version__: str
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "MLP",
+    "Autoguidance",
+    "ClassifierFreeGuidance",
+    "ClassifierGuidance",
+    "Condition",
+    "DPMSolver",
+    "DataSpec",
+    "Denoiser",
+    "DiT",
+    "EMAModel",
+    "ForwardProcess",
+    "GaussianDenoiser",
+    "Heun",
+    "Label",
+    "Langevin",
+    "Mixture",
+    "MixtureDenoiser",
+    "Model",
+    "PredictorCorrector",
+    "Sampler",
+    "Samples",
+    "UNet",
+    "UserError",
+    "compose",
+    "load",
+    "objectives",
+    "predictions",
+    "schedules",
+    "train",
+    "variances",
+]

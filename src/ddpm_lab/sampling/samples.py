@@ -1,0 +1,104 @@
+"""Samples of a model: images or points, shown, saved and read by name."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points
+from ddpm_lab.reports.figures import draw_scatter, grid_image
+
+ARRAYS: dict[str, tuple[str, int, str, type]] = {
+    "label": ("labels", 1, "iu", np.int64),
+    "text": ("text", 2, "u", np.uint8),
+    "low_res": ("low_res", 4, "f", np.float32),
+}
+"""Conditions: name in an .npz, number of dimensions, kinds in a file, and type for the model"""
+GRID = 400
+"""Largest number of images in a grid"""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Images or points, with their labels. A notebook shows them as a picture."""
+
+    tensor: Tensor
+    """(N, C, H, W) uint8 for images, (N, d) float32 for points"""
+    labels: Tensor | None = None
+    """(N,) int64, or None"""
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Samples":
+        """Return one sample, a slice, or the samples at an index tensor."""
+        if isinstance(index, int):
+            index = slice(index, index + 1 or None)
+        return Samples(self.tensor[index], None if self.labels is None else self.labels[index])
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.tensor.shape[1:]))
+        return f"Samples({len(self)} {'points' if self.is_points else 'images'} of {shape})"
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.grid().save(stream, "png")
+        return stream.getvalue()
+
+    @property
+    def is_points(self) -> bool:
+        return self.tensor.ndim == 2
+
+    @property
+    def split(self) -> InMemorySplit:
+        """The samples as data."""
+        return (Points if self.is_points else Images)(self.tensor, self.labels)
+
+    @property
+    def x0(self) -> Tensor:
+        """(N, ...) float32; images in [-1, 1]"""
+        return self.split.x0
+
+    def grid(self, columns: int = 10) -> Image.Image:
+        """Return a grid of the first 400 images, row by row, or a scatter plot of the points."""
+        if not self.is_points:
+            return grid_image(self.tensor[:GRID], columns)
+        stream = io.BytesIO()
+        draw_scatter({"samples": (self.tensor, self.labels)}).savefig(stream, format="png")
+        return Image.open(stream)
+
+    def save(self, folder: str | Path, columns: int = 10) -> dict[str, Path]:
+        """Write a grid, each image, and samples.npz; return the files by "plot", "grid", ..."""
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        names = {"plot": "scatter.png"} if self.is_points else {"grid": "grid.png"}
+        ((kind, name),) = names.items()
+        files = {kind: out / name}
+        self.grid(columns).save(files[kind])
+        arrays = self.arrays()
+        if not self.is_points:
+            files["images"] = out / "images"
+            files["images"].mkdir(exist_ok=True)
+            for i, pixels in enumerate(arrays["images"]):
+                image = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+                Image.fromarray(image).save(files["images"] / f"{i:06d}.png")
+        np.savez_compressed(files.setdefault("arrays", out / "samples.npz"), **arrays)
+        return files
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the arrays of samples.npz: images (N, H, W, C) or points (N, d), and labels."""
+        conditions: Batch = {} if self.labels is None else {"label": self.labels}
+        if self.is_points:
+            return to_arrays("points", self.tensor, conditions)
+        return to_arrays("images", self.tensor.permute(0, 2, 3, 1), conditions)
+
+
+def to_arrays(name: str, values: Tensor, conditions: Batch) -> dict[str, Any]:
+    """Return the arrays of an .npz: `values` and their conditions."""
+    return {name: values.numpy()} | {
+        ARRAYS[condition][0]: value.cpu().numpy() for condition, value in conditions.items()
+    }

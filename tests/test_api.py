@@ -1,0 +1,257 @@
+"""The Python interface: the numbers, choices and messages of the command line."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAST, ROOT
+from omegaconf import OmegaConf
+
+import ddpm_lab
+from ddpm_lab.diffusion.rng import PerSampleGenerator
+from ddpm_lab.systems.diffusion import Diffusion
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return ddpm_lab.load(run)
+
+
+@pytest.mark.slow
+def test_samples_equal_those_of_the_command(run, model, typed, tmp_path):
+    overrides = ("count=6", "seed=3", "sampler=ddim", "sampler.steps=5", "guidance.w=2", "label=3")
+    status, _, error = typed("sample", f"run={run}", *overrides, f"hydra.run.dir={tmp_path}/c")
+    assert status == 0, error
+    samples = model.sample(6, seed=3, sampler="ddim", steps=5, guidance=2.0, label=3)
+    saved = np.load(tmp_path / "c" / "samples.npz")
+    assert all(np.array_equal(saved[name], value) for name, value in samples.arrays().items())
+    files = samples.save(tmp_path / "p")
+    assert set(files) == {"grid", "images", "arrays"}
+    for file in ("grid.png", "samples.npz", "images/000005.png"):
+        assert (tmp_path / "c" / file).read_bytes() == (tmp_path / "p" / file).read_bytes()
+    # Options of one call do not change the model.
+    assert torch.equal(model.sample(2).tensor, ddpm_lab.load(run).sample(2).tensor)
+    raw = model.sample(2, overrides=["weights=raw"]).tensor
+    assert torch.equal(raw, ddpm_lab.load(run, "weights=raw").sample(2).tensor)
+
+
+@pytest.mark.slow
+def test_latents_equal_those_of_the_command(run, model, typed, tmp_path):
+    steps = ("sampler=ddim", "sampler.steps=5")
+    out = tmp_path / "x"
+    command = ("mode=encode", "count=3", *steps, f"hydra.run.dir={out}")
+    assert typed("sample", f"run={run}", *command)[0] == 0
+    saved = np.load(out / "x_T.npz")["x_T"]
+    images = ddpm_lab.Samples(*model.data.test.select(slice(3)))
+    x_T = model.encode(images, overrides=steps)
+    assert np.array_equal(x_T.numpy(), saved)
+    command = ("mode=decode", f"input={out}/x_T.npz", *steps, f"hydra.run.dir={tmp_path}/d")
+    assert typed("sample", f"run={run}", *command)[0] == 0
+    decoded = model.decode(x_T, label=images.labels, overrides=steps)
+    assert np.array_equal(decoded.arrays()["images"], np.load(tmp_path / "d/samples.npz")["images"])
+
+
+@pytest.mark.slow
+def test_interpolations_equal_those_of_the_command(run, model, typed, tmp_path):
+    overrides = ("sampler=ddim", "sampler.steps=5", "sampler.eta=0")
+    command = ("mode=interpolate", "count=2", "frames=3", "seed=1", *overrides)
+    assert typed("sample", f"run={run}", *command, f"hydra.run.dir={tmp_path}")[0] == 0
+    ends = PerSampleGenerator(1, range(4))(torch.empty(4, *model.shape))
+    rows = model.interpolate(ends[::2], ends[1::2], 3, overrides=overrides)
+    saved = np.load(tmp_path / "samples.npz")
+    assert all(np.array_equal(saved[name], value) for name, value in rows.arrays().items())
+    # Rows between images begin and end with their reconstructions.
+    images = model.sample(4, seed=5)
+    rows = model.interpolate(images[:2], images[2:], 3, overrides=overrides)
+    x_T = model.encode(images[:2], overrides=overrides)
+    first = model.decode(x_T, label=images.labels[:2], overrides=overrides)
+    difference = rows.tensor[::3].int() - first.tensor.int()
+    assert difference.abs().max() <= 1 and len(rows) == 6
+
+
+@pytest.mark.slow
+def test_metrics_equal_those_of_the_command(run, model, typed, tmp_path):
+    overrides = ("count=20", "nll.count=6", "nll.steps=4", "sampler=ddim", "sampler.steps=3")
+    command = ("metrics=[nll,fid,kid]", *overrides, f"hydra.run.dir={tmp_path}")
+    assert typed("evaluate", f"run={run}", *command)[0] == 0
+    expected = json.loads((tmp_path / "metrics.json").read_text())
+    actual = json.loads(json.dumps(model.evaluate(["nll", "fid", "kid"], overrides)))
+    assert actual == {key: expected[key] for key in expected if key not in ("run", "run_id")}
+    images = ddpm_lab.Samples(*model.data.test.select(slice(6)))
+    bits = model.bits_per_dim(images, ["nll.steps=4"])
+    assert bits.shape == (6,)
+    assert bits.mean().item() == pytest.approx(expected["nll"]["bits_per_dim"], rel=1e-12)
+
+
+@pytest.mark.slow
+def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ddpm_lab.compose(*FAST)
+    folder = ddpm_lab.train(config)
+    assert folder.parts[0] == "runs" and (folder / "config.yaml").is_file()
+    one, two = (json.loads((path / "metrics.json").read_text()) for path in (folder, run))
+    assert one["fid"] == two["fid"] and one["training"]["val_loss"] == two["training"]["val_loss"]
+    a, b = (ddpm_lab.load(path).denoiser.state_dict() for path in (folder, run))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    with pytest.raises(ddpm_lab.UserError, match="max_steps=10 is reached"):
+        ddpm_lab.train(config, folder)
+    config.trainer.max_steps = 12
+    assert ddpm_lab.train(config, folder) == folder
+    assert json.loads((folder / "metrics.json").read_text())["training"]["steps"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: ddpm_lab.load("nowhere"), "run=nowhere is not a run directory"),
+        (lambda model: ddpm_lab.load(model.directory, "sampler.etta=1"), "did you mean eta?"),
+        (lambda model: model.sample(2, label="seventy"), "label=seventy is not a label"),
+        (lambda model: model.sample(2, text="a"), "text=a: this model was not trained with texts"),
+        (lambda model: model.sample(2, label=1, text="a"), "both set the condition"),
+        (lambda model: model.sample(0), r"count must be a whole number of at least 1 \(got 0\)"),
+        (lambda model: model.sample(2.5), "count must be a whole number"),
+        (lambda model: model.sample(2, batch_size=0), "batch_size must be a whole number"),
+        (lambda model: model.sample(2, seed=-1), "seed must be at least 0"),
+        (lambda model: model.sample(2, steps=0), r"sampler.steps must lie in 1\.\."),
+        (lambda model: model.sample(2, guidance=-1), "guidance.w must be at least 0"),
+        (lambda model: model.sample(2, guidance="classifer_free"), "did you mean classifier_free?"),
+        (lambda model: model.sample(2, sampler="ddmi"), "sampler=ddmi is not a choice"),
+        (lambda model: model.sample(2, sampler="heun", overrides=["sampler.eta=1"]), "no key eta"),
+        (lambda model: model.sample(2, overrides=["schedule=linear"]), "no key schedule"),
+        (lambda model: model.sample(2, images=model.sample(2)), "for a model that upsamples"),
+        (lambda model: model.encode(torch.zeros(2, 1, 8, 8)), r"\(N, 1, 8, 8\) uint8"),
+        (lambda model: model.encode(torch.zeros(2, 1, 8, 8).byte()), "have no labels"),
+        (lambda model: model.decode(torch.zeros(2, 3, 8, 8)), r"x_T must have shape"),
+        (lambda model: model.interpolate(model.sample(1), model.sample(1), 0), "frames must be"),
+        (lambda model: model.evaluate(["fidd"]), "metrics="),
+        (lambda model: ddpm_lab.compose("schedule=cosin"), "did you mean cosine?"),
+        (lambda model: ddpm_lab.compose("schedule"), "schedule"),
+        (lambda model: ddpm_lab.compose("trainer.max_stepz=1"), "no key max_stepz"),
+        (lambda model: ddpm_lab.train(ddpm_lab.compose("optimizer.lr=-1")), "optimizer.lr must be"),
+        (lambda model: ddpm_lab.train(ddpm_lab.compose(*FAST), ROOT), "is not the folder of a"),
+        (
+            lambda model: Diffusion.load_from_checkpoint("runs/a/checkpoints/step-000010.ckpt"),
+            r"try ddpm_lab.load\('runs/a'\)",
+        ),
+    ],
+)
+def test_mistakes_raise_the_message_of_the_command(model, call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ddpm_lab.UserError, match=message) as caught:
+        call(model)
+    assert str(caught.value).count("\n") <= 1 and [*tmp_path.iterdir()] == []
+
+
+def test_own_training_loop_learns_its_data():
+    means = torch.tensor([[0.7, 0.0], [-0.7, 0.3], [0.0, -0.7]])
+    denoiser = ddpm_lab.Denoiser(
+        ddpm_lab.MLP((2,), channels=64, classes=3),
+        ddpm_lab.ForwardProcess(ddpm_lab.schedules.cosine(50)),
+        conditioner=ddpm_lab.Label(ddpm_lab.DataSpec((2,), classes=3)),
+    )
+    ema = ddpm_lab.EMAModel(denoiser, decay=0.99)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
+    for _ in range(600):
+        label = torch.randint(3, (256,))
+        x0 = means[label] + 0.05 * torch.randn(256, 2)
+        optimizer.zero_grad()
+        denoiser.loss(x0, ddpm_lab.Condition(label)).backward()
+        optimizer.step()
+        ema.update()
+    labels = torch.arange(600) % 3
+    sampler = ddpm_lab.DDIM(steps=25)
+    samples = sampler.sample(ema.average, (600, 2), ddpm_lab.Condition(labels), seed=0)
+    for label in range(3):
+        rows = samples[labels == label]
+        torch.testing.assert_close(rows.mean(0), means[label], atol=0.04, rtol=0)
+        assert rows.std(0).mean() < 0.15
+    guided = ddpm_lab.ClassifierFreeGuidance(ema.average, w=1.0)
+    again = sampler.sample(guided, (2, 2), ddpm_lab.Condition(labels[:2]), seed=0)
+    assert torch.cdist(again, means).argmin(1).tolist() == [0, 1]
+    shorter = sampler.sample(ema.average, (2, 2), ddpm_lab.Condition(labels[:2]), seed=0)
+    torch.testing.assert_close(shorter, samples[:2])  # independent of the batch
+
+
+def test_samples_of_an_exact_denoiser_have_the_distribution_of_the_data():
+    mixture = ddpm_lab.Mixture(
+        torch.tensor([[0.6], [-0.6]]).double(), torch.tensor([0.25, 0.75]).double(), 0.1, None
+    )
+    process = ddpm_lab.ForwardProcess(ddpm_lab.schedules.cosine(50))
+    exact = ddpm_lab.MixtureDenoiser(process, ddpm_lab.variances.BetaTilde(), mixture)
+    samples = ddpm_lab.DDPM().sample(exact, (2000, 1), seed=0)
+    assert (samples > 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert samples[samples > 0].std().item() == pytest.approx(0.1, abs=0.02)
+
+
+def test_samples_index_and_show():
+    pixels, labels = torch.arange(5 * 192).view(5, 3, 8, 8).byte(), torch.arange(5)
+    samples = ddpm_lab.Samples(pixels, labels)
+    assert len(samples) == 5 and repr(samples) == "Samples(5 images of 3x8x8)"
+    assert len(samples[1]) == 1 and samples[-1].labels.tolist() == [4]
+    assert samples[1:3].labels.tolist() == [1, 2] and samples[labels > 2].labels.tolist() == [3, 4]
+    assert samples.x0.min() >= -1 and samples.x0.max() <= 1
+    assert samples.grid(5).size[0] > 5 * 64 and samples._repr_png_()[1:4] == b"PNG"
+    points = ddpm_lab.Samples(torch.randn(5, 2))
+    assert repr(points) == "Samples(5 points of 2)" and points._repr_png_()[1:4] == b"PNG"
+
+
+def test_public_names_have_docstrings():
+    assert sorted(ddpm_lab.__all__) == ddpm_lab.__all__
+    for name in ddpm_lab.__all__:
+        value = getattr(ddpm_lab, name)
+        assert value.__doc__, name
+        if inspect.isclass(value) or isinstance(value, ModuleType):
+            own = [
+                member
+                for key, member in vars(value).items()
+                if not key.startswith("_")
+                and inspect.isroutine(member)
+                and member.__module__ == getattr(value, "__module__", value.__name__)
+            ]
+            assert [
+                m.__qualname__ for m in own if not inspect.getdoc(m) and m.__name__ != "forward"
+            ] == []
+
+
+def test_importing_the_package_imports_no_library():
+    code = "import sys, ddpm_lab; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert {"torch", "hydra", "numpy"}.isdisjoint(modules)
+
+
+@pytest.mark.nightly
+def test_a_typed_script_passes_mypy(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "script.py").write_text(
+        """import ddpm_lab
+from ddpm_lab.diffusion.samplers import DDIM
+
+model = ddpm_lab.load("run")
+samples: ddpm_lab.Samples = model.sample(2, label=3)
+bits: float = model.bits_per_dim(samples).mean().item()
+sampler: ddpm_lab.Sampler = DDIM(steps=5)
+model.sample("two")  # type: ignore[arg-type]
+"""
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "script.py"]
+    env = {**os.environ, "MYPYPATH": str(ROOT / "src")}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stdout
+
+
+def test_composed_configurations_are_those_of_the_command():
+    config = ddpm_lab.compose("schedule=linear", "trainer.max_steps=7")
+    assert config.trainer.max_steps == 7 and "hydra" not in config
+    assert config.schedule._target_.endswith("schedules.linear") and OmegaConf.is_config(config)
