@@ -11,7 +11,6 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 REQUIRED = (
-    "annotated_types",
     "hydra",
     "jinja2",
     "lazy_loader",
@@ -30,6 +29,7 @@ REQUIRED = (
     "torchvision",
     "tqdm",
     "wandb",
+    "annotated_types",
 )
 """Modules of `dependencies` in pyproject.toml"""
 MARK = "DDPM_LAB_RESTARTED"

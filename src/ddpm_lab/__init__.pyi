@@ -1,4 +1,4 @@
-from .api import Model, compose, load, train
+from .api import compose, load, train
 from .conditioners.labels import Label
 from .diffusion import objectives, predictions, schedules, variances
 from .diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
@@ -11,6 +11,7 @@ from .diffusion.langevin import Langevin, PredictorCorrector
 from .diffusion.ode_solvers import DPMSolver, Heun
 from .diffusion.process import ForwardProcess
 from .diffusion.samplers import DDIM, DDPM, Sampler
+from .model import Model
 from .networks.dit import DiT
 from .networks.mlp import MLP
 from .networks.unet import UNet

@@ -1,55 +1,17 @@
-"""The Python interface: compose and train configurations, load runs, and use their models.
+"""The Python interface: compose and train configurations, and load runs.
 
 It takes the keys and values of the command line and gives the same numbers. Mistakes raise
 `UserError` with the message that a command prints.
 """
 
-import copy
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
 
-import hydra
-import torch
-from hydra import initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
-from tqdm import tqdm
 
-from ddpm_lab.cli.evaluate import as_json, available_metrics, select_metrics
-from ddpm_lab.config import messages
-from ddpm_lab.config.instantiate import build
-from ddpm_lab.config.overrides import CONFIGS, format_override
-from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points, select_rows, to_batch
-from ddpm_lab.data.module import Data
-from ddpm_lab.diffusion.denoiser import Denoiser
-from ddpm_lab.diffusion.samplers import Sampler, slerp
-from ddpm_lab.runs import resume, trusted_paths
-from ddpm_lab.runs.run_config import make_deterministic, register_run_choices
-from ddpm_lab.runs.run_dir import RunDir
-from ddpm_lab.runs.saved_config import set_trusted
-from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.sampling.conditions import Label
-from ddpm_lab.sampling.pipeline import SamplingPipeline
-from ddpm_lab.sampling.samples import Samples
-from ddpm_lab.utils.errors import UserError, prefix_errors
-
-REBUILT = ("weights", "variance", "conditioner", "codec", "data")
-"""Keys whose change requires another network; sampler and guidance are replaced"""
-
-
-class SamplingChoices(TypedDict, total=False):
-    """Options of `Model.sample` that the other methods take, too."""
-
-    sampler: str | Sampler | None
-    steps: int | None
-    guidance: float | str | None
-    overrides: Sequence[str]
+from ddpm_lab.cli.compose import compose_command, user_errors
+from ddpm_lab.model import Model
+from ddpm_lab.runs import resume
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -60,7 +22,7 @@ def compose(*overrides: str) -> DictConfig:
 
     Raises UserError for keys and choices that do not exist.
     """
-    return _compose("train", overrides)
+    return compose_command("train", overrides)
 
 
 def train(config: DictConfig, directory: str | Path | None = None) -> Path:
@@ -81,13 +43,13 @@ def train(config: DictConfig, directory: str | Path | None = None) -> Path:
     config = config.copy()
     config.trainer.default_root_dir = str(folder)
     config.hang_timeout = None  # would end the user's process
-    with _user_errors("train", ()):
+    with user_errors("train", ()):
         train_config(config, None, folder)
     return folder
 
 
-def load(run: str | Path, *overrides: str) -> "Model":
-    """Load the diffusion model of a run directory, or of a folder that scripts/share.py wrote.
+def load(run: str | Path, *overrides: str) -> Model:
+    """Load the diffusion model of a run directory, or of a folder that share.py wrote.
 
     Args:
         run: The directory that `train` returns and train.py prints.
@@ -97,327 +59,3 @@ def load(run: str | Path, *overrides: str) -> "Model":
     is not allowed, and CorruptFileError if a file is damaged.
     """
     return Model(run, overrides)
-
-
-class Model:
-    """A trained diffusion model, with its averaged weights, on the GPU if there is one.
-
-    Methods that sample take `overrides` of sample.py's sampler, guidance and other groups, for one
-    call. They do not change the model.
-    """
-
-    def __init__(self, run: str | Path, overrides: Sequence[str] = ()) -> None:
-        self.directory = Path(run)
-        self._overrides = [format_override("run", run), *overrides]
-        trusted_paths.TYPED.extend(overrides)
-        self._settings = _compose("sample", self._overrides)
-        self._run = RunDir(str(run), self._settings)
-        self.pipeline: SamplingPipeline = self._run.pipeline
-        """The denoiser, codec, sampler and guidance"""
-
-    def __repr__(self) -> str:
-        shape, classes = "x".join(map(str, self.shape)), self.pipeline.classes
-        labels = f", {classes} classes" if classes else ""
-        return f"Model({str(self.directory)!r}: {shape}{labels})"
-
-    @property
-    def config(self) -> DictConfig:
-        """The configuration of the training run."""
-        return self._run.config
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W), or (d,) for points"""
-        return self.pipeline.shape
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """The name of each class; None for a model without classes."""
-        captions = self.pipeline.captions
-        return [names[0] for names in captions] if captions else None
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """The denoiser, an nn.Module: (x_t, t, condition) -> x_0 estimate."""
-        return self.pipeline.denoiser
-
-    @property
-    def data(self) -> Data:
-        """The data of the run: `train` and `test` splits. Raises UserError if it is gone."""
-        return self._run.data
-
-    def to(self, device: str | torch.device) -> Self:
-        """Move the model to `device`, and return it."""
-        for module in (self.pipeline.denoiser, self.pipeline.codec):
-            module.to(device)
-        return self
-
-    def sample(
-        self,
-        count: int = 16,
-        *,
-        label: Label = None,
-        text: str | list[str] | None = None,
-        images: "Samples | Tensor | None" = None,
-        seed: int = 0,
-        sampler: str | Sampler | None = None,
-        steps: int | None = None,
-        guidance: float | str | None = None,
-        batch_size: int = 256,
-        overrides: Sequence[str] = (),
-    ) -> Samples:
-        """Sample `count` images or points.
-
-        Sample i of a seed does not depend on the count, the batch size or the device.
-
-        Args:
-            label: A class by name or number, a list of classes, "all" for the same share of each,
-                or None for all in turn.
-            text: A caption or a list, for a model with conditioner=text.
-            images: Images to upsample, for conditioner=low_res (None: held-out images).
-            sampler: A choice such as "ddim", or a `Sampler` (None: that of the run).
-            steps: Number of sampling steps, `sampler.steps`.
-            guidance: Strength `guidance.w` of classifier-free guidance, where 0 is off; or a choice
-                such as "none".
-            overrides: Other keys, such as "sampler.eta=0.5", "guidance.interval=[10,80]".
-
-        Raises UserError for values that the model does not take.
-        """
-        pipeline = self._pipeline(
-            sampler=sampler, steps=steps, guidance=guidance, overrides=overrides
-        )
-        conditions = self._conditions(pipeline, count, label, text, images)
-        _check_counts(count=count, batch_size=batch_size)
-        total = Cascade([pipeline]).num_steps(count, batch_size)
-        options = {"seed": seed, "batch_size": batch_size}
-        with _bar(total, f"sampling {count}") as bar, prefix_errors("sampler"):
-            batches = [*pipeline.sample(count, conditions=conditions, **options, bar=bar)]
-        return Samples(torch.cat([batch[0].cpu() for batch in batches]), conditions.get("label"))
-
-    def encode(
-        self,
-        images: "Samples | Tensor",
-        *,
-        label: Label | Tensor = None,
-        batch_size: int = 256,
-        **choices: Unpack[SamplingChoices],
-    ) -> Tensor:
-        """Return x_T (N, ...) float32 of data, from which `decode` returns it.
-
-        The chain is deterministic (Song et al., 2021, section 5.4): `sampler.eta` is 0 by default.
-
-        Args:
-            images: Samples, or images (N, C, H, W) uint8.
-            label: The classes (None: those of the samples).
-            choices: sampler, steps, guidance and overrides, as for `sample`.
-
-        Raises UserError if the model needs classes, or the sampler has no inverse.
-        """
-        pipeline = self._pipeline(deterministic=True, **choices)
-        split = self._to_split(images)
-        if label is not None or pipeline.denoiser.conditioner.low_res_shape is not None:
-            labels = label.tolist() if isinstance(label, Tensor) else label
-            conditions = pipeline.make_conditions(split.size, labels, None, split)
-        else:
-            conditions = to_batch(split)
-            if pipeline.denoiser.classes is not None and split.labels is None:
-                raise UserError("images have no labels, and this model needs them; try label=...")
-        conditions = pipeline.resolve(conditions)
-        x0 = split.x0.to(pipeline.device)
-        ends: list[Tensor] = []
-        with torch.no_grad(), prefix_errors("sampler"):
-            for index in torch.arange(len(x0)).split(batch_size):
-                data = pipeline.codec.encode(x0[index], torch.zeros_like)
-                ends.append(last(pipeline.encode(data, select_rows(conditions, index))))
-        return torch.cat(ends).cpu()
-
-    def decode(
-        self,
-        x_T: Tensor,
-        *,
-        label: Label | Tensor = None,
-        seed: int = 0,
-        batch_size: int = 256,
-        **choices: Unpack[SamplingChoices],
-    ) -> Samples:
-        """Sample from `x_T` (N, ...) instead of noise. `sampler.eta` is 0 by default.
-
-        `label` is as for `sample`, or (N,) int64; see `sample` for the other arguments.
-        """
-        pipeline = self._pipeline(deterministic=True, **choices)
-        if tuple(x_T.shape[1:]) != pipeline.codec.shape:
-            shape = ", ".join(map(str, ("N", *pipeline.codec.shape)))
-            raise UserError(f"x_T must have shape ({shape}) (got {tuple(x_T.shape)})")
-        conditions = self._conditions(pipeline, len(x_T), label, None, None)
-        with _bar(pipeline.num_steps * -(-len(x_T) // batch_size), "decoding") as bar:
-            return pipeline.decode_samples(
-                x_T, conditions, range(len(x_T)), seed=seed, batch_size=batch_size, bar=bar
-            )
-
-    def interpolate(
-        self,
-        start: "Samples | Tensor",
-        end: "Samples | Tensor",
-        frames: int = 9,
-        *,
-        label: Label | Tensor = None,
-        seed: int = 0,
-        **choices: Unpack[SamplingChoices],
-    ) -> Samples:
-        """Return N rows of `frames` samples from each `start` to its `end`, on the sphere of x_T.
-
-        Args:
-            start: Samples or images uint8, which are encoded, or x_T (N, ...) float32.
-            end: Like `start`.
-            frames: Number of samples in a row, with both ends.
-            label: The class of each row (None: those of `start`, or all in turn).
-            seed: Seed of a sampler that adds noise.
-            choices: sampler, steps, guidance and overrides, as for `sample`.
-        """
-        _check_counts(frames=frames)
-        if label is None and isinstance(start, Samples):
-            label = start.labels
-        a, b = (self._to_latents(value, label, choices) for value in (start, end))
-        weight = torch.linspace(0, 1, frames)
-        x_T = torch.cat([slerp(one, other, weight) for one, other in zip(a, b, strict=True)])
-        conditions = self._conditions(self.pipeline, len(a), label, None, None)
-        labels = conditions.get("label")
-        rows = None if labels is None else labels.repeat_interleave(frames)
-        return self.decode(x_T, label=rows, seed=seed, **choices)
-
-    def bits_per_dim(
-        self, images: "Samples | Tensor | None" = None, overrides: Sequence[str] = ()
-    ) -> Tensor:
-        """Return the variational bound on -log2 p(x_0) per dimension of each image, (N,) float64.
-
-        Args:
-            images: Samples with labels if the model has classes, or images (N, C, H, W) uint8
-                (None: all held-out images).
-            overrides: As for evaluate.py, such as "nll.steps=50".
-        """
-        settings = self._compose("evaluate", overrides)
-        cascade = Cascade([self._configured(settings)])
-        metric = select_metrics(available_metrics(settings), ["nll"], cascade)["nll"]
-        split = self.data.test.select(slice(None)) if images is None else self._to_split(images)
-        prior, terms, _ = metric.terms(cascade.stages[-1], split)
-        return prior + terms.sum(0)
-
-    def evaluate(
-        self, metrics: Sequence[str] | None = None, overrides: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """Return metrics as in the metrics.json of evaluate.py.
-
-        Args:
-            metrics: Names such as "fid", "kid", "nll" (None: FID, or ode_nll for points).
-            overrides: As for evaluate.py, such as "count=500", "sampler.steps=50".
-        """
-        names = [] if metrics is None else [f"metrics=[{','.join(metrics)}]"]
-        settings = self._compose("evaluate", [*names, *overrides])
-        available = available_metrics(settings)
-        cascade = Cascade([self._configured(settings)])
-        results: dict[str, Any] = {}
-        for name, metric in select_metrics(available, settings.metrics, cascade).items():
-            results |= as_json(name, metric, metric.compute(cascade, self.data, settings.weights))
-        return results
-
-    def _compose(self, verb: str, overrides: Iterable[str]) -> DictConfig:
-        return _compose(verb, [*self._overrides, *overrides])
-
-    def _pipeline(
-        self, deterministic: bool = False, **choices: Unpack[SamplingChoices]
-    ) -> SamplingPipeline:
-        """Return the pipeline with these options, with eta = 0 if it is `deterministic`."""
-        sampler, guidance = choices.get("sampler"), choices.get("guidance")
-        words = [f"sampler={sampler}"] if isinstance(sampler, str) else []
-        if (steps := choices.get("steps")) is not None:
-            words.append(f"sampler.steps={steps}")
-        if guidance is not None:
-            key = "guidance" if isinstance(guidance, str) else "guidance.w"
-            words.append(f"{key}={guidance}")
-        settings = self._compose("sample", [*words, *choices.get("overrides", ())])
-        if deterministic:
-            make_deterministic(settings)
-        pipeline = self._configured(settings)
-        if isinstance(sampler, Sampler):
-            pipeline.set_sampler(sampler, pipeline.guidance)
-        return pipeline
-
-    def _configured(self, settings: DictConfig) -> SamplingPipeline:
-        """Return a pipeline with `settings`, which shares its network unless another is needed."""
-        if any(self._settings[key] != settings[key] for key in REBUILT):
-            return RunDir(str(self.directory), settings).pipeline
-        pipeline = copy.copy(self.pipeline)
-        sampler, guidance = build(settings, "sampler"), build(settings, "guidance")
-        pipeline.set_sampler(sampler, guidance)
-        return pipeline
-
-    def _conditions(
-        self,
-        pipeline: SamplingPipeline,
-        count: int,
-        label: Label | Tensor,
-        text: str | list[str] | None,
-        images: "Samples | Tensor | None",
-    ) -> Batch:
-        label = label.tolist() if isinstance(label, Tensor) else label
-        if pipeline.denoiser.conditioner.low_res_shape is None:
-            if images is not None:
-                raise UserError("images= is for a model that upsamples, and this one does not")
-            return pipeline.make_conditions(count, label, text)
-        split = self.data.test if images is None else self._to_split(images)
-        return pipeline.make_conditions(count, label, text, split)
-
-    def _to_split(self, images: "Samples | Tensor") -> InMemorySplit:
-        """Return samples or images as data. Raises UserError if they do not fit the model."""
-        samples = images if isinstance(images, Samples) else Samples(torch.as_tensor(images))
-        is_points = self.pipeline.bin_width is None
-        dtype = torch.float32 if is_points else torch.uint8
-        if samples.tensor.dtype != dtype or samples.tensor.ndim != len(self.shape) + 1:
-            shape = ", ".join(map(str, ("N", *self.shape)))
-            kind = str(dtype).removeprefix("torch.")
-            actual = f"{tuple(samples.tensor.shape)} {samples.tensor.dtype}"
-            raise UserError(f"images must be ({shape}) {kind} (got {actual})")
-        return (Points if is_points else Images)(samples.tensor, samples.labels)
-
-    def _to_latents(
-        self, value: "Samples | Tensor", label: Label | Tensor, choices: SamplingChoices
-    ) -> Tensor:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-        own = isinstance(value, Samples) and value.labels is not None
-        return self.encode(value, label=None if own else label, **choices)
-
-
-def last(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:
-    """Return the last x_t of a trajectory."""
-    return deque(trajectory, maxlen=1)[0][1]
-
-
-def _bar(total: int, desc: str) -> "tqdm[Any]":
-    return tqdm(total=total, desc=desc, unit="step", disable=None, leave=False)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise UserError(f"{name} must be a whole number of at least 1 (got {value})")
-
-
-def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
-    words = messages.normalize_flags(overrides, CONFIGS)
-    messages.check_overrides(words, CONFIGS)
-    set_trusted(words)
-    if verb != "train":
-        register_run_choices(words)
-    with _user_errors(verb, words), initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose(verb, overrides=words)
-
-
-@contextmanager
-def _user_errors(verb: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Turn errors of Hydra and OmegaConf into UserError."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        message = messages.explain_error(error, verb, CONFIGS, [*overrides])
-        raise UserError(message) from error

@@ -1,0 +1,37 @@
+"""Configurations of commands in Python, with errors that name key and value."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import hydra
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm_lab.config import messages
+from ddpm_lab.config.overrides import CONFIGS
+from ddpm_lab.runs.run_config import register_run_choices
+from ddpm_lab.runs.saved_config import set_trusted
+from ddpm_lab.utils.errors import UserError
+
+
+def compose_command(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of a command. Raises UserError."""
+    words = messages.normalize_flags(overrides, CONFIGS)
+    messages.check_overrides(words, CONFIGS)
+    set_trusted(words)
+    if verb != "train":
+        register_run_choices(words)
+    with user_errors(verb, words), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(verb, overrides=words)
+
+
+@contextmanager
+def user_errors(verb: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Turn errors of Hydra and OmegaConf into UserError."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        message = messages.explain_error(error, verb, CONFIGS, [*overrides])
+        raise UserError(message) from error
