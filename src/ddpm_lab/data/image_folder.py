@@ -110,7 +110,7 @@ def image_folder(
 def _require_folder(path: str | None) -> Path:
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
-        hint = "try data.path=DIR" if path is None else "it does not exist"
+        hint = "try data.path=DIR" if path is None else "it does not exist; try data.path=DIR"
         if root.suffix in (".npz", ".npy"):
             hint = "arrays are not read; save the images as PNG files in a folder"
         elif root.is_file():
