@@ -135,6 +135,8 @@ def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
         (lambda model: model.encode(torch.zeros(2, 1, 8, 8).byte()), "have no labels"),
         (lambda model: model.decode(torch.zeros(2, 3, 8, 8)), r"x_T must have shape"),
         (lambda model: model.interpolate(model.sample(1), model.sample(1), 0), "frames must be"),
+        (lambda model: model.interpolate(model.sample(1), model.sample(2)), "equal lengths"),
+        (lambda model: model.encode(torch.zeros(2, 1, 9, 9).byte()), r"\(N, 1, 8, 8\) uint8"),
         (lambda model: model.evaluate(["fidd"]), "metrics="),
         (lambda model: ddpm_lab.compose("schedule=cosin"), "did you mean cosine?"),
         (lambda model: ddpm_lab.compose("schedule"), "schedule"),

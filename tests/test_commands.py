@@ -891,7 +891,11 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
             ["run=RUN", "mode=encode", "input=nowhere.npz"],
             "input=nowhere.npz does not exist",
         ),
-        ("sample", ["run=RUN", "mode=decode"], "mode=decode needs the x_T.npz of mode=encode (got input=test)"),
+        (
+            "sample",
+            ["run=RUN", "mode=decode"],
+            "mode=decode needs the x_T.npz of mode=encode (got input=test)",
+        ),
         (
             "sample",
             ["run=RUN", "sampler.eta=1.5"],

@@ -125,11 +125,11 @@ class Model:
 
         Raises UserError for values that the model does not take.
         """
+        _check_counts(count=count, batch_size=batch_size)
         pipeline = self._pipeline(
             sampler=sampler, steps=steps, guidance=guidance, overrides=overrides
         )
         conditions = self._conditions(pipeline, count, label, text, images)
-        _check_counts(count=count, batch_size=batch_size)
         total = Cascade([pipeline]).num_steps(count, batch_size)
         options = {"seed": seed, "batch_size": batch_size}
         with _bar(total, f"sampling {count}") as bar, prefix_errors("sampler"):
@@ -156,7 +156,7 @@ class Model:
         Raises UserError if the model needs classes, or the sampler has no inverse.
         """
         pipeline = self._pipeline(deterministic=True, **choices)
-        split = self._to_split(images)
+        split = self._to_split(images, self.shape)
         if label is not None or pipeline.denoiser.conditioner.low_res_shape is not None:
             labels = label.tolist() if isinstance(label, Tensor) else label
             conditions = pipeline.make_conditions(split.size, labels, None, split)
@@ -220,6 +220,8 @@ class Model:
         if label is None and isinstance(start, Samples):
             label = start.labels
         a, b = (self._to_latents(value, label, choices) for value in (start, end))
+        if len(a) != len(b):
+            raise UserError(f"start and end must have equal lengths (got {len(a)} and {len(b)})")
         weight = torch.linspace(0, 1, frames)
         x_T = torch.cat([slerp(one, other, weight) for one, other in zip(a, b, strict=True)])
         conditions = self._conditions(self.pipeline, len(a), label, None, None)
@@ -240,7 +242,11 @@ class Model:
         settings = self._compose("evaluate", overrides)
         cascade = Cascade([self._configured(settings)])
         metric = select_metrics(available_metrics(settings), ["nll"], cascade)["nll"]
-        split = self.data.test.select(slice(None)) if images is None else self._to_split(images)
+        split = (
+            self.data.test.select(slice(None))
+            if images is None
+            else self._to_split(images, self.shape)
+        )
         prior, terms, _ = metric.terms(cascade.stages[-1], split)
         return prior + terms.sum(0)
 
@@ -287,7 +293,10 @@ class Model:
     def _configured(self, settings: DictConfig) -> SamplingPipeline:
         """Return a pipeline with `settings`, which shares its network unless another is needed."""
         if any(self._settings[key] != settings[key] for key in REBUILT):
-            return RunDir(str(self.directory), settings).pipeline
+            pipeline = RunDir(str(self.directory), settings).pipeline
+            for module in (pipeline.denoiser, pipeline.codec):
+                module.to(self.pipeline.device)
+            return pipeline
         pipeline = copy.copy(self.pipeline)
         sampler, guidance = build(settings, "sampler"), build(settings, "guidance")
         pipeline.set_sampler(sampler, guidance)
@@ -309,16 +318,19 @@ class Model:
         split = self.data.test if images is None else self._to_split(images)
         return pipeline.make_conditions(count, label, text, split)
 
-    def _to_split(self, images: "Samples | Tensor") -> InMemorySplit:
-        """Return samples or images as data. Raises UserError if they do not fit the model."""
+    def _to_split(
+        self, images: "Samples | Tensor", shape: tuple[int, ...] | None = None
+    ) -> InMemorySplit:
+        """Return samples or images as data. Raises UserError unless they have `shape`, if given."""
         samples = images if isinstance(images, Samples) else Samples(torch.as_tensor(images))
         is_points = self.pipeline.bin_width is None
         dtype = torch.float32 if is_points else torch.uint8
-        if samples.tensor.dtype != dtype or samples.tensor.ndim != len(self.shape) + 1:
-            shape = ", ".join(map(str, ("N", *self.shape)))
+        actual = tuple(samples.tensor.shape[1:])
+        if samples.tensor.dtype != dtype or actual != (shape or actual):
+            sizes = ", ".join(map(str, ("N", *(shape or ("C", "H", "W")))))
             kind = str(dtype).removeprefix("torch.")
-            actual = f"{tuple(samples.tensor.shape)} {samples.tensor.dtype}"
-            raise UserError(f"images must be ({shape}) {kind} (got {actual})")
+            given = f"{tuple(samples.tensor.shape)} {samples.tensor.dtype}"
+            raise UserError(f"images must be ({sizes}) {kind} (got {given})")
         return (Points if is_points else Images)(samples.tensor, samples.labels)
 
     def _to_latents(
