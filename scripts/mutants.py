@@ -612,7 +612,7 @@ MUTANTS = [
     ),
     Mutant(
         "EMA: starts at zero",
-        "diffusion/ema.py",
+        "diffusion/ema_model.py",
         "self.updates += 1",
         "self.updates += 1\n        torch._foreach_mul_(self._averages, self.updates > 1)",
         "system",

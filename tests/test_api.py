@@ -118,6 +118,10 @@ def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
         (lambda model: ddpm_lab.load("nowhere"), "run=nowhere is not a run directory"),
         (lambda model: ddpm_lab.load(model.directory, "sampler.etta=1"), "did you mean eta?"),
         (lambda model: model.sample(2, label="seventy"), "label=seventy is not a label"),
+        (
+            lambda model: model.sample(2, label=torch.tensor([10])),
+            r"indices in 0\.\.9 \(got \[10\]",
+        ),
         (lambda model: model.sample(2, text="a"), "text=a: this model was trained without texts"),
         (lambda model: model.sample(2, label=1, text="a"), "both set the condition"),
         (lambda model: model.sample(0), r"count must be a whole number of at least 1 \(got 0\)"),

@@ -5,7 +5,7 @@ from .diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDeno
 from .diffusion.classifier_guidance import ClassifierGuidance
 from .diffusion.conditioning import Condition, DataSpec
 from .diffusion.denoiser import Denoiser
-from .diffusion.ema import EMAModel
+from .diffusion.ema_model import EMAModel
 from .diffusion.guidance import Autoguidance, ClassifierFreeGuidance
 from .diffusion.langevin import Langevin, PredictorCorrector
 from .diffusion.ode_solvers import DPMSolver, Heun

@@ -113,8 +113,8 @@ class Model:
         Sample i of a seed does not depend on the count, the batch size or the device.
 
         Args:
-            label: A class by name or number, a list of classes, "all" for the same share of each,
-                or None for all in turn.
+            label: A class by name or number, several in a list or tensor, "all" for the same share
+                of each, or None for all in turn.
             text: A caption or a list, for a model with conditioner=text.
             images: Images to upsample, for conditioner=low_res (None: held-out images).
             sampler: A choice such as "ddim", or a `Sampler` (None: that of the run).
@@ -140,7 +140,7 @@ class Model:
         self,
         images: "Samples | Tensor",
         *,
-        label: Label | Tensor = None,
+        label: Label = None,
         batch_size: int = 256,
         **choices: Unpack[SamplingChoices],
     ) -> Tensor:
@@ -158,8 +158,7 @@ class Model:
         pipeline = self._pipeline(deterministic=True, **choices)
         split = self._to_split(images, self.shape)
         if label is not None or pipeline.denoiser.conditioner.low_res_shape is not None:
-            labels = label.tolist() if isinstance(label, Tensor) else label
-            conditions = pipeline.make_conditions(split.size, labels, None, split)
+            conditions = pipeline.make_conditions(split.size, label, None, split)
         else:
             conditions = to_batch(split)
             if pipeline.denoiser.classes is not None and split.labels is None:
@@ -177,14 +176,14 @@ class Model:
         self,
         x_T: Tensor,
         *,
-        label: Label | Tensor = None,
+        label: Label = None,
         seed: int = 0,
         batch_size: int = 256,
         **choices: Unpack[SamplingChoices],
     ) -> Samples:
         """Sample from `x_T` (N, ...) instead of noise. `sampler.eta` is 0 by default.
 
-        `label` is as for `sample`, or (N,) int64; see `sample` for the other arguments.
+        See `sample` for the other arguments.
         """
         pipeline = self._pipeline(deterministic=True, **choices)
         if tuple(x_T.shape[1:]) != pipeline.codec.shape:
@@ -202,7 +201,7 @@ class Model:
         end: "Samples | Tensor",
         frames: int = 9,
         *,
-        label: Label | Tensor = None,
+        label: Label = None,
         seed: int = 0,
         **choices: Unpack[SamplingChoices],
     ) -> Samples:
@@ -217,8 +216,7 @@ class Model:
             choices: sampler, steps, guidance and overrides, as for `sample`.
         """
         _check_counts(frames=frames)
-        if label is None and isinstance(start, Samples):
-            label = start.labels
+        label = getattr(start, "labels", None) if label is None else label
         a, b = (self._to_latents(value, label, choices) for value in (start, end))
         if len(a) != len(b):
             raise UserError(f"start and end must have equal lengths (got {len(a)} and {len(b)})")
@@ -276,12 +274,17 @@ class Model:
     ) -> SamplingPipeline:
         """Return the pipeline with these options, with eta = 0 if it is `deterministic`."""
         sampler, guidance = choices.get("sampler"), choices.get("guidance")
-        words = [f"sampler={sampler}"] if isinstance(sampler, str) else []
+        words = []
+        match sampler:
+            case str():
+                words.append(f"sampler={sampler}")
         if (steps := choices.get("steps")) is not None:
             words.append(f"sampler.steps={steps}")
-        if guidance is not None:
-            key = "guidance" if isinstance(guidance, str) else "guidance.w"
-            words.append(f"{key}={guidance}")
+        match guidance:
+            case str():
+                words.append(f"guidance={guidance}")
+            case int() | float():
+                words.append(f"guidance.w={guidance}")
         settings = self._compose("sample", [*words, *choices.get("overrides", ())])
         if deterministic:
             make_deterministic(settings)
@@ -306,11 +309,10 @@ class Model:
         self,
         pipeline: SamplingPipeline,
         count: int,
-        label: Label | Tensor,
+        label: Label,
         text: str | list[str] | None,
         images: "Samples | Tensor | None",
     ) -> Batch:
-        label = label.tolist() if isinstance(label, Tensor) else label
         if pipeline.denoiser.conditioner.low_res_shape is None:
             if images is not None:
                 raise UserError("images= is for a model that upsamples, and this one does not")
@@ -329,17 +331,19 @@ class Model:
         if samples.tensor.dtype != dtype or actual != (shape or actual):
             sizes = ", ".join(map(str, ("N", *(shape or ("C", "H", "W")))))
             kind = str(dtype).removeprefix("torch.")
-            given = f"{tuple(samples.tensor.shape)} {samples.tensor.dtype}"
-            raise UserError(f"images must be ({sizes}) {kind} (got {given})")
+            text = f"{tuple(samples.tensor.shape)} {samples.tensor.dtype}"
+            raise UserError(f"images must be ({sizes}) {kind} (got {text})")
         return (Points if is_points else Images)(samples.tensor, samples.labels)
 
     def _to_latents(
-        self, value: "Samples | Tensor", label: Label | Tensor, choices: SamplingChoices
+        self, value: "Samples | Tensor", label: Label, choices: SamplingChoices
     ) -> Tensor:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-        own = isinstance(value, Samples) and value.labels is not None
-        return self.encode(value, label=None if own else label, **choices)
+        match value:
+            case Tensor() if value.is_floating_point():
+                return value
+            case Samples(labels=Tensor()):
+                label = None  # the samples have their own
+        return self.encode(value, label=label, **choices)
 
 
 def last(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:

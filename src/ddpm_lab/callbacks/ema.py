@@ -7,7 +7,7 @@ from annotated_types import Ge, Lt
 
 from ddpm_lab.callbacks.lightning_internals import callbacks
 from ddpm_lab.diffusion.denoiser import Denoiser
-from ddpm_lab.diffusion.ema import EMAModel
+from ddpm_lab.diffusion.ema_model import EMAModel
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.ranges import check_ranges

@@ -11,8 +11,8 @@ from ddpm_lab.networks.text_encoder import encode_text
 from ddpm_lab.sampling.class_names import Captions, parse_label
 from ddpm_lab.utils.errors import UserError
 
-Label = int | str | Sequence[int | str] | None
-"""A class by number or name, a list of classes, "all" (sorted by class), or None (all in turn)"""
+Label = int | str | Sequence[int | str] | Tensor | None
+"""A class by number or name, a list of classes, indices (N,) int64, "all" or None (all in turn)"""
 
 
 def class_labels(
@@ -31,16 +31,23 @@ def class_labels(
             )
         return None
     labels = torch.arange(count)
-    if label == "all":
-        return (labels % classes).sort().values
-    if label is None:
-        return labels % classes
     if not captions or len(captions) != classes:
         captions = [[str(number)] for number in range(classes)]
-    names = label if isinstance(label, list | tuple) else [label]
-    if not names:
+    match label:
+        case None:
+            return labels % classes
+        case "all":
+            return (labels % classes).sort().values
+        case Tensor():
+            numbers = label.cpu().view(-1)
+            if numbers.is_floating_point() or not all(0 <= i < classes for i in numbers.tolist()):
+                raise UserError(f"label must be indices in 0..{classes - 1} (got {label.tolist()})")
+        case list() | tuple():
+            numbers = torch.tensor([parse_label(name, captions) for name in label])
+        case _:
+            numbers = torch.tensor([parse_label(label, captions)])
+    if not len(numbers):
         raise UserError(f"label={label} is an empty list; try label=null, for all classes in turn")
-    numbers = torch.tensor([parse_label(name, captions) for name in names])
     return numbers[labels % len(numbers)]
 
 
