@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "mutations.md"
-COPIED = ("src", "tests", "configs", "scripts", "prepare.py", "share.py", "pyproject.toml")
 BROKEN = (
     "NameError",
     "AttributeError",
@@ -1287,12 +1286,10 @@ def run_tests(mutant: Mutant | None, tests: str) -> Verdict:
     """Run `tests` on a copy of the code with `mutant`, or without a mutation for None."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, copy / name)
-            else:
-                shutil.copy(source, copy / name)
+        for name in ("src", "tests", "configs", "scripts"):
+            shutil.copytree(ROOT / name, copy / name)
+        for file in (ROOT / "pyproject.toml", *ROOT.glob("*.py")):
+            shutil.copy(file, copy)
         if mutant is not None:
             inject(mutant, copy / "src" / "ddpm_lab")
         options = ["-x", "-p", "no:cacheprovider", "-n", "0", "--tb=short"]
@@ -1346,12 +1343,12 @@ def main() -> None:
         for job in jobs:
             job.add_done_callback(lambda _: bar.update())
         baseline, *verdicts = [job.result() for job in jobs]
-    if baseline.outcome != "SURVIVED":
-        sys.exit(f"error: the tests fail without a mutation: {baseline.test}")
     for mutant, verdict in zip(mutants, verdicts, strict=True):
         print(f"{verdict.outcome:8}  {mutant.name}  {verdict.test}")
     caught = sum(verdict.outcome == "caught" for verdict in verdicts)
     print(f"{caught} of {len(mutants)} caught")
+    if baseline.outcome != "SURVIVED":
+        sys.exit(f"error: the tests fail without a mutation: {baseline.test}")
     if not words:
         write_report(mutants, verdicts)
         print(f"saved in {REPORT.relative_to(ROOT)}")
