@@ -27,6 +27,8 @@ suppress_warnings = [
     "myst.header",  # tables of report.py begin at the second level
 ]
 
+highlight_language = "none"  # blocks without a language are commands and output
+
 html_theme = "furo"
 html_title = f"ddpm-lab {release}"
 html_theme_options = {

@@ -61,7 +61,8 @@ def pages() -> dict[str, str]:
         listing = "\n".join(names)
         index += f"\n## {package}\n\n{subject}.\n\n```{{toctree}}\n:maxdepth: 1\n\n{listing}\n```\n"
         for name in names:
-            result[f"{name}.md"] = f"# {name}\n\n{AUTODOC.format(kind='module', name=name)}"
+            title = name.removeprefix("ddpm_lab.")
+            result[f"{name}.md"] = f"# {title}\n\n{AUTODOC.format(kind='module', name=name)}"
     return result | {"index.md": index}
 
 
@@ -72,7 +73,8 @@ def _interface() -> str:
     for name in sorted(ddpm_lab.__all__, key=str.lower):
         value = getattr(ddpm_lab, name)
         module = value.__name__ if inspect.ismodule(value) else value.__module__
-        link = f"[`{module}`]({module}.md)" if module in _documented() else "below"
+        title = module.removeprefix("ddpm_lab.")
+        link = f"[`{title}`]({module}.md)" if module in _documented() else "below"
         summary = config_groups.to_markdown(config_groups.first_paragraph(value))
         rows.append((f"`{name}`", link, summary))
     text += config_groups.table(("name", "module", ""), rows)

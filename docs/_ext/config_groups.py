@@ -57,7 +57,7 @@ MEANINGS = {
     "hydra/sweeper": "The sampler of a search.",
 }
 """Groups with their meanings, in the order of the pages"""
-COMMANDS = {
+COMMANDS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "train": ("train.py", validation.SETTINGS),
     "sample": ("sample.py", sample.SETTINGS),
     "evaluate": ("evaluate.py", {}),
@@ -257,12 +257,13 @@ def choice_section(group: str, choice: str) -> str:
     if words := selected(group, choice):
         paragraphs.append(f"Selects {', '.join(f'`{word}`' for word in words)}.")
     prefix = package(group, choice)
+    header = ("key", "default" if prefix else "value", "type", "meaning")
     cells = [
         (f"`{key}`", default, kind, to_markdown(notes.get(key.removeprefix(prefix), "")))
-        for key, default, kind in rows(keys, prefix, validation.SETTINGS)
+        for key, default, kind in rows(keys, prefix, validation.SETTINGS if prefix else {})
     ]
     if cells:
-        paragraphs.append(table(("key", "default", "type", "meaning"), cells))
+        paragraphs.append(table(header, cells))
     return "\n\n".join(filter(None, paragraphs)) + "\n"
 
 

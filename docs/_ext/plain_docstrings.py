@@ -13,7 +13,7 @@ CODE = re.compile(r"`([^`]+)`")
 SPECIAL = re.compile(r"[\\*|]|_(?!\w)")
 NO_SECTIONS = ("attribute", "data", "property")
 """Kinds whose docstrings are one text; napoleon would read "type: text" """
-NAPOLEON = Config(napoleon_numpy_docstring=False)
+NAPOLEON: Any = Config(napoleon_numpy_docstring=False)
 REPLACEMENTS = [
     (
         r"Annotated\[(\w+)(?:, (?:Ge|Gt|Le|Lt)\([^)]*\))+\]",
@@ -40,7 +40,7 @@ def to_rst(text: str) -> str:
 
 
 def process_docstring(
-    app: Any, kind: str, name: str, target: Any, options: Any, lines: list[str]
+    app: Any, kind: Any, name: str, target: Any, options: Any, lines: list[str]
 ) -> None:
     """Convert the lines of a docstring in place."""
     lines[:] = to_rst("\n".join(lines)).split("\n")
