@@ -277,6 +277,7 @@ def sections(page):
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
+@pytest.mark.slow
 def test_reference_has_every_choice_and_every_key(config_groups):
     pages, missing = config_groups.pages(), {}
     folders = {str(file.parent.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")}
@@ -298,6 +299,7 @@ def test_reference_has_every_choice_and_every_key(config_groups):
     assert len(missing) > 60 and not any(missing.values()), missing
 
 
+@pytest.mark.slow
 def test_reference_has_types_ranges_and_sources(config_groups):
     pages = config_groups.pages()
     assert "| `sampler.eta` | `0.0` | number at least 0 and at most 1 |" in pages["sampler.md"]
