@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.docs
 
-.PHONY: help install train test nightly lint check faults format clean
+.PHONY: help install train test nightly lint check docs faults format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +37,13 @@ check: lint ## lint and the fast tests
 nightly: $(READY) ## run the nightly tests: more kills, experiments and tables
 	$(BIN)/python -m pytest -m nightly $(ARGS)
 
+$(DOCS_READY): $(READY)
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --group docs
+	@touch $@
+
+docs: $(DOCS_READY) ## build the documentation in docs/_build/html and run the tutorials
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 faults: $(READY) ## inject faults into runs, for hours; ARGS="kill --count 20" selects
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults.py $(ARGS)
 
@@ -44,4 +52,4 @@ format: $(READY) ## format the code as `check` requires
 	$(BIN)/ruff check --fix .
 
 clean: ## remove the environment and caches, but not runs/
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache docs/_build docs/reference/api docs/reference/configs
