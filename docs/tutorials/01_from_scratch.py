@@ -24,9 +24,6 @@ import torch
 import ddpm_lab
 from ddpm_lab.diffusion.analytic_propagation import propagate
 
-torch.manual_seed(0)
-plt.ioff()  # a figure appears where it is the last line of a cell
-
 # %% [markdown]
 # ## 1. The forward process
 #
@@ -38,6 +35,7 @@ plt.ioff()  # a figure appears where it is the last line of a cell
 # schedule*. Here they rise on a line from 0.0001 to 0.02, as in the DDPM paper (Ho et al., 2020).
 
 # %%
+torch.manual_seed(0)
 T = 1000
 betas = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
 
@@ -84,6 +82,7 @@ for axis, step in zip(axes, (0, 100, 300, 1000), strict=True):
     normal = torch.distributions.Normal(exact_mean[step], exact_std[step])
     axis.plot(grid, normal.log_prob(grid).exp(), color="#d55e00")
     axis.set_title(f"t = {step}")
+plt.close(figure)  # shown once, as the last line of the cell
 figure
 
 # %% [markdown]
@@ -274,6 +273,7 @@ figure, axes = plt.subplots(1, 5, figsize=(12, 2.6))
 for axis, (t, x) in zip(axes, snapshots.items(), strict=True):
     axis.scatter(*x.T, s=1, color="#0072b2")
     axis.set(title=f"t = {t}", xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=(), yticks=())
+plt.close(figure)
 figure
 
 
@@ -359,6 +359,7 @@ axis.plot(torch.arange(len(smooth)) * 50, smooth, label="training loss")
 axis.axhline(error["exact"], color="#d55e00", label="exact denoiser")
 axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
 axis.legend()
+plt.close(figure)
 figure
 
 # %% [markdown]

@@ -27,8 +27,6 @@ import torch
 
 import ddpm_lab
 
-plt.ioff()  # a figure appears where it is the last line of a cell
-
 config = ddpm_lab.compose(
     "trainer.max_steps=250",  # the default is 800 steps
     "model.channels=24",  # a smaller network than the default
@@ -121,6 +119,7 @@ assert distance[0] > 2 * distance[12] > 4 * distance[23]
 figure, axis = plt.subplots(figsize=(5, 2.8))
 axis.plot([t for t, _, _ in many], distance, marker="o", markersize=3)
 axis.set(xlabel="t", ylabel="distance of the estimate\nto the final image", xlim=(1000, 0))
+plt.close(figure)  # shown once, as the last line of the cell
 figure
 
 # %% [markdown]
@@ -196,6 +195,7 @@ axis.plot(counts, fids, marker="o")
 axis.axhline(metrics["real"]["fid"], color="#d55e00", label="held-out images")
 axis.set(xlabel="sampling steps", ylabel="FID", xscale="log", yscale="log")
 axis.legend()
+plt.close(figure)
 figure
 
 # %% [markdown]

@@ -27,8 +27,6 @@ import torch
 import ddpm_lab
 from ddpm_lab import ClassifierFreeGuidance, Condition
 
-plt.ioff()  # a figure appears where it is the last line of a cell
-
 MEAN, STD = 0.4, 0.3
 mixture = ddpm_lab.Mixture(
     means=torch.tensor([[-MEAN], [MEAN]], dtype=torch.float64),
@@ -121,6 +119,7 @@ for axis, (w, x) in zip(axes, results.items(), strict=True):
     axis.plot(grid, tilted_density(w), color="#d55e00", label="tilted density")
     axis.set(title=f"w = {w:g}", xlim=(-1, 2.5))
 axes[0].legend(fontsize=8)
+plt.close(figure)  # shown once, as the last line of the cell
 figure
 
 # %% [markdown]
@@ -177,6 +176,7 @@ for key in ("class_accuracy", "precision", "recall"):
     axis.plot(strengths, [table[w][key] for w in strengths], marker="o", label=key)
 axis.set(xlabel="w", ylim=(0, 1.05))
 axis.legend()
+plt.close(figure)
 figure
 
 # %% [markdown]

@@ -2,7 +2,7 @@
 # # Your own images
 #
 # This tutorial trains on a folder of images, as you would with your own. It draws the folder first,
-# so that it needs no download: colored shapes of 16x16 pixels, in one folder per class. Then it
+# so that it needs no download: colored spots of 16x16 pixels, in one folder per class. Then it
 #
 # 1. trains a model with classes,
 # 2. samples classes by name, and checks them,
@@ -18,14 +18,11 @@
 # %%
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 import ddpm_lab
-
-plt.ioff()  # a figure appears where it is the last line of a cell
 
 SIZE = 16
 COLORS = {"red": (230, 60, 50), "green": (60, 200, 80), "blue": (60, 90, 235)}
@@ -33,7 +30,7 @@ random = np.random.default_rng(0)
 
 
 def draw(color):
-    """Return a square of this color, of random size and position, on a dark background."""
+    """Return a spot of this color, of random size and position, on a dark background."""
     image = Image.new("RGB", (4 * SIZE, 4 * SIZE), (20, 20, 30))
     radius = random.uniform(14, 22)
     x, y = random.uniform(radius, 4 * SIZE - radius, 2)
@@ -62,7 +59,7 @@ config = ddpm_lab.compose(
     "data=folder",
     "data.path=spots",
     "conditioner=label",
-    "trainer.max_steps=250",
+    "trainer.max_steps=400",
     "model.channels=16",
     "model.multipliers=[1,2,2]",
     "data.batch_size=32",

@@ -34,8 +34,6 @@ from ddpm_lab.diffusion.schedules import Schedule
 from ddpm_lab.evaluation.metrics import Estimates, FeatureMetric, Number, Results, Rows
 from ddpm_lab.networks.layers import ConditionedNetwork, zero_module
 
-plt.ioff()  # a figure appears where it is the last line of a cell
-
 # %% [markdown]
 # ## A schedule
 #
@@ -69,6 +67,7 @@ for name, schedule in {"log_snr": log_snr(), "cosine": ddpm_lab.schedules.cosine
     axis.plot(schedule.alpha**2, label=name)
 axis.set(xlabel="t", ylabel="$\\bar\\alpha_t$")
 axis.legend()
+plt.close(figure)  # shown once, as the last line of the cell
 figure
 
 # %% [markdown]
