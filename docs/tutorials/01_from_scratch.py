@@ -305,10 +305,10 @@ assert (shares - 1 / 8).abs().max() < 0.03 and abs(rms / predicted - 1) < 0.05
 # %% [markdown]
 # ## 5. Learn the denoiser
 #
-# For real data there is no formula, but there are examples. The training loss is the mean squared
-# error of a network that predicts the noise $\epsilon$ in $x_t = \alpha_t x_0 + \sigma_t \epsilon$,
-# at random times (algorithm 1 of the paper). $\epsilon$ and $x_0$ determine each other, so the
-# estimate of $x_0$ comes with it.
+# For real data there is no formula, but there are examples. A noisy point is
+# $x_t = \alpha_t x_0 + \sigma_t \epsilon$, at a random time. The network predicts the noise
+# $\epsilon$ in it, and the loss is the mean squared error (algorithm 1 of the paper). $\epsilon$
+# and $x_0$ determine each other, so the estimate of $x_0$ comes with it.
 #
 # - `Denoiser` wraps a network and converts its output.
 # - `denoiser.loss(x0)` draws times and noise and returns the loss.

@@ -106,9 +106,10 @@ rows = torch.cat([x_t[::3], x_0[::3]])
 ddpm_lab.Samples.from_x0(rows).grid(columns=len(rows) // 2)
 
 # %% [markdown]
-# The estimate begins as a blurred average of all threes and becomes sharper. The large strokes
-# appear first, at high noise. The last steps change only details. Numbers say the same: the change
-# of the estimate shrinks.
+# The first estimate is meaningless: $x_T$ has no information about an image, and the error of the
+# network is amplified. Then the estimate is a blurred average of all threes, and becomes sharper.
+# The large strokes appear first, at high noise. The last steps change only details. Numbers say the
+# same: the distance of the estimate to the final image shrinks.
 
 # %%
 many = list(model.trajectory(100, seed=0, steps=25))
@@ -193,7 +194,7 @@ assert fids[0] > fids[1] > fids[-1]
 figure, axis = plt.subplots(figsize=(5, 2.8))
 axis.plot(counts, fids, marker="o")
 axis.axhline(metrics["real"]["fid"], color="#d55e00", label="held-out images")
-axis.set(xlabel="sampling steps", ylabel="FID", xscale="log", yscale="log")
+axis.set(xlabel="sampling steps", ylabel="FID", yscale="log")
 axis.legend()
 plt.close(figure)
 figure
