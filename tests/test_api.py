@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from types import ModuleType
 
 import numpy as np
@@ -201,6 +202,40 @@ def test_samples_of_an_exact_denoiser_have_the_distribution_of_the_data():
     assert samples[samples > 0].std().item() == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.slow
+def test_trajectories_end_in_the_samples(run, model):
+    choices = {"sampler": "ddim", "steps": 5, "guidance": 2.0}
+    steps = [*model.trajectory(3, label=3, seed=1, **choices)]
+    assert len(steps) == 6
+    assert steps[0][0] == 1000 and steps[-1][0] == 0
+    _, x_0, estimate = steps[-1]
+    samples = model.sample(3, label=3, seed=1, **choices)
+    assert torch.equal(ddpm_lab.Samples.from_x0(x_0).tensor, samples.tensor)
+    assert torch.equal(x_0, estimate)
+    # DDIM without noise: x_s follows from x_t and the estimate of x_0.
+    process = model.denoiser.process
+    for (t, x_t, x0), (s, x_s, _) in pairwise(steps):
+        expected = process.ddim_update(x_t, x0, torch.tensor(t), torch.tensor(s))
+        torch.testing.assert_close(x_s, expected)
+        assert x0.abs().max() <= 1
+    with pytest.raises(ddpm_lab.UserError, match="count must be"):
+        next(model.trajectory(0))
+
+
+@pytest.mark.slow
+def test_shared_folders_equal_those_of_the_command(run, model, tmp_path, capsys):
+    folder = ddpm_lab.share(run, tmp_path / "shared")
+    assert torch.equal(ddpm_lab.load(folder).sample(2).tensor, model.sample(2).tensor)
+    subprocess.check_call(
+        [sys.executable, str(ROOT / "share.py"), str(run), str(tmp_path / "typed")],
+        stdout=subprocess.DEVNULL,
+    )
+    for file in ("config.yaml", "run.json", "weights.safetensors"):
+        assert (folder / file).read_bytes() == (tmp_path / "typed" / file).read_bytes()
+    with pytest.raises(ddpm_lab.UserError, match="exists, and nothing is overwritten"):
+        ddpm_lab.share(run, folder)
+
+
 def test_samples_index_and_show():
     pixels, labels = torch.arange(5 * 192).view(5, 3, 8, 8).byte(), torch.arange(5)
     samples = ddpm_lab.Samples(pixels, labels)
@@ -209,7 +244,8 @@ def test_samples_index_and_show():
     assert samples[1:3].labels.tolist() == [1, 2] and samples[labels > 2].labels.tolist() == [3, 4]
     assert samples.x0.min() >= -1 and samples.x0.max() <= 1
     assert samples.grid(5).size[0] > 5 * 64 and samples._repr_png_()[1:4] == b"PNG"
-    points = ddpm_lab.Samples(torch.randn(5, 2))
+    assert torch.equal(ddpm_lab.Samples.from_x0(samples.x0, labels).tensor, pixels)
+    points = ddpm_lab.Samples.from_x0(torch.randn(5, 2))
     assert repr(points) == "Samples(5 points of 2)" and points._repr_png_()[1:4] == b"PNG"
 
 

@@ -114,7 +114,8 @@ def values(tmp_path_factory):
     store = ConfigStore.instance()
     examples = [example for file in FILES for example in EXAMPLE.findall(file.read_text())]
     for group, choice, text in examples:
-        store.store(group=group, name=choice, node=OmegaConf.create(text))
+        package = "_global_" if text.startswith("# @package _global_\n") else None
+        store.store(group=group, name=choice, node=OmegaConf.create(text), package=package)
     yield {key: str(root / key) for key in PLACEHOLDERS} | {"NAME": "ddim_table1", "...": "1"}
     for group, choice, _ in examples:
         del store.repo[group][f"{choice}.yaml"]

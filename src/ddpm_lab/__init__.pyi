@@ -1,4 +1,4 @@
-from .api import compose, load, train
+from .api import compose, load, share, train
 from .conditioners.labels import Label
 from .diffusion import objectives, predictions, schedules, variances
 from .diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
@@ -50,6 +50,7 @@ __all__ = [
     "objectives",
     "predictions",
     "schedules",
+    "share",
     "train",
     "variances",
 ]

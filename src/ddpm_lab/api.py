@@ -10,19 +10,21 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ddpm_lab.cli.compose import compose_command, user_errors
+from ddpm_lab.cli.share import share as export
 from ddpm_lab.model import Model
 from ddpm_lab.runs import resume
 
 
-def compose(*overrides: str) -> DictConfig:
+def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
     """Return the configuration of `python train.py OVERRIDES`, for `train`.
 
     Args:
         overrides: Choices and values, such as "schedule=cosine", "trainer.max_steps=100".
+        config_dir: A folder with choices of your own, such as schedule/NAME.yaml; --config-dir.
 
     Raises UserError for keys and choices that do not exist.
     """
-    return compose_command("train", overrides)
+    return compose_command("train", overrides, config_dir)
 
 
 def train(config: DictConfig, directory: str | Path | None = None) -> Path:
@@ -48,14 +50,30 @@ def train(config: DictConfig, directory: str | Path | None = None) -> Path:
     return folder
 
 
-def load(run: str | Path, *overrides: str) -> Model:
+def load(run: str | Path, *overrides: str, config_dir: str | Path | None = None) -> Model:
     """Load the diffusion model of a run directory, or of a folder that share.py wrote.
 
     Args:
         run: The directory that `train` returns and train.py prints.
-        overrides: As for sample.py, such as "weights=raw", "data.path=DIR", "sampler=ddim".
+        overrides: As for sample.py, such as "weights=raw", "data.path=DIR", "sampler=ddim", or
+            "trust=[my_package]" for a run with parts of your own package.
+        config_dir: A folder with choices of your own for samplers, guidances and metrics.
 
     Raises UserError if it is not the run of a diffusion model, UnsafeFileError if it requests what
     is not allowed, and CorruptFileError if a file is damaged.
     """
-    return Model(run, overrides)
+    return Model(run, overrides, config_dir)
+
+
+def share(run: str | Path, target: str | Path, weights: str | None = None) -> Path:
+    """Write weights and configuration of `run` to the new folder `target`, for `load`.
+
+    It has weights.safetensors, config.yaml and run.json, and no code; see share.py.
+
+    Args:
+        weights: "ema" or "raw" (None: ema, if the run has averaged weights).
+
+    Raises UserError if `run` does not have the weights or `target` exists.
+    """
+    export(str(run), Path(target), weights)
+    return Path(target)

@@ -48,11 +48,16 @@ class Model:
     call. They do not change the model.
     """
 
-    def __init__(self, run: str | Path, overrides: Sequence[str] = ()) -> None:
-        self.directory = Path(run)
+    def __init__(
+        self,
+        run: str | Path,
+        overrides: Sequence[str] = (),
+        config_dir: str | Path | None = None,
+    ) -> None:
+        self.directory, self.config_dir = Path(run), config_dir
         self._overrides = [format_override("run", run), *overrides]
         trusted_paths.TYPED.extend(overrides)
-        self._settings = compose_command("sample", self._overrides)
+        self._settings = self._compose("sample", ())
         self._run = RunDir(str(run), self._settings)
         self.pipeline: SamplingPipeline = self._run.pipeline
         """The denoiser, codec, sampler and guidance"""
@@ -135,6 +140,31 @@ class Model:
         with _bar(total, f"sampling {count}") as bar, prefix_errors("sampler"):
             batches = [*pipeline.sample(count, conditions=conditions, **options, bar=bar)]
         return Samples(torch.cat([batch[0].cpu() for batch in batches]), conditions.get("label"))
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        count: int = 1,
+        *,
+        label: Label = None,
+        text: str | list[str] | None = None,
+        images: "Samples | Tensor | None" = None,
+        seed: int = 0,
+        **choices: Unpack[SamplingChoices],
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield t, x_t and the x_0 estimate of each step, from T to 0, for the samples of `sample`.
+
+        Both are (N, ...) float32, data in [-1, 1] or latents. The estimate is guided and clipped.
+        The last pair is the sample twice. See `sample` for the arguments.
+        """
+        pipeline = self._pipeline(**choices)
+        conditions = self._conditions(pipeline, count, label, text, images)
+        _check_counts(count=count)
+        x0 = torch.empty(0)
+        for step, x_s in pipeline.chain(range(count), conditions, seed):
+            yield int(step.t), step.x_t.cpu(), step.estimate.x0.cpu()
+            x0 = x_s.cpu()
+        yield 0, x0, x0
 
     def encode(
         self,
@@ -267,7 +297,7 @@ class Model:
         return results
 
     def _compose(self, verb: str, overrides: Iterable[str]) -> DictConfig:
-        return compose_command(verb, [*self._overrides, *overrides])
+        return compose_command(verb, [*self._overrides, *overrides], self.config_dir)
 
     def _pipeline(
         self, deterministic: bool = False, **choices: Unpack[SamplingChoices]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 from hydra import initialize_config_dir
@@ -10,19 +11,28 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.config import messages
-from ddpm_lab.config.overrides import CONFIGS
+from ddpm_lab.config.overrides import CONFIGS, quote
 from ddpm_lab.runs.run_config import register_run_choices
 from ddpm_lab.runs.saved_config import set_trusted
 from ddpm_lab.utils.errors import UserError
 
 
-def compose_command(verb: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the configuration of a command. Raises UserError."""
+def compose_command(
+    verb: str, overrides: Sequence[str], config_dir: str | Path | None = None
+) -> DictConfig:
+    """Return the configuration of a command, with the choices in `config_dir`. Raises UserError."""
     words = messages.normalize_flags(overrides, CONFIGS)
     messages.check_overrides(words, CONFIGS)
     set_trusted(words)
+    options: list[str] = []
+    if config_dir is not None:
+        folder = Path(config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError(f"config_dir={config_dir} is not a directory")
+        options = ["--config-dir", str(folder)]
+        words.append(f"hydra.searchpath=[{quote(str(folder))}]")
     if verb != "train":
-        register_run_choices(words)
+        register_run_choices([*options, *words])
     with user_errors(verb, words), initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose(verb, overrides=words)
 

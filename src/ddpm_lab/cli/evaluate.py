@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from ddpm_lab.cli.evaluate_sweep import evaluate_sweep
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.config.overrides import METRICS
 from ddpm_lab.evaluation.metrics import FeatureMetric, Metric, Results
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.reports.terminal import key_value_table
@@ -112,12 +111,12 @@ def _measure(
 
 def available_metrics(config: DictConfig) -> dict[str, Any]:
     """Return all metrics by name. Raises UserError for settings that fit no run."""
-    metrics = config.metrics
+    metrics, names = config.metrics, config.metric.names
     if metrics is not None and (
-        not OmegaConf.is_list(metrics) or not metrics or not {*metrics} <= {*METRICS}
+        not OmegaConf.is_list(metrics) or not metrics or not {*metrics} <= {*names}
     ):
         raise UserError(
-            f"metrics={metrics} must be a list of {', '.join(METRICS)}; try metrics=[nll]"
+            f"metrics={metrics} must be a list of {', '.join(names)}; try metrics=[nll]"
         )
     if config.sweep is not None and metrics is not None:
         raise UserError(
@@ -126,4 +125,4 @@ def available_metrics(config: DictConfig) -> dict[str, Any]:
         )
     if config.sweep is None and config["values"] is not None:
         raise UserError(f"values={config['values']} needs sweep=KEY; try sweep=guidance.w")
-    return {name: build(config, name) for name in METRICS}
+    return {name: build(config, name) for name in names}

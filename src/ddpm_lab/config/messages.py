@@ -1,6 +1,7 @@
 """Checks of the command line, and Hydra's errors rewritten as key, value and choices."""
 
 import difflib
+import json
 import re
 from argparse import Action
 from collections.abc import Iterable, Iterator, Sequence
@@ -135,11 +136,7 @@ def explain_broken_file(error: Exception, arguments: list[str]) -> str:
     mark = getattr(error, "problem_mark", error)
     if name := getattr(mark, "name", None):
         return f"{name} is not YAML: {message}"
-    folders = [
-        argument.partition("=")[2] or following
-        for argument, following in pairwise([*arguments, ""])
-        if argument.startswith(("--config-dir", "-cd", "--config-path", "-cp"))
-    ]
+    folders = config_folders(arguments, "--config-path", "-cp")
     files = (file for folder in folders for file in Path(folder).rglob("*.yaml"))
     for file in sorted(filter(Path.is_file, files)):
         try:
@@ -147,6 +144,15 @@ def explain_broken_file(error: Exception, arguments: list[str]) -> str:
         except UnicodeDecodeError:
             return f"{file} is not text in UTF-8: {message}"
     return f"a configuration file is not text in UTF-8: {message}"
+
+
+def config_folders(arguments: Sequence[str], *options: str) -> list[str]:
+    """Return the values of --config-dir, and of more `options`."""
+    return [
+        argument.partition("=")[2] or following
+        for argument, following in pairwise([*arguments, ""])
+        if argument.partition("=")[0] in ("--config-dir", "-cd", *options)
+    ]
 
 
 def _explain_syntax(argument: str) -> str:
@@ -227,7 +233,7 @@ def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
                     yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
-def _chosen_config(verb: str, configs: Path, arguments: Iterable[str]) -> DictConfig:
+def _chosen_config(verb: str, configs: Path, arguments: Sequence[str]) -> DictConfig:
     """Compose the configuration with the group choices only, without other overrides."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(configs), version_base="1.3"):
@@ -235,4 +241,7 @@ def _chosen_config(verb: str, configs: Path, arguments: Iterable[str]) -> DictCo
         groups = {choice.split("@")[0] for choice in defaults}
         words = [word for word in arguments if re.fullmatch(r"[\w/]+=\w+", word)]
         choices = [word for word in words if word.partition("=")[0] in groups]
+        choices += [word for word in arguments if word.startswith("hydra.searchpath=")]
+        if folders := [str(Path(folder).absolute()) for folder in config_folders(arguments)]:
+            choices.append(f"hydra.searchpath={json.dumps(folders)}")
         return compose(verb, overrides=choices, return_hydra_config=True)

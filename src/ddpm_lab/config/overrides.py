@@ -20,6 +20,7 @@ from ddpm_lab.utils.safe_load import regular_file, sha256_of_text
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1] / "configs"
 METRICS = sorted(file.stem for file in (CONFIGS / "metric").glob("*.yaml"))
+"""Metrics of this package; those of a --config-dir are added by `run_config`"""
 
 
 def split_command(arguments: list[str]) -> tuple[str, list[str]]:
@@ -106,7 +107,7 @@ def config_hash(config: DictConfig, root: Path) -> str:
     folders, nor the place of `root`, the folder with the jobs that others read.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
-    for key in ("hydra", "logger", "out", "trust"):
+    for key in ("hydra", "logger", "metric", "out", "trust"):
         content.pop(key, None)
     content.get("trainer", {}).pop("default_root_dir", None)
     if "run" in content:  # its config.yaml has the data

@@ -81,6 +81,18 @@ class Sampler(ABC):
         t_end: int = 0,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield each timestep s below T with its x_s, (B, ...), from x_T = `x` down to `t_end`."""
+        for step, x_s in self.chain(denoiser, x, cond, noise, t_end):
+            yield int(step.s), x_s
+
+    def chain(
+        self,
+        denoiser: DenoiserLike,
+        x: Tensor,
+        cond: Condition = Condition(),
+        noise: NoiseSampler = torch.randn_like,
+        t_end: int = 0,
+    ) -> Iterator[tuple[Step, Tensor]]:
+        """Yield each step of `trajectory` with its result x_s, (B, ...)."""
         previous = None
         for t, s in pairwise(torch.tensor(self.timesteps(denoiser.process.steps, t_end)).unbind()):
             step = Step(x, t, s, self.estimate(denoiser, x, t, cond), int(s) == 0, previous)
@@ -88,7 +100,7 @@ class Sampler(ABC):
                 cond = replace(cond, previous_x0=step.estimate.x0)
             x = self.step(denoiser, step, cond, noise)
             previous = step._replace(previous=None)
-            yield int(s), x
+            yield step, x
 
     def __call__(
         self,

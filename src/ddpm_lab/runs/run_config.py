@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.config.messages import config_folders
 from ddpm_lab.config.overrides import METRICS, parse_override
 from ddpm_lab.runs import run_record
 from ddpm_lab.runs.run_record import ADJUSTABLE, REPLACEABLE
@@ -43,11 +44,17 @@ def load_config(run: str) -> DictConfig:
 def register_run_choices(
     arguments: list[str], load: Callable[[str], DictConfig] = load_config
 ) -> None:
-    """Register groups of the run as the choice `run`, which sample.yaml and evaluate.yaml have."""
+    """Register groups of the run as the choice `run`, which sample.yaml and evaluate.yaml have.
+
+    The choice `all` of the group metric has every metric, with those of --config-dir.
+    """
     run = next((argument for argument in reversed(arguments) if argument.startswith("run=")), None)
     configs = [load(path) for path in (_runs(run) if run else [])]
     store = ConfigStore.instance()
-    store.store(group="metric", name="all", node={"defaults": [*METRICS]})
+    files = (file for folder in config_folders(arguments) for file in Path(folder).glob("metric/*"))
+    metrics = sorted({*METRICS, *(file.stem for file in files if file.suffix == ".yaml")})
+    defaults = [f"{name}@_global_.{name}" for name in metrics]
+    store.store(group="metric", name="all", node={"defaults": defaults, "names": metrics})
     for group in (*REPLACEABLE, *ADJUSTABLE):
         differs = len({str(config[group]) for config in configs}) > 1
         if differs and group in REPLACEABLE:

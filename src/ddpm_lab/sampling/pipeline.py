@@ -29,6 +29,7 @@ from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
 from ddpm_lab.diffusion.samplers import Sampler
+from ddpm_lab.diffusion.samplers import Step as SamplerStep
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.sampling.class_names import captions_differ
 from ddpm_lab.sampling.codecs import Codec
@@ -178,9 +179,23 @@ class SamplingPipeline:
         self, samples: Sequence[int], conditions: Batch, seed: int, t_end: int = 0
     ) -> Generator[Step, None, None]:
         """Yield (t, x_t) from the prior down to `t_end` for the samples with these numbers."""
+        noise, x = self.prior(samples, seed)
+        yield from self.decode(x, conditions, noise, t_end)
+
+    def chain(
+        self, samples: Sequence[int], conditions: Batch, seed: int
+    ) -> Iterator[tuple[SamplerStep, Tensor]]:
+        """Yield each step of `trajectory`, with its x_0 estimate, and the x_s that it leads to."""
+        noise, x = self.prior(samples, seed)
+        with eval_mode(self.denoiser):
+            cond, guided = self.condition(conditions, noise), self.guidance(self.denoiser)
+            yield from self.sampler.chain(guided, x, cond, noise)
+
+    def prior(self, samples: Sequence[int], seed: int) -> tuple[PerSampleGenerator, Tensor]:
+        """Return the noise of the samples with these numbers, and their x_T (B, *codec.shape)."""
         noise = PerSampleGenerator(seed, samples, self.denoiser.conditioner.noise_stream)
         z = noise(torch.empty(len(samples), *self.codec.shape, device=self.device))
-        yield from self.decode(self.sampler.prior(self.process, z), conditions, noise, t_end)
+        return noise, self.sampler.prior(self.process, z)
 
     def decode(
         self, x: Tensor, conditions: Batch, noise: NoiseSampler = torch.randn_like, t_end: int = 0

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points
+from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points, to_uint8
 from ddpm_lab.reports.figures import draw_scatter, grid_image
 
 ARRAYS: dict[str, tuple[str, int, str, type]] = {
@@ -30,6 +30,11 @@ class Samples:
     """(N, C, H, W) uint8 for images, (N, d) float32 for points"""
     labels: Tensor | None = None
     """(N,) int64, or None"""
+
+    @classmethod
+    def from_x0(cls, x0: Tensor, labels: Tensor | None = None) -> "Samples":
+        """Return images (N, C, H, W) in [-1, 1] as uint8, or points (N, d) unchanged."""
+        return cls(x0 if x0.ndim == 2 else to_uint8(x0), labels)
 
     def __len__(self) -> int:
         return len(self.tensor)

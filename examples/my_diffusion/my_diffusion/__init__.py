@@ -1,0 +1,1 @@
+"""Parts of my own for ddpm-lab."""
