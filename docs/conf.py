@@ -24,6 +24,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext", "conf.py", "**/__pycache__"]
 suppress_warnings = [
+    "myst-nb.lexer",  # of tutorials that are not executed
     "myst.header",  # tables of report.py begin at the second level
 ]
 

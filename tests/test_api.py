@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 import ddpm_lab
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.utils.safe_load import load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +231,13 @@ def test_shared_folders_equal_those_of_the_command(run, model, tmp_path, capsys)
         [sys.executable, str(ROOT / "share.py"), str(run), str(tmp_path / "typed")],
         stdout=subprocess.DEVNULL,
     )
-    for file in ("config.yaml", "run.json", "weights.safetensors"):
+    for file in ("config.yaml", "run.json"):
         assert (folder / file).read_bytes() == (tmp_path / "typed" / file).read_bytes()
+    # The order of the metadata in a safetensors file is random.
+    files = [path / "weights.safetensors" for path in (folder, tmp_path / "typed")]
+    (one, metadata), (other, same_metadata) = map(load_tensors, files)
+    assert metadata == same_metadata and one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(ddpm_lab.UserError, match="exists, and nothing is overwritten"):
         ddpm_lab.share(run, folder)
 

@@ -99,11 +99,17 @@ def examples(tmp_path_factory):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    forget_mylab()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root)
         yield root / "configs"
+    forget_mylab()
+
+
+def forget_mylab():
+    """Remove the package from the imported modules: other tests have a module of this name."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
-        del sys.modules[name]  # other tests have a module of this name
+        del sys.modules[name]
 
 
 def test_every_kind_has_an_example_and_a_command():
@@ -139,6 +145,18 @@ def test_examples_train_and_sample(overrides, examples, typed, tmp_path, monkeyp
     assert len(model.sample(2)) == 2
     if "callbacks=" in overrides:
         assert "train/gradient_norm" in Path("r/metrics.csv").read_text()
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_trains_and_loads(examples, tmp_path, monkeypatch):
+    compose, namespace = ddpm_lab.compose, {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        ddpm_lab, "compose", lambda *words, **options: compose(*FAST, *words, **options)
+    )
+    block = re.search(r"^```python\n(import ddpm_lab\n.*?)^```", PAGE, re.M | re.S)[1]
+    exec(block.replace("CONF", str(examples)), namespace)
+    assert len(namespace["model"].sample(2)) == 2
 
 
 @pytest.mark.slow
