@@ -212,7 +212,7 @@ def test_ode_likelihood_of_the_exact_denoiser_is_the_density_of_the_data(schedul
         assert expected.std() > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_points_train_in_seconds_to_a_good_likelihood(typed, tmp_path):
     status, out, error = typed(
         "train",
