@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import FAST, ROOT
 from omegaconf import OmegaConf
+from PIL import Image
 
 import ddpm_lab
 from ddpm_lab.diffusion.rng import PerSampleGenerator
@@ -146,6 +147,13 @@ def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
         (lambda model: model.evaluate(["fidd"]), "metrics="),
         (lambda model: ddpm_lab.compose("schedule=cosin"), "did you mean cosine?"),
         (lambda model: ddpm_lab.compose("schedule"), "schedule"),
+        (lambda model: ddpm_lab.compose("ablation=ddim_table1"), "is for the command line"),
+        (lambda model: ddpm_lab.compose("-m", "seed=0,1"), "-m is for the command line"),
+        (lambda model: ddpm_lab.compose("seed=0,1"), "seed=0,1 has several values"),
+        (
+            lambda model: model.evaluate(overrides=["data.path=elsewhere"]),
+            "data.path=elsewhere: data has no key path",
+        ),
         (lambda model: ddpm_lab.compose("trainer.max_stepz=1"), "no key max_stepz"),
         (lambda model: ddpm_lab.train(ddpm_lab.compose("optimizer.lr=-1")), "optimizer.lr must be"),
         (lambda model: ddpm_lab.train(ddpm_lab.compose(*FAST), ROOT), "is not the folder of a"),
@@ -303,3 +311,19 @@ def test_composed_configurations_are_those_of_the_command():
     config = ddpm_lab.compose("schedule=linear", "trainer.max_steps=7")
     assert config.trainer.max_steps == 7 and "hydra" not in config
     assert config.schedule._target_.endswith("schedules.linear") and OmegaConf.is_config(config)
+
+
+@pytest.mark.slow
+def test_metrics_are_of_the_data_of_the_overrides(tiny, tmp_path):
+    for name, low, high in (("dark", 0, 64), ("bright", 192, 256)):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = torch.randint(low, high, (8, 8)).byte().numpy()
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    options = ("data=folder", "conditioner=none", "extractor=none", "data.batch_size=4")
+    model = ddpm_lab.load(tiny(*options, f"data.path={tmp_path}/dark"))
+    dark, bright, again = (
+        model.evaluate(["nll"], ["nll.steps=3", *words])["nll"]["bits_per_dim"]
+        for words in ((), (f"data.path={tmp_path}/bright",), (f"data.path={tmp_path}/dark",))
+    )
+    assert dark == again != bright

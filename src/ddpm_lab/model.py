@@ -15,11 +15,10 @@ from ddpm_lab.cli.compose import compose_command
 from ddpm_lab.cli.evaluate import as_json, available_metrics, select_metrics
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import format_override
-from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points, select_rows, to_batch
+from ddpm_lab.data.datasets import Batch, InMemorySplit, select_rows, to_batch
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.samplers import Sampler, slerp
-from ddpm_lab.runs import trusted_paths
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.cascade import Cascade
@@ -28,7 +27,7 @@ from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.sampling.samples import Samples
 from ddpm_lab.utils.errors import UserError, prefix_errors
 
-REBUILT = ("weights", "variance", "conditioner", "codec", "data")
+REBUILT = ("weights", "variance", "conditioner", "codec")
 """Keys whose change requires another network; sampler and guidance are replaced"""
 
 
@@ -56,7 +55,6 @@ class Model:
     ) -> None:
         self.directory, self.config_dir = Path(run), config_dir
         self._overrides = [format_override("run", run), *overrides]
-        trusted_paths.TYPED.extend(overrides)
         self._settings = self._compose("sample", ())
         self._run = RunDir(str(run), self._settings)
         self.pipeline: SamplingPipeline = self._run.pipeline
@@ -157,9 +155,9 @@ class Model:
         Both are (N, ...) float32, data in [-1, 1] or latents. The estimate is guided and clipped.
         The last pair is the sample twice. See `sample` for the arguments.
         """
+        _check_counts(count=count)
         pipeline = self._pipeline(**choices)
         conditions = self._conditions(pipeline, count, label, text, images)
-        _check_counts(count=count)
         x0 = torch.empty(0)
         for step, x_s in pipeline.chain(range(count), conditions, seed):
             yield int(step.t), step.x_t.cpu(), step.estimate.x0.cpu()
@@ -268,7 +266,7 @@ class Model:
             overrides: As for evaluate.py, such as "nll.steps=50".
         """
         settings = self._compose("evaluate", overrides)
-        cascade = Cascade([self._configured(settings)])
+        cascade = Cascade([self._configured(settings).pipeline])
         metric = select_metrics(available_metrics(settings), ["nll"], cascade)["nll"]
         split = (
             self.data.test.select(slice(None))
@@ -290,10 +288,13 @@ class Model:
         names = [] if metrics is None else [f"metrics=[{','.join(metrics)}]"]
         settings = self._compose("evaluate", [*names, *overrides])
         available = available_metrics(settings)
-        cascade = Cascade([self._configured(settings)])
+        run = self._configured(settings)
+        cascade = Cascade([run.pipeline])
+        selection = select_metrics(available, settings.metrics, cascade)
+        data = self.data if settings.data == self._settings.data else run.data
         results: dict[str, Any] = {}
-        for name, metric in select_metrics(available, settings.metrics, cascade).items():
-            results |= as_json(name, metric, metric.compute(cascade, self.data, settings.weights))
+        for name, metric in selection.items():
+            results |= as_json(name, metric, metric.compute(cascade, data, settings.weights))
         return results
 
     def _compose(self, verb: str, overrides: Iterable[str]) -> DictConfig:
@@ -318,22 +319,22 @@ class Model:
         settings = self._compose("sample", [*words, *choices.get("overrides", ())])
         if deterministic:
             make_deterministic(settings)
-        pipeline = self._configured(settings)
+        pipeline = self._configured(settings).pipeline
         if isinstance(sampler, Sampler):
             pipeline.set_sampler(sampler, pipeline.guidance)
         return pipeline
 
-    def _configured(self, settings: DictConfig) -> SamplingPipeline:
-        """Return a pipeline with `settings`, which shares its network unless another is needed."""
+    def _configured(self, settings: DictConfig) -> RunDir:
+        """Return the run with `settings`, which shares the network unless another is needed."""
+        run = RunDir(str(self.directory), settings)
+        run.checkpoint = self._run.checkpoint
         if any(self._settings[key] != settings[key] for key in REBUILT):
-            pipeline = RunDir(str(self.directory), settings).pipeline
-            for module in (pipeline.denoiser, pipeline.codec):
+            for module in (run.pipeline.denoiser, run.pipeline.codec):
                 module.to(self.pipeline.device)
-            return pipeline
-        pipeline = copy.copy(self.pipeline)
-        sampler, guidance = build(settings, "sampler"), build(settings, "guidance")
-        pipeline.set_sampler(sampler, guidance)
-        return pipeline
+        else:
+            run.pipeline = copy.copy(self.pipeline)
+            run.pipeline.set_sampler(build(settings, "sampler"), build(settings, "guidance"))
+        return run
 
     def _conditions(
         self,
@@ -363,7 +364,7 @@ class Model:
             kind = str(dtype).removeprefix("torch.")
             text = f"{tuple(samples.tensor.shape)} {samples.tensor.dtype}"
             raise UserError(f"images must be ({sizes}) {kind} (got {text})")
-        return (Points if is_points else Images)(samples.tensor, samples.labels)
+        return samples.split
 
     def _to_latents(
         self, value: "Samples | Tensor", label: Label, choices: SamplingChoices

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, quote
+from ddpm_lab.runs import trusted_paths
 from ddpm_lab.runs.run_config import register_run_choices
 from ddpm_lab.runs.saved_config import set_trusted
 from ddpm_lab.utils.errors import UserError
@@ -22,8 +23,12 @@ def compose_command(
 ) -> DictConfig:
     """Return the configuration of a command, with the choices in `config_dir`. Raises UserError."""
     words = messages.normalize_flags(overrides, CONFIGS)
+    for word in words:
+        if word.startswith("-") or word.partition("=")[0] in (*messages.SHORT["train"], "search"):
+            raise UserError(f"{word} is for the command line; Python composes one run at a time")
     messages.check_overrides(words, CONFIGS)
     set_trusted(words)
+    trusted_paths.TYPED.update(words)
     options: list[str] = []
     if config_dir is not None:
         folder = Path(config_dir).absolute()

@@ -14,7 +14,7 @@ from ddpm_lab.utils.errors import UnsafeFileError
 DATA = ("data.path", "data.name", "data.cache")
 MODELS = ("conditioner.model",)
 """Key of a pretrained text encoder, which is loaded with the model"""
-TYPED: list[str] = []
+TYPED: set[str] = set()
 """Overrides that the user gave in Python"""
 
 

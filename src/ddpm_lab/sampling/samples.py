@@ -80,8 +80,7 @@ class Samples:
         """Write a grid, each image, and samples.npz; return the files by "plot", "grid", ..."""
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        names = {"plot": "scatter.png"} if self.is_points else {"grid": "grid.png"}
-        ((kind, name),) = names.items()
+        kind, name = ("plot", "scatter.png") if self.is_points else ("grid", "grid.png")
         files = {kind: out / name}
         self.grid(columns).save(files[kind])
         arrays = self.arrays()
@@ -91,7 +90,8 @@ class Samples:
             for i, pixels in enumerate(arrays["images"]):
                 image = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
                 Image.fromarray(image).save(files["images"] / f"{i:06d}.png")
-        np.savez_compressed(files.setdefault("arrays", out / "samples.npz"), **arrays)
+        files["arrays"] = out / "samples.npz"
+        np.savez_compressed(files["arrays"], **arrays)
         return files
 
     def arrays(self) -> dict[str, Any]:
