@@ -137,7 +137,7 @@ def save_curves(
         line.set(linewidth=2 if bold else 1, alpha=1 if bold else 0.7)
     _label_axes(axes, x, "loss", log_y=True)
     axes.grid(which="both", alpha=0.2)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")
     return _save(figure, file)
 
 
