@@ -120,6 +120,10 @@ def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
     [
         (lambda model: ddpm_lab.load("nowhere"), "run=nowhere is not a run directory"),
         (lambda model: ddpm_lab.load(model.directory, "sampler.etta=1"), "did you mean eta?"),
+        (lambda model: ddpm_lab.load([]), "run is an empty list"),
+        (lambda model: ddpm_lab.load(model.directory, "count=3"), "count is not an override in"),
+        (lambda model: model.sample(2, overrides=["seed=3"]), "seed is not an override in Python"),
+        (lambda model: model.evaluate(overrides=["sweep=guidance.w"]), "sweep is not an override"),
         (lambda model: model.sample(2, label="seventy"), "label=seventy is not a label"),
         (
             lambda model: model.sample(2, label=torch.tensor([10])),
@@ -139,7 +143,7 @@ def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
         (lambda model: model.sample(2, overrides=["schedule=linear"]), "no key schedule"),
         (lambda model: model.sample(2, images=model.sample(2)), "for a model that upsamples"),
         (lambda model: model.encode(torch.zeros(2, 1, 8, 8)), r"\(N, 1, 8, 8\) uint8"),
-        (lambda model: model.encode(torch.zeros(2, 1, 8, 8).byte()), "have no labels"),
+        (lambda model: model.encode(torch.zeros(2, 1, 8, 8).byte()), "has no labels"),
         (lambda model: model.decode(torch.zeros(2, 3, 8, 8)), r"x_T must have shape"),
         (lambda model: model.interpolate(model.sample(1), model.sample(1), 0), "frames must be"),
         (lambda model: model.interpolate(model.sample(1), model.sample(2)), "equal lengths"),

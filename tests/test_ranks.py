@@ -163,3 +163,35 @@ def test_two_processes_reconstruct_like_one_with_an_unused_discriminator(run_her
         assert metrics_of_two[name] == pytest.approx(metrics_of_one[name], rel=1e-3), name
     assert metrics_of_two["protocol"] == metrics_of_one["protocol"]
     assert metrics_of_one["standard_error"]["psnr"] > 0
+
+
+SCRIPT = """
+import os
+from pathlib import Path
+
+import ddpm_lab
+
+config = ddpm_lab.compose(*{overrides})
+run = ddpm_lab.train(config)
+samples = ddpm_lab.load(run).sample(5, batch_size=2)
+rank = os.environ.get("LOCAL_RANK", "0")
+Path(f"rank-{{rank}}.txt").write_text(f"{{run}} {{samples.tensor.sum().item()}}")
+"""
+
+
+@pytest.mark.nightly
+def test_two_processes_of_a_script_return_one_run_and_all_samples(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(overrides=[*OVERRIDES, *SAMPLING, *TWO]))
+    result = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    one, two = ((tmp_path / f"rank-{rank}.txt").read_text() for rank in (0, 1))
+    assert one == two
+    assert [*tmp_path.glob("runs/*/*/run.json")] == [tmp_path / one.split()[0] / "run.json"]

@@ -10,6 +10,7 @@ import torch
 from conftest import FAST, assert_decode_inverts_encode, options
 from PIL import Image
 
+import ddpm_lab
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images, to_uint8
 from ddpm_lab.evaluation.extractors import digits
@@ -378,6 +379,14 @@ def test_cascade_samples_are_saved_by_stage(chain, typed, tmp_path):
     for folder in (tmp_path / "c", tmp_path / "c" / "stage-1"):
         assert (folder / "grid.png").is_file() and len(list((folder / "images").iterdir())) == 5
 
+    # So does Python, with the models of the cascade or with images of the first.
+    model = ddpm_lab.load([chain / "base", chain / "large"])
+    for images in (None, ddpm_lab.load(chain / "base").sample(5, seed=3)):
+        arrays = model.sample(5, seed=3, images=images).arrays()
+        assert all(np.array_equal(arrays[name], large[name]) for name in ("images", "labels"))
+    with pytest.raises(ddpm_lab.UserError, match="stage 2 does not upsample"):
+        ddpm_lab.load([chain / "large", chain / "base"])
+
     # One command per stage, from saved samples, gives the same images.
     assert (
         typed("sample", f"run={chain}/base", *overrides[1:], f"hydra.run.dir={tmp_path}/a")[0] == 0
@@ -508,6 +517,9 @@ def test_evaluate_sweeps_noise_level_of_cascade(truncated_conditioning, chain, t
         "evaluate", *overrides, "conditioner.noise_level=0.4", f"hydra.run.dir={tmp_path}/e"
     )
     single = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    model = ddpm_lab.load([chain / "base", chain / "large"], *overrides[1:2])
+    here = model.evaluate(overrides=["count=40", "conditioner.noise_level=0.4"])
+    assert here["fid"] == single["fid"]
     assert status == 0 and single["fid"] == pytest.approx(noisy["fid"], rel=1e-4)
     assert single["protocol"] == noisy["protocol"]
 

@@ -4,6 +4,7 @@ It takes the keys and values of the command line and gives the same numbers. Mis
 `UserError` with the message that a command prints.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ddpm_lab.cli.compose import compose_command, user_errors
 from ddpm_lab.cli.share import share as export
 from ddpm_lab.model import Model
 from ddpm_lab.runs import resume
+from ddpm_lab.utils.distributed import broadcast
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
@@ -35,6 +37,8 @@ def train(config: DictConfig, directory: str | Path | None = None) -> Path:
         directory: The new run directory, or that of an interrupted run of this configuration, which
             is resumed (None: a new directory in runs/).
 
+    With several processes, each returns the directory, and the first one writes it.
+
     Raises UserError for mistakes, DivergenceError, ResourceError, and InterruptedRunError after
     Ctrl-C, when the last step is saved.
     """
@@ -47,14 +51,19 @@ def train(config: DictConfig, directory: str | Path | None = None) -> Path:
     config.hang_timeout = None  # would end the user's process
     with user_errors("train", ()):
         train_config(config, None, folder)
-    return folder
+    return broadcast(folder)
 
 
-def load(run: str | Path, *overrides: str, config_dir: str | Path | None = None) -> Model:
+def load(
+    run: str | Path | Sequence[str | Path],
+    *overrides: str,
+    config_dir: str | Path | None = None,
+) -> Model:
     """Load the diffusion model of a run directory, or of a folder that share.py wrote.
 
     Args:
-        run: The directory that `train` returns and train.py prints.
+        run: The directory that `train` returns and train.py prints, or a list of them in order of
+            resolution, for a cascade.
         overrides: As for sample.py, such as "weights=raw", "data.path=DIR", "sampler=ddim", or
             "trust=[my_package]" for a run with parts of your own package.
         config_dir: A folder with choices of your own for samplers, guidances and metrics.

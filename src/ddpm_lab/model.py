@@ -1,7 +1,7 @@
 """A trained model in Python: samples, latents and metrics, with the numbers of the commands."""
 
 import copy
-from collections import deque
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
@@ -15,7 +15,7 @@ from ddpm_lab.cli.compose import compose_command
 from ddpm_lab.cli.evaluate import as_json, available_metrics, select_metrics
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import format_override
-from ddpm_lab.data.datasets import Batch, InMemorySplit, select_rows, to_batch
+from ddpm_lab.data.datasets import Batch, InMemorySplit
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.samplers import Sampler, slerp
@@ -25,10 +25,19 @@ from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.conditions import Label
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.sampling.samples import Samples
+from ddpm_lab.utils.distributed import all_gather
 from ddpm_lab.utils.errors import UserError, prefix_errors
 
 REBUILT = ("weights", "variance", "conditioner", "codec")
 """Keys whose change requires another network; sampler and guidance are replaced"""
+ARGUMENTS = {
+    "sample": (
+        *("run", "cascade", "mode", "count", "label", "text", "seed", "batch_size"),
+        *("input", "frames", "out", "hydra"),
+    ),
+    "evaluate": ("run", "cascade", "sweep", "values", "out", "hydra"),
+}
+"""Keys of a command for which Python has arguments and methods"""
 
 
 class SamplingChoices(TypedDict, total=False):
@@ -44,21 +53,30 @@ class Model:
     """A trained diffusion model, with its averaged weights, on the GPU if there is one.
 
     Methods that sample take `overrides` of sample.py's sampler, guidance and other groups, for one
-    call. They do not change the model.
+    call. They do not change the model. In a cascade, `sample` and `evaluate` use all of its models
+    and the other methods the last one.
     """
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | Sequence[str | Path],
         overrides: Sequence[str] = (),
         config_dir: str | Path | None = None,
     ) -> None:
-        self.directory, self.config_dir = Path(run), config_dir
-        self._overrides = [format_override("run", run), *overrides]
-        self._settings = self._compose("sample", ())
-        self._run = RunDir(str(run), self._settings)
+        stages = [run] if isinstance(run, str | Path) else [*run]
+        if not stages:
+            raise UserError("run is an empty list; try the directory of a run")
+        self.directory, self.config_dir = Path(stages[-1]), config_dir
+        self._overrides = [format_override("run", self.directory)]
+        self._settings = self._compose("sample", overrides)
+        self._overrides += overrides
+        self._run = RunDir(str(self.directory), self._settings)
         self.pipeline: SamplingPipeline = self._run.pipeline
         """The denoiser, codec, sampler and guidance"""
+        self._earlier = [Model(stage, (), config_dir).pipeline for stage in stages[:-1]]
+        for stage, pipeline in zip(stages, self._earlier, strict=False):
+            pipeline.denoiser.origin = f"{stage} (ema)"
+        Cascade([*self._earlier, self.pipeline])  # raises UserError
 
     def __repr__(self) -> str:
         shape, classes = "x".join(map(str, self.shape)), self.pipeline.classes
@@ -119,7 +137,8 @@ class Model:
             label: A class by name or number, several in a list or tensor, "all" for the same share
                 of each, or None for all in turn.
             text: A caption or a list, for a model with conditioner=text.
-            images: Images to upsample, for conditioner=low_res (None: held-out images).
+            images: Images to upsample, for conditioner=low_res (None: those of the cascade, or
+                held-out images).
             sampler: A choice such as "ddim", or a `Sampler` (None: that of the run).
             steps: Number of sampling steps, `sampler.steps`.
             guidance: Strength `guidance.w` of classifier-free guidance, where 0 is off; or a choice
@@ -132,12 +151,23 @@ class Model:
         pipeline = self._pipeline(
             sampler=sampler, steps=steps, guidance=guidance, overrides=overrides
         )
-        conditions = self._conditions(pipeline, count, label, text, images)
-        total = Cascade([pipeline]).num_steps(count, batch_size)
+        # Images to upsample replace the samples of the earlier models.
+        cascade = Cascade([*(self._earlier if images is None else ()), pipeline])
+        if len(cascade.stages) > 1:
+            conditions = cascade.stages[0].make_conditions(count, label, text)
+            cascade.check_conditions(conditions)
+        else:
+            conditions = self._conditions(pipeline, count, label, text, images)
         options = {"seed": seed, "batch_size": batch_size}
-        with _bar(total, f"sampling {count}") as bar, prefix_errors("sampler"):
-            batches = [*pipeline.sample(count, conditions=conditions, **options, bar=bar)]
-        return Samples(torch.cat([batch[0].cpu() for batch in batches]), conditions.get("label"))
+        with (
+            _bar(cascade.num_steps(count, batch_size), f"sampling {count}") as bar,
+            torch.inference_mode(),
+            prefix_errors("sampler"),
+        ):
+            _, final = cascade.sample_earlier_stages(conditions, count, **options, bar=bar)
+            samples = pipeline.sample(count, conditions=final, **options, bar=bar)
+            batches = all_gather([batch[0].cpu() for batch in samples])
+        return Samples(torch.cat(batches), conditions.get("label"))
 
     @torch.no_grad()
     def trajectory(
@@ -185,20 +215,10 @@ class Model:
         """
         pipeline = self._pipeline(deterministic=True, **choices)
         split = self._to_split(images, self.shape)
-        if label is not None or pipeline.denoiser.conditioner.low_res_shape is not None:
-            conditions = pipeline.make_conditions(split.size, label, None, split)
-        else:
-            conditions = to_batch(split)
-            if pipeline.denoiser.classes is not None and split.labels is None:
-                raise UserError("images have no labels, and this model needs them; try label=...")
-        conditions = pipeline.resolve(conditions)
-        x0 = split.x0.to(pipeline.device)
-        ends: list[Tensor] = []
-        with torch.no_grad(), prefix_errors("sampler"):
-            for index in torch.arange(len(x0)).split(batch_size):
-                data = pipeline.codec.encode(x0[index], torch.zeros_like)
-                ends.append(last(pipeline.encode(data, select_rows(conditions, index))))
-        return torch.cat(ends).cpu()
+        conditions = pipeline.data_conditions(split, label)
+        total = pipeline.num_steps * -(-split.size // batch_size)
+        with _bar(total, "encoding") as bar, prefix_errors("sampler"):
+            return pipeline.encode_data(split.x0, conditions, batch_size=batch_size, bar=bar).cpu()
 
     def decode(
         self,
@@ -289,7 +309,7 @@ class Model:
         settings = self._compose("evaluate", [*names, *overrides])
         available = available_metrics(settings)
         run = self._configured(settings)
-        cascade = Cascade([run.pipeline])
+        cascade = Cascade([*self._earlier, run.pipeline])
         selection = select_metrics(available, settings.metrics, cascade)
         data = self.data if settings.data == self._settings.data else run.data
         results: dict[str, Any] = {}
@@ -298,6 +318,13 @@ class Model:
         return results
 
     def _compose(self, verb: str, overrides: Iterable[str]) -> DictConfig:
+        overrides = [*overrides]
+        for word in overrides:
+            if (key := re.split("[.=]", word)[0]) in ARGUMENTS[verb]:
+                raise UserError(
+                    f"{word}: {key} is not an override in Python; see the arguments of load and "
+                    "the methods of Model"
+                )
         return compose_command(verb, [*self._overrides, *overrides], self.config_dir)
 
     def _pipeline(
@@ -375,11 +402,6 @@ class Model:
             case Samples(labels=Tensor()):
                 label = None  # the samples have their own
         return self.encode(value, label=label, **choices)
-
-
-def last(trajectory: Iterator[tuple[int, Tensor]]) -> Tensor:
-    """Return the last x_t of a trajectory."""
-    return deque(trajectory, maxlen=1)[0][1]
 
 
 def _bar(total: int, desc: str) -> "tqdm[Any]":

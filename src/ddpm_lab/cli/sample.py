@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ddpm_lab.cli.sample_io import SPLITS, read_array, read_samples, save_samples
 from ddpm_lab.config.instantiate import check_settings
 from ddpm_lab.config.overrides import format_override
-from ddpm_lab.data.datasets import Batch, Split, to_batch, to_uint8
+from ddpm_lab.data.datasets import Batch, Split, to_uint8
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.evaluation.reconstruction import reconstruct
@@ -96,15 +96,7 @@ def _encode(config: DictConfig, run: RunDir) -> None:
     """Encode data to x_T and decode it (Song et al., 2021, section 5.4); save x_T and a grid."""
     pipeline = run.pipeline
     split = read_samples(config, pipeline.shape, run)
-    if config.label is None and config.text is None:
-        conditions = to_batch(split)
-        if pipeline.denoiser.classes is not None and split.labels is None:
-            raise UserError(
-                f"input={config.input} has no labels, but this model needs them; try label=..."
-            )
-    else:
-        conditions = _make_conditions(config, pipeline, split.size, split)
-    conditions = pipeline.resolve(conditions)
+    conditions = pipeline.data_conditions(split, *_label_and_text(config))
     data = split.x0.to(pipeline.device)
     x_T, decoded, error = reconstruct(pipeline, data, conditions, config.batch_size)
     out = make_directory(config.out)
@@ -207,13 +199,15 @@ def _make_conditions(
     config: DictConfig, pipeline: SamplingPipeline, count: int, images: Split | None
 ) -> Batch:
     """Return the conditions that `config.label`, `config.text` or `images` set."""
-    label: Any
-    text: Any
+    return pipeline.make_conditions(count, *_label_and_text(config), images)
+
+
+def _label_and_text(config: DictConfig) -> tuple[Any, Any]:
     label, text = (
         OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         for value in (config.label, config.text)
     )
-    return pipeline.make_conditions(count, label, text, images)
+    return label, text
 
 
 def _held_out_images(run: RunDir) -> Split | None:

@@ -1,6 +1,5 @@
 """Reconstruction error of DDIM: data to x_T and back (Song et al., 2021, section 5.4)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated
@@ -10,11 +9,11 @@ from annotated_types import Ge
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import Batch, select_rows, to_batch
+from ddpm_lab.data.datasets import Batch, select_rows
 from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.metrics import Metric, Number, Results, Rows, SplitName, first_samples
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.sampling.pipeline import SamplingPipeline, Step
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils.errors import prefix_errors
 from ddpm_lab.utils.ranges import Count, check_ranges
 
@@ -31,25 +30,20 @@ def reconstruct(
     """
     index = torch.arange(len(data), device=data.device).split(batch_size)
     total = 2 * pipeline.num_steps * len(index)
-    bar = tqdm(total=total, desc="encoding and decoding", unit="step", leave=False, disable=None)
-
-    def last(trajectory: Iterator[Step]) -> Tensor:
-        x = torch.empty(0)
-        for _, x_t in trajectory:
-            x = x_t
-            bar.update()
-        return x
-
-    pairs = []
-    with bar:
+    parts = []
+    with tqdm(
+        total=total, desc="encoding and decoding", unit="step", leave=False, disable=None
+    ) as bar:
+        x_T = pipeline.encode_data(data, conditions, batch_size=batch_size, bar=bar)
         for part in index:
-            cond = select_rows(conditions, part)
-            x0 = pipeline.codec.encode(data[part], torch.zeros_like)
-            x_T = last(pipeline.encode(x0, cond))
-            steps = pipeline.decode(x_T, cond, torch.zeros_like)
-            pairs.append((x_T, pipeline.codec.decode(last(islice(steps, 1, None)))))
-    latents, decoded = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return latents, decoded, ((decoded - data) / 2).square().mean().item()
+            x = x_T[part]
+            steps = pipeline.decode(x, select_rows(conditions, part), torch.zeros_like)
+            for _, x_t in islice(steps, 1, None):
+                x = x_t
+                bar.update()
+            parts.append(pipeline.codec.decode(x))
+    decoded = torch.cat(parts)
+    return x_T, decoded, ((decoded - data) / 2).square().mean().item()
 
 
 @check_ranges
@@ -65,7 +59,7 @@ class Reconstruction(Metric):
     def compute(self, cascade: Cascade, data: Data, weights: str) -> Results:
         pipeline = cascade.stages[-1]
         samples = first_samples(data, self.split, self.count, pipeline.device)
-        conditions = pipeline.resolve(to_batch(samples))
+        conditions = pipeline.data_conditions(samples)
         with prefix_errors("sampler"):
             _, _, mse = reconstruct(pipeline, samples.x0, conditions, self.batch_size)
         protocol = {

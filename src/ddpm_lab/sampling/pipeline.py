@@ -20,6 +20,7 @@ from ddpm_lab.data.datasets import (
     Points,
     Split,
     select_rows,
+    to_batch,
     to_device,
     to_uint8,
 )
@@ -175,6 +176,19 @@ class SamplingPipeline:
         """Return `conditions` with all random choices made; see `Conditioner.resolve`."""
         return self.denoiser.conditioner.resolve(to_device(conditions, self.device))
 
+    def data_conditions(
+        self, data: InMemorySplit, label: Label = None, text: str | list[str] | None = None
+    ) -> Batch:
+        """Return the resolved conditions of `data`: its own, or those of `label` or `text`.
+
+        Raises UserError if the model needs labels and there are none.
+        """
+        if label is not None or text is not None:
+            return self.resolve(self.make_conditions(data.size, label, text, data))
+        if self.denoiser.classes is not None and data.labels is None:
+            raise UserError("the input has no labels, but this model needs them; try label=...")
+        return self.resolve(to_batch(data))
+
     def trajectory(
         self, samples: Sequence[int], conditions: Batch, seed: int, t_end: int = 0
     ) -> Generator[Step, None, None]:
@@ -249,6 +263,29 @@ class SamplingPipeline:
                 if bar is not None:
                     bar.update(1)
             yield x, batch
+
+    @torch.no_grad()
+    def encode_data(
+        self,
+        data: Tensor,
+        conditions: Batch,
+        *,
+        batch_size: int = 256,
+        bar: "tqdm[NoReturn] | None" = None,
+    ) -> Tensor:
+        """Return x_T (N, *codec.shape) of `data` (N, *shape) in [-1, 1], with resolved conditions.
+
+        Raises ValueError, beginning with an option of the sampler, if it has no inverse.
+        """
+        ends = []
+        for index in torch.arange(len(data)).split(batch_size):
+            x = self.codec.encode(data[index].to(self.device), torch.zeros_like)
+            for _, x_t in self.encode(x, select_rows(conditions, index)):
+                x = x_t
+                if bar is not None:
+                    bar.update()
+            ends.append(x)
+        return torch.cat(ends)
 
     @torch.no_grad()
     def decode_samples(

@@ -69,6 +69,16 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def broadcast(value: T) -> T:
+    """Return the `value` of rank zero, in all processes."""
+    from torch import distributed
+
+    values = [value]
+    if rank_and_world()[1] > 1:
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
 def shard(batches: Sequence[T]) -> Sequence[T]:
     """Return every n-th of `batches`, from the rank of this process on, for n processes."""
     rank, world = rank_and_world()
