@@ -99,6 +99,7 @@ def image_16_bit(values, kind=np.uint16):
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+RGBA_PNG = png(2, 1, 8, 2, b"\1\2\3\1\2\4", (b"tRNS", b"\0\1\0\2\0\3"))
 MODES = {  # an image of one row, the channels to convert to, the expected pixels
     "grey": (Image.new("L", (1, 1), 77), 1, [77]),
     "grey as RGB": (Image.new("L", (1, 1), 77), 3, [(77, 77, 77)]),
@@ -116,10 +117,19 @@ MODES = {  # an image of one row, the channels to convert to, the expected pixel
     "grey with alpha": (Image.new("LA", (1, 1), (0, 128)), 1, [127]),
     "grey with a clear level": (png(2, 1, 8, 0, b"\7\x08", (b"tRNS", b"\0\7")), 1, [255, 8]),
     "RGB with a clear color": (
-        png(2, 1, 8, 2, b"\1\2\3\1\2\4", (b"tRNS", b"\0\1\0\2\0\3")),
+        RGBA_PNG,
         3,
         [(255, 255, 255), (1, 2, 4)],
     ),
+    "RGBA, kept": (Image.new("RGBA", (1, 1), (255, 0, 0, 128)), 4, [(255, 0, 0, 128)]),
+    "RGB as RGBA": (Image.new("RGB", (1, 1), RED), 4, [(*RED, 255)]),
+    "palette, half clear, kept": (palette(RED, BLUE, transparency=b"\x80\xff"), 4, [(*RED, 128)]),
+    "RGB with a clear color, kept": (RGBA_PNG, 4, [(1, 2, 3, 0), (1, 2, 4, 255)]),
+    "gray with alpha, kept": (Image.new("LA", (1, 1), (7, 128)), 2, [(7, 128)]),
+    "gray with alpha as RGBA": (Image.new("LA", (1, 1), (7, 128)), 4, [(7, 7, 7, 128)]),
+    "gray with a clear level, kept": (png(1, 1, 8, 0, b"\7", (b"tRNS", b"\0\7")), 2, [(7, 0)]),
+    "RGBA as gray with alpha": (Image.new("RGBA", (1, 1), (*RED, 128)), 2, [(76, 128)]),
+    "16 bits with alpha": (image_16_bit([257 * 9]), 2, [(9, 255)]),
     "CMYK": (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), 3, [RED]),
     "16 bits, PNG": (image_16_bit([0, 257, 128, 129, 257 * 77, 65535]), 1, [0, 1, 0, 1, 77, 255]),
     "16 bits of a standard PNG": (
@@ -192,6 +202,9 @@ def test_resize_and_center_crop_match_pillow():
     fitted = ImageOps.fit(Image.fromarray(pixels), (8, 8), Image.Resampling.LANCZOS)
     expected = pil_to_tensor(fitted)
     assert torch.equal(ImageTransform(8, 3, convert=True)(Image.fromarray(pixels), "a"), expected)
+    fitted = ImageOps.fit(Image.fromarray(pixels), (12, 8), Image.Resampling.LANCZOS)
+    wide = ImageTransform([8, 12], 3, convert=True)(Image.fromarray(pixels), "a")
+    assert torch.equal(wide, pil_to_tensor(fitted)) and wide.shape == (3, 8, 12)
     bars = Image.new("RGB", (24, 8), BLUE)
     bars.paste(RED, (8, 0, 16, 8))
     expected = pil_to_tensor(blank("RGB", color=RED))
@@ -237,9 +250,11 @@ def test_lossy_and_ambiguous_conversions_raise(image, channels, convert, message
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((8, 2), "^channels must be 1"),
-        ((0, 3), "^side must be at least 1 and at most 8192"),
-        ((8193, 3), "^side"),
+        ((8, 5), "^channels of image files must be 1 "),
+        (([8], 3), r"^resolution must be N or \[HEIGHT,WIDTH\]"),
+        (([8, 0], 3), "^resolution must be at least 1 and at most 8192"),
+        ((0, 3), "^resolution must be at least 1 and at most 8192"),
+        ((8193, 3), "^resolution"),
         ((8, 3, True, "whitish"), "^background=whitish"),
         ((8, 3, True, "#ffffff80"), "^background=#ffffff80"),
     ],
@@ -351,14 +366,19 @@ DEEP = FOUR | {"e.png": {"mode": "I;16", "color": 65535}}
             ODD,
             {},
             r"are 8x8 \(3\), 9x8 \(1\), the first of another size .*b\.png; a model "
-            r"needs squares of one size; try data\.convert=true data\.resolution=8$",
+            r"needs images of one size; try data\.convert=true data\.resolution=8$",
         ),
         (ODD, {"resolution": 8}, r"b\.png is 9x8 RGB, expected 8x8 RGB"),
-        (WIDE, {}, r"images are 640x480 \(4\); .*=true data\.resolution=64$"),
+        (
+            WIDE,
+            {"resolution": [320, 480]},
+            r"expected 480x320 \(width x height\) RGB; .*data\.resolution=\[320,480\]$",
+        ),
         (MIXED, {}, r"resolution=16$"),
         (FOUR, {"channels": 1}, r"expected 8x8 L; try data\.channels=3, or data\.convert"),
         (FOUR, {"batch_size": 9}, r"batch_size must be in 1\.\.2"),
-        (FOUR, {"channels": 2}, "channels"),
+        (FOUR, {"channels": 5}, "channels"),
+        (FOUR, {"channels": 2}, r"expected 8x8 LA; try data\.channels=4, or data\.convert"),
         (FOUR, {"resolution": 40000}, "resolution must be at least 1 and at most 8192"),
         (FOUR, {"resolution": 16, "in_memory": False}, r"\.png is 8x8 RGB, expected 16x16 RGB"),
         (FOUR, {"resolution": 0}, "resolution"),
@@ -373,6 +393,30 @@ def test_folder_errors_name_file_and_key(tmp_path, files, kwargs, message):
         write_image(tmp_path / name, **image)
     with raises(match=message):
         image_folder(tmp_path, **kwargs)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_of_one_size_need_not_be_square(in_memory, tmp_path, caplog):
+    (root := tmp_path / "set").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 10, 4), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(root / f"{i}.png")
+    data = image_folder(root, channels=4, in_memory=in_memory)
+    assert data.shape == (4, 6, 10) and "as 10x6 (width x height) RGB with alpha" in caplog.text
+    assert image_bytes(data) == sorted(i.transpose(2, 0, 1).tobytes() for i in pixels)
+    data = image_folder(root, [4, 8], convert=True, in_memory=in_memory)
+    assert data.shape == (3, 4, 8)
+    assert image_folder(root, 4, convert=True).shape == (3, 4, 4)
+    assert image_folder(root, convert=True).shape == (3, 6, 10)
+    prepare.prepare(root, tmp_path / "store", prepare.parse_resolution("[4,8]"), 4, True)
+    assert image_store(tmp_path / "store").shape == (4, 4, 8)
+
+
+def test_large_images_suggest_smaller_ones(tmp_path, caplog):
+    for name in FOUR:
+        write_image(tmp_path / name, (300, 240))
+    assert image_folder(tmp_path).shape == (3, 240, 300)
+    assert "smaller ones train faster: data.convert=true data.resolution=64" in caplog.text
 
 
 def test_broken_image_in_folder(tmp_path):
@@ -901,7 +945,7 @@ def test_preparation_errors_name_command_line_options(run_script, tmp_path):
         write_image(tmp_path / "source" / f"{name}.png", size=(9, 8))
     for options, message in [
         (["source"], "images are 8x8 (98), 9x8 (2), the first of another size "),
-        (["source"], "; a model needs squares of one size; try --convert --resolution=8\n"),
+        (["source"], "; a model needs images of one size; try --convert --resolution=8\n"),
         (
             ["source", "--resolution=8"],
             "is 9x8 RGB, expected 8x8 RGB; try --convert --resolution=8",

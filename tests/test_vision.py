@@ -316,7 +316,7 @@ def test_hub_infers_channels_and_resolution(tmp_path, caplog):
     data = hub(tmp_path / "grey")
     assert data.shape == (1, 8, 8) and data.captions is None
     message = error_message(hub, str(tmp_path / "photos"))
-    assert message.endswith("squares of one size; try data.convert=true data.resolution=32")
+    assert message.endswith("images of one size; try data.convert=true data.resolution=32")
     data = hub(tmp_path / "photos", convert=True, resolution=32)
     assert data.shape == (3, 32, 32) and "converted: 6 scaled and cropped to 32x32" in caplog.text
 
@@ -382,7 +382,7 @@ def test_stream_mirrors_half_of_the_images(tmp_path):
         ({"image": "image"}, "image=image is not a column of type Image; try img"),
         ({"label": "id"}, "label=id is not a column of type ClassLabel; try label"),
         ({"resolution": 4}, "name=.*: row 0 is 8x8 RGB, expected 4x4 RGB; try data.convert=true"),
-        ({"channels": 2}, "channels must be 1"),
+        ({"channels": 5}, "channels of image files must be 1"),
         ({"streaming": True}, "size, the number of training images, is not stated"),
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
         (

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.data.image_folder import MAX_SKIPPED, ImageFiles, inspect_files, report_skipped
-from ddpm_lab.data.image_transform import infer_transform
+from ddpm_lab.data.image_transform import Resolution, infer_transform
 from ddpm_lab.data.image_tree import LITTER, list_splits
 from ddpm_lab.data.shards import Shards, write_store
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
@@ -61,8 +61,10 @@ def create_parser() -> argparse.ArgumentParser:
     add, share = parser.add_argument, f"{MAX_SKIPPED:.0%}".replace("%", "%%")
     add("source", type=Path, metavar="SOURCE")
     add("target", type=Path, metavar="TARGET", nargs="?")
-    add("--resolution", type=int, help="side of the square images (default: that of the images)")
-    add("--channels", type=int, help="1 (gray) or 3 (RGB; default: those of the images)")
+    help = "side of square images, or HEIGHT,WIDTH (default: those of the images)"
+    add("--resolution", type=parse_resolution, help=help)
+    help = "1 (gray) or 3 (RGB), with alpha 2 or 4 (default: those of the images)"
+    add("--channels", type=int, help=help)
     add("--convert", action="store_true", help="scale, crop and recolor images that differ")
     add("--bits", type=int, help="used bits of gray with more than 8 bits, such as 12")
     help = "folders named train and test (or val) are classes"
@@ -74,6 +76,15 @@ def create_parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=workers, help="decoding processes (%(default)s)")
     add("--check", action="store_true", help="verify the checksums of the store SOURCE")
     return parser
+
+
+def parse_resolution(text: str) -> Resolution:
+    """Return the resolution in `text`, such as 64 or 48,64."""
+    try:
+        height, *width = map(int, text.strip("[]").split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not N or HEIGHT,WIDTH") from error
+    return [height, *width] if width else height
 
 
 def main() -> None:
@@ -108,7 +119,7 @@ def check(root: Path) -> None:
 def prepare(
     source: Path,
     target: Path,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     channels: int | None = None,
     convert: bool = False,
     background: str = "white",

@@ -15,7 +15,7 @@ from ddpm_lab.data.huggingface_rows import (
 )
 from ddpm_lab.data.image_folder import evenly_spaced, load_images
 from ddpm_lab.data.image_io import ImageInfo, inspect_image, prefix_errors
-from ddpm_lab.data.image_transform import Bits, Side, infer_transform
+from ddpm_lab.data.image_transform import Bits, Resolution, infer_transform
 from ddpm_lab.data.image_tree import TEST
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.ranges import Count, OpenFraction
@@ -35,7 +35,7 @@ def hub(
     image: str | None = None,
     label: str | None = None,
     cache: str | None = None,
-    resolution: Side | None = None,
+    resolution: Resolution | None = None,
     channels: int | None = None,
     convert: bool = False,
     bits: Bits | None = None,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_lab.data.datasets import Images, MapSplit, Source, Splits, make_splits
 from ddpm_lab.data.image_io import ImageInfo, inspect_image, open_image, open_stream, prefix_errors
-from ddpm_lab.data.image_transform import Bits, ImageTransform, OnError, Side, infer_transform
+from ddpm_lab.data.image_transform import Bits, ImageTransform, OnError, Resolution, infer_transform
 from ddpm_lab.data.image_tree import SkippedFiles, list_splits, scan_tree
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.ranges import OpenFraction
@@ -62,7 +62,7 @@ class ImageFiles(Source):
 @dataset
 def image_folder(
     path: str | None,
-    resolution: Side | None = None,
+    resolution: Resolution | None = None,
     channels: int | None = None,
     convert: bool = False,
     background: str = "white",
@@ -75,9 +75,10 @@ def image_folder(
     """Load the images in `path` and its subfolders (see `list_splits`).
 
     Without a test folder, or with `splits` false, a share `held_out` is held out. `resolution`
-    (side of the square images) and `channels` (1 or 3) None are those of the images, which must
-    agree. For `convert`, `background` and `bits` see `ImageTransform`, for `in_memory` see
-    `MapSplit.load`. `on_error` "skip" leaves out at most `MAX_SKIPPED` of the images.
+    (the side of square images, or [height, width]) and `channels` (1 or 3, with alpha 2 or 4) None
+    are those of the images, which must agree. For `convert`, `background` and `bits` see
+    `ImageTransform`, for `in_memory` see `MapSplit.load`. `on_error` "skip" leaves out at most
+    `MAX_SKIPPED` of the images.
 
     Raises ValueError that names the file and the key.
     """
@@ -146,7 +147,7 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Images:
     if (tree := scan_tree(path, skipped)) is None:
         raise ValueError(f"{path} contains no images{skipped}")
     skipped.log()
-    files = ImageFiles(path, tree.every, ImageTransform(shape[1], shape[0]))
+    files = ImageFiles(path, tree.every, ImageTransform([*shape[1:]], shape[0]))
     try:
         return Images(files.read(torch.arange(len(files)), shape), None)
     except ValueError as error:

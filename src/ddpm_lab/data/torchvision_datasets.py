@@ -21,7 +21,7 @@ from torchvision import datasets
 from ddpm_lab.data.datasets import Images, Source, Splits, make_splits
 from ddpm_lab.data.image_folder import ImageFiles, load_images
 from ddpm_lab.data.image_io import prefix_errors
-from ddpm_lab.data.image_transform import ImageTransform, Side
+from ddpm_lab.data.image_transform import ImageTransform, Resolution, Side
 from ddpm_lab.data.lsun import Database
 from ddpm_lab.data.module import dataset
 
@@ -89,13 +89,13 @@ def celeba64(path: str, resolution: Side = 64, in_memory: bool | None = None) ->
 def lsun(
     path: str,
     category: str = "church_outdoor",
-    resolution: Side = 256,
+    resolution: Resolution = 256,
     in_memory: bool | None = None,
 ) -> Splits:
     """Load a `category` of LSUN without labels; the test split has 300 images.
 
-    `path` contains CATEGORY_train_lmdb and CATEGORY_val_lmdb. Shorter sides are scaled to
-    `resolution`, and centers cropped.
+    `path` contains CATEGORY_train_lmdb and CATEGORY_val_lmdb. For `resolution` see
+    `ImageTransform`.
     """
     root, transform = Path(path).expanduser(), ImageTransform(resolution, 3, convert=True)
     train, test = (f"{category}_{split}_lmdb" for split in ("train", "val"))
@@ -106,12 +106,12 @@ def lsun(
 
 
 @dataset
-def imagenet(path: str, resolution: Side, in_memory: bool | None = None) -> Splits:
+def imagenet(path: str, resolution: Resolution, in_memory: bool | None = None) -> Splits:
     """Load 1,281,167 training and 50,000 test images of a thousand classes, sorted by WordNet ID.
 
     `path` contains train and val with a folder per class, or the archives, which torchvision
     unpacks. Captions are the first names of the classes if meta.bin or the development kit exists,
-    else the names of the folders. Shorter sides are scaled to `resolution`, and centers cropped.
+    else the names of the folders. For `resolution` see `ImageTransform`.
     """
     root, transform = Path(path).expanduser(), ImageTransform(resolution, 3, convert=True)
     has_names = any((root / f).is_file() for f in ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz"))
@@ -137,8 +137,8 @@ class CelebACrop(ImageTransform):
         if image.size != (178, 218):
             raise ValueError(f"{name} is {image.width}x{image.height}, expected 178x218")
         face = image.crop((89 - 64, 121 - 64, 89 + 64, 121 + 64))
-        side = (self.side, self.side)
-        return super().__call__(face.resize(side, Image.Resampling.BILINEAR), name)
+        _, height, width = self.shape
+        return super().__call__(face.resize((width, height), Image.Resampling.BILINEAR), name)
 
 
 def _load_arrays(kind: Any, advice: str, path: str, download: bool, resolution: int) -> Splits:

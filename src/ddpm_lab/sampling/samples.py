@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points, to_uint8
-from ddpm_lab.reports.figures import draw_scatter, grid_image
+from ddpm_lab.reports.figures import draw_scatter, grid_image, save_image
 
 ARRAYS: dict[str, tuple[str, int, str, type]] = {
     "label": ("labels", 1, "iu", np.int64),
@@ -83,15 +83,13 @@ class Samples:
         kind, name = ("plot", "scatter.png") if self.is_points else ("grid", "grid.png")
         files = {kind: out / name}
         self.grid(columns).save(files[kind])
-        arrays = self.arrays()
         if not self.is_points:
             files["images"] = out / "images"
             files["images"].mkdir(exist_ok=True)
-            for i, pixels in enumerate(arrays["images"]):
-                image = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-                Image.fromarray(image).save(files["images"] / f"{i:06d}.png")
+            for i, pixels in enumerate(self.tensor):
+                save_image(pixels, files["images"] / f"{i:06d}.png")
         files["arrays"] = out / "samples.npz"
-        np.savez_compressed(files["arrays"], **arrays)
+        np.savez_compressed(files["arrays"], **self.arrays())
         return files
 
     def arrays(self) -> dict[str, Any]:
