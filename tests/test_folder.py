@@ -958,3 +958,81 @@ def test_preparation_errors_name_command_line_options(run_script, tmp_path):
         status, _, error = run_script(tmp_path / options[0], tmp_path / "store", *options[1:])
         assert status == 2 and message in error and "Traceback" not in error
     assert file_names(tmp_path) == ["source", "text.zip"]
+
+
+def test_validation_folder(tmp_path, caplog):
+    pixels = write_noise(tmp_path / "a", 12, ["cat", "dog"])
+    held_out = write_noise(tmp_path / "b", 6, ["cat", "dog"])
+    data = image_folder(tmp_path / "a", val_path=tmp_path / "b", in_memory=False)
+    assert (data.train.size, data.test.size) == (12, 6)
+    assert [name for name, _ in with_names(held_out, data.test.select(slice(6)))] == sorted(
+        held_out
+    )
+    assert len([*with_names(pixels, data.train.select(slice(12)))]) == 12
+    assert f"held out: the 6 images in {tmp_path}/b" in caplog.text
+    digest = data.test.digest()
+    (tmp_path / "both").mkdir()
+    for name in "ab":  # the digest does not depend on the location of both
+        shutil.copytree(tmp_path / name, tmp_path / "both" / name)
+    for name in "ab":
+        (tmp_path / name).rename(tmp_path / f"moved {name}")
+    with raises(
+        match=r"^val_path must be a folder of images \(got .*it does not exist; try data\.v"
+    ):
+        image_folder(tmp_path / "both" / "a", val_path=str(tmp_path / "b"))
+    moved = image_folder(tmp_path / "both" / "a", val_path=tmp_path / "both" / "b", in_memory=False)
+    assert moved.test.digest() == digest
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (
+            ["cat", "emu"],
+            r"^val_path=.*b: b/ has other classes than a/ \(emu\); try data\.val_path=nu",
+        ),
+        ([""], "b/ has no class folders, but a/ has 2"),
+        ([], "b/ holds 0 image, but at least 2 are needed|b/ has no class folders"),
+    ],
+)
+def test_classes_of_a_validation_folder_must_agree(classes, message, tmp_path):
+    write_noise(tmp_path / "a", 8, ["cat", "dog"])
+    (tmp_path / "b").mkdir()
+    if classes:
+        write_noise(tmp_path / "b", 4, classes)
+    with raises(match=message):
+        image_folder(tmp_path / "a", val_path=tmp_path / "b")
+
+
+def test_validation_folder_beside_other_splits_raises(tmp_path):
+    for part in ("train", "test"):
+        write_noise(tmp_path / "a" / part, 8, ["cat", "dog"])
+    write_noise(tmp_path / "b", 8, ["cat", "dog"])
+    with raises(match=r"has its own test folder; try data\.path=.*/a/train$"):
+        image_folder(tmp_path / "a", val_path=tmp_path / "b")
+    with raises(match=r"^val_path=.* is inside path="):
+        image_folder(tmp_path / "a", splits=False, val_path=tmp_path / "a" / "test")
+    data = image_folder(tmp_path / "a" / "train", val_path=tmp_path / "a" / "test")
+    assert (data.train.size, data.test.size) == (8, 8)
+    arguments = ([4, 6], None, True, "white", None, True)
+    prepare.prepare(tmp_path / "a/train", tmp_path / "store", *arguments, tmp_path / "a/test")
+    assert image_store(tmp_path / "store").test.size == 8
+
+
+def test_max_images_are_evenly_spaced(tmp_path, caplog):
+    pixels = write_noise(tmp_path / "a", 12)
+    data = image_folder(tmp_path / "a", max_images=4)
+    assert image_bytes(data) == sorted([*map(np.ndarray.tobytes, pixels.values())][::3])
+    assert "max_images=4: 4 of 12 images, evenly spaced" in caplog.text
+    prepare.prepare(tmp_path / "a", tmp_path / "store")
+    assert same_batches(data, image_store(tmp_path / "store", max_images=4), 1)
+    with raises(match="max_images must be at least 4"):
+        image_folder(tmp_path / "a", max_images=3)
+
+
+def test_arrays_beside_folders_are_named(tmp_path, run_script):
+    np.save(tmp_path / "a.npy", np.zeros((4, 8, 8), np.uint8))
+    with raises(match=r"for an array, try data=array data\.path=.*a\.npy$"):
+        image_folder(str(tmp_path / "a.npy"))
+    status, _, error = run_script(tmp_path / "a.npy", tmp_path / "store")
+    assert status == 2 and "needs no preparation; try data=array" in error

@@ -95,7 +95,9 @@ def test_celeba_crop_matches_ddim(tmp_path, monkeypatch):
 def test_lsun_is_center_cropped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = sets.lsun(tmp_path)
-    data, streamed = (lsun(str(tmp_path), "church_outdoor", 16, value) for value in (None, False))
+    data, streamed = (
+        lsun(str(tmp_path), "church_outdoor", 16, in_memory=value) for value in (None, False)
+    )
     assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
     assert torch.equal(data.train.pixels, content["train"][..., 4:20])
     assert torch.equal(data.test.pixels, content["val"][..., 4:20])

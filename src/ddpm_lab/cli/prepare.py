@@ -68,6 +68,7 @@ def create_parser() -> argparse.ArgumentParser:
     add("--convert", action="store_true", help="scale, crop and recolor images that differ")
     add("--bits", type=int, help="used bits of gray with more than 8 bits, such as 12")
     help = "folders named train and test (or val) are classes"
+    add("--val-path", type=Path, metavar="DIR", help="folder of the held-out images")
     add("--no-splits", action="store_false", dest="splits", help=help)
     add("--background", default="white", help="color behind transparent pixels (white)")
     help = f"skip leaves out unusable images, at most {share}"
@@ -125,6 +126,7 @@ def prepare(
     background: str = "white",
     bits: int | None = None,
     splits: bool = True,
+    val_path: Path | None = None,
     on_error: Any = "error",
     workers: int = 0,
 ) -> None:
@@ -137,7 +139,7 @@ def prepare(
         store, unpacked = Path(scratch, "store"), Path(scratch, "unpacked")
         with replace_path(unpacked, source):
             root = source if source.is_dir() else unpack(source, unpacked)
-            parts = list_splits(root, splits)
+            parts = list_splits(root, splits, val_path)
             infos = inspect_files(
                 [file for part in parts.values() for file in part.files], on_error
             )
@@ -165,6 +167,11 @@ def check_arguments(source: Path, target: Path, workers: int) -> None:
         raise ValueError(f"--workers must be at least 0 (got {workers})")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"TARGET={target} is inside SOURCE={source}; choose another")
+    if source.suffix in (".npy", ".npz"):
+        raise ValueError(
+            f"SOURCE={source} is an array, which needs no preparation; try data=array "
+            f"data.path={source}"
+        )
     if not source.exists():
         raise ValueError(
             f"SOURCE={source} does not exist; it must be a folder, a .zip, a .tar or a .tar.gz"

@@ -74,12 +74,13 @@ class SkippedFiles:
         return escape_control("; not used: " + "; ".join(parts)) if parts else ""
 
 
-def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
+def list_splits(root: Path, splits: bool = True, val: Path | None = None) -> dict[str, Listing]:
     """Return the data set in `root`: {"": all of it}, or {"train": ..., "test": ...}.
 
-    The latter requires such folders and `splits`. Each first-level subfolder is a class, unless
-    there are images next to the subfolders. Folders that only contain one folder are passed
-    through. Logs the unused files. Raises ValueError if `root` is not a data set.
+    The latter requires such folders and `splits`, or the folder `val` with the test images. Each
+    first-level subfolder is a class, unless there are images next to the subfolders. Folders that
+    only contain one folder are passed through. Logs the unused files. Raises ValueError if `root`
+    or `val` is not a data set.
     """
     skipped = SkippedFiles()
     tree = scan_tree(root, skipped) or Folder(root, [], [])
@@ -89,9 +90,12 @@ def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
     by_name = {folder.name.casefold(): folder for folder in tree.folders}
     train = next((by_name[name] for name in TRAIN if name in by_name), None)
     tests = [by_name[name] for name in TEST if name in by_name]
-    if splits and train is not None and tests:
+    if val is not None:
+        listings = _list_val(root, tree, val, skipped, train if splits and tests else None)
+    elif splits and train is not None and tests:
         training = _listing(_unwrap(train))
-        test, held_out = _matching_test(root, train, training, tests)
+        advice = f"try data.path={train.path}, of which a share is held out"
+        test, held_out = _matching_test(f"path={root}", advice, train, training, tests)
         listings = {"train": training, "test": held_out}
         for other in (part for part in tree.folders if part not in (train, test)):
             skipped.others[f"images in {other.name}/"] = len(other.every)
@@ -103,6 +107,24 @@ def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
         listings = {"": _listing(tree)}
     skipped.log()
     return listings
+
+
+def _list_val(
+    root: Path, tree: Folder, val: Path, skipped: SkippedFiles, train: Folder | None
+) -> dict[str, Listing]:
+    """Return the images of `tree`, and as test split those of `val`. Raises ValueError."""
+    if train is not None:
+        raise ValueError(
+            f"val_path={val}, but path={root} has its own test folder; try data.path={train.path}"
+        )
+    if val.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"val_path={val} is inside path={root}; try data.path={root}/SUBFOLDER")
+    training = _listing(tree)
+    folder = scan_tree(val, skipped) or Folder(val, [], [])
+    advice = "try data.val_path=null, which holds out a share"
+    _, held_out = _matching_test(f"val_path={val}", advice, tree, training, [folder])
+    LOG.info("held out: the %d images in %s", len(held_out.files), escape_control(val))
+    return {"train": training, "test": held_out}
 
 
 def scan_tree(
@@ -172,9 +194,12 @@ def _listing(folder: Folder) -> Listing:
 
 
 def _matching_test(
-    root: Path, train: Folder, training: Listing, tests: Sequence[Folder]
+    key: str, advice: str, train: Folder, training: Listing, tests: Sequence[Folder]
 ) -> tuple[Folder, Listing]:
-    """Return the first of `tests` whose classes are those of `training`. Raises ValueError."""
+    """Return the first of `tests` whose classes are those of `training`.
+
+    Raises ValueError that begins with `key` and ends with `advice`.
+    """
     problems = []
     for test in tests:
         listing = _listing(_unwrap(test, training.classes))
@@ -189,10 +214,7 @@ def _matching_test(
             problems.append(f"{test.name}/ holds {count} image, but at least 2 are needed")
         else:
             return test, _relabel(test, listing, training.classes)
-    raise ValueError(
-        f"path={root}: {'; '.join(problems)}; "
-        f"try data.path={train.path}, of which a share is held out"
-    )
+    raise ValueError(f"{key}: {'; '.join(problems)}; {advice}")
 
 
 def _relabel(test: Folder, listing: Listing, classes: list[str]) -> Listing:
