@@ -559,7 +559,7 @@ def test_nested_folders(tmp_path, caplog):
     assert data.captions == [["cat"], ["dog"]] and data.train.size + data.test.size == 12
     names = [name for split in (data.train, data.test) for name, _ in with_names(pixels, split)]
     assert sorted(names) == sorted(pixels)
-    assert "1 without images (labels)" in caplog.text
+    assert "1 .txt (not images); 1 folders without images; names: cat.txt, labels" in caplog.text
     pixels = write_noise(tmp_path / "flat", 12, ["", "a", "a/b", "c"])
     data = image_folder(tmp_path / "flat")
     assert data.classes is None and data.captions is None

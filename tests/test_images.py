@@ -36,6 +36,27 @@ def test_networks_take_wide_images(words, typed, tmp_path):
     assert status == 0, error
 
 
+def test_unused_files_are_listed_in_the_run(typed, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(120):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(folder / f"{i:03}.png")
+    (folder / "005.png").write_bytes(b"")
+    for name in ("a.txt", "b.txt", "c.md"):
+        (folder / name).write_text("words")
+    words = ("data=folder", f"data.path={folder}", "data.on_error=skip", "extractor=none")
+    run = (*words, "callbacks=none", f"hydra.run.dir={tmp_path}/r")
+    status, output, error = typed("train", *FAST[:4], "sampler.steps=2", *run)
+    assert status == 0, error
+    assert "not used: 2 .txt, 1 .md (not images); names: a.txt, b.txt, c.md" in output
+    assert f"the 4 files that are not used: {tmp_path}/r/left_out.txt" in output
+    lines = (tmp_path / "r" / "left_out.txt").read_text().splitlines()
+    reasons = ("not an image (.txt): ", "not an image (.txt): ", "not an image (.md): ")
+    names = ("a.txt", "b.txt", "c.md")
+    named = [f"{reason}{folder / name}" for reason, name in zip(reasons, names, strict=True)]
+    assert lines == [*named, f"{folder}/005.png cannot be read as an image (it is empty)"]
+
+
 def test_cascade_and_latents_of_wide_images(typed, tiny, tmp_path):
     small = tiny(*WIDE, "data.resolution=[4,6]")
     large = tiny(*WIDE, "conditioner=low_res")

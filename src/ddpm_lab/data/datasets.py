@@ -223,6 +223,8 @@ class Splits(NamedTuple):
     """Names of each class, the main one first; None: without classes"""
     mixture: Mixture | None = None
     """Exact distribution of the data; None: not available"""
+    left_out: Sequence[str] = ()
+    """A line for each file that is not used, with the reason"""
 
 
 def make_splits(

@@ -95,7 +95,8 @@ def image_folder(
     """
     root = _require_folder(path)
     val = None if val_path is None else _require_folder(val_path, "val_path")
-    listings = [*list_splits(root, splits, val).values()]
+    skipped = SkippedFiles()
+    listings = [*list_splits(root, splits, val, skipped).values()]
     files = [file for listing in listings for file in listing.files]
     advice = f"; remove it, or try data.on_error=skip for up to {MAX_SKIPPED:.0%} of the images"
     with prefix_errors(f"path={path}: ", advice):
@@ -115,9 +116,12 @@ def image_folder(
                 f"them first: {_prepare_command(root)}"
             )
         train, test = load_images(parts, transform, in_memory)
+    left_out = skipped.lines
     if on_error == "skip":
         train, test = _leave_out_unusable(sources, parts, (train, test))
-    return Splits(root.resolve().name, train, test, [[name] for name in listings[0].classes])
+        left_out += [text for source in sources for text in (source.errors or {}).values()]
+    captions = [[name] for name in listings[0].classes]
+    return Splits(root.resolve().name, train, test, captions, left_out=left_out)
 
 
 def _require_folder(path: str | None, key: str = "path") -> Path:
