@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import sets
 from conftest import FAST
 from PIL import Image
+
+from ddpm_lab.data.image_array import image_array
 
 WIDE = ("data=synthetic", "data.resolution=[8,12]", "data.count=64", "extractor=none")
 
@@ -34,6 +37,23 @@ def test_networks_take_wide_images(words, typed, tmp_path):
     network = [word for word in FAST if not word.startswith(("model", "sampler", "callbacks"))]
     status, _, error = typed("train", *network, *WIDE, *words, f"hydra.run.dir={tmp_path}/r")
     assert status == 0, error
+
+
+def test_class_names_of_an_array_reach_samples(typed, tmp_path):
+    names, pixels = np.array(["cat", "my dog"]), sets.noise(24, 4, 6)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.arange(24) % 2, class_names=names)
+    words = ("data=array", f"data.path={tmp_path}/a.npz", "conditioner=label", "extractor=none")
+    run = (*FAST[:5], *words, "callbacks=none", f"hydra.run.dir={tmp_path}/r")
+    status, output, error = typed("train", *run)
+    assert status == 0 and "classes: 0 cat, 1 my dog" in output, error
+    words = ("label=my_dog", "count=4", "weights=raw", f"hydra.run.dir={tmp_path}/s")
+    status, output, error = typed("sample", f"run={tmp_path}/r", *words)
+    assert status == 0 and "  classes     1 my dog\n" in output, error
+    data = image_array(f"{tmp_path}/s/samples.npz", held_out=0.5)
+    assert data.captions == [["cat"], ["my dog"]] and data.shape == (3, 4, 6)
+    assert data.train.labels.tolist() == [1, 1]
+    status, _, error = typed("sample", f"run={tmp_path}/r", "label=emu", "weights=raw")
+    assert status == 2 and "is not a label of this model: 0 cat, 1 my dog" in error
 
 
 def test_unused_files_are_listed_in_the_run(typed, tmp_path):
