@@ -56,6 +56,25 @@ def test_class_names_of_an_array_reach_samples(typed, tmp_path):
     assert status == 2 and "is not a label of this model: 0 cat, 1 my dog" in error
 
 
+def test_validation_files_are_found_from_another_directory(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        np.save(f"{name}.npy", sets.noise(8, 4, 6))
+    np.save("labels.npy", np.zeros(8, int))
+    np.savez("b.npz", images=sets.noise(8, 4, 6), labels=np.zeros(8, int))
+    words = ("data.path=a.npy", "data.val_path=b.npz", "data.labels=labels.npy", "extractor=none")
+    small = (*FAST[:5], "callbacks=none", "hydra.run.dir=r")
+    assert typed("train", "data=array", *words, *small)[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    words = ("run=../r", "metrics=[nll]", "weights=raw", "nll.steps=1", "hydra.run.dir=e")
+    status, output, error = typed("evaluate", *words)
+    assert status == 0 and "warning" not in output, error
+    (tmp_path / "b.npz").rename("moved.npz")
+    status, output, error = typed("evaluate", *words, "data.val_path=moved.npz")
+    assert status == 0 and "warning" not in output, error
+
+
 def test_unused_files_are_listed_in_the_run(typed, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -75,6 +94,14 @@ def test_unused_files_are_listed_in_the_run(typed, tmp_path):
     names = ("a.txt", "b.txt", "c.md")
     named = [f"{reason}{folder / name}" for reason, name in zip(reasons, names, strict=True)]
     assert lines == [*named, f"{folder}/005.png cannot be read as an image (it is empty)"]
+
+
+def test_perceptual_loss_refuses_other_channels(typed, tmp_path):
+    words = ("system=autoencoder", "model=autoencoder_kl", "callbacks=autoencoder")
+    large = ("data=synthetic", "data.resolution=[16,24]", "data.channels=4", "extractor=none")
+    run = ("system.perceptual=1", "logger=csv", f"hydra.run.dir={tmp_path}/r")
+    status, _, error = typed("train", *words, *large, *run)
+    assert status == 2 and "system.perceptual=1 needs gray or RGB images (got 4x16x24)" in error
 
 
 def test_cascade_and_latents_of_wide_images(typed, tiny, tmp_path):

@@ -151,8 +151,8 @@ def _check_classes(parts: Sequence[Part], names: list[str] | None) -> list[str]:
         if part.class_names and part.class_names != names and part is not train:
             text = f"classes ({join_first(other, 4)})" if other else "labels of the same classes"
             raise ValueError(
-                f"{part.key}={file} has other {text} than path={train.images.file}; try "
-                "data.val_path=null, which holds out a share"
+                f"{part.key}={file} has other {text} than path={train.images.file}; try another "
+                "val_path, or none, which holds out a share"
             )
     return names
 

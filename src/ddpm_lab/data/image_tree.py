@@ -135,7 +135,7 @@ def _list_val(
         raise ValueError(f"val_path={val} is inside path={root}; try data.path={root}/SUBFOLDER")
     training = _listing(tree)
     folder = scan_tree(val, skipped) or Folder(val, [], [])
-    advice = "try data.val_path=null, which holds out a share"
+    advice = "try another val_path, or none, which holds out a share"
     _, held_out = _matching_test(f"val_path={val}", advice, tree, training, [folder])
     LOG.info("held out: the %d images in %s", len(held_out.files), escape_control(val))
     return {"train": training, "test": held_out}
@@ -218,14 +218,14 @@ def _matching_test(
     for test in tests:
         listing = _listing(_unwrap(test, training.classes))
         unknown = [name for name in listing.classes if name not in training.classes]
-        if training.classes and not listing.classes:
+        if (count := len(listing.files)) < 2:
+            problems.append(f"{test.name}/ holds {count} images, but at least 2 are needed")
+        elif training.classes and not listing.classes:
             count = len(training.classes)
             problems.append(f"{test.name}/ has no class folders, but {train.name}/ has {count}")
         elif unknown:
             names = ", ".join(unknown[:4])
             problems.append(f"{test.name}/ has other classes than {train.name}/ ({names})")
-        elif (count := len(listing.files)) < 2:
-            problems.append(f"{test.name}/ holds {count} image, but at least 2 are needed")
         else:
             return test, _relabel(test, listing, training.classes)
     raise ValueError(f"{key}: {'; '.join(problems)}; {advice}")
