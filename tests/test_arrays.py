@@ -126,6 +126,7 @@ def test_labels_and_class_names():
     assert content(data) == expected(labels=LABELS)
     data = image_array("a.npz", class_names=["x", "y", "z", "w"])
     assert data.captions == [["x"], ["y"], ["z"], ["w"]]
+    assert image_array("a.npz", class_names=[7, 8, 9]).captions == [["7"], ["8"], ["9"]]
     np.save("labels.npy", LABELS[::-1])
     assert content(image_array("a.npz", labels="labels.npy")) == expected(labels=LABELS[::-1])
     np.savez("b.npz", x=PIXELS, y=LABELS[:, None].astype(np.uint8))

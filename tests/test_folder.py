@@ -1035,4 +1035,6 @@ def test_arrays_beside_folders_are_named(tmp_path, run_script):
     with raises(match=r"for an array, try data=array data\.path=.*a\.npy$"):
         image_folder(str(tmp_path / "a.npy"))
     status, _, error = run_script(tmp_path / "a.npy", tmp_path / "store")
-    assert status == 2 and "needs no preparation; try data=array" in error
+    assert (
+        status == 2 and "needs no preparation; try it as it is: python train.py data=array" in error
+    )

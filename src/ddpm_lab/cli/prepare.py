@@ -169,8 +169,8 @@ def check_arguments(source: Path, target: Path, workers: int) -> None:
         raise ValueError(f"TARGET={target} is inside SOURCE={source}; choose another")
     if source.suffix in (".npy", ".npz"):
         raise ValueError(
-            f"SOURCE={source} is an array, which needs no preparation; try data=array "
-            f"data.path={source}"
+            f"SOURCE={source} is an array, which needs no preparation; try it as it is: "
+            f"{script_command('train')} data=array"
         )
     if not source.exists():
         raise ValueError(

@@ -37,7 +37,7 @@ def image_array(
     path: str | None,
     val_path: str | None = None,
     labels: str | None = None,
-    class_names: list[str] | None = None,
+    class_names: list[str | int] | None = None,
     range: list[float] | None = None,
     layout: Layout | None = None,
     held_out: OpenFraction = 0.1,
@@ -62,7 +62,8 @@ def image_array(
         parts.append(_load_part("val_path", val_path, ("", *TEST), layout, range))
     elif "" not in (headers := read_headers(file)) and find_array(headers, "images", TEST):
         parts.append(_load_part("path", path, TEST, layout, range))
-    names = _check_classes(parts, class_names or train.class_names)
+    names = [*map(str, class_names)] if class_names else train.class_names
+    names = _check_classes(parts, names)
     _check_sizes(parts)
     _log(parts, range)
     part_labels = [part.labels if names else None for part in parts]

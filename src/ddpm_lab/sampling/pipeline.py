@@ -142,11 +142,7 @@ class SamplingPipeline:
                 )
         self.guidance, self.sampler = guidance, sampler
         self.classes, self.captions = guided.classes, self.spec.captions or captions
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """The name of each class; None for a model without classes."""
-        return [names[0] for names in self.captions] if self.captions else None
+        self.class_names = [names[0] for names in self.captions] if self.captions else None
 
     def make_conditions(
         self,
