@@ -190,7 +190,11 @@ ERRORS = [
     (write("a.npz", u=LABELS, v=NAMES), {}, r"none .* images or x; it has u \(12,\), v \(3,\)"),
     (write("a.npy", PIXELS), {"range": [1, 0]}, r"^range must be \[LOW,HIGH\] \(got \[1, 0\]\)"),
     (write("a.npy", PIXELS), {"range": [1]}, r"^range must be \[LOW,HIGH\]"),
-    (write("a.npy", PIXELS), {"class_names": ["a"]}, "class_names=.* no labels; try data.labels="),
+    (
+        write("a.npy", PIXELS),
+        {"class_names": ["a"]},
+        "class_names=.*the data has no labels; try data.labels=",
+    ),
     (write("a.npy", PIXELS), {"labels": "no.npy"}, r"^labels must be a .*got no\.npy"),
     (
         write("a.npy", PIXELS),

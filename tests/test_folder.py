@@ -1030,6 +1030,14 @@ def test_max_images_are_evenly_spaced(tmp_path, caplog):
         image_folder(tmp_path / "a", max_images=3)
 
 
+def test_skipped_share_is_of_the_used_images(tmp_path):
+    write_noise(tmp_path, 200)
+    for i in range(0, 200, 50):
+        (tmp_path / f"{i:03}.png").write_text("hello")
+    with raises(match=r"at most 1% of 8 images, and 4 are bad"):
+        image_folder(tmp_path, 8, 3, on_error="skip", max_images=8)
+
+
 def test_arrays_beside_folders_are_named(tmp_path, run_script):
     np.save(tmp_path / "a.npy", np.zeros((4, 8, 8), np.uint8))
     with raises(match=r"for an array, try data=array data\.path=.*a\.npy$"):

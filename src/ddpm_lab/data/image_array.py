@@ -133,7 +133,9 @@ def _check_classes(parts: Sequence[Part], names: list[str] | None) -> list[str]:
     train = parts[0]
     if train.labels is None:
         if names is not None:
-            raise ValueError(f"class_names={names}, but there are no labels; try data.labels=FILE")
+            raise ValueError(
+                f"class_names={names}, but the data has no labels; try data.labels=FILE"
+            )
         return []
     names = names or [str(label) for label in range(int(train.labels.max()) + 1)]
     for part in parts:

@@ -207,7 +207,7 @@ def _leave_out_unusable(
 ) -> list[Images | MapSplit]:
     errors = [source.errors or {} for source in sources]
     messages = [by_index[i] for by_index in errors for i in sorted(by_index)]
-    report_skipped(messages, sum(map(len, sources)))
+    report_skipped(messages, sum(part.size for part in parts))
     if not messages:
         return [*splits]
     usable = [
