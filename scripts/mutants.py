@@ -1032,8 +1032,8 @@ MUTANTS = [
     Mutant(
         "held-out images in the training split",
         "data/image_tree.py",
-        "if splits and train is not None and tests:",
-        "if False:",
+        "elif splits and train is not None and tests:",
+        "elif False:",
         "folder",
     ),
     Mutant(

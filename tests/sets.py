@@ -13,6 +13,7 @@ from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.data.shards import write_store
 
 FILES = (
+    "array",
     "celeba64",
     "celebahq256",
     "cifar10",
@@ -200,6 +201,9 @@ def overrides(option, root, patch, side=8):
     elif option == "hub":
         parquet(root, size=side)
         overrides = [f"data.name={root}", f"data.cache={root}/cache"]
+    elif option == "array":
+        np.save(root / "images.npy", noise(8, side, side))
+        overrides = [f"data.path={root}/images.npy"]
     elif option == "store":
         pixels = torch.tensor(noise(8, side, side)).permute(0, 3, 1, 2)
         write_store(

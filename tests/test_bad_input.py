@@ -145,7 +145,7 @@ train data=folder data.path=a_file
 train data=folder data.path=EMPTY
     2 data.path=EMPTY holds 0 images, but at least 4 are needed
 train data=folder extractor=none data.batch_size=4 data.path=MIXED
-    2 MIXED/20.png; a model needs squares of one size; try data.convert=true
+    2 MIXED/20.png; a model needs images of one size; try data.convert=true
 train data=folder extractor=none data.batch_size=4 data.path=MODES
     2 expected 8x8 RGB; try data.convert=true
 train data=folder extractor=none data.batch_size=4 data.path=DEEP

@@ -590,7 +590,7 @@ TRAIN_MISTAKES = {
     "trainer.precision=bf16-true": "trainer.precision=bf16-true",
     "trainer.devices=2": "trainer.devices=2",
     "callbacks.fid.every=0": "callbacks.fid.every must be at least 1 (got 0)",
-    "data=synthetic data.channels=5": "data.channels must be 1",
+    "data=synthetic data.channels=0": "data.channels must be at least 1",
     "schedule=linear schedule.end=2": "schedule.end must be above 0 and below 1 (got 2)",
     "schedule=linear schedule.start=-1": "schedule.start",
     "model.multipliers=[1,2,2,2,2]": "model.multipliers=[1, 2, 2, 2, 2] halves images 4 times",

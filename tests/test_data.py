@@ -6,12 +6,15 @@ from inspect import signature
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddpm_lab.data.datasets import Images, MapSplit, Points, Splits, to_batch
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.module import TrainBatches, ValidationBatches, dataset
 from ddpm_lab.data.synthetic import synthetic
 from ddpm_lab.data.toy import SHAPES, gaussian_mixture, toy
+from ddpm_lab.evaluation.extractors import InceptionFeatures
+from ddpm_lab.sampling.samples import Samples
 from ddpm_lab.utils.errors import UserError
 
 
@@ -146,3 +149,32 @@ def test_toy_points_have_two_classes_and_are_in_range(shape):
 def test_invalid_point_settings_raise(function, kwargs, message):
     with pytest.raises(ValueError, match=message):
         function(**kwargs)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+def test_grids_and_files_show_any_number_of_channels(channels, tmp_path):
+    pixels = synthetic([4, 6], channels=channels, count=2).train.pixels
+    files = Samples(pixels).save(tmp_path)
+    assert torch.equal(torch.tensor(np.load(files["arrays"])["images"]).permute(0, 3, 1, 2), pixels)
+    image = np.asarray(Image.open(tmp_path / "images" / "000000.png"))
+    grid = np.asarray(Image.open(files["grid"]))
+    scale, margin = 11, 5
+    first = grid[margin:, margin:][: 4 * scale : scale]
+    if channels in (1, 3):
+        assert np.array_equal(image.reshape(4, 6, channels), pixels[0].permute(1, 2, 0))
+        assert (first[:, : 6 * scale : scale] == pixels[0].permute(1, 2, 0).numpy()).all()
+    elif channels == 4:  # in color over white
+        assert np.array_equal(image, pixels[0].permute(1, 2, 0))
+        alpha = pixels[0, 3:].numpy() / 255
+        over = (pixels[0, :3].numpy() * alpha + 255 * (1 - alpha)).transpose(1, 2, 0)
+        assert np.abs(first[:, : 6 * scale : scale] - over).max() <= 0.51
+    else:  # a gray image per channel
+        for i, channel in enumerate(pixels[0].numpy()):
+            assert (first[:, 7 * scale * i :, 0][:, : 6 * scale : scale] == channel).all()
+            strip = image[..., i] if channels == 2 else image[:, 7 * i : 7 * i + 6]
+            assert np.array_equal(strip, channel)
+
+
+def test_inception_refuses_other_channels():
+    with pytest.raises(UserError, match=r"1 or 3 channels \(got 4\); try extractor=none"):
+        InceptionFeatures.forward(None, torch.zeros(2, 4, 8, 8, dtype=torch.uint8))

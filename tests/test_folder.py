@@ -99,6 +99,7 @@ def image_16_bit(values, kind=np.uint16):
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+RGBA_PNG = png(2, 1, 8, 2, b"\1\2\3\1\2\4", (b"tRNS", b"\0\1\0\2\0\3"))
 MODES = {  # an image of one row, the channels to convert to, the expected pixels
     "grey": (Image.new("L", (1, 1), 77), 1, [77]),
     "grey as RGB": (Image.new("L", (1, 1), 77), 3, [(77, 77, 77)]),
@@ -116,10 +117,19 @@ MODES = {  # an image of one row, the channels to convert to, the expected pixel
     "grey with alpha": (Image.new("LA", (1, 1), (0, 128)), 1, [127]),
     "grey with a clear level": (png(2, 1, 8, 0, b"\7\x08", (b"tRNS", b"\0\7")), 1, [255, 8]),
     "RGB with a clear color": (
-        png(2, 1, 8, 2, b"\1\2\3\1\2\4", (b"tRNS", b"\0\1\0\2\0\3")),
+        RGBA_PNG,
         3,
         [(255, 255, 255), (1, 2, 4)],
     ),
+    "RGBA, kept": (Image.new("RGBA", (1, 1), (255, 0, 0, 128)), 4, [(255, 0, 0, 128)]),
+    "RGB as RGBA": (Image.new("RGB", (1, 1), RED), 4, [(*RED, 255)]),
+    "palette, half clear, kept": (palette(RED, BLUE, transparency=b"\x80\xff"), 4, [(*RED, 128)]),
+    "RGB with a clear color, kept": (RGBA_PNG, 4, [(1, 2, 3, 0), (1, 2, 4, 255)]),
+    "gray with alpha, kept": (Image.new("LA", (1, 1), (7, 128)), 2, [(7, 128)]),
+    "gray with alpha as RGBA": (Image.new("LA", (1, 1), (7, 128)), 4, [(7, 7, 7, 128)]),
+    "gray with a clear level, kept": (png(1, 1, 8, 0, b"\7", (b"tRNS", b"\0\7")), 2, [(7, 0)]),
+    "RGBA as gray with alpha": (Image.new("RGBA", (1, 1), (*RED, 128)), 2, [(76, 128)]),
+    "16 bits with alpha": (image_16_bit([257 * 9]), 2, [(9, 255)]),
     "CMYK": (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), 3, [RED]),
     "16 bits, PNG": (image_16_bit([0, 257, 128, 129, 257 * 77, 65535]), 1, [0, 1, 0, 1, 77, 255]),
     "16 bits of a standard PNG": (
@@ -192,6 +202,9 @@ def test_resize_and_center_crop_match_pillow():
     fitted = ImageOps.fit(Image.fromarray(pixels), (8, 8), Image.Resampling.LANCZOS)
     expected = pil_to_tensor(fitted)
     assert torch.equal(ImageTransform(8, 3, convert=True)(Image.fromarray(pixels), "a"), expected)
+    fitted = ImageOps.fit(Image.fromarray(pixels), (12, 8), Image.Resampling.LANCZOS)
+    wide = ImageTransform([8, 12], 3, convert=True)(Image.fromarray(pixels), "a")
+    assert torch.equal(wide, pil_to_tensor(fitted)) and wide.shape == (3, 8, 12)
     bars = Image.new("RGB", (24, 8), BLUE)
     bars.paste(RED, (8, 0, 16, 8))
     expected = pil_to_tensor(blank("RGB", color=RED))
@@ -237,9 +250,11 @@ def test_lossy_and_ambiguous_conversions_raise(image, channels, convert, message
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((8, 2), "^channels must be 1"),
-        ((0, 3), "^side must be at least 1 and at most 8192"),
-        ((8193, 3), "^side"),
+        ((8, 5), "^channels of image files must be 1 "),
+        (([8], 3), r"^resolution must be N or \[HEIGHT,WIDTH\]"),
+        (([8, 0], 3), "^resolution must be at least 1 and at most 8192"),
+        ((0, 3), "^resolution must be at least 1 and at most 8192"),
+        ((8193, 3), "^resolution"),
         ((8, 3, True, "whitish"), "^background=whitish"),
         ((8, 3, True, "#ffffff80"), "^background=#ffffff80"),
     ],
@@ -351,14 +366,19 @@ DEEP = FOUR | {"e.png": {"mode": "I;16", "color": 65535}}
             ODD,
             {},
             r"are 8x8 \(3\), 9x8 \(1\), the first of another size .*b\.png; a model "
-            r"needs squares of one size; try data\.convert=true data\.resolution=8$",
+            r"needs images of one size; try data\.convert=true data\.resolution=8$",
         ),
         (ODD, {"resolution": 8}, r"b\.png is 9x8 RGB, expected 8x8 RGB"),
-        (WIDE, {}, r"images are 640x480 \(4\); .*=true data\.resolution=64$"),
+        (
+            WIDE,
+            {"resolution": [320, 480]},
+            r"expected 480x320 \(width x height\) RGB; .*data\.resolution=\[320,480\]$",
+        ),
         (MIXED, {}, r"resolution=16$"),
         (FOUR, {"channels": 1}, r"expected 8x8 L; try data\.channels=3, or data\.convert"),
         (FOUR, {"batch_size": 9}, r"batch_size must be in 1\.\.2"),
-        (FOUR, {"channels": 2}, "channels"),
+        (FOUR, {"channels": 5}, "channels"),
+        (FOUR, {"channels": 2}, r"expected 8x8 LA; try data\.channels=4, or data\.convert"),
         (FOUR, {"resolution": 40000}, "resolution must be at least 1 and at most 8192"),
         (FOUR, {"resolution": 16, "in_memory": False}, r"\.png is 8x8 RGB, expected 16x16 RGB"),
         (FOUR, {"resolution": 0}, "resolution"),
@@ -373,6 +393,30 @@ def test_folder_errors_name_file_and_key(tmp_path, files, kwargs, message):
         write_image(tmp_path / name, **image)
     with raises(match=message):
         image_folder(tmp_path, **kwargs)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_of_one_size_need_not_be_square(in_memory, tmp_path, caplog):
+    (root := tmp_path / "set").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 10, 4), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(root / f"{i}.png")
+    data = image_folder(root, channels=4, in_memory=in_memory)
+    assert data.shape == (4, 6, 10) and "as 10x6 (width x height) RGB with alpha" in caplog.text
+    assert image_bytes(data) == sorted(i.transpose(2, 0, 1).tobytes() for i in pixels)
+    data = image_folder(root, [4, 8], convert=True, in_memory=in_memory)
+    assert data.shape == (3, 4, 8)
+    assert image_folder(root, 4, convert=True).shape == (3, 4, 4)
+    assert image_folder(root, convert=True).shape == (3, 6, 10)
+    prepare.prepare(root, tmp_path / "store", prepare.parse_resolution("[4,8]"), 4, True)
+    assert image_store(tmp_path / "store").shape == (4, 4, 8)
+
+
+def test_large_images_suggest_smaller_ones(tmp_path, caplog):
+    for name in FOUR:
+        write_image(tmp_path / name, (300, 240))
+    assert image_folder(tmp_path).shape == (3, 240, 300)
+    assert "smaller ones train faster: data.convert=true data.resolution=64" in caplog.text
 
 
 def test_broken_image_in_folder(tmp_path):
@@ -515,7 +559,7 @@ def test_nested_folders(tmp_path, caplog):
     assert data.captions == [["cat"], ["dog"]] and data.train.size + data.test.size == 12
     names = [name for split in (data.train, data.test) for name, _ in with_names(pixels, split)]
     assert sorted(names) == sorted(pixels)
-    assert "1 without images (labels)" in caplog.text
+    assert "1 .txt (not images); 1 folders without images; names: cat.txt, labels" in caplog.text
     pixels = write_noise(tmp_path / "flat", 12, ["", "a", "a/b", "c"])
     data = image_folder(tmp_path / "flat")
     assert data.classes is None and data.captions is None
@@ -901,7 +945,7 @@ def test_preparation_errors_name_command_line_options(run_script, tmp_path):
         write_image(tmp_path / "source" / f"{name}.png", size=(9, 8))
     for options, message in [
         (["source"], "images are 8x8 (98), 9x8 (2), the first of another size "),
-        (["source"], "; a model needs squares of one size; try --convert --resolution=8\n"),
+        (["source"], "; a model needs images of one size; try --convert --resolution=8\n"),
         (
             ["source", "--resolution=8"],
             "is 9x8 RGB, expected 8x8 RGB; try --convert --resolution=8",
@@ -914,3 +958,91 @@ def test_preparation_errors_name_command_line_options(run_script, tmp_path):
         status, _, error = run_script(tmp_path / options[0], tmp_path / "store", *options[1:])
         assert status == 2 and message in error and "Traceback" not in error
     assert file_names(tmp_path) == ["source", "text.zip"]
+
+
+def test_validation_folder(tmp_path, caplog):
+    pixels = write_noise(tmp_path / "a", 12, ["cat", "dog"])
+    held_out = write_noise(tmp_path / "b", 6, ["cat", "dog"])
+    data = image_folder(tmp_path / "a", val_path=tmp_path / "b", in_memory=False)
+    assert (data.train.size, data.test.size) == (12, 6)
+    assert [name for name, _ in with_names(held_out, data.test.select(slice(6)))] == sorted(
+        held_out
+    )
+    assert len([*with_names(pixels, data.train.select(slice(12)))]) == 12
+    assert f"held out: the 6 images in {tmp_path}/b" in caplog.text
+    digest = data.test.digest()
+    (tmp_path / "both").mkdir()
+    for name in "ab":  # the digest does not depend on the location of both
+        shutil.copytree(tmp_path / name, tmp_path / "both" / name)
+    for name in "ab":
+        (tmp_path / name).rename(tmp_path / f"moved {name}")
+    with raises(
+        match=r"^val_path must be a folder of images \(got .*it does not exist; try data\.v"
+    ):
+        image_folder(tmp_path / "both" / "a", val_path=str(tmp_path / "b"))
+    moved = image_folder(tmp_path / "both" / "a", val_path=tmp_path / "both" / "b", in_memory=False)
+    assert moved.test.digest() == digest
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (
+            ["cat", "emu"],
+            r"^val_path=.*b: b/ has other classes than a/ \(emu\); try another val_path",
+        ),
+        ([""], "b/ has no class folders, but a/ has 2"),
+        ([], "b/ holds 0 images, but at least 2 are needed; try another val_path, or none, which"),
+    ],
+)
+def test_classes_of_a_validation_folder_must_agree(classes, message, tmp_path):
+    write_noise(tmp_path / "a", 8, ["cat", "dog"])
+    (tmp_path / "b").mkdir()
+    if classes:
+        write_noise(tmp_path / "b", 4, classes)
+    with raises(match=message):
+        image_folder(tmp_path / "a", val_path=tmp_path / "b")
+
+
+def test_validation_folder_beside_other_splits_raises(tmp_path):
+    for part in ("train", "test"):
+        write_noise(tmp_path / "a" / part, 8, ["cat", "dog"])
+    write_noise(tmp_path / "b", 8, ["cat", "dog"])
+    with raises(match=r"has its own test folder; try data\.path=.*/a/train$"):
+        image_folder(tmp_path / "a", val_path=tmp_path / "b")
+    with raises(match=r"^val_path=.* is inside path="):
+        image_folder(tmp_path / "a", splits=False, val_path=tmp_path / "a" / "test")
+    data = image_folder(tmp_path / "a" / "train", val_path=tmp_path / "a" / "test")
+    assert (data.train.size, data.test.size) == (8, 8)
+    arguments = ([4, 6], None, True, "white", None, True)
+    prepare.prepare(tmp_path / "a/train", tmp_path / "store", *arguments, tmp_path / "a/test")
+    assert image_store(tmp_path / "store").test.size == 8
+
+
+def test_max_images_are_evenly_spaced(tmp_path, caplog):
+    pixels = write_noise(tmp_path / "a", 12)
+    data = image_folder(tmp_path / "a", max_images=4)
+    assert image_bytes(data) == sorted([*map(np.ndarray.tobytes, pixels.values())][::3])
+    assert "max_images=4: 4 of 12 images, evenly spaced" in caplog.text
+    prepare.prepare(tmp_path / "a", tmp_path / "store")
+    assert same_batches(data, image_store(tmp_path / "store", max_images=4), 1)
+    with raises(match="max_images must be at least 4"):
+        image_folder(tmp_path / "a", max_images=3)
+
+
+def test_skipped_share_is_of_the_used_images(tmp_path):
+    write_noise(tmp_path, 200)
+    for i in range(0, 200, 50):
+        (tmp_path / f"{i:03}.png").write_text("hello")
+    with raises(match=r"at most 1% of 8 images, and 4 are bad"):
+        image_folder(tmp_path, 8, 3, on_error="skip", max_images=8)
+
+
+def test_arrays_beside_folders_are_named(tmp_path, run_script):
+    np.save(tmp_path / "a.npy", np.zeros((4, 8, 8), np.uint8))
+    with raises(match=r"for an array, try data=array data\.path=.*a\.npy$"):
+        image_folder(str(tmp_path / "a.npy"))
+    status, _, error = run_script(tmp_path / "a.npy", tmp_path / "store")
+    assert (
+        status == 2 and "needs no preparation; try it as it is: python train.py data=array" in error
+    )

@@ -78,25 +78,28 @@ def test_system_learns_at_its_default_rate(overrides):
 
 
 @pytest.mark.parametrize(
-    ("side", "many", "channels", "multipliers"),
+    ("size", "many", "channels", "multipliers"),
     [
-        (8, False, 32, [1, 2]),
-        (4, False, 32, [1, 2]),
-        (16, False, 32, [1, 2, 4]),
-        (28, False, 16, [1, 2, 4]),
-        (32, False, 16, [1, 2, 4, 8]),
-        (32, True, 32, [1, 2, 4, 8]),
-        (45, False, 16, [1]),
-        (64, False, 16, [1, 2, 4, 8, 8]),
-        (256, False, 16, [1, 2, 4, 8, 8, 8, 8]),
+        ((8, 8), False, 32, [1, 2]),
+        ((4, 4), False, 32, [1, 2]),
+        ((16, 16), False, 32, [1, 2, 4]),
+        ((28, 28), False, 16, [1, 2, 4]),
+        ((32, 32), False, 16, [1, 2, 4, 8]),
+        ((32, 32), True, 32, [1, 2, 4, 8]),
+        ((45, 45), False, 16, [1]),
+        ((64, 64), False, 16, [1, 2, 4, 8, 8]),
+        ((256, 256), False, 16, [1, 2, 4, 8, 8, 8, 8]),
+        ((48, 64), False, 16, [1, 2, 4, 8, 8]),
+        ((64, 12), False, 32, [1, 2, 4]),
+        ((64, 50), False, 16, [1, 2]),
     ],
 )
-def test_levels_follow_from_the_resolution(side, many, channels, multipliers):
-    assert unet_size(side, many) == {"channels": channels, "multipliers": multipliers, "blocks": 1}
+def test_levels_follow_from_the_resolution(size, many, channels, multipliers):
+    assert unet_size(size, many) == {"channels": channels, "multipliers": multipliers, "blocks": 1}
 
 
 def test_width_override_keeps_the_widest_level():
-    assert unet_size(32, many=False, channels=64)["multipliers"] == [1, 2, 2, 2]
+    assert unet_size((32, 32), many=False, channels=64)["multipliers"] == [1, 2, 2, 2]
 
 
 def test_learning_rate_decreases_with_the_width():

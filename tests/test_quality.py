@@ -133,6 +133,8 @@ def test_intra_fid_is_the_mean_over_classes_and_needs_every_class():
         frechet(real[data.train.labels == k], test[data.test.labels == k]) for k in range(10)
     ]
     assert metrics["intra_fid"] == pytest.approx(np.mean(per_class), rel=1e-3)
+    assert [*metrics["class_fid"]] == [str(k) for k in range(10)]
+    assert [*metrics["class_fid"].values()] == pytest.approx(per_class, rel=1e-3)
     some = data.test.select(data.test.labels < 9)
     assert "intra_fid" not in evaluate(FIDEvaluator(extractor, data.train), some)
     lonely = Images(

@@ -867,6 +867,13 @@ def test_class_names_are_not_interpreted(typed, tmp_path):
             },
             "data.path",
         ),
+        *(
+            (
+                {"_target_": "ddpm_lab.data.image_array.image_array", "path": None, key: "there"},
+                f"data.{key}",
+            )
+            for key in ("val_path", "labels")
+        ),
     ],
 )
 def test_data_of_a_foreign_run_must_be_named_by_the_user(

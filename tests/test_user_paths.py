@@ -55,6 +55,7 @@ DATA = {
     "train/ and val/": ["data=folder", "data.path=../images/splits", *OWN],
     "grey folder": ["data=folder", "data.path=../images/grey", *OWN],
     "prepared store": ["data=store", "data.path=../images/store", "conditioner=label", *OWN],
+    "array": ["data=array", "data.path=../images/array.npz", "conditioner=label", *OWN],
     "hub, labels": [
         "data=hub",
         "data.name=../images/hub",
@@ -125,6 +126,8 @@ def root(tmp_path_factory):
         }.items():
             (root / "images" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / "images" / folder / f"{i}.png")
+    names, labels = np.array(["cats", "dogs"]), np.arange(24) % 2
+    np.savez(root / "images" / "array.npz", x=sets.noise(24, 6, 8), y=labels, class_names=names)
     for name in ("hub", "plain"):
         (root / "images" / name).mkdir()
         sets.parquet(root / "images" / name, train=16, test=4)
@@ -273,7 +276,7 @@ def follow(trained, typed, folder):
 
 def sample(trained, typed, folder):
     """`sample.py`: the requested number of samples"""
-    labelled = trained.kind in ("digits", "class folders", "prepared store", "hub, labels")
+    labelled = trained.kind in ("digits", "class folders", "prepared store", "array", "hub, labels")
     conditions = ["label=1"] if labelled else []
     conditions += ["text='a seven'"] if trained.kind == "text" else []
     status, _, error = typed(
@@ -411,6 +414,7 @@ REFUSED = {("digits", "data moved"): "no key", ("points", "data moved"): "no key
 FAST = {
     "digits": ["train", "next", "data moved"],
     "class folders": OF_DATA,
+    "array": ["train", "sample", "data moved"],
     "hub, labels": ["train", "data moved"],
     "points": ["train", "sample", "evaluate"],
     "autoencoder": ["use"],

@@ -95,7 +95,9 @@ def test_celeba_crop_matches_ddim(tmp_path, monkeypatch):
 def test_lsun_is_center_cropped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = sets.lsun(tmp_path)
-    data, streamed = (lsun(str(tmp_path), "church_outdoor", 16, value) for value in (None, False))
+    data, streamed = (
+        lsun(str(tmp_path), "church_outdoor", 16, in_memory=value) for value in (None, False)
+    )
     assert data.name == "lsun church_outdoor" and data.shape == (3, 16, 16) and data.classes is None
     assert torch.equal(data.train.pixels, content["train"][..., 4:20])
     assert torch.equal(data.test.pixels, content["val"][..., 4:20])
@@ -316,7 +318,7 @@ def test_hub_infers_channels_and_resolution(tmp_path, caplog):
     data = hub(tmp_path / "grey")
     assert data.shape == (1, 8, 8) and data.captions is None
     message = error_message(hub, str(tmp_path / "photos"))
-    assert message.endswith("squares of one size; try data.convert=true data.resolution=32")
+    assert message.endswith("images of one size; try data.convert=true data.resolution=32")
     data = hub(tmp_path / "photos", convert=True, resolution=32)
     assert data.shape == (3, 32, 32) and "converted: 6 scaled and cropped to 32x32" in caplog.text
 
@@ -382,7 +384,8 @@ def test_stream_mirrors_half_of_the_images(tmp_path):
         ({"image": "image"}, "image=image is not a column of type Image; try img"),
         ({"label": "id"}, "label=id is not a column of type ClassLabel; try label"),
         ({"resolution": 4}, "name=.*: row 0 is 8x8 RGB, expected 4x4 RGB; try data.convert=true"),
-        ({"channels": 2}, "channels must be 1"),
+        ({"channels": 5}, "channels of image files must be 1"),
+        ({"streaming": True, "max_images": 8}, "max_images=8 is not for streams; try data.size=8"),
         ({"streaming": True}, "size, the number of training images, is not stated"),
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
         (

@@ -96,8 +96,7 @@ class Model:
     @property
     def class_names(self) -> list[str] | None:
         """The name of each class; None for a model without classes."""
-        captions = self.pipeline.captions
-        return [names[0] for names in captions] if captions else None
+        return self.pipeline.class_names
 
     @property
     def denoiser(self) -> Denoiser:
@@ -167,7 +166,7 @@ class Model:
             _, final = cascade.sample_earlier_stages(conditions, count, **options, bar=bar)
             samples = pipeline.sample(count, conditions=final, **options, bar=bar)
             batches = all_gather([batch[0].cpu() for batch in samples])
-        return Samples(torch.cat(batches), conditions.get("label"))
+        return Samples(torch.cat(batches), conditions.get("label"), self.class_names)
 
     @torch.no_grad()
     def trajectory(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.data.image_folder import MAX_SKIPPED, ImageFiles, inspect_files, report_skipped
-from ddpm_lab.data.image_transform import infer_transform
+from ddpm_lab.data.image_transform import Resolution, infer_transform
 from ddpm_lab.data.image_tree import LITTER, list_splits
 from ddpm_lab.data.shards import Shards, write_store
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
@@ -61,11 +61,14 @@ def create_parser() -> argparse.ArgumentParser:
     add, share = parser.add_argument, f"{MAX_SKIPPED:.0%}".replace("%", "%%")
     add("source", type=Path, metavar="SOURCE")
     add("target", type=Path, metavar="TARGET", nargs="?")
-    add("--resolution", type=int, help="side of the square images (default: that of the images)")
-    add("--channels", type=int, help="1 (gray) or 3 (RGB; default: those of the images)")
+    help = "side of square images, or HEIGHT,WIDTH (default: those of the images)"
+    add("--resolution", type=parse_resolution, help=help)
+    help = "1 (gray) or 3 (RGB), with alpha 2 or 4 (default: those of the images)"
+    add("--channels", type=int, help=help)
     add("--convert", action="store_true", help="scale, crop and recolor images that differ")
     add("--bits", type=int, help="used bits of gray with more than 8 bits, such as 12")
     help = "folders named train and test (or val) are classes"
+    add("--val-path", type=Path, metavar="DIR", help="folder of the held-out images")
     add("--no-splits", action="store_false", dest="splits", help=help)
     add("--background", default="white", help="color behind transparent pixels (white)")
     help = f"skip leaves out unusable images, at most {share}"
@@ -74,6 +77,15 @@ def create_parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=workers, help="decoding processes (%(default)s)")
     add("--check", action="store_true", help="verify the checksums of the store SOURCE")
     return parser
+
+
+def parse_resolution(text: str) -> Resolution:
+    """Return the resolution in `text`, such as 64 or 48,64."""
+    try:
+        height, *width = map(int, text.strip("[]").split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not N or HEIGHT,WIDTH") from error
+    return [height, *width] if width else height
 
 
 def main() -> None:
@@ -108,12 +120,13 @@ def check(root: Path) -> None:
 def prepare(
     source: Path,
     target: Path,
-    resolution: int | None = None,
+    resolution: Resolution | None = None,
     channels: int | None = None,
     convert: bool = False,
     background: str = "white",
     bits: int | None = None,
     splits: bool = True,
+    val_path: Path | None = None,
     on_error: Any = "error",
     workers: int = 0,
 ) -> None:
@@ -126,7 +139,7 @@ def prepare(
         store, unpacked = Path(scratch, "store"), Path(scratch, "unpacked")
         with replace_path(unpacked, source):
             root = source if source.is_dir() else unpack(source, unpacked)
-            parts = list_splits(root, splits)
+            parts = list_splits(root, splits, val_path)
             infos = inspect_files(
                 [file for part in parts.values() for file in part.files], on_error
             )
@@ -154,6 +167,11 @@ def check_arguments(source: Path, target: Path, workers: int) -> None:
         raise ValueError(f"--workers must be at least 0 (got {workers})")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"TARGET={target} is inside SOURCE={source}; choose another")
+    if source.suffix in (".npy", ".npz"):
+        raise ValueError(
+            f"SOURCE={source} is an array, which needs no preparation; try it as it is: "
+            f"{script_command('train')} data=array"
+        )
     if not source.exists():
         raise ValueError(
             f"SOURCE={source} does not exist; it must be a folder, a .zip, a .tar or a .tar.gz"

@@ -88,8 +88,8 @@ def _sample(config: DictConfig, run: RunDir) -> None:
     out = make_directory(config.out)
     for number, split in enumerate(earlier, 1):
         folder = make_directory(f"{out}/stage-{number}")
-        save_samples(Samples(split[0].cpu(), labels), folder, columns)
-    save_samples(Samples(torch.cat(batches), labels), out, columns)
+        save_samples(Samples(split[0].cpu(), labels, last.class_names), folder, columns)
+    save_samples(Samples(torch.cat(batches), labels, last.class_names), out, columns)
 
 
 def _encode(config: DictConfig, run: RunDir) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points
 from ddpm_lab.data.image_folder import read_images
 from ddpm_lab.runs.run_dir import RunDir
+from ddpm_lab.sampling.class_names import is_numbered
 from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.sampling.samples import ARRAYS, Samples
-from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.errors import UserError, escape_control, join_first
 from ddpm_lab.utils.safe_load import read_npz
 
 LOG = logging.getLogger(__name__)
@@ -103,6 +104,12 @@ def read_array(
 def save_samples(samples: Samples, out: Path, columns: int = 10) -> None:
     """Save `samples` to `out` and log the files."""
     lines: list[tuple[str, object]] = [*samples.save(out, columns).items()]
+    if samples.labels is not None and samples.class_names:
+        captions = [[name] for name in samples.class_names]
+        if not is_numbered(captions):
+            used = samples.labels.unique().tolist()
+            names = join_first((f"{label} {samples.class_names[label]}" for label in used), 40)
+            lines.insert(1, ("classes", escape_control(names)))
     arrays = samples.arrays().items()
     shapes = " and ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays)
     lines[-1] = ("arrays", f"{lines[-1][1]}, {shapes}")

@@ -44,7 +44,7 @@ from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.systems.base import BaseSystem, DataModule
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils import watchdog
-from ddpm_lab.utils.atomic_io import directory_lock, write_json
+from ddpm_lab.utils.atomic_io import directory_lock, write_json, write_text
 from ddpm_lab.utils.distributed import is_rank_zero
 from ddpm_lab.utils.errors import (
     CLIError,
@@ -58,6 +58,8 @@ from ddpm_lab.utils.shell import quiet_libraries, script_command
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T", bound=Callback)
+LEFT_OUT, NAMED = "left_out.txt", 3
+"""File for the names of unused images and other files, if there are more than a line names"""
 
 
 class Training(NamedTuple):
@@ -117,6 +119,9 @@ def _train(
     if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
         resume.save_config(config, run, overrides)
+        if len(data.left_out) > NAMED:
+            write_text(run / LEFT_OUT, "".join(f"{line}\n" for line in data.left_out))
+            LOG.info("the %d files that are not used: %s", len(data.left_out), run / LEFT_OUT)
         environment = provenance.environment(trainer.strategy.root_device)
         saving.run_id = run_record.write_record(run, fingerprint, environment)
         trusted_paths.add_trusted_paths(config)

@@ -1,12 +1,14 @@
 """Defaults that depend on the data: the size of the network, the learning rate, the length."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.image_transform import to_resolution
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.sampling.conditions import format_size
@@ -37,10 +39,13 @@ def fill_defaults(config: DictConfig, data: Data) -> None:
         "trainer.max_steps": training_steps(data.shape, many),
     }
     if len(data.shape) == 3:
-        values |= {"data.resolution": data.shape[1], "data.channels": data.shape[0]}
+        values |= {
+            "data.resolution": to_resolution(*data.shape[1:]),
+            "data.channels": data.shape[0],
+        }
         if any(_is_null(config, f"model.{key}") for key in ("channels", "multipliers", "blocks")):
             channels = max(_sizes(config.model.get("channels")), default=None)
-            network = unet_size(min(_shape(config, data)[1:]), many, channels)
+            network = unet_size(_shape(config, data)[1:], many, channels)
             values |= {f"model.{key}": value for key, value in network.items()}
     values = {key: value for key, value in values.items() if _is_null(config, key)}
     for key, value in values.items():
@@ -54,14 +59,14 @@ def fill_defaults(config: DictConfig, data: Data) -> None:
         LOG.info("chosen for %d %s of %s: %s", data.train.size, kind, shape, text)
 
 
-def unet_size(side: int, many: bool, channels: int | None = None) -> dict[str, Any]:
-    """Return the levels of a U-Net for images of `side` x `side` pixels.
+def unet_size(size: Sequence[int], many: bool, channels: int | None = None) -> dict[str, Any]:
+    """Return the levels of a U-Net for images of `size` (H, W).
 
-    The coarsest level is 4x4, or as close as halving gets. Each halving doubles the channels, up to
-    64 for 8x8 and to 128 for larger images.
+    The shorter side of the coarsest level is 4, or as close as halving both gets. Each halving
+    doubles the channels, up to 64 for 8x8 and to 128 for larger images.
     """
-    halvings = 0
-    while side % 2 ** (halvings + 1) == 0 and (side // 2**halvings > 4 or not halvings):
+    halvings, side = 0, min(size)
+    while math.gcd(*size) % 2 ** (halvings + 1) == 0 and (side // 2**halvings > 4 or not halvings):
         halvings += 1
     factor = 2 if many else 1
     channels = channels or factor * (32 if side <= 16 else 16)

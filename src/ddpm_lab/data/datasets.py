@@ -1,14 +1,16 @@
 """Data sets and their splits: images or points in memory, images on disk, images in a stream."""
 
 import hashlib
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +23,9 @@ IN_MEMORY_BYTES = 4 * 2**30
 HEAD_SIZE = 10_000
 """Number of images at the start of a stream that can be selected by index"""
 CPU = torch.device("cpu")
+LOG = logging.getLogger(__name__)
+MaxImages = Annotated[int, Ge(4)]
+"""Largest number of images of a split"""
 
 
 class InMemorySplit(NamedTuple):
@@ -218,6 +223,8 @@ class Splits(NamedTuple):
     """Names of each class, the main one first; None: without classes"""
     mixture: Mixture | None = None
     """Exact distribution of the data; None: not available"""
+    left_out: Sequence[str] = ()
+    """A line for each file that is not used, with the reason"""
 
 
 def make_splits(
@@ -225,18 +232,29 @@ def make_splits(
     shape: tuple[int, ...],
     labels: Sequence[Tensor | None] = (None,),
     held_out: float = 0.1,
+    max_images: int | None = None,
 ) -> tuple[MapSplit, MapSplit]:
     """Return the splits of a training and a test source, whose `labels` are (N,).
 
-    Of a single source, a fixed random share `held_out` (at least 2 images) is held out.
+    Of each source, at most `max_images` evenly spaced images are used. Of a single source, a fixed
+    random share `held_out` (at least 2 images) is held out.
     """
-    parts = [torch.arange(len(source)) for source in sources]
+    parts = [evenly_spaced(len(source), max_images or len(source)) for source in sources]
+    used, total = sum(map(len, parts)), sum(map(len, sources))
+    if used < total:
+        LOG.info("max_images=%d: %d of %d images, evenly spaced", max_images, used, total)
     if len(sources) == 1:
-        order = torch.randperm(len(sources[0]), generator=make_generator(0))
+        order = parts[0][torch.randperm(len(parts[0]), generator=make_generator(0))]
         test_size = max(2, int(held_out * len(order)))
         parts = [order[test_size:], order[:test_size]]
     train = MapSplit(sources[0], parts[0], shape, _select(labels[0], parts[0]))
     return train, MapSplit(sources[-1], parts[1], shape, _select(labels[-1], parts[1]))
+
+
+def evenly_spaced(count: int, limit: int) -> Tensor:
+    """Return at most `limit` evenly spaced indices below `count`, (n,) int64."""
+    size = min(count, limit)
+    return torch.arange(size) * count // max(1, size)
 
 
 def head(split: Split) -> Split:

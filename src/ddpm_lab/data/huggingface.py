@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_lab.data.datasets import Split, Splits, make_splits
+from ddpm_lab.data.datasets import MaxImages, Split, Splits, evenly_spaced, make_splits
 from ddpm_lab.data.huggingface_rows import (
     HubStream,
     HubTable,
@@ -13,9 +13,9 @@ from ddpm_lab.data.huggingface_rows import (
     label_tensor,
     open_stream,
 )
-from ddpm_lab.data.image_folder import evenly_spaced, load_images
+from ddpm_lab.data.image_folder import INSPECTED, load_images
 from ddpm_lab.data.image_io import ImageInfo, inspect_image, prefix_errors
-from ddpm_lab.data.image_transform import Bits, Side, infer_transform
+from ddpm_lab.data.image_transform import Bits, Resolution, infer_transform
 from ddpm_lab.data.image_tree import TEST
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.ranges import Count, OpenFraction
@@ -35,7 +35,7 @@ def hub(
     image: str | None = None,
     label: str | None = None,
     cache: str | None = None,
-    resolution: Side | None = None,
+    resolution: Resolution | None = None,
     channels: int | None = None,
     convert: bool = False,
     bits: Bits | None = None,
@@ -44,6 +44,7 @@ def hub(
     shuffle_buffer: Count = 1000,
     size: Count | None = None,
     test_size: Count = 1000,
+    max_images: MaxImages | None = None,
     in_memory: bool | None = None,
 ) -> Splits:
     """Load `name`, a data set of the Hub or a folder, as `datasets.load_dataset(name, config)`.
@@ -51,16 +52,18 @@ def hub(
     Code from the Hub is never executed. `cache` is the download folder (None: the library's).
     `image` and `label` are columns (None: the only one of that type). `split_test` "auto" is the
     first of `TEST` that exists, else None: a share `held_out` of the training split is held out.
-    See `infer_transform` for `resolution`, `channels`, `convert` and `bits`, `MapSplit.load` for
-    `in_memory`. With `streaming`, nothing is stored on disk (see `IterableSplit`). Images are
-    shuffled within a buffer of `shuffle_buffer`. The first `test_size` images are held out: of the
-    test split or, if None, of the training split, which is then read by one worker. `size` is the
-    number of training images, if the set does not state it.
+    See `infer_transform` for `resolution`, `channels`, `convert` and `bits`, `make_splits` for
+    `max_images`, `MapSplit.load` for `in_memory`. With `streaming`, nothing is stored on disk (see
+    `IterableSplit`). Images are shuffled within a buffer of `shuffle_buffer`. The first `test_size`
+    images are held out: of the test split or, if None, of the training split, which is then read by
+    one worker. `size` is the number of training images, if the set does not state it.
 
     Raises ValueError that names the key.
     """
     if name is None:
         raise ValueError("name=None is not a data set or a folder; try data.name=OWNER/NAME")
+    if streaming and max_images is not None:
+        raise ValueError(f"max_images={max_images} is not for streams; try data.size={max_images}")
     splits = _load_splits(name, config, cache, streaming)
     split_test = _test_split(name, splits, split_train, split_test)
     features = splits[split_train].features or {}
@@ -78,7 +81,7 @@ def hub(
     train, test = (
         _stream(name, tables, decoder, size, test_size, shuffle_buffer)
         if streaming
-        else _load(name, tables, decoder, held_out, in_memory)
+        else _load(name, tables, decoder, held_out, max_images, in_memory)
     )
     return Splits(name, train, test, [[text] for text in features[label].names] if label else None)
 
@@ -104,7 +107,7 @@ def _test_split(
 
 def _inspect(rows: Any, image: str, streaming: bool) -> list[ImageInfo]:
     """Inspect the first images of a stream, or evenly spaced images of a table."""
-    numbers = range(16) if streaming else evenly_spaced(len(rows))
+    numbers = [*range(16)] if streaming else evenly_spaced(len(rows), INSPECTED).tolist()
     sample = rows.take(16) if streaming else rows.select(numbers)
     infos = []
     for number, row in zip(numbers, sample, strict=False):
@@ -116,12 +119,17 @@ def _inspect(rows: Any, image: str, streaming: bool) -> list[ImageInfo]:
 
 
 def _load(
-    name: str, tables: Sequence[Any], decoder: RowDecoder, held_out: float, in_memory: bool | None
+    name: str,
+    tables: Sequence[Any],
+    decoder: RowDecoder,
+    held_out: float,
+    max_images: int | None,
+    in_memory: bool | None,
 ) -> Sequence[Split]:
     """Return the training and test split of tables on disk."""
     sources = [HubTable(table, decoder) for table in tables]
     labels = [label_tensor(table[decoder.label][:]) if decoder.label else None for table in tables]
-    splits = make_splits(sources, decoder.transform.shape, labels, held_out)
+    splits = make_splits(sources, decoder.transform.shape, labels, held_out, max_images)
     with prefix_errors(f"name={name}: "):
         return load_images(splits, decoder.transform, in_memory)
 

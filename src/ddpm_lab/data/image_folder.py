@@ -11,9 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Images, MapSplit, Source, Splits, make_splits
+from ddpm_lab.data.datasets import (
+    Images,
+    MapSplit,
+    MaxImages,
+    Source,
+    Splits,
+    evenly_spaced,
+    make_splits,
+)
 from ddpm_lab.data.image_io import ImageInfo, inspect_image, open_image, open_stream, prefix_errors
-from ddpm_lab.data.image_transform import Bits, ImageTransform, OnError, Side, infer_transform
+from ddpm_lab.data.image_transform import Bits, ImageTransform, OnError, Resolution, infer_transform
 from ddpm_lab.data.image_tree import SkippedFiles, list_splits, scan_tree
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.ranges import OpenFraction
@@ -54,7 +62,7 @@ class ImageFiles(Source):
         digest = hashlib.sha256(repr(self.transform).encode())
         for file in self.files:
             status = file.stat()
-            digest.update(os.fsencode(file.relative_to(self.root)))
+            digest.update(os.fsencode(os.path.relpath(file, self.root)))
             digest.update(f" {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
@@ -62,27 +70,33 @@ class ImageFiles(Source):
 @dataset
 def image_folder(
     path: str | None,
-    resolution: Side | None = None,
+    resolution: Resolution | None = None,
     channels: int | None = None,
     convert: bool = False,
     background: str = "white",
     bits: Bits | None = None,
     splits: bool = True,
+    val_path: str | None = None,
     held_out: OpenFraction = 0.1,
     on_error: OnError = "error",
+    max_images: MaxImages | None = None,
     in_memory: bool | None = None,
 ) -> Splits:
     """Load the images in `path` and its subfolders (see `list_splits`).
 
-    Without a test folder, or with `splits` false, a share `held_out` is held out. `resolution`
-    (side of the square images) and `channels` (1 or 3) None are those of the images, which must
-    agree. For `convert`, `background` and `bits` see `ImageTransform`, for `in_memory` see
-    `MapSplit.load`. `on_error` "skip" leaves out at most `MAX_SKIPPED` of the images.
+    Held out are the images of the folder `val_path`, those of a test folder in `path` if `splits`,
+    or else a share `held_out`. For `max_images` see `make_splits`. `resolution`
+    (the side of square images, or [height, width]) and `channels` (1 or 3, with alpha 2 or 4) None
+    are those of the images, which must agree. For `convert`, `background` and `bits` see
+    `ImageTransform`, for `in_memory` see `MapSplit.load`. `on_error` "skip" leaves out at most
+    `MAX_SKIPPED` of the images.
 
     Raises ValueError that names the file and the key.
     """
     root = _require_folder(path)
-    listings = [*list_splits(root, splits).values()]
+    val = None if val_path is None else _require_folder(val_path, "val_path")
+    skipped = SkippedFiles()
+    listings = [*list_splits(root, splits, val, skipped).values()]
     files = [file for listing in listings for file in listing.files]
     advice = f"; remove it, or try data.on_error=skip for up to {MAX_SKIPPED:.0%} of the images"
     with prefix_errors(f"path={path}: ", advice):
@@ -95,27 +109,30 @@ def image_folder(
             for listing in listings
         ]
         labels = [listing.labels for listing in listings]
-        parts = make_splits(sources, transform.shape, labels, held_out)
+        parts = make_splits(sources, transform.shape, labels, held_out, max_images)
         if on_error == "skip" and not all(part.fits(in_memory) for part in parts):
             raise ValueError(
                 "on_error=skip is for images in memory, but these are read on request; prepare "
                 f"them first: {_prepare_command(root)}"
             )
         train, test = load_images(parts, transform, in_memory)
+    left_out = skipped.lines
     if on_error == "skip":
         train, test = _leave_out_unusable(sources, parts, (train, test))
-    return Splits(root.resolve().name, train, test, [[name] for name in listings[0].classes])
+        left_out += [text for source in sources for text in (source.errors or {}).values()]
+    captions = [[name] for name in listings[0].classes]
+    return Splits(root.resolve().name, train, test, captions, left_out=left_out)
 
 
-def _require_folder(path: str | None) -> Path:
+def _require_folder(path: str | None, key: str = "path") -> Path:
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
-        hint = "try data.path=DIR" if path is None else "it does not exist; try data.path=DIR"
-        if root.suffix in (".npz", ".npy"):
-            hint = "arrays are not read; save the images as PNG files in a folder"
+        hint = f"try data.{key}=DIR" if path is None else f"it does not exist; try data.{key}=DIR"
+        if root.suffix in (".npz", ".npy") and root.is_file():
+            hint = f"for an array, try data=array data.{key}={path}"
         elif root.is_file():
             hint = f"an archive must be unpacked: {_prepare_command(root)}"
-        raise ValueError(f"path must be a folder of images (got {path}); {hint}")
+        raise ValueError(f"{key} must be a folder of images (got {path}); {hint}")
     return root
 
 
@@ -146,16 +163,11 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Images:
     if (tree := scan_tree(path, skipped)) is None:
         raise ValueError(f"{path} contains no images{skipped}")
     skipped.log()
-    files = ImageFiles(path, tree.every, ImageTransform(shape[1], shape[0]))
+    files = ImageFiles(path, tree.every, ImageTransform([*shape[1:]], shape[0]))
     try:
         return Images(files.read(torch.arange(len(files)), shape), None)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).partition('; try')[0]}") from error
-
-
-def evenly_spaced(count: int) -> list[int]:
-    """Return at most `INSPECTED` indices below `count`."""
-    return [i * count // min(count, INSPECTED) for i in range(min(count, INSPECTED))]
 
 
 def inspect_files(files: Sequence[Path], on_error: OnError = "error") -> list[ImageInfo]:
@@ -164,7 +176,7 @@ def inspect_files(files: Sequence[Path], on_error: OnError = "error") -> list[Im
     Raises ValueError that names the file.
     """
     infos = []
-    for file in (files[i] for i in evenly_spaced(len(files))):
+    for file in (files[i] for i in evenly_spaced(len(files), INSPECTED).tolist()):
         try:
             with open_stream(file) as stream:
                 infos.append(inspect_image(stream, str(file)))
@@ -195,7 +207,7 @@ def _leave_out_unusable(
 ) -> list[Images | MapSplit]:
     errors = [source.errors or {} for source in sources]
     messages = [by_index[i] for by_index in errors for i in sorted(by_index)]
-    report_skipped(messages, sum(map(len, sources)))
+    report_skipped(messages, sum(part.size for part in parts))
     if not messages:
         return [*splits]
     usable = [

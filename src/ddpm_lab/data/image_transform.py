@@ -16,40 +16,67 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
 from ddpm_lab.data.image_io import HIGH_BIT_MODES, ImageInfo, has_grey_palette
-from ddpm_lab.utils.ranges import check_ranges
+from ddpm_lab.utils.ranges import check_range, check_ranges
 
 LOG = logging.getLogger(__name__)
 LOCK = threading.Lock()
-MODES = {1: "L", 3: "RGB"}
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+NAMES = {1: "gray", 2: "gray with alpha", 3: "RGB", 4: "RGB with alpha"}
 SUPPORTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"} | HIGH_BIT_MODES
-LOSSLESS = {"L": {"L", "1"}, "RGB": {"RGB", "P", "L", "1", "RGBX"}}
+LOSSLESS = {
+    "L": {"L", "1"},
+    "LA": {"L", "1", "LA"},
+    "RGB": {"RGB", "P", "L", "1", "RGBX"},
+    "RGBA": {"RGB", "P", "L", "1", "RGBX", "LA", "RGBA"},
+}
 """For each mode the modes that convert to it without loss"""
+LARGE, SMALL = 256, 64
+"""Side of images above which smaller ones are suggested, and the suggestion"""
 OnError = Literal["error", "skip"]
 Side = Annotated[int, Ge(1), Le(8192)]
-"""Width and height of square images"""
+"""Height or width of an image"""
+Resolution = Side | list[int]
+"""Side of square images, or [height, width]"""
 Bits = Annotated[int, Ge(8), Le(16)]
 """Number of bits used by gray images"""
+
+
+def image_size(resolution: Resolution) -> tuple[int, int]:
+    """Return the height and width. Raises ValueError unless there are two, both in range."""
+    sides = [resolution] * 2 if isinstance(resolution, int) else resolution
+    if len(sides) != 2:
+        raise ValueError(f"resolution must be N or [HEIGHT,WIDTH] (got {sides}); try [48,64]")
+    for side in sides:
+        check_range("resolution", side, Side)
+    return sides[0], sides[1]
+
+
+def to_resolution(height: int, width: int) -> Resolution:
+    """Return the value of `resolution` for a size."""
+    return height if height == width else [height, width]
 
 
 @check_ranges
 @dataclass(frozen=True)
 class ImageTransform:
-    """Converts images to (`channels`, `side`, `side`) uint8, gray (1) or RGB (3).
+    """Converts images to (`channels`, height, width) uint8.
+
+    There are 1 (gray) or 3 (RGB) channels, or 2 or 4 of them with alpha.
 
     An image that would lose information raises ValueError unless `convert`. With `convert`:
-    - Transparency is composited over `background`.
+    - Transparency is composited over `background`, unless alpha is a channel.
     - The image is made gray or RGB as in Pillow, without color profiles.
-    - The shorter side is scaled (Lanczos) and the center cropped.
+    - The image is scaled (Lanczos) until it covers `resolution`, and the center is cropped.
 
-    Lossless conversions are always made: of a palette or gray to RGB, of one bit to gray, of an
-    opaque alpha channel. Gray with more than 8 bits, `bits` of them used, is scaled to 8 bits and
-    rounded. Of 16-bit color, Pillow reads the high bytes, an error of at most one. Mode I is read
-    as 16 bits.
+    Lossless conversions are always made: of a palette or gray to RGB, of one bit to gray, and the
+    addition or removal of an opaque alpha channel. Gray with more than 8 bits, `bits` of them used,
+    is scaled to 8 bits and rounded. Of 16-bit color, Pillow reads the high bytes, an error of at
+    most one. Mode I is read as 16 bits.
 
     Raises ValueError for invalid values.
     """
 
-    side: Side
+    resolution: Resolution
     channels: int
     convert: bool = False
     background: str = "white"
@@ -59,8 +86,12 @@ class ImageTransform:
     """Numbers of converted images by kind"""
 
     def __post_init__(self) -> None:
+        image_size(self.resolution)
         if self.channels not in MODES:
-            raise ValueError(f"channels must be 1 (gray) or 3 (RGB) (got {self.channels})")
+            raise ValueError(
+                "channels of image files must be 1 (gray) or 3 (RGB), or with alpha 2 or 4 (got "
+                f"{self.channels}); for others, try data=array"
+            )
         with suppress(ValueError):
             if len(ImageColor.getrgb(self.background)) == 3:
                 return
@@ -71,24 +102,28 @@ class ImageTransform:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
-        return self.channels, self.side, self.side
+        return self.channels, *image_size(self.resolution)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that determine the pixels."""
-        keys = ("side", "channels", "convert", "background", "bits")
+        keys = ("resolution", "channels", "convert", "background", "bits")
         return {key: getattr(self, key) for key in keys}
 
     def __call__(self, image: Image.Image, name: str) -> Tensor:
         """Return (C, H, W) uint8. Raises ValueError that begins with `name`."""
-        size, mode, source_mode = (self.side, self.side), MODES[self.channels], image.mode
+        _, height, width = self.shape
+        size, mode, source_mode = (width, height), MODES[self.channels], image.mode
         image, transparent = _without_alpha(image)
         _check_mode(image, transparent, source_mode, name)
+        if transparent and mode.endswith("A"):
+            gray = image.mode in ("1", "L", "LA")
+            image, transparent = image.convert("LA" if gray else "RGBA"), False
         lossless = image.mode in LOSSLESS[mode] or (image.mode == "P" and has_grey_palette(image))
         if not self.convert and (image.size != size or not lossless or transparent):
             raise ValueError(
                 f"{name} is {image.width}x{image.height} {source_mode}"
-                f"{' and transparent' * transparent}, expected {self.side}x{self.side} {mode}; "
+                f"{' and transparent' * transparent}, expected {_format_size(size)} {mode}; "
                 f"{self._advice(image, transparent)}"
             )
         changes = [f"from {source_mode} to {mode}"] if source_mode != mode else []
@@ -100,25 +135,30 @@ class ImageTransform:
             image = Image.alpha_composite(ground, image.convert("RGBA"))
         image = image.convert(mode)
         if image.size != size:
-            changes.append(f"scaled and cropped to {self.side}x{self.side}")
+            changes.append(f"scaled and cropped to {_format_size(size)}")
             image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         with LOCK:
             self.changes.update(changes)
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-        return pixels.view(self.side, self.side, self.channels).permute(2, 0, 1)
+        return pixels.view(height, width, self.channels).permute(2, 0, 1)
 
     def _advice(self, image: Image.Image, transparent: bool) -> str:
-        overrides = []
+        overrides, (_, height, width) = [], self.shape
         if transparent or image.mode in HIGH_BIT_MODES | {"CMYK", "YCbCr"}:
             overrides.append("data.convert=true")
-        if image.size != (self.side, self.side):
-            overrides += ["data.convert=true", f"data.resolution={self.side}"]
-        if self.channels == 1 and image.mode in ("RGB", "RGBA", "P", "PA", "YCbCr", "CMYK"):
-            overrides.append("data.channels=3")
+        if image.size != (width, height):
+            overrides += ["data.convert=true", _override(height, width)]
+        color = f"data.channels={self.channels + 2}"
+        if self.channels < 3 and image.mode in ("RGB", "RGBA", "P", "PA", "YCbCr", "CMYK"):
+            overrides.append(color)
         advice = f"try {' '.join(dict.fromkeys(overrides))}"
         if transparent:
-            return f"{advice}, which composites it over data.background={self.background}"
-        if overrides == ["data.channels=3"]:
+            keep = 2 if self.channels == 1 and image.mode in ("1", "L", "LA") else 4
+            return (
+                f"{advice}, which composites it over data.background={self.background}, or "
+                f"data.channels={keep}, which keeps alpha"
+            )
+        if overrides == [color]:
             return f"{advice}, or data.convert=true, which makes it gray"
         return advice
 
@@ -169,7 +209,7 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, bool]:
 @check_ranges
 def infer_transform(
     infos: Sequence[ImageInfo],
-    resolution: Side | None,
+    resolution: Resolution | None,
     channels: int | None,
     convert: bool,
     bits: Bits | None,
@@ -188,10 +228,11 @@ def infer_transform(
     overrides, problem, dark = [], "", ""
     if resolution is None:
         usual = sizes.most_common(1)[0][0]
-        resolution = min(map(min, sizes)) if convert else min(usual)
-        if not convert and (usual[0] != usual[1] or (len(sizes) > 1 and on_error == "error")):
+        mixed = len(sizes) > 1
+        resolution = min(map(min, sizes)) if convert and mixed else to_resolution(*usual[::-1])
+        if not convert and mixed and on_error == "error":
             problem = _describe_sizes(infos, sizes, usual)
-            power = int(math.log2(min(64, *map(min, sizes))))  # networks can halve the side
+            power = int(math.log2(min(SMALL, *map(min, sizes))))  # networks can halve the side
             overrides.append(f"data.resolution={2**power}")
     # Errors in the values come first.
     transform = ImageTransform(resolution, channels, convert, background, bits or 16)
@@ -207,12 +248,14 @@ def infer_transform(
     if problem:
         overrides = overrides if convert else ["data.convert=true", *overrides]
         raise ValueError(f"{problem}; try {' '.join(overrides)}{dark}")
-    color = "gray" if channels == 1 else "RGB"
-    message = f"images are read as {resolution}x{resolution} {color}"
+    height, width = image_size(resolution)
+    message = f"images are read as {_format_size((width, height))} {NAMES[channels]}"
     if inferred:
         message += f" ({inferred} of {len(infos)} inspected images)"
     if largest is not None:
         message += f"; values up to {largest} of {2**transform.bits - 1} (bits={transform.bits})"
+    if "resolution" in inferred and height * width > LARGE**2:
+        message += f"; smaller ones train faster: data.convert=true data.resolution={SMALL}"
     if inferred or largest is not None:
         LOG.info(message)
     return transform
@@ -225,7 +268,17 @@ def _describe_sizes(
     more = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
     odd = next((info.name for info in infos if info.size != usual), None)
     example = f", the first of another size {odd}" if odd else ""
-    return f"images are {', '.join(counts)}{more}{example}; a model needs squares of one size"
+    return f"images are {', '.join(counts)}{more}{example}; a model needs images of one size"
+
+
+def _format_size(size: tuple[int, int]) -> str:
+    """Return width and height as text, with a note on their order if they differ."""
+    width, height = size
+    return f"{width}x{height}{' (width x height)' * (width != height)}"
+
+
+def _override(height: int, width: int) -> str:
+    return f"data.resolution={to_resolution(height, width)}".replace(" ", "")
 
 
 def _used_bits(infos: Iterable[ImageInfo], largest: int) -> int:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lab.data.image_io import is_image
-from ddpm_lab.utils.errors import UnsafeFileError, escape_control
+from ddpm_lab.utils.errors import UnsafeFileError, escape_control, join_first
 
 LOG = logging.getLogger(__name__)
 LITTER = re.compile(r"\._.*|\.DS_Store|__MACOSX|Thumbs\.db|ehthumbs\.db|desktop\.ini", re.I)
@@ -49,39 +49,54 @@ class Folder(NamedTuple):
 
 
 class SkippedFiles:
-    """Counts of unused files by kind."""
+    """Unused files and folders by reason."""
 
     def __init__(self) -> None:
-        self.suffixes: Counter[str] = Counter()
-        self.others: Counter[str] = Counter()
-        self.empty: list[str] = []
+        self.suffixes: defaultdict[str, list[Path]] = defaultdict(list)
+        """Files that are not images, by suffix"""
+        self.others: defaultdict[str, list[Path]] = defaultdict(list)
 
     def log(self) -> None:
         if text := str(self):
             LOG.info(text.removeprefix("; "))
 
+    @property
+    def lines(self) -> list[str]:
+        """A line with the reason and the path of each."""
+        suffixes = [(f"not an image ({kind})", files) for kind, files in self.suffixes.items()]
+        return [
+            escape_control(f"{reason}: {file}")
+            for reason, files in [*suffixes, *self.others.items()]
+            for file in files
+        ]
+
     def __str__(self) -> str:
         """End of a message; empty if all files are used."""
-        common = self.suffixes.most_common(8)
-        counts = [f"{count} {suffix}" for suffix, count in common]
-        if rest := self.suffixes.total() - sum(count for _, count in common):
+        by_count = sorted(self.suffixes.items(), key=lambda item: -len(item[1]))
+        counts = [f"{len(files)} {suffix}" for suffix, files in by_count[:8]]
+        if rest := sum(len(files) for _, files in by_count[8:]):
             counts.append(f"{rest} others")
         parts = [f"{', '.join(counts)} (not images)"] if counts else []
-        parts += [f"{count} {kind}" for kind, count in self.others.items()]
-        if self.empty:
-            more = f" and {len(self.empty) - 4} more" if len(self.empty) > 4 else ""
-            parts.append(f"{len(self.empty)} without images ({', '.join(self.empty[:4])}{more})")
-        return escape_control("; not used: " + "; ".join(parts)) if parts else ""
+        parts += [f"{len(files)} {reason}" for reason, files in self.others.items()]
+        files = [file for _, group in [*by_count, *self.others.items()] for file in group]
+        names = join_first((file.name for file in files), 3)
+        return escape_control(f"; not used: {'; '.join(parts)}; names: {names}") if parts else ""
 
 
-def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
+def list_splits(
+    root: Path,
+    splits: bool = True,
+    val: Path | None = None,
+    skipped: SkippedFiles | None = None,
+) -> dict[str, Listing]:
     """Return the data set in `root`: {"": all of it}, or {"train": ..., "test": ...}.
 
-    The latter requires such folders and `splits`. Each first-level subfolder is a class, unless
-    there are images next to the subfolders. Folders that only contain one folder are passed
-    through. Logs the unused files. Raises ValueError if `root` is not a data set.
+    The latter requires such folders and `splits`, or the folder `val` with the test images. Each
+    first-level subfolder is a class, unless there are images next to the subfolders. Folders that
+    only contain one folder are passed through. Logs the unused files, and adds them to `skipped`.
+    Raises ValueError if `root` or `val` is not a data set.
     """
-    skipped = SkippedFiles()
+    skipped = skipped or SkippedFiles()
     tree = scan_tree(root, skipped) or Folder(root, [], [])
     if (count := len(tree.every)) < 4:
         raise ValueError(f"path={root} holds {count} images, but at least 4 are needed{skipped}")
@@ -89,20 +104,41 @@ def list_splits(root: Path, splits: bool = True) -> dict[str, Listing]:
     by_name = {folder.name.casefold(): folder for folder in tree.folders}
     train = next((by_name[name] for name in TRAIN if name in by_name), None)
     tests = [by_name[name] for name in TEST if name in by_name]
-    if splits and train is not None and tests:
+    if val is not None:
+        listings = _list_val(root, tree, val, skipped, train if splits and tests else None)
+    elif splits and train is not None and tests:
         training = _listing(_unwrap(train))
-        test, held_out = _matching_test(root, train, training, tests)
+        advice = f"try data.path={train.path}, of which a share is held out"
+        test, held_out = _matching_test(f"path={root}", advice, train, training, tests)
         listings = {"train": training, "test": held_out}
         for other in (part for part in tree.folders if part not in (train, test)):
-            skipped.others[f"images in {other.name}/"] = len(other.every)
+            skipped.others[f"images in {other.name}/"] += other.every
         if tree.files:
-            skipped.others[f"images next to {train.name}/"] = len(tree.files)
+            skipped.others[f"images next to {train.name}/"] += tree.files
         name, count = escape_control(test.path.relative_to(root)), len(held_out.files)
         LOG.info("held out: the %d images in %s/ (splits=false makes them classes)", count, name)
     else:
         listings = {"": _listing(tree)}
     skipped.log()
     return listings
+
+
+def _list_val(
+    root: Path, tree: Folder, val: Path, skipped: SkippedFiles, train: Folder | None
+) -> dict[str, Listing]:
+    """Return the images of `tree`, and as test split those of `val`. Raises ValueError."""
+    if train is not None:
+        raise ValueError(
+            f"val_path={val}, but path={root} has its own test folder; try data.path={train.path}"
+        )
+    if val.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"val_path={val} is inside path={root}; try data.path={root}/SUBFOLDER")
+    training = _listing(tree)
+    folder = scan_tree(val, skipped) or Folder(val, [], [])
+    advice = "try another val_path, or none, which holds out a share"
+    _, held_out = _matching_test(f"val_path={val}", advice, tree, training, [folder])
+    LOG.info("held out: the %d images in %s", len(held_out.files), escape_control(val))
+    return {"train": training, "test": held_out}
 
 
 def scan_tree(
@@ -114,7 +150,7 @@ def scan_tree(
     """
     status = path.stat()
     if (here := (status.st_dev, status.st_ino)) in above:
-        skipped.others["links to a folder that contains them"] += 1
+        skipped.others["links to a folder that contains them"].append(path)
         return None
     files, folders = [], []
     with os.scandir(path) as entries:
@@ -124,9 +160,9 @@ def scan_tree(
         if LITTER.fullmatch(entry.name):
             continue
         if entry.name.startswith("."):
-            skipped.others["hidden"] += 1
+            skipped.others["hidden"].append(file)
         elif entry.is_symlink() and not file.exists():  # a broken or circular link
-            skipped.others["dangling links"] += 1
+            skipped.others["dangling links"].append(file)
         elif entry.is_dir():
             folders.append(scan_tree(file, skipped, above | {here}))
         elif not entry.is_file():
@@ -137,11 +173,11 @@ def scan_tree(
         elif is_image(file):
             files.append(file)
         else:
-            skipped.suffixes[file.suffix.lower() or "without suffix"] += 1
+            skipped.suffixes[file.suffix.lower() or "without suffix"].append(file)
     with_images = [folder for folder in folders if folder is not None]
     if not files and not with_images:
         if above:
-            skipped.empty.append(path.name)
+            skipped.others["folders without images"].append(path)
         return None
     numeric = all(re.fullmatch(r"\d+", folder.name) for folder in with_images)
     with_images.sort(key=lambda folder: (int(folder.name) if numeric else 0, folder.name))
@@ -172,27 +208,27 @@ def _listing(folder: Folder) -> Listing:
 
 
 def _matching_test(
-    root: Path, train: Folder, training: Listing, tests: Sequence[Folder]
+    key: str, advice: str, train: Folder, training: Listing, tests: Sequence[Folder]
 ) -> tuple[Folder, Listing]:
-    """Return the first of `tests` whose classes are those of `training`. Raises ValueError."""
+    """Return the first of `tests` whose classes are those of `training`.
+
+    Raises ValueError that begins with `key` and ends with `advice`.
+    """
     problems = []
     for test in tests:
         listing = _listing(_unwrap(test, training.classes))
         unknown = [name for name in listing.classes if name not in training.classes]
-        if training.classes and not listing.classes:
+        if (count := len(listing.files)) < 2:
+            problems.append(f"{test.name}/ holds {count} images, but at least 2 are needed")
+        elif training.classes and not listing.classes:
             count = len(training.classes)
             problems.append(f"{test.name}/ has no class folders, but {train.name}/ has {count}")
         elif unknown:
             names = ", ".join(unknown[:4])
             problems.append(f"{test.name}/ has other classes than {train.name}/ ({names})")
-        elif (count := len(listing.files)) < 2:
-            problems.append(f"{test.name}/ holds {count} image, but at least 2 are needed")
         else:
             return test, _relabel(test, listing, training.classes)
-    raise ValueError(
-        f"path={root}: {'; '.join(problems)}; "
-        f"try data.path={train.path}, of which a share is held out"
-    )
+    raise ValueError(f"{key}: {'; '.join(problems)}; {advice}")
 
 
 def _relabel(test: Folder, listing: Listing, classes: list[str]) -> Listing:

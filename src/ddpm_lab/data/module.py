@@ -53,7 +53,7 @@ class Data:
         `flip` mirrors half of the training images. `batch_size` counts the samples of a step over
         all processes (None: `BATCH`). `workers` processes read the data that is not in memory.
         """
-        self.name, self.train, self.test, captions, self.mixture = splits
+        self.name, self.train, self.test, captions, self.mixture, self.left_out = splits
         size = self.train.size
         batch_size = min(BATCH, size) if batch_size is None else batch_size
         if not 1 <= batch_size <= size:

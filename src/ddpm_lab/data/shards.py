@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lab.data.datasets import Source, Splits, make_splits
+from ddpm_lab.data.datasets import MaxImages, Source, Splits, make_splits
 from ddpm_lab.data.image_transform import ImageTransform
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.errors import UnsafeFileError, escape_control
@@ -87,12 +87,15 @@ class Shards(Source):
 
 @dataset
 def image_store(
-    path: str | None, held_out: OpenFraction = 0.1, in_memory: bool | None = None
+    path: str | None,
+    held_out: OpenFraction = 0.1,
+    max_images: MaxImages | None = None,
+    in_memory: bool | None = None,
 ) -> Splits:
     """Load the store `path`. A share `held_out` is held out unless the store has a test split.
 
-    For `in_memory` see `MapSplit.load`; files of in-memory images are verified. Raises ValueError
-    that names the file.
+    For `max_images` see `make_splits`, for `in_memory` `MapSplit.load`; files of in-memory images
+    are verified. Raises ValueError that names the file.
     """
     root = Path(path or "").expanduser()
     if path is None or not root.is_dir():
@@ -106,12 +109,13 @@ def image_store(
     if (train.shape, train.classes) != (test.shape, test.classes):
         sets = [f"{source.shape} with classes {source.classes}" for source in (train, test)]
         raise ValueError(f"path={path} has images of {' and '.join(sets)}; prepare it again")
-    splits = make_splits(sources, train.shape, [source.labels for source in sources], held_out)
+    labels = [source.labels for source in sources]
+    splits = make_splits(sources, train.shape, labels, held_out, max_images)
     for source in sources:
         if splits[0].fits(in_memory):
             source.verify()
-        labels, classes = source.labels, len(train.classes)
-        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        own, classes = source.labels, len(train.classes)
+        if own is not None and len(own) and not 0 <= own.min() <= own.max() < classes:
             raise ValueError(f"path={path} has labels outside its {classes} classes")
     loaded = [split.load(in_memory) for split in splits]
     return Splits(root.resolve().name, loaded[0], loaded[1], [[name] for name in train.classes])

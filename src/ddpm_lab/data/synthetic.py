@@ -5,31 +5,30 @@ import math
 import torch
 
 from ddpm_lab.data.datasets import Images, Splits
+from ddpm_lab.data.image_transform import Resolution, image_size
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.ranges import Count
 
 
 @dataset
 def synthetic(
-    resolution: Count = 16, channels: int = 3, classes: Count = 10, count: Count = 512
+    resolution: Resolution = 16, channels: Count = 3, classes: Count = 10, count: Count = 512
 ) -> Splits:
-    """Return images (channels, resolution, resolution) of a bright spot on a dark background.
+    """Return images (channels, *`resolution`) of a bright spot on a dark background.
 
     The class is the position of the spot on a circle; jitter and color are random. There are
     `count` training images and a quarter as many held-out images, at least 2.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (gray) or 3 (RGB) (got {channels})")
     generator = torch.Generator().manual_seed(0)
     total = count + max(count // 4, 2)
     labels = torch.arange(total) % classes
     angle = 2 * math.pi * labels / classes
     jitter = torch.randn(total, 2, generator=generator)
     center = 0.5 + 0.3 * torch.stack([angle.sin(), angle.cos()], 1) + 0.03 * jitter
-    grid = (torch.arange(resolution) + 0.5) / resolution
-    squared_x = (grid[None, :, None] - center[:, 0, None, None]) ** 2
-    squared_y = (grid[None, None] - center[:, 1, None, None]) ** 2
-    spot = torch.exp(-(squared_x + squared_y) / (2 * 0.12**2))
+    rows, columns = ((torch.arange(side) + 0.5) / side for side in image_size(resolution))
+    squared_y = (rows[:, None] - center[:, 0, None, None]) ** 2
+    squared_x = (columns[None] - center[:, 1, None, None]) ** 2
+    spot = torch.exp(-(squared_y + squared_x) / (2 * 0.12**2))
     color = 0.5 + 0.5 * torch.rand(total, channels, 1, 1, generator=generator)
     pixels = (255 * color * spot[:, None]).round().byte()
     train, test = Images(pixels[:count], labels[:count]), Images(pixels[count:], labels[count:])

@@ -1,6 +1,7 @@
 """Standard data sets with their official splits, through torchvision, which verifies the files.
 
-All raise ValueError that states the place of missing files. For `in_memory` see `MapSplit.load`.
+All raise ValueError that states the place of missing files. For `max_images` see `make_splits`,
+for `in_memory` `MapSplit.load`.
 """
 
 import os
@@ -18,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from ddpm_lab.data.datasets import Images, Source, Splits, make_splits
+from ddpm_lab.data.datasets import Images, MaxImages, Source, Splits, make_splits
 from ddpm_lab.data.image_folder import ImageFiles, load_images
 from ddpm_lab.data.image_io import prefix_errors
-from ddpm_lab.data.image_transform import ImageTransform, Side
+from ddpm_lab.data.image_transform import ImageTransform, Resolution, Side
 from ddpm_lab.data.lsun import Database
 from ddpm_lab.data.module import dataset
 
@@ -71,7 +72,12 @@ def fashion_mnist(path: str, download: bool = True, resolution: int = 32) -> Spl
 
 
 @dataset
-def celeba64(path: str, resolution: Side = 64, in_memory: bool | None = None) -> Splits:
+def celeba64(
+    path: str,
+    resolution: Side = 64,
+    max_images: MaxImages | None = None,
+    in_memory: bool | None = None,
+) -> Splits:
     """Load 162,770 training and 19,962 test images of faces without labels.
 
     They are cropped and scaled as in DDIM's code. The validation split is unused.
@@ -82,36 +88,42 @@ def celeba64(path: str, resolution: Side = 64, in_memory: bool | None = None) ->
     folder = root / "celeba" / "img_align_celeba"
     files = [[folder / name for name in split.filename] for split in splits]
     sources = [ImageFiles(root, part, transform) for part in files]
-    return _load("celeba64", sources, transform, in_memory)
+    return _load("celeba64", sources, transform, max_images, in_memory)
 
 
 @dataset
 def lsun(
     path: str,
     category: str = "church_outdoor",
-    resolution: Side = 256,
+    resolution: Resolution = 256,
+    max_images: MaxImages | None = None,
     in_memory: bool | None = None,
 ) -> Splits:
     """Load a `category` of LSUN without labels; the test split has 300 images.
 
-    `path` contains CATEGORY_train_lmdb and CATEGORY_val_lmdb. Shorter sides are scaled to
-    `resolution`, and centers cropped.
+    `path` contains CATEGORY_train_lmdb and CATEGORY_val_lmdb. For `resolution` see
+    `ImageTransform`.
     """
     root, transform = Path(path).expanduser(), ImageTransform(resolution, 3, convert=True)
     train, test = (f"{category}_{split}_lmdb" for split in ("train", "val"))
     advice = f"unpack {train} and {test} of data.category={category} in {root}"
     with _translate_errors(path, advice):
         sources = [Database.open(root / name, transform) for name in (train, test)]
-    return _load(f"lsun {category}", sources, transform, in_memory)
+    return _load(f"lsun {category}", sources, transform, max_images, in_memory)
 
 
 @dataset
-def imagenet(path: str, resolution: Side, in_memory: bool | None = None) -> Splits:
+def imagenet(
+    path: str,
+    resolution: Resolution,
+    max_images: MaxImages | None = None,
+    in_memory: bool | None = None,
+) -> Splits:
     """Load 1,281,167 training and 50,000 test images of a thousand classes, sorted by WordNet ID.
 
     `path` contains train and val with a folder per class, or the archives, which torchvision
     unpacks. Captions are the first names of the classes if meta.bin or the development kit exists,
-    else the names of the folders. Shorter sides are scaled to `resolution`, and centers cropped.
+    else the names of the folders. For `resolution` see `ImageTransform`.
     """
     root, transform = Path(path).expanduser(), ImageTransform(resolution, 3, convert=True)
     has_names = any((root / f).is_file() for f in ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz"))
@@ -126,7 +138,7 @@ def imagenet(path: str, resolution: Side, in_memory: bool | None = None) -> Spli
     sources = [ImageFiles(root, part, transform) for part in files]
     labels = [torch.tensor(split.targets) for split in splits]
     captions = [[names[0]] if has_names else [names] for names in train.classes]
-    return _load("imagenet", sources, transform, in_memory, labels, captions)
+    return _load("imagenet", sources, transform, max_images, in_memory, labels, captions)
 
 
 @dataclass(frozen=True)
@@ -137,8 +149,8 @@ class CelebACrop(ImageTransform):
         if image.size != (178, 218):
             raise ValueError(f"{name} is {image.width}x{image.height}, expected 178x218")
         face = image.crop((89 - 64, 121 - 64, 89 + 64, 121 + 64))
-        side = (self.side, self.side)
-        return super().__call__(face.resize(side, Image.Resampling.BILINEAR), name)
+        _, height, width = self.shape
+        return super().__call__(face.resize((width, height), Image.Resampling.BILINEAR), name)
 
 
 def _load_arrays(kind: Any, advice: str, path: str, download: bool, resolution: int) -> Splits:
@@ -209,13 +221,14 @@ def _load(
     name: str,
     sources: Sequence[Source],
     transform: ImageTransform,
+    max_images: int | None,
     in_memory: bool | None,
     labels: Sequence[Tensor | None] = (None, None),
     captions: list[list[str]] | None = None,
 ) -> Splits:
     """Load a training and a test source."""
     with prefix_errors("path: "):
-        splits = make_splits(sources, transform.shape, labels)
+        splits = make_splits(sources, transform.shape, labels, max_images=max_images)
         train, test = load_images(splits, transform, in_memory)
     return Splits(name, train, test, captions)
 

@@ -103,6 +103,11 @@ class InceptionFeatures(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map images (N, 1 or 3, H, W) uint8 to features (N, 2048)."""
+        if (channels := pixels.shape[1]) not in (1, 3):
+            raise UserError(
+                f"extractor=inception takes images of 1 or 3 channels (got {channels}); "
+                "try extractor=none"
+            )
         return self.network(pixels.expand(-1, 3, -1, -1))[0]
 
     def logits(self) -> nn.Linear:

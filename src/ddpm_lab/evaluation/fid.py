@@ -108,8 +108,8 @@ class FIDEvaluator:
 
         - fid, and its extrapolation fid_infinity if there are `SAMPLES_PER_FEATURE` samples.
         - inception_score, if the extractor has logits.
-        - class_accuracy and intra_fid, the mean of FID within classes (Miyato & Koyama, 2018), for
-          images with labels that the extractor's classifier has.
+        - class_accuracy, class_fid, the FID within each class by label, and intra_fid, their mean
+          (Miyato & Koyama, 2018), for images with labels that the extractor's classifier has.
         - those of the feature metrics, if there are at least `min_count` samples.
         - standard_error, of the metrics that have one.
         """
@@ -166,6 +166,7 @@ class FIDEvaluator:
         if labels and all(sums[label].count.item() >= 2 for label in labels):
             each = [frechet(sums[label].gaussian(), *self.reference[label]) for label in labels]
             results["intra_fid"] = sum(each) / len(each)
+            results["class_fid"] = dict(zip(map(str, labels), each, strict=True))
         return results, {"fid": fid.standard_error}
 
     @torch.inference_mode()

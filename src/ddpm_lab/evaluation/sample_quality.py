@@ -142,6 +142,9 @@ class SampleQuality(Metric):
                 _, last = cascade.sample_earlier_stages(conditions, self.count, **options, bar=bar)
                 samples = pipeline.sample(self.count, conditions=last, **options, bar=bar)
                 results = evaluator(zip(batches, samples, strict=True), self.count)
+            if "class_fid" in results and (names := pipeline.class_names):
+                by_label = results["class_fid"].items()
+                results["class_fid"] = {names[int(label)]: fid for label, fid in by_label}
             yield {**results, **baselines, "protocol": {**cascade.protocol(), **protocol}}
 
     def rows(self, results: Results) -> Rows:

@@ -33,9 +33,14 @@ MARKERS = "osD^vP"
 
 
 def grid_image(pixels: "Tensor", columns: int) -> Image.Image:
-    """Return uint8 images (N, C, H, W) row by row, each at least 64 pixels wide."""
+    """Return uint8 images (N, C, H, W) row by row, each channel at least 64 pixels wide.
+
+    Four channels are RGB with alpha, over white. Of 2 or more than 4 channels, each is a gray
+    image, side by side.
+    """
+    scale = -(-64 // pixels.shape[3])
+    pixels = _visible(pixels)
     count, _, height, width = pixels.shape
-    scale = -(-64 // width)
     padding = max(2, scale // 2)
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -46,6 +51,31 @@ def grid_image(pixels: "Tensor", columns: int) -> Image.Image:
         y, x = i // columns * height + padding, i % columns * width + padding
         grid[y : y + height - padding, x : x + width - padding] = image
     return Image.fromarray(grid)
+
+
+def _visible(pixels: "Tensor") -> "Tensor":
+    """Map images of any number of channels to gray or RGB: (N, C, H, W) to (N, 1 or 3, H, W')."""
+    match pixels.shape[1]:
+        case 1 | 3:
+            return pixels
+        case 4:
+            alpha = pixels[:, 3:].float() / 255
+            return (pixels[:, :3] * alpha + 255 * (1 - alpha)).round().byte()
+        case _:
+            count, channels, height, width = pixels.shape
+            row = pixels.new_full((count, height, channels, width + 1), BACKGROUND)
+            row[..., :width] = pixels.transpose(1, 2)
+            return row.flatten(2)[:, None, :, :-1]
+
+
+def save_image(pixels: "Tensor", file: Path) -> None:
+    """Save an image (C, H, W) uint8 as a PNG: gray or RGB, with alpha for 2 or 4 channels.
+
+    Of more than 4 channels, each is a gray image, side by side.
+    """
+    if len(pixels) > 4:
+        pixels = _visible(pixels[None])[0]
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).cpu().numpy()).save(file)
 
 
 def save_grid(pixels: "Tensor", file: Path, columns: int) -> Path:

@@ -18,12 +18,14 @@ REPLACEABLE = ("sampler", "guidance", "variance", "extractor")
 ADJUSTABLE: dict[str, tuple[str, ...]] = {
     "conditioner": ("noise_level", "truncated_conditioning"),
     "codec": ("run",),
-    "data": ("path", "name", "cache", "workers", "in_memory", "download"),
+    "data": ("path", "val_path", "labels", "name", "cache", "workers", "in_memory", "download"),
 }
 """Groups that the weights of a run depend on, and their keys that can be changed anyway"""
 PLACES = (
     "init",
     "data.path",
+    "data.val_path",
+    "data.labels",
     "data.name",
     "data.cache",
     "codec.run",

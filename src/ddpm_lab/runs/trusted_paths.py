@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_lab.config.overrides import format_override, parse_override
 from ddpm_lab.utils.errors import UnsafeFileError
 
-DATA = ("data.path", "data.name", "data.cache")
+PATHS = ("data.path", "data.val_path", "data.labels", "data.cache")
+DATA = (*PATHS, "data.name")
 MODELS = ("conditioner.model",)
 """Key of a pretrained text encoder, which is loaded with the model"""
 TYPED: set[str] = set()
@@ -53,7 +54,7 @@ def _paths(config: DictConfig, keys: tuple[str, ...]) -> dict[str, str]:
 def _line(key: str, path: str) -> str:
     """Return the entry of the list: an absolute path, or the name of a data set unchanged."""
     place = Path(path).expanduser()
-    if key in ("data.path", "data.cache") or place.exists():
+    if key in PATHS or place.exists():
         path = os.path.abspath(place)
     return json.dumps([key, path]) + "\n"
 

@@ -142,6 +142,7 @@ class SamplingPipeline:
                 )
         self.guidance, self.sampler = guidance, sampler
         self.classes, self.captions = guided.classes, self.spec.captions or captions
+        self.class_names = [names[0] for names in self.captions] if self.captions else None
 
     def make_conditions(
         self,
@@ -308,7 +309,7 @@ class SamplingPipeline:
                 if bar is not None:
                     bar.update()
             tensors.append(self.to_images(x, None)[0].cpu())
-        return Samples(torch.cat(tensors), conditions.get("label"))
+        return Samples(torch.cat(tensors), conditions.get("label"), self.class_names)
 
     def protocol(self) -> dict[str, Any]:
         """Return everything that samples depend on except weights and seed."""

@@ -1,6 +1,7 @@
 """Samples of a model: images or points, shown, saved and read by name."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points, to_uint8
-from ddpm_lab.reports.figures import draw_scatter, grid_image
+from ddpm_lab.reports.figures import draw_scatter, grid_image, save_image
 
 ARRAYS: dict[str, tuple[str, int, str, type]] = {
     "label": ("labels", 1, "iu", np.int64),
@@ -30,6 +31,8 @@ class Samples:
     """(N, C, H, W) uint8 for images, (N, d) float32 for points"""
     labels: Tensor | None = None
     """(N,) int64, or None"""
+    class_names: Sequence[str] | None = None
+    """The name of each class"""
 
     @classmethod
     def from_x0(cls, x0: Tensor, labels: Tensor | None = None) -> "Samples":
@@ -43,7 +46,8 @@ class Samples:
         """Return one sample, a slice, or the samples at an index tensor."""
         if isinstance(index, int):
             index = slice(index, index + 1 or None)
-        return Samples(self.tensor[index], None if self.labels is None else self.labels[index])
+        labels = None if self.labels is None else self.labels[index]
+        return Samples(self.tensor[index], labels, self.class_names)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.tensor.shape[1:]))
@@ -83,23 +87,26 @@ class Samples:
         kind, name = ("plot", "scatter.png") if self.is_points else ("grid", "grid.png")
         files = {kind: out / name}
         self.grid(columns).save(files[kind])
-        arrays = self.arrays()
         if not self.is_points:
             files["images"] = out / "images"
             files["images"].mkdir(exist_ok=True)
-            for i, pixels in enumerate(arrays["images"]):
-                image = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-                Image.fromarray(image).save(files["images"] / f"{i:06d}.png")
+            for i, pixels in enumerate(self.tensor):
+                save_image(pixels, files["images"] / f"{i:06d}.png")
         files["arrays"] = out / "samples.npz"
-        np.savez_compressed(files["arrays"], **arrays)
+        np.savez_compressed(files["arrays"], **self.arrays())
         return files
 
     def arrays(self) -> dict[str, Any]:
-        """Return the arrays of samples.npz: images (N, H, W, C) or points (N, d), and labels."""
-        conditions: Batch = {} if self.labels is None else {"label": self.labels}
-        if self.is_points:
-            return to_arrays("points", self.tensor, conditions)
-        return to_arrays("images", self.tensor.permute(0, 2, 3, 1), conditions)
+        """Return the arrays of samples.npz: images (N, H, W, C) or points (N, d), and labels with
+        the names of the classes, which data=array reads.
+        """
+        values = self.tensor if self.is_points else self.tensor.permute(0, 2, 3, 1)
+        arrays = {"points" if self.is_points else "images": values.numpy()}
+        if self.labels is not None:
+            arrays["labels"] = self.labels.cpu().numpy()
+            if self.class_names:
+                arrays["class_names"] = np.array(self.class_names)
+        return arrays
 
 
 def to_arrays(name: str, values: Tensor, conditions: Batch) -> dict[str, Any]:

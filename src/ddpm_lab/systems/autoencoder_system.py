@@ -61,6 +61,11 @@ class AutoencoderSystem(BaseSystem):
             if weight and min(shape[1:]) < side:
                 least = f"{side}x{side} (got {format_size(shape)}); try 0"
                 raise UserError(f"system.{name}={weight:g} needs images of at least {least}")
+        if perceptual and shape[0] not in (1, 3):
+            raise UserError(
+                f"system.perceptual={perceptual:g} needs gray or RGB images (got "
+                f"{format_size(shape)}); try 0"
+            )
         if "bottleneck" not in inspect.signature(network).parameters:
             raise UserError("model is not an autoencoder; try model=autoencoder_kl, autoencoder_vq")
         with prefix_errors("model"):
