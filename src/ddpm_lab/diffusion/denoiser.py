@@ -152,8 +152,11 @@ class Denoiser(BaseDenoiser):
         """L_simple of `x0` (B, ...) in [-1, 1] at uniform times, () (Ho et al., 2020, algorithm 1).
 
         Rows of `cond` are dropped with the probability of the conditioner, for classifier-free
-        guidance. See `objectives` for other losses.
+        guidance. See `objectives` for other losses. Raises ValueError if `x0` or `cond` do not fit.
         """
+        if not x0.is_floating_point():
+            raise ValueError(f"x0 must be numbers in [-1, 1] (got {x0.dtype}); try x0 / 127.5 - 1")
+        check_inputs(self, len(x0), cond)
         t, eps = torch.randint(1, self.process.steps + 1, x0.shape[:1], device=x0.device), noise(x0)
         x_t = self.process.diffuse(x0, eps, t)
         output = self.run_network(x_t, t, cond.drop(self.conditioner.dropout, noise))
@@ -168,3 +171,23 @@ class Denoiser(BaseDenoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.to_estimate(self.run_network(x_t, t, cond), x_t)
+
+
+def check_inputs(denoiser: DenoiserLike, rows: int, cond: Condition) -> None:
+    """Raise ValueError unless `cond` has what `denoiser` takes, for each of `rows` > 0 samples."""
+    if rows < 1:
+        raise ValueError(f"the number of samples must be at least 1 (got {rows})")
+    if cond.value is None:
+        if denoiser.cond_dims:
+            raise ValueError("cond is empty, but this network takes one; try Condition(label)")
+        return
+    if len(cond.value) != rows:
+        raise ValueError(f"cond must have {rows} rows, as many as samples (got {len(cond.value)})")
+    if cond.label is None:
+        return
+    if denoiser.classes is None:
+        raise ValueError("cond has labels, but this denoiser has no classes; try Condition()")
+    if cond.label.device.type == "cpu":  # the program would wait for a GPU
+        low, high = cond.label.aminmax()
+        if low < 0 or high >= denoiser.classes:
+            raise ValueError(f"labels must be in 0..{denoiser.classes - 1} (got {low}..{high})")
