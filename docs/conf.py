@@ -48,6 +48,7 @@ nb_execution_timeout = 120  # seconds per cell
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 add_module_names = False

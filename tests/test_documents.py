@@ -43,7 +43,9 @@ COMMAND = re.compile(r"(?:\S+=\S+ )*(?:srun |\.venv/bin/)?(python|torchrun|make|
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"^    (\S.*)$", re.M)
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
-EXAMPLE = re.compile(r"^# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S)
+EXAMPLE = re.compile(
+    r"^(# @package _global_\n)?# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S
+)
 NOT_COMPOSED = ("--help", "--cfg job")
 PLACEHOLDERS = ("CONF", "DIR", "DIR2", "SOURCE", "TARGET", "FOLDER", "SRC", "OUT")
 
@@ -113,11 +115,11 @@ def values(tmp_path_factory):
     (root / "CONF" / "schedule" / "plateau.yaml").write_text("_target_: mylab.plateau\n")
     store = ConfigStore.instance()
     examples = [example for file in FILES for example in EXAMPLE.findall(file.read_text())]
-    for group, choice, text in examples:
-        package = "_global_" if text.startswith("# @package _global_\n") else None
+    for first, group, choice, text in examples:
+        package = "_global_" if first else None
         store.store(group=group, name=choice, node=OmegaConf.create(text), package=package)
     yield {key: str(root / key) for key in PLACEHOLDERS} | {"NAME": "ddim_table1", "...": "1"}
-    for group, choice, _ in examples:
+    for _, group, choice, _ in examples:
         del store.repo[group][f"{choice}.yaml"]
 
 
