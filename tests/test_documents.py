@@ -10,6 +10,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from conftest import CONFIGS, FAST, ROOT, composed, options
@@ -332,6 +333,22 @@ def test_links_and_files_exist(file):
             assert (ROOT / span).exists(), span
         elif re.fullmatch(r"\w+/[\w/]+\.py", span) and span.split("/")[0] in PACKAGES:
             assert (PACKAGE / span).exists(), span
+
+
+def test_every_citation_is_in_the_references():
+    citation = re.compile(
+        r"(?<!, )\b([A-Z][\w-]+(?: & [A-Z][\w-]+| et al\.)),? \(?((?:19|20)\d\d)\b"
+    )
+    entries = {*citation.findall(fold((DOCS / "references.md").read_text()))}
+    files = [*FILES, *PACKAGE.rglob("*.py"), *CONFIGS.rglob("*.yaml"), *DOCS.glob("tutorials/*.py")]
+    texts = [fold(" ".join(file.read_text().split())) for file in files]
+    citations = {pair for text in texts for pair in citation.findall(text)}
+    assert citations == entries and len(entries) > 35
+
+
+def fold(text):
+    """Return `text` without accents."""
+    return "".join(one for one in unicodedata.normalize("NFD", text) if one.isascii())
 
 
 @pytest.mark.slow

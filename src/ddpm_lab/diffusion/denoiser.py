@@ -88,7 +88,8 @@ class BaseDenoiser(DiffusionModel):
         self.conditioner: Conditioner = Unconditional()
 
     @abstractmethod
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate: ...
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
+        """Estimate x_0 from x_t (B, ...) at times t (B,) int64 in 1..T."""
 
     def reverse(
         self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
@@ -103,6 +104,18 @@ class Denoiser(BaseDenoiser):
 
     Running the network (`run_network`), converting its output to x_0 (`to_estimate`) and making a
     step (`reverse`) are separate calls: a loss needs the first, a sampler needs all of them.
+
+    Args:
+        network: A module (x, t, cond) -> output. x (B, ...) has unit variance, and t (B,) is on a
+            scale of 1000. The output has the shape of x, or twice the channels with a learned
+            variance.
+        process: The forward process, on the device of the network.
+        prediction: The quantity that the network predicts.
+        variance: The variance of a reverse step.
+        conditioner: Map from a batch to a condition, which determines classes and dropout
+            (None: unconditional).
+        shape: Shape of x_0 without the batch, for guidance by another model (None: any).
+        space: Fingerprint of the latent space of x_0; "" for pixels.
     """
 
     preconditioning: Tensor
@@ -179,7 +192,10 @@ def check_inputs(denoiser: DenoiserLike, rows: int, cond: Condition) -> None:
         raise ValueError(f"the number of samples must be at least 1 (got {rows})")
     if cond.value is None:
         if denoiser.cond_dims:
-            raise ValueError("cond is empty, but this network takes one; try Condition(label)")
+            raise ValueError(
+                "cond is empty, but this network takes one; try Condition(label), or "
+                "Condition(label).null() for the unconditional estimate"
+            )
         return
     if len(cond.value) != rows:
         raise ValueError(f"cond must have {rows} rows, as many as samples (got {len(cond.value)})")
