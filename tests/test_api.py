@@ -207,8 +207,8 @@ def without_schedule():
         ),
         (lambda model: model.bits_per_dim(torch.zeros(2, 1, 8, 8).byte()), "has no labels"),
         (lambda model: model.bits_per_dim(model.sample(2), label=[1] * 3), "3 classes for 2"),
-        (lambda model: model.to("gpu"), "device=gpu: "),
-        (lambda model: model.to("cuda:99"), "device=cuda:99: "),
+        (lambda model: model.to("gpu"), "device=gpu is not available"),
+        (lambda model: model.to("cuda:99"), "device=cuda:99 is not available"),
         (lambda model: model.to(None), "device must be a device"),
         (lambda model: model.sample(2).grid(columns=0), "columns must be a whole number"),
         (lambda model: model.sample(2).grid(2.5), "columns must be a whole number"),
@@ -293,6 +293,14 @@ def test_numbers_and_arrays_of_numpy_are_arguments(model):
     bits = model.bits_per_dim(images, ["nll.steps=3"])
     assert torch.equal(model.bits_per_dim(expected, ["nll.steps=3"], label=[1, 2, 1]), bits)
     assert not torch.equal(model.bits_per_dim(expected, ["nll.steps=3"], label=0), bits)
+
+
+@pytest.mark.slow
+def test_unknown_arguments_raise_type_errors(model):
+    with pytest.raises(TypeError, match=r"Model.encode\(\) got .* argument 'stepz'"):
+        model.encode(model.sample(1), stepz=3)
+    with pytest.raises(TypeError, match=r"Model.sample\(\) too many positional"):
+        model.sample(2, 3)
 
 
 @pytest.mark.slow

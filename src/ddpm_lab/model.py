@@ -99,8 +99,8 @@ class Model:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            reason = str(error).partition("\n")[0]
-            raise UserError(f'device={device}: {reason}; try device="cpu"') from error
+            message = f'device={device} is not available here; try device="cpu"'
+            raise UserError(message) from error
         self.pipeline.denoiser.to(device), self.pipeline.codec.to(device)
         return self
 

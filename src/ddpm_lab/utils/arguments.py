@@ -70,7 +70,12 @@ def check_call(target: T) -> T:
 
     @wraps(target)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+            if unknown := kwargs.keys() - signature.parameters.keys() - adapters().keys():
+                raise TypeError(f"got an unexpected keyword argument '{min(unknown)}'")
+        except TypeError as error:
+            raise TypeError(f"{target.__qualname__}() {error}") from None
         try:
             for name, value in bound.arguments.items():
                 match signature.parameters[name].kind:
