@@ -83,7 +83,7 @@ for axis, step in zip(axes, (0, 100, 300, 1000), strict=True):
     axis.hist(simulated[step], bins=60, range=(-3.5, 3.5), density=True, color="#56b4e9", zorder=0)
     axis.set(title=f"t = {step}", xlabel="$x_t$")
 axes[0].set_ylabel("density")
-axes[0].legend(["formula", "simulated"], loc="upper left", fontsize=8)
+axes[-1].legend(["formula", "simulated"], fontsize=8)
 plt.close(figure)  # shown once, as the last line of the cell
 figure
 
