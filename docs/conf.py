@@ -48,8 +48,14 @@ nb_execution_timeout = 120  # seconds per cell
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "show-inheritance": True,
+    "special-members": "__call__",
+}
 add_module_names = False
 python_maximum_signature_line_length = 88
 
@@ -62,5 +68,12 @@ def remove_empty_globs(app: Any, page: str, source: list[str]) -> None:
     )
 
 
+def hide_source_links(app: Any, page: str, template: str, context: Any, tree: Any) -> None:
+    """Hide the links to the source of generated pages, which is not in the repository."""
+    if page.startswith(("reference/api/", "reference/configs/")):
+        context["page_source_suffix"] = ""
+
+
 def setup(app: Any) -> None:
+    app.connect("html-page-context", hide_source_links)
     app.connect("source-read", remove_empty_globs)

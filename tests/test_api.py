@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from itertools import pairwise
 from types import ModuleType
 
@@ -114,6 +115,12 @@ def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
     assert json.loads((folder / "metrics.json").read_text())["training"]["steps"] == 12
 
 
+def without_schedule():
+    config = ddpm_lab.compose(*FAST)
+    del config.schedule
+    return config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -134,8 +141,42 @@ def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
         (lambda model: model.sample(0), r"count must be a whole number of at least 1 \(got 0\)"),
         (lambda model: model.sample(2.5), "count must be a whole number"),
         (lambda model: model.sample(2, batch_size=0), "batch_size must be a whole number"),
-        (lambda model: model.sample(2, seed=-1), "seed must be at least 0"),
-        (lambda model: model.sample(2, steps=0), r"sampler.steps must be in 1\.\."),
+        (lambda model: model.sample(2, seed=-1), "^seed must be a whole number of at least 0"),
+        (lambda model: model.sample(2, seed=None), r"^seed must be .* \(got None\)"),
+        (lambda model: model.sample(2, seed="a"), r"^seed must be .* \(got 'a'\)"),
+        (lambda model: model.sample("4"), r"^count must be .* \(got '4'\)"),
+        (lambda model: model.sample(2, steps=0), "^steps must be a whole number of at least 1"),
+        (lambda model: model.sample(2, steps=1001), r"sampler.steps must be in 1\.\.1000"),
+        (lambda model: model.sample(2, label=2.5), "label must be a class by name or number"),
+        (lambda model: model.sample(2, label=range(9, 12)), "label=10 is not a label"),
+        (lambda model: model.sample(2, text=3), "text must be a text"),
+        (lambda model: model.sample(2, sampler=ddpm_lab.DDIM), r"try .*ddpm_lab.Heun\(steps=25\)"),
+        (lambda model: model.sample(2, sampler=3), "sampler must be a choice or a Sampler"),
+        (lambda model: model.sample(2, sampler=[1]), "sampler must be a choice or a Sampler"),
+        (
+            lambda model: model.sample(2, sampler=ddpm_lab.DDIM(steps=5), steps=10),
+            "sampler.steps=10: the argument sampler= is an object",
+        ),
+        (
+            lambda model: model.sample(2, sampler=ddpm_lab.DDIM(), overrides=["sampler.eta=1"]),
+            "sampler.eta=1: the argument sampler= is an object",
+        ),
+        (
+            lambda model: model.sample(2, steps=5, overrides=["sampler.steps=7"]),
+            "sampler.steps=7: an argument sets sampler.steps, too",
+        ),
+        (
+            lambda model: model.sample(2, sampler="ddim", overrides=["sampler=ddpm"]),
+            "sampler=ddpm: an argument sets sampler, too",
+        ),
+        (
+            lambda model: model.sample(2, guidance=1, overrides=["++guidance.w=2"]),
+            "guidance.w=2: an argument sets guidance.w, too",
+        ),
+        (lambda model: model.sample(2, guidance=True), "guidance must be a strength or a choice"),
+        (lambda model: model.sample(2, guidance="autoguidance"), "guidance.weak.run must be given"),
+        (lambda model: model.sample(2, overrides="sampler.eta=0.5"), "overrides must be a list"),
+        (lambda model: [*model.trajectory(2, steps=5, overrides=["sampler.steps=7"])], "too"),
         (lambda model: model.sample(2, guidance=-1), "guidance.w must be at least 0"),
         (lambda model: model.sample(2, guidance="classifer_free"), "did you mean classifier_free?"),
         (lambda model: model.sample(2, sampler="ddmi"), "sampler=ddmi is not a choice"),
@@ -144,11 +185,51 @@ def test_training_equals_that_of_the_command(run, tmp_path, monkeypatch):
         (lambda model: model.sample(2, images=model.sample(2)), "for a model that upsamples"),
         (lambda model: model.encode(torch.zeros(2, 1, 8, 8)), r"\(N, 1, 8, 8\) uint8"),
         (lambda model: model.encode(torch.zeros(2, 1, 8, 8).byte()), "has no labels"),
-        (lambda model: model.decode(torch.zeros(2, 3, 8, 8)), r"x_T must have shape"),
+        (lambda model: model.encode(None), "images must be samples, or a tensor"),
+        (lambda model: model.encode("x"), "images must be samples, or a tensor"),
+        (lambda model: model.encode(torch.zeros(0, 1, 8, 8).byte()), r"got \(0, 1, 8, 8\)"),
+        (lambda model: model.encode(model.sample(4), label=[1, 2]), "2 classes for 4 samples"),
+        (
+            lambda model: model.decode(torch.zeros(2, 3, 8, 8)),
+            r"x_T must be \(N, 1, 8, 8\) float32",
+        ),
+        (lambda model: model.decode(torch.zeros(2, 1, 8, 8).double()), "float32 .*float64"),
+        (lambda model: model.decode(torch.zeros(2, 1, 8, 8).byte()), "float32 .*uint8"),
+        (lambda model: model.decode(torch.full((2, 1, 8, 8), torch.nan)), "x_T has non-finite"),
+        (lambda model: model.decode(model.sample(2)), "x_T must be a tensor"),
+        (
+            lambda model: model.decode(torch.zeros(2, 1, 8, 8), label=torch.arange(4)),
+            "label has 4 classes for 2 samples",
+        ),
+        (
+            lambda model: model.interpolate(model.sample(3), model.sample(3), label=[1, 2]),
+            "label has 2 classes for 3 samples",
+        ),
+        (lambda model: model.bits_per_dim(torch.zeros(2, 1, 8, 8).byte()), "has no labels"),
+        (lambda model: model.bits_per_dim(model.sample(2), label=[1] * 3), "3 classes for 2"),
+        (lambda model: model.to("gpu"), "device=gpu is not available"),
+        (lambda model: model.to("cuda:99"), "device=cuda:99 is not available"),
+        (lambda model: model.to(None), "device must be a device"),
+        (lambda model: model.sample(2).grid(columns=0), "columns must be a whole number"),
+        (lambda model: model.sample(2).grid(2.5), "columns must be a whole number"),
         (lambda model: model.interpolate(model.sample(1), model.sample(1), 0), "frames must be"),
         (lambda model: model.interpolate(model.sample(1), model.sample(2)), "equal lengths"),
         (lambda model: model.encode(torch.zeros(2, 1, 9, 9).byte()), r"\(N, 1, 8, 8\) uint8"),
         (lambda model: model.evaluate(["fidd"]), "metrics="),
+        (lambda model: model.evaluate("fid"), r"metrics must be a list .* try metrics=\[\"fid\"\]"),
+        (lambda model: ddpm_lab.load(None), "run must be the directory of a run"),
+        (
+            lambda model: ddpm_lab.load(model.directory, ["sampler=ddim"]),
+            "overrides must be texts .*pass words, not a list",
+        ),
+        (
+            lambda model: ddpm_lab.load(model.directory, "guidance=classifier"),
+            "guidance.classifier.run must be given",
+        ),
+        (lambda model: ddpm_lab.compose(["schedule=linear"]), "pass words, not a list"),
+        (lambda model: ddpm_lab.train({"seed": 0}), r"config must be .* try train\(compose\("),
+        (lambda model: ddpm_lab.train("schedule=linear"), "config must be the return value"),
+        (lambda model: ddpm_lab.train(without_schedule()), "schedule is not in the configuration"),
         (lambda model: ddpm_lab.compose("schedule=cosin"), "did you mean cosine?"),
         (lambda model: ddpm_lab.compose("schedule"), "schedule"),
         (lambda model: ddpm_lab.compose("ablation=ddim_table1"), "is for the command line"),
@@ -172,6 +253,124 @@ def test_mistakes_raise_the_message_of_the_command(model, call, message, tmp_pat
     with pytest.raises(ddpm_lab.UserError, match=message) as caught:
         call(model)
     assert str(caught.value).count("\n") <= 1 and [*tmp_path.iterdir()] == []
+
+
+def test_mistakes_have_the_tracebacks_of_libraries_for_debugging_only(monkeypatch):
+    with pytest.raises(ddpm_lab.UserError) as caught:
+        ddpm_lab.compose("schedule=cosin")
+    lines = "".join(traceback.format_exception(caught.value)).splitlines()
+    assert len(lines) < 12 and "hydra" not in "".join(lines)
+    monkeypatch.setenv("DDPM_LAB_DEBUG", "1")
+    with pytest.raises(ddpm_lab.UserError) as caught:
+        ddpm_lab.compose("schedule=cosin")
+    assert type(caught.value.__cause__).__module__.startswith("hydra")
+
+
+@pytest.mark.slow
+def test_limits_of_the_machine_raise_resource_errors(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ddpm_lab.ResourceError, match="file cannot be created"):
+        model.sample(2).save(tmp_path / "file")
+    if not torch.cuda.is_available():
+        with pytest.raises(ddpm_lab.ResourceError, match="no GPU; try trainer=cpu"):
+            ddpm_lab.train(ddpm_lab.compose(*FAST, "trainer.accelerator=gpu"), tmp_path / "run")
+    assert issubclass(ddpm_lab.ResourceError, ddpm_lab.CLIError)
+
+
+@pytest.mark.slow
+def test_numbers_and_arrays_of_numpy_are_arguments(model):
+    expected = model.sample(3, label=[1, 2, 1], seed=4, steps=3).tensor
+    labels = np.array([1, 2])
+    samples = model.sample(np.int64(3), label=labels, seed=np.int32(4), steps=np.int64(3))
+    assert torch.equal(samples.tensor, expected)
+    for label in ((1, 2), range(1, 3), [np.int64(1), "two"], np.array(["one", "two"])):
+        assert torch.equal(model.sample(3, label=label, seed=4, steps=3).tensor, expected)
+    images = ddpm_lab.Samples(expected.numpy(), np.array([1, 2, 1]))
+    x_T = model.encode(images, steps=3)
+    assert torch.equal(model.encode(expected.numpy(), label=np.array([1, 2, 1]), steps=3), x_T)
+    one = model.decode(x_T.numpy(), label=1, steps=3)
+    assert torch.equal(model.decode(x_T, label=[1, 1, 1], steps=3).tensor, one.tensor)
+    bits = model.bits_per_dim(images, ["nll.steps=3"])
+    assert torch.equal(model.bits_per_dim(expected, ["nll.steps=3"], label=[1, 2, 1]), bits)
+    assert not torch.equal(model.bits_per_dim(expected, ["nll.steps=3"], label=0), bits)
+
+
+@pytest.mark.slow
+def test_unknown_arguments_raise_type_errors(model):
+    with pytest.raises(TypeError, match=r"Model.encode\(\) got .* argument 'stepz'"):
+        model.encode(model.sample(1), stepz=3)
+    with pytest.raises(TypeError, match=r"Model.sample\(\) too many positional"):
+        model.sample(2, 3)
+
+
+@pytest.mark.slow
+def test_models_without_classes_have_no_class_names(model, tiny):
+    assert len(model.class_names) == 10
+    assert ddpm_lab.load(tiny("conditioner=none")).class_names is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda parts: ddpm_lab.DDIM(spacing="linear"), "spacing=linear is not one of uniform"),
+        (lambda parts: ddpm_lab.DDIM(steps=-1), "steps must be at least 1"),
+        (lambda parts: ddpm_lab.DDIM().sample(parts["plain"], (0, 2)), "at least 1"),
+        (
+            lambda parts: ddpm_lab.DDIM().sample(parts["plain"], (2, 2), labels(0, 1)),
+            "this denoiser has no classes",
+        ),
+        (lambda parts: ddpm_lab.DDIM().sample(parts["labels"], (2, 2)), "cond is empty"),
+        (
+            lambda parts: ddpm_lab.DDIM().sample(parts["labels"], (2, 2), labels(0, 7)),
+            r"labels must be in 0\.\.2 \(got 0\.\.7\)",
+        ),
+        (
+            lambda parts: ddpm_lab.DDIM().sample(parts["labels"], (2, 2), labels(0)),
+            "cond must have 2 rows",
+        ),
+        (lambda parts: parts["plain"].loss(torch.zeros(2, 2).byte()), "x0 must be numbers"),
+        (lambda parts: parts["plain"].loss(torch.zeros(2, 2), labels(0, 1)), "no classes"),
+        (lambda parts: parts["labels"].loss(torch.zeros(2, 2)), "cond is empty"),
+        (lambda parts: parts["labels"].loss(torch.zeros(2, 2), labels(3, 0)), "labels must be in"),
+        (lambda parts: ddpm_lab.Samples(torch.zeros(2, 1, 8, 8)), "samples must be images"),
+        (lambda parts: ddpm_lab.Samples(torch.zeros(2)), "samples must be images"),
+        (lambda parts: ddpm_lab.Samples("x"), "tensor must be a tensor"),
+        (
+            lambda parts: ddpm_lab.Samples(torch.zeros(2, 1, 8, 8).byte(), torch.arange(3)),
+            r"labels must be \(2,\) int64 .*\(3,\)",
+        ),
+    ],
+)
+def test_mistakes_with_parts_raise_value_errors(call, message):
+    process = ddpm_lab.ForwardProcess(ddpm_lab.schedules.cosine(10))
+    conditioner = ddpm_lab.Label(ddpm_lab.DataSpec((2,), classes=3))
+    parts = {
+        "plain": ddpm_lab.Denoiser(ddpm_lab.MLP((2,), channels=8), process),
+        "labels": ddpm_lab.Denoiser(
+            ddpm_lab.MLP((2,), channels=8, classes=3), process, conditioner=conditioner
+        ),
+    }
+    with pytest.raises(ValueError, match=message):
+        call(parts)
+
+
+def labels(*numbers):
+    return ddpm_lab.Condition(torch.tensor(numbers))
+
+
+def test_every_name_can_be_the_first_that_is_used():
+    code = """
+import sys
+from importlib import import_module
+
+names = import_module("ddpm_lab").__all__
+for name in [*names, "*"]:
+    for module in [module for module in sys.modules if module.partition(".")[0] == "ddpm_lab"]:
+        del sys.modules[module]
+    exec(f"from ddpm_lab import {name}")
+assert len(names) > 30 and globals().keys() >= {*names}
+"""
+    subprocess.check_call([sys.executable, "-c", code])
 
 
 def test_own_training_loop_learns_its_data():
@@ -258,6 +457,11 @@ def test_samples_index_and_show():
     pixels, labels = torch.arange(5 * 192).view(5, 3, 8, 8).byte(), torch.arange(5)
     samples = ddpm_lab.Samples(pixels, labels)
     assert len(samples) == 5 and repr(samples) == "Samples(5 images of 3x8x8)"
+    assert [sample.labels.item() for sample in samples] == [0, 1, 2, 3, 4]
+    for index in (5, -6, np.int64(5)):
+        with pytest.raises(IndexError, match="out of range for 5 samples"):
+            samples[index]
+    assert samples[-5].labels.tolist() == samples[np.int64(0)].labels.tolist() == [0]
     assert len(samples[1]) == 1 and samples[-1].labels.tolist() == [4]
     assert samples[1:3].labels.tolist() == [1, 2] and samples[labels > 2].labels.tolist() == [3, 4]
     assert samples.x0.min() >= -1 and samples.x0.max() <= 1

@@ -102,7 +102,7 @@ train sampler.steps=2000
 sample run=RUN sampler.steps=2000
     2 sampler.steps must be in 1..1000, the T of the schedule (got 2000)
 train sampler.steps=0
-    2 sampler.steps must be in 1..1000, the T of the schedule (got 0)
+    2 sampler.steps must be at least 1 (got 0)
 train sampler.eta=1.5
     2 sampler.eta must be at least 0 and at most 1 (got 1.5)
 train sampler=dpm_solver sampler.order=9

@@ -605,7 +605,7 @@ TRAIN_MISTAKES = {
         "is 8x8 RGB, expected 8x8 L; try data.channels=3"
     ),
     "sampler.steps=2000": "sampler.steps must be in 1..1000, the T of the schedule (got 2000)",
-    "sampler.steps=0": "sampler.steps must be in 1..1000",
+    "sampler.steps=0": "sampler.steps must be at least 1 (got 0)",
     "sampler.eta=2": "sampler.eta must be at least 0 and at most 1",
     "data=gaussian_mixture data.radius=1.5": "sampler.clip=1 would clip this data, which reaches",
     "conditioner=none guidance.w=1": "guidance.w=1 needs a conditional model",

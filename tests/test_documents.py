@@ -10,6 +10,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from conftest import CONFIGS, FAST, ROOT, composed, options
@@ -43,7 +44,9 @@ COMMAND = re.compile(r"(?:\S+=\S+ )*(?:srun |\.venv/bin/)?(python|torchrun|make|
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"^    (\S.*)$", re.M)
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
-EXAMPLE = re.compile(r"^# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S)
+EXAMPLE = re.compile(
+    r"^(# @package _global_\n)?# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", re.M | re.S
+)
 NOT_COMPOSED = ("--help", "--cfg job")
 PLACEHOLDERS = ("CONF", "DIR", "DIR2", "SOURCE", "TARGET", "FOLDER", "SRC", "OUT")
 
@@ -113,11 +116,11 @@ def values(tmp_path_factory):
     (root / "CONF" / "schedule" / "plateau.yaml").write_text("_target_: mylab.plateau\n")
     store = ConfigStore.instance()
     examples = [example for file in FILES for example in EXAMPLE.findall(file.read_text())]
-    for group, choice, text in examples:
-        package = "_global_" if text.startswith("# @package _global_\n") else None
+    for first, group, choice, text in examples:
+        package = "_global_" if first else None
         store.store(group=group, name=choice, node=OmegaConf.create(text), package=package)
     yield {key: str(root / key) for key in PLACEHOLDERS} | {"NAME": "ddim_table1", "...": "1"}
-    for group, choice, _ in examples:
+    for _, group, choice, _ in examples:
         del store.repo[group][f"{choice}.yaml"]
 
 
@@ -330,6 +333,22 @@ def test_links_and_files_exist(file):
             assert (ROOT / span).exists(), span
         elif re.fullmatch(r"\w+/[\w/]+\.py", span) and span.split("/")[0] in PACKAGES:
             assert (PACKAGE / span).exists(), span
+
+
+def test_every_citation_is_in_the_references():
+    citation = re.compile(
+        r"(?<!, )\b([A-Z][\w-]+(?: & [A-Z][\w-]+| et al\.)),? \(?((?:19|20)\d\d)\b"
+    )
+    entries = {*citation.findall(fold((DOCS / "references.md").read_text()))}
+    files = [*FILES, *PACKAGE.rglob("*.py"), *CONFIGS.rglob("*.yaml"), *DOCS.glob("tutorials/*.py")]
+    texts = [fold(" ".join(file.read_text().split())) for file in files]
+    citations = {pair for text in texts for pair in citation.findall(text)}
+    assert citations == entries and len(entries) > 35
+
+
+def fold(text):
+    """Return `text` without accents."""
+    return "".join(one for one in unicodedata.normalize("NFD", text) if one.isascii())
 
 
 @pytest.mark.slow

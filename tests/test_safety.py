@@ -573,8 +573,11 @@ def test_model_must_have_the_shapes_of_the_weights(fields, run, typed):
 
 def test_trust_allows_named_packages_only(run, typed, evil):
     spoil(run, lambda config: config["sampler"].update(_target_="evil_package.Net"))
-    assert "trust=[PACKAGE]" in check_rejected(typed, run, 5, "trust=[evil]")
+    assert "trust=[evil_package]" in check_rejected(typed, run, 5, "trust=[evil]")
     assert check_rejected(typed, run, 2, "trust=[os/system]").startswith("error: trust=")
+    spoil(run, lambda config: config["sampler"].update(_target_="os.system"))
+    assert "trust=[PACKAGE]" in check_rejected(typed, run, 5)  # a library is not proposed
+    spoil(run, lambda config: config["sampler"].update(_target_="evil_package.Net"))
     assert not evil.exists()
     status, _, _ = typed("sample", f"run={run}", "trust=[evil_package]", "sampler.steps=null")
     assert status == 2 and evil.exists()

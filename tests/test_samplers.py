@@ -310,10 +310,14 @@ def test_timesteps_descend_to_0_for_any_number_of_steps(last):
     assert DDPM().timesteps(last) == list(range(last, -1, -1))
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_invalid_steps_raise(steps):
+def test_invalid_steps_and_spacings_raise():
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match="steps must be at least 1"):
+            DDPM(steps=steps)
     with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000"):
-        DDPM(steps=steps).timesteps(1000)
+        DDPM(steps=1001).timesteps(1000)
+    with pytest.raises(ValueError, match="spacing=linear is not one of uniform, quadratic"):
+        DDPM(spacing="linear")
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])

@@ -17,8 +17,16 @@ import ddpm_lab
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 TEMPLATE = ROOT / "examples" / "my_diffusion"
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-EXAMPLE = re.compile(r"^```(?:python|yaml)\n# ((?:mylab|configs)/\S+)\n(.*?)^```", re.M | re.S)
+EXAMPLE = re.compile(
+    r"^```(?:python|yaml)\n((?:# @package.*\n)?# ((?:mylab|configs)/\S+)\n.*?)^```", re.M | re.S
+)
 COMMAND = re.compile(r"^python (\w+)\.py --config-dir CONF (.+)$", re.M)
+FOLLOWING = dict(
+    re.findall(
+        r"^python train\.py --config-dir CONF (.+)\npython sample\.py \S+ CONF (.+)$", PAGE, re.M
+    )
+)
+"""Overrides of sample.py, by the overrides of the training above them"""
 NIGHTLY = {"01_from_scratch", "02_digits", "03_guidance", "04_own_images"}
 """The longest ones"""
 SMALL = ("logger=csv", "trainer.max_steps=2", "sampler.steps=2", "model=mlp", "model.channels=8")
@@ -65,6 +73,18 @@ def test_tutorials_have_links_that_exist_and_cells_that_parse(file):
         ast.parse(text)
 
 
+def test_the_commands_of_the_digits_have_the_choices_of_its_calls():
+    text = TUTORIALS[1].read_text()
+    words = re.findall(r'^    "([\w.]+=\w+)",', text.partition("compose(\n")[2], re.M)
+    commands = re.sub(r"\\\n# +", "", text)
+    (train,) = re.findall(r"^# python train\.py (.+)$", commands, re.M)
+    assert sorted(shlex.split(train)) == sorted(words) and len(words) == 5
+    (chain,) = re.findall(r"^chain = (.+)$", text, re.M)
+    (nll,) = re.findall(r"^# python evaluate\.py run=DIR 'metrics=\[nll\]' (.+)$", commands, re.M)
+    (count,) = re.findall(r"data\.test\.select\(slice\((\d+)\)\)", text)
+    assert sorted(shlex.split(nll)) == sorted([*ast.literal_eval(chain), f"nll.count={count}"])
+
+
 def definitions(file):
     nodes = ast.parse(file.read_text()).body
     kinds = (ast.FunctionDef, ast.ClassDef)
@@ -95,7 +115,7 @@ def examples(tmp_path_factory):
     root = tmp_path_factory.mktemp("my_project")
     (root / "mylab").mkdir()
     (root / "mylab" / "__init__.py").touch()
-    for name, text in EXAMPLE.findall(PAGE):
+    for text, name in EXAMPLE.findall(PAGE):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -117,7 +137,7 @@ def test_every_kind_has_an_example_and_a_command():
     assert len(kinds) == 12
     for kind in kinds:
         section = PAGE.partition(f"## {kind}\n")[2].partition("\n## ")[0]
-        files = [name for name, _ in EXAMPLE.findall(section)]
+        files = [name for _, name in EXAMPLE.findall(section)]
         assert any(name.startswith("configs/") for name in files), kind
         assert kind == "Experiment" or any(name.startswith("mylab/") for name in files), kind
         assert COMMAND.search(section), kind
@@ -143,6 +163,11 @@ def test_examples_train_and_sample(overrides, examples, typed, tmp_path, monkeyp
     assert "mine" in overrides or "trust=[mylab]" in output
     model = ddpm_lab.load("r", "trust=[mylab]", *(["weights=raw"] if "fid" not in error else []))
     assert len(model.sample(2)) == 2
+    if overrides in FOLLOWING:
+        words = shlex.split(FOLLOWING[overrides].replace("DIR", "r"))
+        more = ("weights=raw", "hydra.run.dir=s")
+        status, _, error = typed("sample", "--config-dir", str(examples), *words, *more)
+        assert status == 0, error
     if "callbacks=" in overrides:
         assert "train/gradient_norm" in Path("r/metrics.csv").read_text()
 
@@ -196,6 +221,14 @@ def test_mistakes_beside_own_choices_are_explained(examples, tmp_path):
         ddpm_lab.compose("schedule=flatt", config_dir=examples)
     with pytest.raises(ddpm_lab.UserError, match="config_dir=nowhere is not a directory"):
         ddpm_lab.compose(config_dir="nowhere")
+    (tmp_path / "experiment").mkdir()
+    text = "defaults:\n  - override /schedule: linear\n"
+    (tmp_path / "experiment" / "one.yaml").write_text(text)
+    with pytest.raises(ddpm_lab.UserError, match="begin its file with the line # @package _glo"):
+        ddpm_lab.compose("experiment=one", config_dir=tmp_path)
+    (tmp_path / "experiment" / "two.yaml").write_text(f"# @package _global_\n{text}")
+    config = ddpm_lab.compose("experiment=two", config_dir=tmp_path)
+    assert config.schedule._target_.endswith("linear")
 
 
 @pytest.mark.slow

@@ -41,7 +41,11 @@ MODULES = {
     ],
 }
 """Public modules of a package; all modules of the packages without an entry"""
-INTERFACE = ["load", "compose", "train", "Model", "Samples", "UserError"]
+ERRORS = [
+    *("CLIError", "UserError", "UnsafeFileError", "CorruptFileError"),
+    *("ResourceError", "DivergenceError", "InterruptedRunError"),
+]
+INTERFACE = ["load", "compose", "train", "share", "Model", "Samples", *ERRORS]
 """Names that the page of `ddpm_lab` documents in full; the page of their module has the others"""
 AUTODOC = "```{{eval-rst}}\n.. auto{kind}:: {name}\n```\n"
 
@@ -76,8 +80,8 @@ def _interface() -> str:
         title = module.removeprefix("ddpm_lab.")
         link = f"[`{title}`]({module}.md)" if module in _documented() else "below"
         summary = config_groups.to_markdown(config_groups.first_paragraph(value))
-        rows.append((f"`{name}`", link, summary))
-    text += config_groups.table(("name", "module", ""), rows)
+        rows.append((f"`{name}`", summary, link))
+    text += config_groups.table(("name", "", "module"), rows)
     for name in INTERFACE:
         kind = "class" if inspect.isclass(getattr(ddpm_lab, name)) else "function"
         text += f"\n## {name}\n\n{AUTODOC.format(kind=kind, name=f'ddpm_lab.{name}')}"

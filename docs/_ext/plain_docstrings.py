@@ -11,6 +11,8 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 
 CODE = re.compile(r"`([^`]+)`")
 SPECIAL = re.compile(r"[\\*|]|_(?!\w)")
+GENERIC = re.compile("Define the computation performed at every call|Alias for field number")
+"""Texts of torch and collections for members without a docstring"""
 NO_SECTIONS = ("attribute", "data", "property")
 """Kinds whose docstrings are one text; napoleon would read "type: text" """
 NAPOLEON: Any = Config(napoleon_numpy_docstring=False)
@@ -19,6 +21,7 @@ REPLACEMENTS = [
         r"Annotated\[(\w+)(?:, (?:Ge|Gt|Le|Lt)\([^)]*\))+\]",
         r"\1",
     ),  # ranges
+    (r"= Ellipsis", "= ..."),
     (r"<[\w.]*?(\w+) object>", r"\1()"),
     (r"<(?:built-in method|function) (?:\w+\.)*(\w+)[^>]*>", r"\1"),
     (r"(\w+)\((?:_?\w+=None(?:, )?)+\)", r"\1()"),  # dataclasses without values
@@ -43,6 +46,8 @@ def process_docstring(
     app: Any, kind: Any, name: str, target: Any, options: Any, lines: list[str]
 ) -> None:
     """Convert the lines of a docstring in place."""
+    if any(map(GENERIC.match, lines)):
+        lines.clear()
     lines[:] = to_rst("\n".join(lines)).split("\n")
     if kind not in NO_SECTIONS:
         lines[:] = GoogleDocstring(lines, NAPOLEON, app, kind, name, target, options).lines()

@@ -73,7 +73,7 @@ assert metrics["real"]["fid"] < metrics["fid"] < metrics["noise"]["fid"] / 10
 # `load` returns a model. `sample` takes a class by number or name. The result is a `Samples`
 # object, and a notebook shows it as a picture.
 
-# %%
+# %% mystnb={"image": {"alt": "50 sampled digits, 0 to 9 in turn"}}
 model = ddpm_lab.load(run)
 print(model, model.class_names)
 samples = model.sample(50, seed=1)  # all classes in turn
@@ -81,7 +81,7 @@ again = model.sample(3, seed=1)
 assert (samples.tensor[:3].int() - again.tensor.int()).abs().max() <= 1  # sample i of a seed
 samples
 
-# %%
+# %% mystnb={"image": {"alt": "Ten sampled sevens"}}
 sevens = model.sample(10, label="seven", seed=2)
 assert sevens.labels.tolist() == [7] * 10
 sevens
@@ -94,7 +94,7 @@ sevens
 # yields every step. The top row below is $x_t$, and the bottom row is the estimate $\hat x_0$ at
 # the same time.
 
-# %%
+# %% mystnb={"image": {"alt": "x_t above, estimates of x_0 below, from noise to a 3"}}
 steps = list(model.trajectory(1, label=3, seed=0, steps=25))
 times = [t for t, _, _ in steps]
 print("times:", times)
@@ -111,7 +111,7 @@ ddpm_lab.Samples.from_x0(rows).grid(columns=len(rows) // 2)
 # The large strokes appear first, at high noise. The last steps change only details. Numbers say the
 # same: the distance of the estimate to the final image shrinks.
 
-# %%
+# %% mystnb={"image": {"alt": "Distance of the estimate to the final image against t"}}
 many = list(model.trajectory(100, seed=0, steps=25))
 final = many[-1][1]
 distance = [(estimate - final).square().mean().sqrt().item() for _, _, estimate in many]
@@ -131,7 +131,7 @@ figure
 # average. `weights=raw` loads the last weights instead. The same seed gives the same noise, so the
 # images below correspond.
 
-# %%
+# %% mystnb={"image": {"alt": "Ten digits of the average, and of the last weights below"}}
 raw = ddpm_lab.load(run, "weights=raw")
 difference = sum(
     (a - b).norm().item()
@@ -183,7 +183,7 @@ assert bits.mean() < 8 < bits_of_noise.min()
 # More steps cost more time. With how few can we do? DDIM with $\eta = 0$ is deterministic and needs
 # few steps:
 
-# %%
+# %% mystnb={"image": {"alt": "FID against the number of sampling steps"}}
 counts, fids = [2, 5, 10, 25], []
 for steps in counts:
     overrides = ["count=250", "sampler=ddim", f"sampler.steps={steps}"]
@@ -207,10 +207,11 @@ figure
 # Every call above also exists as a command. It prints the same numbers:
 #
 # ```
-# python train.py trainer.max_steps=250 model.channels=24 lr_schedule=constant logger=csv
+# python train.py trainer.max_steps=250 model.channels=24 callbacks.fid.count=250 \
+#     lr_schedule=constant logger=csv
 # python sample.py run=DIR label=seven count=10 seed=2
 # python evaluate.py -m run=DIR count=250 sampler=ddim sampler.steps=2,5,10,25
-# python evaluate.py run=DIR 'metrics=[nll]' nll.steps=100 variance=analytic
+# python evaluate.py run=DIR 'metrics=[nll]' nll.steps=100 nll.count=30 variance=analytic
 # ```
 #
 # Next: [guidance](03_guidance.py) makes samples fit their class better, at a price.

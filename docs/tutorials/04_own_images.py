@@ -75,14 +75,14 @@ assert model.shape == (3, SIZE, SIZE) and model.class_names == ["blue", "green",
 # %% [markdown]
 # The data of the run come with the model. These are held-out images:
 
-# %%
+# %% mystnb={"image": {"alt": "20 held-out images: colored spots"}}
 held_out = ddpm_lab.Samples(*model.data.test.select(slice(20)))
 held_out
 
 # %% [markdown]
 # ## Sample classes by name
 
-# %%
+# %% mystnb={"image": {"alt": "30 sampled spots: red, green, blue in turn"}}
 samples = model.sample(30, label=["red", "green", "blue"])
 samples
 
@@ -111,7 +111,7 @@ assert accuracy > 0.9
 # The map can be run backwards. `encode` returns the noise of an image, and `decode` returns the
 # image again. More steps make the pair more exact.
 
-# %%
+# %% mystnb={"image": {"alt": "Eight images above, encoded and decoded below"}}
 images = held_out[:8]
 errors = {}
 for steps in (10, 40):
@@ -127,7 +127,7 @@ ddpm_lab.Samples(torch.cat([images.tensor, decoded.tensor])).grid(columns=8)
 # The top row is real, the bottom row is encoded and decoded. The noise of an image keeps its
 # content, so a class can be exchanged: decode with another label.
 
-# %%
+# %% mystnb={"image": {"alt": "The same spots, decoded as red"}}
 swapped = model.decode(x_T, label=["red"] * 8, sampler="ddim", steps=40)
 share = (color_of(swapped.tensor) == 2).double().mean()
 print(f"{share:.0%} are red now")
@@ -140,7 +140,7 @@ swapped
 # A straight line between two images is a double exposure. A path between their noises passes
 # through images. Noise of many dimensions lies near a sphere, so the path follows the sphere.
 
-# %%
+# %% mystnb={"image": {"alt": "A row of spots from one red spot to another"}}
 reds = held_out[held_out.labels == 2]
 path = model.interpolate(reds[:1], reds[1:2], frames=9, sampler="ddim", steps=40)
 assert len(path) == 9 and (color_of(path.tensor) == 2).double().mean() > 0.8

@@ -45,7 +45,7 @@ from ddpm_lab.networks.layers import ConditionedNetwork, zero_module
 # $\alpha_t^2 + \sigma_t^2 = 1$, the sigmoid of this line is $\alpha_t^2$.
 
 
-# %%
+# %% mystnb={"image": {"alt": "alpha_bar against t, of log_snr and cosine"}}
 def log_snr(steps: int = 1000, high: float = 7.0, low: float = -7.0) -> Schedule:
     """Return the schedule whose log SNR falls on a line from `high` to `low` (t = 1 to T)."""
     if low >= high:
@@ -335,13 +335,13 @@ for override in ("schedule.low=20", "schedule.lo=1"):
 # name any function that Python can import. `load` therefore builds classes of `ddpm_lab` only,
 # unless you trust a package:
 
-# %%
+# %% mystnb={"image": {"alt": "40 sampled digits"}}
 run = ddpm_lab.train(config)
 try:
     ddpm_lab.load(run)
 except ddpm_lab.UserError as error:
     print(error)
-    assert "trust=[PACKAGE]" in str(error)
+    assert "trust=[my_diffusion]" in str(error)
 
 model = ddpm_lab.load(run, "trust=[my_diffusion]", config_dir=configs)
 model.sample(40, seed=1)

@@ -16,7 +16,15 @@ from .networks.dit import DiT
 from .networks.mlp import MLP
 from .networks.unet import UNet
 from .sampling.samples import Samples
-from .utils.errors import UserError
+from .utils.errors import (
+    CLIError,
+    CorruptFileError,
+    DivergenceError,
+    InterruptedRunError,
+    ResourceError,
+    UnsafeFileError,
+    UserError,
+)
 
 __version__: str
 __all__ = [
@@ -24,26 +32,32 @@ __all__ = [
     "DDPM",
     "MLP",
     "Autoguidance",
+    "CLIError",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "Condition",
+    "CorruptFileError",
     "DPMSolver",
     "DataSpec",
     "Denoiser",
     "DiT",
+    "DivergenceError",
     "EMAModel",
     "ForwardProcess",
     "GaussianDenoiser",
     "Heun",
+    "InterruptedRunError",
     "Label",
     "Langevin",
     "Mixture",
     "MixtureDenoiser",
     "Model",
     "PredictorCorrector",
+    "ResourceError",
     "Sampler",
     "Samples",
     "UNet",
+    "UnsafeFileError",
     "UserError",
     "compose",
     "load",

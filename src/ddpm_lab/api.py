@@ -14,9 +14,11 @@ from ddpm_lab.cli.compose import compose_command, user_errors
 from ddpm_lab.cli.share import share as export
 from ddpm_lab.model import Model
 from ddpm_lab.runs import resume
+from ddpm_lab.utils.arguments import check_call
 from ddpm_lab.utils.distributed import broadcast
 
 
+@check_call
 def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
     """Return the configuration of `python train.py OVERRIDES`, for `train`.
 
@@ -29,6 +31,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     return compose_command("train", overrides, config_dir)
 
 
+@check_call
 def train(config: DictConfig, directory: str | Path | None = None) -> Path:
     """Train `config` and return its run directory, for `load`.
 
@@ -54,6 +57,7 @@ def train(config: DictConfig, directory: str | Path | None = None) -> Path:
     return broadcast(folder)
 
 
+@check_call
 def load(
     run: str | Path | Sequence[str | Path],
     *overrides: str,
@@ -74,6 +78,7 @@ def load(
     return Model(run, overrides, config_dir)
 
 
+@check_call
 def share(run: str | Path, target: str | Path, weights: str | None = None) -> Path:
     """Write weights and configuration of `run` to the new folder `target`, for `load`.
 

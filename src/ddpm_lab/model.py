@@ -1,52 +1,36 @@
 """A trained model in Python: samples, latents and metrics, with the numbers of the commands."""
 
 import copy
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.cli.compose import compose_command
+from ddpm_lab.cli.compose import SamplingChoices, choice_overrides, compose_method
 from ddpm_lab.cli.evaluate import as_json, available_metrics, select_metrics
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import format_override
-from ddpm_lab.data.datasets import Batch, InMemorySplit
+from ddpm_lab.data.datasets import Batch
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.samplers import Sampler, slerp
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.sampling.conditions import Label
+from ddpm_lab.sampling.conditions import Label, check_label_count, class_labels, format_size
 from ddpm_lab.sampling.pipeline import SamplingPipeline
-from ddpm_lab.sampling.samples import Samples
+from ddpm_lab.sampling.samples import Samples, check_tensor, to_split
+from ddpm_lab.utils.arguments import check_call
 from ddpm_lab.utils.distributed import all_gather
 from ddpm_lab.utils.errors import UserError, prefix_errors
+from ddpm_lab.utils.ranges import Count, NonNegativeInt
 
 REBUILT = ("weights", "variance", "conditioner", "codec")
 """Keys whose change requires another network; sampler and guidance are replaced"""
-ARGUMENTS = {
-    "sample": (
-        *("run", "cascade", "mode", "count", "label", "text", "seed", "batch_size"),
-        *("input", "frames", "out", "hydra"),
-    ),
-    "evaluate": ("run", "cascade", "sweep", "values", "out", "hydra"),
-}
-"""Keys of a command for which Python has arguments and methods"""
-
-
-class SamplingChoices(TypedDict, total=False):
-    """Options of `Model.sample` that the other methods take, too."""
-
-    sampler: str | Sampler | None
-    steps: int | None
-    guidance: float | str | None
-    overrides: Sequence[str]
 
 
 class Model:
@@ -79,7 +63,7 @@ class Model:
         Cascade([*self._earlier, self.pipeline])  # raises UserError
 
     def __repr__(self) -> str:
-        shape, classes = "x".join(map(str, self.shape)), self.pipeline.classes
+        shape, classes = format_size(self.shape), self.pipeline.classes
         labels = f", {classes} classes" if classes else ""
         return f"Model({str(self.directory)!r}: {shape}{labels})"
 
@@ -95,7 +79,7 @@ class Model:
 
     @property
     def class_names(self) -> list[str] | None:
-        """The name of each class; None for a model without classes."""
+        """The name of each class; None for a model that takes no classes."""
         return self.pipeline.class_names
 
     @property
@@ -108,24 +92,30 @@ class Model:
         """The data of the run: `train` and `test` splits. Raises UserError if it is gone."""
         return self._run.data
 
+    @check_call
     def to(self, device: str | torch.device) -> Self:
-        """Move the model to `device`, and return it."""
-        for module in (self.pipeline.denoiser, self.pipeline.codec):
-            module.to(device)
+        """Move the model to `device`, and return it. Raises UserError for a missing device."""
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            message = f'device={device} is not available here; try device="cpu"'
+            raise UserError(message) from error
+        self.pipeline.denoiser.to(device), self.pipeline.codec.to(device)
         return self
 
+    @check_call
     def sample(
         self,
-        count: int = 16,
+        count: Count = 16,
         *,
         label: Label = None,
         text: str | list[str] | None = None,
-        images: "Samples | Tensor | None" = None,
-        seed: int = 0,
+        images: Samples | Tensor | None = None,
+        seed: NonNegativeInt = 0,
         sampler: str | Sampler | None = None,
-        steps: int | None = None,
+        steps: Count | None = None,
         guidance: float | str | None = None,
-        batch_size: int = 256,
+        batch_size: Count = 256,
         overrides: Sequence[str] = (),
     ) -> Samples:
         """Sample `count` images or points.
@@ -133,20 +123,23 @@ class Model:
         Sample i of a seed does not depend on the count, the batch size or the device.
 
         Args:
-            label: A class by name or number, several in a list or tensor, "all" for the same share
-                of each, or None for all in turn.
-            text: A caption or a list, for a model with conditioner=text.
+            count: Number of samples, at least 1.
+            label: A class by name or number; several in a list, array or tensor, which repeats; or
+                "all" for the same share of each; or None for all in turn.
+            text: A caption or a list, which repeats, for a model with conditioner=text.
             images: Images to upsample, for conditioner=low_res (None: those of the cascade, or
                 held-out images).
-            sampler: A choice such as "ddim", or a `Sampler` (None: that of the run).
-            steps: Number of sampling steps, `sampler.steps`.
-            guidance: Strength `guidance.w` of classifier-free guidance, where 0 is off; or a choice
-                such as "none".
+            seed: Seed of the noise, at least 0.
+            sampler: A choice such as "ddim", or a `Sampler`, which has all of its options itself
+                (None: that of the run).
+            steps: Number of sampling steps, `sampler.steps`, in 1..T.
+            guidance: Strength `guidance.w` of classifier-free guidance, in 0..10,000, where 0 is
+                off; or a choice such as "none".
+            batch_size: Number of samples at a time, at least 1.
             overrides: Other keys, such as "sampler.eta=0.5", "guidance.interval=[10,80]".
 
         Raises UserError for values that the model does not take.
         """
-        _check_counts(count=count, batch_size=batch_size)
         pipeline = self._pipeline(
             sampler=sampler, steps=steps, guidance=guidance, overrides=overrides
         )
@@ -168,15 +161,15 @@ class Model:
             batches = all_gather([batch[0].cpu() for batch in samples])
         return Samples(torch.cat(batches), conditions.get("label"), self.class_names)
 
-    @torch.no_grad()
+    @check_call
     def trajectory(
         self,
-        count: int = 1,
+        count: Count = 1,
         *,
         label: Label = None,
         text: str | list[str] | None = None,
-        images: "Samples | Tensor | None" = None,
-        seed: int = 0,
+        images: Samples | Tensor | None = None,
+        seed: NonNegativeInt = 0,
         **choices: Unpack[SamplingChoices],
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield t, x_t and the x_0 estimate of each step, from T to 0, for the samples of `sample`.
@@ -184,21 +177,17 @@ class Model:
         Both are (N, ...) float32, data in [-1, 1] or latents. The estimate is guided and clipped.
         The last pair is the sample twice. See `sample` for the arguments.
         """
-        _check_counts(count=count)
         pipeline = self._pipeline(**choices)
         conditions = self._conditions(pipeline, count, label, text, images)
-        x0 = torch.empty(0)
-        for step, x_s in pipeline.chain(range(count), conditions, seed):
-            yield int(step.t), step.x_t.cpu(), step.estimate.x0.cpu()
-            x0 = x_s.cpu()
-        yield 0, x0, x0
+        return _steps(pipeline, count, conditions, seed)
 
+    @check_call
     def encode(
         self,
-        images: "Samples | Tensor",
+        images: Samples | Tensor,
         *,
         label: Label = None,
-        batch_size: int = 256,
+        batch_size: Count = 256,
         **choices: Unpack[SamplingChoices],
     ) -> Tensor:
         """Return x_T (N, ...) float32 of data, from which `decode` returns it.
@@ -207,49 +196,58 @@ class Model:
 
         Args:
             images: Samples, or images (N, C, H, W) uint8.
-            label: The classes (None: those of the samples).
+            label: A class, or one per image (None: those of the samples).
+            batch_size: Number of images at a time, at least 1.
             choices: sampler, steps, guidance and overrides, as for `sample`.
 
         Raises UserError if the model needs classes, or the sampler has no inverse.
         """
         pipeline = self._pipeline(deterministic=True, **choices)
-        split = self._to_split(images, self.shape)
+        split = to_split(images, self.shape, pipeline.bin_width is None)
+        check_label_count(label, split.size)
         conditions = pipeline.data_conditions(split, label)
         total = pipeline.num_steps * -(-split.size // batch_size)
         with _bar(total, "encoding") as bar, prefix_errors("sampler"):
             return pipeline.encode_data(split.x0, conditions, batch_size=batch_size, bar=bar).cpu()
 
+    @check_call
     def decode(
         self,
         x_T: Tensor,
         *,
         label: Label = None,
-        seed: int = 0,
-        batch_size: int = 256,
+        seed: NonNegativeInt = 0,
+        batch_size: Count = 256,
         **choices: Unpack[SamplingChoices],
     ) -> Samples:
-        """Sample from `x_T` (N, ...) instead of noise. `sampler.eta` is 0 by default.
+        """Sample from `x_T` instead of noise. `sampler.eta` is 0 by default.
 
-        See `sample` for the other arguments.
+        Args:
+            x_T: Noise, or the return value of `encode`, (N, ...) float32.
+            label: A class, or one per row. Images return only under the classes with which they
+                were encoded (None: all in turn, as for `sample`).
+            seed: Seed of a sampler that adds noise, at least 0.
+            batch_size: Number of samples at a time, at least 1.
+            choices: sampler, steps, guidance and overrides, as for `sample`.
         """
         pipeline = self._pipeline(deterministic=True, **choices)
-        if tuple(x_T.shape[1:]) != pipeline.codec.shape:
-            shape = ", ".join(map(str, ("N", *pipeline.codec.shape)))
-            raise UserError(f"x_T must have shape ({shape}) (got {tuple(x_T.shape)})")
+        check_tensor("x_T", x_T, pipeline.codec.shape, torch.float32)
+        check_label_count(label, len(x_T))
         conditions = self._conditions(pipeline, len(x_T), label, None, None)
         with _bar(pipeline.num_steps * -(-len(x_T) // batch_size), "decoding") as bar:
             return pipeline.decode_samples(
                 x_T, conditions, range(len(x_T)), seed=seed, batch_size=batch_size, bar=bar
             )
 
+    @check_call
     def interpolate(
         self,
-        start: "Samples | Tensor",
-        end: "Samples | Tensor",
-        frames: int = 9,
+        start: Samples | Tensor,
+        end: Samples | Tensor,
+        frames: Count = 9,
         *,
         label: Label = None,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
         **choices: Unpack[SamplingChoices],
     ) -> Samples:
         """Return N rows of `frames` samples from each `start` to its `end`, on the sphere of x_T.
@@ -257,13 +255,13 @@ class Model:
         Args:
             start: Samples or images uint8, which are encoded, or x_T (N, ...) float32.
             end: Like `start`.
-            frames: Number of samples in a row, with both ends.
-            label: The class of each row (None: those of `start`, or all in turn).
-            seed: Seed of a sampler that adds noise.
+            frames: Number of samples in a row, with both ends, at least 1.
+            label: A class, or one per row (None: those of `start`, or all in turn).
+            seed: Seed of a sampler that adds noise, at least 0.
             choices: sampler, steps, guidance and overrides, as for `sample`.
         """
-        _check_counts(frames=frames)
         label = getattr(start, "labels", None) if label is None else label
+        check_label_count(label, len(start))
         a, b = (self._to_latents(value, label, choices) for value in (start, end))
         if len(a) != len(b):
             raise UserError(f"start and end must have equal lengths (got {len(a)} and {len(b)})")
@@ -274,27 +272,40 @@ class Model:
         rows = None if labels is None else labels.repeat_interleave(frames)
         return self.decode(x_T, label=rows, seed=seed, **choices)
 
+    @check_call
     def bits_per_dim(
-        self, images: "Samples | Tensor | None" = None, overrides: Sequence[str] = ()
+        self,
+        images: Samples | Tensor | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        label: Label = None,
     ) -> Tensor:
         """Return the variational bound on -log2 p(x_0) per dimension of each image, (N,) float64.
 
         Args:
-            images: Samples with labels if the model has classes, or images (N, C, H, W) uint8
-                (None: all held-out images).
+            images: Samples, or images (N, C, H, W) uint8 (None: all held-out images).
             overrides: As for evaluate.py, such as "nll.steps=50".
+            label: A class, or one per image (None: those of the samples).
+
+        Raises UserError if the model needs classes and there are none.
         """
         settings = self._compose("evaluate", overrides)
         cascade = Cascade([self._configured(settings).pipeline])
         metric = select_metrics(available_metrics(settings), ["nll"], cascade)["nll"]
-        split = (
-            self.data.test.select(slice(None))
-            if images is None
-            else self._to_split(images, self.shape)
-        )
-        prior, terms, _ = metric.terms(cascade.stages[-1], split)
+        pipeline = cascade.stages[-1]
+        if images is None:
+            split = self.data.test.select(slice(None))
+        else:
+            split = to_split(images, self.shape, pipeline.bin_width is None)
+        if label is not None:
+            check_label_count(label, split.size)
+            labels = class_labels(split.size, label, pipeline.classes, pipeline.captions)
+            split = split._replace(labels=labels)
+        pipeline.data_conditions(split)  # raises UserError
+        prior, terms, _ = metric.terms(pipeline, split)
         return prior + terms.sum(0)
 
+    @check_call
     def evaluate(
         self, metrics: Sequence[str] | None = None, overrides: Sequence[str] = ()
     ) -> dict[str, Any]:
@@ -316,38 +327,20 @@ class Model:
             results |= as_json(name, metric, metric.compute(cascade, data, settings.weights))
         return results
 
-    def _compose(self, verb: str, overrides: Iterable[str]) -> DictConfig:
-        overrides = [*overrides]
-        for word in overrides:
-            if (key := re.split("[.=]", word)[0]) in ARGUMENTS[verb]:
-                raise UserError(
-                    f"{word}: {key} is not an override in Python; see the arguments of load and "
-                    "the methods of Model"
-                )
-        return compose_command(verb, [*self._overrides, *overrides], self.config_dir)
+    def _compose(self, verb: str, overrides: Sequence[str]) -> DictConfig:
+        return compose_method(verb, self._overrides, overrides, self.config_dir)
 
     def _pipeline(
         self, deterministic: bool = False, **choices: Unpack[SamplingChoices]
     ) -> SamplingPipeline:
         """Return the pipeline with these options, with eta = 0 if it is `deterministic`."""
-        sampler, guidance = choices.get("sampler"), choices.get("guidance")
-        words = []
-        match sampler:
-            case str():
-                words.append(f"sampler={sampler}")
-        if (steps := choices.get("steps")) is not None:
-            words.append(f"sampler.steps={steps}")
-        match guidance:
-            case str():
-                words.append(f"guidance={guidance}")
-            case int() | float():
-                words.append(f"guidance.w={guidance}")
-        settings = self._compose("sample", [*words, *choices.get("overrides", ())])
+        settings = self._compose("sample", choice_overrides(choices))
         if deterministic:
             make_deterministic(settings)
         pipeline = self._configured(settings).pipeline
-        if isinstance(sampler, Sampler):
-            pipeline.set_sampler(sampler, pipeline.guidance)
+        match choices.get("sampler"):
+            case Sampler() as sampler:
+                pipeline.set_sampler(sampler, pipeline.guidance)
         return pipeline
 
     def _configured(self, settings: DictConfig) -> RunDir:
@@ -355,8 +348,8 @@ class Model:
         run = RunDir(str(self.directory), settings)
         run.checkpoint = self._run.checkpoint
         if any(self._settings[key] != settings[key] for key in REBUILT):
-            for module in (run.pipeline.denoiser, run.pipeline.codec):
-                module.to(self.pipeline.device)
+            device = self.pipeline.device
+            run.pipeline.denoiser.to(device), run.pipeline.codec.to(device)
         else:
             run.pipeline = copy.copy(self.pipeline)
             run.pipeline.set_sampler(build(settings, "sampler"), build(settings, "guidance"))
@@ -368,32 +361,17 @@ class Model:
         count: int,
         label: Label,
         text: str | list[str] | None,
-        images: "Samples | Tensor | None",
+        images: Samples | Tensor | None,
     ) -> Batch:
         if pipeline.denoiser.conditioner.low_res_shape is None:
             if images is not None:
                 raise UserError("images= is for a model that upsamples, and this one does not")
             return pipeline.make_conditions(count, label, text)
-        split = self.data.test if images is None else self._to_split(images)
+        split = self.data.test if images is None else to_split(images, ("C", "H", "W"), False)
         return pipeline.make_conditions(count, label, text, split)
 
-    def _to_split(
-        self, images: "Samples | Tensor", shape: tuple[int, ...] | None = None
-    ) -> InMemorySplit:
-        """Return samples or images as data. Raises UserError unless they have `shape`, if given."""
-        samples = images if isinstance(images, Samples) else Samples(torch.as_tensor(images))
-        is_points = self.pipeline.bin_width is None
-        dtype = torch.float32 if is_points else torch.uint8
-        actual = tuple(samples.tensor.shape[1:])
-        if samples.tensor.dtype != dtype or actual != (shape or actual):
-            sizes = ", ".join(map(str, ("N", *(shape or ("C", "H", "W")))))
-            kind = str(dtype).removeprefix("torch.")
-            text = f"{tuple(samples.tensor.shape)} {samples.tensor.dtype}"
-            raise UserError(f"images must be ({sizes}) {kind} (got {text})")
-        return samples.split
-
     def _to_latents(
-        self, value: "Samples | Tensor", label: Label, choices: SamplingChoices
+        self, value: Samples | Tensor, label: Label, choices: SamplingChoices
     ) -> Tensor:
         match value:
             case Tensor() if value.is_floating_point():
@@ -407,7 +385,13 @@ def _bar(total: int, desc: str) -> "tqdm[Any]":
     return tqdm(total=total, desc=desc, unit="step", disable=None, leave=False)
 
 
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise UserError(f"{name} must be a whole number of at least 1 (got {value})")
+@torch.no_grad()
+def _steps(
+    pipeline: SamplingPipeline, count: int, conditions: Batch, seed: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield t, x_t and the x_0 estimate of each step, then the samples twice."""
+    x0 = torch.empty(0)
+    for step, x_s in pipeline.chain(range(count), conditions, seed):
+        yield int(step.t), step.x_t.cpu(), step.estimate.x0.cpu()
+        x0 = x_s.cpu()
+    yield 0, x0, x0

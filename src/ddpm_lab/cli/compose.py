@@ -1,8 +1,10 @@
 """Configurations of commands in Python, with errors that name key and value."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
 import hydra
 from hydra import initialize_config_dir
@@ -12,10 +14,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, quote
+from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.runs import trusted_paths
 from ddpm_lab.runs.run_config import register_run_choices
 from ddpm_lab.runs.saved_config import set_trusted
 from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.ranges import Count
+
+ARGUMENTS = {
+    "sample": (
+        *("run", "cascade", "mode", "count", "label", "text", "seed", "batch_size"),
+        *("input", "frames", "out", "hydra"),
+    ),
+    "evaluate": ("run", "cascade", "sweep", "values", "out", "hydra"),
+}
+"""Keys of a command for which Python has arguments and methods"""
+
+
+class SamplingChoices(TypedDict, total=False):
+    """Options of `Model.sample` that the other methods take, too."""
+
+    sampler: str | Sampler | None
+    steps: Count | None
+    guidance: float | str | None
+    overrides: Sequence[str]
 
 
 def compose_command(
@@ -50,3 +72,44 @@ def user_errors(verb: str, overrides: Sequence[str]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         message = messages.explain_error(error, verb, CONFIGS, [*overrides])
         raise UserError(message) from error
+
+
+def compose_method(
+    verb: str, own: Sequence[str], overrides: Sequence[str], config_dir: str | Path | None
+) -> DictConfig:
+    """Return the configuration of a method of `Model`, which has `own` overrides before others.
+
+    Raises UserError for `overrides` for which Python has arguments.
+    """
+    for word in overrides:
+        if (key := re.split("[.=]", word.lstrip("+~"))[0]) in ARGUMENTS[verb]:
+            raise UserError(
+                f"{word}: {key} is not an override in Python; see the arguments of load and "
+                "the methods of Model"
+            )
+    return compose_command(verb, [*own, *overrides], config_dir)
+
+
+def choice_overrides(choices: SamplingChoices) -> list[str]:
+    """Return the overrides that `choices` stand for. Raises UserError if two set the same key."""
+    sampler, guidance = choices.get("sampler"), choices.get("guidance")
+    strength = "guidance" if isinstance(guidance, str) else "guidance.w"
+    values = {"sampler.steps": choices.get("steps"), strength: guidance}
+    if not isinstance(sampler, Sampler):
+        values = {"sampler": sampler, **values}
+    words = [f"{key}={value}" for key, value in values.items() if value is not None]
+    overrides = choices.get("overrides", ())
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        if values.get(key) is not None:
+            raise UserError(f"{word}: an argument sets {key}, too; remove one of them")
+    words += overrides
+    if isinstance(sampler, Sampler):
+        for word in words:
+            if re.match(r"[+~]*sampler\b", word):
+                name = type(sampler).__name__
+                raise UserError(
+                    f"{word}: the argument sampler= is an object, which has its own options; "
+                    f"try sampler=ddpm_lab.{name}(steps=25)"
+                )
+    return words

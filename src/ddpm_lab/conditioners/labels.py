@@ -10,7 +10,13 @@ from ddpm_lab.utils.ranges import Count, Fraction, check_ranges
 
 @check_ranges
 class Label(Conditioner):
-    """The class index. Raises UserError for data without labels."""
+    """The class index. Raises UserError for data without labels.
+
+    Args:
+        spec: The data, with the number of classes.
+        dropout: Probability with which training drops a label, in 0..1. Classifier-free guidance
+            needs some.
+    """
 
     def __init__(self, spec: DataSpec, dropout: Fraction = 0.1) -> None:
         super().__init__()

@@ -85,7 +85,10 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
     parameters = _parameters(node, _command_line_key(path, config)) if "_target_" in node else {}
     variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in [str(key) for key in node if not str(key).startswith("_")]:
-        value, where = node[key], _command_line_key(f"{path}.{key}", config)
+        where = _command_line_key(f"{path}.{key}", config)
+        if OmegaConf.is_missing(node, key):
+            raise UserError(f"{where} must be given; try {where}=...")
+        value = node[key]
         if parameters and key not in parameters and not variadic:
             hint = f"{suggest(key, parameters)}; keys: {', '.join(parameters)}"
             raise UserError(f"{where} is not a key of {node._target_}{hint}")

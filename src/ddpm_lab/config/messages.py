@@ -115,6 +115,10 @@ def explain_error(error: Exception, verb: str, configs: Path, arguments: list[st
         group, choice, other = both.groups()
         only_train = f"also chooses {other}, which only train.py can"
         return f"{group}={choice} {only_train}; try {group}.KEY=... alone"
+    if nested := re.search(r"In '(\w+)/(\w+)': Could not override '(\w+)@\1\.", text):
+        group, choice, other = nested.groups()
+        first = "begin its file with the line # @package _global_"
+        return f"{group}={choice} chooses {other}, which is not below {group}; {first}"
     if existing := re.search(r"append to config\. An item is already at '([^'@]+)'", text):
         argument, new = _argument_of(existing[1], arguments), "but + is for new keys"
         return f"{argument}: {existing[1]} already exists, {new}; try {argument.lstrip('+')}"
@@ -123,11 +127,14 @@ def explain_error(error: Exception, verb: str, configs: Path, arguments: list[st
         return _explain_unknown_key(key[1], verb, config, arguments)
     if missing := re.search(r"Missing (?:mandatory value:|key) (\S+)", text):
         return f"{missing[1]} must be given; try {missing[1]}=..."
+    if absent := re.search(r"Interpolation key '(\S+)' not found(?:\s+full_key: (\S+))?", text):
+        owner = absent[2] or "another key"
+        return f"{absent[1]} is not in the configuration, but {owner} refers to it; add it"
     if several := re.search(r"Ambiguous value for argument '(\S+?=.+)'", text):
         return f"{several[1]} has several values; try -m for a run of each, or brackets for a list"
     if isinstance(error, OverrideParseException):  # Hydra's message uses terms of its grammar
         return _explain_syntax(error.override)
-    return "; ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+    return "; ".join(line.strip(" .") for line in text.splitlines()[:2] if line.strip())
 
 
 def explain_broken_file(error: Exception, arguments: list[str]) -> str:

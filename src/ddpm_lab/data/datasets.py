@@ -217,8 +217,11 @@ class Splits(NamedTuple):
     """A data set: the return value of the functions that `dataset` decorates."""
 
     name: str
+    """Name for messages and fingerprints"""
     train: Split
+    """Training samples"""
     test: Split
+    """Held-out samples"""
     captions: Sequence[Sequence[str]] | None = None
     """Names of each class, the main one first; None: without classes"""
     mixture: Mixture | None = None

@@ -11,3 +11,9 @@ Reading order:
 x_t = alpha_t x_0 + sigma_t eps for t = 1..T. t = 0 is the data, with alpha 1 and sigma 0.
 alpha_t is sqrt(alpha-bar_t) of Ho et al. (2020).
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, ["objectives", "predictions", "schedules", "variances"]
+)

@@ -16,8 +16,13 @@ from ddpm_lab.diffusion.variances import BetaTilde, Variance
 class GaussianDenoiser(BaseDenoiser):
     """E[x_0 | x_t] for x_0 ~ N(mean, covariance).
 
-    `mean` is (d,) and `covariance` (d, d), float64; x is (B, ...) of d numbers. Raises ValueError
-    unless the covariance is positive semi-definite.
+    Args:
+        process: The forward process.
+        variance: The variance of a reverse step, which DDPM uses.
+        mean: (d,) float64; x is (B, ...) of d numbers.
+        covariance: (d, d) float64.
+
+    Raises ValueError unless the covariance is positive semi-definite.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Mixture(NamedTuple):
     weights: Tensor
     """(K,) float64, which sum to 1"""
     std: float
+    """Standard deviation of each component"""
     labels: Tensor | None
     """(K,) int64, the class of each component"""
 
@@ -79,7 +85,13 @@ class Mixture(NamedTuple):
 
 
 class MixtureDenoiser(BaseDenoiser):
-    """E[x_0 | x_t, y] for a mixture; a label y restricts it to the components of that label."""
+    """E[x_0 | x_t, y] for a mixture; a label y restricts it to the components of that label.
+
+    Args:
+        process: The forward process.
+        variance: The variance of a reverse step, which DDPM uses.
+        mixture: The distribution of the data.
+    """
 
     def __init__(self, process: ForwardProcess, variance: Variance, mixture: Mixture) -> None:
         super().__init__(process, variance, supports_cfg=True)

@@ -88,7 +88,8 @@ class BaseDenoiser(DiffusionModel):
         self.conditioner: Conditioner = Unconditional()
 
     @abstractmethod
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate: ...
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
+        """Estimate x_0 from x_t (B, ...) at times t (B,) int64 in 1..T."""
 
     def reverse(
         self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
@@ -103,6 +104,18 @@ class Denoiser(BaseDenoiser):
 
     Running the network (`run_network`), converting its output to x_0 (`to_estimate`) and making a
     step (`reverse`) are separate calls: a loss needs the first, a sampler needs all of them.
+
+    Args:
+        network: A module (x, t, cond) -> output. x (B, ...) has unit variance, and t (B,) is on a
+            scale of 1000. The output has the shape of x, or twice the channels with a learned
+            variance.
+        process: The forward process, on the device of the network.
+        prediction: The quantity that the network predicts.
+        variance: The variance of a reverse step.
+        conditioner: Map from a batch to a condition, which determines classes and dropout
+            (None: unconditional).
+        shape: Shape of x_0 without the batch, for guidance by another model (None: any).
+        space: Fingerprint of the latent space of x_0; "" for pixels.
     """
 
     preconditioning: Tensor
@@ -152,8 +165,11 @@ class Denoiser(BaseDenoiser):
         """L_simple of `x0` (B, ...) in [-1, 1] at uniform times, () (Ho et al., 2020, algorithm 1).
 
         Rows of `cond` are dropped with the probability of the conditioner, for classifier-free
-        guidance. See `objectives` for other losses.
+        guidance. See `objectives` for other losses. Raises ValueError if `x0` or `cond` do not fit.
         """
+        if not x0.is_floating_point():
+            raise ValueError(f"x0 must be numbers in [-1, 1] (got {x0.dtype}); try x0 / 127.5 - 1")
+        check_inputs(self, len(x0), cond)
         t, eps = torch.randint(1, self.process.steps + 1, x0.shape[:1], device=x0.device), noise(x0)
         x_t = self.process.diffuse(x0, eps, t)
         output = self.run_network(x_t, t, cond.drop(self.conditioner.dropout, noise))
@@ -168,3 +184,26 @@ class Denoiser(BaseDenoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.to_estimate(self.run_network(x_t, t, cond), x_t)
+
+
+def check_inputs(denoiser: DenoiserLike, rows: int, cond: Condition) -> None:
+    """Raise ValueError unless `cond` has what `denoiser` takes, for each of `rows` > 0 samples."""
+    if rows < 1:
+        raise ValueError(f"the number of samples must be at least 1 (got {rows})")
+    if cond.value is None:
+        if denoiser.cond_dims:
+            raise ValueError(
+                "cond is empty, but this network takes one; try Condition(label), or "
+                "Condition(label).null() for the unconditional estimate"
+            )
+        return
+    if len(cond.value) != rows:
+        raise ValueError(f"cond must have {rows} rows, as many as samples (got {len(cond.value)})")
+    if cond.label is None:
+        return
+    if denoiser.classes is None:
+        raise ValueError("cond has labels, but this denoiser has no classes; try Condition()")
+    if cond.label.device.type == "cpu":  # the program would wait for a GPU
+        low, high = cond.label.aminmax()
+        if low < 0 or high >= denoiser.classes:
+            raise ValueError(f"labels must be in 0..{denoiser.classes - 1} (got {low}..{high})")

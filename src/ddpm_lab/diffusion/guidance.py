@@ -45,12 +45,7 @@ class Guidance:
 
 
 class _Extrapolation(Guidance):
-    """x_0 + w (x_0 - baseline).
-
-    `interval` (low, high) limits guidance to low <= t <= high (Kynkaanniemi et al., 2024).
-    `rescale` in [0, 1] moves each image's standard deviation of x_0 towards the original one
-    (Lin et al., 2024, section 3.4).
-    """
+    """x_0 + w (x_0 - baseline), within an interval of times, and rescaled."""
 
     def __init__(
         self, denoiser: DenoiserLike, w: float, interval: Sequence[int] | None, rescale: float
@@ -84,6 +79,15 @@ class ClassifierFreeGuidance(_Extrapolation):
     w = 0 is off. `scale` = 1 + w is the other convention: 1 is off, 0 is unconditional. Guidance is
     applied to x_0, which is affine in eps. A learned variance is that of the conditional output.
     Each step is one network call with twice the batch.
+
+    Args:
+        denoiser: A conditional denoiser.
+        w: Strength, in 0..10,000.
+        scale: Strength in the other convention (None: 1 + w).
+        interval: Timesteps (low, high) in 0..T, both included, outside of which guidance is off
+            (Kynkaanniemi et al., 2024; None: all).
+        rescale: Share in 0..1 by which the standard deviation of each image of x_0 is moved to the
+            one without guidance (Lin et al., 2024, section 3.4; 0: off).
 
     Raises ValueError if it is on and the denoiser was not trained with dropped conditions.
     """
@@ -124,7 +128,7 @@ class Autoguidance(_Extrapolation):
     """x_0 + w (x_0 - x_0 of `weak`) (Karras et al., 2024, eq. 5, whose w is w + 1).
 
     `weak` denoises the same data under the same condition, but is smaller or was trained for a
-    shorter time.
+    shorter time. See `ClassifierFreeGuidance` for `interval` and `rescale`.
 
     Raises ValueError unless both have the same image shape, classes, schedule and condition.
     """

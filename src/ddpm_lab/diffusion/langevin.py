@@ -17,13 +17,10 @@ from ddpm_lab.utils.ranges import Count, check_ranges
 @check_ranges
 @dataclass(frozen=True, kw_only=True)
 class _LangevinSampler(Sampler):
-    """Langevin steps at fixed t: x + a score + sqrt(2 a) z, with a = step_size sigma_t^2.
-
-    They diverge for `step_size` >= 2.
-    """
+    """Langevin steps at fixed t: x + a score + sqrt(2 a) z, with a = step_size sigma_t^2."""
 
     corrections: Count = 1
-    step_size: Annotated[float, Gt(0), Lt(2)] = 0.1
+    step_size: Annotated[float, Gt(0), Lt(2)] = 0.1  # the steps diverge from 2 on
 
     def correct(
         self,
@@ -49,6 +46,11 @@ class Langevin(_LangevinSampler):
     """Annealed Langevin dynamics (Song & Ermon, 2019, algorithm 1).
 
     x is corrected at each noise level, rescaled between levels, and denoised after the last.
+
+    Args:
+        corrections: Number of Langevin steps at each level.
+        step_size: a / sigma_t^2 of the step x + a score + sqrt(2 a) z, above 0 and below 2.
+        others: See `Sampler`.
     """
 
     def step(
@@ -62,7 +64,10 @@ class Langevin(_LangevinSampler):
 
 
 class PredictorCorrector(_LangevinSampler):
-    """An ancestral step, then Langevin corrections at s (Song et al., 2021, algorithms 2 to 5)."""
+    """An ancestral step, then Langevin corrections at s.
+
+    Song et al. (2021, SDE, algorithms 2 to 5). See `Langevin` for the arguments.
+    """
 
     uses_reverse = True
 

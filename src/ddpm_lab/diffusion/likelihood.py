@@ -59,7 +59,9 @@ class VLBTerm(NamedTuple):
     """One term of the bound for a batch of images."""
 
     t: int
+    """Timestep of x_t"""
     s: int
+    """Timestep below t, 0 in the last term"""
     bits: Tensor
     """(B,) bits/dim"""
     square_error: Tensor

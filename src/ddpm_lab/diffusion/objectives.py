@@ -24,6 +24,7 @@ class NoisedBatch(NamedTuple):
     t: Tensor
     """(B,) int64 in 1..T"""
     cond: Condition
+    """The condition, with some rows dropped"""
     bin_width: float | None
     """Width of the bins to which x_0 was quantized, 2 / 255 for bytes; None: continuous"""
 

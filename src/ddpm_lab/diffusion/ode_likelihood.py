@@ -24,11 +24,12 @@ def log_prob(
     cond: Condition = Condition(),
     bar: "tqdm[NoReturn] | None" = None,
 ) -> Tensor:
-    """log p(x_0) in nats, (B,), of points `x0` (B, d) under the ODE (Song et al., 2021, eq. 13).
+    """log p(x_0) in nats, (B,), of points `x0` (B, d) under the ODE.
 
-    Heun steps carry the points up the chain `times` (descending, as `timesteps` returns it). Each
-    step adds the log determinant of its exact Jacobian. The first step takes the data for x_1,
-    because the network was not trained at t = 0: details finer than sigma_1 are not resolved.
+    Song et al. (2021, SDE, eq. 13). Heun steps carry the points up the chain `times` (descending,
+    as `timesteps` returns it). Each step adds the log determinant of its exact Jacobian. The first
+    step takes the data for x_1, because the network was not trained at t = 0: details finer than
+    sigma_1 are not resolved.
     `bar` is updated once per step.
     """
     process = denoiser.process

@@ -33,6 +33,8 @@ class ForwardProcess(nn.Module):
 
     table: Tensor
     """(T + 1, 4) float64: alpha, sigma, log SNR, scale"""
+    steps: int
+    """T, the number of steps of the schedule"""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()

@@ -15,11 +15,11 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
+from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate, check_inputs
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
 from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
-from ddpm_lab.diffusion.timestep_spacing import timesteps
-from ddpm_lab.utils.ranges import Fraction, Positive, check_ranges
+from ddpm_lab.diffusion.timestep_spacing import check_spacing, timesteps
+from ddpm_lab.utils.ranges import Count, Fraction, Positive, check_ranges
 
 
 class Step(NamedTuple):
@@ -50,7 +50,7 @@ class Sampler(ABC):
     et al., 2022, section 2.3).
     """
 
-    steps: int | None = None
+    steps: Count | None = None
     spacing: str | list[int] = "uniform"
     clip: Positive | None = 1.0
     dynamic_threshold: Annotated[float, Gt(0), Le(1)] | None = None
@@ -58,6 +58,7 @@ class Sampler(ABC):
     """True if steps are drawn from the denoiser's `reverse`"""
 
     def __post_init__(self) -> None:
+        check_spacing(self.spacing)
         if self.dynamic_threshold is not None and self.clip is None:
             raise ValueError(
                 f"dynamic_threshold={self.dynamic_threshold:g} scales to the bound clip, which is "
@@ -109,7 +110,10 @@ class Sampler(ABC):
         cond: Condition = Condition(),
         noise: NoiseSampler = torch.randn_like,
     ) -> Tensor:
-        """Return x_0, the end of the trajectory."""
+        """Return x_0 (B, ...), the end of the trajectory from x_T = `x` (B, ...).
+
+        `sample` also draws x_T.
+        """
         return deque(self.trajectory(denoiser, x, cond, noise), maxlen=1)[0][1]
 
     @torch.no_grad()
@@ -122,8 +126,10 @@ class Sampler(ABC):
     ) -> Tensor:
         """Return samples in `shape` (B, ...). Sample i depends on (seed, i) only, not on B.
 
-        `cond` has B rows. A network with dropout must be in evaluation mode.
+        `cond` has B rows. A network with dropout must be in evaluation mode. Raises ValueError if
+        B is 0, or if `cond` does not fit.
         """
+        check_inputs(denoiser, shape[0], cond)
         noise = PerSampleGenerator(seed, range(shape[0]))
         z = noise(torch.empty(shape, device=denoiser.process.table.device))
         return self(denoiser, self.prior(denoiser.process, z), cond, noise)

@@ -125,7 +125,7 @@ def cosine(steps: Count = 1000, offset: NonNegative = 0.008, max_beta: Beta = 0.
 def geometric(steps: Count = 1000, low: Positive = 0.01, high: Positive = 50.0) -> Schedule:
     """Variance exploding: alpha_t = 1, sigma_t in equal ratios from `low` to `high`.
 
-    Song & Ermon (2019), with the range of Song et al. (2021).
+    Song & Ermon (2019), with the range of Song et al. (2021, SDE).
     """
     if low >= high:
         raise ValueError(f"low must be below high={high:g} (got {low:g}); try low=0.01 high=50")

@@ -119,18 +119,25 @@ def timesteps(T: int, steps: int | None, spacing: Spacing) -> list[int]:
     return times
 
 
+def check_spacing(spacing: Spacing) -> None:
+    """Raise ValueError for a text that is not the name of a spacing."""
+    name = str(spacing).replace(" ", "")
+    if not isinstance(spacing, str) or name in SPACINGS:
+        return
+    if not re.fullmatch(r"ddim\d{1,7}|\d+(,\d+)*", name):
+        raise ValueError(
+            f"spacing={spacing} is not one of {', '.join(SPACINGS)}, ddimN such as "
+            'ddim25, a text of sections such as "90,60,60,20,20", or a list of times'
+        )
+
+
 def _from_name(T: int, steps: int | None, name: str) -> list[int]:
     if name in SPACINGS:
         return SPACINGS[name](T, T if steps is None else steps)
-    if ddim := re.fullmatch(r"ddim(\d{1,7})", name):
+    check_spacing(name)
+    if ddim := re.fullmatch(r"ddim(\d+)", name):
         return strided(T, int(ddim[1]))
-    counts = name.replace(" ", "").split(",")
-    if not all(count.isdecimal() for count in counts):
-        raise ValueError(
-            f"spacing={name} is not one of {', '.join(SPACINGS)}, ddimN such as "
-            'ddim25, a text of sections such as "90,60,60,20,20", or a list of times'
-        )
-    return sections(T, [int(count) for count in counts])
+    return sections(T, [int(count) for count in name.split(",")])
 
 
 def _check_descent(T: int, times: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ class Extractor(NamedTuple):
     """A network whose features FID compares."""
 
     name: str
+    """Name in tables"""
     sha256: str
     """SHA-256 of the weights file"""
     features: nn.Module

@@ -32,8 +32,11 @@ class Number(NamedTuple):
     key: str
     """Key, with dots between the levels"""
     label: str
+    """Name in tables and plots"""
     better: Literal["lower", "higher"]
+    """Direction of improvement"""
     format: str = "{:.3g}"
+    """Format of the number in tables"""
 
 
 class Metric(ABC):

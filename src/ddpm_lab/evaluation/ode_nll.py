@@ -1,4 +1,4 @@
-"""The exact likelihood of points under the probability-flow ODE (Song et al., 2021)."""
+"""The exact likelihood of points under the probability-flow ODE (Song et al., 2021, SDE)."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,10 +1,12 @@
 """Configurations of runs: untrusted ones are validated before use, and secrets are redacted."""
 
 import re
+import sysconfig
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,9 +108,20 @@ def _check_target(value: Any, entry: str, group: str, trusted: Collection[str]) 
     name = str(value)
     valid = value == name and re.fullmatch(r"\w+(\.\w+)+", name, re.ASCII)
     if not valid or not (name in targets or name.startswith(packages)):
+        package = name.partition(".")[0]
+        hint = "PACKAGE" if not valid or _is_library(package) else package
         raise UnsafeFileError(
-            f"{entry} is not a _target_ of this group in configs/; if you trust it: trust=[PACKAGE]"
+            f"{entry} is not a _target_ of this group in configs/; if you trust it: trust=[{hint}]"
         )
+
+
+def _is_library(package: str) -> bool:
+    """Return True for an installed package, which nobody wrote for ddpm-lab. Imports nothing."""
+    if package == "__main__":
+        return True
+    spec = find_spec(package)
+    folders = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    return spec is not None and str(spec.origin).startswith(("built-in", "frozen", *folders))
 
 
 def _references_allowed(value: Any, group: str, root: Any) -> bool:

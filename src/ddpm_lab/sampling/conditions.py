@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +12,7 @@ from ddpm_lab.networks.text_encoder import encode_text
 from ddpm_lab.sampling.class_names import Captions, parse_label
 from ddpm_lab.utils.errors import UserError
 
-Label = int | str | Sequence[int | str] | Tensor | None
+Label = int | str | Sequence[int | str] | Tensor | np.ndarray | None
 """A class by number or name, a list of classes, indices (N,) int64, "all" or None (all in turn)"""
 
 
@@ -49,6 +50,19 @@ def class_labels(
     if not len(numbers):
         raise UserError(f"label={label} is an empty list; try label=null, for all classes in turn")
     return numbers[labels % len(numbers)]
+
+
+def check_label_count(label: Label, count: int) -> None:
+    """Raise UserError for several labels, unless there is one for each of `count` samples."""
+    match label:
+        case None | int() | str():
+            return
+        case Tensor():
+            size = label.numel()
+        case _:
+            size = len(label)
+    if size not in (1, count):
+        raise UserError(f"label has {size} classes for {count} samples; try one, or one for each")
 
 
 def text_tokens(count: int, text: str | list[str], length: int | None) -> Tensor:

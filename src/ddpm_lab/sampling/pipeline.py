@@ -142,7 +142,8 @@ class SamplingPipeline:
                 )
         self.guidance, self.sampler = guidance, sampler
         self.classes, self.captions = guided.classes, self.spec.captions or captions
-        self.class_names = [names[0] for names in self.captions] if self.captions else None
+        captions = self.captions if self.classes else None
+        self.class_names = [names[0] for names in captions] if captions else None
 
     def make_conditions(
         self,

@@ -11,10 +11,12 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate 
 
 
 class CLIError(Exception):
-    """Error that ends a program with `prefix`, its message and `status`; others are bugs."""
+    """Error of the user or the machine; all others are bugs. It ends a program with its message."""
 
     status = 1
+    """Exit status of the program"""
     prefix = "error: "
+    """Text before the message"""
 
 
 class JobsFailedError(CLIError):
@@ -22,7 +24,7 @@ class JobsFailedError(CLIError):
 
 
 class UserError(CLIError, ValueError):
-    """Mistake of the user: the message has the config key, its value and what is allowed."""
+    """Mistake of the user: the message has the key or argument, its value and what is allowed."""
 
     status = 2
 
