@@ -96,6 +96,11 @@ def _write(network: Network, folder: Path, overrides: Sequence[str]) -> None:
         shape, image = autoencoder.latent_shape, autoencoder.shape
         values |= {"codec": "autoencoder", "codec.run": quote(codec)}
         state = _codec_state(autoencoder, network.scale)
+    if network.side not in (None, shape[1]):
+        raise UserError(
+            f"this network takes inputs of {network.side}x{network.side}, but those of "
+            f"{f'codec.run={codec}' if codec else 'data.resolution'} are {shape[1]}x{shape[2]}"
+        )
     values |= {"data.resolution": list(image[1:]), "data.channels": image[0]}
     if image[1] == image[2]:
         values["data.resolution"] = image[1]

@@ -1,6 +1,6 @@
 """UNet2DModel, AutoencoderKL and VQModel of diffusers, alone or in the folder of a pipeline."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,16 @@ RESNET = {
     "conv2": "conv2",
     "skip": "conv_shortcut",
 }
+
+
+OUTER = {
+    "first": "encoder.conv_in",
+    "quant_conv.0": "encoder.conv_norm_out",
+    "post_quant_conv": "decoder.conv_in",
+    "end.0": "decoder.conv_norm_out",
+    "last": "decoder.conv_out",
+}
+"""Layers of an autoencoder outside of its levels"""
 
 
 def names(levels: int, legacy: bool = False) -> Names:
@@ -134,7 +144,7 @@ def _unet(
 ) -> Network:
     _check_options(config, FIXED)
     widths = list(config["block_out_channels"])
-    levels, blocks = len(widths), config.get("layers_per_block", 2)
+    blocks = config.get("layers_per_block", 2)
     attention = _attention_levels(config, "DownBlock2D", "UpBlock2D")
     layout = UNetLayout(widths, attention, blocks)
     if "mid_block.attentions.0.group_norm.weight" not in tensors:
@@ -184,22 +194,13 @@ def _unet(
             missing["data.resolution"] = "data.resolution=64"
 
     def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
-        yield from rename_time("encoder.time.1", "time_embedding.linear_1", sines_first)
-        yield from rename_layers(
-            {
-                "encoder.time.3": "time_embedding.linear_2",
-                "encoder.first": "conv_in",
-                "last.0": "conv_norm_out",
-                "last.2": "conv_out",
-            }
-        )
-        if classes is not None:
-            yield Rename("encoder.label.table.weight", ("class_embedding.weight",))
-        yield from rename_parts(
-            [*layout.down_parts(), *layout.middle_parts(), *layout.up_parts()],
-            names(levels, legacy),
-            heads=heads_of(model),
+        return rename_unet(
+            layout,
+            heads_of(model),
             resblock_updown=model.resblock_updown,
+            labeled=classes is not None,
+            sines_first=sines_first,
+            legacy=legacy,
         )
 
     return Network(
@@ -212,6 +213,35 @@ def _unet(
         channels=channels,
         classes=classes,
         new=new,
+    )
+
+
+def rename_unet(
+    layout: UNetLayout,
+    heads: Callable[[int], int],
+    *,
+    resblock_updown: bool,
+    labeled: bool,
+    sines_first: bool = False,
+    legacy: bool = False,
+) -> Iterator[Rename]:
+    """Yield the tensors of a U-Net. `heads` returns the attention heads of a width."""
+    yield from rename_time("encoder.time.1", "time_embedding.linear_1", sines_first)
+    yield from rename_layers(
+        {
+            "encoder.time.3": "time_embedding.linear_2",
+            "encoder.first": "conv_in",
+            "last.0": "conv_norm_out",
+            "last.2": "conv_out",
+        }
+    )
+    if labeled:
+        yield Rename("encoder.label.table.weight", ("class_embedding.weight",))
+    yield from rename_parts(
+        layout.parts(),
+        names(len(layout.widths), legacy),
+        heads=heads,
+        resblock_updown=resblock_updown,
     )
 
 
@@ -240,7 +270,9 @@ def _attention_levels(config: Mapping[str, Any], down: str, up: str) -> list[boo
     """Return the levels with attention. Raises UserError for blocks of other types."""
     types = [*config["down_block_types"], *config["up_block_types"]]
     known = (down, up, f"Attn{down}", f"Attn{up}", f"Resnet{down}", f"Resnet{up}")
-    known = tuple(name.replace("tDown", "tDownsample").replace("tUp", "tUpsample") for name in known)
+    known = tuple(
+        name.replace("tDown", "tDownsample").replace("tUp", "tUpsample") for name in known
+    )
     if wrong := [name for name in types if name not in known]:
         raise UserError(f"{wrong[0]} is not a block of the networks of this project")
     halves = [
@@ -320,7 +352,6 @@ def _autoencoder(config: Mapping[str, Any], tensors: Tensors) -> Network:
     if config.get("vq_embed_dim") not in (None, latent):
         raise UserError("vq_embed_dim must equal latent_channels")
     size = config.get("sample_size", 32)
-    quant_conv = "quant_conv.weight" in tensors
     overrides: dict[str, Any] = {
         "system": "autoencoder",
         "model": f"autoencoder_{kind}",
@@ -340,21 +371,14 @@ def _autoencoder(config: Mapping[str, Any], tensors: Tensors) -> Network:
         overrides["model.bottleneck.codes"] = config.get("num_vq_embeddings", 256)
 
     def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
-        outer = {
-            "first": "encoder.conv_in",
-            "quant_conv.0": "encoder.conv_norm_out",
-            "post_quant_conv": "decoder.conv_in",
-            "end.0": "decoder.conv_norm_out",
-            "last": "decoder.conv_out",
-        }
-        if model.latent_conv:
-            outer["latent_conv"] = "post_quant_conv"
-        yield from rename_layers(outer)
-        yield from rename_quant_conv("encoder.conv_out", "quant_conv" if quant_conv else None)
-        if kind == "vq":
-            yield Rename("bottleneck.codebook", ("quantize.embedding.weight",))
-        yield from rename_autoencoder(
-            UNetLayout(widths, attention, blocks), middle, names(levels, legacy)
+        return rename_autoencoder(
+            UNetLayout(widths, attention, blocks),
+            names(levels, legacy),
+            OUTER,
+            middle=middle,
+            codebook=kind == "vq",
+            quant_conv="quant_conv" if "quant_conv.weight" in tensors else None,
+            latent_conv=model.latent_conv,
         )
 
     return Network(
@@ -368,7 +392,7 @@ def _autoencoder(config: Mapping[str, Any], tensors: Tensors) -> Network:
     )
 
 
-def rename_quant_conv(conv: str, matrix: str | None) -> Iterator[Rename]:
+def _rename_quant_conv(conv: str, matrix: str | None) -> Iterator[Rename]:
     """Yield the last convolution of an encoder, times the 1x1 convolution that follows it."""
     if matrix is None:
         yield from rename_layers({"quant_conv.2": conv})
@@ -396,16 +420,31 @@ def rename_quant_conv(conv: str, matrix: str | None) -> Iterator[Rename]:
     )
 
 
-def rename_autoencoder(layout: UNetLayout, middle: bool, names: Names) -> Iterator[Rename]:
-    """Yield the layers of encoder and decoder, whose names here have numbers in sequence."""
+def rename_autoencoder(
+    layout: UNetLayout,
+    names: Names,
+    outer: Mapping[str, str],
+    *,
+    middle: bool,
+    codebook: bool,
+    quant_conv: str | None,
+    latent_conv: bool,
+) -> Iterator[Rename]:
+    """Yield the tensors of an autoencoder; `outer` has the layers outside of the levels."""
+    yield from rename_layers(outer)
+    yield from _rename_quant_conv("encoder.conv_out", quant_conv)
+    if latent_conv:
+        yield from rename_layers({"latent_conv": "post_quant_conv"})
+    if codebook:
+        yield Rename("bottleneck.codebook", ("quantize.embedding.weight",))
     encoder = [*layout.down_parts(), *_middle(layout, middle)]
     decoder = [*_middle(layout, middle), *layout.up_parts()]
     for half, parts in (("encoder", encoder), ("decoder", decoder)):
+        # Layers of an autoencoder are numbered in sequence, and have no embedding of the time.
         numbered = [replace(part, name=f"{half}.{i}") for i, part in enumerate(parts)]
         for rename in rename_parts(numbered, names, heads=lambda width: 1):
-            theirs = tuple(f"{half}.{name}" for name in rename.theirs)
             if ".emb." not in rename.ours:
-                yield rename._replace(theirs=theirs)
+                yield rename._replace(theirs=tuple(f"{half}.{name}" for name in rename.theirs))
 
 
 def _middle(layout: UNetLayout, attention: bool) -> list[Part]:

@@ -48,7 +48,8 @@ def dit(tensors: Tensors) -> Network:
         "sampler.clip": None,
     }
     missing = {"codec.run": "codec.run=DIR of an imported autoencoder"} if channels > 3 else {}
-    overrides["data.resolution"] = round(tokens**0.5) * patch
+    side = round(tokens**0.5) * patch
+    overrides["data.resolution"] = side
     if width in HEADS:
         overrides["model.heads"] = HEADS[width]
     else:
@@ -85,5 +86,6 @@ def dit(tensors: Tensors) -> Network:
         channels=channels,
         classes=classes,
         unused=("pos_embed",),
+        side=side,
         scale=0.18215 if channels > 3 else 1.0,  # of Stable Diffusion's autoencoder
     )

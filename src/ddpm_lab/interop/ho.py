@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm_lab.interop.diffusers import rename_autoencoder, rename_quant_conv
+from ddpm_lab.interop.diffusers import rename_autoencoder
 from ddpm_lab.interop.layout import (
     Names,
     Part,
@@ -20,6 +20,15 @@ from ddpm_lab.interop.layout import (
 )
 from ddpm_lab.interop.network import Network
 from ddpm_lab.utils.errors import UserError
+
+OUTER = {
+    "first": "encoder.conv_in",
+    "quant_conv.0": "encoder.norm_out",
+    "post_quant_conv": "decoder.conv_in",
+    "end.0": "decoder.norm_out",
+    "last": "decoder.conv_out",
+}
+"""Layers of an autoencoder outside of its levels"""
 
 
 def _part_name(part: Part) -> str:
@@ -87,8 +96,7 @@ def unet(tensors: Tensors) -> Network:
                 "last.2": "conv_out",
             }
         )
-        parts = [*layout.down_parts(), *layout.middle_parts(), *layout.up_parts()]
-        yield from rename_parts(parts, NAMES, heads=lambda width: 1)
+        yield from rename_parts(layout.parts(), NAMES, heads=lambda width: 1)
 
     return Network(
         "pytorch_diffusion",
@@ -125,20 +133,15 @@ def autoencoder(tensors: Tensors) -> Network:
         overrides["model.bottleneck.codes"] = len(codes)
 
     def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
-        yield from rename_layers(
-            {
-                "first": "encoder.conv_in",
-                "quant_conv.0": "encoder.norm_out",
-                "latent_conv": "post_quant_conv",
-                "post_quant_conv": "decoder.conv_in",
-                "end.0": "decoder.norm_out",
-                "last": "decoder.conv_out",
-            }
+        return rename_autoencoder(
+            layout,
+            NAMES,
+            OUTER,
+            middle=middle,
+            codebook=codes is not None,
+            quant_conv="quant_conv",
+            latent_conv=True,
         )
-        yield from rename_quant_conv("encoder.conv_out", "quant_conv")
-        if codes is not None:
-            yield Rename("bottleneck.codebook", ("quantize.embedding.weight",))
-        yield from rename_autoencoder(layout, middle, NAMES)
 
     return Network(
         "latent-diffusion",

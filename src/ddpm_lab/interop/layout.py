@@ -1,7 +1,7 @@
 """Names of the layers of U-Nets and autoencoders, and conversions of their tensors."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -52,6 +52,10 @@ class UNetLayout(NamedTuple):
     attention: Sequence[bool]
     """One per level"""
     blocks: int
+
+    def parts(self) -> list[Part]:
+        """Return all layers."""
+        return [*self.down_parts(), *self.middle_parts(), *self.up_parts()]
 
     def down_parts(self) -> Iterator[Part]:
         """Yield the layers of the downsampling half."""
@@ -106,12 +110,10 @@ class Names:
     up: str
     rank: int
     """Dimensions of the matrices of attention: 2, or 3 and 4 for convolutions"""
-    other: Mapping[str, str] = field(default_factory=dict)
-    """Layers outside of the levels"""
 
 
 def rename_parts(
-    parts: Sequence[Part],
+    parts: Iterable[Part],
     names: Names,
     *,
     heads: Callable[[int], int],

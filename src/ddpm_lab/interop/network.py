@@ -33,6 +33,8 @@ class Network:
     """Names, or their beginnings, that are not part of the network"""
     autoencoder: "Network | None" = None
     """Autoencoder of a model in latents"""
+    side: int | None = None
+    """Height of its input, if the tensors determine it"""
     scale: float = 1.0
     """Factor on the latents"""
     remark: str = ""

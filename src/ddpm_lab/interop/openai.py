@@ -1,7 +1,7 @@
 """U-Nets, classifiers and upsamplers of improved-diffusion and guided-diffusion."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,12 +55,13 @@ NAMES = Names(
     down="op",
     up="conv",
     rank=3,
-    other={
-        "encoder.time.1": "time_embed.0",
-        "encoder.time.3": "time_embed.2",
-        "encoder.first": "input_blocks.0.0",
-    },
 )
+OUTER = {
+    "encoder.time.1": "time_embed.0",
+    "encoder.time.3": "time_embed.2",
+    "encoder.first": "input_blocks.0.0",
+}
+"""Layers outside of the levels"""
 
 
 def unet(tensors: Tensors, order: AttentionOrder = "old") -> Network:
@@ -107,18 +108,13 @@ def unet(tensors: Tensors, order: AttentionOrder = "old") -> Network:
         }
 
     def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
-        yield from _rename_encoder(layout, model, order)
-        if classes is not None:
-            yield Rename("encoder.label.table.weight", ("label_emb.weight",))
-        up = [*layout.up_parts()]
-        yield from rename_parts(
-            up,
-            NAMES,
-            heads=heads_of(model),
-            order=order,
+        return rename_unet(
+            layout,
+            heads_of(model),
             resblock_updown=model.resblock_updown,
+            labeled=classes is not None,
+            order=order,
         )
-        yield from rename_layers({"last.0": "out.0", "last.2": "out.2"})
 
     return Network(
         "guided-diffusion",
@@ -153,8 +149,14 @@ def classifier(tensors: Tensors, order: AttentionOrder = "old") -> Network:
     }
 
     def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
-        yield from _rename_encoder(layout, model, order)
-        yield from rename_layers({"norm": "out.0"})
+        yield from rename_layers({**OUTER, "norm": "out.0"})
+        yield from rename_parts(
+            [*layout.down_parts(), *layout.middle_parts()],
+            NAMES,
+            heads=heads_of(model),
+            order=order,
+            resblock_updown=model.resblock_updown,
+        )
         width = layout.widths[-1]
         for kind in ("weight", "bias"):
             both = (f"out.2.qkv_proj.{kind}",)
@@ -175,22 +177,26 @@ def classifier(tensors: Tensors, order: AttentionOrder = "old") -> Network:
     )
 
 
+def rename_unet(
+    layout: UNetLayout,
+    heads: Callable[[int], int],
+    *,
+    resblock_updown: bool,
+    labeled: bool,
+    order: AttentionOrder = "old",
+) -> Iterator[Rename]:
+    """Yield the tensors of a U-Net. `heads` returns the attention heads of a width."""
+    yield from rename_layers({**OUTER, "last.0": "out.0", "last.2": "out.2"})
+    if labeled:
+        yield Rename("encoder.label.table.weight", ("label_emb.weight",))
+    yield from rename_parts(
+        layout.parts(), NAMES, heads=heads, order=order, resblock_updown=resblock_updown
+    )
+
+
 def heads_of(model: DictConfig) -> Any:
     """Return the function from a width to its number of attention heads."""
     return lambda width: model.heads or width // model.head_channels
-
-
-def _rename_encoder(
-    layout: UNetLayout, model: DictConfig, order: AttentionOrder
-) -> Iterator[Rename]:
-    yield from rename_layers(NAMES.other)
-    yield from rename_parts(
-        [*layout.down_parts(), *layout.middle_parts()],
-        NAMES,
-        heads=heads_of(model),
-        order=order,
-        resblock_updown=model.resblock_updown,
-    )
 
 
 def _options(tensors: Tensors, layout: UNetLayout) -> dict[str, Any]:
