@@ -174,6 +174,7 @@ def _unet(
         **_norm_options(config),
         "model.downsample_padding": config.get("downsample_padding", 1),
         "model.frequency_shift": shift,
+        "model.time_scale": ((scheduler or {}).get("num_train_timesteps") or 1000) / 1000,
         "model.time_shift": -1,
         "variance": "learned_range" if outputs == 2 * channels else "beta",
         "guidance": "none",
@@ -269,10 +270,8 @@ def _check_options(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
 def _attention_levels(config: Mapping[str, Any], down: str, up: str) -> list[bool]:
     """Return the levels with attention. Raises UserError for blocks of other types."""
     types = [*config["down_block_types"], *config["up_block_types"]]
-    known = (down, up, f"Attn{down}", f"Attn{up}", f"Resnet{down}", f"Resnet{up}")
-    known = tuple(
-        name.replace("tDown", "tDownsample").replace("tUp", "tUpsample") for name in known
-    )
+    known = [down, up, f"Attn{down}", f"Attn{up}"]
+    known += ["ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"]
     if wrong := [name for name in types if name not in known]:
         raise UserError(f"{wrong[0]} is not a block of the networks of this project")
     halves = [

@@ -56,8 +56,15 @@ def convert(network: Network, model: DictConfig, shape: tuple[int, ...]) -> dict
                 "model= has other layers"
             )
         used.update(rename.theirs)
-        value = rename.read([network.tensors[name] for name in rename.theirs])
-        tensors[rename.ours] = value.contiguous()
+        values = [network.tensors[name] for name in rename.theirs]
+        try:
+            tensors[rename.ours] = rename.read(values).contiguous()
+        except (IndexError, RuntimeError) as error:
+            shapes = " and ".join(str(tuple(value.shape)) for value in values)
+            raise CorruptFileError(
+                f"{network.format}: {rename.theirs[0]} of shape {shapes} does not fit the model "
+                "that its configuration describes"
+            ) from error
     unused = tuple(network.unused)
     left = [name for name in network.tensors if name not in used and not name.startswith(unused)]
     if left:

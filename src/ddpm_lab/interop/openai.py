@@ -194,9 +194,21 @@ def rename_unet(
     )
 
 
-def heads_of(model: DictConfig) -> Any:
-    """Return the function from a width to its number of attention heads."""
-    return lambda width: model.heads or width // model.head_channels
+def heads_of(model: DictConfig) -> Callable[[int], int]:
+    """Return the function from a width to its number of attention heads.
+
+    It raises UserError if that is not a whole number.
+    """
+    name = "heads" if model.heads else "head_channels"
+
+    def heads(width: int) -> int:
+        if width % model[name]:
+            raise UserError(
+                f"model.{name}={model[name]} must divide the {width} channels of a level"
+            )
+        return int(model.heads or width // model.head_channels)
+
+    return heads
 
 
 def _options(tensors: Tensors, layout: UNetLayout) -> dict[str, Any]:
