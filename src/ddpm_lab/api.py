@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ddpm_lab.cli.compose import compose_command, user_errors
+from ddpm_lab.cli.import_weights import import_once
 from ddpm_lab.cli.share import share as export
 from ddpm_lab.model import Model
 from ddpm_lab.runs import resume
@@ -61,6 +62,10 @@ def load(
 ) -> Model:
     """Load the diffusion model of a run directory, or of a folder that share.py wrote.
 
+    `run` may also be a file or a folder of published weights, or a name on the Hugging Face Hub,
+    which is converted once, in the cache; see import.py. `overrides` may then have its overrides,
+    too, such as "model.heads=4".
+
     Args:
         run: The directory that `train` returns and train.py prints, or a list of them in order of
             resolution, for a cascade.
@@ -71,7 +76,9 @@ def load(
     Raises UserError if it is not the run of a diffusion model, UnsafeFileError if it requests what
     is not allowed, and CorruptFileError if a file is damaged.
     """
-    return Model(run, overrides, config_dir)
+    if not isinstance(run, str | Path):
+        return Model([import_once(stage, ())[0] for stage in run], overrides, config_dir)
+    return Model(*import_once(run, overrides), config_dir)
 
 
 def share(run: str | Path, target: str | Path, weights: str | None = None) -> Path:

@@ -1,5 +1,7 @@
 """python import.py SOURCE TARGET [key=value ...]"""
 
+import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,13 +14,21 @@ import yaml
 from ddpm_lab.cli.compose import compose_command
 from ddpm_lab.config.overrides import quote, shell_value
 from ddpm_lab.diffusion.conditioning import DataSpec
-from ddpm_lab.interop.importing import FORMATS, Options, locate, missing_keys, recognize
+from ddpm_lab.evaluation.fid import cache_dir
+from ddpm_lab.interop.importing import (
+    FORMATS,
+    HUB_NAME,
+    Options,
+    locate,
+    missing_keys,
+    recognize,
+)
 from ddpm_lab.interop.network import Network, convert, describe
 from ddpm_lab.networks.autoencoder import Autoencoder
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.runs.shared_folder import make_target, write_folder
 from ddpm_lab.utils.errors import CLIError, UserError, escape_control
-from ddpm_lab.utils.safe_load import sha256_of_tensors
+from ddpm_lab.utils.safe_load import sha256_of_tensors, sha256_of_text
 from ddpm_lab.utils.shell import script_command
 
 HELP = """Import published weights as a run:
@@ -39,6 +49,12 @@ PREFIXES = {
     "autoencoder": "autoencoder.",
 }
 """Prefixes of the state of a system"""
+CHOICES = {"attention_order": ("old", "new"), "weights": ("ema", "raw")}
+"""Options of an import that are not overrides"""
+SAMPLING = ("sampler", "guidance", "extractor", "trust")
+"""Groups whose overrides are for the run and not for its import"""
+VERSION = 1
+"""Version of the cache"""
 BIN_WIDTH = 2 / 255
 """Of 8-bit images in [-1, 1]"""
 
@@ -64,16 +80,39 @@ def import_weights(source: str | Path, target: Path, words: Sequence[str] = ()) 
     return network
 
 
+def import_once(source: str | Path, words: Sequence[str]) -> tuple[Path, list[str]]:
+    """Return the run of `source`, imported into the cache at its first use, and overrides for it.
+
+    `words` are overrides of both import.py and sample.py. A run directory, and a name of nothing,
+    is returned unchanged. For the errors, see `import_weights`.
+    """
+    path = Path(source)
+    is_name = HUB_NAME.fullmatch(str(source)) and not path.parent.exists()
+    if (path / "config.yaml").is_file() or not (path.exists() or is_name):
+        return path, [*words]
+    path = locate(source)
+    if path.is_dir() and not {"config.json", "model_index.json"} & {*os.listdir(path)}:
+        return path, [*words]
+    ours = [word for word in words if re.split("[.=]", word)[0] in SAMPLING]
+    theirs = [word for word in words if word not in ours]
+    files = sorted(file for file in [path, *path.rglob("*")] if file.is_file())
+    identity = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
+    target = cache_dir() / "imported" / sha256_of_text(f"{VERSION} {identity} {theirs}")[:16]
+    if not (target / "weights.safetensors").is_file():
+        shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
+        import_weights(path, target, theirs)
+    return target, ours
+
+
 def _parse(words: Sequence[str]) -> tuple[Options, list[str]]:
     """Return the options of the import, and the overrides of train.py."""
-    choices = {"attention_order": ("old", "new"), "weights": ("ema", "raw")}
     options, overrides = {}, []
     for word in words:
         key, _, value = word.partition("=")
-        if key not in choices:
+        if key not in CHOICES:
             overrides.append(word)
-        elif value not in choices[key]:
-            raise UserError(f"{word}: {key} must be {' or '.join(choices[key])}")
+        elif value not in CHOICES[key]:
+            raise UserError(f"{word}: {key} must be {' or '.join(CHOICES[key])}")
         else:
             options[key] = value
     return Options(**options), overrides  # type: ignore[arg-type]
@@ -113,6 +152,8 @@ def _write(network: Network, folder: Path, overrides: Sequence[str]) -> None:
     config.trainer.default_root_dir = str(folder)
     prefix = PREFIXES[str(network.overrides.get("system", "diffusion"))]
     tensors = convert(network, config.model, shape)
+    network.parameters = sum(tensor.numel() for tensor in tensors.values())
+    network.tensors = {}  # memory
     state |= {f"{prefix}{name}": tensors.pop(name) for name in [*tensors]}
     spec = DataSpec(image, network.classes, BIN_WIDTH)
     write_folder(folder, config, state, spec._asdict(), "ema")
@@ -171,8 +212,8 @@ def main() -> None:
     except CLIError as error:
         print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
         sys.exit(error.status)
-    count = sum(tensor.numel() for tensor in network.tensors.values()) / 1e6
-    print(f"{escape_control(target)}: {network.format}, {count:.2f} M parameters")
+    size = network.parameters / 1e6
+    print(f"{escape_control(target)}: {network.format}, {size:.2f} M parameters")
     if network.remark:
         print(f"  {network.remark}")
     place = escape_control(shell_value(target))

@@ -37,6 +37,8 @@ class Network:
     """Height of its input, if the tensors determine it"""
     scale: float = 1.0
     """Factor on the latents"""
+    parameters: int = 0
+    """Number of parameters, after the conversion"""
     remark: str = ""
 
 
