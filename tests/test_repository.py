@@ -28,6 +28,7 @@ PACKAGES = (
     "runs",
     "sweeps",
     "ablations",
+    "interop",
     "cli",
 )
 HYDRA_PACKAGES = PACKAGES[PACKAGES.index("config") :]

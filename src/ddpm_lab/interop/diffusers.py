@@ -1,7 +1,6 @@
 """UNet2DModel, AutoencoderKL and VQModel of diffusers, alone or in the folder of a pipeline."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ddpm_lab.interop.autoencoder_layout import rename_autoencoder
 from ddpm_lab.interop.files import find_weights, read_file, read_json, select_tensors
 from ddpm_lab.interop.layout import (
     Names,
@@ -270,9 +270,9 @@ def _check_options(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
 def _attention_levels(config: Mapping[str, Any], down: str, up: str) -> list[bool]:
     """Return the levels with attention. Raises UserError for blocks of other types."""
     types = [*config["down_block_types"], *config["up_block_types"]]
-    known = [down, up, f"Attn{down}", f"Attn{up}"]
-    known += ["ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"]
-    if wrong := [name for name in types if name not in known]:
+    allowed = [down, up, f"Attn{down}", f"Attn{up}"]
+    allowed += ["ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"]
+    if wrong := [name for name in types if name not in allowed]:
         raise UserError(f"{wrong[0]} is not a block of the networks of this project")
     halves = [
         [name.startswith("Attn") for name in config[key]]
@@ -310,8 +310,8 @@ def _scheduler(config: Mapping[str, Any] | None, learned: bool) -> dict[str, Any
         )
     beta_schedule = config.get("beta_schedule", "linear")
     if config.get("trained_betas") is not None or beta_schedule not in SCHEDULES:
-        given = "trained_betas" if beta_schedule in SCHEDULES else f"beta_schedule={beta_schedule}"
-        raise UserError(f"{given} of {name} has no counterpart; {', '.join(SCHEDULES)} have")
+        key = "trained_betas" if beta_schedule in SCHEDULES else f"beta_schedule={beta_schedule}"
+        raise UserError(f"{key} of {name} has no counterpart; {', '.join(SCHEDULES)} have")
     if config.get("rescale_betas_zero_snr"):
         raise UserError("rescale_betas_zero_snr=true has no counterpart in this project")
     schedule, has_ends = SCHEDULES[beta_schedule]
@@ -389,62 +389,3 @@ def _autoencoder(config: Mapping[str, Any], tensors: Tensors) -> Network:
         channels=config.get("in_channels", 3),
         scale=config.get("scaling_factor", 0.18215 if kind == "kl" else 1.0),
     )
-
-
-def _rename_quant_conv(conv: str, matrix: str | None) -> Iterator[Rename]:
-    """Yield the last convolution of an encoder, times the 1x1 convolution that follows it."""
-    if matrix is None:
-        yield from rename_layers({"quant_conv.2": conv})
-        return
-
-    def weight(tensors: Any) -> Tensor:
-        kernel, factor = tensors
-        product = factor.double().flatten(1) @ kernel.double().flatten(1)
-        return product.to(kernel.dtype).view(-1, *kernel.shape[1:])
-
-    def bias(tensors: Any) -> Tensor:
-        offset, factor, other = (tensor.double() for tensor in tensors)
-        return (factor.flatten(1) @ offset + other).to(tensors[0].dtype)
-
-    def split(tensor: Tensor) -> list[Tensor]:
-        size = len(tensor)
-        return [tensor, torch.eye(size, dtype=tensor.dtype).view(size, size, 1, 1)]
-
-    yield Rename("quant_conv.2.weight", (f"{conv}.weight", f"{matrix}.weight"), weight, split)
-    yield Rename(
-        "quant_conv.2.bias",
-        (f"{conv}.bias", f"{matrix}.weight", f"{matrix}.bias"),
-        bias,
-        lambda tensor: [tensor, split(tensor)[1], torch.zeros_like(tensor)],
-    )
-
-
-def rename_autoencoder(
-    layout: UNetLayout,
-    names: Names,
-    outer: Mapping[str, str],
-    *,
-    middle: bool,
-    codebook: bool,
-    quant_conv: str | None,
-    latent_conv: bool,
-) -> Iterator[Rename]:
-    """Yield the tensors of an autoencoder; `outer` has the layers outside of the levels."""
-    yield from rename_layers(outer)
-    yield from _rename_quant_conv("encoder.conv_out", quant_conv)
-    if latent_conv:
-        yield from rename_layers({"latent_conv": "post_quant_conv"})
-    if codebook:
-        yield Rename("bottleneck.codebook", ("quantize.embedding.weight",))
-    encoder = [*layout.down_parts(), *_middle(layout, middle)]
-    decoder = [*_middle(layout, middle), *layout.up_parts()]
-    for half, parts in (("encoder", encoder), ("decoder", decoder)):
-        # Layers of an autoencoder are numbered in sequence, and have no embedding of the time.
-        numbered = [replace(part, name=f"{half}.{i}") for i, part in enumerate(parts)]
-        for rename in rename_parts(numbered, names, heads=lambda width: 1):
-            if ".emb." not in rename.ours:
-                yield rename._replace(theirs=tuple(f"{half}.{name}" for name in rename.theirs))
-
-
-def _middle(layout: UNetLayout, attention: bool) -> list[Part]:
-    return [part for part in layout.middle_parts() if attention or part.kind != "attention"]

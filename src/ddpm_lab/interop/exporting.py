@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.interop import diffusers, openai
+from ddpm_lab.interop.autoencoder_layout import rename_autoencoder
 from ddpm_lab.interop.layout import Rename, UNetLayout, shift_time
 from ddpm_lab.networks.autoencoder import Autoencoder
 from ddpm_lab.networks.layers import level_shapes, level_widths
@@ -147,9 +148,9 @@ def diffusers_autoencoder(autoencoder: Autoencoder, config: DictConfig) -> Expor
     groups, model = _norm_groups(autoencoder, "diffusers"), config.model
     fixed = {"heads": 1, "norm_eps": 1e-6, "downsample_padding": 0}
     if wrong := [key for key, value in fixed.items() if model.get(key) != value]:
-        wanted = " ".join(f"model.{key}={fixed[key]:g}" for key in wrong)
+        options = " ".join(f"model.{key}={fixed[key]:g}" for key in wrong)
         raise UserError(
-            f"format=diffusers: its autoencoders have {wanted}; try training with these"
+            f"format=diffusers: its autoencoders have {options}; try training with these"
         )
     shapes = level_shapes(autoencoder.shape, model.multipliers)
     attention = [height in model.attention for height, _ in shapes]
@@ -159,7 +160,7 @@ def diffusers_autoencoder(autoencoder: Autoencoder, config: DictConfig) -> Expor
     own: dict[str, Any] = {"num_vq_embeddings": codes}
     if codes is None:
         own = {"use_quant_conv": False, "use_post_quant_conv": model.latent_conv}
-    renames = diffusers.rename_autoencoder(
+    renames = rename_autoencoder(
         layout,
         diffusers.names(len(layout.widths)),
         diffusers.OUTER,
@@ -203,11 +204,11 @@ def guided_diffusion(pipeline: SamplingPipeline, config: DictConfig) -> Export:
         raise UserError(
             "format=openai: its norms have 32 groups; try training with model.norm_groups=32"
         )
-    wanted = {"norm_eps": 1e-5, "frequency_shift": 0, "downsample_padding": 1}
-    if wrong := [key for key, value in wanted.items() if getattr(network, key) != value]:
+    fixed = {"norm_eps": 1e-5, "frequency_shift": 0, "downsample_padding": 1}
+    if wrong := [key for key, value in fixed.items() if getattr(network, key) != value]:
         raise UserError(
             f"format=openai: model.{wrong[0]}={getattr(network, wrong[0])} has no counterpart; its "
-            f"networks have {wanted[wrong[0]]}"
+            f"networks have {fixed[wrong[0]]}"
         )
     predictions = {"Eps": False, "X0": True}
     prediction = type(pipeline.denoiser.prediction).__name__

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm_lab.interop.diffusers import rename_autoencoder
+from ddpm_lab.interop.autoencoder_layout import rename_autoencoder
 from ddpm_lab.interop.layout import (
     Names,
     Part,

@@ -12,6 +12,7 @@ from ddpm_lab.interop.layout import Tensors
 from ddpm_lab.interop.network import Network
 from ddpm_lab.interop.released import MD5, RELEASED
 from ddpm_lab.utils.errors import CorruptFileError, UserError
+from ddpm_lab.utils.shell import install_command
 
 FORMATS = (
     "improved-diffusion and guided-diffusion (.pt), pytorch_diffusion (.ckpt), latent-diffusion "
@@ -39,8 +40,13 @@ def locate(source: str | Path) -> Path:
         return path
     if not HUB_NAME.fullmatch(str(source)):
         raise UserError(f"SOURCE={source} does not exist")
-    from huggingface_hub import snapshot_download
-
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(
+            f"SOURCE={source} does not exist; to download it from the Hugging Face Hub, try: "
+            f"{install_command('huggingface-hub')}"
+        ) from error
     try:
         patterns = ["*.json", "*.safetensors", "*.bin"]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
@@ -61,8 +67,8 @@ def recognize(source: Path, options: Options) -> Network:
         network = _recognize_tensors(read_file(source), source, options)
     except UserError as error:
         message = str(error)
-        named = message if str(source) in message else f"SOURCE={source}: {message}"
-        raise type(error)(named) from error
+        prefix = "" if str(source) in message else f"SOURCE={source}: "
+        raise type(error)(f"{prefix}{message}") from error
     released = {**RELEASED.get(source.stem, {})}
     released.pop("attention_order", None)
     network.overrides |= released

@@ -68,11 +68,11 @@ def convert(network: Network, model: DictConfig, shape: tuple[int, ...]) -> dict
                 "that its configuration describes"
             ) from error
     unused = tuple(network.unused)
-    left = [name for name in network.tensors if name not in used and not name.startswith(unused)]
-    if left:
+    extra = [name for name in network.tensors if name not in used and not name.startswith(unused)]
+    if extra:
         raise UserError(
-            f"{network.format}: {len(left)} tensors have no place in the networks of this "
-            f"project, such as {left[0]}"
+            f"{network.format}: {len(extra)} tensors have no place in the networks of this "
+            f"project, such as {extra[0]}"
         )
     return tensors
 
