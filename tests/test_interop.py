@@ -20,8 +20,8 @@ from conftest import ROOT
 
 import ddpm_lab
 from ddpm_lab.cli.export_weights import export_weights
-from ddpm_lab.cli.import_weights import import_weights
 from ddpm_lab.diffusion.conditioning import Condition
+from ddpm_lab.interop.conversion import import_weights
 from ddpm_lab.interop.layout import qkv_rows, shift_time
 from ddpm_lab.networks.autoencoder import NO_CONDITIONING
 from ddpm_lab.networks.layers import SinusoidalEmbedding, TimeEncoding

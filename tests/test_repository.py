@@ -26,9 +26,9 @@ PACKAGES = (
     "callbacks",
     "config",
     "runs",
+    "interop",
     "sweeps",
     "ablations",
-    "interop",
     "cli",
 )
 HYDRA_PACKAGES = PACKAGES[PACKAGES.index("config") :]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ddpm_lab.cli.compose import compose_command, user_errors
-from ddpm_lab.cli.import_weights import import_once
 from ddpm_lab.cli.share import share as export
+from ddpm_lab.interop.conversion import import_once
 from ddpm_lab.model import Model
 from ddpm_lab.runs import resume
+from ddpm_lab.runs.compose import compose_command, user_errors
 from ddpm_lab.utils.distributed import broadcast
 
 
