@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from PIL import Image
 
 import ddpm_lab
 from ddpm_lab.cli.export_weights import export_weights
@@ -372,6 +373,35 @@ def test_trained_runs_are_exported(tiny, tmp_path):
     assert_close(*both_outputs(pipeline.unet.eval(), load_denoiser(run))[::-1])
     images = pipeline(num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 8, 8, 1)
+
+
+@pytest.mark.slow
+def test_ablations_measure_published_weights(tmp_path, typed, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DDPM_LAB_CACHE", str(tmp_path / "cache"))
+    small = {"block_out_channels": (32,), "sample_size": 8, "layers_per_block": 1}
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    save_pipeline("peer", **small, **blocks)
+    generator = np.random.default_rng(0)
+    Path("images").mkdir()
+    for i in range(30):
+        pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"images/{i}.png")
+    options = ["tier=published", "weights=peer", "data=folder", "data.path=images"]
+    status, output, error = typed(
+        "train", "ablation=ddim_table2", *options, "evaluate.reconstruction.count=2", "jobs=1"
+    )
+    assert status == 0, error + output
+    status, output, error = typed(
+        "report", "ablation=ddim_table2", *options, "evaluate.reconstruction.count=2"
+    )
+    assert status == 0, error
+    table = Path("runs/reports/ddim_table2/table.csv")
+    assert "published" in "".join(file.read_text() for file in table.parent.glob("*.csv"))
+    status, _, error = typed("train", "ablation=ddim_table2", "weights=peer")
+    assert status == 2 and "weights= is for tier=published" in error
+    status, output, _ = typed("train", "ablation=ddpm_table2", "tier=published")
+    assert "no published weights of its models are known" in output
 
 
 def test_openai_files_are_read_again(tmp_path):

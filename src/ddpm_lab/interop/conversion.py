@@ -22,6 +22,7 @@ from ddpm_lab.interop.importing import (
 )
 from ddpm_lab.interop.network import Network, convert, describe
 from ddpm_lab.networks.autoencoder import Autoencoder
+from ddpm_lab.runs import run_record, trusted_paths
 from ddpm_lab.runs.compose import compose_command
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.runs.shared_folder import make_target, write_folder
@@ -135,6 +136,8 @@ def _write(network: Network, folder: Path, overrides: Sequence[str]) -> None:
         values["model.attention"] = heights
     config = compose_command("train", [*describe(values), *overrides])
     config.trainer.default_root_dir = str(folder)
+    run_record.resolve_paths(config, Path.cwd())
+    trusted_paths.add_trusted_paths(config)  # they were typed
     prefix = PREFIXES[str(network.overrides.get("system", "diffusion"))]
     tensors = convert(network, config.model, shape)
     network.parameters = sum(tensor.numel() for tensor in tensors.values())
