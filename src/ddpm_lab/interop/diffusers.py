@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from ddpm_lab.interop.autoencoder_layout import rename_autoencoder
 from ddpm_lab.interop.files import find_weights, read_file, read_json, select_tensors
@@ -22,7 +20,7 @@ from ddpm_lab.interop.layout import (
     rename_time,
 )
 from ddpm_lab.interop.network import Network
-from ddpm_lab.interop.openai import heads_of
+from ddpm_lab.interop.openai import add_labels, heads_of
 from ddpm_lab.utils.errors import UserError
 
 FIXED: dict[str, Any] = {
@@ -143,56 +141,18 @@ def _unet(
     config: Mapping[str, Any], tensors: Tensors, scheduler: Mapping[str, Any] | None
 ) -> Network:
     _check_options(config, FIXED)
-    widths = list(config["block_out_channels"])
-    blocks = config.get("layers_per_block", 2)
-    attention = _attention_levels(config, "DownBlock2D", "UpBlock2D")
-    layout = UNetLayout(widths, attention, blocks)
     if "mid_block.attentions.0.group_norm.weight" not in tensors:
         raise UserError(
             "its attention in the middle has no norm (attn_norm_num_groups=null with "
             "resnet_time_scale_shift=scale_shift), which that of this project has"
         )
-    legacy = any(".query." in name for name in tensors)
-    sines_first = not config.get("flip_sin_to_cos", True)
-    classes = config.get("num_class_embeds")
-    channels = config.get("in_channels", 3)
-    outputs = config.get("out_channels", 3)
+    widths, blocks = list(config["block_out_channels"]), config.get("layers_per_block", 2)
+    layout = UNetLayout(widths, _attention_levels(config, "DownBlock2D", "UpBlock2D"), blocks)
+    channels, outputs = config.get("in_channels", 3), config.get("out_channels", 3)
     if outputs not in (channels, 2 * channels):
         raise UserError(f"a U-Net from {channels} to {outputs} channels is not a denoising network")
-    shift = config.get("freq_shift", 0)
-    if shift not in (0, 1):
-        raise UserError(f"freq_shift={shift}: the networks of this project have 0 or 1")
-    overrides: dict[str, Any] = {
-        "model": "unet_small",
-        "model.channels": widths[0],
-        "model.multipliers": ratios(widths, widths[0]),
-        "model.blocks": blocks,
-        **_heads(config.get("attention_head_dim", 8)),
-        "model.scale_shift": config.get("resnet_time_scale_shift", "default") == "scale_shift",
-        "model.resblock_updown": _has_resblock_updown(tensors),
-        "model.dropout": config.get("dropout", 0.0),
-        **_norm_options(config),
-        "model.downsample_padding": config.get("downsample_padding", 1),
-        "model.frequency_shift": shift,
-        "model.time_scale": ((scheduler or {}).get("num_train_timesteps") or 1000) / 1000,
-        "model.time_shift": -1,
-        "variance": "learned_range" if outputs == 2 * channels else "beta",
-        "guidance": "none",
-        "conditioner": "none",
-        **_scheduler(scheduler, outputs == 2 * channels),
-    }
-    new: dict[str, Tensor] = {}
-    if classes is not None:
-        overrides |= {"conditioner": "label", "conditioner.dropout": 0}
-        new["encoder.label.null"] = torch.zeros(4 * widths[0])
-    missing = {} if scheduler else {"schedule": SCHEDULER}
-    match config.get("sample_size"):
-        case int() as size:
-            overrides["data.resolution"] = size
-        case [int() as height, int() as width]:
-            overrides["data.resolution"] = height if height == width else [height, width]
-        case _:
-            missing["data.resolution"] = "data.resolution=64"
+    legacy = any(".query." in name for name in tensors)
+    classes = config.get("num_class_embeds")
 
     def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
         return rename_unet(
@@ -200,21 +160,63 @@ def _unet(
             heads_of(model),
             resblock_updown=model.resblock_updown,
             labeled=classes is not None,
-            sines_first=sines_first,
+            sines_first=not config.get("flip_sin_to_cos", True),
             legacy=legacy,
         )
 
-    return Network(
+    network = Network(
         "diffusers",
         tensors,
         renames,
-        overrides=overrides,
-        missing=missing,
-        attention=attention,
+        overrides={
+            "model": "unet_small",
+            "model.channels": widths[0],
+            "model.multipliers": ratios(widths, widths[0]),
+            "model.blocks": blocks,
+            **_options(config),
+            "model.resblock_updown": _has_resblock_updown(tensors),
+            "model.time_scale": ((scheduler or {}).get("num_train_timesteps") or 1000) / 1000,
+            "model.time_shift": -1,
+            "variance": "learned_range" if outputs == 2 * channels else "beta",
+            "guidance": "none",
+            "conditioner": "none",
+            **_scheduler(scheduler, outputs == 2 * channels),
+        },
+        missing={} if scheduler else {"schedule": SCHEDULER},
+        attention=layout.attention,
         channels=channels,
         classes=classes,
-        new=new,
     )
+    if classes is not None:
+        add_labels(network)
+    match config.get("sample_size"):
+        case int() as size:
+            network.overrides["data.resolution"] = size
+        case [int() as height, int() as width]:
+            network.overrides["data.resolution"] = height if height == width else [height, width]
+        case _:
+            network.missing["data.resolution"] = "data.resolution=64"
+    return network
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a U-Net that its tensors do not determine. Raises UserError."""
+    shift, head_channels = config.get("freq_shift", 0), config.get("attention_head_dim", 8)
+    if shift not in (0, 1):
+        raise UserError(f"freq_shift={shift}: the networks of this project have 0 or 1")
+    groups = config.get("norm_num_groups", 32)
+    if config.get("attn_norm_num_groups") not in (None, groups):
+        raise UserError("attn_norm_num_groups must equal norm_num_groups")
+    return {
+        "model.heads": 1 if head_channels is None else None,
+        "model.head_channels": head_channels,
+        "model.scale_shift": config.get("resnet_time_scale_shift", "default") == "scale_shift",
+        "model.dropout": config.get("dropout", 0.0),
+        "model.norm_groups": groups,
+        "model.norm_eps": config.get("norm_eps", 1e-5),
+        "model.downsample_padding": config.get("downsample_padding", 1),
+        "model.frequency_shift": shift,
+    }
 
 
 def rename_unet(
@@ -244,19 +246,6 @@ def rename_unet(
         heads=heads,
         resblock_updown=resblock_updown,
     )
-
-
-def _heads(head_channels: int | None) -> dict[str, Any]:
-    if head_channels is None:
-        return {"model.heads": 1}
-    return {"model.heads": None, "model.head_channels": head_channels}
-
-
-def _norm_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    groups = config.get("norm_num_groups", 32)
-    if config.get("attn_norm_num_groups") not in (None, groups):
-        raise UserError("attn_norm_num_groups must equal norm_num_groups")
-    return {"model.norm_groups": groups, "model.norm_eps": config.get("norm_eps", 1e-5)}
 
 
 def _check_options(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:

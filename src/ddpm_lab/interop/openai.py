@@ -76,36 +76,7 @@ def unet(tensors: Tensors, order: AttentionOrder = "old") -> Network:
     channels = inputs // 2 if upsampler else inputs
     if outputs not in (channels, 2 * channels):
         raise UserError(f"a U-Net from {inputs} to {outputs} channels is not a denoising network")
-    classes = tensors["label_emb.weight"].shape[0] if "label_emb.weight" in tensors else None
-    overrides = {
-        **_options(tensors, layout),
-        "variance": "learned_range" if outputs == 2 * channels else "beta",
-        "guidance": "none",
-        "sampler": "ddpm",
-        "conditioner": "none",
-    }
-    emb = 4 * overrides["model.channels"]
-    new: dict[str, Tensor] = {}
-    if classes is not None:
-        overrides |= {"conditioner": "label", "conditioner.dropout": 0}
-        new["encoder.label.null"] = torch.zeros(emb)
-    missing = {"data.resolution": RESOLUTION, "model.heads": HEADS, "schedule": SCHEDULE}
-    if upsampler:
-        overrides |= {
-            "conditioner": "low_res",
-            "conditioner.label": classes is not None,
-            "conditioner.max_noise_level": 0,
-        }
-        missing["conditioner.factor"] = "conditioner.factor=4"
-        width = overrides["model.channels"]
-        new |= {
-            "encoder.image.null": torch.zeros(channels, 1, 1),
-            # These networks have no input for a noise level: a zero embedding.
-            "encoder.image.level.1.weight": torch.zeros(emb, width),
-            "encoder.image.level.1.bias": torch.zeros(emb),
-            "encoder.image.level.3.weight": torch.zeros(emb, emb),
-            "encoder.image.level.3.bias": torch.zeros(emb),
-        }
+    classes = _rows("label_emb", tensors) if "label_emb.weight" in tensors else None
 
     def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
         return rename_unet(
@@ -116,17 +87,55 @@ def unet(tensors: Tensors, order: AttentionOrder = "old") -> Network:
             order=order,
         )
 
-    return Network(
+    network = Network(
         "guided-diffusion",
         tensors,
         renames,
-        overrides={"model": "unet_small", **overrides},
-        missing=missing,
+        overrides={
+            "model": "unet_small",
+            **_options(tensors, layout),
+            "variance": "learned_range" if outputs == 2 * channels else "beta",
+            "sampler": "ddpm",
+            "guidance": "none",
+            "conditioner": "none",
+        },
+        missing={"data.resolution": RESOLUTION, "model.heads": HEADS, "schedule": SCHEDULE},
         attention=layout.attention,
         channels=channels,
         classes=classes,
-        new=new,
     )
+    if classes is not None:
+        add_labels(network)
+    if upsampler:
+        _add_low_res(network)
+    return network
+
+
+def add_labels(network: Network) -> None:
+    """Add a conditioner of labels that were never dropped in training."""
+    network.overrides |= {"conditioner": "label", "conditioner.dropout": 0}
+    emb = 4 * network.overrides["model.channels"]
+    network.new = {**network.new, "encoder.label.null": torch.zeros(emb)}
+
+
+def _add_low_res(network: Network) -> None:
+    """Add a conditioner of clean low-resolution images, without an input for their noise level."""
+    network.overrides |= {
+        "conditioner": "low_res",
+        "conditioner.label": network.classes is not None,
+        "conditioner.max_noise_level": 0,
+    }
+    network.overrides.pop("conditioner.dropout", None)
+    network.missing["conditioner.factor"] = "conditioner.factor=4"
+    width = network.overrides["model.channels"]
+    network.new = {
+        **network.new,
+        "encoder.image.null": torch.zeros(network.channels, 1, 1),
+        "encoder.image.level.1.weight": torch.zeros(4 * width, width),
+        "encoder.image.level.1.bias": torch.zeros(4 * width),
+        "encoder.image.level.3.weight": torch.zeros(4 * width, 4 * width),
+        "encoder.image.level.3.bias": torch.zeros(4 * width),
+    }
 
 
 def classifier(tensors: Tensors, order: AttentionOrder = "old") -> Network:
