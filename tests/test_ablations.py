@@ -23,7 +23,7 @@ def settings(tmp_path):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield OmegaConf.create(
-            {"jobs_dir": str(tmp_path / "jobs"), "overrides": [], "evaluate": []}
+            {"jobs_dir": str(tmp_path / "jobs"), "overrides": [], "evaluate": [], "weights": None}
         )
 
 

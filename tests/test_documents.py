@@ -37,7 +37,13 @@ FILES = [
     ),
 ]
 GENERATED = DOCS / "mutations.md"
-SCRIPTS = ["prepare", "share", *(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py"))]
+SCRIPTS = [
+    "prepare",
+    "share",
+    "import",
+    "export",
+    *(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")),
+]
 GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
 PACKAGES = {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
 COMMAND = re.compile(r"(?:\S+=\S+ )*(?:srun |\.venv/bin/)?(python|torchrun|make|ddpm-\w+) ")
@@ -182,6 +188,12 @@ def test_commands_of_scripts_parse(script, words, values, tmp_path, monkeypatch,
             runpy.run_path(str(file), run_name="__main__")
         error = capsys.readouterr().err
         assert re.search(r"SOURCE=\S+ (is not there|does not exist)|is not the index", error), error
+    elif script in ("import", "export"):  # they check the source first
+        monkeypatch.setattr(sys, "argv", [file.name, *words])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(file), run_name="__main__")
+        error = capsys.readouterr().err
+        assert re.search(r"SOURCE=\S+ (does not exist|is neither)|has no checkpoint yet", error)
     else:
         text = file.read_text()
         overrides = [word for word in words if "=" in word]
@@ -206,7 +218,17 @@ def test_no_command_needs_an_activated_environment():
 
 def test_every_kind_of_command_is_tested():
     programs = {program for program, *_ in COMMANDS}
-    verbs = {"train", "sample", "evaluate", "report", "prepare", "share", "make"}
+    verbs = {
+        "train",
+        "sample",
+        "evaluate",
+        "report",
+        "prepare",
+        "share",
+        "import",
+        "export",
+        "make",
+    }
     assert verbs <= programs <= verbs | {*SCRIPTS, "tests/test_user_paths"}
     assert len(COMMANDS) > 100
 
@@ -264,7 +286,8 @@ def test_keys_and_choices_exist(file, key, value, keys):
         choices = {path.stem for path in (CONFIGS / key).glob("*.yaml")} | {"all", "null", "basic"}
         assert not value or {*value.split(",")} <= choices, f"{key}={value}"
     else:
-        assert key in keys | {"eta", "spacing", "key", "jobs", "dry"}, key
+        options = {"attention_order", "format", "license", "push"}  # of import.py and export.py
+        assert key in keys | options | {"eta", "spacing", "key", "jobs", "dry"}, key
 
 
 @pytest.fixture(scope="module")

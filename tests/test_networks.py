@@ -19,7 +19,7 @@ from ddpm_lab.networks.layers import (
     ResBlock,
     SinusoidalEmbedding,
     downsample,
-    norm,
+    group_norm,
     upsample,
 )
 from ddpm_lab.networks.mlp import MLP
@@ -190,7 +190,7 @@ def test_channels_last_changes_the_memory_format_only():
     ("channels", "groups"), [(2, 1), (9, 1), (18, 2), (32, 8), (96, 16), (128, 32), (256, 32)]
 )
 def test_norm_has_at_most_32_groups_of_at_least_4_channels(channels, groups):
-    assert norm(channels).num_groups == groups
+    assert group_norm(channels).num_groups == groups
 
 
 HEADS = (slice(0, 4), slice(4, 8))

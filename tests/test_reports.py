@@ -255,9 +255,9 @@ def every_table(root):
                 columns=columns,
                 rows={row: (full,) * len(columns) for row in ablation.rows},
                 paper_protocol=protocol,
-                our_protocol=ablation.tiers[tier].note,
+                our_protocol=ablation.tier(tier).note,
                 notes={"†": protocol},
-                skip_reason=ablation.tiers[tier].skip_reason,
+                skip_reason=ablation.tier(tier).skip_reason,
             )
             for tier in TIERS
         ]

@@ -26,6 +26,7 @@ PACKAGES = (
     "callbacks",
     "config",
     "runs",
+    "interop",
     "sweeps",
     "ablations",
     "cli",

@@ -1,4 +1,4 @@
-from .api import compose, load, share, train
+from .api import compose, export, import_weights, load, share, train
 from .conditioners.labels import Label
 from .diffusion import objectives, predictions, schedules, variances
 from .diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
@@ -60,6 +60,8 @@ __all__ = [
     "UnsafeFileError",
     "UserError",
     "compose",
+    "export",
+    "import_weights",
     "load",
     "objectives",
     "predictions",

@@ -7,13 +7,17 @@ It takes the keys and values of the command line and gives the same numbers. Mis
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from omegaconf import DictConfig
 
-from ddpm_lab.cli.compose import compose_command, user_errors
-from ddpm_lab.cli.share import share as export
+from ddpm_lab.cli.export_weights import export_weights
+from ddpm_lab.cli.share import share as write_share
+from ddpm_lab.interop.conversion import import_once
+from ddpm_lab.interop.conversion import import_weights as write_run
 from ddpm_lab.model import Model
 from ddpm_lab.runs import resume
+from ddpm_lab.runs.compose import compose_command, user_errors
 from ddpm_lab.utils.arguments import check_call
 from ddpm_lab.utils.distributed import broadcast
 
@@ -65,6 +69,10 @@ def load(
 ) -> Model:
     """Load the diffusion model of a run directory, or of a folder that share.py wrote.
 
+    `run` may also be a file or a folder of published weights, or a name on the Hugging Face Hub,
+    which is converted once, in the cache; see import.py. `overrides` may then have its overrides,
+    too, such as "model.heads=4".
+
     Args:
         run: The directory that `train` returns and train.py prints, or a list of them in order of
             resolution, for a cascade.
@@ -75,7 +83,9 @@ def load(
     Raises UserError if it is not the run of a diffusion model, UnsafeFileError if it requests what
     is not allowed, and CorruptFileError if a file is damaged.
     """
-    return Model(run, overrides, config_dir)
+    if not isinstance(run, str | Path):
+        return Model([import_once(stage, ())[0] for stage in run], overrides, config_dir)
+    return Model(*import_once(run, overrides), config_dir)
 
 
 @check_call
@@ -89,5 +99,34 @@ def share(run: str | Path, target: str | Path, weights: str | None = None) -> Pa
 
     Raises UserError if `run` does not have the weights or `target` exists.
     """
-    export(str(run), Path(target), weights)
+    write_share(str(run), Path(target), weights)
     return Path(target)
+
+
+@check_call
+def import_weights(source: str | Path, target: str | Path, *overrides: str) -> Path:
+    """Write published weights as a run to the new folder `target`, for `load`; see import.py.
+
+    Args:
+        source: A file or a folder of another codebase, or a name on the Hugging Face Hub.
+        overrides: Options that `source` does not determine, such as "model.heads=4",
+            "schedule=cosine".
+
+    Raises UserError for unknown formats and missing options, CorruptFileError and UnsafeFileError.
+    """
+    write_run(source, Path(target), overrides)
+    return Path(target)
+
+
+@check_call
+def export(
+    run: str | Path,
+    target: str | Path,
+    format: Literal["diffusers", "openai"] = "diffusers",
+    weights: Literal["ema", "raw"] = "ema",
+) -> Path:
+    """Write `run` to the new folder `target` in the format of another codebase; see export.py.
+
+    Raises UserError for what the format cannot state, or if `target` exists.
+    """
+    return export_weights(run, target, [f"format={format}", f"weights={weights}"])

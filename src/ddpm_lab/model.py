@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.cli.compose import SamplingChoices, choice_overrides, compose_method
 from ddpm_lab.cli.evaluate import as_json, available_metrics, select_metrics
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.overrides import format_override
@@ -18,6 +17,7 @@ from ddpm_lab.data.datasets import Batch
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.samplers import Sampler, slerp
+from ddpm_lab.runs.compose import SamplingChoices, choice_overrides, compose_method
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.cascade import Cascade

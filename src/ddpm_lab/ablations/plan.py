@@ -13,9 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.ablations.results import numbers
-from ddpm_lab.ablations.spec import Ablation, Tier, select_tiers
+from ddpm_lab.ablations.spec import TIERS, Ablation, Tier, select_tiers
 from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, config_hash, format_override
+from ddpm_lab.interop.conversion import import_once
 from ddpm_lab.runs.run_config import expand_cascade, load_config, register_run_choices
 from ddpm_lab.sweeps.job import Job, estimate_cost
 from ddpm_lab.utils.errors import UserError
@@ -42,7 +43,7 @@ class Plan:
     def __init__(self, name: str, ablation: Ablation, tier: Tier, settings: DictConfig) -> None:
         self.name, self.ablation, self.tier = name, ablation, tier
         self.root = Path(settings.jobs_dir)
-        self.spec = ablation.tiers[tier]
+        self.spec = ablation.tier(tier)
         self.user_overrides = [*settings.overrides]
         self.user_evaluate = [*settings.evaluate]
         self.command = command_line("train", name, tier, settings)
@@ -56,7 +57,16 @@ class Plan:
             return
         if any(override.startswith("seed=") for override in self.user_overrides):
             raise UserError(f"seed= cannot be set, because {name} sets it: {self.spec.seeds}")
-        rows = [name for name, row in ablation.rows.items() if tier in row.tiers]
+        source = settings.weights or self.spec.weights
+        self.published: Path | None = None
+        """Run of the published weights, imported into the cache"""
+        if source is not None and self.spec.weights is not None:
+            self.published, _ = import_once(source, [*self.spec.train, *self.user_overrides])
+        rows = [
+            name
+            for name, row in ablation.rows.items()
+            if tier in row.tiers and name in (self.spec.rows or ablation.rows)
+        ]
         for key in starmap(JobKey, product(rows, ablation.columns, self.spec.seeds)):
             self.by_key[key] = self._job(key)
 
@@ -92,6 +102,9 @@ class Plan:
                 if re.split("[.=]", override)[0] in ANALYTIC_KEYS and "{" not in override
             ]
             overrides = ["model=exact", *self.spec.evaluate, *common, *exact]
+            return self._add(label, "evaluate", overrides, key.seed)
+        if self.published is not None:
+            overrides = [format_override("run", self.published), *self.spec.evaluate, *evaluate]
             return self._add(label, "evaluate", overrides, key.seed)
         overrides = [*self.substitute(self.spec.train), *train]
         training = self._add(f"{key.row} (training)", "train", overrides, key.seed)
@@ -162,7 +175,9 @@ def run_ablation(settings: DictConfig) -> None:
     Raises UserError for invalid settings, JobsFailedError if a job fails.
     """
     if settings.tier is None:
-        raise UserError("tier=null is not one of analytic, tiny, paper")
+        raise UserError(f"tier=null is not one of {', '.join(TIERS)}")
+    if settings.weights is not None and settings.tier != "published":
+        raise UserError(f"weights= is for tier=published (got tier={settings.tier})")
     launcher = instantiate(HydraConfig.get().launcher)
     launcher.check()
     ablations = select_tiers(settings.ablations, settings.tier)
@@ -174,7 +189,7 @@ def run_ablation(settings: DictConfig) -> None:
     jobs: dict[Path, Job] = {}
     columns: dict[str, str] = {}
     for name, ablation in ablations.items():
-        if reason := ablation.tiers[settings.tier].skip_reason:
+        if reason := ablation.tier(settings.tier).skip_reason:
             print(f"  {name} has no tier={settings.tier}: {reason}")
         plan = Plan(name, ablation, settings.tier, settings)
         jobs |= plan.jobs
@@ -195,6 +210,8 @@ def run_ablation(settings: DictConfig) -> None:
 def command_line(verb: str, ablation: str, tier: str, settings: DictConfig) -> str:
     """Return the command of `verb` for an ablation, with the user's overrides in `settings`."""
     overrides = [f"ablation={ablation}", f"tier={tier}", *settings.overrides]
+    if settings.weights is not None:
+        overrides.append(format_override("weights", settings.weights))
     overrides += [f"evaluate.{override}" for override in settings.evaluate]
     if settings.jobs_dir != "runs/ablations":
         overrides.append(format_override("jobs_dir", settings.jobs_dir))

@@ -9,7 +9,7 @@ from ddpm_lab.config.messages import suggest
 from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.utils.errors import UserError
 
-Tier = Literal["analytic", "tiny", "paper"]
+Tier = Literal["analytic", "tiny", "paper", "published"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
 
@@ -48,6 +48,10 @@ class TierSpec(BaseModel, extra="forbid"):
     train: list[str] = []
     evaluate: list[str] = []
     """Default overrides; if a row and its column add none, the metrics of training are used"""
+    rows: list[str] | None = None
+    """Rows that the tier can run, of those with the tier; null: all"""
+    weights: str | None = None
+    """Published weights, a source of import.py, which replace training"""
     runs: dict[str, list[str]] = {}
     """Training overrides of auxiliary models; "{name}" in an override is the run directory"""
     substitutions: dict[str, str] = {}
@@ -108,8 +112,14 @@ class Ablation(BaseModel, extra="forbid"):
     rows: dict[str, Row]
     columns: dict[str, Column]
     tiers: dict[Tier, TierSpec]
+    """Without `published`, no weights of the models are known"""
     claims: list[OrderClaim] = []
     plots: list[Plot] = []
+
+    def tier(self, tier: Tier) -> TierSpec:
+        """Return the settings of a tier."""
+        reason = "no published weights of its models are known"
+        return self.tiers.get(tier, TierSpec(skip_reason=reason))
 
 
 def names() -> list[str]:

@@ -46,10 +46,13 @@ def report(config: DictConfig) -> None:
 
 
 def _ablation_tables(config: DictConfig) -> list[Table]:
-    """Return the tables of `config.tier`; if None, of all tiers with results, else of all tiers."""
+    """Return the tables of `config.tier`; if None, of all tiers with results, else of all tiers.
+
+    The tier `published` is shown on request only, because it downloads weights.
+    """
     tables = []
     for name, ablation in select_tiers(config.ablations, config.tier).items():
-        tiers = [config.tier] if config.tier else TIERS
+        tiers = [config.tier] if config.tier else [tier for tier in TIERS if tier != "published"]
         candidates = [from_plan(Plan(name, ablation, tier, config)) for tier in tiers]
         with_results = [
             table for table in candidates if any(entry.values for entry in entries(table))

@@ -1,19 +1,18 @@
 """python share.py RUN TARGET [weights=ema|raw]"""
 
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from ddpm_lab.cli.next_commands import complete_command, typed_overrides
 from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.runs import run_config, run_record
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
+from ddpm_lab.runs.shared_folder import make_target, write_folder
 from ddpm_lab.runs.weights import read_weights
-from ddpm_lab.utils import safe_load
-from ddpm_lab.utils.errors import CLIError, ResourceError, UserError, escape_control
+from ddpm_lab.utils.errors import CLIError, UserError, escape_control
 from ddpm_lab.utils.shell import script_command
 
 HELP = """Export a run as weights and configuration:
@@ -49,41 +48,29 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     weights = weights or ("raw" if average is None else "ema")
     if weights not in ("ema", "raw") or (weights == "ema" and average is None):
         raise UserError(f"weights={weights}: run={run} does not have them; try weights=raw")
-    if target.exists():
-        raise UserError(f"TARGET={target} exists, and nothing is overwritten; try another name")
     state = content["state_dict"]
     if weights == "ema":
         state |= {f"denoiser.{name}": value for name, value in average.items()}
-    tensors = {
-        name: value.clone().contiguous()
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
-    record = run_record.read_record(run)
-    metadata = {
-        "run_id": record.id,
-        "hyper_parameters": content["hyper_parameters"],
-        "global_step": content["global_step"],
-        "weights": weights,
-        "extra": {name: value for name, value in state.items() if name not in tensors},
-    }
-    try:
-        target.mkdir(parents=True)
-    except OSError as error:
-        raise ResourceError(
-            f"TARGET={target} cannot be created ({error.strerror}); try another"
-        ) from error
-    file = target / "weights.safetensors"
-    safe_load.save_tensors(tensors, file, {"ddpm_lab": json.dumps(metadata)})
-    OmegaConf.save(config, target / "config.yaml")
-    public = record._asdict() | {"directory": None}
-    (target / run_record.FILE).write_text(json.dumps(public, indent=1) + "\n")
+    file = write_folder(
+        make_target(target),
+        config,
+        {name: _copy(value) for name, value in state.items()},
+        content["hyper_parameters"],
+        weights,
+        content["global_step"],
+        run_record.read_record(run),
+    )
     verb, arguments = NEXT[config.system._target_.rpartition(".")[2]]
     arguments = arguments.format(escape_control(shell_value(target)))
     if verb == "sample" and weights == "raw":
         arguments += " weights=raw"
     print(f"{escape_control(target)}: {file.stat().st_size / 2**20:.1f} MiB")
     print(f"  next     {complete_command(verb, arguments, config, typed_overrides(Path(run)))}")
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy of a tensor, because .safetensors files have no shared ones."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """Image autoencoders for latent diffusion (Rombach et al., 2022, section 3.1)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,15 @@ from ddpm_lab.networks.layers import (
     Attention,
     BlockConditioning,
     Down,
+    Norm,
     ResBlock,
     Stack,
     Up,
+    group_norm,
     level_shapes,
     level_widths,
-    norm,
 )
-from ddpm_lab.utils.ranges import Count, NonNegative, check_ranges
+from ddpm_lab.utils.ranges import Count, NonNegative, Positive, check_ranges
 
 NO_CONDITIONING = BlockConditioning()
 
@@ -126,6 +128,11 @@ class Autoencoder(nn.Module):
         multipliers: Factors on `channels`, one per level. Each level halves the resolution.
         blocks: Residual blocks per level of the encoder; the decoder has one more.
         heads: Attention heads at the coarsest level.
+        attention: Resolutions (H) whose blocks are followed by attention, besides the middle.
+        middle_attention: Attention between the two blocks in the middle.
+        latent_conv: A 1x1 convolution of the latents before the decoder (Rombach et al., 2022).
+        norm_groups, norm_eps: See `UNetBase`.
+        downsample_padding: See `Down`.
     """
 
     def __init__(
@@ -137,23 +144,41 @@ class Autoencoder(nn.Module):
         multipliers: Sequence[float] = (1, 2),
         blocks: Count = 1,
         heads: Count = 1,
+        attention: Sequence[int] = (),
+        middle_attention: bool = True,
+        latent_conv: bool = False,
+        norm_groups: Count | None = None,
+        norm_eps: Positive = 1e-5,
+        downsample_padding: Literal[0, 1] = 1,
     ) -> None:
         super().__init__()
-        widths = level_widths(channels, multipliers)
-        self.shape = shape
-        self.latent_shape = (bottleneck.latent, *level_shapes(shape, multipliers)[-1])
+        widths, shapes = level_widths(channels, multipliers), level_shapes(shape, multipliers)
+        self.shape, self.latent_shape = shape, (bottleneck.latent, *shapes[-1])
         if widths[-1] % heads:
             raise ValueError(
                 f"heads={heads} must divide the {widths[-1]} channels of the coarsest level; "
                 "try heads=1"
             )
-        coarse = widths[-1]
-        self.encoder = Stack([*_levels(widths, blocks, Down), *_middle(coarse, heads)])
-        self.decoder = Stack([*_middle(coarse, heads), *_levels(widths[::-1], blocks + 1, Up)])
+        resolutions = [height for height, _ in shapes]
+        if absent := {*attention} - {*resolutions}:
+            raise ValueError(
+                f"attention={list(attention)}: resolution {min(absent)} does not occur; the levels "
+                f"have {resolutions}; try attention=[]"
+            )
+        coarse, norm = widths[-1], partial(group_norm, groups=norm_groups, eps=norm_eps)
+        layers = _Layers(heads, norm)
+        levels = list(zip(widths, [height in attention for height in resolutions], strict=True))
+        middle = (coarse, middle_attention)
+        down = partial(Down, padding=downsample_padding)
+        self.encoder = Stack([*layers.levels(levels, blocks, down), *layers.middle(*middle)])
+        up = layers.levels(levels[::-1], blocks + 1, Up)
+        self.decoder = Stack([*layers.middle(*middle), *up])
         self.first = _conv(shape[0], widths[0])
         quant_conv = _conv(coarse, bottleneck.inputs)
         self.quant_conv = nn.Sequential(norm(coarse), nn.SiLU(), quant_conv)
-        self.bottleneck, self.post_quant_conv = bottleneck, _conv(bottleneck.latent, coarse)
+        latent = bottleneck.latent
+        self.latent_conv = nn.Conv2d(latent, latent, 1) if latent_conv else nn.Identity()
+        self.bottleneck, self.post_quant_conv = bottleneck, _conv(latent, coarse)
         self.end, self.last = nn.Sequential(norm(widths[0]), nn.SiLU()), _conv(widths[0], shape[0])
 
     def encode(self, x: Tensor, noise: NoiseSampler = torch.randn_like) -> BottleneckOutput:
@@ -164,7 +189,8 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images, approximately in [-1, 1], (B, latent, h, w) -> (B, C, H, W)."""
-        h = self.decoder(self.post_quant_conv(self.bottleneck.restore(z)), NO_CONDITIONING)
+        latents = self.latent_conv(self.bottleneck.restore(z))
+        h = self.decoder(self.post_quant_conv(latents), NO_CONDITIONING)
         return self.last(self.end(h))
 
 
@@ -177,29 +203,46 @@ class PatchDiscriminator(nn.Module):
         widths = [in_channels, *(channels * 2**i for i in range(halvings))]
         for i, (width, out) in enumerate(pairwise(widths)):
             conv = nn.Conv2d(width, out, 4, stride=2, padding=1)
-            layers += [conv, *([norm(out)] if i else []), nn.LeakyReLU(0.2)]
+            layers += [conv, *([group_norm(out)] if i else []), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*layers, _conv(widths[-1], 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
 
 
-def _levels(widths: Sequence[int], blocks: int, resample: type[Down | Up]) -> list[nn.Module]:
-    """Return `blocks` residual blocks per level, and a layer that resamples between levels."""
-    layers: list[nn.Module] = []
-    for i, (width, out) in enumerate(pairwise([widths[0], *widths])):
-        if i:
-            layers.append(resample(width))
-        layers += [_block(*channels) for channels in pairwise([width, *[out] * blocks])]
-    return layers
+class _Layers(NamedTuple):
+    """Layers of an autoencoder with these options."""
 
+    heads: int
+    norm: Norm
 
-def _middle(width: int, heads: int) -> list[nn.Module]:
-    return [_block(width, width), Attention(width, heads), _block(width, width)]
+    def levels(
+        self,
+        levels: Sequence[tuple[int, bool]],
+        blocks: int,
+        resample: Callable[[int], nn.Module],
+    ) -> list[nn.Module]:
+        """Return `blocks` residual blocks per level, and a layer that resamples between levels.
 
+        `levels` has the channels, and whether attention follows each block.
+        """
+        layers: list[nn.Module] = []
+        width, _ = levels[0]
+        for i, (out, attention) in enumerate(levels):
+            if i:
+                layers.append(resample(width))
+            for _ in range(blocks):
+                layers.append(self._block(width, out))
+                layers += [Attention(out, self.heads, self.norm)] if attention else []
+                width = out
+        return layers
 
-def _block(channels: int, out: int) -> ResBlock:
-    return ResBlock(channels, out, emb=None, dropout=0.0)
+    def middle(self, width: int, attention: bool) -> list[nn.Module]:
+        layers = [Attention(width, self.heads, self.norm)] if attention else []
+        return [self._block(width, width), *layers, self._block(width, width)]
+
+    def _block(self, channels: int, out: int) -> ResBlock:
+        return ResBlock(channels, out, emb=None, dropout=0.0, norm=self.norm)
 
 
 def _conv(channels: int, out: int) -> nn.Conv2d:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.layers import (
     ConditionedNetwork,
+    TimeEncoding,
     check_image_shape,
     multi_head_attention,
 )
-from ddpm_lab.utils.ranges import Count, check_ranges
+from ddpm_lab.utils.ranges import Count, Positive, check_ranges
 
 FREQUENCY_CHANNELS = 256
 """Width of the sinusoidal embedding of t"""
@@ -62,6 +63,7 @@ class DiT(ConditionedNetwork):
     Args:
         patch: Side of a patch in pixels. Each patch is a token.
         channels: Width of a token.
+        time_scale, time_shift: See `TimeEncoding`.
     """
 
     pos_embed: Tensor
@@ -77,8 +79,11 @@ class DiT(ConditionedNetwork):
         channels: Count = 384,
         blocks: Count = 12,
         heads: Count = 6,
+        time_scale: Positive = 1.0,
+        time_shift: float = 0.0,
     ) -> None:
-        super().__init__(FREQUENCY_CHANNELS, channels, classes, image)
+        encoding = TimeEncoding(time_scale, time_shift)
+        super().__init__(FREQUENCY_CHANNELS, channels, classes, image, encoding)
         _check_sizes(shape, patch, channels, heads)
         grid = (shape[1] // patch, shape[2] // patch)
         self.first = nn.Conv2d(shape[0] + (image or 0), channels, patch, stride=patch)

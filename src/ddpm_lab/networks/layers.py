@@ -58,12 +58,25 @@ def level_shapes(shape: tuple[int, ...], multipliers: Sequence[float]) -> list[t
     return [(shape[1] // 2**i, shape[2] // 2**i) for i in range(len(multipliers))]
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm in at most 32 groups, a power of two, of at least 4 channels each."""
-    groups = math.gcd(32, channels)
-    while groups > 1 and channels // groups < 4:
-        groups //= 2
-    return nn.GroupNorm(groups, channels)
+def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
+    """GroupNorm in `groups`; None: at most 32, a power of two, of at least 4 channels each.
+
+    Raises ValueError unless `groups` divides the channels.
+    """
+    if groups is None:
+        groups = math.gcd(32, channels)
+        while groups > 1 and channels // groups < 4:
+            groups //= 2
+    if channels % groups:
+        raise ValueError(
+            f"norm_groups={groups} must divide the channels of every layer, such as {channels}; "
+            "try norm_groups=null"
+        )
+    return nn.GroupNorm(groups, channels, eps)
+
+
+Norm = Callable[[int], nn.Module]
+"""Constructor of a norm of so many channels"""
 
 
 def zero_module(module: nn.Module) -> nn.Module:
@@ -73,34 +86,48 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
+class TimeEncoding(NamedTuple):
+    """Conventions of the time embedding, in which published networks differ."""
+
+    scale: float = 1.0
+    """Factor on the time, which is on a scale of 1000"""
+    shift: float = 0.0
+    """Term added to the scaled time; -1 if timesteps are numbered from 0"""
+    frequency_shift: int = 0
+    """Frequencies 10000^(-i / (half - frequency_shift)), for i below half the channels"""
+
+
 class SinusoidalEmbedding(nn.Module):
     """Sinusoidal embedding of a number on a scale of 1000 (Vaswani et al., 2017)."""
 
     frequencies: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, encoding: TimeEncoding = TimeEncoding()) -> None:
         super().__init__()
+        self.scale, self.shift, frequency_shift = encoding
         # On the CPU also in a meta-device context, where arange imports torch._dynamo (1 s).
         steps = torch.arange(channels // 2, device="cpu")
-        frequencies = torch.exp(-math.log(10000) * steps / (channels // 2))
+        frequencies = torch.exp(-math.log(10000) * steps / (channels // 2 - frequency_shift))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, channels)"""
-        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
+        time = self.scale * t[:, None].to(self.frequencies.dtype) + self.shift
+        angles = time * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def time_embedding(channels: int, emb: int) -> nn.Sequential:
+def time_embedding(
+    channels: int, emb: int, encoding: TimeEncoding = TimeEncoding()
+) -> nn.Sequential:
     """Sinusoidal embedding of width `channels` and a two-layer MLP, (B,) -> (B, emb).
 
     Raises ValueError unless `channels` is even.
     """
     if channels % 2:
         raise ValueError(f"channels must be even, for the time embedding (got {channels})")
-    return nn.Sequential(
-        SinusoidalEmbedding(channels), nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb)
-    )
+    embedding = SinusoidalEmbedding(channels, encoding)
+    return nn.Sequential(embedding, nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
 
 
 class LabelEmbedding(nn.Module):
@@ -160,13 +187,19 @@ class ConditionedNetwork(nn.Module):
         emb: Width of the embedding.
         classes: Number of labels; None for a network without labels.
         image: Channels of the image to concatenate with x; None for none.
+        encoding: Conventions of the time embedding.
     """
 
     def __init__(
-        self, frequency_channels: int, emb: int, classes: int | None, image: int | None = None
+        self,
+        frequency_channels: int,
+        emb: int,
+        classes: int | None,
+        image: int | None = None,
+        encoding: TimeEncoding = TimeEncoding(),
     ) -> None:
         super().__init__()
-        self.time = time_embedding(frequency_channels, emb)
+        self.time = time_embedding(frequency_channels, emb, encoding)
         self.label = None if classes is None else LabelEmbedding(classes, emb)
         self.image = None if image is None else ConcatConditioning(image, frequency_channels, emb)
 
@@ -200,6 +233,7 @@ class ResBlock(nn.Module):
             2021, AdaGN); if False, it is added before the second norm (Ho et al., 2020).
         resample: `downsample` or `upsample`, applied to both branches before the first
             convolution (Brock et al., 2019, BigGAN).
+        norm: Constructor of the norms.
     """
 
     def __init__(
@@ -210,6 +244,7 @@ class ResBlock(nn.Module):
         dropout: float,
         scale_shift: bool = True,
         resample: Callable[[Tensor], Tensor] | None = None,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample
@@ -243,7 +278,7 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class Attention(nn.Module):
     """Residual self-attention between the pixels of an image, (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, norm: Norm = group_norm) -> None:
         super().__init__()
         self.heads, self.norm = heads, norm(channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
@@ -262,7 +297,7 @@ class CrossAttention(nn.Module):
     Source: Rombach et al., 2022, section 3.3.
     """
 
-    def __init__(self, channels: int, heads: int, width: int) -> None:
+    def __init__(self, channels: int, heads: int, width: int, norm: Norm = group_norm) -> None:
         super().__init__()
         self.heads, self.norm = heads, norm(channels)
         self.q, self.kv = nn.Linear(channels, channels), nn.Linear(width, 2 * channels)
@@ -276,14 +311,19 @@ class CrossAttention(nn.Module):
 
 
 class Down(nn.Module):
-    """Halve the resolution by a strided convolution."""
+    """Halve the resolution by a strided convolution.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        padding: 1 for zeros on all sides, 0 for zeros on the right and below, as in the code of
+            Ho et al. (2020).
+    """
+
+    def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor, conditioning: BlockConditioning) -> Tensor:
-        return self.conv(x)
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class Up(nn.Module):

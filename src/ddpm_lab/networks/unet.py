@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -19,15 +20,16 @@ from ddpm_lab.networks.layers import (
     Down,
     ResBlock,
     Stack,
+    TimeEncoding,
     Up,
     downsample,
+    group_norm,
     level_shapes,
     level_widths,
-    norm,
     upsample,
     zero_module,
 )
-from ddpm_lab.utils.ranges import Count, check_ranges
+from ddpm_lab.utils.ranges import Count, Positive, check_ranges
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -49,6 +51,10 @@ class UNetBase(nn.Module):
         resblock_updown: Change the resolution by residual blocks (BigGAN), not by convolutions.
         dropout: Probability of dropout in residual blocks.
         checkpointing: Recompute activations inside layers in the backward pass.
+        norm_groups: Groups of the norms; None: see `group_norm`.
+        norm_eps: Term in the denominator of the norms.
+        time_scale, time_shift, frequency_shift: See `TimeEncoding`.
+        downsample_padding: See `Down`.
     """
 
     shape: tuple[int, ...] = field(kw_only=False)
@@ -63,9 +69,16 @@ class UNetBase(nn.Module):
     resblock_updown: bool = False
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     checkpointing: bool = False
+    norm_groups: Count | None = None
+    norm_eps: Positive = 1e-5
+    time_scale: Positive = 1.0
+    time_shift: float = 0.0
+    frequency_shift: Literal[0, 1] = 0
+    downsample_padding: Literal[0, 1] = 1
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.make_norm = partial(group_norm, groups=self.norm_groups, eps=self.norm_eps)
         if (self.heads is None) == (self.head_channels is None):
             raise ValueError(
                 f"heads={self.heads} head_channels={self.head_channels}: one must be a number and "
@@ -100,14 +113,16 @@ class UNetBase(nn.Module):
         self, channels: int, out: int, resample: Callable[[Tensor], Tensor] | None = None
     ) -> ResBlock:
         emb = 4 * self.channels
-        return ResBlock(channels, out, emb, self.dropout, self.scale_shift, resample)
+        return ResBlock(
+            channels, out, emb, self.dropout, self.scale_shift, resample, self.make_norm
+        )
 
     def attention_layers(self, width: int) -> list[nn.Module]:
         """Return self-attention, and cross-attention if there are tokens."""
         heads = self.count_heads(width)
-        layers: list[nn.Module] = [Attention(width, heads)]
+        layers: list[nn.Module] = [Attention(width, heads, self.make_norm)]
         if self.context is not None:
-            layers.append(CrossAttention(width, heads, self.context))
+            layers.append(CrossAttention(width, heads, self.context, self.make_norm))
         return layers
 
     def block(self, channels: int, out: int, attention: bool) -> Stack:
@@ -116,7 +131,9 @@ class UNetBase(nn.Module):
         return Stack([self.res_block(channels, out), *layers])
 
     def down_layer(self, width: int) -> nn.Module:
-        return self.res_block(width, width, downsample) if self.resblock_updown else Down(width)
+        if self.resblock_updown:
+            return self.res_block(width, width, downsample)
+        return Down(width, self.downsample_padding)
 
     def up_layer(self, width: int) -> nn.Module:
         return self.res_block(width, width, upsample) if self.resblock_updown else Up(width)
@@ -152,7 +169,8 @@ class Encoder(ConditionedNetwork):
         image: int | None = None,
         self_conditioning: bool = False,
     ) -> None:
-        super().__init__(base.channels, 4 * base.channels, classes, image)
+        encoding = TimeEncoding(base.time_scale, base.time_shift, base.frequency_shift)
+        super().__init__(base.channels, 4 * base.channels, classes, image, encoding)
         self.checkpointing, self.self_conditioning = base.checkpointing, self_conditioning
         self.context = None if base.context is None else CrossAttentionContext(base.context)
         in_channels, width = base.shape[0] * (1 + self_conditioning) + (image or 0), base.widths[0]
@@ -214,7 +232,7 @@ class UNet(UNetBase):
         self.up = self._decoder()
         width = self.widths[0]
         last = zero_module(nn.Conv2d(width, self.outputs * self.shape[0], 3, padding=1))
-        self.last = nn.Sequential(norm(width), nn.SiLU(), last)
+        self.last = nn.Sequential(self.make_norm(width), nn.SiLU(), last)
         if self.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -43,6 +43,8 @@ MEANINGS = {
     "folder": FOLDER,
     "directory": FOLDER,
     "config_dir": FOLDER,
+    "source": "the name of a file or a folder",
+    "format": '"diffusers" or "openai"',
     "weights": '"ema" or "raw"',
     "device": 'a device; try "cpu" or "cuda"',
 }

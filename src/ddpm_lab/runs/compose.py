@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import hydra
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -60,8 +61,20 @@ def compose_command(
         words.append(f"hydra.searchpath=[{quote(str(folder))}]")
     if verb != "train":
         register_run_choices([*options, *words])
-    with user_errors(verb, words), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with user_errors(verb, words), _own_hydra():
         return hydra.compose(verb, overrides=words)
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Compose from `CONFIGS` inside the context, also in a program that uses Hydra itself."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 @contextmanager

@@ -1,0 +1,164 @@
+"""python export.py RUN TARGET format=diffusers|openai"""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm_lab.evaluation.metrics import Results
+from ddpm_lab.interop.exporting import (
+    Export,
+    diffusers_autoencoder,
+    diffusers_pipeline,
+    guided_diffusion,
+    write_export,
+)
+from ddpm_lab.runs.run_dir import RunDir
+from ddpm_lab.runs.shared_folder import make_target
+from ddpm_lab.utils import safe_load
+from ddpm_lab.utils.errors import CLIError, ResourceError, UserError, escape_control
+from ddpm_lab.utils.shell import script_command
+
+HELP = """Export a run to the format of another codebase:
+
+    {program} RUN TARGET format=diffusers [weights=ema|raw] [license=NAME] [push=OWNER/NAME]
+    {program} RUN TARGET format=openai
+
+diffusers: a folder that from_pretrained reads, with a DDPMPipeline, a DDIMPipeline or an
+autoencoder. openai: model.pt for the scripts of guided-diffusion, whose flags are in README.md.
+TARGET is a new directory with a model card, README.md. push= uploads it to the Hugging Face Hub."""
+CHOICES = {"format": ("diffusers", "openai"), "weights": ("ema", "raw")}
+TEXTS = ("license", "push")
+
+
+def export_weights(run: str | Path, target: str | Path, words: Sequence[str]) -> Path:
+    """Write `run` to the new directory `target`; `words` are those of the command.
+
+    Raises UserError for what the format cannot state, and ResourceError if the upload fails.
+    """
+    options = _parse(words)
+    settings = OmegaConf.create({"weights": options.get("weights", "ema")})
+    source = RunDir(str(run), settings)
+    export = _export(source, options.get("format", "diffusers"))
+    folder = make_target(Path(target))
+    try:
+        write_export(export, folder, _card(source, export, folder, options))
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    if "push" in options:
+        _push(folder, options["push"])
+    return folder
+
+
+def _parse(words: Sequence[str]) -> dict[str, str]:
+    options = dict(word.partition("=")[::2] for word in words)
+    for key, value in options.items():
+        if key not in (*CHOICES, *TEXTS):
+            raise UserError(
+                f"{key}= is not an option of export; {', '.join((*CHOICES, *TEXTS))} are"
+            )
+        if value not in CHOICES.get(key, (value,)) or not value:
+            allowed = " or ".join(CHOICES.get(key, ("a name",)))
+            raise UserError(f"{key}={value}: {key} must be {allowed}")
+    return options
+
+
+def _export(run: RunDir, format: str) -> Export:
+    system = run.config.system._target_.rpartition(".")[2]
+    if system == "ClassifierSystem" or (system == "AutoencoderSystem" and format == "openai"):
+        raise UserError(f"format={format}: run={run.path} is not a diffusion model")
+    if system == "AutoencoderSystem":
+        return diffusers_autoencoder(run.load_autoencoder(), run.config)
+    export = diffusers_pipeline if format == "diffusers" else guided_diffusion
+    return export(run.pipeline, run.config)
+
+
+def _card(run: RunDir, export: Export, folder: Path, options: dict[str, str]) -> str:
+    """Return the model card: data, command, metrics with errors, usage and license."""
+    code = export.usage.replace("FOLDER", json.dumps(options.get("push", str(folder))))
+    fence = "python" if "import" in code else "text"
+    data = run.config.data._target_.rpartition(".")[2]
+    command = Path(run.path, "command.txt")
+    lines = [
+        "---",
+        f"license: {options.get('license', 'unknown')}",
+        "tags: [diffusion, unconditional-image-generation, ddpm-lab]",
+        "---",
+        "",
+        f"# {folder.name}",
+        "",
+        "Trained with [ddpm-lab](https://github.com/ddpm-lab/ddpm-lab).",
+        "",
+        f"- Data: {data}, {'x'.join(map(str, _shape(run)))}",
+        f"- Schedule: {_summary(run.config, 'schedule')}",
+        f"- Weights: {options.get('weights', 'ema')}",
+    ]
+    if command.is_file():
+        lines.append(f"- Command: `{command.read_text().strip()}`")
+    if metrics := _metrics(safe_load.read_json(Path(run.path, "metrics.json"))):
+        lines += ["", "| metric | value |", "|---|---|", *metrics]
+    return "\n".join([*lines, "", f"```{fence}", code, "```", ""])
+
+
+def _shape(run: RunDir) -> Any:
+    content, _ = run.checkpoint
+    return content["hyper_parameters"]["shape"]
+
+
+def _summary(config: DictConfig, group: str) -> str:
+    values = {key: value for key, value in config[group].items() if key[0] != "_"}
+    name = config[group]._target_.rpartition(".")[2]
+    return f"{name} ({', '.join(f'{key}={value}' for key, value in values.items())})"
+
+
+def _metrics(results: Results) -> list[str]:
+    """Return rows of a table: numbers of metrics.json, with their standard errors."""
+    errors = results.get("standard_error") or {}
+    rows = []
+    for name, value in results.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            error = f" ± {errors[name]:.2g}" if name in errors else ""
+            rows.append(f"| {name} | {value:.4g}{error} |")
+    return rows
+
+
+def _push(folder: Path, name: str) -> None:
+    """Upload `folder` to the Hugging Face Hub. Raises ResourceError."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except Exception as error:  # of the hub, requests and httpx
+        reason = " ".join(str(error).split())[:120]
+        raise ResourceError(
+            f"push={name}: the upload failed ({type(error).__name__}: {reason}); the files are in "
+            f"{folder}"
+        ) from error
+
+
+def main() -> None:
+    """Export the run that the arguments name; end with a line for mistakes."""
+    arguments = sys.argv[1:]
+    help = HELP.format(program=script_command("export"))
+    if arguments in (["--help"], ["-h"]):
+        print(help)
+        return
+    if len(arguments) < 2 or any("=" not in word for word in arguments[2:]):
+        print(help, file=sys.stderr)
+        sys.exit(UserError.status)
+    run, target, *words = arguments
+    try:
+        folder = export_weights(run, target, words)
+    except CLIError as error:
+        print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
+        sys.exit(error.status)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{escape_control(target)}: {size / 2**20:.1f} MiB")
+    print(f"  use      {escape_control(folder / 'README.md')}")

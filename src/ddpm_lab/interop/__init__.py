@@ -1,0 +1,1 @@
+"""Published weights: readers and writers of the file formats of other codebases."""
