@@ -220,9 +220,7 @@ VAL_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("prepare", "options", "message"), ERRORS, ids=lambda value: str(value)[:40]
-)
+@pytest.mark.parametrize(("prepare", "options", "message"), ERRORS, ids=range(len(ERRORS)))
 def test_array_errors_name_file_and_key(prepare, options, message, tmp_path):
     prepare()
     (file,) = tmp_path.iterdir()
