@@ -1375,8 +1375,8 @@ MUTANTS = [
     Mutant(
         "weights: exported time not shifted",
         "interop/exporting.py",
-        "_convert(network, renames, 1.0 + network.time_shift)",
-        "_convert(network, renames)",
+        "_shift_time(network, 1.0 + network.time_shift)",
+        "network.state_dict()",
         "interop",
     ),
     Mutant(

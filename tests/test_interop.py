@@ -405,7 +405,7 @@ def test_ablations_measure_published_weights(tmp_path, typed, monkeypatch):
     status, _, error = typed("train", "ablation=ddim_table2", "weights=peer")
     assert status == 2 and "weights= is for tier=published" in error
     status, output, _ = typed("train", "ablation=ddpm_table2", "tier=published")
-    assert "no published weights of its models are known" in output
+    assert "weights of its models were not published" in output
 
 
 def test_openai_files_are_read_again(tmp_path):

@@ -112,13 +112,13 @@ class Ablation(BaseModel, extra="forbid"):
     rows: dict[str, Row]
     columns: dict[str, Column]
     tiers: dict[Tier, TierSpec]
-    """Without `published`, no weights of the models are known"""
+    """Without `published`: no weights of the models were published"""
     claims: list[OrderClaim] = []
     plots: list[Plot] = []
 
     def tier(self, tier: Tier) -> TierSpec:
         """Return the settings of a tier."""
-        reason = "no published weights of its models are known"
+        reason = "weights of its models were not published in a format of import.py"
         return self.tiers.get(tier, TierSpec(skip_reason=reason))
 
 

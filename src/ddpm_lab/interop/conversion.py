@@ -92,7 +92,8 @@ def import_once(source: str | Path, words: Sequence[str]) -> tuple[Path, list[st
 
 def _parse(words: Sequence[str]) -> tuple[Options, list[str]]:
     """Return the options of the import, and the overrides of train.py."""
-    options, overrides = {}, []
+    options: dict[str, Any] = {}
+    overrides = []
     for word in words:
         key, _, value = word.partition("=")
         if key not in CHOICES:
@@ -101,7 +102,7 @@ def _parse(words: Sequence[str]) -> tuple[Options, list[str]]:
             raise UserError(f"{word}: {key} must be {' or '.join(CHOICES[key])}")
         else:
             options[key] = value
-    return Options(**options), overrides  # type: ignore[arg-type]
+    return Options(**options), overrides
 
 
 def _write(network: Network, folder: Path, overrides: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.interop import diffusers, openai
 from ddpm_lab.interop.autoencoder_layout import rename_autoencoder
-from ddpm_lab.interop.layout import Rename, UNetLayout, shift_time
+from ddpm_lab.interop.layout import Rename, Tensors, UNetLayout, shift_time
 from ddpm_lab.networks.autoencoder import Autoencoder
 from ddpm_lab.networks.layers import level_shapes, level_widths
 from ddpm_lab.networks.unet import UNet
@@ -53,7 +53,7 @@ def diffusers_pipeline(pipeline: SamplingPipeline, config: DictConfig) -> Export
         resblock_updown=network.resblock_updown,
         labeled=labeled,
     )
-    tensors = _convert(network, renames, 1.0 + network.time_shift)
+    tensors = _convert(_shift_time(network, 1.0 + network.time_shift), renames)
     name = scheduler["_class_name"].replace("Scheduler", "Pipeline")
     usage = f"from diffusers import {name}\n\nimages = {name}.from_pretrained(FOLDER)().images"
     if labeled:
@@ -169,7 +169,7 @@ def diffusers_autoencoder(autoencoder: Autoencoder, config: DictConfig) -> Expor
         quant_conv=None if codes is None else "quant_conv",
         latent_conv=model.latent_conv,
     )
-    tensors = _convert(autoencoder, renames)
+    tensors = _convert(autoencoder.state_dict(), renames)
     if codes is not None and not model.latent_conv:
         tensors["post_quant_conv.weight"] = torch.eye(latent).view(latent, latent, 1, 1)
         tensors["post_quant_conv.bias"] = torch.zeros(latent)
@@ -225,16 +225,14 @@ def guided_diffusion(pipeline: SamplingPipeline, config: DictConfig) -> Export:
     rescaled = network.time_scale == 1
     if not rescaled and network.time_scale * 1000 != steps:
         raise UserError(f"format=openai: model.time_scale={network.time_scale} has no counterpart")
-    tensors = _convert(
-        network,
-        openai.rename_unet(
-            _layout(network),
-            network.count_heads,
-            resblock_updown=network.resblock_updown,
-            labeled=pipeline.denoiser.classes is not None,
-        ),
-        network.time_shift + (1000 / steps if rescaled else 1),
+    renames = openai.rename_unet(
+        _layout(network),
+        network.count_heads,
+        resblock_updown=network.resblock_updown,
+        labeled=pipeline.denoiser.classes is not None,
     )
+    step = 1000 / steps if rescaled else 1.0  # between two times, there
+    tensors = _convert(_shift_time(network, step + network.time_shift), renames)
     heads = (
         f"--num_heads {network.heads}"
         if network.heads
@@ -343,16 +341,14 @@ def _norm_groups(network: nn.Module, format: str) -> int:
     return groups.pop()
 
 
-def _convert(
-    network: nn.Module, renames: Iterable[Rename], shift: float = 0.0
-) -> dict[str, Tensor]:
-    """Return the tensors under the names of another codebase.
+def _shift_time(network: UNet, shift: float) -> dict[str, Tensor]:
+    """Return the state of `network` for times that are lower by `shift`."""
+    state, name = network.state_dict(), "encoder.time.1.weight"
+    return {**state, name: shift_time(state[name], shift, network.frequency_shift)}
 
-    The network takes times that are lower there by `shift`.
-    """
-    state = network.state_dict()
-    if (name := "encoder.time.1.weight") in state:
-        state[name] = shift_time(state[name], shift, network.frequency_shift)  # type: ignore[arg-type]
+
+def _convert(state: Tensors, renames: Iterable[Rename]) -> dict[str, Tensor]:
+    """Return the tensors under the names of another codebase."""
     tensors: dict[str, Tensor] = {}
     for rename in renames:
         if rename.ours in state:

@@ -36,7 +36,7 @@ def read_file(file: Path) -> dict[str, Any]:
             from safetensors import safe_open
 
             with safe_open(file, "pt") as stream:
-                return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+                return {name: stream.get_tensor(name) for name in sorted(stream.keys())}
         content = _unpickle(file)
     except (UserError, MemoryError):
         raise
