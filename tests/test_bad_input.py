@@ -78,7 +78,7 @@ train schedule=linear schedule.start=0.02 schedule.end=1e-4
 train schedule=sigmoid schedule.start=0.02 schedule.end=1e-4
     2 schedule.start=0.02 is above end=0.0001
 train model.multipliers=[1,2,2,2,2]
-    2 8x8 does not allow; try a resolution of 16, or fewer multipliers
+    2 8x8 does not allow; try model.multipliers=[1,2,2,2], or a resolution of 16
 train model.attention=[5]
     2 resolution 5 does not occur; images of 8x8 reach [8, 4]
 train model.heads=5

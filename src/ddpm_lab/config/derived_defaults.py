@@ -1,6 +1,7 @@
 """Defaults that depend on the data: the size of the network, the learning rate, the length."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.utils.errors import prefix_errors
+from ddpm_lab.utils.errors import UserError, prefix_errors
 
 LOG = logging.getLogger(__name__)
 MANY = 20_000
@@ -19,6 +20,8 @@ STEPS = ((8, 800), (16, 1500), (32, 2500))
 """(maximum resolution, optimizer steps)"""
 LONGEST = 4000
 """Optimizer steps for larger images"""
+COARSEST = 32
+"""Maximum side of the coarsest level, whose attention takes time proportional to side^4"""
 RATE, WIDTH_RATE = 4e-3, 0.256
 """The learning rate is WIDTH_RATE / (channels of the widest level), at most RATE"""
 
@@ -40,7 +43,10 @@ def fill_defaults(config: DictConfig, data: Data) -> None:
         values |= {"data.resolution": data.shape[1], "data.channels": data.shape[0]}
         if any(_is_null(config, f"model.{key}") for key in ("channels", "multipliers", "blocks")):
             channels = max(_sizes(config.model.get("channels")), default=None)
-            network = unet_size(min(_shape(config, data)[1:]), many, channels)
+            side = math.gcd(*_shape(config, data)[1:])
+            network = unet_size(side, many, channels)
+            if _is_null(config, "model.multipliers"):
+                _check_coarsest(config, side, len(network["multipliers"]) - 1)
             values |= {f"model.{key}": value for key, value in network.items()}
     values = {key: value for key, value in values.items() if _is_null(config, key)}
     for key, value in values.items():
@@ -71,6 +77,23 @@ def unet_size(side: int, many: bool, channels: int | None = None) -> dict[str, A
         "multipliers": [min(2**level, limit) for level in range(halvings + 1)],
         "blocks": 1,
     }
+
+
+def _check_coarsest(config: DictConfig, side: int, halvings: int) -> None:
+    """Raise UserError for images that cannot be halved often enough for a U-Net."""
+    coarsest = side // 2**halvings
+    if coarsest <= (COARSEST if halvings else 8):
+        return
+    factor = 2 ** max(2, (side - 1).bit_length() - 5)
+    low = side // factor * factor
+    convert = "data.convert=true " if config.data.get("convert") is False else ""
+    sizes = f"{convert}data.resolution={low + factor} or {low}, or "
+    levels = ",".join(["1", *["2"] * halvings])
+    raise UserError(
+        f"model.multipliers=null: the default network halves {side}x{side} images until they are "
+        f"small, but {coarsest} is odd; try {sizes if 'resolution' in config.data else ''}"
+        f"model.multipliers=[{levels}]"
+    )
 
 
 def training_steps(shape: Sequence[int], many: bool) -> int:
