@@ -63,7 +63,9 @@ class FID(Periodic):
     def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:
         try:
             with prefix_errors("extractor"):
-                self.metric.loaded_extractor.check(pl_module.shape)
+                extractor = self.metric.loaded_extractor
+                extractor.check(pl_module.shape)
+                extractor.ready(datamodule(trainer).train)  # and its errors precede training
             self.available = True
         except ValueError as error:
             LOG.info("FID will not be measured: %s", error)
