@@ -11,7 +11,7 @@ from ddpm_lab.cli.next_commands import complete_command, typed_overrides
 from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.runs import run_config, run_record
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
-from ddpm_lab.runs.weights import read_weights
+from ddpm_lab.runs.weights import read_weights, select_state
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CLIError, ResourceError, UserError, escape_control
 from ddpm_lab.utils.shell import script_command
@@ -45,15 +45,9 @@ def share(run: str, target: Path, weights: str | None = None) -> None:
     run_config.load_config(run)  # raises UserError unless it is a run directory
     config = load_saved_config(Path(run, "config.yaml"), TRUSTED)  # with paths as typed
     content, _ = read_weights(run)
-    average = content["callbacks"].get("EMA", {}).get("average")
-    weights = weights or ("raw" if average is None else "ema")
-    if weights not in ("ema", "raw") or (weights == "ema" and average is None):
-        raise UserError(f"weights={weights}: run={run} does not have them; try weights=raw")
+    state, weights = select_state(content, run, weights)
     if target.exists():
         raise UserError(f"TARGET={target} exists, and nothing is overwritten; try another name")
-    state = content["state_dict"]
-    if weights == "ema":
-        state |= {f"denoiser.{name}": value for name, value in average.items()}
     tensors = {
         name: value.clone().contiguous()
         for name, value in state.items()

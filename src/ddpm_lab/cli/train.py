@@ -90,9 +90,9 @@ def train(config: DictConfig, overrides: Sequence[str] | None, home: Path | None
 def _train(
     config: DictConfig, overrides: Sequence[str] | None, run: Path, checkpoint: Path | None
 ) -> None:
+    validate_settings(config)
     if config.get("init") is not None and checkpoint is None:
         init_weights.adopt_model(config)
-    validate_settings(config)
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch's optimizers query the GPU at each step
     torch.manual_seed(config.seed)

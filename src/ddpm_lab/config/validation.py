@@ -55,6 +55,8 @@ SETTINGS = {
     "seed": NonNegativeInt,
     "compile": Literal["default", "reduce-overhead", "max-autotune"] | None,
     "hang_timeout": Positive | None,
+    "init_replace": list[str],
+    "init_weights": Literal["ema", "raw"] | None,
     "optimizer.lr": Positive | None,
     "optimizer.weight_decay": NonNegative | None,
     "trainer.accelerator": Literal["cpu", "gpu", "cuda", "mps", "auto"],

@@ -53,3 +53,22 @@ def read_weights(run: str | Path) -> tuple[dict[str, Any], Path]:
         return content, file
     others = f", and none of {len(errors)} checkpoints is intact" if len(errors) > 1 else ""
     raise CorruptFileError(f"{errors[0]}{others}") from errors[0]
+
+
+def select_state(
+    content: dict[str, Any], run: str | Path, kind: str | None = None
+) -> tuple[dict[str, Any], str]:
+    """Return the state of a checkpoint with averaged or raw weights, and "ema" or "raw".
+
+    `kind` selects them (None: averaged if available). Raises UserError.
+    """
+    average = content["callbacks"].get("EMA", {}).get("average")
+    available = [
+        *(["ema"] if average is not None else []),
+        *(["raw"] if content.get("weights") != "ema" else []),
+    ]
+    kind = kind or available[0]
+    if kind not in available:
+        raise UserError(f"weights={kind}: run={run} does not have them; try weights={available[0]}")
+    averaged = {f"denoiser.{name}": value for name, value in (average or {}).items()}
+    return {**content["state_dict"], **(averaged if kind == "ema" else {})}, kind
