@@ -7,6 +7,7 @@ It takes the keys and values of the command line and gives the same numbers. Mis
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from omegaconf import DictConfig
 
@@ -74,15 +75,21 @@ def load(
     return Model(run, overrides, config_dir)
 
 
-def share(run: str | Path, target: str | Path, weights: str | None = None) -> Path:
+def share(
+    run: str | Path,
+    target: str | Path,
+    weights: str | None = None,
+    checkpoint: Literal["newest", "best"] = "newest",
+) -> Path:
     """Write weights and configuration of `run` to the new folder `target`, for `load`.
 
     It has weights.safetensors, config.yaml and run.json, and no code; see share.py.
 
     Args:
         weights: "ema" or "raw" (None: ema, if the run has averaged weights).
+        checkpoint: "newest", or "best" by the metric callbacks.checkpoints.best.
 
     Raises UserError if `run` does not have the weights or `target` exists.
     """
-    export(str(run), Path(target), weights)
+    export(str(run), Path(target), weights, checkpoint)
     return Path(target)

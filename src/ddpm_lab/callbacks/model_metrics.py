@@ -12,6 +12,7 @@ from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
 from ddpm_lab.callbacks.periodic import Periodic, log_metrics
 from ddpm_lab.evaluation.extractors import Extractor
+from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.ode_nll import OdeNLL
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.sampling.cascade import Cascade
@@ -20,7 +21,7 @@ from ddpm_lab.utils.errors import prefix_errors
 from ddpm_lab.utils.ranges import Count, check_ranges
 
 LOG = logging.getLogger(__name__)
-LOGGED = ("fid", "fid_infinity", "intra_fid", "class_accuracy")
+LOGGED = ("fid", "fid_infinity", "intra_fid", "inception_score", "class_accuracy")
 
 
 class ODELikelihood(L.Callback):
@@ -71,6 +72,22 @@ class FID(Periodic):
             LOG.info("FID will not be measured: %s", error)
 
     def samples(self) -> int:
+    def measured(self, system: Diffusion, data: Data) -> list[str]:
+        if self.every is None:
+            return []
+        try:
+            extractor = self.metric.loaded_extractor
+            extractor.check(system.shape)
+        except ValueError:
+            return []
+        names, classes = ["fid"], extractor.train is not None
+        if extractor.logits is not None or classes:
+            names.append("inception_score")
+        if extractor.classifier is not None or classes:
+            conditions = system.pipeline.make_conditions(2, images=data.test)
+            names += ["class_accuracy", "intra_fid"] if "label" in conditions else []
+        return names
+
         return self.metric.count if self.available else 0
 
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:

@@ -1,4 +1,4 @@
-"""python share.py RUN TARGET [weights=ema|raw]"""
+"""python share.py RUN TARGET [weights=ema|raw] [checkpoint=best]"""
 
 import json
 import sys
@@ -18,14 +18,16 @@ from ddpm_lab.utils.shell import script_command
 
 HELP = """Export a run as weights and configuration:
 
-    {share} RUN TARGET [weights=ema|raw]
+    {share} RUN TARGET [weights=ema|raw] [checkpoint=best]
 
 TARGET is a new directory with config.yaml, run.json (the id of the run, a fingerprint of its data
 and the environment of its training) and weights.safetensors, without code. It is read like a run:
 
     {sample} run=TARGET
 
-The default is weights=ema if the run has averaged weights."""
+The default is weights=ema if the run has averaged weights, and the newest checkpoint."""
+OPTIONS = {"weights=ema", "weights=raw", "checkpoint=newest", "checkpoint=best"}
+"""Words after RUN and TARGET"""
 NEXT = {
     "Diffusion": ("sample", "run={}"),
     "AutoencoderSystem": ("train", "codec=autoencoder codec.run={}"),
@@ -37,14 +39,15 @@ NEXT = {
 """Command and overrides that use a share, by system"""
 
 
-def share(run: str, target: Path, weights: str | None = None) -> None:
+def share(run: str, target: Path, weights: str | None = None, checkpoint: str = "newest") -> None:
     """Write the averaged or raw `weights` and the configuration of `run` to `target`.
 
-    Raises UserError if `run` does not have the weights or `target` exists.
+    `checkpoint` is "newest" or "best". Raises UserError if `run` does not have the weights or
+    `target` exists.
     """
     run_config.load_config(run)  # raises UserError unless it is a run directory
     config = load_saved_config(Path(run, "config.yaml"), TRUSTED)  # with paths as typed
-    content, _ = read_weights(run)
+    content, _ = read_weights(run, checkpoint)
     state, weights = select_state(content, run, weights)
     if target.exists():
         raise UserError(f"TARGET={target} exists, and nothing is overwritten; try another name")
@@ -87,14 +90,12 @@ def main() -> None:
     if arguments in (["--help"], ["-h"]):
         print(help)
         return
-    if not 2 <= len(arguments) <= 3 or not all(
-        word.startswith("weights=") for word in arguments[2:]
-    ):
+    if len(arguments) < 2 or not {*arguments[2:]} <= OPTIONS:
         print(help, file=sys.stderr)
         sys.exit(UserError.status)
-    run, target, *weights = arguments
+    run, target, *words = arguments
     try:
-        share(run, Path(target), *(word.removeprefix("weights=") for word in weights))
+        share(run, Path(target), **dict(word.split("=") for word in words))
     except CLIError as error:
         print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
         sys.exit(error.status)

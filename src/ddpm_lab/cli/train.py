@@ -222,22 +222,24 @@ def _resume_hint(training: Training) -> str:
 
 def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     """Write metrics.json; log the metrics and the next commands."""
-    system, steps = training.system, training.trainer.global_step
+    system, steps, saving = training.system, training.trainer.global_step, training.saving
     fid = _result(callbacks, FID)
     ode_nll = _result(callbacks, ODELikelihood)
     reconstruction = _result(callbacks, Reconstructions)
-    seconds = training.saving.state_dict()["seconds"]
+    seconds = saving.state_dict()["seconds"]
     cost = {"steps": steps, "seconds": seconds, "parameters": _num_parameters(system)}
     validation = {
         name.removeprefix("val/"): value for name, value in system.validation_metrics.items()
     }
+    if saving.best is not None:
+        cost["best"] = {"metric": saving.metric, "value": saving.best, "step": saving.best_step}
     if system.zero_loss is not None:
         cost["zero_loss"] = system.zero_loss
     if "loss" in validation:
         cost["val_loss"] = validation.pop("loss")
     metrics = {
         **validation,  # on some held-out samples; the metrics below use all
-        "run_id": training.saving.run_id,
+        "run_id": saving.run_id,
         **fid,
         **reconstruction,
         **({"ode_nll": ode_nll} if ode_nll else {}),
@@ -257,6 +259,9 @@ def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     if skipped := int(system.skips.counts[0]):
         remark += f"; {skipped} steps skipped because of non-finite gradients"
     rows.append(("training", f"{seconds:.0f} s", remark))
+    if saving.best is not None:
+        remark = f"its {saving.metric} is {saving.best:.4g}; to use it: checkpoint=best"
+        rows.append(("best checkpoint", f"step {saving.best_step}", remark))
     raw = "" if _find(callbacks, EMA) or not isinstance(system, Diffusion) else " weights=raw"
     suffix = f"{raw}{_trust(training.config)}"
     LOG.info("%s\n%s", key_value_table(rows), _next_steps(training, bool(fid), suffix))

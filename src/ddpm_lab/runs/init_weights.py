@@ -37,7 +37,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     run, replaced = str(config.init), [str(word) for word in config.init_replace]
     with _rename_keys(run):
         saved = load_config(run)
-        content, file = weights.read_weights(run)
+        content, file = weights.read_weights(run, config.init_checkpoint)
         state, kind = weights.select_state(content, run, config.init_weights)
     _check_meaning(saved, config, replaced)
     source, own = _shapes(state), _shapes(system.state_dict())
@@ -60,13 +60,13 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     space = "codec._extra_state"
     if content["state_dict"].get(space) != system.state_dict().get(space):
         raise UserError(f"init={run} was trained in different latents; try its codec.run")
-    taken = names - new
-    system.load_state_dict({name: state[name] for name in taken}, strict=False)
+    common = names - new
+    system.load_state_dict({name: state[name] for name in common}, strict=False)
     lines = [
         f"starting from the {'averaged' if kind == 'ema' else 'raw'} weights of step "
-        f"{content['global_step']} in {file}: {len(taken)} of {len(own)} tensors"
+        f"{content['global_step']} in {file}: {len(common)} of {len(own)} tensors"
     ]
-    rest = {"new": sorted(new & {*own}), "not used": sorted({*source} - taken - {*own})}
+    rest = {"new": sorted(new & {*own}), "not used": sorted({*source} - common - {*own})}
     lines += [f"{label}: {join_first(part, 4)}" for label, part in rest.items() if part]
     return "; ".join(lines)
 
@@ -78,7 +78,9 @@ def _rename_keys(run: str) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error).replace(f"run={run}", f"init={run}", 1)
-        raise type(error)(message.replace("weights=", "init_weights=")) from error
+        for key in ("weights", "checkpoint"):
+            message = message.replace(f"{key}=", f"init_{key}=")
+        raise type(error)(message) from error
 
 
 def _check_meaning(saved: DictConfig, config: DictConfig, replaced: Sequence[str]) -> None:
@@ -98,7 +100,7 @@ def _is_part(word: str, name: str) -> bool:
 
 
 def _layer(name: str) -> str:
-    """Return the part of a parameter's name that tells its layer."""
+    """Return the layer in the name of a parameter, without its containers."""
     return next((part for part in name.split(".") if part not in CONTAINERS), name)
 
 
