@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
+from ddpm_lab.callbacks.loggers import log_protocol
 from ddpm_lab.callbacks.periodic import Periodic, log_metrics
-from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.data.module import Data
+from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.ode_nll import OdeNLL
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.sampling.cascade import Cascade
@@ -71,7 +72,6 @@ class FID(Periodic):
         except ValueError as error:
             LOG.info("FID will not be measured: %s", error)
 
-    def samples(self) -> int:
     def measured(self, system: Diffusion, data: Data) -> list[str]:
         if self.every is None:
             return []
@@ -88,6 +88,7 @@ class FID(Periodic):
             names += ["class_accuracy", "intra_fid"] if "label" in conditions else []
         return names
 
+    def samples(self) -> int:
         return self.metric.count if self.available else 0
 
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
@@ -96,4 +97,7 @@ class FID(Periodic):
         weights, pipeline = ema_or_raw(trainer, system)
         self.result = self.metric.compute(Cascade([pipeline]), datamodule(trainer), weights)
         metrics = {f"eval/{key}": self.result[key] for key in LOGGED if key in self.result}
+        errors = self.result["standard_error"]
+        metrics |= {f"eval/{key}_error": errors[key] for key in LOGGED if key in errors}
         log_metrics(trainer, metrics)
+        log_protocol(trainer.loggers, self.result["protocol"])

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from ddpm_lab.callbacks.checkpoints import Checkpoints
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.forecast import Forecast
-from ddpm_lab.callbacks.loggers import finish, has_failed, make_optional
+from ddpm_lab.callbacks.loggers import finish, has_failed, log_checkpoints, make_optional, run_name
 from ddpm_lab.callbacks.model_metrics import FID, ODELikelihood
 from ddpm_lab.callbacks.progress import Progress
 from ddpm_lab.callbacks.reconstructions import Reconstructions
@@ -120,7 +120,7 @@ def _train(
         environment = provenance.environment(trainer.strategy.root_device)
         saving.run_id = run_record.write_record(run, fingerprint, environment)
         trusted_paths.add_trusted_paths(config)
-        _add_loggers(trainer, config, environment)
+        _add_loggers(trainer, config, environment, run)
     training = Training(config, run, data, system, trainer, saving, checkpoint)
     _log_start(training)
     _fit(training)
@@ -144,8 +144,16 @@ def _callbacks(config: DictConfig) -> dict[str, Callback]:
     return first | callbacks
 
 
-def _add_loggers(trainer: Trainer, config: DictConfig, environment: Environment) -> None:
+def _add_loggers(
+    trainer: Trainer,
+    config: DictConfig,
+    environment: Environment,
+    run: Path,
+) -> None:
     """Attach the loggers after all checks, so that a mistake leaves no W&B run."""
+    config = config.copy()
+    if "wandb" in config.logger and config.logger.wandb.get("name") is None:
+        config.logger.wandb.name = run_name(typed_overrides(run))
     loggers = [logger for logger in build(config, "logger").values() if logger is not None]
     trainer.loggers = [make_optional(logger) for logger in loggers]
     settings = redact(config) | {"environment": environment}
@@ -186,6 +194,7 @@ def _fit(training: Training) -> None:
     try:
         with watchdog.monitor(training.config.hang_timeout, run / "hang.txt"):
             training.trainer.fit(system, DataModule(training.data), ckpt_path=checkpoint)
+        log_checkpoints(training.trainer.loggers, run)
     except DivergenceError as error:
         last = next(iter(list_checkpoints(run / "checkpoints")), "none")
         raise DivergenceError(f"{error}; the last checkpoint is {last}") from error
