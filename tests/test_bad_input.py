@@ -568,7 +568,7 @@ def misspellings(count):
     groups = [
         group.name
         for group in CONFIGS.iterdir()
-        if group.is_dir() and group.name not in ("hydra", "ablation")
+        if group.is_dir() and group.name not in ("hydra", "ablation", "metric")
     ]
     cases = [("train", key, part) for key in keys["train"] for part in range(len(key.split(".")))]
     cases += [("exact", key, part) for key in keys["exact"] for part in range(len(key.split(".")))]
