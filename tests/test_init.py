@@ -115,7 +115,10 @@ def test_data_resolution_and_dropout_may_differ(start, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["init_replace=[lable]"], "init_replace=[lable] is no part of the network; parts: down,"),
+        (
+            ["init_replace=[labels]"],
+            "init_replace=[labels] matches no tensor; parts: down,",
+        ),
         (["init_replace=label"], "init_replace=label has the wrong type"),
         (["init_weights=best"], "init_weights=best is not one of ema, raw"),
         (["model.channels=16"], "its model has model.channels=8; try init_replace=["),

@@ -26,16 +26,15 @@ def measured(monkeypatch):
     """Replace FID by VALUES; return the steps at which it was measured."""
     steps = []
 
-    def compute(self, trainer, system):
+    def run(self, trainer, system):
         steps.append(trainer.global_step)
-        self.result = {"fid": VALUES[trainer.global_step], "standard_error": {}}
         original(self, trainer, system)
 
     def results(self, *args):
-        return {"fid": VALUES[steps[-1]], "standard_error": {}}
+        return {"fid": VALUES[steps[-1]], "standard_error": {}, "protocol": {}}
 
     original = FID.run
-    monkeypatch.setattr(FID, "run", compute)
+    monkeypatch.setattr(FID, "run", run)
     monkeypatch.setattr(SampleQuality, "compute", results)
     monkeypatch.setattr(SampleQuality, "rows", lambda self, results: [])
     return steps
@@ -151,10 +150,8 @@ def test_training_ends_early_and_may_be_extended(typed, tmp_path, measured):
     words = (*words, "callbacks.early_stopping.patience=2", f"hydra.run.dir={run}")
     status, out, error = typed("train", *words)
     assert status == 0, error
-    assert (
-        "step 8: training ends early, because fid has not improved 2 times (best: 3 at step 4)"
-        in out
-    )
+    reason = "because fid stopped improving 2 values ago (best: 3 at step 4)"
+    assert f"step 8: training ends early, {reason}" in out
     assert json.loads((run / "metrics.json").read_text())["training"]["steps"] == 8
     assert read_weights(run)[0]["global_step"] == 8
     status, out, error = typed("train", f"resume={run}")

@@ -393,6 +393,7 @@ def test_losses_resume_between_reports(weighted):
             world_size=1,
             global_step=0,
             loggers=[logger],
+            callbacks=[],
             strategy=SimpleNamespace(reduce=lambda x, **_: x),
             optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1, "initial_lr": 0.1}])],
         )

@@ -38,9 +38,10 @@ class EarlyStopping(Monitor):
     def _stop_if_due(self, trainer: L.Trainer) -> None:
         if self.waited >= self.patience and not trainer.should_stop:
             trainer.should_stop = True
+            best = f"best: {self.best:.4g} at step {self.best_step}"
             LOG.info(
-                f"step {trainer.global_step}: training ends early, because {self.metric} has not "
-                f"improved {self.waited} times (best: {self.best:.4g} at step {self.best_step})"
+                f"step {trainer.global_step}: training ends early, because {self.metric} stopped "
+                f"improving {self.waited} values ago ({best})"
             )
 
     def state_dict(self) -> dict[str, Any]:

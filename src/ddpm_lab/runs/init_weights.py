@@ -45,9 +45,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     for word in replaced:
         if not any(_is_part(word, name) for name in names):
             parts = sorted({_layer(name) for name in names})
-            raise UserError(
-                f"init_replace=[{word}] is no part of the network; parts: {', '.join(parts)}"
-            )
+            raise UserError(f"init_replace=[{word}] matches no tensor; parts: {', '.join(parts)}")
     new = {name for name in names if any(_is_part(word, name) for word in replaced)}
     if wrong := sorted(name for name in names - new if source.get(name) != own.get(name)):
         shapes = f"{source.get(wrong[0], 'missing')} there, {own.get(wrong[0], 'missing')} here"
