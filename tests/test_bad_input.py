@@ -78,7 +78,7 @@ train schedule=linear schedule.start=0.02 schedule.end=1e-4
 train schedule=sigmoid schedule.start=0.02 schedule.end=1e-4
     2 schedule.start=0.02 is above end=0.0001
 train model.multipliers=[1,2,2,2,2]
-    2 8x8 does not allow; try a resolution of 16, or fewer multipliers
+    2 8x8 does not allow; try model.multipliers=[1,2,2,2], or a resolution of 16
 train model.attention=[5]
     2 resolution 5 does not occur; images of 8x8 reach [8, 4]
 train model.heads=5
@@ -568,7 +568,7 @@ def misspellings(count):
     groups = [
         group.name
         for group in CONFIGS.iterdir()
-        if group.is_dir() and group.name not in ("hydra", "ablation")
+        if group.is_dir() and group.name not in ("hydra", "ablation", "metric")
     ]
     cases = [("train", key, part) for key in keys["train"] for part in range(len(key.split(".")))]
     cases += [("exact", key, part) for key in keys["exact"] for part in range(len(key.split(".")))]

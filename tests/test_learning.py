@@ -1,12 +1,16 @@
 """Every network reaches half the loss of predicting zero at its default learning rate."""
 
+import re
+
 import pytest
 import torch
 from conftest import composed, options
 
 from ddpm_lab.config.derived_defaults import build_system, learning_rate, training_steps, unet_size
 from ddpm_lab.config.instantiate import build
+from ddpm_lab.data.datasets import to_batch
 from ddpm_lab.data.module import TrainBatches
+from ddpm_lab.utils.errors import UserError
 
 OTHERS = {"classifier", "autoencoder_kl", "autoencoder_vq", "exact"}
 """Networks of other systems, and the exact one, which is not trained"""
@@ -96,6 +100,44 @@ def test_system_learns_at_its_default_rate(overrides):
 )
 def test_levels_follow_from_the_resolution(size, many, channels, multipliers):
     assert unet_size(size, many) == {"channels": channels, "multipliers": multipliers, "blocks": 1}
+
+
+@pytest.mark.parametrize("side", [6, 20, 28, 36, 50, 100])
+def test_default_network_fits_any_size_that_can_be_halved(side):
+    config = composed(
+        "data=synthetic", f"data.resolution={side}", "data.count=20", "data.batch_size=2"
+    )
+    data = build(config, "data")
+    system = build_system(config, data)
+    assert system.batch_losses(to_batch(data.train.select(slice(2)))).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("side", "hint"),
+    [
+        (27, "27 is odd; try data.resolution=28 or 24, or model.multipliers=[1]"),
+        (90, "45 is odd; try data.resolution=92 or 88, or model.multipliers=[1,2]"),
+    ],
+)
+def test_sizes_for_the_default_network_are_suggested(side, hint):
+    config = composed("data=synthetic", f"data.resolution={side}")
+    with pytest.raises(UserError, match=re.escape(hint)):
+        build_system(config, build(config, "data"))
+    config.model.multipliers = [1, 2] if side == 90 else [1]
+    build_system(config, build(config, "data"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (["model=unet_large"], "try model.multipliers=[1,2,2], or a resolution of 24 or 32"),
+        (["model=iddpm", "model.multipliers=[1,2,3]"], "try model.attention=[14,7]"),
+    ],
+)
+def test_options_for_28x28_are_suggested(overrides, hint):
+    config = composed("data=synthetic", "data.resolution=28", *overrides)
+    with pytest.raises(UserError, match=re.escape(hint)):
+        build_system(config, build(config, "data"))
 
 
 def test_width_override_keeps_the_widest_level():

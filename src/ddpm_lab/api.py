@@ -89,17 +89,23 @@ def load(
 
 
 @check_call
-def share(run: str | Path, target: str | Path, weights: str | None = None) -> Path:
+def share(
+    run: str | Path,
+    target: str | Path,
+    weights: str | None = None,
+    checkpoint: Literal["newest", "best"] = "newest",
+) -> Path:
     """Write weights and configuration of `run` to the new folder `target`, for `load`.
 
     It has weights.safetensors, config.yaml and run.json, and no code; see share.py.
 
     Args:
         weights: "ema" or "raw" (None: ema, if the run has averaged weights).
+        checkpoint: "newest", or "best" by the metric callbacks.checkpoints.best.
 
     Raises UserError if `run` does not have the weights or `target` exists.
     """
-    write_share(str(run), Path(target), weights)
+    write_share(str(run), Path(target), weights, checkpoint)
     return Path(target)
 
 

@@ -29,7 +29,7 @@ from ddpm_lab.utils.distributed import all_gather
 from ddpm_lab.utils.errors import UserError, prefix_errors
 from ddpm_lab.utils.ranges import Count, NonNegativeInt
 
-REBUILT = ("weights", "variance", "conditioner", "codec")
+REBUILT = ("weights", "checkpoint", "variance", "conditioner", "codec")
 """Keys whose change requires another network; sampler and guidance are replaced"""
 
 
@@ -346,7 +346,8 @@ class Model:
     def _configured(self, settings: DictConfig) -> RunDir:
         """Return the run with `settings`, which shares the network unless another is needed."""
         run = RunDir(str(self.directory), settings)
-        run.checkpoint = self._run.checkpoint
+        if self._settings.checkpoint == settings.checkpoint:
+            run.checkpoint = self._run.checkpoint
         if any(self._settings[key] != settings[key] for key in REBUILT):
             device = self.pipeline.device
             run.pipeline.denoiser.to(device), run.pipeline.codec.to(device)

@@ -12,11 +12,12 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ddpm_lab.callbacks.lightning_internals import set_end_of_batch, set_max_steps
 from ddpm_lab.callbacks.loggers import CSVHistory
+from ddpm_lab.callbacks.monitor import Monitor
 from ddpm_lab.utils import safe_load, watchdog
 from ddpm_lab.utils.atomic_io import PARTIAL, atomic_write
 from ddpm_lab.utils.errors import DivergenceError, ResourceError
 from ddpm_lab.utils.ranges import Count, check_ranges
-from ddpm_lab.utils.safe_load import find_non_finite, list_checkpoints
+from ddpm_lab.utils.safe_load import BEST, find_non_finite, list_checkpoints
 
 LOG = logging.getLogger(__name__)
 MAX_FAILURES = 3
@@ -50,23 +51,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 @check_ranges
-class Checkpoints(L.Callback):
+class Checkpoints(Monitor):
     """Saves `checkpoints/step-N.ckpt` every `every` optimizer steps and when training stops.
 
-    The last `keep` checkpoints are kept. Stateful callbacks come before this one, and those that
+    The last `keep` checkpoints are kept, and `best.ckpt`, that of the best value of the metric
+    `best`, if it is not None. Stateful callbacks come before this one, and those that
     evaluate the model after it. On resume, the latter catch up on the saved step.
 
     A failed save is logged. Raises ResourceError at the last step or the third failure in a row.
     Raises DivergenceError for non-finite numbers.
     """
 
+    argument = "best"
     run_id: str | None = None
     """Id of the run, stored in its checkpoints"""
     _max_steps: int | None = None
     """The trainer's value, restored when training starts"""
 
-    def __init__(self, every: Count = 200, keep: Count = 2) -> None:
-        self.every, self.keep = every, keep
+    def __init__(self, every: Count = 200, keep: Count = 2, best: str | None = None) -> None:
+        self.every, self.keep, self.metric = every, keep, best
         self.files = AtomicCheckpointIO()
         self.seconds = 0.0
         self._failures = self._step = self._saved = 0
@@ -110,6 +113,12 @@ class Checkpoints(L.Callback):
     ) -> None:
         if self._between_steps and trainer.world_size == 1:  # other processes may be mid-step
             self._save(trainer)
+
+    def observe(self, trainer: L.Trainer, improved: bool) -> None:
+        if improved:
+            trainer.save_checkpoint(self.folder / BEST)
+            if error := trainer.strategy.broadcast(self.files.error):
+                LOG.warning("step %d: %s could not be saved (%s)", self._step, BEST, error)
 
     def _stop_requested(self, trainer: L.Trainer, due: bool) -> bool:
         if trainer.world_size == 1:
@@ -159,9 +168,11 @@ class Checkpoints(L.Callback):
         set_end_of_batch(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds + time.monotonic() - self._started}
+        seconds = self.seconds + time.monotonic() - self._started
+        return {**super().state_dict(), "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         self.seconds = state_dict["seconds"]
 
     def on_load_checkpoint(

@@ -3,9 +3,10 @@
 import csv
 import io
 import logging
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from ddpm_lab.callbacks.lightning_internals import csv_rows
 from ddpm_lab.utils.atomic_io import write_text
 from ddpm_lab.utils.errors import CLIError, escape_control
+from ddpm_lab.utils.safe_load import BEST, list_checkpoints
 
 LOG = logging.getLogger(__name__)
+UNNAMED = ("hydra", "logger", "resume", "trust", "trainer.default_root_dir", "-")
+"""First words of overrides that are not in the name of a run"""
 
 
 @contextmanager
@@ -51,18 +55,27 @@ def _call_optional(logger: Logger, method: Callable[..., Any], *args: Any, **kwa
 
 
 def wandb(
-    save_dir: str, project: str = "ddpm-lab", name: str | None = None, group: str | None = None
+    save_dir: str,
+    project: str = "ddpm-lab",
+    name: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    checkpoints: bool = False,
 ) -> WandbLogger | None:
-    """Return a logger of a run from `start_wandb`, or log a line and return None on errors."""
-    id_file = Path(save_dir, "wandb", "id.txt")  # resume continues the same W&B run
+    """Return a logger of a run from `start_wandb`, or log a line and return None on errors.
+
+    With `checkpoints`, `log_checkpoints` uploads checkpoints at the end.
+    """
+    run_id = read_wandb_id(save_dir)  # resume continues the same W&B run
+    if "WANDB_SWEEP_ID" in os.environ:  # the agent has chosen the id
+        run_id = os.environ.get("WANDB_RUN_ID", run_id)
     try:
-        text = id_file.read_text("ascii", "replace") if id_file.is_file() else ""
-        run_id = text if re.fullmatch(r"[a-z0-9]{4,64}", text) else None
         run = start_wandb(
             dir=save_dir,
             project=project,
             name=name or Path(save_dir).name,
             group=group,
+            tags=[*tags],
             id=run_id,
             resume="allow",
         )
@@ -71,16 +84,57 @@ def wandb(
         logger = WandbLogger(
             save_dir=save_dir, project=project, offline=run.offline, experiment=run
         )
+        vars(logger)["uploads"] = checkpoints
     except CLIError:
         raise
     except Exception as error:
         LOG.warning("W&B: %s; continuing without it", _one_line(error))
         return None
-    if run.id and not run_id:
+    if run.id and run.id != read_wandb_id(save_dir):
         with suppress(OSError):
-            id_file.parent.mkdir(exist_ok=True)
-            id_file.write_text(run.id)
+            write_text(_id_file(save_dir), run.id)
     return logger
+
+
+def read_wandb_id(save_dir: str | Path) -> str | None:
+    """Return the id of the W&B run of the run directory `save_dir`; None without one."""
+    file = _id_file(save_dir)
+    text = ""
+    with suppress(OSError):
+        text = file.read_text("ascii", "replace") if file.is_file() else ""
+    return text if re.fullmatch(r"[a-z0-9]{4,64}", text) else None
+
+
+def _id_file(save_dir: str | Path) -> Path:
+    return Path(save_dir, "wandb", "id.txt")
+
+
+def run_name(overrides: Sequence[str]) -> str | None:
+    """Return a short name for a run with these overrides of train.py; None without any."""
+    words = [word for word in overrides if "=" in word and not word.startswith(UNNAMED)]
+    return " ".join(word.lstrip("+~") for word in words)[:80] or None
+
+
+def log_protocol(loggers: Sequence[Logger], protocol: dict[str, Any]) -> None:
+    """Add the settings that the metrics depend on to the summary of the W&B run."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and not has_failed(logger):
+            with optional(logger):
+                logger.experiment.summary.update({"protocol": protocol})
+
+
+def log_checkpoints(loggers: Sequence[Logger], run: Path) -> None:
+    """Upload the last and the best checkpoint of `run` to W&B, as a run for `run=DIR`."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and vars(logger)["uploads"]:
+            with optional(logger):
+                files = [*list_checkpoints(run / "checkpoints")[:1], run / "checkpoints" / BEST]
+                files += [run / "config.yaml", run / "run.json"]
+                artifact = wb.Artifact(f"run-{logger.experiment.id}", "model")
+                for file in files:
+                    if file.is_file():
+                        artifact.add_file(str(file), str(file.relative_to(run)))
+                logger.experiment.log_artifact(artifact)
 
 
 def start_wandb(**options: Any) -> wb.Run:

@@ -10,7 +10,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
+from ddpm_lab.callbacks.loggers import log_protocol
 from ddpm_lab.callbacks.periodic import Periodic, log_metrics
+from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.ode_nll import OdeNLL
 from ddpm_lab.evaluation.sample_quality import SampleQuality
@@ -20,7 +22,7 @@ from ddpm_lab.utils.errors import prefix_errors
 from ddpm_lab.utils.ranges import Count, check_ranges
 
 LOG = logging.getLogger(__name__)
-LOGGED = ("fid", "fid_infinity", "intra_fid", "class_accuracy")
+LOGGED = ("fid", "fid_infinity", "intra_fid", "inception_score", "class_accuracy")
 
 
 class ODELikelihood(L.Callback):
@@ -63,10 +65,28 @@ class FID(Periodic):
     def setup(self, trainer: L.Trainer, pl_module: Diffusion, stage: str) -> None:
         try:
             with prefix_errors("extractor"):
-                self.metric.loaded_extractor.check(pl_module.shape)
+                extractor = self.metric.loaded_extractor
+                extractor.check(pl_module.shape)
+                extractor.ready(datamodule(trainer).train)  # and its errors precede training
             self.available = True
         except ValueError as error:
             LOG.info("FID will not be measured: %s", error)
+
+    def measured(self, system: Diffusion, data: Data) -> list[str]:
+        if self.every is None:
+            return []
+        try:
+            extractor = self.metric.loaded_extractor
+            extractor.check(system.shape)
+        except ValueError:
+            return []
+        names, classes = ["fid"], extractor.train is not None
+        if extractor.logits is not None or classes:
+            names.append("inception_score")
+        if extractor.classifier is not None or classes:
+            conditions = system.pipeline.make_conditions(2, images=data.test)
+            names += ["class_accuracy", "intra_fid"] if "label" in conditions else []
+        return names
 
     def samples(self) -> int:
         return self.metric.count if self.available else 0
@@ -77,4 +97,7 @@ class FID(Periodic):
         weights, pipeline = ema_or_raw(trainer, system)
         self.result = self.metric.compute(Cascade([pipeline]), datamodule(trainer), weights)
         metrics = {f"eval/{key}": self.result[key] for key in LOGGED if key in self.result}
+        errors = self.result["standard_error"]
+        metrics |= {f"eval/{key}_error": errors[key] for key in LOGGED if key in errors}
         log_metrics(trainer, metrics)
+        log_protocol(trainer.loggers, self.result["protocol"])

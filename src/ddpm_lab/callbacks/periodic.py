@@ -10,15 +10,21 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ddpm_lab.callbacks.lightning_internals import callbacks
 from ddpm_lab.callbacks.loggers import optional
+from ddpm_lab.callbacks.monitor import Monitor
+from ddpm_lab.data.module import Data
 from ddpm_lab.utils.errors import RESOURCE_ERRNOS
 
 LOG = logging.getLogger(__name__)
 
 
 def log_metrics(trainer: L.Trainer, metrics: dict[str, float]) -> None:
+    """Send metrics to the loggers and to the callbacks that follow one."""
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step)
+    for monitor in (each for each in callbacks(trainer) if isinstance(each, Monitor)):
+        monitor.receive(trainer, metrics)
 
 
 def log_image(trainer: L.Trainer, name: str, file: Path) -> None:
@@ -55,6 +61,10 @@ class Periodic(L.Callback, ABC):
     def samples(self) -> int:
         """Return the number of samples per call of `run`."""
         return 0
+
+    def measured(self, system: Any, data: Data) -> list[str]:
+        """Return the metrics that `run` logs during training, without eval/."""
+        return []
 
     def run_count(self, steps: int) -> int:
         """Return the number of calls of `run` in the next `steps` steps and at the end."""

@@ -58,7 +58,7 @@ class Reconstructions(Periodic):
         try:
             extractor = self.load_extractor()
             extractor.check(pl_module.autoencoder.shape)
-            self.extractor = extractor
+            self.extractor = extractor.ready(datamodule(trainer).train)
         except ValueError as error:
             LOG.info("rFID will not be measured: %s", error)
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ddpm_lab.cli.evaluate_sweep import evaluate_sweep
-from ddpm_lab.config.instantiate import build
+from ddpm_lab.config.instantiate import build, check_settings
 from ddpm_lab.evaluation.metrics import FeatureMetric, Metric, Results
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.reports.terminal import key_value_table
@@ -107,6 +107,23 @@ def _measure(
             files += metric.save_figures(partial_results.parts[name], out)
         partial_results.close()
         LOG.info("%s\n  saved in %s", key_value_table(rows), ", ".join(map(str, files)))
+        if config.wandb:
+            _log_to_wandb(config, run, results)
+
+
+def _log_to_wandb(config: DictConfig, run: RunDir, results: Results) -> None:
+    """Add the metrics to the summary of the W&B run of the training, or of a new W&B run."""
+    from ddpm_lab.callbacks import loggers
+
+    settings = run.config.logger.get("wandb") or {}
+    wandb_run = loggers.start_wandb(
+        dir=config.out,
+        project=settings.get("project", "ddpm-lab"),
+        id=loggers.read_wandb_id(config.run),
+        resume="allow",
+    )
+    wandb_run.summary.update({f"evaluate/{key}": value for key, value in results.items()})
+    loggers.finish()
 
 
 def available_metrics(config: DictConfig) -> dict[str, Any]:
@@ -122,6 +139,11 @@ def available_metrics(config: DictConfig) -> dict[str, Any]:
         raise UserError(
             f"metrics={metrics} cannot be combined with sweep={config.sweep}, which measures FID, "
             "precision and recall; try metrics=null"
+        )
+    check_settings(config, {"wandb": bool})
+    if config.wandb and config.sweep is not None:
+        raise UserError(
+            f"wandb=true is for one evaluation, not for sweep={config.sweep}; try wandb=false"
         )
     if config.sweep is None and config["values"] is not None:
         raise UserError(f"values={config['values']} needs sweep=KEY; try sweep=guidance.w")

@@ -1,4 +1,4 @@
-"""python share.py RUN TARGET [weights=ema|raw]"""
+"""python share.py RUN TARGET [weights=ema|raw] [checkpoint=best]"""
 
 import sys
 from pathlib import Path
@@ -11,20 +11,22 @@ from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.runs import run_config, run_record
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
 from ddpm_lab.runs.shared_folder import make_target, write_folder
-from ddpm_lab.runs.weights import read_weights
+from ddpm_lab.runs.weights import read_weights, select_state
 from ddpm_lab.utils.errors import CLIError, UserError, escape_control
 from ddpm_lab.utils.shell import script_command
 
 HELP = """Export a run as weights and configuration:
 
-    {share} RUN TARGET [weights=ema|raw]
+    {share} RUN TARGET [weights=ema|raw] [checkpoint=best]
 
 TARGET is a new directory with config.yaml, run.json (the id of the run, a fingerprint of its data
 and the environment of its training) and weights.safetensors, without code. It is read like a run:
 
     {sample} run=TARGET
 
-The default is weights=ema if the run has averaged weights."""
+The default is weights=ema if the run has averaged weights, and the newest checkpoint."""
+OPTIONS = {"weights=ema", "weights=raw", "checkpoint=newest", "checkpoint=best"}
+"""Words after RUN and TARGET"""
 NEXT = {
     "Diffusion": ("sample", "run={}"),
     "AutoencoderSystem": ("train", "codec=autoencoder codec.run={}"),
@@ -36,21 +38,16 @@ NEXT = {
 """Command and overrides that use a share, by system"""
 
 
-def share(run: str, target: Path, weights: str | None = None) -> None:
+def share(run: str, target: Path, weights: str | None = None, checkpoint: str = "newest") -> None:
     """Write the averaged or raw `weights` and the configuration of `run` to `target`.
 
-    Raises UserError if `run` does not have the weights or `target` exists.
+    `checkpoint` is "newest" or "best". Raises UserError if `run` does not have the weights or
+    `target` exists.
     """
     run_config.load_config(run)  # raises UserError unless it is a run directory
     config = load_saved_config(Path(run, "config.yaml"), TRUSTED)  # with paths as typed
-    content, _ = read_weights(run)
-    average = content["callbacks"].get("EMA", {}).get("average")
-    weights = weights or ("raw" if average is None else "ema")
-    if weights not in ("ema", "raw") or (weights == "ema" and average is None):
-        raise UserError(f"weights={weights}: run={run} does not have them; try weights=raw")
-    state = content["state_dict"]
-    if weights == "ema":
-        state |= {f"denoiser.{name}": value for name, value in average.items()}
+    content, _ = read_weights(run, checkpoint)
+    state, weights = select_state(content, run, weights)
     file = write_folder(
         make_target(target),
         config,
@@ -80,14 +77,12 @@ def main() -> None:
     if arguments in (["--help"], ["-h"]):
         print(help)
         return
-    if not 2 <= len(arguments) <= 3 or not all(
-        word.startswith("weights=") for word in arguments[2:]
-    ):
+    if len(arguments) < 2 or not {*arguments[2:]} <= OPTIONS:
         print(help, file=sys.stderr)
         sys.exit(UserError.status)
-    run, target, *weights = arguments
+    run, target, *words = arguments
     try:
-        share(run, Path(target), *(word.removeprefix("weights=") for word in weights))
+        share(run, Path(target), **dict(word.split("=") for word in words))
     except CLIError as error:
         print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
         sys.exit(error.status)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from ddpm_lab.callbacks.checkpoints import Checkpoints
 from ddpm_lab.callbacks.ema import EMA
 from ddpm_lab.callbacks.forecast import Forecast
-from ddpm_lab.callbacks.loggers import finish, has_failed, make_optional
+from ddpm_lab.callbacks.loggers import finish, has_failed, log_checkpoints, make_optional, run_name
 from ddpm_lab.callbacks.model_metrics import FID, ODELikelihood
 from ddpm_lab.callbacks.progress import Progress
 from ddpm_lab.callbacks.reconstructions import Reconstructions
@@ -92,9 +92,9 @@ def train(config: DictConfig, overrides: Sequence[str] | None, home: Path | None
 def _train(
     config: DictConfig, overrides: Sequence[str] | None, run: Path, checkpoint: Path | None
 ) -> None:
+    validate_settings(config)
     if config.get("init") is not None and checkpoint is None:
         init_weights.adopt_model(config)
-    validate_settings(config)
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch's optimizers query the GPU at each step
     torch.manual_seed(config.seed)
@@ -125,7 +125,7 @@ def _train(
         environment = provenance.environment(trainer.strategy.root_device)
         saving.run_id = run_record.write_record(run, fingerprint, environment)
         trusted_paths.add_trusted_paths(config)
-        _add_loggers(trainer, config, environment)
+        _add_loggers(trainer, config, environment, run)
     training = Training(config, run, data, system, trainer, saving, checkpoint)
     _log_start(training)
     _fit(training)
@@ -149,8 +149,16 @@ def _callbacks(config: DictConfig) -> dict[str, Callback]:
     return first | callbacks
 
 
-def _add_loggers(trainer: Trainer, config: DictConfig, environment: Environment) -> None:
+def _add_loggers(
+    trainer: Trainer,
+    config: DictConfig,
+    environment: Environment,
+    run: Path,
+) -> None:
     """Attach the loggers after all checks, so that a mistake leaves no W&B run."""
+    config = config.copy()
+    if "wandb" in config.logger and config.logger.wandb.get("name") is None:
+        config.logger.wandb.name = run_name(typed_overrides(run))
     loggers = [logger for logger in build(config, "logger").values() if logger is not None]
     trainer.loggers = [make_optional(logger) for logger in loggers]
     settings = redact(config) | {"environment": environment}
@@ -191,6 +199,7 @@ def _fit(training: Training) -> None:
     try:
         with watchdog.monitor(training.config.hang_timeout, run / "hang.txt"):
             training.trainer.fit(system, DataModule(training.data), ckpt_path=checkpoint)
+        log_checkpoints(training.trainer.loggers, run)
     except DivergenceError as error:
         last = next(iter(list_checkpoints(run / "checkpoints")), "none")
         raise DivergenceError(f"{error}; the last checkpoint is {last}") from error
@@ -227,22 +236,24 @@ def _resume_hint(training: Training) -> str:
 
 def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     """Write metrics.json; log the metrics and the next commands."""
-    system, steps = training.system, training.trainer.global_step
+    system, steps, saving = training.system, training.trainer.global_step, training.saving
     fid = _result(callbacks, FID)
     ode_nll = _result(callbacks, ODELikelihood)
     reconstruction = _result(callbacks, Reconstructions)
-    seconds = training.saving.state_dict()["seconds"]
+    seconds = saving.state_dict()["seconds"]
     cost = {"steps": steps, "seconds": seconds, "parameters": _num_parameters(system)}
     validation = {
         name.removeprefix("val/"): value for name, value in system.validation_metrics.items()
     }
+    if saving.best is not None:
+        cost["best"] = {"metric": saving.metric, "value": saving.best, "step": saving.best_step}
     if system.zero_loss is not None:
         cost["zero_loss"] = system.zero_loss
     if "loss" in validation:
         cost["val_loss"] = validation.pop("loss")
     metrics = {
         **validation,  # on some held-out samples; the metrics below use all
-        "run_id": training.saving.run_id,
+        "run_id": saving.run_id,
         **fid,
         **reconstruction,
         **({"ode_nll": ode_nll} if ode_nll else {}),
@@ -262,6 +273,9 @@ def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     if skipped := int(system.skips.counts[0]):
         remark += f"; {skipped} steps skipped because of non-finite gradients"
     rows.append(("training", f"{seconds:.0f} s", remark))
+    if saving.best is not None:
+        remark = f"its {saving.metric} is {saving.best:.4g}; to use it: checkpoint=best"
+        rows.append(("best checkpoint", f"step {saving.best_step}", remark))
     raw = "" if _find(callbacks, EMA) or not isinstance(system, Diffusion) else " weights=raw"
     suffix = f"{raw}{_trust(training.config)}"
     LOG.info("%s\n%s", key_value_table(rows), _next_steps(training, bool(fid), suffix))

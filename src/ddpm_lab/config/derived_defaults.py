@@ -12,7 +12,7 @@ from ddpm_lab.data.image_transform import to_resolution
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.utils.errors import prefix_errors
+from ddpm_lab.utils.errors import UserError, prefix_errors
 
 LOG = logging.getLogger(__name__)
 MANY = 20_000
@@ -21,6 +21,8 @@ STEPS = ((8, 800), (16, 1500), (32, 2500))
 """(maximum resolution, optimizer steps)"""
 LONGEST = 4000
 """Optimizer steps for larger images"""
+COARSEST = 32
+"""Maximum side of the coarsest level, whose attention takes time proportional to side^4"""
 RATE, WIDTH_RATE = 4e-3, 0.256
 """The learning rate is WIDTH_RATE / (channels of the widest level), at most RATE"""
 
@@ -45,7 +47,10 @@ def fill_defaults(config: DictConfig, data: Data) -> None:
         }
         if any(_is_null(config, f"model.{key}") for key in ("channels", "multipliers", "blocks")):
             channels = max(_sizes(config.model.get("channels")), default=None)
-            network = unet_size(_shape(config, data)[1:], many, channels)
+            size = _shape(config, data)[1:]
+            network = unet_size(size, many, channels)
+            if _is_null(config, "model.multipliers"):
+                _check_coarsest(config, size, len(network["multipliers"]) - 1)
             values |= {f"model.{key}": value for key, value in network.items()}
     values = {key: value for key, value in values.items() if _is_null(config, key)}
     for key, value in values.items():
@@ -76,6 +81,25 @@ def unet_size(size: Sequence[int], many: bool, channels: int | None = None) -> d
         "multipliers": [min(2**level, limit) for level in range(halvings + 1)],
         "blocks": 1,
     }
+
+
+def _check_coarsest(config: DictConfig, size: Sequence[int], halvings: int) -> None:
+    """Raise UserError for images (H, W) that cannot be halved often enough for a U-Net."""
+    side = min(size)
+    if side // 2**halvings <= (COARSEST if halvings else 8):
+        return
+    factor = 2 ** max(2, (side - 1).bit_length() - 5)
+    lower = [one // factor * factor for one in size]
+    sizes = [_compact(to_resolution(*(one + more for one in lower))) for more in (factor, 0)]
+    convert = "data.convert=true " if config.data.get("convert") is False else ""
+    hint = f"{convert}data.resolution={' or '.join(sizes)}, or "
+    levels = ",".join(["1", *["2"] * halvings])
+    odd = next(one // 2**halvings for one in size if one // 2**halvings % 2)
+    raise UserError(
+        f"model.multipliers=null: the default network halves {size[1]}x{size[0]} images until they "
+        f"are small, but {odd} is odd; try {hint if 'resolution' in config.data else ''}"
+        f"model.multipliers=[{levels}]"
+    )
 
 
 def training_steps(shape: Sequence[int], many: bool) -> int:

@@ -14,6 +14,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.callbacks.monitor import Monitor
+from ddpm_lab.callbacks.periodic import Periodic
 from ddpm_lab.config.instantiate import check_settings
 from ddpm_lab.config.messages import suggest
 from ddpm_lab.data.datasets import Points
@@ -55,6 +57,9 @@ SETTINGS = {
     "seed": NonNegativeInt,
     "compile": Literal["default", "reduce-overhead", "max-autotune"] | None,
     "hang_timeout": Positive | None,
+    "init_checkpoint": Literal["newest", "best"],
+    "init_replace": list[str],
+    "init_weights": Literal["ema", "raw"] | None,
     "optimizer.lr": Positive | None,
     "optimizer.weight_decay": NonNegative | None,
     "trainer.accelerator": Literal["cpu", "gpu", "cuda", "mps", "auto"],
@@ -67,8 +72,8 @@ SETTINGS = {
 """Types and ranges of keys"""
 BFLOAT16 = ("bf16-mixed", "bf16")
 PRECISIONS = ("32-true", "32", 32, *BFLOAT16)
-COPIES = 12
-"""Copies of the weights on disk: three checkpoints of weights, average and two moments of Adam"""
+COPIES = 16
+"""Copies of the weights on disk: four checkpoints of weights, average and two moments of Adam"""
 
 
 def check_keys(trainer: DictConfig) -> None:
@@ -152,6 +157,7 @@ def validate(
 ) -> None:
     """Validate the objects before the trainer is built. Raises UserError and ResourceError."""
     _check_callbacks(callbacks, system, data)
+    _check_monitors(config, callbacks, system, data)
     if config.compile is not None and system.compile_target is None:
         raise UserError(
             f"compile={config.compile} is not supported by this system; try compile=null"
@@ -231,3 +237,22 @@ def _check_callbacks(callbacks: Mapping[str, Callback], system: BaseSystem, data
         if subject not in getattr(callback, "supports", (subject,)):
             kind = type(callback).__name__
             raise UserError(f"callbacks: {kind} is not for {subject}; try callbacks={choice}")
+
+
+def _check_monitors(
+    config: DictConfig, callbacks: Mapping[str, Callback], system: BaseSystem, data: Data
+) -> None:
+    """Raise UserError for a callback that follows a metric that is not measured in training."""
+    interval = config.trainer.get("val_check_interval")
+    validated = interval is not None and interval < config.trainer.max_steps
+    measured = [*system.validated] if validated else []
+    for callback in callbacks.values():
+        if isinstance(callback, Periodic) and (callback.every or 0) < config.trainer.max_steps:
+            measured += callback.measured(system, data)
+    for name, callback in callbacks.items():
+        if isinstance(callback, Monitor) and callback.metric not in (None, *measured):
+            raise UserError(
+                f"callbacks.{name}.{callback.argument}={callback.metric} is not measured during "
+                f"training (measured: {', '.join(measured) or 'nothing'}); try "
+                "callbacks.fid.every=100, or trainer.val_check_interval=100 for loss"
+            )

@@ -211,7 +211,7 @@ def _resized(pixels: Tensor, resolution: int) -> Tensor:
     if resolution < 1 or 32 % resolution:
         raise ValueError(
             f"resolution must be {side}, the size of the images, or a divisor of 32 (got "
-            f"{resolution}); try 32"
+            f"{resolution}); try {side if side == 32 else f'{side} or 32'}"
         )
     padded = F.pad(pixels, 4 * [(32 - side) // 2])
     return F.avg_pool2d(padded.float(), 32 // resolution).round().byte()

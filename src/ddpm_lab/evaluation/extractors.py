@@ -1,6 +1,7 @@
 """Feature extractors of FID."""
 
 import hashlib
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +11,20 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from ddpm_lab.data.datasets import Split, head
+from ddpm_lab.evaluation.cache import cache_dir, cached
+from ddpm_lab.evaluation.small_cnn import SmallCNN, make_classifier, train_classifier
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.utils.safe_load import sha256_of_file
+from ddpm_lab.utils.safe_load import (
+    load_tensors,
+    save_tensors,
+    sha256_of_file,
+    sha256_of_tensors,
+    sha256_of_text,
+)
+
+VERSION = 1
+"""Version of the training of `trained`"""
 
 
 class Extractor(NamedTuple):
@@ -29,6 +42,12 @@ class Extractor(NamedTuple):
     """Map from features to logits (N, K) of its training classes, for the inception score"""
     resize: str = "none"
     """Name of the resizing, for the protocol"""
+    train: "Callable[[Split], Extractor] | None" = None
+    """Function of the training images that returns the extractor; None if it is ready"""
+
+    def ready(self, images: Split) -> "Extractor":
+        """Return the extractor for data with the training `images`. Raises UserError."""
+        return self if self.train is None else self.train(images)
 
     def to(self, device: torch.device) -> "Extractor":
         for network in (self.features, self.classifier, self.logits):
@@ -41,51 +60,53 @@ class Extractor(NamedTuple):
         self.features(torch.zeros(2, *shape, dtype=torch.uint8))
 
 
-class DigitsFeatures(nn.Module):
-    """A small CNN for 1x8x8 digits, trained by `scripts/train_digits_classifier.py`."""
-
-    num_features = 64
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Dropout(0.3),
-            nn.Linear(256, 64),
-            nn.ReLU(),
-        )
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map images (N, 1, 8, 8) uint8 to features (N, 64)."""
-        if pixels.shape[1:] != (1, 8, 8):
-            size = "x".join(map(str, pixels.shape[1:]))
-            raise UserError(
-                f"extractor=digits takes images of 1x8x8 (got {size}); try extractor=inception"
-            )
-        return self.body(pixels.float() / 127.5 - 1)
-
-
 def digits() -> Extractor:
     """Return the packaged CNN for digits."""
     content = files("ddpm_lab.evaluation").joinpath("digits.safetensors").read_bytes()
-    network = nn.ModuleDict({"features": DigitsFeatures(), "classifier": nn.Linear(64, 10)})
-    network.load_state_dict(load(content))
+    return _small_cnn("digits", hashlib.sha256(content).hexdigest(), load(content), (1, 8, 8))
+
+
+def trained() -> Extractor:
+    """Return a small CNN that is trained on the training images and labels, once for each data set.
+
+    The weights are cached under the hash of images and labels.
+    """
+    return Extractor("trained", "", _UntrainedFeatures(), None, train=_train)
+
+
+class _UntrainedFeatures(nn.Module):
+    """A stand-in for `Extractor.check`: a network for any images that `trained` takes."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return SmallCNN(tuple(pixels.shape[1:]))(pixels)
+
+
+def _train(images: Split) -> Extractor:
+    images = head(images)
+    if images.labels is None:
+        raise UserError(
+            "extractor=trained learns from labels, and these images have none; try "
+            "extractor=inception"
+        )
+    classes = int(images.labels.max()) + 1
+    key = f"{VERSION} {images.digest()}"
+    state = cached(
+        cache_dir() / f"extractor-{sha256_of_text(key)}.safetensors",
+        lambda: train_classifier(images, classes).state_dict(),
+        lambda file: load_tensors(file)[0],
+        save_tensors,
+    )
+    return _small_cnn("trained", sha256_of_tensors(state), state, images.shape)
+
+
+def _small_cnn(
+    name: str, digest: str, state: Mapping[str, Tensor], shape: tuple[int, ...]
+) -> Extractor:
+    network = make_classifier(shape, len(state["classifier.bias"]), name)
+    network.load_state_dict(state)
     network.requires_grad_(False).eval()
     classifier = network["classifier"]
-    return Extractor(
-        "digits", hashlib.sha256(content).hexdigest(), network["features"], classifier, classifier
-    )
+    return Extractor(name, digest, network["features"], classifier, classifier)
 
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -133,7 +154,8 @@ def inception(weights: str | None = None) -> Extractor:
         except (URLError, OSError, RuntimeError) as error:
             raise ValueError(
                 f"weights=null: the download failed ({error}); save {INCEPTION}, whose SHA-256 "
-                f"begins with 6726825d, as {file}, or set extractor.weights=FILE"
+                f"begins with 6726825d, as {file}, or set extractor.weights=FILE; for images with "
+                "labels, extractor=trained needs no file"
             ) from error
     if not file.is_file():
         raise ValueError(f"weights={weights} is not a file; the usual name is {INCEPTION}")
@@ -156,6 +178,6 @@ def inception(weights: str | None = None) -> Extractor:
 def none() -> Extractor:
     """Raise UserError; the default of data without an extractor."""
     raise UserError(
-        "extractor=none has no features; try extractor=inception, or extractor=digits for 1x8x8 "
-        "digits"
+        "extractor=none has no features; try extractor=inception, or extractor=trained for images "
+        "with labels"
     )

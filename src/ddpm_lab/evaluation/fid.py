@@ -2,10 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from tqdm import tqdm
 from ddpm_lab.data.datasets import Images, InMemorySplit, Split
 from ddpm_lab.data.module import read_batches
 from ddpm_lab.diffusion.rng import make_generator
+from ddpm_lab.evaluation.cache import cache_dir, cached
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.metrics import FeatureMetric, Results
 from ddpm_lab.evaluation.statistics import (
@@ -47,12 +46,6 @@ VERSION = 2
 """Version of the cache"""
 IndexedBatches = Iterable[tuple[Tensor, InMemorySplit]]
 """Sample numbers (B,) and batch"""
-T = TypeVar("T")
-
-
-def cache_dir() -> Path:
-    """Return the cache of reference statistics: $DDPM_LAB_CACHE, or ~/.cache/ddpm-lab."""
-    return Path(os.environ.get("DDPM_LAB_CACHE") or "~/.cache/ddpm-lab").expanduser()
 
 
 def indexed_batches(split: Split, size: int = 500) -> Iterator[tuple[Tensor, InMemorySplit]]:
@@ -85,7 +78,7 @@ class FIDEvaluator:
         self.data_sha256 = reference.digest()
         key = f"{VERSION} {self.data_sha256} {extractor.name} {extractor.sha256}"
         self.digest = sha256_of_text(f"{key} {bool(feature_metrics)}")
-        statistics = _cached(
+        statistics = cached(
             cache_dir() / f"{self.digest}.safetensors",
             lambda: self._statistics(reference),
             lambda file: load_tensors(file)[0],
@@ -260,24 +253,4 @@ def baseline_scores(evaluator: FIDEvaluator, other: Split) -> Results:
         }
 
     file = cache_dir() / f"{evaluator.digest[:32]}-{digest[:32]}.json"
-    return _cached(file, compute, read_sealed_json, write_sealed_json)
-
-
-def _cached(
-    file: Path,
-    compute: Callable[[], T],
-    read: Callable[[Path], T],
-    write: Callable[[T, Path], Any],
-) -> T:
-    """Return the content of `file`, or compute it if it is missing or damaged for any process."""
-    content: T | None = None
-    with suppress(OSError, ValueError):
-        content = read(file)
-    if not all(all_gather([content is not None])):
-        content = compute()
-        if is_rank_zero():
-            with suppress(OSError):  # a cache that cannot be written is not an error
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write(content, file)
-    assert content is not None
-    return content
+    return cached(file, compute, read_sealed_json, write_sealed_json)

@@ -68,7 +68,7 @@ class SampleQuality(Metric):
 
     @cached_property
     def loaded_extractor(self) -> Extractor:
-        """The feature extractor. Raises ValueError if it is not available."""
+        """The feature extractor, before training. Raises ValueError if it is not available."""
         return self.extractor()
 
     def check(self, cascade: Cascade) -> None:
@@ -100,7 +100,9 @@ class SampleQuality(Metric):
         splits = {"train": head(data.train), "test": data.test}
         reference = splits.pop(self.split)
         (other,) = splits.values()
-        pipeline, extractor = cascade.stages[-1], self.loaded_extractor
+        pipeline = cascade.stages[-1]
+        with prefix_errors("extractor"):
+            extractor = self.loaded_extractor.ready(data.train)
         evaluator = FIDEvaluator(extractor, reference, self.feature_metrics, pipeline.device)
         baselines = baseline_scores(evaluator, other)
         conditions = cascade.stages[0].make_conditions(self.count, images=data.test)

@@ -43,6 +43,12 @@ def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
     return widths
 
 
+def max_halvings(shape: tuple[int, ...]) -> int:
+    """Return how many times both sides of images (C, H, W) can be halved."""
+    side = math.gcd(*shape[1:])
+    return (side & -side).bit_length() - 1
+
+
 def level_shapes(shape: tuple[int, ...], multipliers: Sequence[float]) -> list[tuple[int, int]]:
     """Return (H, W) of each level. Raises ValueError if images cannot be halved that many times."""
     check_image_shape(shape)
@@ -51,9 +57,10 @@ def level_shapes(shape: tuple[int, ...], multipliers: Sequence[float]) -> list[t
     if indivisible := [size for size in shape[1:] if size % factor]:
         low = indivisible[0] // factor * factor
         sizes = " or ".join(str(n) for n in (low, low + factor) if n)
+        fewer = ",".join(f"{number:g}" for number in multipliers[: 1 + max_halvings(shape)])
         raise ValueError(
             f"multipliers={list(multipliers)} halves images {halvings} times, which {shape[1]}x"
-            f"{shape[2]} does not allow; try a resolution of {sizes}, or fewer multipliers"
+            f"{shape[2]} does not allow; try multipliers=[{fewer}], or a resolution of {sizes}"
         )
     return [(shape[1] // 2**i, shape[2] // 2**i) for i in range(len(multipliers))]
 

@@ -90,10 +90,13 @@ class UNetBase(nn.Module):
             attended = resolutions[-1:]
         else:
             attended = resolutions if self.attention == "all" else [*map(int, self.attention)]
-        if absent := {size for size in attended if size <= self.shape[1]} - {*resolutions}:
+        within = [size for size in attended if size <= self.shape[1]]
+        if absent := {*within} - {*resolutions}:
+            near = {str(min(resolutions, key=lambda other: abs(other - size))) for size in within}
+            hint = ",".join(sorted(near, key=int, reverse=True))
             raise ValueError(
                 f"attention={attended}: resolution {min(absent)} does not occur; images of "
-                f"{self.shape[1]}x{self.shape[2]} reach {resolutions}; try attention=null"
+                f"{self.shape[1]}x{self.shape[2]} reach {resolutions}; try attention=[{hint}]"
             )
         attention = [resolution in attended for resolution in resolutions]
         self.levels = list(zip(self.widths, attention, strict=True))

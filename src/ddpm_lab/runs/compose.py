@@ -27,7 +27,7 @@ ARGUMENTS = {
         *("run", "cascade", "mode", "count", "label", "text", "seed", "batch_size"),
         *("input", "frames", "out", "hydra"),
     ),
-    "evaluate": ("run", "cascade", "sweep", "values", "out", "hydra"),
+    "evaluate": ("run", "cascade", "sweep", "values", "wandb", "out", "hydra"),
 }
 """Keys of a command for which Python has arguments and methods"""
 

@@ -1,6 +1,6 @@
 """init=DIR: a new run that starts from the weights of another."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,57 +10,96 @@ from torch import Tensor
 from ddpm_lab.runs import resume, weights
 from ddpm_lab.runs.run_config import load_config
 from ddpm_lab.systems.base import BaseSystem
-from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.errors import UserError, join_first
 
 OWN = ("timestep_sampler.", "codec.")
 """Parts of the state that a new run computes from its own data"""
-MEANING = ("system", "prediction", "variance", "conditioner", "codec")
+MEANING = ("system", "codec")
 """Groups that determine the meaning of weights and must be the same in both runs"""
+OUTPUT_MEANING = ("prediction", "variance")
+"""Groups that determine the meaning of the output, unless its layer `last` is replaced"""
+CONTAINERS = {"denoiser", "classifier", "autoencoder", "network", "encoder"}
+"""First parts of parameter names that say nothing about the layer"""
 
 
 def adopt_model(config: DictConfig) -> None:
     """Replace nulls in `config.model` by the values of the run `config.init`."""
-    with _rename_key(str(config.init)):
+    with _rename_keys(str(config.init)):
         saved = load_config(str(config.init))
     resume.adopt_derived(config, saved, ("model",))
 
 
 def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
-    """Load the weights of `config.init`, averaged if available, and return a log line."""
-    run = str(config.init)
-    with _rename_key(run):
+    """Load the weights of `config.init` except for `config.init_replace`, and return a report.
+
+    Raises UserError that names the first tensor with another shape in the two runs.
+    """
+    run, replaced = str(config.init), [str(word) for word in config.init_replace]
+    with _rename_keys(run):
         saved = load_config(run)
-        content, file = weights.read_weights(run)
-    for group in MEANING:
-        other, own = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
-        if other != own:
-            raise UserError(f"init={run} was trained with {group}={other}, but this run has {own}")
-    average = content["callbacks"].get("EMA", {}).get("average")
-    averaged = {f"denoiser.{name}": value for name, value in (average or {}).items()}
-    state = {**content["state_dict"], **averaged}
-    actual, expected = _shapes(state), _shapes(system.state_dict())
-    if mismatches := sorted({name for name, _ in actual.items() ^ expected.items()}):
-        first = mismatches[0]
-        shapes = f"{actual.get(first, 'missing')} there, {expected.get(first, 'missing')} here"
+        content, file = weights.read_weights(run, config.init_checkpoint)
+        state, kind = weights.select_state(content, run, config.init_weights)
+    _check_meaning(saved, config, replaced)
+    source, own = _shapes(state), _shapes(system.state_dict())
+    names = {*source, *own}
+    for word in replaced:
+        if not any(_is_part(word, name) for name in names):
+            parts = sorted({_layer(name) for name in names})
+            raise UserError(f"init_replace=[{word}] matches no tensor; parts: {', '.join(parts)}")
+    new = {name for name in names if any(_is_part(word, name) for word in replaced)}
+    if wrong := sorted(name for name in names - new if source.get(name) != own.get(name)):
+        shapes = f"{source.get(wrong[0], 'missing')} there, {own.get(wrong[0], 'missing')} here"
+        layers = sorted({_layer(name) for name in wrong})
         raise UserError(
-            f"init={run}: {len(mismatches)} of {len(expected)} tensors do not fit, such as {first}:"
-            f" {shapes}; {_difference(saved, config)}"
+            f"init={run}: {len(wrong)} of {len(own)} tensors do not fit, such as {wrong[0]}: "
+            f"{shapes}; {_difference(saved, config)}try init_replace=[{','.join(layers)}] to train "
+            "these anew"
         )
     space = "codec._extra_state"
     if content["state_dict"].get(space) != system.state_dict().get(space):
         raise UserError(f"init={run} was trained in different latents; try its codec.run")
-    system.load_state_dict({name: state[name] for name in actual}, strict=False)
-    kind = "averaged" if average is not None or content.get("weights") == "ema" else "raw"
-    return f"starting from the {kind} weights of step {content['global_step']} in {file}"
+    common = names - new
+    system.load_state_dict({name: state[name] for name in common}, strict=False)
+    lines = [
+        f"starting from the {'averaged' if kind == 'ema' else 'raw'} weights of step "
+        f"{content['global_step']} in {file}: {len(common)} of {len(own)} tensors"
+    ]
+    rest = {"new": sorted(new & {*own}), "not used": sorted({*source} - common - {*own})}
+    lines += [f"{label}: {join_first(part, 4)}" for label, part in rest.items() if part]
+    return "; ".join(lines)
 
 
 @contextmanager
-def _rename_key(run: str) -> Iterator[None]:
-    """Make errors about run=DIR name the key init."""
+def _rename_keys(run: str) -> Iterator[None]:
+    """Make errors about run=DIR and weights= name the keys init and init_weights."""
     try:
         yield
     except UserError as error:
-        raise type(error)(str(error).replace(f"run={run}", f"init={run}", 1)) from error
+        message = str(error).replace(f"run={run}", f"init={run}", 1)
+        for key in ("weights", "checkpoint"):
+            message = message.replace(f"{key}=", f"init_{key}=")
+        raise type(error)(message) from error
+
+
+def _check_meaning(saved: DictConfig, config: DictConfig, replaced: Sequence[str]) -> None:
+    """Raise UserError if the same weights would have another meaning in the new run."""
+    for group in (*MEANING, *(() if "last" in replaced else OUTPUT_MEANING)):
+        other, own = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
+        if other != own:
+            new = "; try init_replace=[last]" if group in OUTPUT_MEANING else ""
+            raise UserError(
+                f"init={config.init} was trained with {group}={other}, but this run has {own}{new}"
+            )
+
+
+def _is_part(word: str, name: str) -> bool:
+    """Return True if `word` is a sequence of parts of the dotted `name`."""
+    return f".{word}." in f".{name}."
+
+
+def _layer(name: str) -> str:
+    """Return the layer in the name of a parameter, without its containers."""
+    return next((part for part in name.split(".") if part not in CONTAINERS), name)
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, str]:
@@ -73,8 +112,7 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _difference(saved: DictConfig, config: DictConfig) -> str:
-    """Return a phrase about the difference between the models of two runs."""
+    """Return a clause about the keys in which the networks of two runs differ; "" for none."""
     keys = [key for key, value in saved.model.items() if config.model.get(key) != value]
-    if not keys:
-        return "its data has another shape or other classes"
-    return "its model has " + " ".join(f"model.{key}={saved.model[key]}" for key in keys[:4])
+    text = " ".join(f"model.{key}={saved.model[key]}" for key in keys[:4])
+    return f"its model has {text}; " if text else ""

@@ -38,6 +38,7 @@ FREE = (
     "hang_timeout",
     "extractor",
     "callbacks.checkpoints",
+    "callbacks.early_stopping",
     "callbacks.progress",
     "callbacks.sample_grid",
     "callbacks.fid",

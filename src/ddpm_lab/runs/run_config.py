@@ -102,7 +102,7 @@ def stage_overrides(stage: Any) -> list[str]:
             f"cascade: {stage!r} must be a run, followed by its overrides; "
             "try cascade=['DIR sampler.steps=50',DIR2]"
         ) from error
-    keys = ("weights", *REPLACEABLE, *ADJUSTABLE)
+    keys = ("weights", "checkpoint", *REPLACEABLE, *ADJUSTABLE)
     if wrong := [text for text in overrides if re.split("[.=]", text)[0] not in keys]:
         raise UserError(
             f"cascade: {wrong[0]} cannot be set for one stage; a stage has {', '.join(keys)}"

@@ -45,7 +45,8 @@ SYSTEMS = {
 class RunDir:
     """A run directory, opened once. Its properties raise UserError.
 
-    `settings` has groups that replace the run's own, and `weights`, "ema" or "raw".
+    `settings` has groups that replace the run's own, `weights`, "ema" or "raw", and optionally
+    `checkpoint`, "newest" or "best".
     """
 
     def __init__(self, path: str, settings: DictConfig | None = None) -> None:
@@ -68,8 +69,9 @@ class RunDir:
 
     @cached_property
     def checkpoint(self) -> tuple[dict[str, Any], Path]:
-        """Content and file of the newest intact checkpoint."""
-        return read_weights(self.path)
+        """Content and file of the newest intact checkpoint, or of the best."""
+        check_settings(self.settings, {"checkpoint": Literal["newest", "best"]})
+        return read_weights(self.path, self.settings.get("checkpoint", "newest"))
 
     @cached_property
     def data(self) -> Data:

@@ -34,6 +34,8 @@ class AutoencoderSystem(BaseSystem):
         start: First step that trains the discriminator.
     """
 
+    validated = ("loss", "psnr")
+
     def __init__(
         self,
         shape: tuple[int, ...],

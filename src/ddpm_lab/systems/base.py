@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import lightning as L
 import torch
@@ -58,6 +58,8 @@ class BaseSystem(L.LightningModule, ABC):
     Interrupted runs therefore resume bit for bit, and callbacks do not change the training.
     """
 
+    validated: ClassVar[tuple[str, ...]] = ("loss",)
+    """Metrics of every validation, without val/"""
     seed = 0
     generator: torch.Generator | None = None
     """Generator for noise that the processes share, seeded for each batch (None: torch's own)"""

@@ -24,6 +24,8 @@ class ClassifierSystem(TimestepSystem):
     and `classes` of the data complete the `network`. Raises UserError for data without labels.
     """
 
+    validated = ("loss", "accuracy")
+
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -46,6 +46,7 @@ MEANINGS = {
     "source": "the name of a file or a folder",
     "format": '"diffusers" or "openai"',
     "weights": '"ema" or "raw"',
+    "checkpoint": '"newest" or "best"',
     "device": 'a device; try "cpu" or "cuda"',
 }
 """Arguments by name: the meaning, and an example after a semicolon; `*` marks several words"""

@@ -310,8 +310,12 @@ def find_non_finite(content: Any, path: str = "") -> Iterator[str]:
                 yield from find_non_finite(value, f"{path}.{i}")
 
 
+BEST = "best.ckpt"
+"""Name of the checkpoint with the best value of a metric"""
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, latest step first, by name."""
+    """Return the checkpoints in `folder`, latest step first, by name, without the best one."""
     files = [file for file in folder.glob("step-*.ckpt") if file.stem[5:].isdecimal()]
     return sorted(files, key=checkpoint_step, reverse=True)
 
