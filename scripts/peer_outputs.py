@@ -7,6 +7,8 @@ and facebookresearch/DiT; timm and einops must be installed. Writes tests/peer_o
 and shapes of the tensors, which `random_tensors` fills, and some numbers of the output.
 """
 
+import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
+
 import json
 import sys
 import types
