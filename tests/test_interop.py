@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from omegaconf import OmegaConf
 from PIL import Image
 
 import ddpm_lab
@@ -25,6 +26,7 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.interop.conversion import import_weights
 from ddpm_lab.interop.layout import qkv_rows, shift_time
 from ddpm_lab.networks.autoencoder import NO_CONDITIONING
+from ddpm_lab.networks.dit import sincos_pos_embed
 from ddpm_lab.networks.layers import SinusoidalEmbedding, TimeEncoding
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.utils.errors import CorruptFileError, UnsafeFileError, UserError
@@ -280,6 +282,10 @@ def test_diffusion_transformers(tmp_path):
     torch.save({"state_dict": first_stage}, tmp_path / "kl.ckpt")
     import_weights(tmp_path / "kl.ckpt", tmp_path / "kl", ["data.resolution=16"])
     state = peer_outputs.random_tensors(PEERS["DiT"]["shapes"])
+    with pytest.raises(UserError, match="pos_embed is not that of sines"):
+        torch.save(state, tmp_path / "learned.pt")
+        import_weights(tmp_path / "learned.pt", tmp_path / "run", ["model.heads=4"])
+    state["pos_embed"] = sincos_pos_embed(4, 4, 48)[None]
     raw = {name: torch.zeros_like(value) for name, value in state.items()}
     torch.save({"ema": state, "model": raw, "opt": {}, "args": None}, tmp_path / "dit.pt")
     options = ["model.heads=4", f"codec.run={tmp_path}/kl"]
@@ -371,7 +377,7 @@ def test_trained_runs_are_exported(tiny, tmp_path):
     run = tiny(*overrides)
     export_weights(run, tmp_path / "export", ["format=diffusers", "license=mit"])
     card = (tmp_path / "export" / "README.md").read_text()
-    assert "license: mit" in card and "python train.py" in card and "| fid |" in card
+    assert 'license: "mit"' in card and "python train.py" in card and "| fid |" in card
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "export")
     # The network was trained with times 1..1000, and takes 0..999 in diffusers.
     assert_close(*both_outputs(pipeline.unet.eval(), load_denoiser(run))[::-1])
@@ -416,6 +422,54 @@ def test_openai_files_are_read_again(tmp_path):
     import_weights(tmp_path / "export" / "model.pt", tmp_path / "again", options)
     one, two = (load_denoiser(tmp_path / name).state_dict() for name in ("run", "again"))
     assert all(torch.equal(two[name], value) for name, value in one.items())
+
+
+def test_times_of_openai_must_be_stated_unless_there_are_1000(tmp_path):
+    write_file("", tmp_path / "x.pt")
+    options = ["schedule=linear", "data.resolution=16", "model.heads=2"]
+    with pytest.raises(UserError, match=r"add model.time_scale=1 model.time_shift=-1000/T"):
+        import_weights(tmp_path / "x.pt", tmp_path / "run", [*options, "schedule.steps=4000"])
+    import_weights(tmp_path / "x.pt", tmp_path / "run", options)
+    assert RunDir(str(tmp_path / "run")).config.model.time_shift == -1
+    # The hint for head_channels works as it stands.
+    options[-1] = "model.head_channels=16"
+    import_weights(tmp_path / "x.pt", tmp_path / "other", options)
+
+
+def test_runs_start_from_imported_networks(tmp_path, typed):
+    save_pipeline(tmp_path / "peer", **UNETS["ddpm"])
+    import_weights(tmp_path / "peer", tmp_path / "imported")
+    options = ["data=synthetic", "data.resolution=16", "data.channels=3", "optimizer.lr=1e-9"]
+    status, output, error = typed(
+        "train",
+        *(f"init={tmp_path}/imported", *options, "variance=beta", "schedule=linear"),
+        *(
+            "conditioner=none",
+            "guidance=none",
+            "trainer.max_steps=1",
+            "extractor=none",
+            "callbacks=none",
+        ),
+        *("logger=csv", f"hydra.run.dir={tmp_path}/run"),
+    )
+    assert status == 0, error + output
+    one = load_denoiser(tmp_path / "imported")
+    two = RunDir(str(tmp_path / "run"), OmegaConf.create({"weights": "raw"})).pipeline.denoiser
+    x, t = peer_outputs.inputs(2, 3, 16, 16), torch.tensor([500, 3])
+    assert_close(two(x, t).x0, one(x, t).x0)
+
+
+def test_latent_models_move_with_their_autoencoder(tmp_path):
+    save_latent_diffusion(tmp_path / "model.ckpt")
+    options = ["data.resolution=32", "model.heads=2"]
+    import_weights(tmp_path / "model.ckpt", tmp_path / "run", options)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    ddpm_lab.share(tmp_path / "moved", tmp_path / "shared")
+    (tmp_path / "moved").rename(tmp_path / "again")
+    samples = [
+        ddpm_lab.load(tmp_path / name).sample(1, steps=1).tensor for name in ("again", "shared")
+    ]
+    assert torch.equal(*samples)
 
 
 def test_shifted_time_is_a_rotation():

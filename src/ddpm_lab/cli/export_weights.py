@@ -86,20 +86,20 @@ def _card(run: RunDir, export: Export, folder: Path, options: dict[str, str]) ->
     command = Path(run.path, "command.txt")
     lines = [
         "---",
-        f"license: {options.get('license', 'unknown')}",
+        f"license: {json.dumps(options.get('license', 'unknown'))}",
         "tags: [diffusion, unconditional-image-generation, ddpm-lab]",
         "---",
         "",
         f"# {folder.name}",
         "",
-        "Trained with [ddpm-lab](https://github.com/ddpm-lab/ddpm-lab).",
+        "Written by [ddpm-lab](https://github.com/ddpm-lab/ddpm-lab).",
         "",
-        f"- Data: {data}, {'x'.join(map(str, _shape(run)))}",
+        f"- Images: {'x'.join(map(str, _shape(run)))}",
         f"- Schedule: {_summary(run.config, 'schedule')}",
         f"- Weights: {options.get('weights', 'ema')}",
     ]
     if command.is_file():
-        lines.append(f"- Command: `{command.read_text().strip()}`")
+        lines += [f"- Data: {data}", f"- Command: `{command.read_text().strip()}`"]
     if metrics := _metrics(safe_load.read_json(Path(run.path, "metrics.json"))):
         lines += ["", "| metric | value |", "|---|---|", *metrics]
     return "\n".join([*lines, "", f"```{fence}", code, "```", ""])

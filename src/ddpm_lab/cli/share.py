@@ -1,5 +1,6 @@
 """python share.py RUN TARGET [weights=ema|raw] [checkpoint=best]"""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def share(run: str, target: Path, weights: str | None = None, checkpoint: str = 
         content["global_step"],
         run_record.read_record(run),
     )
+    if (nested := Path(run, run_config.AUTOENCODER)).is_dir():
+        shutil.copytree(nested, target / run_config.AUTOENCODER)
     verb, arguments = NEXT[config.system._target_.rpartition(".")[2]]
     arguments = arguments.format(escape_control(shell_value(target)))
     if verb == "sample" and weights == "raw":

@@ -94,7 +94,7 @@ def _train(
 ) -> None:
     validate_settings(config)
     if config.get("init") is not None and checkpoint is None:
-        init_weights.adopt_model(config)
+        init_weights.adopt_model(config, overrides)
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch's optimizers query the GPU at each step
     torch.manual_seed(config.seed)

@@ -18,11 +18,12 @@ from ddpm_lab.interop.importing import (
     Options,
     locate,
     missing_keys,
+    named_errors,
     recognize,
 )
 from ddpm_lab.interop.network import Network, convert, describe
 from ddpm_lab.networks.autoencoder import Autoencoder
-from ddpm_lab.runs import run_record, trusted_paths
+from ddpm_lab.runs import run_config, run_record, trusted_paths
 from ddpm_lab.runs.compose import compose_command
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.runs.shared_folder import make_target, write_folder
@@ -53,17 +54,28 @@ def import_weights(source: str | Path, target: Path, words: Sequence[str] = ()) 
     """
     options, overrides = _parse(words)
     network = recognize(locate(source), options)
+    if str(network.overrides["model"]).startswith(("unet", "classifier")):
+        overrides = [*_other_heads(overrides), *overrides]
     if hints := missing_keys(network, overrides):
         raise UserError(
             f"SOURCE={source} does not determine all options of its network; add {'; '.join(hints)}"
         )
     folder = make_target(target)
     try:
-        _write(network, folder, overrides)
+        with named_errors(source):
+            _write(network, folder, overrides)
     except BaseException:
         shutil.rmtree(folder)
         raise
     return network
+
+
+def _other_heads(overrides: Sequence[str]) -> list[str]:
+    """Return the override that clears heads if head_channels is typed, or the reverse."""
+    keys = [word.partition("=")[0] for word in overrides]
+    pair = ("model.heads", "model.head_channels")
+    typed = [key for key in pair if key in keys]
+    return [f"{key}=null" for key in pair if key not in typed] if len(typed) == 1 else []
 
 
 def import_once(source: str | Path, words: Sequence[str]) -> tuple[Path, list[str]]:
@@ -84,9 +96,14 @@ def import_once(source: str | Path, words: Sequence[str]) -> tuple[Path, list[st
     files = sorted(file for file in [path, *path.rglob("*")] if file.is_file())
     identity = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
     target = cache_dir() / "imported" / sha256_of_text(f"{VERSION} {identity} {theirs}")[:16]
-    if not (target / "weights.safetensors").is_file():
-        shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
-        import_weights(path, target, theirs)
+    if not target.is_dir():
+        own = target.with_name(f"{target.name}-{os.getpid()}")
+        shutil.rmtree(own, ignore_errors=True)  # of a process that was killed
+        import_weights(path, own, theirs)
+        try:
+            own.rename(target)
+        except OSError:  # another process was first
+            shutil.rmtree(own)
     return target, ours
 
 
@@ -110,15 +127,16 @@ def _write(network: Network, folder: Path, overrides: Sequence[str]) -> None:
     size = _image_size(network, overrides)
     codec = _value("codec.run", overrides)
     if network.autoencoder is not None:
-        codec = str((folder / "autoencoder").absolute())
-        Path(codec).mkdir()
-        _write(network.autoencoder, Path(codec), [f"data.resolution=[{size[0]},{size[1]}]"])
+        codec = run_config.AUTOENCODER
+        (folder / codec).mkdir()
+        _write(network.autoencoder, folder / codec, [f"data.resolution=[{size[0]},{size[1]}]"])
     values = {"data": "folder", "logger": "csv", **network.overrides}
     shape: tuple[int, ...] = (network.channels, *size)
     image = shape
     state: dict[str, Any] = {}
     if codec is not None:
-        autoencoder = RunDir(codec).load_autoencoder()
+        place = folder / codec if network.autoencoder is not None else Path(codec)
+        autoencoder = RunDir(str(place)).load_autoencoder()
         shape, image = autoencoder.latent_shape, autoencoder.shape
         values |= {"codec": "autoencoder", "codec.run": quote(codec)}
         state = _codec_state(autoencoder, network.scale)

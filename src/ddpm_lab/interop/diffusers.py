@@ -21,7 +21,7 @@ from ddpm_lab.interop.layout import (
 )
 from ddpm_lab.interop.network import Network
 from ddpm_lab.interop.openai import add_labels, heads_of
-from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.errors import CorruptFileError, UserError
 
 FIXED: dict[str, Any] = {
     "act_fn": "silu",
@@ -29,6 +29,7 @@ FIXED: dict[str, Any] = {
     "center_input_sample": False,
     "class_embed_type": None,
     "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2D",
     "time_embedding_type": "positional",
 }
 """Options of UNet2DModel that have one value in the networks of this project"""
@@ -110,6 +111,9 @@ def read_folder(folder: Path) -> Network:
     if not (folder / "model_index.json").is_file():
         return _read_model(folder, None)
     index = read_json(folder / "model_index.json")
+    parts = {name for name in index if name[0] != "_"} - {"scheduler"}
+    if extra := parts - {"unet", "vqvae", "vae"}:
+        raise UserError(f"{folder}: {min(extra)} of {index.get('_class_name')} has no counterpart")
     name = next((name for name in ("unet", "vqvae", "vae") if name in index), "unet")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     network = _read_model(folder / name, read_json(scheduler) if "scheduler" in index else None)
@@ -118,7 +122,11 @@ def read_folder(folder: Path) -> Network:
         network.autoencoder = _read_model(folder / latents, None)
         network.scale = network.autoencoder.scale
         factor = 2 ** (len(network.autoencoder.attention or ()) - 1)
-        network.overrides["data.resolution"] *= factor
+        match network.overrides.get("data.resolution"):
+            case int() as side:
+                network.overrides["data.resolution"] = factor * side
+            case [height, width]:
+                network.overrides["data.resolution"] = [factor * height, factor * width]
     return network
 
 
@@ -141,6 +149,7 @@ def _unet(
     config: Mapping[str, Any], tensors: Tensors, scheduler: Mapping[str, Any] | None
 ) -> Network:
     _check_options(config, FIXED)
+    _check_blocks(config, tensors)
     if "mid_block.attentions.0.group_norm.weight" not in tensors:
         raise UserError(
             "its attention in the middle has no norm (attn_norm_num_groups=null with "
@@ -189,6 +198,7 @@ def _unet(
     )
     if classes is not None:
         add_labels(network)
+    network.remark = _unused_options(scheduler or {})
     match config.get("sample_size"):
         case int() as size:
             network.overrides["data.resolution"] = size
@@ -256,6 +266,13 @@ def _check_options(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
             )
 
 
+def _check_blocks(config: Mapping[str, Any], tensors: Tensors) -> None:
+    """Raise CorruptFileError for more blocks than tensors."""
+    blocks = config.get("layers_per_block", 1)
+    if type(blocks) is not int or not 0 < blocks <= len(tensors):
+        raise CorruptFileError(f"layers_per_block={blocks} does not fit its {len(tensors)} tensors")
+
+
 def _attention_levels(config: Mapping[str, Any], down: str, up: str) -> list[bool]:
     """Return the levels with attention. Raises UserError for blocks of other types."""
     types = [*config["down_block_types"], *config["up_block_types"]]
@@ -287,6 +304,13 @@ def _has_resblock_updown(tensors: Tensors) -> bool:
     return layers == {"norm1.weight"}
 
 
+def _unused_options(scheduler: Mapping[str, Any]) -> str:
+    """Return a remark on options of the scheduler that have no counterpart; "" without any."""
+    defaults = {"set_alpha_to_one": True, "steps_offset": 0, "use_karras_sigmas": False}
+    unused = [key for key, value in defaults.items() if scheduler.get(key, value) != value]
+    return f"not used: {', '.join(unused)} of the scheduler" if unused else ""
+
+
 def _scheduler(config: Mapping[str, Any] | None, learned: bool) -> dict[str, Any]:
     """Return the overrides of a scheduler's configuration. Raises UserError."""
     if config is None:
@@ -301,16 +325,20 @@ def _scheduler(config: Mapping[str, Any] | None, learned: bool) -> dict[str, Any
     if config.get("trained_betas") is not None or beta_schedule not in SCHEDULES:
         key = "trained_betas" if beta_schedule in SCHEDULES else f"beta_schedule={beta_schedule}"
         raise UserError(f"{key} of {name} has no counterpart; {', '.join(SCHEDULES)} have")
+    if config.get("thresholding") and config.get("sample_max_value", 1.0) != 1:
+        raise UserError("thresholding with sample_max_value above 1 has no counterpart")
     if config.get("rescale_betas_zero_snr"):
         raise UserError("rescale_betas_zero_snr=true has no counterpart in this project")
     schedule, has_ends = SCHEDULES[beta_schedule]
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise UserError(f"prediction_type={prediction}; {', '.join(PREDICTIONS)} have counterparts")
-    variance = "learned_range" if learned else config.get("variance_type", "fixed_small")
+    variance = "learned_range" if learned else config.get("variance_type") or "fixed_small"
     if variance not in VARIANCES:
         raise UserError(f"variance_type={variance}; {', '.join(VARIANCES)} have counterparts")
-    clip = config.get("clip_sample", name in ("DDPMScheduler", "DDIMScheduler"))
+    clip = config.get("thresholding") or config.get(
+        "clip_sample", name in ("DDPMScheduler", "DDIMScheduler")
+    )
     overrides: dict[str, Any] = {
         "schedule": schedule,
         "schedule.steps": config.get("num_train_timesteps", 1000),
@@ -330,6 +358,7 @@ def _scheduler(config: Mapping[str, Any] | None, learned: bool) -> dict[str, Any
 
 def _autoencoder(config: Mapping[str, Any], tensors: Tensors) -> Network:
     _check_options(config, {"act_fn": "silu", "norm_type": "group"})
+    _check_blocks(config, tensors)
     widths = list(config["block_out_channels"])
     levels, blocks = len(widths), config.get("layers_per_block", 1)
     attention = _attention_levels(config, "DownEncoderBlock2D", "UpDecoderBlock2D")

@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm_lab.interop.layout import Rename, Tensors, rename_layers
 from ddpm_lab.interop.network import Network
+from ddpm_lab.networks.dit import sincos_pos_embed
 from ddpm_lab.utils.errors import UserError
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
@@ -49,6 +51,9 @@ def dit(tensors: Tensors) -> Network:
     }
     missing = {"codec.run": "codec.run=DIR of an imported autoencoder"} if channels > 3 else {}
     side = round(tokens**0.5) * patch
+    positions = sincos_pos_embed(side // patch, side // patch, width)
+    if not torch.allclose(tensors["pos_embed"].float()[0], positions, atol=1e-4):
+        raise UserError("its pos_embed is not that of sines and cosines, which DiT has")
     overrides["data.resolution"] = side
     if width in HEADS:
         overrides["model.heads"] = HEADS[width]
@@ -87,5 +92,6 @@ def dit(tensors: Tensors) -> Network:
         classes=classes,
         unused=("pos_embed",),
         side=side,
+        remark="the last row of the label embedding is the null label",
         scale=0.18215 if channels > 3 else 1.0,  # of Stable Diffusion's autoencoder
     )

@@ -80,7 +80,7 @@ def _unet_config(network: UNet, pipeline: SamplingPipeline) -> dict[str, Any]:
     """Return the configuration of a UNet2DModel. Raises UserError."""
     groups, layout = _norm_groups(network, "diffusers"), _layout(network)
     head_channels = {width // network.count_heads(width) for width in _attended(network)}
-    if len(head_channels) > 1:
+    if len(head_channels) > 1 and network.heads != 1:
         raise UserError(
             f"format=diffusers: model.heads={network.heads} gives {sorted(head_channels)} channels "
             "per head, and diffusers has one number; try training with model.head_channels=32"
@@ -102,7 +102,7 @@ def _unet_config(network: UNet, pipeline: SamplingPipeline) -> dict[str, Any]:
         "layers_per_block": layout.blocks,
         "down_block_types": ["AttnDownBlock2D" if one else down for one in attention],
         "up_block_types": ["AttnUpBlock2D" if one else up for one in attention[::-1]],
-        "attention_head_dim": head_channels.pop(),
+        "attention_head_dim": None if network.heads == 1 else head_channels.pop(),
         "norm_num_groups": groups,
         "attn_norm_num_groups": groups,
         "norm_eps": network.norm_eps,
@@ -212,12 +212,9 @@ def guided_diffusion(pipeline: SamplingPipeline, config: DictConfig) -> Export:
         )
     predictions = {"Eps": False, "X0": True}
     prediction = type(pipeline.denoiser.prediction).__name__
-    variances = {
-        "Beta": "--sigma_small False",
-        "BetaTilde": "--sigma_small True",
-        "LearnedRange": "--learn_sigma True",
-    }
+    variances = {"Beta": "False", "LearnedRange": "True"}
     variance = type(pipeline.denoiser.variance).__name__
+    _check_guided_diffusion(network, pipeline)
     if prediction not in predictions or variance not in variances:
         raise UserError(
             f"format=openai: prediction={prediction} with variance={variance} has no counterpart"
@@ -246,11 +243,27 @@ def guided_diffusion(pipeline: SamplingPipeline, config: DictConfig) -> Export:
         f"--attention_resolutions {sizes or 2 * pipeline.shape[1]}",
         f"{heads} --use_scale_shift_norm {network.scale_shift}",
         f"--resblock_updown {network.resblock_updown} --dropout {network.dropout}",
-        f"--class_cond {pipeline.denoiser.classes is not None} {variances[variance]}",
+        f"--class_cond {pipeline.denoiser.classes is not None} --learn_sigma {variances[variance]}",
         f"--predict_xstart {predictions[prediction]} --rescale_timesteps {rescaled}",
         f"--diffusion_steps {steps} --noise_schedule {_openai_schedule(config)}",
     ]
     return Export({"model.pt": tensors}, {}, " \\\n    ".join(flags))
+
+
+def _check_guided_diffusion(network: UNet, pipeline: SamplingPipeline) -> None:
+    """Raise UserError for what the scripts of guided-diffusion cannot build."""
+    channels, height, width = pipeline.shape
+    problems = {
+        f"{channels} channels; its images have 3": channels != 3,
+        f"images of {width}x{height}; its images are square": height != width,
+        f"{pipeline.denoiser.classes} labels; it has 1000": pipeline.denoiser.classes
+        not in (None, 1000),
+        f"model.multipliers={[*network.multipliers]}; its multipliers are whole": any(
+            one != int(one) for one in network.multipliers
+        ),
+    }
+    if problem := next((text for text, wrong in problems.items() if wrong), None):
+        raise UserError(f"format=openai has no {problem}")
 
 
 def _heights(network: UNet, pipeline: SamplingPipeline) -> list[tuple[int, bool]]:

@@ -22,6 +22,12 @@ class _Record:
 
     def __setstate__(self, state: Any) -> None: ...
 
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
 
 def read_file(file: Path) -> dict[str, Any]:
     """Return the content of a file of tensors, which stay in the file until they are used.
@@ -59,6 +65,9 @@ def _unpickle(file: Path) -> Any:
     is_zip = zipfile.is_zipfile(file)
     records: list[Any] = []
     if is_zip:
+        with zipfile.ZipFile(file) as archive:  # torch.load does not verify checksums
+            if part := archive.testzip():
+                raise CorruptFileError(f"{file} is damaged: {part} does not match its checksum")
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         records = [(type(_Record.__name__, (_Record,), {}), name) for name in unknown]
     try:
@@ -97,9 +106,9 @@ def find_weights(folder: Path, stem: str = "diffusion_pytorch_model") -> Path:
 
 
 def select_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of `content`, in float32 if they have other floating-point types."""
+    """Return the tensors of `content` that have names."""
     return {
-        name: value.float() if value.is_floating_point() else value
+        name: value
         for name, value in content.items()
-        if isinstance(value, Tensor)
+        if isinstance(name, str) and isinstance(value, Tensor)
     }

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from ddpm_lab.interop.files import read_file, select_tensors
 from ddpm_lab.interop.layout import Tensors
 from ddpm_lab.interop.network import Network
 from ddpm_lab.interop.released import MD5, RELEASED
-from ddpm_lab.utils.errors import CorruptFileError, UserError
+from ddpm_lab.utils.errors import CLIError, CorruptFileError, UserError
 from ddpm_lab.utils.shell import install_command
 
 FORMATS = (
@@ -60,19 +61,40 @@ def locate(source: str | Path) -> Path:
 
 def recognize(source: Path, options: Options) -> Network:
     """Return the network in a file or a folder. Raises UserError, which names `source`."""
-    try:
+    with named_errors(source):
         if source.is_dir():
             return _recognize_folder(source)
         _check_md5(source)
         network = _recognize_tensors(read_file(source), source, options)
-    except UserError as error:
-        message = str(error)
-        prefix = "" if str(source) in message else f"SOURCE={source}: "
-        raise type(error)(f"{prefix}{message}") from error
     released = {**RELEASED.get(source.stem, {})}
     released.pop("attention_order", None)
     network.overrides |= released
     return network
+
+
+@contextmanager
+def named_errors(source: str | Path) -> Iterator[None]:
+    """Name `source` in errors, and turn those of unusual contents into CorruptFileError."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        prefix = "" if str(source) in message else f"SOURCE={source}: "
+        raise type(error)(f"{prefix}{message}") from error
+    except CLIError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        raise CorruptFileError(
+            f"SOURCE={source} does not describe a network that can be built ({reason})"
+        ) from error
 
 
 def _recognize_folder(folder: Path) -> Network:
@@ -137,8 +159,13 @@ def _check_md5(file: Path) -> None:
 
 def missing_keys(network: Network, overrides: Sequence[str]) -> list[str]:
     """Return hints for the keys that neither the file nor `overrides` determine."""
-    keys = {re.split("=", word)[0] for word in overrides} | {*network.overrides}
+    typed = {re.split("=", word)[0] for word in overrides}
+    keys = typed | {*network.overrides}
     heads = {"model.heads", "model.head_channels"}
     if keys & heads:
         keys |= heads
+    times = {"model.time_scale", "model.time_shift"}
+    steps = [word.partition("=")[2] for word in overrides if word.startswith("schedule.steps=")]
+    if typed & times or [*steps, str(network.overrides.get("schedule.steps", 1000))][0] == "1000":
+        keys |= times  # with 1,000 steps, rescale_timesteps has no effect
     return [hint for key, hint in network.missing.items() if key not in keys]

@@ -29,6 +29,8 @@ def latent_diffusion(state: Tensors, weights: str = "ema") -> Network:
     network = openai.unet(tensors)
     network.format = "latent-diffusion"
     network.missing = {"data.resolution": "data.resolution=256"}
+    if "betas" not in state:
+        raise UserError("it has no betas, from which the schedule is read")
     heads = HEADS.get(network.overrides["model.channels"])
     if heads is None:
         network.missing["model.heads"] = openai.HEADS

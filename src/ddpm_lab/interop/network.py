@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ddpm_lab.interop.layout import Rename, Tensors
 from ddpm_lab.utils.errors import CorruptFileError, UserError
@@ -58,7 +59,7 @@ def convert(network: Network, model: DictConfig, shape: tuple[int, ...]) -> dict
                 "model= has other layers"
             )
         used.update(rename.theirs)
-        values = [network.tensors[name] for name in rename.theirs]
+        values = [_check(name, network) for name in rename.theirs]
         try:
             tensors[rename.ours] = rename.read(values).contiguous()
         except (IndexError, RuntimeError) as error:
@@ -75,6 +76,17 @@ def convert(network: Network, model: DictConfig, shape: tuple[int, ...]) -> dict
             f"project, such as {extra[0]}"
         )
     return tensors
+
+
+def _check(name: str, network: Network) -> Tensor:
+    """Return a tensor in float32. Raises CorruptFileError unless it has finite real numbers."""
+    value = network.tensors[name]
+    if not value.is_floating_point() or not (value := value.float()).isfinite().all():
+        raise CorruptFileError(
+            f"{network.format}: {name} has values that are not finite real numbers "
+            f"(its type is {str(network.tensors[name].dtype).removeprefix('torch.')})"
+        )
+    return value
 
 
 def is_optional(name: str) -> bool:

@@ -26,8 +26,8 @@ HEADS = "model.heads=4, or model.head_channels=64"
 SCHEDULE = "schedule=linear, or schedule=cosine"
 RESOLUTION = "data.resolution=64"
 TIME = (
-    "model.time_scale=1, and model.time_shift=-1000/T, for rescale_timesteps=True; or T/1000 and "
-    "-1 for False"
+    "model.time_scale=1 model.time_shift=-1000/T if it was trained with rescale_timesteps, or "
+    "model.time_scale=T/1000 model.time_shift=-1 if not"
 )
 
 
@@ -94,12 +94,18 @@ def unet(tensors: Tensors, order: AttentionOrder = "old") -> Network:
         overrides={
             "model": "unet_small",
             **_options(tensors, layout),
+            "model.time_shift": -1,
             "variance": "learned_range" if outputs == 2 * channels else "beta",
             "sampler": "ddpm",
             "guidance": "none",
             "conditioner": "none",
         },
-        missing={"data.resolution": RESOLUTION, "model.heads": HEADS, "schedule": SCHEDULE},
+        missing={
+            "data.resolution": RESOLUTION,
+            "model.heads": HEADS,
+            "schedule": SCHEDULE,
+            "model.time_scale": TIME,
+        },
         attention=layout.attention,
         channels=channels,
         classes=classes,
@@ -154,6 +160,7 @@ def classifier(tensors: Tensors, order: AttentionOrder = "old") -> Network:
         **_options(tensors, layout),
         "data.resolution": side * 2 ** (len(layout.widths) - 1),
         "model.pool_positions": True,
+        "model.time_shift": -1,
         "conditioner": "label",
     }
 
@@ -179,7 +186,7 @@ def classifier(tensors: Tensors, order: AttentionOrder = "old") -> Network:
         tensors,
         renames,
         overrides=overrides,
-        missing={"model.heads": HEADS, "schedule": SCHEDULE},
+        missing={"model.heads": HEADS, "schedule": SCHEDULE, "model.time_scale": TIME},
         attention=layout.attention,
         channels=channels,
         classes=classes,
@@ -265,7 +272,10 @@ def _layout(tensors: Tensors, blocks: int) -> UNetLayout:
     count = _count("input_blocks", tensors)
     levels = count // (blocks + 1)
     if blocks < 1 or levels * (blocks + 1) != count:
-        raise UserError("the blocks per level of this U-Net are not the same in all levels")
+        raise UserError(
+            "its levels cannot be derived from its tensors; conv_resample=False, and classifiers "
+            "without attention in the last level, are not supported"
+        )
     firsts = [1 + level * (blocks + 1) for level in range(levels)]
     widths = [_rows(f"input_blocks.{i}.0.out_layers.3", tensors) for i in firsts]
     attention = [f"input_blocks.{i}.1.qkv.weight" in tensors for i in firsts]

@@ -18,15 +18,31 @@ MEANING = ("system", "codec")
 """Groups that determine the meaning of weights and must be the same in both runs"""
 OUTPUT_MEANING = ("prediction", "variance")
 """Groups that determine the meaning of the output, unless its layer `last` is replaced"""
+FUNCTION = (
+    *("heads", "head_channels", "norm_groups", "norm_eps", "time_scale", "time_shift"),
+    *("frequency_shift", "downsample_padding"),
+)
+"""Options of a network that determine its function, but no shape of a tensor"""
 CONTAINERS = {"denoiser", "classifier", "autoencoder", "network", "encoder"}
 """First parts of parameter names that say nothing about the layer"""
 
 
-def adopt_model(config: DictConfig) -> None:
-    """Replace nulls in `config.model` by the values of the run `config.init`."""
+def adopt_model(config: DictConfig, overrides: Sequence[str] | None) -> None:
+    """Replace values in `config.model` by those of the run `config.init`.
+
+    These are nulls and options that change the network's function but no shape. Without model= and
+    experiment= in `overrides` (None: in Python), they are all values that `overrides` do not set.
+    """
     with _rename_keys(str(config.init)):
         saved = load_config(str(config.init))
     resume.adopt_derived(config, saved, ("model",))
+    if saved.model.get("_target_") != config.model.get("_target_"):
+        return
+    keys = {word.partition("=")[0] for word in overrides or ()}
+    whole = overrides is not None and not keys & {"model", "experiment"}
+    for key in saved.model if whole else FUNCTION:
+        if key in saved.model and f"model.{key}" not in keys:
+            config.model[key] = saved.model[key]
 
 
 def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:

@@ -24,6 +24,9 @@ LOG = logging.getLogger(__name__)
 GROUPS = ("system", "model", "trainer", "callbacks", "logger", *REPLACEABLE, *ADJUSTABLE)
 """Groups that the configuration of every run has"""
 
+AUTOENCODER = "autoencoder"
+"""Folder in a run with published weights, which has the run of its autoencoder"""
+
 
 def load_config(run: str) -> DictConfig:
     """Return the configuration that `run` was trained with. Raises UserError."""
@@ -38,6 +41,8 @@ def load_config(run: str) -> DictConfig:
     safe_load.reject_links_in_run(Path(run))
     if not all(OmegaConf.is_dict(config.get(group)) for group in GROUPS):
         raise UserError(f"run={run}: its config.yaml is not a configuration of ddpm-lab")
+    if config.codec.get("run") == AUTOENCODER:
+        config.codec.run = str(Path(run, AUTOENCODER))
     return run_record.resolve_paths(config, run_record.read_record(run).directory)
 
 
