@@ -1381,7 +1381,7 @@ MUTANTS = [
     ),
     Mutant(
         "weights: variance of the scheduler ignored",
-        "interop/diffusers.py",
+        "interop/schedulers.py",
         '"variance": VARIANCES[variance]',
         '"variance": "beta_tilde"',
         "interop",

@@ -18,8 +18,8 @@ from ddpm_lab.interop.importing import (
     Options,
     locate,
     missing_keys,
-    named_errors,
     recognize,
+    source_errors,
 )
 from ddpm_lab.interop.network import Network, convert, describe
 from ddpm_lab.networks.autoencoder import Autoencoder
@@ -62,7 +62,7 @@ def import_weights(source: str | Path, target: Path, words: Sequence[str] = ()) 
         )
     folder = make_target(target)
     try:
-        with named_errors(source):
+        with source_errors(source):
             _write(network, folder, overrides)
     except BaseException:
         shutil.rmtree(folder)
@@ -74,8 +74,8 @@ def _other_heads(overrides: Sequence[str]) -> list[str]:
     """Return the override that clears heads if head_channels is typed, or the reverse."""
     keys = [word.partition("=")[0] for word in overrides]
     pair = ("model.heads", "model.head_channels")
-    typed = [key for key in pair if key in keys]
-    return [f"{key}=null" for key in pair if key not in typed] if len(typed) == 1 else []
+    present = [key for key in pair if key in keys]
+    return [f"{key}=null" for key in pair if key not in present] if len(present) == 1 else []
 
 
 def import_once(source: str | Path, words: Sequence[str]) -> tuple[Path, list[str]]:

@@ -61,7 +61,7 @@ def locate(source: str | Path) -> Path:
 
 def recognize(source: Path, options: Options) -> Network:
     """Return the network in a file or a folder. Raises UserError, which names `source`."""
-    with named_errors(source):
+    with source_errors(source):
         if source.is_dir():
             return _recognize_folder(source)
         _check_md5(source)
@@ -73,7 +73,7 @@ def recognize(source: Path, options: Options) -> Network:
 
 
 @contextmanager
-def named_errors(source: str | Path) -> Iterator[None]:
+def source_errors(source: str | Path) -> Iterator[None]:
     """Name `source` in errors, and turn those of unusual contents into CorruptFileError."""
     try:
         yield
@@ -159,13 +159,13 @@ def _check_md5(file: Path) -> None:
 
 def missing_keys(network: Network, overrides: Sequence[str]) -> list[str]:
     """Return hints for the keys that neither the file nor `overrides` determine."""
-    typed = {re.split("=", word)[0] for word in overrides}
-    keys = typed | {*network.overrides}
+    own = {re.split("=", word)[0] for word in overrides}
+    keys = own | {*network.overrides}
     heads = {"model.heads", "model.head_channels"}
     if keys & heads:
         keys |= heads
     times = {"model.time_scale", "model.time_shift"}
     steps = [word.partition("=")[2] for word in overrides if word.startswith("schedule.steps=")]
-    if typed & times or [*steps, str(network.overrides.get("schedule.steps", 1000))][0] == "1000":
+    if own & times or [*steps, str(network.overrides.get("schedule.steps", 1000))][0] == "1000":
         keys |= times  # with 1,000 steps, rescale_timesteps has no effect
     return [hint for key, hint in network.missing.items() if key not in keys]
