@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_lab.cli.script import run_script
 from ddpm_lab.evaluation.metrics import Results
 from ddpm_lab.interop.exporting import (
     Export,
@@ -20,7 +20,7 @@ from ddpm_lab.interop.exporting import (
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.runs.shared_folder import make_target
 from ddpm_lab.utils import safe_load
-from ddpm_lab.utils.errors import CLIError, ResourceError, UserError, escape_control
+from ddpm_lab.utils.errors import ResourceError, UserError, escape_control
 from ddpm_lab.utils.shell import script_command
 
 HELP = """Export a run to the format of another codebase:
@@ -145,20 +145,11 @@ def _push(folder: Path, name: str) -> None:
 
 def main() -> None:
     """Export the run that the arguments name; end with a line for mistakes."""
-    arguments = sys.argv[1:]
-    help = HELP.format(program=script_command("export"))
-    if arguments in (["--help"], ["-h"]):
-        print(help)
-        return
-    if len(arguments) < 2 or any("=" not in word for word in arguments[2:]):
-        print(help, file=sys.stderr)
-        sys.exit(UserError.status)
-    run, target, *words = arguments
-    try:
-        folder = export_weights(run, target, words)
-    except CLIError as error:
-        print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
-        sys.exit(error.status)
+    run_script(HELP.format(program=script_command("export")), _export_command)
+
+
+def _export_command(run: str, target: str, *words: str) -> None:
+    folder = export_weights(run, target, words)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{escape_control(target)}: {size / 2**20:.1f} MiB")
     print(f"  use      {escape_control(folder / 'README.md')}")

@@ -1,12 +1,12 @@
 """python import.py SOURCE TARGET [key=value ...]"""
 
-import sys
 from pathlib import Path
 
+from ddpm_lab.cli.script import run_script
 from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.interop.conversion import import_weights
 from ddpm_lab.interop.importing import FORMATS
-from ddpm_lab.utils.errors import CLIError, UserError, escape_control
+from ddpm_lab.utils.errors import escape_control
 from ddpm_lab.utils.shell import script_command
 
 HELP = """Import published weights as a run:
@@ -25,26 +25,18 @@ model.heads=4 or schedule=cosine. Nothing in SOURCE is executed."""
 
 def main() -> None:
     """Import the weights that the arguments name; end with a line for mistakes."""
-    arguments = sys.argv[1:]
     program, sample = script_command("import"), script_command("sample")
-    help = HELP.format(program=program, sample=sample, formats=FORMATS)
-    if arguments in (["--help"], ["-h"]):
-        print(help)
-        return
-    if len(arguments) < 2 or any("=" not in word for word in arguments[2:]):
-        print(help, file=sys.stderr)
-        sys.exit(UserError.status)
-    source, target, *words = arguments
-    try:
-        network = import_weights(source, Path(target), words)
-    except CLIError as error:
-        print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
-        sys.exit(error.status)
+    run_script(HELP.format(program=program, sample=sample, formats=FORMATS), _import)
+
+
+def _import(source: str, target: str, *words: str) -> None:
+    network = import_weights(source, Path(target), words)
     size = network.parameters / 1e6
     print(f"{escape_control(target)}: {network.format}, {size:.2f} M parameters")
     if network.remark:
         print(f"  {network.remark}")
     place = escape_control(shell_value(target))
+    sample = script_command("sample")
     match network.overrides.get("system"):
         case "autoencoder":
             command = f"{script_command('train')} codec=autoencoder codec.run={place}"

@@ -1,19 +1,18 @@
 """python share.py RUN TARGET [weights=ema|raw] [checkpoint=best]"""
 
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ddpm_lab.cli.next_commands import complete_command, typed_overrides
+from ddpm_lab.cli.script import run_script
 from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.runs import run_config, run_record
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
 from ddpm_lab.runs.shared_folder import make_target, write_folder
 from ddpm_lab.runs.weights import read_weights, select_state
-from ddpm_lab.utils.errors import CLIError, UserError, escape_control
+from ddpm_lab.utils.errors import UserError, escape_control
 from ddpm_lab.utils.shell import script_command
 
 HELP = """Export a run as weights and configuration:
@@ -26,7 +25,7 @@ and the environment of its training) and weights.safetensors, without code. It i
     {sample} run=TARGET
 
 The default is weights=ema if the run has averaged weights, and the newest checkpoint."""
-OPTIONS = {"weights=ema", "weights=raw", "checkpoint=newest", "checkpoint=best"}
+OPTIONS = {"weights": ("ema", "raw"), "checkpoint": ("newest", "best")}
 """Words after RUN and TARGET"""
 NEXT = {
     "Diffusion": ("sample", "run={}"),
@@ -58,13 +57,13 @@ def share(run: str, target: Path, weights: str | None = None, checkpoint: str = 
         content["global_step"],
         run_record.read_record(run),
     )
-    if (nested := Path(run, run_config.AUTOENCODER)).is_dir():
-        shutil.copytree(nested, target / run_config.AUTOENCODER)
+    print(f"{escape_control(target)}: {file.stat().st_size / 2**20:.1f} MiB")
+    if config.codec.get("run") == run_config.AUTOENCODER:
+        share(str(Path(run, run_config.AUTOENCODER)), target / run_config.AUTOENCODER)
     verb, arguments = NEXT[config.system._target_.rpartition(".")[2]]
     arguments = arguments.format(escape_control(shell_value(target)))
     if verb == "sample" and weights == "raw":
         arguments += " weights=raw"
-    print(f"{escape_control(target)}: {file.stat().st_size / 2**20:.1f} MiB")
     print(f"  next     {complete_command(verb, arguments, config, typed_overrides(Path(run)))}")
 
 
@@ -75,17 +74,14 @@ def _copy(value: Any) -> Any:
 
 def main() -> None:
     """Export the run that the arguments name; end with a line for mistakes."""
-    arguments = sys.argv[1:]
     help = HELP.format(share=script_command("share"), sample=script_command("sample"))
-    if arguments in (["--help"], ["-h"]):
-        print(help)
-        return
-    if len(arguments) < 2 or not {*arguments[2:]} <= OPTIONS:
-        print(help, file=sys.stderr)
-        sys.exit(UserError.status)
-    run, target, *words = arguments
-    try:
-        share(run, Path(target), **dict(word.split("=") for word in words))
-    except CLIError as error:
-        print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
-        sys.exit(error.status)
+    run_script(help, _share)
+
+
+def _share(run: str, target: str, *words: str) -> None:
+    options = dict(word.split("=", 1) for word in words)
+    for key, value in options.items():
+        if value not in OPTIONS.get(key, ()):
+            choices = " or ".join(f"{name}={'|'.join(values)}" for name, values in OPTIONS.items())
+            raise UserError(f"{key}={value} is not an option of share; try {choices}")
+    share(run, Path(target), **options)

@@ -158,7 +158,7 @@ def _write(network: Network, folder: Path, overrides: Sequence[str]) -> None:
     run_record.resolve_paths(config, Path.cwd())
     trusted_paths.add_trusted_paths(config)  # they were typed
     prefix = PREFIXES[str(network.overrides.get("system", "diffusion"))]
-    tensors = convert(network, config.model, shape)
+    tensors = convert(network, config.model)
     network.parameters = sum(tensor.numel() for tensor in tensors.values())
     network.tensors = {}  # memory
     state |= {f"{prefix}{name}": tensors.pop(name) for name in [*tensors]}

@@ -143,7 +143,7 @@ def _unet(
     legacy = any(".query." in name for name in tensors)
     classes = config.get("num_class_embeds")
 
-    def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
+    def renames(model: DictConfig) -> Iterator[Rename]:
         return rename_unet(
             layout,
             heads_of(model),
@@ -315,7 +315,7 @@ def _autoencoder(config: Mapping[str, Any], tensors: Tensors) -> Network:
     if kind == "vq":
         overrides["model.bottleneck.codes"] = config.get("num_vq_embeddings", 256)
 
-    def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
+    def renames(model: DictConfig) -> Iterator[Rename]:
         return rename_autoencoder(
             UNetLayout(widths, attention, blocks),
             names(levels, legacy),

@@ -60,7 +60,7 @@ def dit(tensors: Tensors) -> Network:
     else:
         missing["model.heads"] = "model.heads=16"
 
-    def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
+    def renames(model: DictConfig) -> Iterator[Rename]:
         yield from rename_layers(
             {
                 "time.1": "t_embedder.mlp.0",

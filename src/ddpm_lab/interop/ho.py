@@ -86,7 +86,7 @@ def unet(tensors: Tensors) -> Network:
         overrides |= {"data.resolution": side, "variance": variance}
         missing = {}
 
-    def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
+    def renames(model: DictConfig) -> Iterator[Rename]:
         yield from rename_time("encoder.time.1", "temb.dense.0", sines_first=True)
         yield from rename_layers(
             {
@@ -132,7 +132,7 @@ def autoencoder(tensors: Tensors) -> Network:
     if codes is not None:
         overrides["model.bottleneck.codes"] = len(codes)
 
-    def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
+    def renames(model: DictConfig) -> Iterator[Rename]:
         return rename_autoencoder(
             layout,
             NAMES,

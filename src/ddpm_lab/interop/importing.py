@@ -19,6 +19,11 @@ FORMATS = (
     "improved-diffusion and guided-diffusion (.pt), pytorch_diffusion (.ckpt), latent-diffusion "
     "(.ckpt), DiT (.pt), and folders of diffusers"
 )
+OPTION_FORMATS = {
+    "attention_order": ("guided-diffusion",),
+    "weights": ("latent-diffusion", "DiT"),
+}
+"""Formats that an option applies to"""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -27,8 +32,8 @@ class Options(NamedTuple):
 
     attention_order: openai.AttentionOrder | None = None
     """See `interop.layout`; None: that of the released file, or "old" """
-    weights: str = "ema"
-    """"ema" or "raw", for a file with both"""
+    weights: str | None = None
+    """"ema" or "raw", for a file with both; None: "ema" """
 
 
 def locate(source: str | Path) -> Path:
@@ -63,12 +68,17 @@ def recognize(source: Path, options: Options) -> Network:
     """Return the network in a file or a folder. Raises UserError, which names `source`."""
     with source_errors(source):
         if source.is_dir():
-            return _recognize_folder(source)
-        _check_md5(source)
-        network = _recognize_tensors(read_file(source), source, options)
-    released = {**RELEASED.get(source.stem, {})}
-    released.pop("attention_order", None)
-    network.overrides |= released
+            network = _recognize_folder(source)
+        else:
+            _check_md5(source)
+            network = _recognize_tensors(read_file(source), source, options)
+        for name, formats in OPTION_FORMATS.items():
+            if (value := getattr(options, name)) is not None and network.format not in formats:
+                raise UserError(f"{name}={value} is not an option of {network.format}; omit it")
+    if network.format == "guided-diffusion":
+        released = {**RELEASED.get(source.stem, {})}
+        released.pop("attention_order", None)
+        network.overrides |= released
     return network
 
 
@@ -108,7 +118,7 @@ def _recognize_tensors(content: Mapping[str, Any], file: Path, options: Options)
         case {"state_dict": dict(state)}:
             tensors = select_tensors(state)
         case {"ema": dict(average), "model": dict(raw)}:
-            tensors = select_tensors(average if options.weights == "ema" else raw)
+            tensors = select_tensors(raw if options.weights == "raw" else average)
         case _:
             tensors = select_tensors(content)
     if not tensors:
@@ -116,17 +126,14 @@ def _recognize_tensors(content: Mapping[str, Any], file: Path, options: Options)
     order = options.attention_order or RELEASED.get(file.stem, {}).get("attention_order", "old")
     has = tensors.__contains__
     if any(name.startswith(ldm.UNET) for name in tensors):
-        return ldm.latent_diffusion(tensors, options.weights)
+        return ldm.latent_diffusion(tensors, options.weights or "ema")
     if has("x_embedder.proj.weight"):
         return dit.dit(tensors)
     if has("temb.dense.0.weight"):
         return ho.unet(tensors)
     if has("input_blocks.0.0.weight"):
-        return (
-            openai.unet(tensors, order)
-            if _has(tensors, "output_blocks.")
-            else (openai.classifier(tensors, order))
-        )
+        describe = openai.unet if _has(tensors, "output_blocks.") else openai.classifier
+        return describe(tensors, order)
     if has("encoder.conv_in.weight") and has("encoder.down.0.block.0.conv1.weight"):
         return ho.autoencoder(tensors)
     if _has(tensors, "down_blocks.") or _has(tensors, "encoder.down_blocks."):

@@ -17,8 +17,8 @@ class Network:
 
     format: str
     tensors: Tensors
-    renames: "Callable[[DictConfig, tuple[int, ...]], Iterable[Rename]]"
-    """Function of the model's configuration and the shape of its input"""
+    renames: Callable[[DictConfig], Iterable[Rename]]
+    """Function of the model's configuration"""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Overrides of train.py that the file determines"""
     missing: dict[str, str] = field(default_factory=dict)
@@ -43,13 +43,13 @@ class Network:
     remark: str = ""
 
 
-def convert(network: Network, model: DictConfig, shape: tuple[int, ...]) -> dict[str, Any]:
+def convert(network: Network, model: DictConfig) -> dict[str, Any]:
     """Return the tensors with the names and layouts of this project.
 
     Raises CorruptFileError if tensors are missing, and UserError if some have no place.
     """
     tensors, used = dict(network.new), set[str]()
-    for rename in network.renames(model, shape):
+    for rename in network.renames(model):
         absent = [name for name in rename.theirs if name not in network.tensors]
         if absent and is_optional(rename.ours):
             continue

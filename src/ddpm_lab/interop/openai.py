@@ -78,7 +78,7 @@ def unet(tensors: Tensors, order: AttentionOrder = "old") -> Network:
         raise UserError(f"a U-Net from {inputs} to {outputs} channels is not a denoising network")
     classes = _rows("label_emb", tensors) if "label_emb.weight" in tensors else None
 
-    def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
+    def renames(model: DictConfig) -> Iterator[Rename]:
         return rename_unet(
             layout,
             heads_of(model),
@@ -164,7 +164,7 @@ def classifier(tensors: Tensors, order: AttentionOrder = "old") -> Network:
         "conditioner": "label",
     }
 
-    def renames(model: DictConfig, shape: tuple[int, ...]) -> Iterator[Rename]:
+    def renames(model: DictConfig) -> Iterator[Rename]:
         yield from rename_layers({**OUTER, "norm": "out.0"})
         yield from rename_parts(
             [*layout.down_parts(), *layout.middle_parts()],
