@@ -590,6 +590,7 @@ def write_file(case, file):
         ("heads", UserError, "add data.resolution=64; model.heads=4, or .*; schedule=linear"),
         ("target", UserError, "exists, and nothing is overwritten"),
         ("order", UserError, "attention_order must be old or new"),
+        ("raw", UserError, "weights=raw is not an option of guided-diffusion"),
         ("wrong heads", UserError, "heads=5 must divide"),
     ],
 )
@@ -598,7 +599,11 @@ def test_broken_files(case, error, message, tmp_path, capsys):
     if case != "missing":
         write_file(case, file)
     words = [] if case == "heads" else [*OPENAI_OPTIONS, "model.heads=2"]
-    words += {"order": ["attention_order=bad"], "wrong heads": ["model.heads=5"]}.get(case, [])
+    words += {
+        "order": ["attention_order=bad"],
+        "raw": ["weights=raw"],
+        "wrong heads": ["model.heads=5"],
+    }.get(case, [])
     if case == "target":
         target.mkdir()
     with pytest.raises(error, match=message) as caught:

@@ -12,7 +12,7 @@ import yaml
 
 from ddpm_lab.config.overrides import quote
 from ddpm_lab.diffusion.conditioning import DataSpec
-from ddpm_lab.evaluation.fid import cache_dir
+from ddpm_lab.evaluation.cache import cache_dir
 from ddpm_lab.interop.importing import (
     HUB_NAME,
     Options,
