@@ -81,8 +81,8 @@ def _other_heads(overrides: Sequence[str]) -> list[str]:
 def import_once(source: str | Path, words: Sequence[str]) -> tuple[Path, list[str]]:
     """Return the run of `source`, imported into the cache at its first use, and overrides for it.
 
-    `words` are overrides of both import.py and sample.py. A run directory, and a name of nothing,
-    is returned unchanged. For the errors, see `import_weights`.
+    `words` are overrides of both import.py and sample.py. A run directory, or a path that does not
+    exist, is returned unchanged. For the errors, see `import_weights`.
     """
     path = Path(source)
     is_name = HUB_NAME.fullmatch(str(source)) and not path.parent.exists()

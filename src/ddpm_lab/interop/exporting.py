@@ -200,6 +200,7 @@ def _size(shape: tuple[int, ...]) -> int | list[int]:
 def guided_diffusion(pipeline: SamplingPipeline, config: DictConfig) -> Export:
     """Return a U-Net of guided-diffusion, and the flags of its scripts. Raises UserError."""
     network, steps = _unet(pipeline, "openai"), pipeline.process.steps
+    _check_guided_diffusion(network, pipeline)
     if _norm_groups(network, "openai") != 32:
         raise UserError(
             "format=openai: its norms have 32 groups; try training with model.norm_groups=32"
@@ -214,7 +215,6 @@ def guided_diffusion(pipeline: SamplingPipeline, config: DictConfig) -> Export:
     prediction = type(pipeline.denoiser.prediction).__name__
     variances = {"Beta": "False", "LearnedRange": "True"}
     variance = type(pipeline.denoiser.variance).__name__
-    _check_guided_diffusion(network, pipeline)
     if prediction not in predictions or variance not in variances:
         raise UserError(
             f"format=openai: prediction={prediction} with variance={variance} has no counterpart"
@@ -254,16 +254,17 @@ def _check_guided_diffusion(network: UNet, pipeline: SamplingPipeline) -> None:
     """Raise UserError for what the scripts of guided-diffusion cannot build."""
     channels, height, width = pipeline.shape
     problems = {
-        f"{channels} channels; its images have 3": channels != 3,
-        f"images of {width}x{height}; its images are square": height != width,
-        f"{pipeline.denoiser.classes} labels; it has 1000": pipeline.denoiser.classes
-        not in (None, 1000),
-        f"model.multipliers={[*network.multipliers]}; its multipliers are whole": any(
+        f"its images have 3 channels, and these have {channels}": channels != 3,
+        f"its images are square, and these are {width}x{height}": height != width,
+        f"it has 1000 labels or none, and this model has {pipeline.denoiser.classes}": (
+            pipeline.denoiser.classes not in (None, 1000)
+        ),
+        f"its multipliers are whole numbers, and these are {[*network.multipliers]}": any(
             one != int(one) for one in network.multipliers
         ),
     }
     if problem := next((text for text, wrong in problems.items() if wrong), None):
-        raise UserError(f"format=openai has no {problem}")
+        raise UserError(f"format=openai: {problem}")
 
 
 def _heights(network: UNet, pipeline: SamplingPipeline) -> list[tuple[int, bool]]:
