@@ -26,6 +26,7 @@ from ddpm_lab.evaluation.analytic_tables import (
     gaussian_data,
     mixture_data,
     sampled_sampler_table,
+    spectral_data,
     vlb_table,
 )
 from ddpm_lab.reports.figures import save_lines
@@ -57,6 +58,8 @@ def _analytic_data(
     try:
         if data is not None:
             return mixture_data(process, data, config.count, config.seed, **options)
+        if config.spectrum is not None:
+            return spectral_data(process, config.spectrum, config.dims)
         covariance: Any = OmegaConf.to_container(config.covariance)
         return gaussian_data(process, list(config.mean), covariance)
     except (TypeError, ValueError) as error:
@@ -88,11 +91,11 @@ def _case(config: DictConfig, process: ForwardProcess, data: Data | None) -> Non
         metrics = evaluate_case(analytic, sampler, variance if fixed else None, guide, **options)
     name = type(variance).__name__ if fixed else "Analytic"
     learned = fixed and variance.outputs > 1
-    data_keys = ("mean", "covariance", "schedule") if data is None else ("data", "schedule")
+    data_keys = ("data",) if data is not None else _gaussian_keys(config)
     keywords = {key: getattr(value, "origin", value) for key, value in guidance.keywords.items()}
     metrics["protocol"] = {
         "law": analytic.name,
-        **{key: OmegaConf.to_container(config[key], resolve=True) for key in data_keys},
+        **{key: _plain(config[key]) for key in (*data_keys, "schedule")},
         "T": process.steps,
         "sampler": {"name": type(sampler).__name__, **asdict(sampler)},
         "steps": len(visited) - 1,
@@ -106,6 +109,14 @@ def _case(config: DictConfig, process: ForwardProcess, data: Data | None) -> Non
     write_json(file, metrics)
     rows = key_value_table(analytic_case_rows(metrics))
     LOG.info("%s\n%s\n  saved in %s", analytic.name, rows, file)
+
+
+def _gaussian_keys(config: DictConfig) -> tuple[str, ...]:
+    return ("mean", "covariance") if config.spectrum is None else ("spectrum", "dims")
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _checked_guidance(guidance: "partial[Any]", sampler: Sampler) -> Callable[[Any], Any]:
@@ -165,10 +176,18 @@ def _tables(config: DictConfig, process: ForwardProcess, data: Data | None) -> N
         tables.append(format_grid(title, "steps", steps, text))
 
     if data is None:
-        std = (analytic.second_moment - sum(m * m for m in config.mean) / len(config.mean)) ** 0.5
-        stds, distances = exact_sampler_tables(analytic, steps)
-        metrics |= {"std": stds, "std_of_data": std, "wasserstein": distances}
-        add_table(f"standard deviation of samples, exactly (data: {std:.4f})", stds)
+        std = 0.5
+        if config.spectrum is None:
+            square = sum(m * m for m in config.mean) / len(config.mean)
+            std = (analytic.second_moment - square) ** 0.5
+        numbers = exact_sampler_tables(analytic, steps)
+        metrics |= {**numbers, "std_of_data": std}
+        if config.spectrum is None:
+            add_table(f"standard deviation of samples, exactly (data: {std:.4f})", numbers["std"])
+            distances = numbers["wasserstein"]
+        else:
+            distances = numbers["frechet"]
+            add_table("whitened Fréchet distance of samples, exactly", distances)
     else:
         distances = sampled_sampler_table(analytic, steps, config.count, config.seed)
         metrics |= {"sliced_wasserstein": distances, "count": config.count, "seed": config.seed}

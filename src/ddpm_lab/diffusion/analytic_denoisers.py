@@ -20,25 +20,40 @@ class GaussianDenoiser(BaseDenoiser):
         process: The forward process.
         variance: The variance of a reverse step, which DDPM uses.
         mean: (d,) float64; x is (B, ...) of d numbers.
-        covariance: (d, d) float64.
+        covariance: (d, d) float64, or (d,), the diagonal of a diagonal one.
 
     Raises ValueError unless the covariance is positive semi-definite.
     """
+
+    axes: Tensor | None
+    """Principal axes as columns, (d, d); None if they are those of x"""
 
     def __init__(
         self, process: ForwardProcess, variance: Variance, mean: Tensor, covariance: Tensor
     ) -> None:
         super().__init__(process, variance, supports_cfg=True)
         self.mean = mean
-        self.eigenvalues, self.axes = torch.linalg.eigh(covariance)
+        if covariance.ndim == 1:
+            self.eigenvalues, self.axes = covariance, None
+        else:
+            self.eigenvalues, self.axes = torch.linalg.eigh(covariance)
         if self.eigenvalues.min() < -1e-12 * self.eigenvalues.max():
             raise ValueError("covariance must be positive semi-definite")
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         alpha, sigma = (number[:, None] for number in self.process.alpha_sigma(t))
         gain = alpha * self.eigenvalues / (alpha**2 * self.eigenvalues + sigma**2)
-        deviation = (x_t.double().flatten(1) - alpha * self.mean) @ self.axes
-        return Estimate((self.mean + gain * deviation @ self.axes.T).view_as(x_t).to(x_t.dtype))
+        deviation = self.to_axes(x_t.double().flatten(1) - alpha * self.mean)
+        x0 = self.mean + self.from_axes(gain * deviation)
+        return Estimate(x0.view_as(x_t).to(x_t.dtype))
+
+    def to_axes(self, x: Tensor) -> Tensor:
+        """Return the coordinates of `x` (..., d) on the principal axes."""
+        return x if self.axes is None else x @ self.axes
+
+    def from_axes(self, coordinates: Tensor) -> Tensor:
+        """Return the points (..., d) with these coordinates on the principal axes."""
+        return coordinates if self.axes is None else coordinates @ self.axes.T
 
     def mse(self) -> Tensor:
         """E|x_0 - E[x_0 | x_t]|^2 per dimension, (T + 1,) float64."""

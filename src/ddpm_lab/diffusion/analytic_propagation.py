@@ -14,25 +14,33 @@ from ddpm_lab.diffusion.samplers import Sampler, Step
 from ddpm_lab.diffusion.variances import LearnedRange, Variance
 
 
+MAX_PROBES = 2**19
+"""Numbers in one batch of probes, about, which bounds the memory"""
+
+
 def propagate(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Tensor]:
     """Return mean (d,) and covariance (d, d) of the x_0 of `sampler`, without sampling.
 
-    Without clipping, a step is affine in x_t, in the x before it (for multistep solvers) and in
-    each draw of noise, and acts on each principal axis alone. All steps are probed in one batch,
-    except the first, which has no predecessor, and the last.
+    The covariance is a diagonal (d,) if that of the denoiser is one. Without clipping, a step is
+    affine in x_t, in the x before it (for multistep solvers) and in each draw of noise, and acts on
+    each principal axis alone. Steps are probed in batches, except the first, which has no
+    predecessor, and the last.
     """
     times = sampler.timesteps(denoiser.process.steps)
-    cuts = [0, 1, max(len(times) - 2, 1), len(times) - 1]
-    parts = [_affine(sampler, denoiser, times, i, j) for i, j in pairwise(cuts) if i < j]
-    coefficients = [torch.cat(part) for part in zip(*parts, strict=True)]
+    last = max(len(times) - 2, 1)
+    cuts = [0, *range(1, last, max(1, MAX_PROBES // len(denoiser.mean))), last, len(times) - 1]
     mean, mean_previous = torch.zeros(2, len(denoiser.mean), dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     var, cov, var_previous = sampler.prior(denoiser.process, one)[0] ** 2, mean, mean
-    for offset, a, b, noise_var in zip(*coefficients, strict=True):
-        # x_s = offset + a x_t + b x_previous + noise of variance noise_var
-        mean, mean_previous = offset + a * mean + b * mean_previous, mean
-        var_s = a**2 * var + 2 * a * b * cov + b**2 * var_previous + noise_var
-        var, cov, var_previous = var_s, a * var + b * cov, var
+    for start, end in pairwise(cuts):
+        coefficients = _affine(sampler, denoiser, times, start, end) if start < end else ()
+        for offset, a, b, noise_var in zip(*coefficients, strict=True):
+            # x_s = offset + a x_t + b x_previous + noise of variance noise_var
+            mean, mean_previous = offset + a * mean + b * mean_previous, mean
+            var_s = a**2 * var + 2 * a * b * cov + b**2 * var_previous + noise_var
+            var, cov, var_previous = var_s, a * var + b * cov, var
+    if denoiser.axes is None:
+        return mean, var
     return denoiser.axes @ mean, (denoiser.axes * var) @ denoiser.axes.T
 
 
@@ -44,7 +52,7 @@ def _affine(
     They are the offset, the coefficients of x_t and of the x before it, and the noise variance.
     """
     t, s, u = (torch.tensor(times[max(first + i, 0) :][: end - first]) for i in (0, 1, -1))
-    unit = denoiser.axes.sum(1)  # 1 on every axis
+    unit = denoiser.from_axes(torch.ones_like(denoiser.mean))  # 1 on every axis
     inputs = 3  # probes: zeros, x_t, the x before it, then one per draw of noise
 
     def respond(rows: int) -> tuple[Tensor, int]:
@@ -65,7 +73,8 @@ def _affine(
             return Step(x, t, s, estimate, end == len(times) - 1, previous)
 
         probe = step(x, t, s, step(x_previous, u, t, None) if first else None)
-        return sampler.step(denoiser, probe, Condition(), noise).view_as(x) @ denoiser.axes, draws
+        x_s = sampler.step(denoiser, probe, Condition(), noise)
+        return denoiser.to_axes(x_s.view_as(x)), draws
 
     _, draws = respond(inputs)
     response, _ = respond(inputs + draws)

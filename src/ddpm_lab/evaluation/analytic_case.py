@@ -15,7 +15,7 @@ from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.diffusion.samplers import DDIM, Sampler
 from ddpm_lab.diffusion.variances import Analytic, LearnedDiagonal, LearnedRange, Variance
-from ddpm_lab.evaluation.analytic_tables import AnalyticData, sliced_wasserstein, wasserstein
+from ddpm_lab.evaluation.analytic_tables import AnalyticData, gaussian_distances, sliced_wasserstein
 from ddpm_lab.evaluation.metrics import Number, Results, Rows
 from ddpm_lab.evaluation.statistics import inception_score
 
@@ -28,6 +28,7 @@ ANALYTIC_NUMBERS = (
     Number("nll.gap", "bits/dim above the entropy", "lower"),
     Number("nll.L_T", "bits/dim", "lower"),
     Number("nll.L_0", "bits/dim", "lower"),
+    Number("frechet", "whitened Fréchet distance", "lower"),
     Number("wasserstein", "W2 distance", "lower"),
     Number("sliced_wasserstein", "sliced W2", "lower"),
     Number("reconstruction", "mean squared error", "lower"),
@@ -85,6 +86,8 @@ def analytic_case_rows(results: Results) -> Rows:
     rows: Rows = []
     if "wasserstein" in results:
         rows.append(("Wasserstein distance", f"{results['wasserstein']:.4f}", f"exactly; {chain}"))
+        remark = "in coordinates that whiten the data, per dimension"
+        rows.append(("Fréchet distance", f"{results['frechet']:.4g}", remark))
         remark = f"of the data: {results['std_of_data']:.4f}"
         rows.append(("standard deviation", f"{results['std']:.4f}", remark))
     else:
@@ -114,15 +117,15 @@ def _evaluate_exactly(
     guided(denoiser.mean[None], torch.ones(1, dtype=torch.int64))  # UserError if it needs labels
     mean, covariance = propagate(sampler, denoiser)
     results = {
-        "wasserstein": wasserstein(denoiser, mean, covariance),
-        "std": covariance.diagonal().mean().sqrt().item(),
+        **gaussian_distances(denoiser, mean, covariance),
         "std_of_data": denoiser.eigenvalues.mean().sqrt().item(),
     }
     if invertible:
         # Reconstruction is affine on each axis: 0 and 1 determine it.
-        probes = torch.stack([torch.zeros_like(denoiser.mean), denoiser.axes.sum(1)])
-        offset, one = _reconstruct(sampler, denoiser, probes) @ denoiser.axes
-        bias = (one - offset - 1) * (denoiser.mean @ denoiser.axes) + offset
+        probes = torch.stack([torch.zeros_like(denoiser.mean), torch.ones_like(denoiser.mean)])
+        images = _reconstruct(sampler, denoiser, denoiser.from_axes(probes))
+        offset, one = denoiser.to_axes(images)
+        bias = (one - offset - 1) * denoiser.to_axes(denoiser.mean) + offset
         error = bias**2 + (one - offset - 1) ** 2 * denoiser.eigenvalues
         results["reconstruction"] = error.mean().item() / 4
     return results

@@ -25,6 +25,8 @@ from ddpm_lab.diffusion.samplers import DDIM, DDPM, Sampler
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde, LearnedRange, Variance
 
+MAX_DIMS = 10_000
+"""Maximum number of dimensions of a Gaussian"""
 Rows = dict[str, list[float]]
 """A number for each number of steps, by row"""
 
@@ -65,16 +67,38 @@ def gaussian_data(
             f"covariance={[*map(list, covariance)]} must be a symmetric, positive definite matrix "
             f"of the size of mean={[*mean]}; try covariance=[[0.25]] mean=[0]"
         )
-    denoiser = GaussianDenoiser(process, BetaTilde(), m, c)
-    factor = torch.linalg.cholesky(c)
+    name = f"N(mean, covariance) in {len(m)} dimension{'s' if len(m) > 1 else ''}"
+    return _gaussian(name, process, m, c)
+
+
+def spectral_data(process: ForwardProcess, exponent: float, dims: int) -> AnalyticData:
+    """Return a Gaussian whose i-th principal axis has a variance proportional to i^-exponent.
+
+    Its mean is 0 and its mean variance 0.25. Principal components of natural images have exponents
+    near 1.5. Raises ValueError unless 0 <= exponent <= 3 and dims >= 1.
+    """
+    if not 0 <= exponent <= 3:
+        raise ValueError(f"spectrum={exponent} must be in 0..3; natural images have about 1.5")
+    if type(dims) is not int or not 1 <= dims <= MAX_DIMS:
+        raise ValueError(f"dims={dims} must be in 1..{MAX_DIMS}")
+    variances = torch.arange(1, dims + 1, dtype=torch.float64) ** -exponent
+    variances *= 0.25 / variances.mean()
+    name = f"Gaussian in {dims} dimensions, variances proportional to i^-{exponent:g}"
+    return _gaussian(name, process, torch.zeros_like(variances), variances)
+
+
+def _gaussian(
+    name: str, process: ForwardProcess, mean: Tensor, covariance: Tensor
+) -> AnalyticData:
+    denoiser = GaussianDenoiser(process, BetaTilde(), mean, covariance)
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn(count, len(m), dtype=torch.float64, generator=generator)
-        return m + z @ factor.T
+        z = torch.randn(count, len(mean), dtype=torch.float64, generator=generator)
+        return mean + denoiser.from_axes(z * denoiser.eigenvalues.sqrt())
 
     return AnalyticData(
-        f"N(mean, covariance) in {len(m)} dimension{'s' if len(m) > 1 else ''}",
-        lambda variance: GaussianDenoiser(process, variance, m, c),
+        name,
+        lambda variance: GaussianDenoiser(process, variance, mean, covariance),
         denoiser.mse(),
         denoiser.second_moment(),
         denoiser.entropy(),
@@ -187,28 +211,40 @@ def _samplers(optimum: Variance) -> dict[str, tuple[Callable[..., Sampler], Vari
     return rows
 
 
-def exact_sampler_tables(data: AnalyticData, steps: Sequence[int]) -> tuple[Rows, Rows]:
-    """Return standard deviations and 2-Wasserstein distances of samplers on Gaussian data.
-
-    Both follow exactly from the Gaussian that a sampler produces. The standard deviation is the
-    root mean over dimensions.
-    """
-    stds: Rows = {}
-    distances: Rows = {}
+def exact_sampler_tables(data: AnalyticData, steps: Sequence[int]) -> dict[str, Rows]:
+    """Return the numbers of `gaussian_distances` of samplers on Gaussian data, by number."""
+    tables: dict[str, Rows] = {}
     for name, (sampler, variance) in _samplers(Analytic(data.mse)).items():
         denoiser = data.denoiser(variance)
         assert isinstance(denoiser, GaussianDenoiser)
-        results = [propagate(sampler(steps=count), denoiser) for count in steps]
-        stds[name] = [covariance.diagonal().mean().sqrt().item() for _, covariance in results]
-        distances[name] = [wasserstein(denoiser, mean, covariance) for mean, covariance in results]
-    return stds, distances
+        for count in steps:
+            numbers = gaussian_distances(denoiser, *propagate(sampler(steps=count), denoiser))
+            for key, value in numbers.items():
+                tables.setdefault(key, {}).setdefault(name, []).append(value)
+    return tables
 
 
-def wasserstein(data: GaussianDenoiser, mean: Tensor, covariance: Tensor) -> float:
-    """Return the 2-Wasserstein distance of N(mean, covariance) to data with the same axes."""
-    stds = (data.axes.T @ covariance @ data.axes).diagonal().clamp(min=0).sqrt()
-    squared = (mean - data.mean).square().sum() + (stds - data.eigenvalues.sqrt()).square().sum()
-    return squared.sqrt().item()
+def gaussian_distances(
+    data: GaussianDenoiser, mean: Tensor, covariance: Tensor
+) -> dict[str, float]:
+    """Compare N(mean, covariance) with data that has the same principal axes.
+
+    - std: the root mean variance over dimensions.
+    - wasserstein: the 2-Wasserstein distance.
+    - frechet: its square, divided by the number of dimensions, after the linear map that whitens
+      the data. This is FID with linear features: all axes have equal weight.
+    """
+    variances = covariance
+    if data.axes is not None:
+        variances = (data.axes.T @ covariance @ data.axes).diagonal()
+    shift = data.to_axes(mean - data.mean)
+    std = data.eigenvalues.clamp(min=0).sqrt()
+    squares = shift.square() + (variances.clamp(min=0).sqrt() - std).square()
+    return {
+        "std": variances.mean().sqrt().item(),
+        "wasserstein": squares.sum().sqrt().item(),
+        "frechet": (squares / std.square()).mean().item(),
+    }
 
 
 def sampled_sampler_table(data: AnalyticData, steps: Sequence[int], count: int, seed: int) -> Rows:
