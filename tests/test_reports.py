@@ -53,6 +53,8 @@ KINDS = {
 }
 """Paper's number, recalled, ours by seed; the texts of ours, the paper's and the difference"""
 WIDTH = 4
+VERDICTS = ("passed", "failed", "not resolved", "not run")
+FAILED = ("failed", "not resolved")
 
 
 def entry(kind, root):
@@ -87,7 +89,10 @@ def make(root):
         Panel(EVIL, "steps $", "FID_$", lines, log_x=True, log_y=True),
         Panel("bars", "", "FID", bars, bars=True),
     )
-    claims = [Claim(f"{verdict} {EVIL}", verdict, "1 < 2") for verdict in (True, False, None)]
+    claims = [
+        Claim(f"{verdict} {EVIL}", verdict, "1 < 2", f"because {EVIL}" if verdict in FAILED else "")
+        for verdict in VERDICTS
+    ]
     full = Table(
         name="t1-tiny",
         title=EVIL,
@@ -111,6 +116,8 @@ def make(root):
 SHOWN = {kind: value[3:] for kind, value in KINDS.items()}
 PAIRS = {kind: value[:2] for kind, value in SHOWN.items()}
 STD, RECALLED = "±: the standard deviation over 3 seeds", "In parentheses"
+CLAIMS = [f"{tick} {verdict}: {verdict}" for tick, verdict in zip("✓✗≈–", VERDICTS, strict=True)]
+CLAIMS_LEGEND = ("In the claims, numbers are means", "≈ not resolved: the difference is within two")
 
 
 def by_kind(rows):
@@ -170,6 +177,33 @@ def test_csv_has_one_unrounded_line_per_number(tables, tmp_path):
         assert line["marks"] == " ".join(expected.marks)
 
 
+def test_csv_of_claims(tables):
+    full = replace(tables[1], omitted={f"=text {EVIL}": "why"})
+    lines = [*csv.DictReader(formats.claims_csv([tables[0], full]).splitlines())]
+    assert [line["verdict"] for line in lines] == [*VERDICTS, "not claimed"]
+    assert [bool(line["reason"]) for line in lines] == [False, True, True, False, True]
+    assert lines[0]["claim"] == f"passed {EVIL}" and lines[0]["detail"] == "1 < 2"
+    assert lines[4]["claim"] == f"'=text {EVIL}" and lines[4]["reason"] == "why"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "exact", "verdict", "start"),
+    [
+        (2, False, "passed", "In the claims, numbers are means"),
+        (1, False, "passed", "One seed, no errors"),
+        (1, True, "passed", None),
+        (1, False, "not run", None),
+    ],
+)
+def test_legend_of_claims(seeds, exact, verdict, start, tmp_path):
+    entry = Entry(None, tuple(source(1.0, tmp_path, i) for i in range(seeds)))
+    columns, claims = (Column("c", "FID", "lower"),), (Claim("a", verdict, "1 < 2"),)
+    table = Table("t", "t", "", "tiny", "r", columns, {"a": (entry,)}, claims=claims, exact=exact)
+    lines = number_format.claims_legend(table)
+    assert len(lines) == bool(start) and all(line.startswith(start) for line in lines)
+    assert all(line[:60] in terminal(table) for line in lines)
+
+
 def test_terminal(tables):
     skipped, full = map(terminal, tables)
     assert f"not available: why {EVIL}" in skipped
@@ -179,8 +213,9 @@ def test_terminal(tables):
         assert line.split(EVIL)[1].split() == " ".join(cells).split()
     rules = {len(line.rstrip()) for line in full.splitlines() if "─" in line}
     assert rules == {max(map(len, rows))}
-    for text in ("✓ True", "✗ False", "– None", "† note", STD, RECALLED):
+    for text in (*CLAIMS, "† note", STD, RECALLED, *CLAIMS_LEGEND):
         assert f"  {text}" in full
+    assert full.count("Reason: because") == 2
 
 
 def test_markdown(tables):
@@ -200,8 +235,10 @@ def test_markdown(tables):
     ]
     assert len(head) == 1 + 2 * WIDTH and [row[0] for row in rows] == list(tables[1].rows)
     assert by_kind(row[1:] for row in rows) == PAIRS
-    for start in ("- ✓ True", "- ✗ False", "- – None", "† note", STD, RECALLED):
+    starts = [f"- {claim}" for claim in CLAIMS]
+    for start in (*starts, "† note", STD, RECALLED, *CLAIMS_LEGEND):
         assert f"\n{start}" in text
+    assert text.count("Reason: because") == 2
 
 
 def test_latex(tables):
@@ -372,7 +409,11 @@ def test_page(tables, tmp_path):
     assert [value.strip() for value in page.texts["value"] if value.strip()] == measured
     assert [float(one) for one in page.texts["one"]] == [13.0, 13.5, 14.0, 9.3], "each seed"
     assert "8 of 12 numbers measured (1 failed, 2 not run, 1 no value)" in page.texts["summary"][0]
-    assert "1 of 3 claims passed (1 failed, 1 not run)" in page.texts["summary"][0]
+    counts = "1 of 4 claims passed (1 failed, 1 not resolved, 1 not run)"
+    assert counts in page.texts["summary"][0]
+    assert page.texts["badge not-resolved"] == ["≈ not resolved"]
+    assert page.texts["reason"] == [f"Reason: because {EVIL}"] * 2
+    assert all(line in unescape(text) for line in CLAIMS_LEGEND)
     assert page.texts["skip-reason"][0].split() == f"not available why {EVIL}".split()
     assert page.texts["badge passed"] == ["✓ passed"] and page.texts["recalled"] == ["(6.84)"]
     sources = [each for row in tables[1].rows.values() for entry in row for each in entry.sources]
@@ -397,7 +438,7 @@ def test_equal_tables_give_equal_bytes(tmp_path):
         assert sorted(files) == sorted((root / "out").iterdir()), "no other and no partial files"
         contents.append({file.name: file.read_bytes() for file in files})
     assert contents[0] == contents[1]
-    tables = {f"table.{suffix}" for suffix in ("md", "csv", "tex")}
+    tables = {"claims.csv", *(f"table.{suffix}" for suffix in ("md", "csv", "tex"))}
     assert set(contents[0]) == {"report.html", "t1-tiny-1.png", "t1-tiny-2.png", *tables}
 
 

@@ -4,16 +4,17 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from string import ascii_lowercase
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ddpm_lab.ablations import build_plots, spec
+from ddpm_lab.ablations.claims import check_claim
 from ddpm_lab.ablations.plan import JobKey, Plan
 from ddpm_lab.ablations.results import last_number, numbers, read_protocol, read_source
-from ddpm_lab.reports.table import Claim, Column, Entry, Published, Table
+from ddpm_lab.reports.table import Column, Entry, Published, Table
 from ddpm_lab.sweeps.job import Job, by_name, read_number
 from ddpm_lab.utils.errors import UnsafeFileError, UserError, escape_control
 from ddpm_lab.utils.safe_load import read_json, reject_links
@@ -53,6 +54,7 @@ def from_plan(plan: Plan) -> Table:
         rows={},
         paper_protocol=_format(ablation.protocol),
         command=plan.command,
+        exact=tier == "analytic",
         skip_reason=plan.spec.skip_reason,
     )
     if table.skip_reason:
@@ -69,7 +71,9 @@ def from_plan(plan: Plan) -> Table:
     panels = [build_plots.build_panels(plan, table, plot) for plot in ablation.plots]
     return replace(
         table,
-        claims=tuple(claim(table, each) for each in ablation.claims if tier not in each.omitted),
+        claims=tuple(
+            check_claim(table, each) for each in ablation.claims if tier not in each.omitted
+        ),
         omitted={each.text: each.omitted[tier] for each in ablation.claims if tier in each.omitted},
         panels=(*chain(*panels), *build_plots.training_panels(plan.training)),
         images=build_plots.sample_images(plan.training),
@@ -191,31 +195,6 @@ def _our_protocol(plan: Plan, protocols: Mapping[str, str]) -> str:
 
 def _format(protocol: Mapping[str, str]) -> str:
     return ", ".join(f"{key} {value}" for key, value in sorted(protocol.items()))
-
-
-def claim(table: Table, order: spec.OrderClaim, paper: bool = False) -> Claim:
-    """Test a claim on our numbers or, to verify the claim itself, on the paper's."""
-    columns = [column.name for column in table.columns]
-    by_row = order.order[0] in table.rows
-    across = (order.columns or columns) if by_row else (order.rows or [*table.rows])
-    holds: bool | None = True
-    details = []
-    for other in across:
-        places = [(name, other) if by_row else (other, name) for name in order.order]
-        entries = [table.rows[row][columns.index(column)] for row, column in places]
-        numbers = [entry.theirs if paper else entry.ours for entry in entries]
-        values = [number for number in numbers if number is not None]
-        if len(values) < len(numbers):
-            holds = None if holds else holds
-            continue
-        in_order = all(a * order.ratio <= b and a < b for a, b in pairwise(values))
-        holds = holds if in_order else False
-        signs = ["", *(" < " if a < b else " ≥ " for a, b in pairwise(values))]
-        terms = zip(signs, order.order, values, strict=True)
-        text = "".join(f"{sign}{name} {value:.4g}" for sign, name, value in terms)
-        details.append(f"{other}: {text}")
-    factor = f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else ""
-    return Claim(order.text + factor, holds, "; ".join(details))
 
 
 def from_sweep(root: Path) -> Table:

@@ -87,9 +87,7 @@ def spectral_data(process: ForwardProcess, exponent: float, dims: int) -> Analyt
     return _gaussian(name, process, torch.zeros_like(variances), variances)
 
 
-def _gaussian(
-    name: str, process: ForwardProcess, mean: Tensor, covariance: Tensor
-) -> AnalyticData:
+def _gaussian(name: str, process: ForwardProcess, mean: Tensor, covariance: Tensor) -> AnalyticData:
     denoiser = GaussianDenoiser(process, BetaTilde(), mean, covariance)
 
     def draw(count: int, generator: torch.Generator) -> Tensor:

@@ -57,6 +57,7 @@ def _markdown_section(table: Table, first: Table) -> list[str]:
         "\n".join([_markdown_row(head), rule, *map(_markdown_row, rows)]),
         *map(_md, number_format.below(table)),
         "\n".join(f"- {_md(line)}" for line in number_format.claims(table)),
+        *map(_md, number_format.claims_legend(table)),
         "\n".join(plots),
         f"    {escape_control(table.command)}" if table.command else "",
     ]
@@ -86,7 +87,7 @@ def csv(tables: Sequence[Table], root: Path = Path()) -> str:
         for name, row in table.rows.items():
             for column, entry in zip(table.columns, row, strict=True):
                 fields = _csv_fields(table, name, column, entry, root)
-                writer.writerow([f"'{x}" if _is_formula(x) else x for x in fields])
+                writer.writerow(_without_formulas(fields))
     return stream.getvalue()
 
 
@@ -110,6 +111,25 @@ def _csv_fields(table: Table, row: str, column: Column, entry: Entry, root: Path
         "; ".join(relative(source.file, root) for source in entry.sources),
         "; ".join(source.command for source in entry.sources),
     ]
+
+
+def claims_csv(tables: Sequence[Table]) -> str:
+    """Format the claims of tables as one line per claim."""
+    stream = StringIO()
+    writer = csv_module.writer(stream, lineterminator="\n")
+    writer.writerow(["table", "tier", "claim", "verdict", "detail", "reason"])
+    for table in tables:
+        claims = [
+            *([each.text, each.verdict, each.detail, each.reason] for each in table.claims),
+            *([text, number_format.NOT_CLAIMED, "", why] for text, why in table.omitted.items()),
+        ]
+        writer.writerows(map(_without_formulas, ([table.name, table.tier, *c] for c in claims)))
+    return stream.getvalue()
+
+
+def _without_formulas(fields: Sequence[object]) -> list[object]:
+    """Return fields that no spreadsheet reads as formulas."""
+    return [f"'{field}" if _is_formula(field) else field for field in fields]
 
 
 def _is_formula(field: object) -> bool:

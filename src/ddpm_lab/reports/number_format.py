@@ -9,9 +9,9 @@ from ddpm_lab.reports.table import Column, Entry, Published, Table
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 RECALLED = "In parentheses: the paper's number from memory, not checked against its text"
-TICKS = {True: "✓", False: "✗", None: "–"}
+TICKS = {"passed": "✓", "failed": "✗", "not resolved": "≈", "not run": "–"}
 NOT_CLAIMED = "not claimed"
-VERDICTS = {True: "passed", False: "failed", None: "not run"}
+NOT_RESOLVED = "≈ not resolved: the difference is within two standard errors over seeds"
 
 
 def exponent(value: float, digits: int) -> int:
@@ -134,7 +134,8 @@ def above(table: Table) -> list[str]:
 
 def below(table: Table) -> list[str]:
     """Return the notes and the legend."""
-    return [*(f"{mark} {note}" for mark, note in table.notes.items()), *legend(table)]
+    notes = [f"{mark} {note}" for mark, note in table.notes.items()]
+    return [*notes, *legend(table)]
 
 
 def legend(table: Table) -> list[str]:
@@ -142,15 +143,35 @@ def legend(table: Table) -> list[str]:
     lines = []
     if counts := {len(entry.sources) for entry in entries(table) if entry.std is not None}:
         seeds = " or ".join(map(str, sorted(counts)))
-        lines.append(f"±: the standard deviation over {seeds} seeds")
+        root = f"√{seeds}" if len(counts) == 1 else "the root of their number"
+        lines.append(
+            f"±: the standard deviation over {seeds} seeds; the standard error of the mean is it "
+            f"divided by {root}"
+        )
     if any(entry.paper and entry.paper.recalled for entry in entries(table)):
         lines.append(RECALLED)
     return lines
 
 
+def claims_legend(table: Table) -> list[str]:
+    """Explain the verdicts and the errors of the claims."""
+    if table.exact or all(claim.verdict == "not run" for claim in table.claims):
+        return []
+    if max(len(entry.sources) for entry in entries(table)) < 2:
+        return ["One seed, no errors: the claims compare the numbers as they are"]
+    lines = [
+        "In the claims, numbers are means, and parentheses have the mean difference by seed ± two "
+        "standard errors"
+    ]
+    if any(claim.verdict == "not resolved" for claim in table.claims):
+        lines.append(NOT_RESOLVED)
+    return lines
+
+
 def claims(table: Table) -> Iterator[str]:
     for claim in table.claims:
-        yield f"{TICKS[claim.holds]} {claim.text} ({claim.detail})"
+        reason = f" Reason: {claim.reason}" if claim.reason else ""
+        yield f"{TICKS[claim.verdict]} {claim.verdict}: {claim.text} ({claim.detail}).{reason}"
     for claim_text, reason in table.omitted.items():
         yield f"{NOT_CLAIMED}: {claim_text} ({reason})"
 
@@ -162,14 +183,14 @@ def summary(tables: Sequence[Table]) -> list[tuple[str, str]]:
         for table in tables
         for entry in entries(table)
     )
-    verdicts = Counter(VERDICTS[claim.holds] for table in tables for claim in table.claims)
+    verdicts = Counter(str(claim.verdict) for table in tables for claim in table.claims)
     verdicts[NOT_CLAIMED] = sum(len(table.omitted) for table in tables)
     counts = (("numbers measured", "done", numbers), ("claims passed", "passed", verdicts))
     return [_count(*arguments) for arguments in counts if arguments[2].total()]
 
 
 def _count(text: str, success: str, counts: Counter[str]) -> tuple[str, str]:
-    others = ("failed", "not run", "no value", NOT_CLAIMED)
+    others = ("failed", "not resolved", "not run", "no value", NOT_CLAIMED)
     rest = ", ".join(f"{counts[status]} {status}" for status in others if counts[status])
     total = counts.total() - counts[NOT_CLAIMED]
     return f"{counts[success]} of {total}", f"{text} ({rest})" if rest else text

@@ -15,7 +15,7 @@ from ddpm_lab.utils.atomic_io import atomic_write
 
 
 def write(tables: Sequence[Table], out: Path, root: Path, version: str = __version__) -> list[Path]:
-    """Write report.html, table.csv, .md and .tex, and the plots to `out`, and return the files.
+    """Write the page, table.csv, .md and .tex, claims.csv and the plots to `out`; return the files.
 
     Paths in them are relative to `root`. Equal tables give equal bytes. `version` of ddpm-lab is in
     the footer of the page.
@@ -28,6 +28,7 @@ def write(tables: Sequence[Table], out: Path, root: Path, version: str = __versi
     }
     contents = plots | {
         "table.csv": formats.csv(tables, root).encode(),
+        "claims.csv": formats.claims_csv(tables).encode(),
         "table.md": formats.markdown(tables).encode(),
         "table.tex": formats.latex(tables).encode(),
         "report.html": page(tables, root, plots, version).encode(),

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 Status = Literal["done", "failed", "not run"]
+Verdict = Literal["passed", "failed", "not resolved", "not run"]
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,13 @@ class Claim:
     """An order or ratio in the paper's numbers, tested on ours."""
 
     text: str
-    holds: bool | None
-    """None if a number is missing"""
+    verdict: Verdict
+    """"not resolved": a difference is within two standard errors over seeds; "not run": a number
+    is missing"""
     detail: str
     """The numbers compared"""
+    reason: str = ""
+    """Explanation of a claim that did not pass"""
 
 
 @dataclass(frozen=True)
@@ -146,5 +150,7 @@ class Table:
     """PNG files by caption"""
     command: str = ""
     """Command that computes the whole table"""
+    exact: bool = False
+    """True for numbers without sampling noise, which have no errors"""
     skip_reason: str = ""
     """Reason why this tier has no such table, and no rows"""

@@ -52,7 +52,11 @@ def terminal(table: Table) -> str:
     above = "\n".join(map(_wrap, [*titles, *number_format.above(table)])).lstrip()
     (row_header, *columns), *rows = number_format.grid(table)
     grid = format_grid(above, row_header, columns, {name: cells for name, *cells in rows})
-    notes = [*number_format.below(table), *number_format.claims(table)]
+    notes = [
+        *number_format.below(table),
+        *number_format.claims(table),
+        *number_format.claims_legend(table),
+    ]
     return "\n".join([grid, *map(_wrap, notes)])
 
 
