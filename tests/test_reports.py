@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ddpm_lab.ablations.spec import TIERS, load_ablation, names
-from ddpm_lab.reports import figures, formats, number_format
+from ddpm_lab.reports import figures, formats, latex, number_format
 from ddpm_lab.reports.figures import save_curves, save_lines
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
@@ -38,7 +38,7 @@ def source(value, root, seed=0, status="done"):
 
 
 KINDS = {
-    "done": (3.17, False, [3.2149], "3.21†", "3.17", "+0.04"),
+    "done": (3.17, False, [3.2149], "3.21†", "3.17", ""),
     "seeds": (13.36, False, [13.0, 13.5, 14.0], "13.50 ± 0.50", "13.36", "+0.14"),
     "recalled": (6.84, True, [7.0], "7.00", "(6.84)", "+0.16"),
     "word": ("unstable", False, [41.0], "41.0", "unstable", ""),
@@ -65,7 +65,8 @@ def entry(kind, root):
     ]
     published = None if paper is None else Published(paper, recalled)
     marks = ("†",) if kind in ("done", "failed") else ()
-    return Entry(published, tuple(sources), {"steps": 10, "kind": kind}, marks)
+    protocol = {"steps": 10, "kind": kind}
+    return Entry(published, tuple(sources), protocol, marks, comparable=not marks)
 
 
 @pytest.fixture
@@ -164,6 +165,7 @@ def test_csv_has_one_unrounded_line_per_number(tables, tmp_path):
     ]
     for line, (row, column, expected) in zip(lines, places, strict=True):
         assert (line["row"], line["column"], line["metric"]) == (row, column.name, column.metric)
+        assert line["paper_metric"] == column.metric
         for name in ("ours", "std", "difference"):
             value = getattr(expected, name)
             assert line[name] == ("" if value is None else repr(value)), (name, expected)
@@ -241,11 +243,11 @@ def test_markdown(tables):
     assert text.count("Reason: because") == 2
 
 
-def test_latex(tables):
-    text = formats.latex(tables)
-    commands = sorted(map(re.escape, formats.TEX.values()), key=len, reverse=True)
+def test_latex_table(tables):
+    text = latex.latex(tables)
+    commands = sorted(map(re.escape, latex.TEX.values()), key=len, reverse=True)
     pattern = re.compile("|".join(commands))
-    signs = {value: sign for sign, value in reversed(formats.TEX.items())}
+    signs = {value: sign for sign, value in reversed(latex.TEX.items())}
 
     def unescape_tex(escaped):
         rest = set(pattern.sub("", escaped))
@@ -255,15 +257,21 @@ def test_latex(tables):
     body = text.split(r"\toprule")[1].split(r"\bottomrule")[0].replace("\\midrule\n", "")
     head, *rows = [
         [*map(unescape_tex, line.removesuffix(r" \\").split(" & "))]
-        for line in body.strip().splitlines()
+        for line in body.strip().splitlines()[2:]
     ]
-    assert len(head) == 1 + 2 * WIDTH and [row[0] for row in rows] == list(tables[1].rows)
+    spans, rules = body.strip().splitlines()[:2]
+    pattern_of_heads = r"multicolumn\{2\}\{c\}\{(.*?)\}(?= & \\multicolumn| \\\\)"
+    names = [*map(unescape_tex, re.findall(pattern_of_heads, spans))]
+    assert names == [number_format.header(column, False) for column in tables[1].columns]
+    assert rules == "".join(rf"\cmidrule(lr){{{i}-{i + 1}}}" for i in range(2, 10, 2))
+    assert head == [tables[1].row_header, *("ours", "paper") * WIDTH]
+    assert [row[0] for row in rows] == list(tables[1].rows)
     assert by_kind(row[1:] for row in rows) == PAIRS
     note = r"\\par\\smallskip\{\\footnotesize\\raggedright (.*)\\par\}"
-    pattern_of_rest = rf"\\caption\{{(.*)\}}|{note}|(Not available: .*)"
+    pattern_of_rest = rf"\\caption\{{(.*)\}}\\smallskip|{note}|(Not available: .*)"
     rest = [unescape_tex("".join(groups)) for groups in re.findall(pattern_of_rest, text)]
     assert rest[1] == f"Not available: why {EVIL}" and f"† note {EVIL}" in rest
-    assert len(rest) == 6 and text.count(r"\begin{") == text.count(r"\end{") == 3
+    assert len(rest) == 13 and text.count(r"\begin{") == text.count(r"\end{") == 3
 
 
 HOSTILE = "$\\input{/etc/passwd}$ \\write18 $x_{$ =1+1 σ̂ ᾱ Σ ‖μ̃‖² é ü Ç “q” x̂ L₀ 10⁻³ 漢 \x07 \x00"
@@ -280,10 +288,12 @@ def every_table(root):
     for name in names():
         ablation = load_ablation(name)
         label = "bits/dim above the entropy"
-        columns = tuple(Column(each, label, "lower") for each in ablation.columns)
         protocol = ", ".join(f"{key} {value}" for key, value in ablation.protocol.items())
-        tables += [
-            Table(
+        verdicts = dict(zip([claim.text for claim in ablation.claims], VERDICTS * 2, strict=False))
+        for tier in TIERS:
+            paper_metric = "FID" if tier == "analytic" else ""
+            columns = tuple(Column(each, label, "lower", paper_metric) for each in ablation.columns)
+            table = Table(
                 name=f"{name}-{tier}",
                 title=ablation.title,
                 source=ablation.source,
@@ -294,26 +304,78 @@ def every_table(root):
                 paper_protocol=protocol,
                 our_protocol=ablation.tier(tier).note,
                 notes={"†": protocol},
+                claims=tuple(Claim(text, each, "1 < 2") for text, each in verdicts.items()),
                 skip_reason=ablation.tier(tier).skip_reason,
             )
-            for tier in TIERS
-        ]
+            tables.append(table)
     rows = {f"{i} {HOSTILE} {EVIL}": (Entry(None, (source(1.0 * i, root),)),) for i in range(60)}
     column = Column(HOSTILE, "FID", "lower")
     return [*tables, Table("s", f"Sweep {HOSTILE}", "", "sweep", "job", (column,), rows)]
 
 
+LATEX_COMMANDS = """medskip
+alpha approx bar begin beta bottomrule caption cdot centering cmidrule ddagger dagger ddot ell
+end epsilon eta fi footnotesize gamma geq grave hat ifdim infty in ldots leq linewidth mathrm
+midrule mu multicolumn omega par phi pi pm raggedright resizebox sigma Sigma smallskip surd
+textasciicircum textasciigrave textasciitilde textbackslash textgreater textless textquotedbl
+textbar theta tilde times toprule uparrow downarrow Vert width else neq to
+"""
+"""Commands of LaTeX and booktabs that tables use"""
+
+
+def check_latex(text):
+    """Check braces, environments, commands, and the number of cells in each row."""
+    text = "\n".join(line for line in text.splitlines() if line[:1] != "%")
+    plain = re.sub(r"\\[\\{}&%$#_^'`~\"=.]", "", text)
+    depth = 0
+    for sign in plain:
+        depth += (sign == "{") - (sign == "}")
+        assert depth >= 0, "an opening brace is missing"
+    assert depth == 0 and plain.count("$") % 2 == 0
+    assert set(re.findall(r"\\([A-Za-z]+)", plain)) <= {*LATEX_COMMANDS.split(), "c", "r", "u", "v"}
+    environments = []
+    for verb, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if verb == "begin":
+            environments.append(name)
+        else:
+            assert environments.pop() == name
+    assert not environments
+    tabulars = re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, re.S)
+    assert tabulars
+    for alignment, body in tabulars:
+        lines = [line for line in body.splitlines() if line.endswith(r" \\")]
+        assert 2 <= len(lines) <= latex.MAX_ROWS + 2
+        for line in lines:
+            spans = sum(int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", line))
+            assert len(re.findall(r"(?<!\\)&", line)) + 1 + spans == len(alignment), line
+
+
+@pytest.mark.parametrize(
+    ("correct", "wrong"),
+    [
+        (r"\caption{", r"\caption{{"),
+        (r"\end{table}", r"\end{tabular}"),
+        (r"\midrule", r"\middlerule"),
+        (" & ours", " & ours & ours"),
+        (r"$\pm$", r"$\pm"),
+    ],
+)
+def test_check_of_latex_finds_errors(correct, wrong, tmp_path):
+    text = latex.latex(every_table(tmp_path))
+    assert correct in text
+    check_latex(text)
+    with pytest.raises(AssertionError):
+        check_latex(text.replace(correct, wrong, 1))
+
+
 def test_every_latex_table_compiles_and_fits_a_page(tmp_path):
-    text = formats.latex(every_table(tmp_path))
+    text = latex.latex(every_table(tmp_path))
     assert text.isascii() and text.isprintable() is False and not set(text) & set("\x00\x07")
     for command in (r"$\hat{\sigma}$", r"$\bar{\alpha}$", r"$\Sigma$", r"\'{e}"):
         assert command in text
     resizebox = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}"
     assert text.count(r"\begin{tabular}") == text.count(resizebox)
-    for body in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, re.S):
-        lines = [line for line in body[1].splitlines() if line.endswith(r" \\")]
-        assert 2 <= len(lines) <= formats.MAX_ROWS + 1
-        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {body[0].count("r")}
+    check_latex(text)
     if not (pdflatex := shutil.which("pdflatex")):
         return
     (tmp_path / "table.tex").write_text(text)
@@ -323,6 +385,69 @@ def test_every_latex_table_compiles_and_fits_a_page(tmp_path):
     log = (tmp_path / "document.log").read_text(errors="replace")
     assert process.returncode == 0, log[-2000:]
     assert not re.findall(r"Overfull .*|Float too large.*|Missing character.*", log)
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [
+        ("ε, L_simple", r"$\epsilon$, $L_{\mathrm{simple}}$"),
+        ("ᾱ_t and β̃", r"$\bar{\alpha}_{t}$ and $\tilde{\beta}$"),
+        ("σ̂ Σ η", r"$\hat{\sigma}$ $\Sigma$ $\eta$"),
+        ("|mean - mean_θ|²", r"\textbar{}mean {-} $\mathrm{mean}_{\theta}$\textbar{}$^{2}$"),
+        ("x̂_0, L_0", r"$\hat{x}_{0}$, $L_{0}$"),
+        ("5.17e−05 1.5e+12", r"$5.17 \times 10^{-5}$ $1.5 \times 10^{12}$"),
+        ("data_L_simple a_b L_simple_2", r"data\_L\_simple a\_b L\_simple\_2"),
+        ("a.1.5e3 v1.2e3x", r"a.1.5e3 v1.2e3x"),
+    ],
+)
+def test_latex_has_the_papers_symbols(text, formula):
+    assert latex.tex(text) == formula
+
+
+def incomparable(root):
+    """Return a table that measures a Fréchet distance, of a paper with FID."""
+    entries = [
+        Entry(Published(paper), (source(ours, root),), {"data": "digits"}, comparable=False)
+        for paper, ours in ((3.17, 0.5), (4.04, 0.25))
+    ]
+    columns = tuple(Column(name, "Fréchet distance", "lower", "FID") for name in ("10", "20"))
+    rows = {"σ̂": tuple(entries), "η = 1": tuple(reversed(entries))}
+    return Table("t", "title", "", "analytic", "noise", columns, rows)
+
+
+def test_two_metrics_share_no_column(tmp_path):
+    table = incomparable(tmp_path)
+    captions = ("Fréchet distance (ours), lower is better", "FID (paper), lower is better")
+    printed = terminal(table)
+    assert re.search(r"σ̂ +0.500 +0.250\n", printed) and re.search(r"σ̂ +3.17 +4.04\n", printed)
+    text = formats.markdown([table])
+    assert r"| η = 1 | 0.250 | 0.500 |" in text and r"| η = 1 | 4.04 | 3.17 |" in text
+    assert all(caption in printed and caption in text for caption in captions)
+    lines = latex.latex([table]).splitlines()
+    ours, paper = map(latex.tex, captions)
+    spans = rf" & \multicolumn{{2}}{{c}}{{{ours}}} & \multicolumn{{2}}{{c}}{{{paper}}} \\"
+    assert spans in lines and r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in lines
+    assert r"noise & 10 & 20 & 10 & 20 \\" in lines
+    assert r"$\hat{\sigma}$ & 0.500 & 0.250 & 3.17 & 4.04 \\" in lines
+    write([table], tmp_path / "out", tmp_path)
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert [[cell.strip() for cell in row] for row in page.rows["ours"]] == [
+        ["σ̂", "0.500", "0.250"],
+        ["η = 1", "0.250", "0.500"],
+    ]
+    assert len(page.rows["paper"]) == 2 and "difference" not in page.rows
+    (line, *_) = csv.DictReader(formats.csv([table], tmp_path).splitlines())
+    assert (line["metric"], line["paper_metric"]) == ("Fréchet distance", "FID")
+    assert line["difference"] == ""
+
+
+def test_mixed_metrics_are_in_the_headers(tmp_path):
+    table = incomparable(tmp_path)
+    first, second = table.columns
+    columns = (replace(first, metric="NLL", paper_metric=""), replace(second, name="FID of 20"))
+    text = terminal(replace(table, columns=columns))
+    assert "10 (NLL) ↓  Fréchet distance of 20 ↓" in text
+    assert "10 (NLL) ↓  FID of 20 ↓" in text
 
 
 def test_plots_escape_names(tmp_path):

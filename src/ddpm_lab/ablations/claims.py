@@ -51,10 +51,11 @@ class Comparison:
 
     def result(self, name: str) -> str:
         """Format the verdict, the mean of `high`, and the difference if it has an error."""
-        text = f" {SIGNS[self.verdict]} {name} {mean(self.high):.4g}"
+        text = f" {SIGNS[self.verdict]} {name} {_number(mean(self.high), '.4g')}"
         if self.margin is None:
             return text
-        return text + f" ({mean(self.differences):+.2g} ± {self.margin:.2g})".replace("-", "−")
+        difference = _number(mean(self.differences), "+.2g")
+        return f"{text} ({difference} ± {_number(self.margin, '.2g')})"
 
 
 def check_claim(table: Table, order: OrderClaim, paper: bool = False) -> Claim:
@@ -78,8 +79,10 @@ def check_claim(table: Table, order: OrderClaim, paper: bool = False) -> Claim:
     ranked: tuple[Verdict, ...] = ("failed", "not run", "not resolved", "passed")
     verdict = next(each for each in ranked if each in verdicts)
     factor = f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else ""
-    reasons: dict[str, str] = {**order.reasons} if verdict in ("failed", "not resolved") else {}
-    return Claim(order.text + factor, verdict, "; ".join(details), reasons.get(table.tier, ""))
+    reason = ""
+    if verdict in ("failed", "not resolved"):
+        reason = next((text for tier, text in order.reasons.items() if tier == table.tier), "")
+    return Claim(order.text + factor, verdict, "; ".join(details), reason)
 
 
 def _values(entry: Entry, paper: bool) -> list[float]:
@@ -98,3 +101,7 @@ def _chain(order: OrderClaim, pairs: Sequence[Comparison]) -> str:
     return ", ".join(
         f"{order.ratio:g} × {head}{tail}" for head, tail in zip(heads, tails, strict=True)
     )
+
+
+def _number(value: float, style: str) -> str:
+    return f"{value:{style}}".replace("-", "−")

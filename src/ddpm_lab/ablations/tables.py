@@ -81,12 +81,21 @@ def from_plan(plan: Plan) -> Table:
 
 
 def _column(plan: Plan, name: str) -> Column:
-    metric = plan.metric(name)
+    metric, paper_metric = plan.metric(name), plan.paper_metric(name)
     number = numbers().get(metric)
-    label, better = (number.label, number.better) if number else (metric, None)
     column = plan.ablation.columns[name]
     overrides = plan.substitute([*column.train, *column.evaluate])
-    return Column(name, label, better, last_number(overrides[-1]) if overrides else None)
+    return Column(
+        name,
+        _label(metric),
+        number.better if number else None,
+        "" if metric == paper_metric else _label(paper_metric),
+        last_number(overrides[-1]) if overrides else None,
+    )
+
+
+def _label(metric: str) -> str:
+    return numbers()[metric].label if metric in numbers() else metric
 
 
 def _entry(plan: Plan, row: str, column: str, paper: float | str | None) -> Entry:
@@ -116,8 +125,9 @@ def _add_footnotes(plan: Plan, table: Table) -> Table:
         ]
         theirs = _paper_protocol(plan.ablation.protocol, metric)
         usual = _usual_protocol([rows[row][i] for row, i in places], varied, theirs)
-        label = numbers()[metric].label if metric in numbers() else metric
-        protocols[label] = _format({k: v for k, v in usual.items() if k in {*theirs, *ALWAYS}})
+        protocols[_label(metric)] = _format(
+            {k: v for k, v in usual.items() if k in {*theirs, *ALWAYS}}
+        )
         differences = [
             (f"{key} {usual[key]}" if key in usual else f"no {key}") + f", the paper {value}"
             for key, value in theirs.items()
@@ -138,7 +148,8 @@ def _add_footnotes(plan: Plan, table: Table) -> Table:
                 letter = letters.setdefault(note, ascii_lowercase[len(letters) % 26])
                 notes[letter] = note
                 marks.append(letter)
-            rows[row][i] = replace(entry, marks=tuple(marks))
+            comparable = entry.comparable and DAGGER not in marks
+            rows[row][i] = replace(entry, marks=tuple(marks), comparable=comparable)
     return replace(
         table,
         rows={row: tuple(entries) for row, entries in rows.items()},

@@ -1,12 +1,17 @@
 """Text of a table's numbers, headers, notes and claims, for all formats except CSV."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from math import isfinite
+from typing import Literal
 
 from ddpm_lab.reports.table import Column, Entry, Published, Table
 
+Side = Literal["ours", "paper"]
+SIDES: tuple[Side, Side] = ("ours", "paper")
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 RECALLED = "In parentheses: the paper's number from memory, not checked against its text"
 TICKS = {"passed": "✓", "failed": "✗", "not resolved": "≈", "not run": "–"}
@@ -83,23 +88,16 @@ def cell(entry: Entry) -> str:
 
 def common(columns: Sequence[Column]) -> Column | None:
     """Return the first column if all columns have the same metric, else None."""
-    return columns[0] if len({(column.metric, column.better) for column in columns}) == 1 else None
-
-
-def head(column: Column, shared: bool) -> str:
-    """Format a column's header; a `shared` metric or one in the name is not repeated."""
-    if shared:
-        return column.name
-    metric = "" if column.name.startswith(column.metric) else f" ({column.metric})"
-    return column.name + metric + ARROWS[column.better]
-
-
-def metric(column: Column) -> str:
-    return column.metric + (f", {column.better} is better" if column.better else "")
+    metrics = {(column.metric, column.better, column.paper_metric) for column in columns}
+    return columns[0] if len(metrics) == 1 else None
 
 
 def entries(table: Table) -> list[Entry]:
     return [entry for row in table.rows.values() for entry in row]
+
+
+def has_differences(table: Table) -> bool:
+    return any(entry.difference is not None for entry in entries(table))
 
 
 def titles(table: Table) -> list[str]:
@@ -110,26 +108,82 @@ def tier(table: Table) -> str:
     return f"{table.tier} tier" if table.tier else ""
 
 
-def grid(table: Table) -> list[list[str]]:
-    """Return the header and the rows; columns with published numbers have a second column."""
-    shared = common(table.columns) is not None
+@dataclass(frozen=True)
+class Block:
+    """A part of a table, in which no column has numbers of two metrics."""
+
+    caption: str
+    """The metric, if all columns share it"""
+    columns: Mapping[int, Column]
+    """By index in the table, with the metric of this block"""
+    sides: Mapping[int, Sequence[Side]]
+    """Ours, the paper's or both, by index of the column"""
+
+    @property
+    def shared(self) -> bool:
+        """True if all columns have the same metric."""
+        return common([*self.columns.values()]) is not None
+
+    @property
+    def pairs(self) -> bool:
+        """True if columns have our numbers and the paper's."""
+        return any(len(each) > 1 for each in self.sides.values())
+
+
+def blocks(table: Table) -> list[Block]:
+    """Return one block, or one of ours and one of the paper's numbers if their metrics differ."""
+    columns = dict(enumerate(table.columns))
+    with_paper = [i for i in columns if any(row[i].paper for row in table.rows.values())]
+    if not any(columns[i].paper_metric for i in with_paper):
+        sides = {i: SIDES[: 2 if i in with_paper else 1] for i in columns}
+        return [Block(_caption(columns), columns, sides)]
+    theirs = {i: columns[i] for i in with_paper}
+    for i, column in theirs.items():
+        metric = column.paper_metric or column.metric
+        theirs[i] = replace(column, metric=metric, paper_metric="")
+    columns = {i: replace(column, name=our_name(column)) for i, column in columns.items()}
+    return [
+        Block(_caption(columns, "ours"), columns, dict.fromkeys(columns, SIDES[:1])),
+        Block(_caption(theirs, "paper"), theirs, dict.fromkeys(theirs, SIDES[1:])),
+    ]
+
+
+def our_name(column: Column) -> str:
+    """Return the name of a column, with our metric in place of the paper's."""
+    if not column.paper_metric:
+        return column.name
+    return re.sub(rf"\b{re.escape(column.paper_metric)}\b", column.metric, column.name)
+
+
+def _caption(columns: Mapping[int, Column], side: str = "") -> str:
+    shared, suffix = common([*columns.values()]), f" ({side})" if side else ""
+    if shared is None:
+        return side and f"numbers{suffix}"
+    return f"{shared.metric}{suffix}" + (f", {shared.better} is better" if shared.better else "")
+
+
+def header(column: Column, shared: bool) -> str:
+    """Format a column's header; a `shared` metric or one in the name is not repeated."""
+    if shared:
+        return column.name
+    metric = "" if column.name.startswith(column.metric) else f" ({column.metric})"
+    return column.name + metric + ARROWS[column.better]
+
+
+def grid(table: Table, block: Block) -> list[list[str]]:
+    """Return the header and the rows; the second column of a pair is headed "paper"."""
     lines = [[table.row_header], *([name] for name in table.rows)]
-    for i, column in enumerate(table.columns):
-        cells = [row[i] for row in table.rows.values()]
-        columns = [[head(column, shared), *map(cell, cells)]]
-        if any(entry.paper for entry in cells):
-            columns.append(["paper", *(paper(entry.paper) for entry in cells)])
-        for line, *texts in zip(lines, *columns, strict=True):
-            line += texts
+    for i, column in block.columns.items():
+        sides = block.sides[i]
+        lines[0] += [header(column, block.shared), "paper"][: len(sides)]
+        for line, row in zip(lines[1:], table.rows.values(), strict=True):
+            line += [cell(row[i]) if side == "ours" else paper(row[i].paper) for side in sides]
     return lines
 
 
-def above(table: Table) -> list[str]:
-    """Describe the metric, if all columns share it, and the protocols."""
+def protocols(table: Table) -> list[str]:
     texts = {"paper": table.paper_protocol, "ours": table.our_protocol}
-    protocols = [f"{name}: {text}" for name, text in texts.items() if text]
-    shared = common(table.columns)
-    return [metric(shared), *protocols] if shared else protocols
+    return [f"{name}: {text}" for name, text in texts.items() if text]
 
 
 def below(table: Table) -> list[str]:

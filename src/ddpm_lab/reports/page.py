@@ -10,6 +10,8 @@ from jinja2 import Environment, StrictUndefined
 from ddpm_lab import __version__
 from ddpm_lab.reports import formats, number_format
 from ddpm_lab.reports.figures import render
+from ddpm_lab.reports.findings import findings
+from ddpm_lab.reports.latex import latex
 from ddpm_lab.reports.table import Table
 from ddpm_lab.utils.atomic_io import atomic_write
 
@@ -30,7 +32,7 @@ def write(tables: Sequence[Table], out: Path, root: Path, version: str = __versi
         "table.csv": formats.csv(tables, root).encode(),
         "claims.csv": formats.claims_csv(tables).encode(),
         "table.md": formats.markdown(tables).encode(),
-        "table.tex": formats.latex(tables).encode(),
+        "table.tex": latex(tables).encode(),
         "report.html": page(tables, root, plots, version).encode(),
     }
     for name, content in contents.items():
@@ -52,6 +54,7 @@ def page(tables: Sequence[Table], root: Path, plots: Mapping[str, bytes], versio
         version=version,
         css=(folder / "page.css").read_text("utf-8"),
         numbers=number_format,
+        findings=findings,
         common_protocol=_common_protocol,
         png=formats.png,
         data_url=lambda png: f"data:image/png;base64,{b64encode(png).decode()}",

@@ -49,7 +49,7 @@ class Entry:
     marks: tuple[str, ...] = ()
     """Keys of the table's notes that apply"""
     comparable: bool = True
-    """False if this tier measures another metric than the paper"""
+    """False if our number has another metric or protocol than the paper's"""
 
     @property
     def values(self) -> list[float]:
@@ -73,7 +73,7 @@ class Entry:
 
     @property
     def difference(self) -> float | None:
-        """Our number minus the paper's."""
+        """Our number minus the paper's; None if they are not comparable."""
         if self.ours is None or self.theirs is None or not self.comparable:
             return None
         return self.ours - self.theirs
@@ -94,6 +94,8 @@ class Column:
     metric: str
     """Label of the metric that this tier measures, such as "FID" """
     better: Literal["lower", "higher"] | None
+    paper_metric: str = ""
+    """Label of the paper's metric if this tier measures another one"""
     x: float | None = None
     """Position on the x-axis of a plot, such as a number of steps"""
 
