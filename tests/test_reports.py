@@ -108,6 +108,7 @@ def make(root):
         claims=tuple(claims),
         panels=panels,
         images={EVIL: root / "samples.png"},
+        provenance=f"provenance {EVIL}",
         command=f"make {EVIL}",
     )
     skipped = replace(full, name="t1-analytic", tier="analytic", rows={}, panels=(), claims=())
@@ -217,11 +218,11 @@ def test_terminal(tables):
     assert rules == {max(map(len, rows))}
     for text in (*CLAIMS, "† note", STD, RECALLED, *CLAIMS_LEGEND):
         assert f"  {text}" in full
-    assert full.count("Reason: because") == 2
+    assert full.count("Reason: because") == 2 and "  runs: provenance" in full
 
 
 def test_markdown(tables):
-    text = formats.markdown(tables)
+    text = formats.markdown(tables, "1.2.3")
 
     def unescape_md(escaped):
         return re.sub(r"\\([^a-z0-9\s])", r"\1", escaped).strip()
@@ -240,7 +241,8 @@ def test_markdown(tables):
     starts = [f"- {claim}" for claim in CLAIMS]
     for start in (*starts, "† note", STD, RECALLED, *CLAIMS_LEGEND):
         assert f"\n{start}" in text
-    assert text.count("Reason: because") == 2
+    assert text.count("Reason: because") == 2 and "\nRuns: provenance" in text
+    assert text.endswith("\nReport: ddpm-lab 1.2.3\n")
 
 
 def test_latex_table(tables):
@@ -536,6 +538,7 @@ def test_page(tables, tmp_path):
     assert "8 of 12 numbers measured (1 failed, 2 not run, 1 no value)" in page.texts["summary"][0]
     counts = "1 of 4 claims passed (1 failed, 1 not resolved, 1 not run)"
     assert counts in page.texts["summary"][0]
+    assert page.texts["provenance"] == [f"Runs: provenance {EVIL}"]
     assert page.texts["badge not-resolved"] == ["≈ not resolved"]
     assert page.texts["reason"] == [f"Reason: because {EVIL}"] * 2
     assert all(line in unescape(text) for line in CLAIMS_LEGEND)
@@ -547,7 +550,7 @@ def test_page(tables, tmp_path):
     assert "runs/1/m.json" in text and str(tmp_path) not in text
 
     assert "script" not in dict(page.tags)
-    assert "<footer>ddpm-lab 1.2.3 &lt;x&gt;</footer>" in text
+    assert "<footer>Report: ddpm-lab 1.2.3 &lt;x&gt;</footer>" in text
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     assert all(re.match(r"data:|#", url) for url in page.urls)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ddpm_lab.ablations import build_plots, spec
 from ddpm_lab.ablations.claims import check_claim
+from ddpm_lab.ablations.job_environments import describe_environments
 from ddpm_lab.ablations.plan import JobKey, Plan
 from ddpm_lab.ablations.results import last_number, numbers, read_protocol, read_source
 from ddpm_lab.reports.table import Column, Entry, Published, Table
@@ -77,6 +78,9 @@ def from_plan(plan: Plan) -> Table:
         omitted={each.text: each.omitted[tier] for each in ablation.claims if tier in each.omitted},
         panels=(*chain(*panels), *build_plots.training_panels(plan.training)),
         images=build_plots.sample_images(plan.training),
+        provenance=describe_environments(
+            plan.jobs.values(), () if table.exact else plan.spec.seeds
+        ),
     )
 
 
@@ -257,4 +261,5 @@ def from_sweep(root: Path) -> Table:
         rows={row: tuple(entry(job, key) for key in keys) for row, job in sweep.items()},
         panels=tuple(build_plots.training_panels(sweep)),
         images=build_plots.sample_images(sweep),
+        provenance=describe_environments(jobs),
     )

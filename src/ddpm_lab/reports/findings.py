@@ -19,12 +19,13 @@ def findings(table: Table) -> list[str]:
     Without other claims, the second sentence names the best number of each metric.
     """
     tested = [claim for claim in table.claims if claim.verdict != "not run"]
-    passed = [claim.text for claim in table.claims if claim.verdict == "passed"]
+    texts = [claim.text for claim in table.claims if claim.verdict == "passed"]
     if not tested:
         return _best_numbers(table)
-    total = f"{len(passed)} of {len(table.claims)} claims"
-    first = f"As in the paper{_where(table)} ({total}): {_enumerate(passed)}."
-    if not passed:
+    if texts:
+        total = f"{len(texts)} of {len(table.claims)} claims"
+        first = f"As in the paper{_where(table)} ({total}): {_enumerate(texts)}."
+    else:
         where = _where(table).removeprefix(",")
         first = f"None of the paper's claims shows{where} (0 of {len(table.claims)})."
     others = [

@@ -7,6 +7,7 @@ from io import StringIO
 from os.path import relpath
 from pathlib import Path
 
+from ddpm_lab import __version__
 from ddpm_lab.reports import number_format
 from ddpm_lab.reports.findings import findings
 from ddpm_lab.reports.table import Column, Entry, Table
@@ -28,14 +29,18 @@ def png(table: Table, panel: int) -> str:
     return f"{table.name}-{panel + 1}.png"
 
 
-def markdown(tables: Sequence[Table]) -> str:
-    """Format tables as sections, with links to the plots next to the file."""
+def markdown(tables: Sequence[Table], version: str = __version__) -> str:
+    """Format tables as sections, with links to the plots next to the file.
+
+    `version` of ddpm-lab is in the last line.
+    """
     first = tables[0]
     counts = "; ".join(f"{count} {text}" for count, text in number_format.summary(tables))
     source = ". ".join(text for text in (first.source, counts) if text)
     parts = [f"## {_md(first.title)}", f"{_md(source)}."]
     for table in tables:
         parts += _markdown_section(table, first)
+    parts.append(_md(f"Report: ddpm-lab {version}"))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -56,6 +61,7 @@ def _markdown_section(table: Table, first: Table) -> list[str]:
         "\n".join(f"- {_md(line)}" for line in number_format.claims(table)),
         *map(_md, number_format.claims_legend(table)),
         "\n".join(plots),
+        _md(f"Runs: {table.provenance}") if table.provenance else "",
         f"    {escape_control(table.command)}" if table.command else "",
     ]
 

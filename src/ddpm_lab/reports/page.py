@@ -20,7 +20,7 @@ def write(tables: Sequence[Table], out: Path, root: Path, version: str = __versi
     """Write the page, table.csv, .md and .tex, claims.csv and the plots to `out`; return the files.
 
     Paths in them are relative to `root`. Equal tables give equal bytes. `version` of ddpm-lab is in
-    the footer of the page.
+    the footer of the page and of table.md.
     """
     out.mkdir(parents=True, exist_ok=True)
     plots = {
@@ -31,7 +31,7 @@ def write(tables: Sequence[Table], out: Path, root: Path, version: str = __versi
     contents = plots | {
         "table.csv": formats.csv(tables, root).encode(),
         "claims.csv": formats.claims_csv(tables).encode(),
-        "table.md": formats.markdown(tables).encode(),
+        "table.md": formats.markdown(tables, version).encode(),
         "table.tex": latex(tables).encode(),
         "report.html": page(tables, root, plots, version).encode(),
     }

@@ -150,6 +150,8 @@ class Table:
     panels: tuple[Panel, ...] = ()
     images: Mapping[str, Path] = field(default_factory=dict)
     """PNG files by caption"""
+    provenance: str = ""
+    """Code, libraries, machines, days and seeds of the jobs"""
     command: str = ""
     """Command that computes the whole table"""
     exact: bool = False

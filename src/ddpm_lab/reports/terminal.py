@@ -60,6 +60,7 @@ def terminal(table: Table) -> str:
         *number_format.below(table),
         *number_format.claims(table),
         *number_format.claims_legend(table),
+        *([f"runs: {table.provenance}"] if table.provenance else []),
     ]
     return "\n".join([*parts, *map(_wrap, notes)])
 
