@@ -18,7 +18,7 @@ def table(verdicts, data="digits", exact=False, columns=COLUMNS):
         return Entry(None, (Source("", "", Path(), "done", value),), {"data": data})
 
     claims = tuple(
-        Claim(f"with {i} steps, η is {i}", verdict, "") for i, verdict in enumerate(verdicts)
+        Claim(f"with {i} steps, η is {i}", verdict) for i, verdict in enumerate(verdicts)
     )
     rows = {"η = 0": (entry(3.0), entry(2.5)), "η = 1": (entry(4.0), entry(float("nan")))}
     return Table("t", "t", "", "tiny", "r", columns, rows, claims=claims, exact=exact)

@@ -12,13 +12,15 @@ from html.parser import HTMLParser
 from textwrap import dedent
 
 import pytest
+import torch
 from PIL import Image
 
 from ddpm_lab.ablations.spec import TIERS, load_ablation, names
 from ddpm_lab.reports import figures, formats, latex, number_format
-from ddpm_lab.reports.figures import save_curves, save_lines
+from ddpm_lab.reports.figures import save_bound, save_curves, save_panels
+from ddpm_lab.reports.grids import read_caption, save_grid
 from ddpm_lab.reports.page import write
-from ddpm_lab.reports.table import Claim, Column, Entry, Panel, Published, Source, Table
+from ddpm_lab.reports.table import Claim, Column, Entry, Line, Panel, Published, Source, Table
 from ddpm_lab.reports.terminal import terminal
 
 EVIL = "<script>alert(\"1\")</script> & a_b 5% $x$ | `c` {d} ~ ^ # \\ [e] *f* 'g'"
@@ -76,7 +78,8 @@ def tables(tmp_path):
 
 def make(root):
     """Return the tables of a skipped tier and of a full one."""
-    Image.new("RGB", (40, 20), "teal").save(root / "samples.png")
+    pixels = torch.full((2, 1, 8, 8), 200, dtype=torch.uint8)
+    save_grid(pixels, root / "samples.png", 2, f"caption {EVIL}")
     kinds = list(KINDS)
     rows = {
         f"{i} {EVIL}": tuple(entry(kind, root) for kind in kinds[i : i + WIDTH])
@@ -84,14 +87,16 @@ def make(root):
     }
     columns = [Column(f"{i} {EVIL}", f"FID_{i % 2} & 1%", "lower") for i in range(WIDTH)]
     xs = [1, 10, 100]
-    lines = {"η": (xs, [3.0, 2, 1]), "η (paper)": (xs, [4.0, 2, 1])}
-    bars = {"ours": (["a", "$b$"], [1.0, 2.0]), "paper": (["a"], [1.5])}
+    lines = {"η": Line(xs, [3.0, 2, 1]), "σ̂": Line(xs, [4.0, 2, 1])}
+    bars = {"ours": Line(["a", "$b$"], [1.0, 2.0]), "paper": Line(["a"], [1.5])}
     panels = (
         Panel(EVIL, "steps $", "FID_$", lines, log_x=True, log_y=True),
         Panel("bars", "", "FID", bars, bars=True),
     )
     claims = [
-        Claim(f"{verdict} {EVIL}", verdict, "1 < 2", f"because {EVIL}" if verdict in FAILED else "")
+        Claim(
+            f"{verdict} {EVIL}", verdict, ("1 < 2",), f"because {EVIL}" if verdict in FAILED else ""
+        )
         for verdict in VERDICTS
     ]
     full = Table(
@@ -185,7 +190,7 @@ def test_csv_of_claims(tables):
     lines = [*csv.DictReader(formats.claims_csv([tables[0], full]).splitlines())]
     assert [line["verdict"] for line in lines] == [*VERDICTS, "not claimed"]
     assert [bool(line["reason"]) for line in lines] == [False, True, True, False, True]
-    assert lines[0]["claim"] == f"passed {EVIL}" and lines[0]["detail"] == "1 < 2"
+    assert lines[0]["claim"] == f"passed {EVIL}" and lines[0]["numbers"] == "1 < 2"
     assert lines[4]["claim"] == f"'=text {EVIL}" and lines[4]["reason"] == "why"
 
 
@@ -200,7 +205,7 @@ def test_csv_of_claims(tables):
 )
 def test_legend_of_claims(seeds, exact, verdict, start, tmp_path):
     entry = Entry(None, tuple(source(1.0, tmp_path, i) for i in range(seeds)))
-    columns, claims = (Column("c", "FID", "lower"),), (Claim("a", verdict, "1 < 2"),)
+    columns, claims = (Column("c", "FID", "lower"),), (Claim("a", verdict, ("1 < 2",)),)
     table = Table("t", "t", "", "tiny", "r", columns, {"a": (entry,)}, claims=claims, exact=exact)
     lines = number_format.claims_legend(table)
     assert len(lines) == bool(start) and all(line.startswith(start) for line in lines)
@@ -306,7 +311,7 @@ def every_table(root):
                 paper_protocol=protocol,
                 our_protocol=ablation.tier(tier).note,
                 notes={"†": protocol},
-                claims=tuple(Claim(text, each, "1 < 2") for text, each in verdicts.items()),
+                claims=tuple(Claim(text, each, ("1 < 2",)) for text, each in verdicts.items()),
                 skip_reason=ablation.tier(tier).skip_reason,
             )
             tables.append(table)
@@ -453,15 +458,15 @@ def test_mixed_metrics_are_in_the_headers(tmp_path):
 
 
 def test_plots_escape_names(tmp_path):
-    lines = {HOSTILE: ([1, 2], [1.0, 2.0]), "": ([1, 2], [3.0, 2.0])}
+    lines = {HOSTILE: Line([1, 2], [1.0, 2.0]), "": Line([1, 2], [3.0, 2.0])}
     figures.render(Panel(HOSTILE, HOSTILE, HOSTILE, lines))
-    bars = {"$": ([HOSTILE, "$b$"], [1.0, 2.0])}
+    bars = {"$": Line([HOSTILE, "$b$"], [1.0, 2.0])}
     figures.render(Panel(HOSTILE, "$", "$$", bars, bars=True))
     points = [(1, 1.0), (2, 2.0)]
     curves = {HOSTILE: points, "": points, "$\\frac{$" * 100: [(1, 2.0)]}
     assert save_curves(curves, tmp_path / "curves.png", x=HOSTILE).is_file()
-    panels = {HOSTILE: {HOSTILE: ([HOSTILE, "$"], [1.0, 2.0])}}
-    assert save_lines(panels, tmp_path / "lines.png", x=HOSTILE, y={HOSTILE: HOSTILE}).is_file()
+    words = Panel(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: Line([HOSTILE, "$"], [1.0, 2.0])})
+    assert save_panels([words], tmp_path / "lines.png").is_file()
 
 
 def test_csv_has_no_formulas_and_markdown_no_lists(tmp_path):
@@ -538,6 +543,7 @@ def test_page(tables, tmp_path):
     assert "8 of 12 numbers measured (1 failed, 2 not run, 1 no value)" in page.texts["summary"][0]
     counts = "1 of 4 claims passed (1 failed, 1 not resolved, 1 not run)"
     assert counts in page.texts["summary"][0]
+    assert unescape(text).count(f"</strong> caption {EVIL}") == 1
     assert page.texts["provenance"] == [f"Runs: provenance {EVIL}"]
     assert page.texts["badge not-resolved"] == ["≈ not resolved"]
     assert page.texts["reason"] == [f"Reason: because {EVIL}"] * 2
@@ -570,17 +576,101 @@ def test_equal_tables_give_equal_bytes(tmp_path):
     assert set(contents[0]) == {"report.html", "t1-tiny-1.png", "t1-tiny-2.png", *tables}
 
 
-def test_paper_lines_are_dashed_and_bars_hatched(tables):
-    figure = figures.draw(tables[1].panels[0])
-    ours, paper = figure.axes[0].lines
-    assert (ours.get_linestyle(), paper.get_linestyle()) == ("-", "--")
-    assert list(ours.get_ydata()) == [3, 2, 1] and list(paper.get_ydata()) == [4, 2, 1]
-    bars = figures.draw(tables[1].panels[1]).axes[0].patches
+def test_papers_bars_are_hatched(tables):
+    bars = figures.draw([tables[1].panels[1]]).axes[0].patches
     assert [(bar.get_height(), bar.get_hatch()) for bar in bars] == [
         (1, None),
         (2, None),
         (1.5, "///"),
     ]
+
+
+def legend(figure):
+    return [text.get_text() for parent in (figure, *figure.axes) for text in texts_of(parent)]
+
+
+def texts_of(parent):
+    legends = getattr(parent, "legends", None) or [getattr(parent, "legend_", None)]
+    return [text for each in legends if each for text in each.get_texts()]
+
+
+@pytest.mark.parametrize(
+    ("recalled", "style", "suffix"),
+    [
+        ((), "-", ""),
+        ((True, True), ":", " (from memory)"),
+        ((True, False), ":", " (open: from memory)"),
+    ],
+)
+def test_lines_from_memory_are_dotted_with_open_markers(recalled, style, suffix):
+    lines = {"a": Line([1, 2], [3.0, 2.0], recalled=recalled), "b": Line([1, 2], [1.0, 2.0])}
+    figure = figures.draw([Panel("t", "x", "y", lines)])
+    a, b = figure.axes[0].lines
+    assert (a.get_linestyle(), b.get_linestyle()) == (style, "-")
+    assert legend(figure) == [f"a{suffix}", "b"]
+    if recalled:
+        faces = figure.axes[0].collections[0].get_facecolors()[:, :3].tolist()
+        assert [face == [1, 1, 1] for face in faces] == [*recalled]
+
+
+def test_bars_from_memory_are_lighter():
+    lines = {"paper": Line(["a", "b"], [1.0, 2.0], recalled=(True, False))}
+    figure = figures.draw([Panel("t", "", "y", lines, bars=True)])
+    assert [bar.get_alpha() for bar in figure.axes[0].patches] == [0.4, None]
+    assert legend(figure) == ["paper (lighter: from memory)"]
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_plots_have_error_bars(bars):
+    xs = ["a", "b"] if bars else [1, 2]
+    line = Line(xs, [3.0, 2.0], [2.5, 1.75], [3.5, 2.25])
+    figure = figures.draw([Panel("t", "x", "y", {"ours": line}, bars=bars, note="std")])
+    (segments,) = (each.get_segments() for each in figure.axes[0].collections)
+    assert [segment[:, 1].tolist() for segment in segments] == [[2.5, 3.5], [1.75, 2.25]]
+    assert figure.axes[0].get_xlabel() == "x\nstd"
+
+
+def test_long_lines_have_bands():
+    xs = list(range(30))
+    line = Line(xs, [2.0] * 30, [1.0] * 30, [4.0] * 30)
+    (band,) = figures.draw([Panel("t", "x", "y", {"ours": line})]).axes[0].collections
+    assert band.get_paths()[0].vertices[:, 1].min() == 1
+    assert band.get_paths()[0].vertices[:, 1].max() == 4
+
+
+def test_all_plots_share_a_style(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, file: drawn.append(figure))
+    term = {"t": 1, "bits": 1.0, "rate": 2.0, "rmse": 3.0}
+    save_bound([term, term | {"t": 2}], tmp_path)
+    save_curves({"train/loss": [(1, 2.0), (2, 1.0)], "train/loss_q1": [(1, 3.0)]}, tmp_path)
+    save_panels([Panel("t", "x", "y", {"a": Line([1, 2], [1.0, 2.0])})] * 2, tmp_path)
+    for figure in (*drawn, figures.draw([Panel("t", "x", "y", {"a": Line([1], [1.0])})])):
+        for axes in figure.axes:
+            spines = [
+                axes.spines[side].get_visible() for side in ("left", "bottom", "top", "right")
+            ]
+            assert spines == [True, True, False, False]
+            assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title("left")
+            assert axes.lines[0].get_color() == figures.COLORS[0]
+            assert axes.xaxis.get_gridlines()[0].get_alpha() == figures.STYLE["grid.alpha"]
+    assert len(drawn) == 3
+
+
+def test_captions_are_visible_and_described(tmp_path):
+    pixels = torch.full((4, 1, 8, 8), 255, dtype=torch.uint8)
+    caption = "Rows are σ̂, columns are x_t at t = 3, 2, 1, 0, in this order, and the text is long"
+    file = save_grid(pixels, tmp_path / "grid.png", 2, caption)
+    with Image.open(file) as image:
+        grid = image.size
+        text = image.convert("L").crop((0, 140, *grid))
+    assert grid[0] < 150 and grid[1] > 200, "several lines below the grid of 2 x 2 images"
+    assert text.getextrema()[0] < 50 < 200 < text.getextrema()[1], "black on white"
+    assert read_caption(file) == caption
+    pixels_only = save_grid(pixels, tmp_path / "none.png", 2, "")
+    assert read_caption(pixels_only) == ""
+    (tmp_path / "damaged.png").write_bytes(file.read_bytes()[:50])
+    assert read_caption(tmp_path / "damaged.png") == ""
 
 
 def test_reports_import_neither_torch_nor_hydra():

@@ -51,11 +51,11 @@ class Comparison:
 
     def result(self, name: str) -> str:
         """Format the verdict, the mean of `high`, and the difference if it has an error."""
-        text = f" {SIGNS[self.verdict]} {name} {_number(mean(self.high), '.4g')}"
-        if self.margin is None:
-            return text
-        difference = _number(mean(self.differences), "+.2g")
-        return f"{text} ({difference} ± {_number(self.margin, '.2g')})"
+        error = ""
+        if self.margin is not None:
+            difference = _number(mean(self.differences), "+.2g")
+            error = f", {difference} ± {_number(self.margin, '.2g')}"
+        return f" {SIGNS[self.verdict]} {_number(mean(self.high))} ({name}{error})"
 
 
 def check_claim(table: Table, order: OrderClaim, paper: bool = False) -> Claim:
@@ -82,7 +82,7 @@ def check_claim(table: Table, order: OrderClaim, paper: bool = False) -> Claim:
     reason = ""
     if verdict in ("failed", "not resolved"):
         reason = next((text for tier, text in order.reasons.items() if tier == table.tier), "")
-    return Claim(order.text + factor, verdict, "; ".join(details), reason)
+    return Claim(order.text + factor, verdict, tuple(details), reason)
 
 
 def _values(entry: Entry, paper: bool) -> list[float]:
@@ -94,7 +94,10 @@ def _values(entry: Entry, paper: bool) -> list[float]:
 
 def _chain(order: OrderClaim, pairs: Sequence[Comparison]) -> str:
     """Format comparisons as a < b < c or, with a factor, as 2 × a < b, 2 × b < c."""
-    heads = [f"{name} {mean(pair.low):.4g}" for name, pair in zip(order.order, pairs, strict=False)]
+    heads = [
+        f"{_number(mean(pair.low))} ({name})"
+        for name, pair in zip(order.order, pairs, strict=False)
+    ]
     tails = [pair.result(name) for name, pair in zip(order.order[1:], pairs, strict=True)]
     if order.ratio == 1:
         return heads[0] + "".join(tails)
@@ -103,5 +106,5 @@ def _chain(order: OrderClaim, pairs: Sequence[Comparison]) -> str:
     )
 
 
-def _number(value: float, style: str) -> str:
+def _number(value: float, style: str = ".4g") -> str:
     return f"{value:{style}}".replace("-", "−")

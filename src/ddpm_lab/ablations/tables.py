@@ -69,6 +69,7 @@ def from_plan(plan: Plan) -> Table:
         for name, row in ablation.rows.items()
     }
     table = _add_footnotes(plan, replace(table, columns=columns, rows=rows))
+    models = build_plots.models(plan)
     panels = [build_plots.build_panels(plan, table, plot) for plot in ablation.plots]
     return replace(
         table,
@@ -76,8 +77,8 @@ def from_plan(plan: Plan) -> Table:
             check_claim(table, each) for each in ablation.claims if tier not in each.omitted
         ),
         omitted={each.text: each.omitted[tier] for each in ablation.claims if tier in each.omitted},
-        panels=(*chain(*panels), *build_plots.training_panels(plan.training)),
-        images=build_plots.sample_images(plan.training),
+        panels=(*chain(*panels), *build_plots.training_panels(models)),
+        images=build_plots.sample_grids(models),
         provenance=describe_environments(
             plan.jobs.values(), () if table.exact else plan.spec.seeds
         ),
@@ -247,7 +248,7 @@ def from_sweep(root: Path) -> Table:
             None, (replace(read_source(job, key), command=items[job.folder.name].command),)
         )
 
-    name = root.resolve().name
+    name, models = root.resolve().name, {name: [job] for name, job in sweep.items()}
     return Table(
         name=name,
         title=f"Sweep {name}",
@@ -259,7 +260,7 @@ def from_sweep(root: Path) -> Table:
             for number in map(numbers().__getitem__, keys)
         ),
         rows={row: tuple(entry(job, key) for key in keys) for row, job in sweep.items()},
-        panels=tuple(build_plots.training_panels(sweep)),
-        images=build_plots.sample_images(sweep),
+        panels=tuple(build_plots.training_panels(models)),
+        images=build_plots.sample_grids(models),
         provenance=describe_environments(jobs),
     )

@@ -129,10 +129,13 @@ def claims_csv(tables: Sequence[Table]) -> str:
     """Format the claims of tables as one line per claim."""
     stream = StringIO()
     writer = csv_module.writer(stream, lineterminator="\n")
-    writer.writerow(["table", "tier", "claim", "verdict", "detail", "reason"])
+    writer.writerow(["table", "tier", "claim", "verdict", "numbers", "reason"])
     for table in tables:
         claims = [
-            *([each.text, each.verdict, each.detail, each.reason] for each in table.claims),
+            *(
+                [each.text, each.verdict, "; ".join(each.details), each.reason]
+                for each in table.claims
+            ),
             *([text, number_format.NOT_CLAIMED, "", why] for text, why in table.omitted.items()),
         ]
         writer.writerows(map(_without_formulas, ([table.name, table.tier, *c] for c in claims)))

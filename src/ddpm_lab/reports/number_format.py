@@ -8,7 +8,7 @@ from decimal import Decimal
 from math import isfinite
 from typing import Literal
 
-from ddpm_lab.reports.table import Column, Entry, Published, Table
+from ddpm_lab.reports.table import Claim, Column, Entry, Published, Table
 
 Side = Literal["ours", "paper"]
 SIDES: tuple[Side, Side] = ("ours", "paper")
@@ -141,18 +141,20 @@ def blocks(table: Table) -> list[Block]:
     for i, column in theirs.items():
         metric = column.paper_metric or column.metric
         theirs[i] = replace(column, metric=metric, paper_metric="")
-    columns = {i: replace(column, name=our_name(column)) for i, column in columns.items()}
+    columns = {
+        i: replace(column, name=our_name(column.name, column)) for i, column in columns.items()
+    }
     return [
         Block(_caption(columns, "ours"), columns, dict.fromkeys(columns, SIDES[:1])),
         Block(_caption(theirs, "paper"), theirs, dict.fromkeys(theirs, SIDES[1:])),
     ]
 
 
-def our_name(column: Column) -> str:
-    """Return the name of a column, with our metric in place of the paper's."""
+def our_name(name: str, column: Column) -> str:
+    """Return a name or a title with our metric in place of the paper's."""
     if not column.paper_metric:
-        return column.name
-    return re.sub(rf"\b{re.escape(column.paper_metric)}\b", column.metric, column.name)
+        return name
+    return re.sub(rf"\b{re.escape(column.paper_metric)}\b", column.metric, name)
 
 
 def _caption(columns: Mapping[int, Column], side: str = "") -> str:
@@ -214,7 +216,7 @@ def claims_legend(table: Table) -> list[str]:
     if max(len(entry.sources) for entry in entries(table)) < 2:
         return ["One seed, no errors: the claims compare the numbers as they are"]
     lines = [
-        "In the claims, numbers are means, and parentheses have the mean difference by seed ± two "
+        "In the claims, numbers are means, followed by their mean difference over seeds ± two "
         "standard errors"
     ]
     if any(claim.verdict == "not resolved" for claim in table.claims):
@@ -222,10 +224,14 @@ def claims_legend(table: Table) -> list[str]:
     return lines
 
 
+def details(claim: Claim) -> str:
+    return "; ".join(claim.details) or "numbers are missing"
+
+
 def claims(table: Table) -> Iterator[str]:
     for claim in table.claims:
         reason = f" Reason: {claim.reason}" if claim.reason else ""
-        yield f"{TICKS[claim.verdict]} {claim.verdict}: {claim.text} ({claim.detail}).{reason}"
+        yield f"{TICKS[claim.verdict]} {claim.verdict}: {claim.text} ({details(claim)}).{reason}"
     for claim_text, reason in table.omitted.items():
         yield f"{NOT_CLAIMED}: {claim_text} ({reason})"
 

@@ -11,6 +11,7 @@ from ddpm_lab import __version__
 from ddpm_lab.reports import formats, number_format
 from ddpm_lab.reports.figures import render
 from ddpm_lab.reports.findings import findings
+from ddpm_lab.reports.grids import read_caption
 from ddpm_lab.reports.latex import latex
 from ddpm_lab.reports.table import Table
 from ddpm_lab.utils.atomic_io import atomic_write
@@ -55,6 +56,7 @@ def page(tables: Sequence[Table], root: Path, plots: Mapping[str, bytes], versio
         css=(folder / "page.css").read_text("utf-8"),
         numbers=number_format,
         findings=findings,
+        read_caption=read_caption,
         common_protocol=_common_protocol,
         png=formats.png,
         data_url=lambda png: f"data:image/png;base64,{b64encode(png).decode()}",

@@ -1,6 +1,6 @@
 """Content of a report: our numbers with their source files, next to the paper's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -108,23 +108,38 @@ class Claim:
     verdict: Verdict
     """"not resolved": a difference is within two standard errors over seeds; "not run": a number
     is missing"""
-    detail: str
-    """The numbers compared"""
+    details: tuple[str, ...] = ()
+    """The numbers compared, by column or row"""
     reason: str = ""
     """Explanation of a claim that did not pass"""
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of points or, if x are words, a group of bars."""
+
+    xs: Sequence[Any]
+    ys: Sequence[float]
+    low: Sequence[float] = ()
+    """Lower end of the error bars or the band; empty for none"""
+    high: Sequence[float] = ()
+    recalled: Sequence[bool] = ()
+    """True for numbers from memory; empty for none"""
+
+
+@dataclass(frozen=True)
 class Panel:
-    """A plot of named lines (xs, ys), or of bars, whose xs are words."""
+    """A plot of named lines or bars."""
 
     title: str
     x: str
     y: str
-    lines: Mapping[str, tuple[list[Any], list[float]]]
+    lines: Mapping[str, Line]
     log_x: bool = False
     log_y: bool = False
     bars: bool = False
+    note: str = ""
+    """Explanation of error bars or bands"""
 
 
 @dataclass(frozen=True)
