@@ -4,9 +4,11 @@ import csv
 import json
 import re
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CONFIGS, FAST
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -14,11 +16,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab import __version__
-from ddpm_lab.ablations import spec, tables
+from ddpm_lab.ablations import build_plots, spec, tables
 from ddpm_lab.ablations.claims import check_claim
 from ddpm_lab.ablations.plan import JobKey, Plan
 from ddpm_lab.ablations.spec import OrderClaim, load_ablation, names
-from ddpm_lab.reports.table import Column, Entry, Source, Table
+from ddpm_lab.reports.grids import save_grid
+from ddpm_lab.reports.page import write
+from ddpm_lab.reports.table import Column, Entry, Line, Source, Table
 from ddpm_lab.sweeps.job import get_nested
 
 
@@ -237,16 +241,94 @@ def test_tiny_tier_and_report(typed, tmp_path, monkeypatch, seeds):
     assert str(tmp_path) not in page.replace(f"{tmp_path}/jobs", "")
 
 
+def finish(job, metrics):
+    """Write the files of a finished job."""
+    state = {"status": 0, "seconds": 1, "config": job.config_hash}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.metrics.write_text(json.dumps(metrics))
+    (job.folder / "job.json").write_text(json.dumps(state))
+
+
+def test_plots_of_another_metric_are_named_after_it(settings):
+    plan = Plan("cfg_imagenet64", load_ablation("cfg_imagenet64"), "analytic", settings)
+    for i, job in enumerate(plan.jobs.values()):
+        finish(job, {"sliced_wasserstein": 0.1 + i, "inception_score": 5.0 + i})
+    table = tables.from_plan(plan)
+    assert [column.paper_metric for column in table.columns] == ["FID"] * 3 + [""] * 3
+    panels = {panel.title: panel for panel in table.panels}
+    paper = panels["FID against w: the paper"]
+    ours = panels["sliced W2 against w: ours, analytic"]
+    assert (paper.y, ours.y) == ("FID", "sliced W2")
+    assert [*ours.lines] == [f"sliced W2, 0.{i} dropped" for i in (1, 2, 5)]
+    recalled = dict(
+        zip(
+            paper.lines["FID, 0.1 dropped"].xs,
+            paper.lines["FID, 0.1 dropped"].recalled,
+            strict=True,
+        )
+    )
+    assert (
+        recalled[0.2]
+        and not recalled[0.1]
+        and not any(ours.lines[name].recalled for name in ours.lines)
+    )
+    (ddpm,) = {entry.comparable for row in table.rows.values() for entry in row[:3]}
+    assert ddpm is False
+
+
+def test_plots_show_the_spread_over_seeds(settings):
+    plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
+    for key, job in plan.by_key.items():
+        finish(job, {"fid": 10.0 + 2 * key.seed, "inception_score": 5.0})
+        losses = "".join(f"{step},{step + key.seed}\n" for step in (1, 2))
+        extra = f"3,{key.seed}\n" * (not key.seed)
+        (job.folder / "metrics.csv").write_text(f"step,train/loss\n{losses}{extra}")
+    table = tables.from_plan(plan)
+    bars, losses = table.panels
+    std = 2**0.5
+    ours = bars.lines["ours"]
+    assert ours.ys[0] == 11 and ours.low[0] == pytest.approx(11 - std)
+    assert ours.high[0] == pytest.approx(11 + std) and "standard deviation" in bars.note
+    (line,) = losses.lines.values()
+    assert line == Line([1, 2], [1.5, 2.5], [1.0, 2.0], [2.0, 3.0]), "the steps of both seeds"
+    assert "range over seeds" in losses.note
+
+
+def test_models_are_named_by_the_rows_and_columns_that_share_them(settings):
+    plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
+    models = build_plots.models(plan)
+    assert [*models] == [*plan.ablation.rows] and {len(jobs) for jobs in models.values()} == {2}
+    plan = Plan("cfg_imagenet64", load_ablation("cfg_imagenet64"), "tiny", settings)
+    columns = [f"FID, 0.{i} dropped; IS, 0.{i} dropped" for i in (1, 2, 5)]
+    assert [*build_plots.models(plan)] == columns
+    plan = Plan("ddim_table1", load_ablation("ddim_table1"), "tiny", settings)
+    assert [*build_plots.models(plan)] == ["all numbers"]
+
+
+def test_page_has_the_sample_grid_of_each_model(settings, tmp_path):
+    plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
+    for name, (first, second) in build_plots.models(plan).items():
+        for job in (first, second):
+            finish(job, {"fid": 1.0})
+        (first.folder / "images").mkdir()
+        pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        for step in (5, 10):
+            file = first.folder / "images" / f"samples-{step:06d}.png"
+            save_grid(pixels, file, 2, f"step {step} of {name}")
+    table = tables.from_plan(plan)
+    write([table], tmp_path / "out", tmp_path)
+    page = unescape((tmp_path / "out" / "report.html").read_text())
+    for name in plan.ablation.rows:
+        assert f"<figcaption><strong>{name}</strong> step 10 of {name}<" in page
+
+
 def test_deviating_protocols_are_marked(settings):
     plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
     for i, (key, job) in enumerate(plan.by_key.items()):
         count = 500 if key.row == "ε, L_simple" else 1000
         protocol = {"count": count, "split": "train", "extractor": "digits", "seed": key.seed}
         metrics = {"fid": 10.0 + i, "inception_score": 5.0 - i, "protocol": protocol}
-        state = {"status": 0, "seconds": 1, "config": job.config_hash}
-        job.folder.mkdir(parents=True, exist_ok=True)
-        job.metrics.write_text(json.dumps(metrics))
-        (job.folder / "job.json").write_text(json.dumps(state))
+        finish(job, metrics)
     table = tables.from_plan(plan)
     assert table.rows["ε, L, fixed Σ"][1].marks == ("†",)
     assert "no checkpoint, the paper best" in table.notes["†"]
@@ -293,20 +375,20 @@ def test_claim_of_one_seed_compares_all_columns_plainly(values, ratio, verdict, 
     ("values", "ratio", "verdict", "detail"),
     [
         # Differences 1 and 1.2: the mean is 1.1, and two standard errors are 0.2.
-        ([[[1.0, 2.0]], [[2.0, 3.2]]], 1, "passed", "x: 1.5 (a) < 2.6 (b, +1.1 ± 0.2)"),
-        ([[[2.0, 3.2]], [[1.0, 2.0]]], 1, "failed", "x: 2.6 (a) ≥ 1.5 (b, −1.1 ± 0.2)"),
+        ([[[1.0, 2.0]], [[2.0, 3.2]]], 1, "passed", "x: 1.5 (a) < 2.6 (b) [+1.1 ± 0.2]"),
+        ([[[2.0, 3.2]], [[1.0, 2.0]]], 1, "failed", "x: 2.6 (a) ≥ 1.5 (b) [−1.1 ± 0.2]"),
         # Differences -1 and 3: the mean is 1, and two standard errors are 4.
-        ([[[2.0, 1.0]], [[1.0, 4.0]]], 1, "not resolved", "x: 1.5 (a) ≈ 2.5 (b, +1 ± 4)"),
+        ([[[2.0, 1.0]], [[1.0, 4.0]]], 1, "not resolved", "x: 1.5 (a) ≈ 2.5 (b) [+1 ± 4]"),
         # The values of a seed go up and down together: only unpaired, they would overlap.
-        ([[[1.0, 9.0]], [[2.0, 10.1]]], 1, "passed", "x: 5 (a) < 6.05 (b, +1 ± 0.1)"),
-        ([[[1.0, 1.0]], [[3.0, 3.1]]], 2, "passed", "x: 2 × 1 (a) < 3.05 (b, +1.1 ± 0.1)"),
-        ([[[1.0, 1.0]], [[3.0, 3.1]]], 4, "failed", "x: 4 × 1 (a) ≥ 3.05 (b, −0.95 ± 0.1)"),
-        ([[[1.0, 1.0]], [[1.0, 1.0]]], 1, "not resolved", "x: 1 (a) ≈ 1 (b, +0 ± 0)"),
+        ([[[1.0, 9.0]], [[2.0, 10.1]]], 1, "passed", "x: 5 (a) < 6.05 (b) [+1 ± 0.1]"),
+        ([[[1.0, 1.0]], [[3.0, 3.1]]], 2, "passed", "x: 2 × 1 (a) < 3.05 (b) [+1.1 ± 0.1]"),
+        ([[[1.0, 1.0]], [[3.0, 3.1]]], 4, "failed", "x: 4 × 1 (a) ≥ 3.05 (b) [−0.95 ± 0.1]"),
+        ([[[1.0, 1.0]], [[1.0, 1.0]]], 1, "not resolved", "x: 1 (a) ≈ 1 (b) [+0 ± 0]"),
         (
             [[[1.0, 1.0]], [[2.0, 2.1]], [[2.0, 2.3]]],
             1,
             "not resolved",
-            "x: 1 (a) < 2.05 (b, +1.1 ± 0.1) ≈ 2.15 (c, +0.1 ± 0.2)",
+            "x: 1 (a) < 2.05 (b) [+1.1 ± 0.1] ≈ 2.15 (c) [+0.1 ± 0.2]",
         ),
     ],
 )

@@ -33,17 +33,17 @@ LOWEST = "Among the numbers measured, the lowest FID is 2.50 (η = 0, 20)."
         (
             ["passed", "failed", "passed", "not resolved", "not run"],
             [
-                "As in the paper, on digits (2 of 5 claims): with 0 steps, η is 0; and with 2 "
-                "steps, η is 2.",
-                "Not shown: with 1 steps, η is 1 (the numbers contradict it); with 3 steps, η is 3 "
-                "(within two standard errors); and with 4 steps, η is 4 (numbers are missing).",
+                "As in the paper, on digits (2 of 4 claims, 1 without numbers): with 0 steps, η is "
+                "0; and with 2 steps, η is 2.",
+                "Not shown: with 1 steps, η is 1 (the numbers contradict it); and with 3 steps, η "
+                "is 3 (within two standard errors).",
             ],
         ),
         (["passed"], ["As in the paper, on digits (1 of 1 claims): with 0 steps, η is 0.", LOWEST]),
         (
             ["failed"],
             [
-                "None of the paper's claims shows on digits (0 of 1).",
+                "None of the paper's claims shows on digits (0 of 1 claims).",
                 "Not shown: with 0 steps, η is 0 (the numbers contradict it).",
             ],
         ),

@@ -18,7 +18,7 @@ MAX_CURVES = 14
 Curve = dict[Any, float]
 """y by x"""
 ERROR_BARS = "error bars: standard deviation over seeds"
-RANGE = "bands: range over seeds"
+RANGE = "mean and range over seeds"
 
 
 def build_panels(plan: Plan, table: Table, plot: Plot) -> list[Panel]:

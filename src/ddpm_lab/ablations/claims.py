@@ -54,8 +54,8 @@ class Comparison:
         error = ""
         if self.margin is not None:
             difference = _number(mean(self.differences), "+.2g")
-            error = f", {difference} ± {_number(self.margin, '.2g')}"
-        return f" {SIGNS[self.verdict]} {_number(mean(self.high))} ({name}{error})"
+            error = f" [{difference} ± {_number(self.margin, '.2g')}]"
+        return f" {SIGNS[self.verdict]} {_number(mean(self.high))} ({name}){error}"
 
 
 def check_claim(table: Table, order: OrderClaim, paper: bool = False) -> Claim:

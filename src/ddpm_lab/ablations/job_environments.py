@@ -1,6 +1,6 @@
 """Provenance of a table, from the files that its jobs wrote."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from ddpm_lab.runs import run_record
 from ddpm_lab.runs.provenance import JOB_FILE, Environment
@@ -19,8 +19,9 @@ def describe_environments(jobs: Iterable[Job], seeds: Sequence[int] = ()) -> str
     environments = [environment for each in by_job for environment in each]
     days = sorted({(environment.get("date") or "")[:10] for environment in environments} - {""})
     missing = sum(not each for each in by_job)
+    described = zip(*map(_describe, environments), strict=True)
     texts = [
-        *dict.fromkeys(text for environment in environments for text in _describe(environment)),
+        *(text for kind in described for text in dict.fromkeys(kind)),
         " to ".join(dict.fromkeys([*days[:1], *days[-1:]])),
         f"the code and the machine of {missing} jobs were not recorded" if missing else "",
         f"seeds {', '.join(map(str, seeds))}" if seeds else "",
@@ -35,13 +36,12 @@ def _environments(job: Job) -> list[Environment]:
     return [each for content in contents for each in run_record.environments(content)]
 
 
-def _describe(environment: Environment) -> Iterator[str]:
+def _describe(environment: Environment) -> tuple[str, str, str]:
+    """Return the code, the library and the machine; empty texts for missing values."""
     values = {key: value for key, value in environment.items() if value}
-    commit = f", commit {values['commit'][:9]}" if "commit" in values else ""
-    if "ddpm_lab" in values:
-        plus = "+" if commit and values["commit"].endswith("+") else ""
-        yield f"ddpm-lab {values['ddpm_lab']}{commit}{plus}"
-    if "torch" in values:
-        yield f"torch {values['torch']}"
-    if "device" in values:
-        yield values["device"] + (f", {values['cores']} cores" if "cores" in values else "")
+    commit, device = values.get("commit", ""), values.get("device", "")
+    code = f"ddpm-lab {values['ddpm_lab']}" if "ddpm_lab" in values else ""
+    if commit:
+        code += f", commit {commit[:9]}{'+' * commit.endswith('+')}"
+    torch = f"torch {values['torch']}" if "torch" in values else ""
+    return code, torch, device + (f", {values['cores']} cores" if "cores" in values else "")

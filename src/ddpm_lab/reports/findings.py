@@ -9,7 +9,6 @@ from ddpm_lab.reports.table import Table, Verdict
 NOT_SHOWN: dict[Verdict, str] = {
     "failed": "the numbers contradict it",
     "not resolved": "within two standard errors",
-    "not run": "numbers are missing",
 }
 
 
@@ -18,21 +17,22 @@ def findings(table: Table) -> list[str]:
 
     Without other claims, the second sentence names the best number of each metric.
     """
-    tested = [claim for claim in table.claims if claim.verdict != "not run"]
     texts = [claim.text for claim in table.claims if claim.verdict == "passed"]
-    if not tested:
-        return _best_numbers(table)
-    if texts:
-        total = f"{len(texts)} of {len(table.claims)} claims"
-        first = f"As in the paper{_where(table)} ({total}): {_enumerate(texts)}."
-    else:
-        where = _where(table).removeprefix(",")
-        first = f"None of the paper's claims shows{where} (0 of {len(table.claims)})."
     others = [
         f"{claim.text} ({NOT_SHOWN[claim.verdict]})"
         for claim in table.claims
-        if claim.verdict != "passed"
+        if claim.verdict in NOT_SHOWN
     ]
+    tested = len(texts) + len(others)
+    if not tested:
+        return _best_numbers(table)
+    missing = len(table.claims) - tested
+    counts = f"{len(texts)} of {tested} claims"
+    counts += f", {missing} without numbers" if missing else ""
+    if texts:
+        first = f"As in the paper{_where(table)} ({counts}): {_enumerate(texts)}."
+    else:
+        first = f"None of the paper's claims shows{_where(table).removeprefix(',')} ({counts})."
     return [first, *([f"Not shown: {_enumerate(others)}."] if others else _best_numbers(table))]
 
 
