@@ -615,11 +615,24 @@ def test_lines_from_memory_are_dotted_with_open_markers(recalled, style, suffix)
         assert [face == [1, 1, 1] for face in faces] == [*recalled]
 
 
+@pytest.mark.parametrize("panels", [1, 2])
+@pytest.mark.parametrize("name", ["η = {}", "FID, 0.{} dropped (open)", "{}" * 60])
+def test_legend_fits_the_figure(name, panels):
+    lines = {name.replace("{}", str(i)): Line([1, 2], [i, 2.0]) for i in range(7)}
+    figure = figures.draw([Panel("t", "x", "y", lines)] * panels)
+    figure.draw_without_rendering()
+    (box,) = [each.get_window_extent() for each in figure.legends]
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert box.y1 <= figure.axes[0].get_tightbbox().y0 + 1, "below the axes"
+
+
 def test_bars_from_memory_are_lighter():
     lines = {"paper": Line(["a", "b"], [1.0, 2.0], recalled=(True, False))}
     figure = figures.draw([Panel("t", "", "y", lines, bars=True)])
     assert [bar.get_alpha() for bar in figure.axes[0].patches] == [0.4, None]
     assert legend(figure) == ["paper (lighter: from memory)"]
+    single = figures.draw([Panel("t", "x", "y", {"a": Line([1, 2], [1.0, 2.0])})])
+    assert legend(single) == []
 
 
 @pytest.mark.parametrize("bars", [True, False])
