@@ -323,6 +323,7 @@ def test_deviating_protocols_are_marked(settings):
     table = tables.from_plan(plan)
     assert table.rows["ε, L, fixed Σ"][1].marks == ("†",)
     assert "no checkpoint, the paper best" in table.notes["†"]
+    assert table.rows["ε, L, fixed Σ"][1].difference is None, "another protocol"
     assert table.rows["ε, L_simple"][1].marks == ("†", "a")
     assert table.notes["a"] == "count 500, elsewhere 1000"
     assert "count 1000, the paper 50000" in table.notes["†"]
