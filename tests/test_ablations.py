@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
@@ -412,6 +413,18 @@ def test_reason_belongs_to_a_tier_and_to_claims_that_did_not_pass():
     assert check_claim(seeds_table([[[1.0, 2.0]], [[2.0, 1.0]]]), order).reason
     assert not check_claim(seeds_table(passed), order).reason
     assert not check_claim(seeds_table(failed, "analytic"), order).reason
+
+
+def test_claim_names_the_metric_of_the_tier():
+    table = seeds_table([[1.0, 2.0], [2.0, 3.0]])
+    first, second = (replace(column, paper_metric="FID", metric="W2") for column in table.columns)
+    table = replace(table, columns=(replace(first, name="FID"), second))
+    order = OrderClaim(text="a improves FID", order=["a", "b"], columns=["FID"], ratio=1.5)
+    claim = check_claim(table, order)
+    assert claim.text == "a improves W2 (by a factor of 1.5 or more)"
+    assert claim.details == ("W2: 1.5 × 1 (a) < 2 (b)",)
+    columns = tuple(replace(column, paper_metric="") for column in table.columns)
+    assert check_claim(replace(table, columns=columns), order).text.startswith("a improves FID")
 
 
 def test_get_nested_indexes_dicts_and_lists():
