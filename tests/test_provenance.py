@@ -131,12 +131,12 @@ def test_jobs_describe_their_environments(tmp_path):
         make_job(tmp_path, "evaluate", [second], provenance.JOB_FILE),
     ]
     both = (
-        f"ddpm-lab 0.2, commit {'a' * 9}; ddpm-lab 0.2, commit {'b' * 9}+; torch 2.13; CPU, 2 "
-        "cores; 2026-11-27 to 2026-11-29; seeds 0, 1"
+        f"ddpm-lab 0.2; commit {'a' * 9}, {'b' * 9}+; torch 2.13; CPU (2 cores); 2026-11-27 to "
+        "2026-11-29; seeds 0, 1"
     )
     assert describe_environments(jobs, [0, 1]) == both
     one = describe_environments(jobs[1:])
-    assert one == f"ddpm-lab 0.2, commit {'b' * 9}+; torch 2.13; CPU, 2 cores; 2026-11-29"
+    assert one == f"ddpm-lab 0.2; commit {'b' * 9}+; torch 2.13; CPU (2 cores); 2026-11-29"
     old, failed = make_job(tmp_path, "old", [], ""), make_job(tmp_path, "failed", [], "", status=1)
     text = "the code and the machine of 1 jobs were not recorded"
     assert describe_environments([old, failed, *jobs]).endswith(text)

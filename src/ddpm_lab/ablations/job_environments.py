@@ -19,9 +19,8 @@ def describe_environments(jobs: Iterable[Job], seeds: Sequence[int] = ()) -> str
     environments = [environment for each in by_job for environment in each]
     days = sorted({(environment.get("date") or "")[:10] for environment in environments} - {""})
     missing = sum(not each for each in by_job)
-    described = zip(*map(_describe, environments), strict=True)
     texts = [
-        *(text for kind in described for text in dict.fromkeys(kind)),
+        *(_distinct(label, each) for label, each in _columns(environments).items()),
         " to ".join(dict.fromkeys([*days[:1], *days[-1:]])),
         f"the code and the machine of {missing} jobs were not recorded" if missing else "",
         f"seeds {', '.join(map(str, seeds))}" if seeds else "",
@@ -36,12 +35,20 @@ def _environments(job: Job) -> list[Environment]:
     return [each for content in contents for each in run_record.environments(content)]
 
 
-def _describe(environment: Environment) -> tuple[str, str, str]:
-    """Return the code, the library and the machine; empty texts for missing values."""
-    values = {key: value for key, value in environment.items() if value}
-    commit, device = values.get("commit", ""), values.get("device", "")
-    code = f"ddpm-lab {values['ddpm_lab']}" if "ddpm_lab" in values else ""
-    if commit:
-        code += f", commit {commit[:9]}{'+' * commit.endswith('+')}"
-    torch = f"torch {values['torch']}" if "torch" in values else ""
-    return code, torch, device + (f", {values['cores']} cores" if "cores" in values else "")
+def _columns(environments: Sequence[Environment]) -> dict[str, list[str]]:
+    """Return the versions, commits and machines by label; empty texts for missing values."""
+    values = [{key: value or "" for key, value in each.items()} for each in environments]
+    commits = [each.get("commit", "") for each in values]
+    cores = [each.get("cores", "") for each in values]
+    devices = [each.get("device", "") for each in values]
+    return {
+        "ddpm-lab ": [each.get("ddpm_lab", "") for each in values],
+        "commit ": [commit[:9] + "+" * commit.endswith("+") for commit in commits],
+        "torch ": [each.get("torch", "") for each in values],
+        "": [f"{a} ({b} cores)" if b else a for a, b in zip(devices, cores, strict=True)],
+    }
+
+
+def _distinct(label: str, texts: Sequence[str]) -> str:
+    distinct = dict.fromkeys(filter(None, texts))
+    return f"{label}{', '.join(distinct)}" if distinct else ""
