@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from ddpm_lab.runs import run_record
-from ddpm_lab.runs.provenance import JOB_FILE, Environment
-from ddpm_lab.sweeps.job import Job
+from ddpm_lab.runs.provenance import Environment
+from ddpm_lab.sweeps.job import ENVIRONMENT, Job
 from ddpm_lab.utils.safe_load import read_json
 
 
@@ -30,7 +30,7 @@ def describe_environments(jobs: Iterable[Job], seeds: Sequence[int] = ()) -> str
 
 def _environments(job: Job) -> list[Environment]:
     """Return the environment of each start of a training, and of the last attempt of a job."""
-    files = (run_record.FILE, JOB_FILE)
+    files = (run_record.FILE, ENVIRONMENT)
     contents = [read_json(job.folder / file) for file in files]
     return [each for content in contents for each in run_record.environments(content)]
 

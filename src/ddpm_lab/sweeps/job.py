@@ -12,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils.safe_load import read_json
 
+ENVIRONMENT = "environment.json"
+"""File of a finished job with `runs.provenance.environment`"""
+
 
 @dataclass(frozen=True)
 class Job:
