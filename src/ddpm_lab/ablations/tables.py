@@ -219,22 +219,7 @@ def from_sweep(root: Path) -> Table:
     Raises UserError if `root` is not the folder of a sweep, UnsafeFileError if its sweep.json
     refers to other folders.
     """
-    try:
-        items = TypeAdapter(dict[str, SweepItem]).validate_python(read_json(root / "sweep.json"))
-    except ValidationError:
-        items = {}
-    if not items:
-        raise UserError(
-            f"dir={root} is not the folder of a sweep (no valid sweep.json in it); "
-            "train.py -m prints that folder"
-        )
-    for folder in items:
-        if not re.fullmatch(r"[\w.=+-]+", folder) or not folder.strip("."):
-            raise UnsafeFileError(
-                f"dir={root}: its sweep.json lists the job {escape_control(folder)}, which is not "
-                "a folder in it"
-            )
-        reject_links(root / folder)
+    items = _read_index(root)
     jobs = [Job(item.name, "", (), root / key, item.config, 1.0) for key, item in items.items()]
     sweep = dict(sorted(by_name(jobs).items()))
     keys = [
@@ -264,3 +249,24 @@ def from_sweep(root: Path) -> Table:
         images=build_plots.sample_grids(models),
         provenance=describe_environments(jobs),
     )
+
+
+def _read_index(root: Path) -> dict[str, SweepItem]:
+    """Return the jobs in sweep.json by folder. Raises UserError, UnsafeFileError."""
+    try:
+        items = TypeAdapter(dict[str, SweepItem]).validate_python(read_json(root / "sweep.json"))
+    except ValidationError:
+        items = {}
+    if not items:
+        raise UserError(
+            f"dir={root} is not the folder of a sweep (no valid sweep.json in it); "
+            "train.py -m prints that folder"
+        )
+    for folder in items:
+        if not re.fullmatch(r"[\w.=+-]+", folder) or not folder.strip("."):
+            raise UnsafeFileError(
+                f"dir={root}: its sweep.json lists the job {escape_control(folder)}, which is not "
+                "a folder in it"
+            )
+        reject_links(root / folder)
+    return items

@@ -22,7 +22,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 MARKERS = "osD^vP"
 """One fewer than colors, so that (color, marker) pairs repeat after 42 lines, not after 7"""
 CHARACTERS_PER_INCH = 14
-"""Of a legend"""
+"""Width of a legend's text"""
 MAX_MARKERS = 20
 """Longer lines have no markers, and a band instead of error bars"""
 STYLE: Any = {

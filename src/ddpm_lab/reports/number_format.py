@@ -115,7 +115,7 @@ class Block:
     caption: str
     """The metric, if all columns share it"""
     columns: Mapping[int, Column]
-    """By index in the table, with the metric of this block"""
+    """Columns by index in the table, with the metric of this block"""
     sides: Mapping[int, Sequence[Side]]
     """Ours, the paper's or both, by index of the column"""
 
