@@ -131,7 +131,7 @@ class Block:
 
 
 def blocks(table: Table) -> list[Block]:
-    """Return one block, or one of ours and one of the paper's numbers if their metrics differ."""
+    """Return one block, or two with our and the paper's numbers if their metrics differ."""
     columns = dict(enumerate(table.columns))
     with_paper = [i for i in columns if any(row[i].paper for row in table.rows.values())]
     if not any(columns[i].paper_metric for i in with_paper):
