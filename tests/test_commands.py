@@ -813,6 +813,19 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
             ["model=exact", "covariance=[[1,2],[3,4]]"],
             "covariance=[[1, 2], [3, 4]] must be a symmetric",
         ),
+        ("evaluate", ["model=exact", "spectrum=4"], "spectrum=4 must be in 0..3"),
+        ("evaluate", ["model=exact", "spectrum=a"], "spectrum=a must be in 0..3"),
+        ("evaluate", ["model=exact", "spectrum=1", "dims=0"], "dims=0 must be in 1..10000"),
+        (
+            "evaluate",
+            ["model=exact", "spectrum=1", "mean=[1]"],
+            "spectrum=1 replaces mean and covariance",
+        ),
+        (
+            "evaluate",
+            ["model=exact", "spectrum=1", "data=gaussian_mixture"],
+            "spectrum=1 replaces data",
+        ),
         (
             "evaluate",
             ["model=exact", "variance=beta"],

@@ -29,7 +29,12 @@ from ddpm_lab.diffusion.schedules import cosine, linear
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.evaluation import analytic_variance
-from ddpm_lab.evaluation.analytic_tables import mixture_data, sliced_wasserstein
+from ddpm_lab.evaluation.analytic_tables import (
+    gaussian_distances,
+    mixture_data,
+    sliced_wasserstein,
+    spectral_data,
+)
 from ddpm_lab.evaluation.nll import NLL
 from ddpm_lab.evaluation.reconstruction import Reconstruction
 from ddpm_lab.sampling.cascade import Cascade
@@ -391,6 +396,27 @@ def test_schedule_curve_matches_its_definition(case):
             },
             rel=1e-6,
         )
+
+
+def test_the_spectrum_of_images_has_the_order_of_ddims_table_1(case):
+    def frechet(steps, eta, sigma_hat=False):
+        sampler = ["sampler=ddim", "sampler.spacing=quadratic", f"sampler.steps={steps}"]
+        options = [f"sampler.eta={eta}", f"sampler.sigma_hat={sigma_hat}", "spectrum=1.5"]
+        return case(*sampler, *options)["frechet"]
+
+    few = [frechet(10, eta) for eta in (0, 0.2, 0.5, 1)] + [frechet(10, 1, sigma_hat=True)]
+    assert few == pytest.approx([0.0599, 0.0614, 0.0704, 0.138, 0.442], rel=5e-3)
+    assert frechet(1000, 1, sigma_hat=True) < frechet(1000, 0) / 10 < frechet(1000, 1) / 30
+
+
+def test_whitened_frechet_distance_weighs_axes_equally(case):
+    # One step from pure noise returns the mean; each axis then has the distance 1.
+    one = case("sampler=ddim", "sampler.steps=1", "spectrum=2", "dims=7", "schedule.steps=50")
+    assert one["frechet"] == pytest.approx(1, abs=0.05)
+    data = spectral_data(ForwardProcess(linear(50)), 2.0, 7).denoiser(BetaTilde())
+    wide = gaussian_distances(data, data.mean + data.eigenvalues.sqrt(), 4 * data.eigenvalues)
+    assert wide["frechet"] == pytest.approx(2) and wide["std"] == pytest.approx(1)
+    assert wide["wasserstein"] == pytest.approx((2 * 7 * 0.25) ** 0.5)
 
 
 def test_exact_reconstruction_error_is_the_mean_over_the_data(case):

@@ -13,7 +13,6 @@ from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 from ddpm_lab.diffusion.samplers import Sampler, Step
 from ddpm_lab.diffusion.variances import LearnedRange, Variance
 
-
 MAX_PROBES = 2**19
 """Numbers in one batch of probes, about, which bounds the memory"""
 
