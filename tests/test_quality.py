@@ -354,6 +354,38 @@ def test_protocol_is_complete_and_small_samples_are_marked(small_system):
     assert changes == {"count", "weights_sha256"}
 
 
+def test_fid_is_measured_to_both_splits(small_system):
+    system, data = small_system
+    cascade = Cascade([system.pipeline])
+    train, test = (
+        SampleQuality(digits, split, count=80, batch_size=40).compute(cascade, data, "raw")
+        for split in ("train", "test")
+    )
+    for results in (train, test):
+        assert results["fid_train"] == pytest.approx(train["fid"], rel=1e-6)
+        assert results["fid_held_out"] == pytest.approx(test["fid"], rel=1e-6)
+        errors, own = results["standard_error"], train["standard_error"]["fid"]
+        assert errors["fid_train"] == pytest.approx(own, rel=1e-6)
+    assert train["fid_train"] != train["fid_held_out"]
+    # The floor in either row is the same number, because FID is symmetric.
+    assert train["real"]["fid"] == pytest.approx(test["real"]["fid"], rel=1e-3)
+    rows = {row[0]: row for row in SampleQuality(digits).rows(train)}
+    assert f"training images {train['real']['fid']:.3g}" in rows["FID to held-out images"][2]
+    rows = {row[0]: row for row in SampleQuality(digits).rows(test)}
+    assert f"held-out images {test['real']['fid']:.3g}" in rows["FID to training images"][2]
+
+
+def test_fid_to_few_held_out_images_is_left_out(small_system):
+    system, _ = small_system
+    data = digits_data()
+    data.test = data.test.select(slice(64))
+    quality = SampleQuality(digits, count=70, batch_size=70)
+    results = quality.compute(Cascade([system.pipeline]), data, "raw")
+    assert "fid_held_out" not in results and results["fid_train"] == results["fid"]
+    (row,) = (row for row in quality.rows(results) if row[0] == "FID to held-out images")
+    assert row[1] == "-" and "compared with only 64 images, for 64 features" in row[2]
+
+
 def test_digits_extractor_hash_and_size():
     content = files("ddpm_lab.evaluation").joinpath("digits.safetensors").read_bytes()
     assert digits().sha256 == hashlib.sha256(content).hexdigest() and len(content) < 500_000

@@ -32,11 +32,18 @@ from ddpm_lab.utils.errors import UserError, prefix_errors
 from ddpm_lab.utils.ranges import Count, NonNegativeInt, check_ranges
 from ddpm_lab.utils.safe_load import sha256_of_tensors
 
+FID_KEYS = {"train": "fid_train", "test": "fid_held_out"}
+"""Keys of FID to each split"""
+IMAGES = {"train": "training images", "test": "held-out images"}
+
 
 @check_ranges
 @dataclass(frozen=True)
 class SampleQuality(Metric):
     """FID and related metrics of `count` samples.
+
+    `fid` is FID to `split`. `fid_train` and `fid_held_out` are FID to either split; a split with no
+    more images than features is left out, unless it is `split`.
 
     Results contain the metrics of real images of the other split ("real") and of uniform noise
     ("noise"), and the protocol, all settings that they depend on.
@@ -49,6 +56,7 @@ class SampleQuality(Metric):
 
     numbers = (
         Number("fid", "FID", "lower"),
+        Number("fid_held_out", "FID to held-out images", "lower"),
         Number("intra_fid", "intra FID", "lower"),
         Number("inception_score", "IS", "higher"),
         Number("class_accuracy", "class accuracy", "higher", "{:.1%}"),
@@ -99,12 +107,16 @@ class SampleQuality(Metric):
         """
         splits = {"train": head(data.train), "test": data.test}
         reference = splits.pop(self.split)
-        (other,) = splits.values()
+        ((other_split, other),) = splits.items()
         pipeline = cascade.stages[-1]
         with prefix_errors("extractor"):
             extractor = self.loaded_extractor.ready(data.train)
         evaluator = FIDEvaluator(extractor, reference, self.feature_metrics, pipeline.device)
         baselines = baseline_scores(evaluator, other)
+        others = {}
+        if other.size > evaluator.dims:
+            other_evaluator = FIDEvaluator(extractor, other, device=pipeline.device)
+            others[FID_KEYS[other_split]] = other_evaluator
         conditions = cascade.stages[0].make_conditions(self.count, images=data.test)
         protocol = {
             "weights": weights,
@@ -115,6 +127,8 @@ class SampleQuality(Metric):
             "data": data.name,
             "data_count": reference.size,
             "data_sha256": evaluator.data_sha256,
+            "other_count": other.size,
+            "other_sha256": other.digest(),
             "labels": "all, in turn" if "label" in conditions else "none",
             "extractor": extractor.name,
             "extractor_sha256": extractor.sha256,
@@ -143,7 +157,10 @@ class SampleQuality(Metric):
             with tqdm(total=total, desc=desc, unit="step", disable=hidden, leave=False) as bar:
                 _, last = cascade.sample_earlier_stages(conditions, self.count, **options, bar=bar)
                 samples = pipeline.sample(self.count, conditions=last, **options, bar=bar)
-                results = evaluator(zip(batches, samples, strict=True), self.count)
+                results = evaluator(zip(batches, samples, strict=True), self.count, others)
+            for values in (results, results["standard_error"]):
+                if "fid" in values:
+                    values[FID_KEYS[self.split]] = values["fid"]
             if "class_fid" in results and (names := pipeline.class_names):
                 by_label = results["class_fid"].items()
                 results["class_fid"] = {names[int(label)]: fid for label, fid in by_label}
@@ -152,29 +169,29 @@ class SampleQuality(Metric):
     def rows(self, results: Results) -> Rows:
         """Format the metrics next to those of real images and noise."""
         real, protocol, errors = results["real"], results["protocol"], results["standard_error"]
-        features = protocol["features"]
-        remark = f"held-out images {real['fid']:.3g}, noise {results['noise']['fid']:.3g}"
+        (other,) = {*FID_KEYS} - {protocol["split"]}
+        real_images = IMAGES[other]
+        remark = f"{real_images} {real['fid']:.3g}, noise {results['noise']['fid']:.3g}"
         remark += f" (features: {protocol['extractor']})"
-        small = [
-            f"{name} {protocol[key]} images"
-            for name, key in (("only", "count"), ("compared with only", "data_count"))
-            if protocol[key] <= features
-        ]
-        if small:  # the covariance is singular, and FID mostly bias
-            remark = f"{' and '.join(small)}, for {features} features: too few for FID; {remark}"
-        rows = [("FID", format_with_error(results["fid"], errors.get("fid")), remark)]
+        small = _too_few(protocol, "data_count")
+        rows = [("FID", format_with_error(results["fid"], errors.get("fid")), small + remark)]
         if "fid_infinity" in results and not small:
             rows.append(("FID, n -> inf", f"{results['fid_infinity']:.3g}", "extrapolated"))
+        key, text = FID_KEYS[other], "-"
+        if key in results:
+            text = format_with_error(results[key], errors.get(key))
+        remark = f"{_too_few(protocol, 'other_count')}{IMAGES[protocol['split']]} {real['fid']:.3g}"
+        rows.append((f"FID to {real_images}", text, remark))
         if "intra_fid" in results:
-            remark = f"held-out images {real['intra_fid']:.3g}; " if "intra_fid" in real else ""
+            remark = f"{real_images} {real['intra_fid']:.3g}; " if "intra_fid" in real else ""
             rows.append(("intra FID", f"{results['intra_fid']:.3g}", f"{remark}mean over classes"))
         if "inception_score" in results and "inception_score" in real:
             text = format_with_error(results["inception_score"], errors.get("inception_score"))
-            remark = f"held-out images {real['inception_score']:.3g}"
+            remark = f"{real_images} {real['inception_score']:.3g}"
             rows.append(("inception score", text, remark))
         if "class_accuracy" in results:
-            text, other = (f"{100 * one['class_accuracy']:.1f} %" for one in (results, real))
-            rows.append(("class accuracy", text, f"held-out images {other}"))
+            text, remark = (f"{100 * one['class_accuracy']:.1f} %" for one in (results, real))
+            rows.append(("class accuracy", text, f"{real_images} {remark}"))
         for metric in self.feature_metrics:
             if all(number.key in one for number in metric.numbers for one in (results, real)):
                 rows += metric.rows(results)
@@ -186,6 +203,20 @@ class SampleQuality(Metric):
         steps, weights = f"{protocol['steps']} steps", f"{protocol['weights']} weights"
         remark = ", ".join([protocol["sampler"]["name"], steps, weights, *guidance])
         return [*rows, ("samples", f"{protocol['count']}", remark)]
+
+
+def _too_few(protocol: Mapping[str, int], reference: str) -> str:
+    """Return a remark if the covariance of samples or reference is singular, and FID mostly bias.
+
+    The number of reference images is that of the key `reference`.
+    """
+    features = protocol["features"]
+    small = [
+        f"{name} {protocol[key]} images"
+        for name, key in (("only", "count"), ("compared with only", reference))
+        if protocol[key] <= features
+    ]
+    return f"{' and '.join(small)}, for {features} features: too few for FID; " if small else ""
 
 
 def weights_digest(denoiser: Denoiser) -> str:
