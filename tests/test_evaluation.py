@@ -11,6 +11,7 @@ from conftest import FAST, composed
 from PIL import Image
 from safetensors.torch import load_file
 
+from ddpm_lab.ablations.results import numbers
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images, Splits
@@ -30,9 +31,13 @@ from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.evaluation import analytic_variance
 from ddpm_lab.evaluation.analytic_tables import mixture_data, sliced_wasserstein
+from ddpm_lab.evaluation.extractors import digits as digits_extractor
+from ddpm_lab.evaluation.memorization import Memorization
 from ddpm_lab.evaluation.nll import NLL
 from ddpm_lab.evaluation.reconstruction import Reconstruction
+from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.sampling.cascade import Cascade
+from ddpm_lab.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +153,42 @@ def test_nll_of_a_run_has_its_protocol(run, typed, tmp_path):
     }
     assert protocol | expected == protocol
     assert len(set(Image.open(tmp_path / "e" / "bound.png").convert("L").getdata())) > 5
+
+
+def test_memorization_shares_the_samples_of_fid_and_has_a_picture(run, typed, tmp_path):
+    results = {}
+    for name, overrides in {
+        "fid": ["metrics=[fid]"],
+        "both": ["metrics=[fid,memorization]"],
+        "test": ["metrics=[memorization]", "split=test"],
+    }.items():
+        folder = tmp_path / name
+        status, out, error = typed(
+            "evaluate", f"run={run}", *overrides, "count=12", f"hydra.run.dir={folder}"
+        )
+        assert status == 0, error
+        results[name] = read_metrics(folder)
+    assert f"{tmp_path}/test/memorization.png" in out and "memorization (pixels)" in out
+    assert results["both"]["fid"] == results["fid"]["fid"] and "memorization" not in results["fid"]
+    assert results["both"]["memorization"] == results["test"]["memorization"]
+    assert len(results["both"]["memorization"]["closest"]) == 10
+    picture = Image.open(tmp_path / "both" / "memorization.png").convert("L")
+    assert picture.width > 3 * picture.height and len(set(picture.getdata())) > 20
+    assert numbers()["memorization.pixels"].label == "memorization (pixels)"
+    assert numbers()["fid_held_out"].label == "FID to held-out images"
+    status, _, error = typed("evaluate", f"run={run}", "metrics=[memorization]", "count=9")
+    assert status == 2 and "count must be at least 10 (got 9); try count=1000" in error
+
+
+def test_metrics_of_samples_need_held_out_images_and_no_points():
+    pipeline, data = build_pipeline("schedule.steps=5", "sampler.steps=5")
+    data.test = data.test.select(slice(0))
+    with pytest.raises(UserError, match="needs held-out images, and digits has none"):
+        SampleQuality(digits_extractor, count=10).compute(Cascade([pipeline]), data, "raw")
+    quality = SampleQuality(digits_extractor, image_metrics=[Memorization()])
+    pipeline.bin_width = None
+    with pytest.raises(UserError, match=r"but this run samples points; try metrics=\[ode_nll\]"):
+        quality.check(Cascade([pipeline]))
 
 
 def test_analytic_variance_is_estimated_once_per_run(run, typed, tmp_path):

@@ -4,20 +4,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import head
+from ddpm_lab.data.datasets import CPU, head
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import FIDEvaluator, baseline_scores
 from ddpm_lab.evaluation.metrics import (
     FeatureMetric,
+    ImageMetric,
     Metric,
     Number,
     Results,
@@ -27,7 +29,7 @@ from ddpm_lab.evaluation.metrics import (
 from ddpm_lab.evaluation.statistics import split_count
 from ddpm_lab.reports.terminal import format_with_error
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.utils.distributed import is_rank_zero, shard
+from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
 from ddpm_lab.utils.errors import UserError, prefix_errors
 from ddpm_lab.utils.ranges import Count, NonNegativeInt, check_ranges
 from ddpm_lab.utils.safe_load import sha256_of_tensors
@@ -51,7 +53,8 @@ class SampleQuality(Metric):
     Args:
         extractor: Returns the feature extractor.
         split: The reference images.
-        feature_metrics: Metrics that share the samples, such as KID.
+        feature_metrics: Metrics of features that share the samples, such as KID.
+        image_metrics: Metrics of images that share the samples.
     """
 
     numbers = (
@@ -68,6 +71,7 @@ class SampleQuality(Metric):
     seed: NonNegativeInt = 0
     batch_size: Count = 250
     feature_metrics: Sequence[FeatureMetric] = ()
+    image_metrics: Sequence[ImageMetric] = ()
 
     @property
     def all_numbers(self) -> tuple[Number, ...]:
@@ -84,11 +88,13 @@ class SampleQuality(Metric):
         pipeline = cascade.stages[-1]
         if pipeline.bin_width is None:
             raise UserError(
-                "metrics=[fid] compares images, but this run samples points; try metrics=[ode_nll]"
+                "metrics=[fid], and metrics that share its samples, compare images, but this run "
+                "samples points; try metrics=[ode_nll]"
             )
         with prefix_errors("extractor"):
             self.loaded_extractor.check(pipeline.shape)
-        minimum = max([2, *(metric.min_count for metric in self.feature_metrics)])
+        metrics = [*self.feature_metrics, *self.image_metrics]
+        minimum = max([2, *(metric.min_count for metric in metrics)])
         if self.count < minimum:
             raise UserError(f"count must be at least {minimum} (got {self.count}); try count=1000")
 
@@ -105,6 +111,10 @@ class SampleQuality(Metric):
         """Yield the results in each of `configurations`, lazily: functions that set options of the
         cascade, by a name for the progress bar. Logs a time estimate first.
         """
+        if not data.test.size:
+            raise UserError(
+                f"metrics=[fid] needs held-out images, and {data.name} has none; hold out some"
+            )
         splits = {"train": head(data.train), "test": data.test}
         reference = splits.pop(self.split)
         ((other_split, other),) = splits.items()
@@ -157,7 +167,13 @@ class SampleQuality(Metric):
             with tqdm(total=total, desc=desc, unit="step", disable=hidden, leave=False) as bar:
                 _, last = cascade.sample_earlier_stages(conditions, self.count, **options, bar=bar)
                 samples = pipeline.sample(self.count, conditions=last, **options, bar=bar)
-                results = evaluator(zip(batches, samples, strict=True), self.count, others)
+                parts = [batch.to(CPU) for batch in samples] if self.image_metrics else []
+                pairs = zip(batches, parts or samples, strict=True)
+                results = evaluator(pairs, self.count, others)
+            if self.image_metrics:
+                pixels = torch.cat([batch.values for batch in all_gather(parts)])
+                for metric in self.image_metrics:
+                    results |= metric.compute(pixels, data, extractor, pipeline.device)
             for values in (results, results["standard_error"]):
                 if "fid" in values:
                     values[FID_KEYS[self.split]] = values["fid"]
@@ -195,6 +211,8 @@ class SampleQuality(Metric):
         for metric in self.feature_metrics:
             if all(number.key in one for number in metric.numbers for one in (results, real)):
                 rows += metric.rows(results)
+        for image_metric in self.image_metrics:
+            rows += image_metric.rows(results)
         guidance = [
             f"{key}={value}"
             for key, value in protocol["guidance"].items()
@@ -203,6 +221,10 @@ class SampleQuality(Metric):
         steps, weights = f"{protocol['steps']} steps", f"{protocol['weights']} weights"
         remark = ", ".join([protocol["sampler"]["name"], steps, weights, *guidance])
         return [*rows, ("samples", f"{protocol['count']}", remark)]
+
+    def save_figures(self, results: Results, folder: Path) -> list[Path]:
+        figures = [metric.save_figures(results, folder) for metric in self.image_metrics]
+        return [*chain.from_iterable(figures)]
 
 
 def _too_few(protocol: Mapping[str, int], reference: str) -> str:
