@@ -1,6 +1,7 @@
 """NLL, reconstruction, the analytic tier, and the modes of sample.py."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -178,6 +179,31 @@ def test_memorization_shares_the_samples_of_fid_and_has_a_picture(run, typed, tm
     assert numbers()["fid_held_out"].label == "FID to held-out images"
     status, _, error = typed("evaluate", f"run={run}", "metrics=[memorization]", "count=9")
     assert status == 2 and "count must be at least 10 (got 9); try count=1000" in error
+
+
+def test_fewer_training_images_train_resume_and_evaluate(tiny, typed, tmp_path):
+    run = tiny("data.train_count=100", "callbacks.fid.count=4")
+    record = json.loads((run / "run.json").read_text())["data"]
+    assert (record["train"]["size"], record["test"]["size"]) == (100, 360)
+    command = ["evaluate", f"run={run}", "metrics=[fid,memorization]", "count=12"]
+    status, _, error = typed(*command, f"hydra.run.dir={tmp_path}/e")
+    assert status == 0, error
+    results, data = read_metrics(tmp_path / "e"), digits()
+    protocol = results["protocol"]
+    assert (protocol["data_count"], protocol["other_count"]) == (100, 360)
+    assert protocol["data_sha256"] == digits(train_count=100).train.digest()
+    assert protocol["other_sha256"] == data.test.digest()
+    assert all(pair["train"] < 100 for pair in results["memorization"]["closest"])
+    resumed = tmp_path / "r"
+    shutil.copytree(run, resumed)
+    command = ["train", *FAST, "callbacks.fid.count=4", f"hydra.run.dir={resumed}"]
+    status, _, error = typed(*command, "data.train_count=100", "trainer.max_steps=12")
+    assert status == 0, error
+    status, _, error = typed(*command, "data.train_count=50")
+    assert status == 2 and "data.train_count=50 was 100" in error
+    status, _, error = typed("train", *FAST, "data.train_count=2000")
+    assert status == 2 and "data.train_count must be in 2..1437" in error
+    assert "try data.train_count=null" in error
 
 
 def test_metrics_of_samples_need_held_out_images_and_no_points():
