@@ -9,7 +9,7 @@ import torch
 from conftest import composed, options
 from PIL import Image
 
-from ddpm_lab.data.datasets import Images, IterableSplit, MapSplit, Points, Splits, to_batch
+from ddpm_lab.data.datasets import Images, MapSplit, Points, Splits, to_batch
 from ddpm_lab.data.digits import digits
 from ddpm_lab.data.module import Data, TrainBatches, ValidationBatches, dataset
 from ddpm_lab.data.synthetic import synthetic
@@ -139,15 +139,6 @@ def test_train_count_selects_evenly_spaced_training_images():
 def test_invalid_train_count_raises(count, message):
     with pytest.raises(ValueError, match=message):
         digits(train_count=count, batch_size=64)
-
-
-def test_train_count_is_not_for_streams():
-    class Stream(IterableSplit):
-        epoch = readers = first = digest = None
-
-    images = numbered()
-    with pytest.raises(ValueError, match="train_count is not for streams; try streaming=false"):
-        Data(Splits("stream", Stream(10, (1, 2, 2)), images), train_count=4)
 
 
 @pytest.mark.parametrize("name", sorted({*options("data")} - {"gaussian_mixture", "toy"}))
