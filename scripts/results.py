@@ -43,9 +43,7 @@ train one recipe differ by more. "Not claimed" are claims that a tier cannot sho
 def run_jobs(selection: Sequence[str]) -> bool:
     """Run the unfinished jobs of both tiers; return True if none failed."""
     ablations = f"ablation=[{','.join(selection)}]"
-    return not any(
-        [call("train.py", ablations, f"tier={tier}", f"jobs={JOBS}") for tier in TIERS]
-    )
+    return not any([call("train.py", ablations, f"tier={tier}", f"jobs={JOBS}") for tier in TIERS])
 
 
 def call(*command: str) -> int:
@@ -86,7 +84,9 @@ def write_index() -> None:
         findings += ["", f"**{name}**: {load_ablation(name).title}.", *describe(claims)]
     for tier, verdicts in totals.items():
         count = sum(verdicts[verdict] for verdict in ("passed", "failed", "not resolved"))
-        lines.append(f"| all claims, {tier} | {verdicts['passed']} of {count} | | |") if count else None
+        lines.append(
+            f"| all claims, {tier} | {verdicts['passed']} of {count} | | |"
+        ) if count else None
     lines += ["", "## What each table shows", *findings]
     toctree = "```{toctree}\n:hidden:\n:glob:\n\n*/table\n```"
     (RESULTS / "README.md").write_text("\n".join([*lines, "", toctree, ""]))

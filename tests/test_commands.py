@@ -717,7 +717,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "metrics=[bits]"],
-            "metrics=['bits'] must be a list of fid, kid, nll, ode_nll, prc",
+            "metrics=['bits'] must be a list of fid, kid, memorization, nll, ode_nll, prc",
         ),
         (
             "evaluate",

@@ -85,6 +85,26 @@ def save_grid(pixels: "Tensor", file: Path, columns: int) -> Path:
     return file
 
 
+def save_pairs(pixels: "Tensor", distances: Sequence[float], median: float, file: Path) -> Path:
+    """Save N samples, each above its nearest training image, with their distances.
+
+    `pixels` (2N, C, H, W) are the samples, and then the training images. The caption has the
+    `median` distance of held-out images.
+    """
+    count = len(distances)
+    grid = grid_image(pixels, columns=count)
+    width = 0.9 * count
+    figure, (axes,) = _create_figure(width + 1.5, width * grid.height / grid.width + 0.9)
+    axes.imshow(grid)
+    centers = [(i + 0.5) * grid.width / count for i in range(count)]
+    axes.set_xticks(centers, [f"{distance:.3g}" for distance in distances])
+    axes.set_yticks([grid.height / 4, 3 * grid.height / 4], ["sample", "training image"])
+    axes.tick_params(length=0)
+    x = "distance of pixels in [0, 1]; median of held-out images:"
+    axes.set(title="samples nearest to training images", xlabel=f"{x} {median:.3g}")
+    return _save(figure, file)
+
+
 def draw_scatter(panels: Mapping[str, tuple["Tensor", "Tensor | None"]]) -> Figure:
     """Draw panels of points (N, 2), colored by labels (N,), side by side.
 
