@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ddpm_lab.reports.figures import save_lines
+from ddpm_lab.reports.figures import save_panels
+from ddpm_lab.reports.table import Line, Panel
 from ddpm_lab.reports.terminal import format_grid
 
 ROOT = Path(__file__).parents[1]
@@ -89,13 +90,9 @@ def main() -> None:
             f"{fids[min(range(len(seconds)), key=lambda i: abs(seconds[i] - common))]:.3g}"
         )
     (out / "factors.json").write_text(json.dumps(results, indent=2) + "\n")
-    image = save_lines(
-        {"FID against training time": lines},
-        out / "factors.png",
-        x="seconds of training",
-        y={"FID against training time": "FID"},
-        log_y=["FID against training time"],
-    )
+    title, x = "FID against training time", "seconds of training"
+    curves = {name: Line(*line) for name, line in lines.items()}
+    image = save_panels([Panel(title, x, "FID", curves, log_y=True)], out / "factors.png")
     heads = [
         "latents",
         "PSNR, dB",

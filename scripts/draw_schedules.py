@@ -17,7 +17,8 @@ from ddpm_lab.config.instantiate import build
 from ddpm_lab.config.messages import check_overrides, explain_error
 from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.diffusion.process import ForwardProcess
-from ddpm_lab.reports.figures import save_lines
+from ddpm_lab.reports.figures import save_panels
+from ddpm_lab.reports.table import Line, Panel
 from ddpm_lab.utils.errors import UserError
 
 PANELS = {
@@ -34,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.out.suffix not in (".png", ".pdf", ".svg"):
         parser.error(f"--out {options.out} must end in .png, .pdf or .svg")
-    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {panel: {} for panel in PANELS}
+    panels: dict[str, dict[str, Line]] = {panel: {} for panel in PANELS}
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for text in options.schedules:
             name, *keys = text.split() or [""]
@@ -51,8 +52,12 @@ def main() -> None:
             ratio = process.beta_tilde(t, t - 1) / process.beta(t, t - 1)
             lines = (alpha**2 / (alpha**2 + sigma**2), log_snr, ratio)
             for panel, line in zip(panels.values(), lines, strict=True):
-                panel[text] = ((t / process.steps).tolist(), line.tolist())
-    file = save_lines(panels, options.out, x="t / T", y=PANELS, log_x=["posterior variance"])
+                panel[text] = Line((t / process.steps).tolist(), line.tolist())
+    plots = [
+        Panel(title, "t / T", PANELS[title], lines, log_x=title == "posterior variance")
+        for title, lines in panels.items()
+    ]
+    file = save_panels(plots, options.out)
     print(f"saved in {file}")
 
 

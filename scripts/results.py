@@ -28,15 +28,16 @@ JOBS = 2
 TIERS = ("analytic", "tiny")
 HEAD = """# Tables of papers
 
-Each folder has the output of `python report.py ablation=NAME` without the page and the LaTeX: tables with the paper's
-numbers, ours, claims, footnotes, the code and the machine; plots; and a CSV in which every number has its configuration,
-its command and its file. All are written by
+Each folder has the output of `python report.py ablation=NAME` without the page and the LaTeX:
+tables with the paper's numbers, ours, claims, footnotes, the code and the machine; plots; and a CSV
+in which every number has its configuration, its command and its file. All are written by
 
     make results
 
-A claim is an order of the paper's numbers. It passes if every difference that it states exceeds two standard errors over
-seeds (the analytic tier is exact). Of FIDs, only differences of 5 % or more in the paper are claimed: laboratories that
-train one recipe differ by more. "Not claimed" are claims that a tier cannot show, with the reason.
+A claim is an order of the paper's numbers. It passes if every difference that it states exceeds
+two standard errors over seeds; the analytic tier is exact. Of FIDs, only differences of 5 % or more
+in the paper are claimed: laboratories that train one recipe differ by more. "Not claimed" are
+claims that a tier cannot show, with the reason.
 """
 
 

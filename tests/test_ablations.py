@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ddpm_lab import __version__
 from ddpm_lab.ablations import spec, tables
+from ddpm_lab.ablations.claims import check_claim
 from ddpm_lab.ablations.plan import JobKey, Plan
 from ddpm_lab.ablations.spec import OrderClaim, load_ablation, names
 from ddpm_lab.reports.table import Column, Entry, Source, Table
@@ -45,7 +49,7 @@ def test_claims_hold_for_the_papers_numbers(name):
     for order in ablation.claims:
         headers = {*order.order, *(order.rows or []), *(order.columns or [])}
         assert headers <= {*ablation.rows, *ablation.columns}
-        assert tables.claim(table, order, paper=True).holds is not False, order.text
+        assert check_claim(table, order, paper=True).verdict != "failed", order.text
     for row in ablation.rows.values():
         assert len(row.paper) in (0, len(ablation.columns))
 
@@ -108,6 +112,19 @@ def test_analytic_claims_hold(analytic):
 
 
 @pytest.mark.slow
+def test_report_has_the_provenance_of_its_jobs(analytic):
+    where, out, complete = analytic
+    skipped = [name for name in names() if load_ablation(name).tiers["analytic"].skip_reason]
+    page, text = ((where / "report" / name).read_text() for name in ("report.html", "table.md"))
+    count = len(names()) - len(skipped) if complete else SHORT.count(",") + 1
+    line = rf"uns: ddpm-lab {__version__}.*; torch "
+    for content in (out, page, text.replace("\\", "")):
+        assert len(re.findall(line, content)) == count
+    for name in ("table.csv", "table.tex", "claims.csv"):
+        assert str(datetime.now(UTC).date()) not in (where / "report" / name).read_text()
+
+
+@pytest.mark.slow
 def test_report_numbers_equal_those_in_the_files(analytic):
     where, _, complete = analytic
     count = 0
@@ -118,7 +135,8 @@ def test_report_numbers_equal_those_in_the_files(analytic):
         if line["ours"]:
             metrics = json.loads(Path(line["files"]).read_text())
             assert float(line["ours"]) == get_nested(metrics, key)
-            assert (line["difference"] == "") == (key != paper_key or not line["paper"])
+            other_protocol = key != paper_key or "†" in line["marks"]
+            assert (line["difference"] == "") == (other_protocol or not line["paper"])
             count += 1
         else:
             assert line["status"] == "not run"
@@ -237,27 +255,89 @@ def test_deviating_protocols_are_marked(settings):
     assert "count 1000, the paper 50000" in table.notes["†"]
 
 
+def seeds_table(values, tier="tiny"):
+    """Return a table of rows a, b, ... of columns x, y; `values` has lists by seed or numbers."""
+
+    def entry(value):
+        sources = [
+            Source("", "", Path(), "not run" if one is None else "done", one)
+            for one in (value if isinstance(value, list) else [value])
+        ]
+        return Entry(None, tuple(sources))
+
+    rows = {name: tuple(map(entry, row)) for name, row in zip("abc", values, strict=False)}
+    columns = tuple(Column(name, "", None) for name, _ in zip("xy", values[0], strict=False))
+    return Table("", "", "", tier, "", columns, rows, exact=tier == "analytic")
+
+
 @pytest.mark.parametrize(
-    ("values", "ratio", "holds"),
+    ("values", "ratio", "verdict"),
     [
-        ([[1.0, 1.0], [2.0, 3.0]], 1.0, True),
-        ([[1.0, 3.0], [2.0, 1.0]], 1.0, False),
-        ([[3.0, 1.0], [1.0, 2.0]], 1.0, False),
-        ([[1.0, 1.0], [2.0, 1.0]], 1.0, False),
-        ([[1.0, 1.0], [2.0, 3.0]], 2.0, True),
-        ([[1.0, 1.0], [2.0, 3.0]], 2.5, False),
-        ([[1.0, 1.0], [2.0, None]], 1.0, None),
-        ([[1.0, 3.0], [None, 2.0]], 1.0, False),
+        ([[1.0, 1.0], [2.0, 3.0]], 1.0, "passed"),
+        ([[1.0, 3.0], [2.0, 1.0]], 1.0, "failed"),
+        ([[3.0, 1.0], [1.0, 2.0]], 1.0, "failed"),
+        ([[1.0, 1.0], [2.0, 1.0]], 1.0, "failed"),
+        ([[1.0, 1.0], [2.0, 3.0]], 2.0, "passed"),
+        ([[1.0, 1.0], [2.0, 3.0]], 2.5, "failed"),
+        ([[1.0, 1.0], [2.0, None]], 1.0, "not run"),
+        ([[1.0, 3.0], [None, 2.0]], 1.0, "failed"),
     ],
 )
-def test_claim_requires_all_columns(values, ratio, holds):
-    def entry(value):
-        return Entry(None, (Source("", "", Path(), "not run" if value is None else "done", value),))
-
-    rows = {name: tuple(map(entry, row)) for name, row in zip("ab", values, strict=True)}
-    table = Table("", "", "", "", "", (Column("x", "", None), Column("y", "", None)), rows)
+@pytest.mark.parametrize("tier", ["tiny", "analytic"])
+def test_claim_of_one_seed_compares_all_columns_plainly(values, ratio, verdict, tier):
     order = OrderClaim(text="", order=["a", "b"], ratio=ratio)
-    assert tables.claim(table, order).holds is holds
+    assert check_claim(seeds_table(values, tier), order).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "ratio", "verdict", "detail"),
+    [
+        # Differences 1 and 1.2: the mean is 1.1, and two standard errors are 0.2.
+        ([[[1.0, 2.0]], [[2.0, 3.2]]], 1, "passed", "x: 1.5 (a) < 2.6 (b, +1.1 ± 0.2)"),
+        ([[[2.0, 3.2]], [[1.0, 2.0]]], 1, "failed", "x: 2.6 (a) ≥ 1.5 (b, −1.1 ± 0.2)"),
+        # Differences -1 and 3: the mean is 1, and two standard errors are 4.
+        ([[[2.0, 1.0]], [[1.0, 4.0]]], 1, "not resolved", "x: 1.5 (a) ≈ 2.5 (b, +1 ± 4)"),
+        # The values of a seed go up and down together: only unpaired, they would overlap.
+        ([[[1.0, 9.0]], [[2.0, 10.1]]], 1, "passed", "x: 5 (a) < 6.05 (b, +1 ± 0.1)"),
+        ([[[1.0, 1.0]], [[3.0, 3.1]]], 2, "passed", "x: 2 × 1 (a) < 3.05 (b, +1.1 ± 0.1)"),
+        ([[[1.0, 1.0]], [[3.0, 3.1]]], 4, "failed", "x: 4 × 1 (a) ≥ 3.05 (b, −0.95 ± 0.1)"),
+        ([[[1.0, 1.0]], [[1.0, 1.0]]], 1, "not resolved", "x: 1 (a) ≈ 1 (b, +0 ± 0)"),
+        (
+            [[[1.0, 1.0]], [[2.0, 2.1]], [[2.0, 2.3]]],
+            1,
+            "not resolved",
+            "x: 1 (a) < 2.05 (b, +1.1 ± 0.1) ≈ 2.15 (c, +0.1 ± 0.2)",
+        ),
+    ],
+)
+def test_claim_of_several_seeds_needs_two_standard_errors(values, ratio, verdict, detail):
+    order = OrderClaim(text="", order=[*"abc"[: len(values)]], ratio=ratio)
+    claim = check_claim(seeds_table(values), order)
+    assert (claim.verdict, claim.details) == (verdict, (detail,))
+    exact = check_claim(seeds_table(values, "analytic"), order)
+    assert exact.verdict in ("passed", "failed") and "±" not in exact.details[0]
+
+
+def test_worst_comparison_is_the_verdict():
+    clear, unclear, opposite = [2.0, 2.1], [1.0, 2.0], [0.1, 0.2]
+
+    def verdict(*others):
+        table = seeds_table([[[1.0, 1.1]] * len(others), [*others]])
+        return check_claim(table, OrderClaim(text="", order=["a", "b"])).verdict
+
+    assert verdict(clear) == "passed"
+    assert verdict(clear, unclear) == "not resolved"
+    assert verdict(unclear, [None, 1.0]) == "not run"
+    assert verdict(opposite, [None, 1.0]) == "failed" == verdict(opposite, unclear)
+
+
+def test_reason_belongs_to_a_tier_and_to_claims_that_did_not_pass():
+    order = OrderClaim(text="", order=["a", "b"], reasons={"tiny": "the network is small"})
+    failed, passed = [[2.0], [1.0]], [[1.0], [2.0]]
+    assert check_claim(seeds_table(failed), order).reason == "the network is small"
+    assert check_claim(seeds_table([[[1.0, 2.0]], [[2.0, 1.0]]]), order).reason
+    assert not check_claim(seeds_table(passed), order).reason
+    assert not check_claim(seeds_table(failed, "analytic"), order).reason
 
 
 def test_get_nested_indexes_dicts_and_lists():

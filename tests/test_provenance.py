@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import ddpm_lab
+from ddpm_lab.ablations.job_environments import describe_environments
 from ddpm_lab.runs import provenance, run_record
+from ddpm_lab.sweeps.job import Job
 
-KEYS = {"ddpm_lab", "commit", "python", "torch", "device", "platform", "date"}
+KEYS = {"ddpm_lab", "commit", "python", "torch", "device", "cores", "platform", "date"}
 DATA = {"train": {}, "test": {}}
 
 
@@ -109,3 +111,41 @@ def test_run_and_loggers_have_the_environment(tiny, monkeypatch):
     (environment,) = json.loads(Path(run, "run.json").read_text())["environments"]
     assert environment["ddpm_lab"] == ddpm_lab.__version__
     assert environment == settings[0]["environment"] and settings[0]["seed"] == 11
+
+
+def make_job(root, name, environments, file, status=0):
+    job = Job(name, "train", (), root / name, "hash", 1.0)
+    job.folder.mkdir(parents=True)
+    (job.folder / "job.json").write_text(json.dumps({"status": status, "config": "hash"}))
+    if environments:
+        (job.folder / file).write_text(json.dumps({"environments": environments}))
+    return job
+
+
+def test_jobs_describe_their_environments(tmp_path):
+    first = {"ddpm_lab": "0.2", "commit": "a" * 40, "torch": "2.13", "device": "CPU"}
+    first |= {"cores": "2", "date": "2026-11-27T23:00:00+00:00"}
+    second = first | {"commit": "b" * 40 + "+", "date": "2026-11-29T01:00:00+00:00"}
+    jobs = [
+        make_job(tmp_path, "train", [first, second], run_record.FILE),
+        make_job(tmp_path, "evaluate", [second], provenance.JOB_FILE),
+    ]
+    both = (
+        f"ddpm-lab 0.2, commit {'a' * 9}; torch 2.13; CPU, 2 cores; ddpm-lab 0.2, commit "
+        f"{'b' * 9}+; 2026-11-27 to 2026-11-29; seeds 0, 1"
+    )
+    assert describe_environments(jobs, [0, 1]) == both
+    one = describe_environments(jobs[1:])
+    assert one == f"ddpm-lab 0.2, commit {'b' * 9}+; torch 2.13; CPU, 2 cores; 2026-11-29"
+    old, failed = make_job(tmp_path, "old", [], ""), make_job(tmp_path, "failed", [], "", status=1)
+    text = "the code and the machine of 1 jobs were not recorded"
+    assert describe_environments([old, failed, *jobs]).endswith(text)
+    assert describe_environments([failed]) == describe_environments([]) == ""
+
+
+def test_finished_job_records_its_environment(tmp_path):
+    provenance.write_job_environment(tmp_path)
+    (environment,) = run_record.environments(
+        json.loads((tmp_path / provenance.JOB_FILE).read_text())
+    )
+    assert environment.keys() == KEYS

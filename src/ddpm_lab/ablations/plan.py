@@ -51,8 +51,8 @@ class Plan:
         self.by_command: dict[tuple[str, ...], Job] = {}
         self.by_key: dict[JobKey, Job] = {}
         self.configs: dict[str, DictConfig] = {}
-        self.training: dict[str, Job] = {}
-        """Training job of the first column and seed, by row"""
+        self.training: dict[tuple[str, str], list[Job]] = {}
+        """Training jobs by row and column, one per seed"""
         if self.spec.skip_reason:
             return
         if any(override.startswith("seed=") for override in self.user_overrides):
@@ -108,7 +108,7 @@ class Plan:
             return self._add(label, "evaluate", overrides, key.seed)
         overrides = [*self.substitute(self.spec.train), *train]
         training = self._add(f"{key.row} (training)", "train", overrides, key.seed)
-        self.training.setdefault(key.row, training)
+        self.training.setdefault((key.row, key.column), []).append(training)
         overrides = [*self.spec.evaluate, *evaluate]
         if not overrides:
             return training

@@ -72,25 +72,24 @@ def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def read_losses(folder: Path) -> tuple[list[Any], list[float]] | None:
-    """Return (steps, losses) of a training run; None if it logged none."""
+def read_losses(folder: Path) -> dict[Any, float]:
+    """Return the losses of a training run by step; empty if it logged none."""
     file = folder / "metrics.csv"
     if not file.exists():
-        return None
+        return {}
     try:
         with regular_file(file).open() as stream:
-            points = [
-                (int(row["step"]), float(row["train/loss"]))
+            return {
+                int(row["step"]): float(row["train/loss"])
                 for row in csv.DictReader(stream)
                 if row.get("train/loss")
-            ]
+            }
     except UnsafeFileError:
         raise
     except (ValueError, OverflowError, KeyError, TypeError, csv.Error) as error:
         raise CorruptFileError(
             f"{escape_control(file)} is truncated, or not a metrics.csv of a run"
         ) from error
-    return ([step for step, _ in points], [loss for _, loss in points]) if points else None
 
 
 def last_sample_grid(folder: Path) -> Path | None:

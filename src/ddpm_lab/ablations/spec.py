@@ -65,6 +65,10 @@ class TierSpec(BaseModel, extra="forbid"):
 class OrderClaim(BaseModel, extra="forbid"):
     """A claim: numbers increase in `order`, each at least by a factor of `ratio`.
 
+    With a ratio below 1, numbers may also decrease by that factor: [a, b, a] is about equal.
+
+    With several seeds, each difference must exceed two standard errors.
+
     `order` lists rows, compared in each of `columns`, or columns, compared in each of `rows`.
     """
 
@@ -75,6 +79,8 @@ class OrderClaim(BaseModel, extra="forbid"):
     ratio: float = 1.0
     omitted: dict[Tier, str] = {}
     """Tiers that cannot test the claim, and the reason"""
+    reasons: dict[Tier, str] = {}
+    """By tier, the explanation of a claim that failed or is not resolved"""
 
 
 class Plot(BaseModel, extra="forbid"):

@@ -4,16 +4,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from string import ascii_lowercase
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ddpm_lab.ablations import build_plots, spec
+from ddpm_lab.ablations.claims import check_claim
+from ddpm_lab.ablations.job_environments import describe_environments
 from ddpm_lab.ablations.plan import JobKey, Plan
 from ddpm_lab.ablations.results import last_number, numbers, read_protocol, read_source
-from ddpm_lab.reports.table import Claim, Column, Entry, Published, Table
+from ddpm_lab.reports.table import Column, Entry, Published, Table
 from ddpm_lab.sweeps.job import Job, by_name, read_number
 from ddpm_lab.utils.errors import UnsafeFileError, UserError, escape_control
 from ddpm_lab.utils.safe_load import read_json, reject_links
@@ -53,6 +55,7 @@ def from_plan(plan: Plan) -> Table:
         rows={},
         paper_protocol=_format(ablation.protocol),
         command=plan.command,
+        exact=tier == "analytic",
         skip_reason=plan.spec.skip_reason,
     )
     if table.skip_reason:
@@ -66,23 +69,38 @@ def from_plan(plan: Plan) -> Table:
         for name, row in ablation.rows.items()
     }
     table = _add_footnotes(plan, replace(table, columns=columns, rows=rows))
+    models = build_plots.models(plan)
     panels = [build_plots.build_panels(plan, table, plot) for plot in ablation.plots]
     return replace(
         table,
-        claims=tuple(claim(table, each) for each in ablation.claims if tier not in each.omitted),
+        claims=tuple(
+            check_claim(table, each) for each in ablation.claims if tier not in each.omitted
+        ),
         omitted={each.text: each.omitted[tier] for each in ablation.claims if tier in each.omitted},
-        panels=(*chain(*panels), *build_plots.training_panels(plan.training)),
-        images=build_plots.sample_images(plan.training),
+        panels=(*chain(*panels), *build_plots.training_panels(models)),
+        images=build_plots.sample_grids(models),
+        provenance=describe_environments(
+            plan.jobs.values(), () if table.exact else plan.spec.seeds
+        ),
     )
 
 
 def _column(plan: Plan, name: str) -> Column:
-    metric = plan.metric(name)
+    metric, paper_metric = plan.metric(name), plan.paper_metric(name)
     number = numbers().get(metric)
-    label, better = (number.label, number.better) if number else (metric, None)
     column = plan.ablation.columns[name]
     overrides = plan.substitute([*column.train, *column.evaluate])
-    return Column(name, label, better, last_number(overrides[-1]) if overrides else None)
+    return Column(
+        name,
+        _label(metric),
+        number.better if number else None,
+        "" if metric == paper_metric else _label(paper_metric),
+        last_number(overrides[-1]) if overrides else None,
+    )
+
+
+def _label(metric: str) -> str:
+    return numbers()[metric].label if metric in numbers() else metric
 
 
 def _entry(plan: Plan, row: str, column: str, paper: float | str | None) -> Entry:
@@ -112,8 +130,9 @@ def _add_footnotes(plan: Plan, table: Table) -> Table:
         ]
         theirs = _paper_protocol(plan.ablation.protocol, metric)
         usual = _usual_protocol([rows[row][i] for row, i in places], varied, theirs)
-        label = numbers()[metric].label if metric in numbers() else metric
-        protocols[label] = _format({k: v for k, v in usual.items() if k in {*theirs, *ALWAYS}})
+        protocols[_label(metric)] = _format(
+            {k: v for k, v in usual.items() if k in {*theirs, *ALWAYS}}
+        )
         differences = [
             (f"{key} {usual[key]}" if key in usual else f"no {key}") + f", the paper {value}"
             for key, value in theirs.items()
@@ -134,7 +153,8 @@ def _add_footnotes(plan: Plan, table: Table) -> Table:
                 letter = letters.setdefault(note, ascii_lowercase[len(letters) % 26])
                 notes[letter] = note
                 marks.append(letter)
-            rows[row][i] = replace(entry, marks=tuple(marks))
+            comparable = entry.comparable and DAGGER not in marks
+            rows[row][i] = replace(entry, marks=tuple(marks), comparable=comparable)
     return replace(
         table,
         rows={row: tuple(entries) for row, entries in rows.items()},
@@ -193,31 +213,6 @@ def _format(protocol: Mapping[str, str]) -> str:
     return ", ".join(f"{key} {value}" for key, value in sorted(protocol.items()))
 
 
-def claim(table: Table, order: spec.OrderClaim, paper: bool = False) -> Claim:
-    """Test a claim on our numbers or, to verify the claim itself, on the paper's."""
-    columns = [column.name for column in table.columns]
-    by_row = order.order[0] in table.rows
-    across = (order.columns or columns) if by_row else (order.rows or [*table.rows])
-    holds: bool | None = True
-    details = []
-    for other in across:
-        places = [(name, other) if by_row else (other, name) for name in order.order]
-        entries = [table.rows[row][columns.index(column)] for row, column in places]
-        numbers = [entry.theirs if paper else entry.ours for entry in entries]
-        values = [number for number in numbers if number is not None]
-        if len(values) < len(numbers):
-            holds = None if holds else holds
-            continue
-        in_order = all(a * order.ratio <= b and a < b for a, b in pairwise(values))
-        holds = holds if in_order else False
-        signs = ["", *(" < " if a < b else " ≥ " for a, b in pairwise(values))]
-        terms = zip(signs, order.order, values, strict=True)
-        text = "".join(f"{sign}{name} {value:.4g}" for sign, name, value in terms)
-        details.append(f"{other}: {text}")
-    factor = f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else ""
-    return Claim(order.text + factor, holds, "; ".join(details))
-
-
 def from_sweep(root: Path) -> Table:
     """Build the table of a sweep: one row per job, one column per number in `numbers`.
 
@@ -253,7 +248,7 @@ def from_sweep(root: Path) -> Table:
             None, (replace(read_source(job, key), command=items[job.folder.name].command),)
         )
 
-    name = root.resolve().name
+    name, models = root.resolve().name, {name: [job] for name, job in sweep.items()}
     return Table(
         name=name,
         title=f"Sweep {name}",
@@ -265,6 +260,7 @@ def from_sweep(root: Path) -> Table:
             for number in map(numbers().__getitem__, keys)
         ),
         rows={row: tuple(entry(job, key) for key in keys) for row, job in sweep.items()},
-        panels=tuple(build_plots.training_panels(sweep)),
-        images=build_plots.sample_images(sweep),
+        panels=tuple(build_plots.training_panels(models)),
+        images=build_plots.sample_grids(models),
+        provenance=describe_environments(jobs),
     )

@@ -8,7 +8,7 @@ from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
 from ddpm_lab.callbacks.periodic import Periodic, image_path, log_image
 from ddpm_lab.data.datasets import Batch
-from ddpm_lab.reports.figures import save_grid
+from ddpm_lab.reports.grids import save_grid
 from ddpm_lab.sampling.pipeline import SamplingPipeline, Step
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.distributed import all_gather
@@ -35,27 +35,50 @@ class SampleGrid(Periodic):
         self._save_trajectory(trainer, pl_module)
 
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
-        _, pipeline = ema_or_raw(trainer, system)
+        weights, pipeline = ema_or_raw(trainer, system)
         conditions = self._conditions(trainer, pipeline, self.samples())
         batches = pipeline.sample(self.samples(), conditions=conditions)
         pixels = torch.cat(all_gather([batch[0].cpu() for batch in batches]))
         if trainer.is_global_zero:
             file = image_path(trainer, f"samples-{trainer.global_step:06d}")
-            log_image(trainer, "samples", save_grid(pixels, file, self.columns))
+            step, sampler = trainer.global_step, describe_sampler(pipeline, weights)
+            caption = f"Samples after {step} steps of training. {sampler}. "
+            caption += describe_conditions(conditions, pipeline.classes, self.columns)
+            log_image(trainer, "samples", save_grid(pixels, file, self.columns, caption))
 
     @rank_zero_only
     @torch.inference_mode()
     def _save_trajectory(self, trainer: L.Trainer, system: Diffusion) -> None:
-        _, pipeline = ema_or_raw(trainer, system)
+        weights, pipeline = ema_or_raw(trainer, system)
         conditions = self._conditions(trainer, pipeline, self.columns)
         steps = spaced_steps(pipeline, self.columns, conditions, limit=12)
         states = [pipeline.to_images(x, None)[0] for _, x in steps]
         grid = torch.stack(states, dim=1).flatten(0, 1)
         file = image_path(trainer, "denoising")
-        log_image(trainer, "denoising", save_grid(grid, file, columns=len(states)))
+        times = ", ".join(str(t) for t, _ in steps)
+        caption = f"Denoising: each row is a sample, and its columns are x_t at t = {times}. "
+        caption += f"{describe_sampler(pipeline, weights)}."
+        log_image(trainer, "denoising", save_grid(grid, file, len(states), caption))
 
     def _conditions(self, trainer: L.Trainer, pipeline: SamplingPipeline, count: int) -> Batch:
         return pipeline.make_conditions(count, images=datamodule(trainer).test)
+
+
+def describe_sampler(pipeline: SamplingPipeline, weights: str) -> str:
+    """Return the sampler, its steps and the weights, such as "DDPM, 9 of 40 steps, ema weights"."""
+    name, steps, T = type(pipeline.sampler).__name__, pipeline.num_steps, pipeline.process.steps
+    return f"{name}, {steps} of {T} steps, {weights} weights"
+
+
+def describe_conditions(conditions: Batch, classes: int | None, columns: int) -> str:
+    """Return the order of the conditions of `SamplingPipeline.make_conditions` in a grid."""
+    if "low_res" in conditions:
+        return "Each sample upsamples one held-out image."
+    if "label" not in conditions or not classes:
+        return "Samples are unconditional."
+    if columns % classes:
+        return f"Labels 0 to {classes - 1} in turn, row by row."
+    return f"Labels 0 to {classes - 1} in columns{', repeated' * (columns > classes)}."
 
 
 def spaced_steps(

@@ -29,7 +29,8 @@ from ddpm_lab.evaluation.analytic_tables import (
     spectral_data,
     vlb_table,
 )
-from ddpm_lab.reports.figures import save_lines
+from ddpm_lab.reports.figures import save_panels
+from ddpm_lab.reports.table import Line, Panel
 from ddpm_lab.reports.terminal import format_grid, key_value_table
 from ddpm_lab.utils.atomic_io import make_directory, write_json
 from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
@@ -201,14 +202,21 @@ def _tables(config: DictConfig, process: ForwardProcess, data: Data | None) -> N
         add_table(f"bound in bits/dim (entropy of the data: {entropy:.4f})", bounds)
         gaps = {name: [value - entropy for value in row] for name, row in bounds.items()}
         lines["bound over entropy"] = gaps
-    panels = {
-        title: {name: (steps, row) for name, row in rows.items()} for title, rows in lines.items()
-    }
     out = make_directory(config.out)
     write_json(out / "metrics.json", metrics)
     units = {"distance to the data": "Wasserstein distance", "bound over entropy": "bits/dim"}
-    file = out / "exact.png"
-    plot = save_lines(panels, file, x="steps", y=units, log_x=[*panels], log_y=[*panels])
+    panels = [
+        Panel(
+            title,
+            "steps",
+            units[title],
+            {name: Line(steps, row) for name, row in rows.items()},
+            log_x=True,
+            log_y=True,
+        )
+        for title, rows in lines.items()
+    ]
+    plot = save_panels(panels, out / "exact.png")
     text = "\n".join(tables)
     LOG.info("%s\n%s\n  saved in %s, %s", analytic.name, text, out / "metrics.json", plot)
 

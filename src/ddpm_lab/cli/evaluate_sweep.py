@@ -13,7 +13,9 @@ from tqdm import tqdm
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import InMemorySplit
 from ddpm_lab.evaluation.sample_quality import SampleQuality
-from ddpm_lab.reports.figures import save_grid, save_lines
+from ddpm_lab.reports.figures import save_panels
+from ddpm_lab.reports.grids import save_grid
+from ddpm_lab.reports.table import Line, Panel
 from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.runs.partial_results import open_partial_results
 from ddpm_lab.runs.run_dir import RunDir
@@ -112,7 +114,8 @@ def _save(
     values_so_far = {name: values[name] for name in done}
     plot = _plot(quality, config.sweep, values_so_far, results, out / "sweep.png")
     rows = torch.cat([samples[name][0].cpu() for name in done])
-    return [out / "metrics.json", plot, save_grid(rows, out / "rows.png", columns=10)]
+    caption = f"Rows: {config.sweep} = {', '.join(done)}. All rows have the same noise and labels."
+    return [out / "metrics.json", plot, save_grid(rows, out / "rows.png", 10, caption)]
 
 
 def _table(
@@ -198,16 +201,14 @@ def _plot(
     x: Sequence[Any] = [*values.values()] if numbers else [*values]
     metrics = [results[name] for name in values]
     labels = {number.key: number.label for number in quality.all_numbers}
-    panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
-        title: {
-            labels[name]: (x, [one[name] for one in metrics])
-            for name in names
+    names = (("fid", "intra_fid"), ("class_accuracy", "precision", "recall"))
+    fid, shares = (
+        {
+            labels[name]: Line(x, [one[name] for one in metrics])
+            for name in group
             if name in metrics[0]
         }
-        for title, names in {
-            "FID": ("fid", "intra_fid"),
-            "shares": ("class_accuracy", "precision", "recall"),
-        }.items()
-    }
-    panels["FID"]["FID of held-out images"] = (x, [one["real"]["fid"] for one in metrics])
-    return save_lines(panels, file, x=key, y={"FID": "FID", "shares": "share"})
+        for group in names
+    )
+    fid["FID of held-out images"] = Line(x, [one["real"]["fid"] for one in metrics])
+    return save_panels([Panel("FID", key, "FID", fid), Panel("Shares", key, "share", shares)], file)

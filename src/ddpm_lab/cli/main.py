@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, move_positional, slug, split_command
-from ddpm_lab.runs import partial_results, resume, saved_config
+from ddpm_lab.runs import partial_results, provenance, resume, saved_config
 from ddpm_lab.runs.run_config import expand_cascade, register_run_choices
 from ddpm_lab.utils.distributed import check_launch, is_rank_zero
 from ddpm_lab.utils.errors import (
@@ -216,7 +216,10 @@ def _print_error(error: CLIError) -> int:
 
 
 def run_job(command: str, overrides: list[str], log: Path) -> int:
-    """Run a command in this process, with its output in `log`. Return the exit status."""
+    """Run a command in this process, with its output in `log`. Return the exit status.
+
+    A finished job leaves its environment next to `log`.
+    """
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -224,6 +227,7 @@ def run_job(command: str, overrides: list[str], log: Path) -> int:
     try:
         globals()[command]()
         status = 0
+        provenance.write_job_environment(log.parent)
     except SystemExit as stop:  # without a number: a signal ended Lightning
         status = stop.code if isinstance(stop.code, int) else 1
     except Exception:

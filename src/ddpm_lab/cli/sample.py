@@ -24,7 +24,8 @@ from ddpm_lab.data.datasets import Batch, Split, to_uint8
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.evaluation.reconstruction import reconstruct
-from ddpm_lab.reports.figures import save_grid, save_scatter
+from ddpm_lab.reports.figures import save_scatter
+from ddpm_lab.reports.grids import save_grid
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir, load_cascade
 from ddpm_lab.sampling.pipeline import SamplingPipeline
@@ -109,7 +110,8 @@ def _encode(config: DictConfig, run: RunDir) -> None:
     else:
         rows = [to_uint8(data[:40]), pipeline.to_images(x_T[:40], None)[0], to_uint8(decoded[:40])]
         triples = torch.stack([row.to(pipeline.device) for row in rows], dim=1).flatten(0, 1)
-        grid = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3)
+        caption = "Triples of input, x_T and decoded image."
+        grid = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3, caption)
         image = f"{grid} (triples of input, x_T, decoded)"
     steps, accuracy = pipeline.num_steps, f"mean squared error {error:.2g}, in [0, 1]"
     LOG.info("%d samples encoded and decoded, in %d steps each: %s", len(data), steps, accuracy)

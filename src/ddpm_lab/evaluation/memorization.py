@@ -13,7 +13,7 @@ from ddpm_lab.data.module import Data, read_batches
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import READERS, indexed_batches
 from ddpm_lab.evaluation.metrics import ImageMetric, Number, Results, Rows
-from ddpm_lab.reports.figures import save_pairs
+from ddpm_lab.reports.grids import save_grid
 from ddpm_lab.utils.distributed import all_gather
 
 BLOCK = 250
@@ -90,7 +90,13 @@ class Memorization(ImageMetric):
         if self.pairs is None:  # computed before an interruption
             return []
         median = results["memorization"]["median_of_held_out"]["pixels"]
-        return [save_pairs(*self.pairs, median, folder / "memorization.png")]
+        pixels, distances = self.pairs
+        caption = (
+            "Top: the samples nearest to training images. Bottom: those images. Distances of "
+            f"pixels in [0, 1]: {', '.join(f'{distance:.3g}' for distance in distances)}. "
+            f"Median of held-out images: {median:.3g}."
+        )
+        return [save_grid(pixels, folder / "memorization.png", len(distances), caption)]
 
 
 def _nearest(

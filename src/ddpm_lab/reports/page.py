@@ -10,15 +10,18 @@ from jinja2 import Environment, StrictUndefined
 from ddpm_lab import __version__
 from ddpm_lab.reports import formats, number_format
 from ddpm_lab.reports.figures import render
+from ddpm_lab.reports.findings import findings
+from ddpm_lab.reports.grids import read_caption
+from ddpm_lab.reports.latex import latex
 from ddpm_lab.reports.table import Table
 from ddpm_lab.utils.atomic_io import atomic_write
 
 
 def write(tables: Sequence[Table], out: Path, root: Path, version: str = __version__) -> list[Path]:
-    """Write report.html, table.csv, .md and .tex, and the plots to `out`, and return the files.
+    """Write the page, table.csv, .md and .tex, claims.csv and the plots to `out`; return the files.
 
     Paths in them are relative to `root`. Equal tables give equal bytes. `version` of ddpm-lab is in
-    the footer of the page.
+    the footer of the page and of table.md.
     """
     out.mkdir(parents=True, exist_ok=True)
     plots = {
@@ -28,8 +31,9 @@ def write(tables: Sequence[Table], out: Path, root: Path, version: str = __versi
     }
     contents = plots | {
         "table.csv": formats.csv(tables, root).encode(),
-        "table.md": formats.markdown(tables).encode(),
-        "table.tex": formats.latex(tables).encode(),
+        "claims.csv": formats.claims_csv(tables).encode(),
+        "table.md": formats.markdown(tables, version).encode(),
+        "table.tex": latex(tables).encode(),
         "report.html": page(tables, root, plots, version).encode(),
     }
     for name, content in contents.items():
@@ -51,6 +55,8 @@ def page(tables: Sequence[Table], root: Path, plots: Mapping[str, bytes], versio
         version=version,
         css=(folder / "page.css").read_text("utf-8"),
         numbers=number_format,
+        findings=findings,
+        read_caption=read_caption,
         common_protocol=_common_protocol,
         png=formats.png,
         data_url=lambda png: f"data:image/png;base64,{b64encode(png).decode()}",

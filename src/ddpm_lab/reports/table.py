@@ -1,6 +1,6 @@
 """Content of a report: our numbers with their source files, next to the paper's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 Status = Literal["done", "failed", "not run"]
+Verdict = Literal["passed", "failed", "not resolved", "not run"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Entry:
     marks: tuple[str, ...] = ()
     """Keys of the table's notes that apply"""
     comparable: bool = True
-    """False if this tier measures another metric than the paper"""
+    """False if our number has another metric or protocol than the paper's"""
 
     @property
     def values(self) -> list[float]:
@@ -72,7 +73,7 @@ class Entry:
 
     @property
     def difference(self) -> float | None:
-        """Our number minus the paper's."""
+        """Our number minus the paper's; None if they are not comparable."""
         if self.ours is None or self.theirs is None or not self.comparable:
             return None
         return self.ours - self.theirs
@@ -93,6 +94,8 @@ class Column:
     metric: str
     """Label of the metric that this tier measures, such as "FID" """
     better: Literal["lower", "higher"] | None
+    paper_metric: str = ""
+    """Label of the paper's metric if this tier measures another one"""
     x: float | None = None
     """Position on the x-axis of a plot, such as a number of steps"""
 
@@ -102,23 +105,41 @@ class Claim:
     """An order or ratio in the paper's numbers, tested on ours."""
 
     text: str
-    holds: bool | None
-    """None if a number is missing"""
-    detail: str
-    """The numbers compared"""
+    verdict: Verdict
+    """"not resolved": a difference is within two standard errors over seeds; "not run": a number
+    is missing"""
+    details: tuple[str, ...] = ()
+    """The numbers compared, by column or row"""
+    reason: str = ""
+    """Explanation of a claim that did not pass"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of points or, if x are words, a group of bars."""
+
+    xs: Sequence[Any]
+    ys: Sequence[float]
+    low: Sequence[float] = ()
+    """Lower end of the error bars or the band; empty for none"""
+    high: Sequence[float] = ()
+    recalled: Sequence[bool] = ()
+    """True for numbers from memory; empty for none"""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of named lines (xs, ys), or of bars, whose xs are words."""
+    """A plot of named lines or bars."""
 
     title: str
     x: str
     y: str
-    lines: Mapping[str, tuple[list[Any], list[float]]]
+    lines: Mapping[str, Line]
     log_x: bool = False
     log_y: bool = False
     bars: bool = False
+    note: str = ""
+    """Explanation of error bars or bands"""
 
 
 @dataclass(frozen=True)
@@ -144,7 +165,11 @@ class Table:
     panels: tuple[Panel, ...] = ()
     images: Mapping[str, Path] = field(default_factory=dict)
     """PNG files by caption"""
+    provenance: str = ""
+    """Code, libraries, machines, days and seeds of the jobs"""
     command: str = ""
     """Command that computes the whole table"""
+    exact: bool = False
+    """True for numbers without sampling noise, which have no errors"""
     skip_reason: str = ""
     """Reason why this tier has no such table, and no rows"""

@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import Any
 
 from ddpm_lab.reports import number_format
+from ddpm_lab.reports.findings import findings
 from ddpm_lab.reports.table import Table
 
 
@@ -21,7 +22,7 @@ def format_grid(
     """Return a table with a title, column headers and a line for each of `rows`."""
     cells = [[row_header, *map(str, columns)], *([name, *texts] for name, texts in rows.items())]
     (head, *lines), rule = _align(cells, "<" + ">" * len(columns), min_width=8)
-    return "\n".join([f"  {title}", rule, head, *lines, rule])
+    return "\n".join([*([f"  {title}"] if title else []), rule, head, *lines, rule])
 
 
 def _align(
@@ -49,11 +50,19 @@ def terminal(table: Table) -> str:
     titles = number_format.titles(table)
     if table.skip_reason:
         return "\n".join(f"  {line}" for line in (*titles, f"not available: {table.skip_reason}"))
-    above = "\n".join(map(_wrap, [*titles, *number_format.above(table)])).lstrip()
-    (row_header, *columns), *rows = number_format.grid(table)
-    grid = format_grid(above, row_header, columns, {name: cells for name, *cells in rows})
-    notes = [*number_format.below(table), *number_format.claims(table)]
-    return "\n".join([grid, *map(_wrap, notes)])
+    lines = [*titles, *findings(table), *number_format.protocols(table)]
+    parts = [*map(_wrap, lines)]
+    for block in number_format.blocks(table):
+        (row_header, *columns), *rows = number_format.grid(table, block)
+        cells = {name: texts for name, *texts in rows}
+        parts.append(format_grid(block.caption, row_header, columns, cells))
+    notes = [
+        *number_format.below(table),
+        *number_format.claims(table),
+        *number_format.claims_legend(table),
+        *([f"runs: {table.provenance}"] if table.provenance else []),
+    ]
+    return "\n".join([*parts, *map(_wrap, notes)])
 
 
 def _wrap(line: str) -> str:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm_lab import __version__
+from ddpm_lab.utils.atomic_io import write_json
 
 if TYPE_CHECKING:
     import torch
 
 Environment = dict[str, str | None]
+JOB_FILE = "environment.json"
+"""File with the environment of a job of a sweep, next to its job.json"""
 ROOT = Path(__file__).parents[3]
 """Root of the checkout, unless the package is installed"""
 
@@ -34,9 +37,15 @@ def environment(device: "torch.device | None" = None) -> Environment:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "cores": str(os.cpu_count()),
         "platform": platform.platform(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def write_job_environment(folder: Path) -> None:
+    """Write the environment of this process, a finished job, to `folder`."""
+    write_json(folder / JOB_FILE, {"environments": [environment()]})
 
 
 def version() -> str:

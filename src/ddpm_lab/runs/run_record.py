@@ -58,11 +58,11 @@ def read_record(run: str | Path) -> RunRecord:
             "directory": str() | None as directory,
             "data": {"train": dict(), "test": dict()} as data,
         } if re.fullmatch("[0-9a-f]{16}", run_id):
-            return RunRecord(run_id, directory, data, _environments(content))
+            return RunRecord(run_id, directory, data, environments(content))
     return RunRecord()
 
 
-def _environments(content: dict[str, Any]) -> list[Environment]:
+def environments(content: dict[str, Any]) -> list[Environment]:
     """Return the environments of a record, [] if they are missing or damaged."""
     entries = content.get("environments")
     return [
@@ -78,11 +78,11 @@ def write_record(run: Path, data: dict[str, Any], environment: Environment | Non
     `environment` is appended to those of earlier starts unless only its date is new.
     """
     record = read_record(run)
-    run_id, environments = record.id or secrets.token_hex(8), [*record.environments]
-    last: Environment = environments[-1] if environments else {}
+    run_id, starts = record.id or secrets.token_hex(8), [*record.environments]
+    last: Environment = starts[-1] if starts else {}
     if environment and environment | {"date": None} != last | {"date": None}:
-        environments.append(environment)
-    write_json(run / FILE, RunRecord(run_id, str(Path.cwd()), data, environments)._asdict())
+        starts.append(environment)
+    write_json(run / FILE, RunRecord(run_id, str(Path.cwd()), data, starts)._asdict())
     return run_id
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points, to_uint8
-from ddpm_lab.reports.figures import draw_scatter, grid_image, save_image
+from ddpm_lab.reports.figures import draw_scatter
+from ddpm_lab.reports.grids import grid_image, save_image
 from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.utils.arguments import check_call
 from ddpm_lab.utils.atomic_io import make_directory
