@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DOCS_READY := .venv/.docs
 
-.PHONY: help install train test nightly lint check docs faults format clean
+.PHONY: help install train test nightly lint check results docs faults format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +36,9 @@ check: lint ## lint and the fast tests
 
 nightly: $(READY) ## run the nightly tests: more kills, experiments and tables
 	$(BIN)/python -m pytest -m nightly $(ARGS)
+
+results: $(READY) ## compute docs/results, in hours; repeat to resume; ARGS="ddim_table1" selects
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/results.py $(ARGS)
 
 $(DOCS_READY): $(READY)
 	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --group docs

@@ -955,7 +955,7 @@ MUTANTS = [
     Mutant(
         "claim of one seed: ratio ignored",
         "ablations/claims.py",
-        "low * self.ratio <= high and low < high",
+        "low < high if self.ratio == 1 else self.ratio * low <= high",
         "low < high",
         "ablations",
     ),

@@ -717,7 +717,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "metrics=[bits]"],
-            "metrics=['bits'] must be a list of fid, kid, nll, ode_nll, prc",
+            "metrics=['bits'] must be a list of fid, kid, memorization, nll, ode_nll, prc",
         ),
         (
             "evaluate",
@@ -812,6 +812,19 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
             "evaluate",
             ["model=exact", "covariance=[[1,2],[3,4]]"],
             "covariance=[[1, 2], [3, 4]] must be a symmetric",
+        ),
+        ("evaluate", ["model=exact", "spectrum=4"], "spectrum=4 must be in 0..3"),
+        ("evaluate", ["model=exact", "spectrum=a"], "spectrum=a must be in 0..3"),
+        ("evaluate", ["model=exact", "spectrum=1", "dims=0"], "dims=0 must be in 1..10000"),
+        (
+            "evaluate",
+            ["model=exact", "spectrum=1", "mean=[1]"],
+            "spectrum=1 replaces mean and covariance",
+        ),
+        (
+            "evaluate",
+            ["model=exact", "spectrum=1", "data=gaussian_mixture"],
+            "spectrum=1 replaces data",
         ),
         (
             "evaluate",

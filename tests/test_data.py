@@ -6,14 +6,16 @@ from inspect import signature
 import numpy as np
 import pytest
 import torch
+from conftest import composed, options
 from PIL import Image
 
 from ddpm_lab.data.datasets import Images, MapSplit, Points, Splits, to_batch
 from ddpm_lab.data.digits import digits
-from ddpm_lab.data.module import TrainBatches, ValidationBatches, dataset
+from ddpm_lab.data.module import Data, TrainBatches, ValidationBatches, dataset
 from ddpm_lab.data.synthetic import synthetic
 from ddpm_lab.data.toy import SHAPES, gaussian_mixture, toy
 from ddpm_lab.evaluation.extractors import InceptionFeatures
+from ddpm_lab.runs.data_check import data_fingerprint
 from ddpm_lab.sampling.samples import Samples
 from ddpm_lab.utils.errors import UserError
 
@@ -103,12 +105,45 @@ def test_dataset_merges_signatures():
         return Splits("points", split, split)
 
     keys = [*signature(points).parameters]
-    assert keys == ["count", "scale", "flip", "batch_size", "workers", "seed"]
+    assert keys == ["count", "scale", "train_count", "flip", "batch_size", "workers", "seed"]
     data = points(8, batch_size=4, scale=2.0, seed=3)
     assert (data.batch_size, data.seed, data.classes) == (4, 3, None)
     assert data.train.x0.unique().tolist() == [2]
     with pytest.raises(ValueError, match=r"^flip mirrors images, but this data set has points"):
         points(8, flip=True)
+
+
+def test_train_count_selects_evenly_spaced_training_images():
+    images = numbered(12)
+    source = Broken()
+    for split in (images, MapSplit(source, torch.arange(8), (1, 2, 2), torch.arange(8))):
+        data = Data(Splits("set", split, images), train_count=4, batch_size=4)
+        step = split.size // 4
+        assert data.train.labels.tolist() == [*range(0, split.size, step)]
+        assert data.train.size == 4 and data.test.size == 12
+    assert data.train.indices.tolist() == [0, 2, 4, 6]  # and nothing is read
+    whole = Data(Splits("set", images, images), batch_size=4)
+    assert whole.train is images and data_fingerprint(whole) == data_fingerprint(
+        Data(Splits("set", images, images), train_count=12, batch_size=4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (1, "train_count must be at least 2"),
+        (1438, r"train_count must be in 2..1437, .* \(got 1438\); try train_count=null"),
+        (32, r"batch_size must be in 1..32"),
+    ],
+)
+def test_invalid_train_count_raises(count, message):
+    with pytest.raises(ValueError, match=message):
+        digits(train_count=count, batch_size=64)
+
+
+@pytest.mark.parametrize("name", sorted({*options("data")} - {"gaussian_mixture", "toy"}))
+def test_image_sets_have_the_key_train_count(name):
+    assert composed(f"data={name}", "data.train_count=100").data.train_count == 100
 
 
 def test_synthetic_shape_and_classes():

@@ -1,6 +1,7 @@
 """NLL, reconstruction, the analytic tier, and the modes of sample.py."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from conftest import FAST, composed
 from PIL import Image
 from safetensors.torch import load_file
 
+from ddpm_lab.ablations.results import numbers
 from ddpm_lab.config.derived_defaults import build_system
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.datasets import Images, Splits
@@ -29,10 +31,19 @@ from ddpm_lab.diffusion.schedules import cosine, linear
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.evaluation import analytic_variance
-from ddpm_lab.evaluation.analytic_tables import mixture_data, sliced_wasserstein
+from ddpm_lab.evaluation.analytic_tables import (
+    gaussian_distances,
+    mixture_data,
+    sliced_wasserstein,
+    spectral_data,
+)
+from ddpm_lab.evaluation.extractors import digits as digits_extractor
+from ddpm_lab.evaluation.memorization import Memorization
 from ddpm_lab.evaluation.nll import NLL
 from ddpm_lab.evaluation.reconstruction import Reconstruction
+from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.sampling.cascade import Cascade
+from ddpm_lab.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +159,67 @@ def test_nll_of_a_run_has_its_protocol(run, typed, tmp_path):
     }
     assert protocol | expected == protocol
     assert len(set(Image.open(tmp_path / "e" / "bound.png").convert("L").getdata())) > 5
+
+
+def test_memorization_shares_the_samples_of_fid_and_has_a_picture(run, typed, tmp_path):
+    results = {}
+    for name, overrides in {
+        "fid": ["metrics=[fid]"],
+        "both": ["metrics=[fid,memorization]"],
+        "test": ["metrics=[memorization]", "split=test"],
+    }.items():
+        folder = tmp_path / name
+        status, out, error = typed(
+            "evaluate", f"run={run}", *overrides, "count=12", f"hydra.run.dir={folder}"
+        )
+        assert status == 0, error
+        results[name] = read_metrics(folder)
+    assert f"{tmp_path}/test/memorization.png" in out and "memorization (pixels)" in out
+    assert results["both"]["fid"] == results["fid"]["fid"] and "memorization" not in results["fid"]
+    assert results["both"]["memorization"] == results["test"]["memorization"]
+    assert len(results["both"]["memorization"]["closest"]) == 10
+    picture = Image.open(tmp_path / "both" / "memorization.png").convert("L")
+    assert picture.width > 3 * picture.height and len(set(picture.getdata())) > 20
+    assert numbers()["memorization.pixels"].label == "memorization (pixels)"
+    assert numbers()["fid_held_out"].label == "FID to held-out images"
+    status, _, error = typed("evaluate", f"run={run}", "metrics=[memorization]", "count=9")
+    assert status == 2 and "count must be at least 10 (got 9); try count=1000" in error
+
+
+def test_fewer_training_images_train_resume_and_evaluate(tiny, typed, tmp_path):
+    run = tiny("data.train_count=100", "callbacks.fid.count=4")
+    record = json.loads((run / "run.json").read_text())["data"]
+    assert (record["train"]["size"], record["test"]["size"]) == (100, 360)
+    command = ["evaluate", f"run={run}", "metrics=[fid,memorization]", "count=12"]
+    status, _, error = typed(*command, f"hydra.run.dir={tmp_path}/e")
+    assert status == 0, error
+    results, data = read_metrics(tmp_path / "e"), digits()
+    protocol = results["protocol"]
+    assert (protocol["data_count"], protocol["other_count"]) == (100, 360)
+    assert protocol["data_sha256"] == digits(train_count=100).train.digest()
+    assert protocol["other_sha256"] == data.test.digest()
+    assert all(pair["train"] < 100 for pair in results["memorization"]["closest"])
+    resumed = tmp_path / "r"
+    shutil.copytree(run, resumed)
+    command = ["train", *FAST, "callbacks.fid.count=4", f"hydra.run.dir={resumed}"]
+    status, _, error = typed(*command, "data.train_count=100", "trainer.max_steps=12")
+    assert status == 0, error
+    status, _, error = typed(*command, "data.train_count=50")
+    assert status == 2 and "data.train_count=50 was 100" in error
+    status, _, error = typed("train", *FAST, "data.train_count=2000")
+    assert status == 2 and "data.train_count must be in 2..1437" in error
+    assert "try data.train_count=null" in error
+
+
+def test_metrics_of_samples_need_held_out_images_and_no_points():
+    pipeline, data = build_pipeline("schedule.steps=5", "sampler.steps=5")
+    data.test = data.test.select(slice(0))
+    with pytest.raises(UserError, match="needs held-out images, and digits has none"):
+        SampleQuality(digits_extractor, count=10).compute(Cascade([pipeline]), data, "raw")
+    quality = SampleQuality(digits_extractor, image_metrics=[Memorization()])
+    pipeline.bin_width = None
+    with pytest.raises(UserError, match=r"but this run samples points; try metrics=\[ode_nll\]"):
+        quality.check(Cascade([pipeline]))
 
 
 def test_analytic_variance_is_estimated_once_per_run(run, typed, tmp_path):
@@ -391,6 +463,27 @@ def test_schedule_curve_matches_its_definition(case):
             },
             rel=1e-6,
         )
+
+
+def test_the_spectrum_of_images_has_the_order_of_ddims_table_1(case):
+    def frechet(steps, eta, sigma_hat=False):
+        sampler = ["sampler=ddim", "sampler.spacing=quadratic", f"sampler.steps={steps}"]
+        options = [f"sampler.eta={eta}", f"sampler.sigma_hat={sigma_hat}", "spectrum=1.5"]
+        return case(*sampler, *options)["frechet"]
+
+    few = [frechet(10, eta) for eta in (0, 0.2, 0.5, 1)] + [frechet(10, 1, sigma_hat=True)]
+    assert few == pytest.approx([0.0599, 0.0614, 0.0704, 0.138, 0.442], rel=5e-3)
+    assert frechet(1000, 1, sigma_hat=True) < frechet(1000, 0) / 10 < frechet(1000, 1) / 30
+
+
+def test_whitened_frechet_distance_weighs_axes_equally(case):
+    # One step from pure noise returns the mean; each axis then has the distance 1.
+    one = case("sampler=ddim", "sampler.steps=1", "spectrum=2", "dims=7", "schedule.steps=50")
+    assert one["frechet"] == pytest.approx(1, abs=0.05)
+    data = spectral_data(ForwardProcess(linear(50)), 2.0, 7).denoiser(BetaTilde())
+    wide = gaussian_distances(data, data.mean + data.eigenvalues.sqrt(), 4 * data.eigenvalues)
+    assert wide["frechet"] == pytest.approx(2) and wide["std"] == pytest.approx(1)
+    assert wide["wasserstein"] == pytest.approx((2 * 7 * 0.25) ** 0.5)
 
 
 def test_exact_reconstruction_error_is_the_mean_over_the_data(case):

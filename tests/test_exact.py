@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm_lab.diffusion import analytic_propagation
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
 from ddpm_lab.diffusion.analytic_propagation import (
     OptimalRange,
@@ -134,6 +135,17 @@ def test_mixture_samples_have_its_moments():
     assert (component.bincount() / len(x)).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.005)
     assert x.square().mean().item() == pytest.approx(mix.second_moment(), rel=0.01)
     assert (x - mix.means[component]).std().item() == pytest.approx(0.15, rel=0.01)
+
+
+@pytest.mark.parametrize("sampler", [DDPM(clip=None), DDIM(steps=9, clip=None, eta=0.6)])
+def test_a_diagonal_covariance_propagates_as_the_matrix(sampler, monkeypatch):
+    process, mean, diagonal = PROCESSES["linear"], numbers(0.1, -0.2, 0.0), numbers(0.3, 0.04, 1e-4)
+    monkeypatch.setattr(analytic_propagation, "MAX_PROBES", 3 * 100)  # several batches of 100 steps
+    matrix = propagate(sampler, GaussianDenoiser(process, Beta(), mean, torch.diag(diagonal)))
+    monkeypatch.undo()
+    vector = propagate(sampler, GaussianDenoiser(process, Beta(), mean, diagonal))
+    torch.testing.assert_close(vector[0], matrix[0])
+    torch.testing.assert_close(torch.diag(vector[1]), matrix[1])
 
 
 @EVERY_PROCESS

@@ -24,6 +24,8 @@ from ddpm_lab.config.overrides import CONFIGS, METRICS
 from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.digits import digits as digits_data
 from ddpm_lab.data.image_folder import read_images as folder_images
+from ddpm_lab.diffusion.analytic_denoisers import Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.evaluation import extractors
 from ddpm_lab.evaluation.extractors import (
     INCEPTION,
@@ -36,7 +38,8 @@ from ddpm_lab.evaluation.extractors import (
 )
 from ddpm_lab.evaluation.feature_metrics import KID, PrecisionRecall
 from ddpm_lab.evaluation.fid import FIDEvaluator
-from ddpm_lab.evaluation.metrics import FeatureMetric, Metric, Number
+from ddpm_lab.evaluation.memorization import Memorization
+from ddpm_lab.evaluation.metrics import FeatureMetric, Metric, Number, SampleMetric
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.evaluation.small_cnn import shift
 from ddpm_lab.evaluation.statistics import inception_score
@@ -354,6 +357,38 @@ def test_protocol_is_complete_and_small_samples_are_marked(small_system):
     assert changes == {"count", "weights_sha256"}
 
 
+def test_fid_is_measured_to_both_splits(small_system):
+    system, data = small_system
+    cascade = Cascade([system.pipeline])
+    train, test = (
+        SampleQuality(digits, split, count=80, batch_size=40).compute(cascade, data, "raw")
+        for split in ("train", "test")
+    )
+    for results in (train, test):
+        assert results["fid_train"] == pytest.approx(train["fid"], rel=1e-6)
+        assert results["fid_held_out"] == pytest.approx(test["fid"], rel=1e-6)
+        errors, own = results["standard_error"], train["standard_error"]["fid"]
+        assert errors["fid_train"] == pytest.approx(own, rel=1e-6)
+    assert train["fid_train"] != train["fid_held_out"]
+    # The floor in either row is the same number, because FID is symmetric.
+    assert train["real"]["fid"] == pytest.approx(test["real"]["fid"], rel=1e-3)
+    rows = {row[0]: row for row in SampleQuality(digits).rows(train)}
+    assert f"training images {train['real']['fid']:.3g}" in rows["FID to held-out images"][2]
+    rows = {row[0]: row for row in SampleQuality(digits).rows(test)}
+    assert f"held-out images {test['real']['fid']:.3g}" in rows["FID to training images"][2]
+
+
+def test_fid_to_few_held_out_images_is_left_out(small_system):
+    system, _ = small_system
+    data = digits_data()
+    data.test = data.test.select(slice(64))
+    quality = SampleQuality(digits, count=70, batch_size=70)
+    results = quality.compute(Cascade([system.pipeline]), data, "raw")
+    assert "fid_held_out" not in results and results["fid_train"] == results["fid"]
+    (row,) = (row for row in quality.rows(results) if row[0] == "FID to held-out images")
+    assert row[1] == "-" and "compared with only 64 images, for 64 features" in row[2]
+
+
 def test_digits_extractor_hash_and_size():
     content = files("ddpm_lab.evaluation").joinpath("digits.safetensors").read_bytes()
     assert digits().sha256 == hashlib.sha256(content).hexdigest() and len(content) < 500_000
@@ -435,7 +470,7 @@ def test_inception_errors_name_the_file_and_folder(tmp_path, monkeypatch):
 def test_a_metric_is_one_class_and_one_file(name):
     config = OmegaConf.load(CONFIGS / "metric" / f"{name}.yaml")
     metric = get_class(config._target_)
-    assert issubclass(metric, Metric | FeatureMetric) and metric.numbers
+    assert issubclass(metric, Metric | SampleMetric) and metric.numbers
     assert {*config} - {"_target_"} <= {*signature(metric).parameters}
 
 
@@ -459,3 +494,60 @@ def test_a_new_feature_metric_shares_the_samples_of_fid(small_system):
     assert results["fid"] == alone.compute(Cascade([system.pipeline]), data, "raw")["fid"]
     assert results["mean_distance"] > results["real"]["mean_distance"] > 0
     assert [row[0] for row in quality.rows(results)].count("distance of means") == 1
+
+
+def memorization(pixels, data):
+    return Memorization().compute(pixels, data, digits(), torch.device("cpu"))["memorization"]
+
+
+def test_memorization_is_half_for_held_out_images_and_whole_for_copies():
+    data = digits_data()
+    held_out, copies = (memorization(split.pixels, data) for split in (data.test, data.train))
+    for space in ("features", "pixels"):
+        assert held_out[space] == pytest.approx(0.5, abs=1.01 / 360) and copies[space] == 1
+        assert held_out["standard_error"][space] == pytest.approx((0.25 / 360) ** 0.5, rel=1e-4)
+    assert all(pair["sample"] == pair["train"] for pair in copies["closest"])
+    assert all(pair["pixels"] == 0 for pair in copies["closest"])
+
+
+def test_memorization_matches_brute_force():
+    data = digits_data()
+    pixels = corrupt(data.test.pixels[:100], 40)
+    results = memorization(pixels, data)
+    with torch.no_grad():
+        for space, embed in (
+            ("features", digits().features),
+            ("pixels", lambda images: images.flatten(1).double() / 255),
+        ):
+            samples, train, test = map(embed, (pixels, data.train.pixels, data.test.pixels))
+            near, real = (
+                (values[:, None] - train).norm(dim=2).min(1) for values in (samples, test)
+            )
+            median = np.median(real.values)
+            assert results["median_of_held_out"][space] == pytest.approx(median, rel=1e-4)
+            share = (near.values < median).double().mean().item()
+            assert results[space] == pytest.approx(share, abs=0.011)
+    closest = near.values.argsort()[:10]
+    assert [pair["sample"] for pair in results["closest"]] == closest.tolist()
+    assert [pair["train"] for pair in results["closest"]] == near.indices[closest].tolist()
+
+
+def test_memorization_decreases_with_noise_on_copies():
+    data = digits_data()
+    levels = [memorization(corrupt(data.train.pixels, level), data) for level in (0, 40, 70, 100)]
+    for space in ("features", "pixels"):
+        shares = [results[space] for results in levels]
+        assert shares == sorted(shares, reverse=True) and shares[0] == 1 > 0.3 > shares[-1]
+
+
+def test_exact_denoiser_of_the_training_images_memorizes_them():
+    config = composed("conditioner=none", "sampler=ddim", "sampler.steps=100")
+    data = build(config, "data")
+    pipeline = build_system(config, data).pipeline
+    images = data.train.x0.double().flatten(1)
+    mixture = Mixture(images, torch.full((len(images),), 1 / len(images)).double(), 0.0, None)
+    pipeline = pipeline.with_denoiser(MixtureDenoiser(pipeline.process, BetaTilde(), mixture))
+    quality = SampleQuality(digits, count=100, image_metrics=[Memorization()])
+    results = quality.compute(Cascade([pipeline]), data, "raw")
+    assert min(results["memorization"][space] for space in ("features", "pixels")) > 0.95
+    assert results["fid_held_out"] > results["real"]["fid"]

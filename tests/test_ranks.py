@@ -127,7 +127,7 @@ def test_two_processes_train_sample_and_evaluate_like_one(run_here, tmp_path):
     for name in ("real", "noise"):
         # Square roots of eigenvalues near 0 lose half of the digits.
         assert metrics_of_two[name]["fid"] == pytest.approx(metrics_of_one[name]["fid"], rel=1e-7)
-    assert out.count("training images") == 1, "only rank zero logs"
+    assert out.count("1437 training images") == 1, "only rank zero logs"
 
     def once_and_twice(verb, *words):
         folders = [tmp_path / f"{verb}-{count}" for count in (1, 2)]
@@ -136,9 +136,10 @@ def test_two_processes_train_sample_and_evaluate_like_one(run_here, tmp_path):
         assert str(folders[1]) in run(verb, folders[1], *words, launcher=TORCHRUN)
         return folders
 
-    folders = once_and_twice("evaluate", "count=50", "metrics=[kid,prc]")
+    folders = once_and_twice("evaluate", "count=50", "metrics=[kid,prc,memorization]")
     once, twice = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
-    for name in ("fid", "kid", "precision", "recall", "inception_score"):
+    assert twice["memorization"] == once["memorization"]
+    for name in ("fid", "fid_held_out", "kid", "precision", "recall", "inception_score"):
         assert twice[name] == pytest.approx(once[name], rel=1e-9), name
     once, twice = (
         np.load(folder / "samples.npz") for folder in once_and_twice("sample", "count=30")

@@ -165,10 +165,12 @@ def test_latent_model_samples_images_and_saves_only_latent_scale(latent_runs, ty
         "sampler.clip=null",
         "sampler.steps=3",
     ]
-    status, _, error = typed("evaluate", trained, "count=20", *chain, f"hydra.run.dir={tmp_path}/e")
-    assert status == 0 and json.loads((tmp_path / "e" / "metrics.json").read_text())["fid"] > 0, (
-        error
-    )
+    chain += ["count=20", "metrics=[memorization]"]
+    status, _, error = typed("evaluate", trained, *chain, f"hydra.run.dir={tmp_path}/e")
+    assert status == 0, error
+    results = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert results["fid"] > 0 and 0 <= results["memorization"]["pixels"] <= 1
+    assert (tmp_path / "e" / "memorization.png").is_file()
 
 
 def test_latent_run_requires_its_own_autoencoder(latent_runs, typed, tmp_path):

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from ddpm_lab.cli import main
 from ddpm_lab.config.overrides import config_hash, slug
 from ddpm_lab.sweeps.executors import Executor, ProcessExecutor
-from ddpm_lab.sweeps.job import Job
+from ddpm_lab.sweeps.job import Job, estimate_cost
 from ddpm_lab.sweeps.scheduler import _estimate_seconds, run_jobs
 from ddpm_lab.utils.errors import JobsFailedError, UserError
 
@@ -108,7 +108,7 @@ def test_dry_run_estimates_time_from_finished_jobs(tmp_path, caplog):
     run(jobs, executor, dry=True)
     assert executor.ran == [] and "4 left, time unknown yet" in caplog.text
     run(jobs[:3], executor)
-    assert caplog.text.count("2 left, time unknown yet") == 1, "one job is not enough"
+    assert "(2 left, time unknown yet)" not in caplog.text, "one job is enough"
     for name in "abc":
         state = json.loads((tmp_path / name / "job.json").read_text()) | {"seconds": 100.0}
         (tmp_path / name / "job.json").write_text(json.dumps(state))
@@ -117,17 +117,34 @@ def test_dry_run_estimates_time_from_finished_jobs(tmp_path, caplog):
     assert "1 left, about 0:00:50" in caplog.text  # one job of 100 s
 
 
-def test_time_estimate_is_linear_in_cost(tmp_path):
+def test_time_estimate_is_a_start_and_a_time_per_image(tmp_path):
     def seconds(history, cost, verb="evaluate"):
         overrides = ("model=exact",) if verb == "exact" else ()
         return _estimate_seconds(history, Job("x", verb, overrides, tmp_path, "x", cost))
 
-    history = [(10.0, 21.0), (20.0, 22.0), (100.0, 30.0)]  # 20 s to start, and 0.1 s each
-    assert seconds(history[:2], 10.0) is None and seconds(history, 1000.0) is None
-    assert seconds(history, 50.0) == pytest.approx(25.0)
-    assert seconds(history, 1000.0, "exact") == pytest.approx(73 / 3)
-    decreasing = [(10.0, 5.0), (20.0, 4.0), (30.0, 3.0)]
-    assert seconds(decreasing, 20.0) == pytest.approx(4.0), "the mean"
+    history = {"evaluate.py": [(100.0, 16.0), (300.0, 36.0)], "train.py": [], "exact": []}
+    assert seconds(history, 1000.0) == pytest.approx(106.0)
+    assert seconds(history, 1000.0, "train") == pytest.approx(106.0), "from the other kind"
+    history["train.py"].append((1000.0, 206.0))
+    assert seconds(history, 500.0, "train") == pytest.approx(106.0)
+    history["exact"] += [(10.0, 2.0), (1000.0, 4.0)]
+    assert seconds(history, 50.0, "exact") == pytest.approx(3.0), "the mean"
+    assert seconds({"train.py": [(10.0, 3.0)]}, 100.0, "train") == pytest.approx(3.0)
+
+
+def test_cost_counts_the_images_of_each_metric():
+    config = {"schedule": {"steps": 1000}, "sampler": {"steps": 50}, "count": 1000}
+    costs = {
+        ("fid",): 50_000,
+        ("nll",): 360_000,
+        ("fid", "prc", "nll"): 410_000,
+        ("reconstruction",): 36_000,
+    }
+    for metrics, cost in costs.items():
+        assert estimate_cost("evaluate", OmegaConf.create({**config, "metrics": metrics})) == cost
+    training = {"data": {"batch_size": 64}, "trainer": {"max_steps": 100}}
+    config = {**training, **config, "callbacks": {"fid": {"count": 500}}}
+    assert estimate_cost("train", OmegaConf.create(config)) == 3 * 6400 + 25_000
 
 
 @pytest.mark.slow

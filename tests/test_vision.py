@@ -426,6 +426,10 @@ def test_stream_mirrors_half_of_the_images(tmp_path):
         ({"resolution": 4}, "name=.*: row 0 is 8x8 RGB, expected 4x4 RGB; try data.convert=true"),
         ({"channels": 5}, "channels of image files must be 1"),
         ({"streaming": True, "max_images": 8}, "max_images=8 is not for streams; try data.size=8"),
+        (
+            {"streaming": True, "size": 12, "test_size": 4, "train_count": 8},
+            "train_count is not for streams; try streaming=false",
+        ),
         ({"streaming": True}, "size, the number of training images, is not stated"),
         ({"streaming": True, "size": 12, "test_size": 0}, "test_size must be at least 1"),
         (

@@ -44,7 +44,8 @@ class Comparison:
     def verdict(self) -> Verdict:
         low, high = mean(self.low), mean(self.high)
         if self.margin is None:
-            return "passed" if low * self.ratio <= high and low < high else "failed"
+            in_order = low < high if self.ratio == 1 else self.ratio * low <= high
+            return "passed" if in_order else "failed"
         difference = mean(self.differences)
         if abs(difference) <= self.margin:
             return "not resolved"
@@ -93,7 +94,9 @@ def _text(table: Table, order: OrderClaim, names: Container[str]) -> str:
     for column in table.columns:
         if column.name in names:
             text = our_name(text, column)
-    return text + (f" (by a factor of {order.ratio:g} or more)" if order.ratio != 1 else "")
+    if order.ratio < 1:
+        return f"{text} (within a factor of {1 / order.ratio:.2g})"
+    return text + (f" (by a factor of {order.ratio:g} or more)" if order.ratio > 1 else "")
 
 
 def _values(entry: Entry, paper: bool) -> list[float]:

@@ -65,6 +65,8 @@ class TierSpec(BaseModel, extra="forbid"):
 class OrderClaim(BaseModel, extra="forbid"):
     """A claim: numbers increase in `order`, each at least by a factor of `ratio`.
 
+    With a ratio below 1, numbers may also decrease by that factor: [a, b, a] is about equal.
+
     With several seeds, each difference must exceed two standard errors.
 
     `order` lists rows, compared in each of `columns`, or columns, compared in each of `rows`.

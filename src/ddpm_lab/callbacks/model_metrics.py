@@ -22,7 +22,7 @@ from ddpm_lab.utils.errors import prefix_errors
 from ddpm_lab.utils.ranges import Count, check_ranges
 
 LOG = logging.getLogger(__name__)
-LOGGED = ("fid", "fid_infinity", "intra_fid", "inception_score", "class_accuracy")
+LOGGED = ("fid", "fid_held_out", "fid_infinity", "intra_fid", "inception_score", "class_accuracy")
 
 
 class ODELikelihood(L.Callback):

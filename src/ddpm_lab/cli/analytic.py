@@ -56,12 +56,16 @@ def evaluate_exact(config: DictConfig) -> None:
 def _analytic_data(
     config: DictConfig, process: ForwardProcess, data: Data | None, **options: Any
 ) -> AnalyticData:
+    covariance: Any = OmegaConf.to_container(config.covariance)
+    plain = (list(config.mean), covariance) == ([0.0], [[0.25]])
+    if config.spectrum is not None and (data is not None or not plain):
+        key = "data" if data is not None else "mean and covariance"
+        raise UserError(f"spectrum={config.spectrum} replaces {key}; give one of them")
     try:
         if data is not None:
             return mixture_data(process, data, config.count, config.seed, **options)
         if config.spectrum is not None:
             return spectral_data(process, config.spectrum, config.dims)
-        covariance: Any = OmegaConf.to_container(config.covariance)
         return gaussian_data(process, list(config.mean), covariance)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
@@ -177,10 +181,7 @@ def _tables(config: DictConfig, process: ForwardProcess, data: Data | None) -> N
         tables.append(format_grid(title, "steps", steps, text))
 
     if data is None:
-        std = 0.5
-        if config.spectrum is None:
-            square = sum(m * m for m in config.mean) / len(config.mean)
-            std = (analytic.second_moment - square) ** 0.5
+        std = (analytic.second_moment - sum(m * m for m in config.mean) / len(config.mean)) ** 0.5
         numbers = exact_sampler_tables(analytic, steps)
         metrics |= {**numbers, "std_of_data": std}
         if config.spectrum is None:

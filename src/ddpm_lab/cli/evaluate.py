@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ddpm_lab.cli.evaluate_sweep import evaluate_sweep
 from ddpm_lab.config.instantiate import build, check_settings
-from ddpm_lab.evaluation.metrics import FeatureMetric, Metric, Results
+from ddpm_lab.evaluation.metrics import FeatureMetric, ImageMetric, Metric, Results
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.reports.terminal import key_value_table
 from ddpm_lab.runs.partial_results import open_partial_results
@@ -59,13 +59,18 @@ def select_metrics(
     Those of samples share one `SampleQuality`, the last. Raises UserError.
     """
     names = names or (["ode_nll"] if cascade.stages[-1].bin_width is None else ["fid"])
-    features = {
-        name: available[name] for name in names if isinstance(available[name], FeatureMetric)
-    }
-    metrics = {name: available[name] for name in names if name not in (*features, "fid")}
-    if features or "fid" in names:
-        name = "+".join(sorted({"fid", *features}))
-        metrics[name] = replace(available["fid"], feature_metrics=(*features.values(),))
+    features, images = (
+        {name: available[name] for name in names if isinstance(available[name], kind)}
+        for kind in (FeatureMetric, ImageMetric)
+    )
+    shared = {"fid", *features, *images}
+    metrics = {name: available[name] for name in names if name not in shared}
+    if len(metrics) < len({*names}):
+        metrics["+".join(sorted(shared))] = replace(
+            available["fid"],
+            feature_metrics=(*features.values(),),
+            image_metrics=(*images.values(),),
+        )
     for name, metric in metrics.items():
         with prefix_errors(name):
             metric.check(cascade)

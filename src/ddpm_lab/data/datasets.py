@@ -58,6 +58,10 @@ class InMemorySplit(NamedTuple):
     def select(self, index: Tensor | slice) -> Self:
         return type(self)(self.values[index], _select(self.labels, index))
 
+    def subset(self, index: Tensor) -> Self:
+        """Return the split of the samples at `index`."""
+        return self.select(index)
+
     def to(self, device: torch.device) -> Self:
         labels = None if self.labels is None else self.labels.to(device)
         return type(self)(self.values.to(device), labels)
@@ -133,6 +137,10 @@ class MapSplit:
         pixels = torch.stack([self.source[i] for i in self.indices[index].tolist()])
         return Images(pixels, _select(self.labels, index)).to(self.device)
 
+    def subset(self, index: Tensor) -> "MapSplit":
+        """Return the split of the images at `index`, without reading them."""
+        return replace(self, indices=self.indices[index], labels=_select(self.labels, index))
+
     def fits(self, in_memory: bool | None) -> bool:
         """Return `in_memory`; if None, whether the images take at most `IN_MEMORY_BYTES`."""
         return (
@@ -205,6 +213,10 @@ class IterableSplit(ABC):
                 "try data.streaming=false"
             )
         return self.first(last + 1).select(index).to(self.device)
+
+    def subset(self, index: Tensor) -> Self:
+        """Raise ValueError, because a stream has no index."""
+        raise ValueError("train_count is not for streams; try streaming=false")
 
     def to(self, device: torch.device) -> Self:
         return replace(self, device=device)

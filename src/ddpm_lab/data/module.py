@@ -1,5 +1,6 @@
 """Data sets with their serving options, as endless training batches and validation batches."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import wraps
@@ -22,6 +23,7 @@ from ddpm_lab.data.datasets import (
     Split,
     Splits,
     concat,
+    evenly_spaced,
     to_batch,
 )
 from ddpm_lab.diffusion.conditioning import DataSpec
@@ -29,6 +31,7 @@ from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.utils.errors import HangError, ResourceError, UserError
 from ddpm_lab.utils.ranges import check_ranges
 
+LOG = logging.getLogger(__name__)
 BATCH = 64
 """Default batch size, unless there are fewer training samples"""
 TIMEOUT = 300
@@ -43,6 +46,7 @@ class Data:
         self,
         splits: Splits,
         *,
+        train_count: Annotated[int, Ge(2)] | None = None,
         flip: bool = False,
         batch_size: int | None = None,
         workers: Annotated[int, Ge(0), Le(64)] = 2,
@@ -50,10 +54,13 @@ class Data:
     ) -> None:
         """Raises ValueError if an option is out of range.
 
+        `train_count` is the number of training samples that are used, evenly spaced (None: all).
         `flip` mirrors half of the training images. `batch_size` counts the samples of a step over
         all processes (None: `BATCH`). `workers` processes read the data that is not in memory.
         """
         self.name, self.train, self.test, captions, self.mixture, self.left_out = splits
+        if train_count is not None:
+            self.train = _evenly_spaced_part(self.train, train_count)
         size = self.train.size
         batch_size = min(BATCH, size) if batch_size is None else batch_size
         if not 1 <= batch_size <= size:
@@ -81,6 +88,18 @@ class Data:
     def bin_width(self) -> float | None:
         """Distance of neighboring values of x0: 2 / 255 for images; None for points."""
         return 2 / 255 if len(self.shape) == 3 else None
+
+
+def _evenly_spaced_part(split: Split, count: int) -> Split:
+    """Return `count` evenly spaced samples of the training `split`, and log the numbers."""
+    size = split.size
+    if count > size:
+        raise ValueError(
+            f"train_count must be in 2..{size}, the number of training samples (got {count}); try "
+            "train_count=null"
+        )
+    LOG.info("train_count=%d: %d of %d training samples, evenly spaced", count, count, size)
+    return split.subset(evenly_spaced(size, count))
 
 
 def dataset(load: Callable[..., Splits]) -> Callable[..., Data]:

@@ -77,7 +77,7 @@ def spectral_data(process: ForwardProcess, exponent: float, dims: int) -> Analyt
     Its mean is 0 and its mean variance 0.25. Principal components of natural images have exponents
     near 1.5. Raises ValueError unless 0 <= exponent <= 3 and dims >= 1.
     """
-    if not 0 <= exponent <= 3:
+    if type(exponent) not in (int, float) or not 0 <= exponent <= 3:
         raise ValueError(f"spectrum={exponent} must be in 0..3; natural images have about 1.5")
     if type(dims) is not int or not 1 <= dims <= MAX_DIMS:
         raise ValueError(f"dims={dims} must be in 1..{MAX_DIMS}")

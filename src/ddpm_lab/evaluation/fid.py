@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from ddpm_lab.evaluation.statistics import (
     BLOCKS,
     Gaussian,
     RunningStatistics,
+    Score,
     frechet,
     jackknife,
     score,
@@ -96,10 +98,16 @@ class FIDEvaluator:
             self.reference[label] = gaussian, gaussian.root()
 
     @torch.inference_mode()
-    def __call__(self, samples: IndexedBatches, count: int) -> Results:
+    def __call__(
+        self,
+        samples: IndexedBatches,
+        count: int,
+        others: "Mapping[str, FIDEvaluator]" = MappingProxyType({}),
+    ) -> Results:
         """Return the metrics of `count` samples, of which each process passes its batches.
 
         - fid, and its extrapolation fid_infinity if there are `SAMPLES_PER_FEATURE` samples.
+        - FID to the reference of each of `others`, by its name.
         - inception_score, if the extractor has logits.
         - class_accuracy, class_fid, the FID within each class by label, and intra_fid, their mean
           (Miyato & Koyama, 2018), for images with labels that the extractor's classifier has.
@@ -130,6 +138,8 @@ class FIDEvaluator:
         for part in (*sums.values(), *([scores] if scores else []), accuracy):
             part.reduce()
         results, errors = self._distances(sums, count)
+        for name, other in others.items():
+            results[name], errors[name] = other.fid(sums[-1], count)[:2]
         if scores is not None:
             value, error = _inception_score(scores, count)
             results["inception_score"], errors["inception_score"] = value, error
@@ -147,11 +157,15 @@ class FIDEvaluator:
         standard_errors = {name: error for name, error in errors.items() if error is not None}
         return {**results, "standard_error": standard_errors}
 
+    def fid(self, sums: RunningStatistics, count: int) -> Score:
+        """Return FID of `count` samples to the reference, by the sums of their features."""
+        return jackknife(lambda block: frechet(sums.gaussian(block), *self.reference[-1]), count)
+
     def _distances(
         self, sums: dict[int, RunningStatistics], count: int
     ) -> tuple[Results, dict[str, float | None]]:
         """Return FID, its extrapolation and intra FID, and standard errors."""
-        fid = jackknife(lambda block: frechet(sums[-1].gaussian(block), *self.reference[-1]), count)
+        fid = self.fid(sums[-1], count)
         results: Results = {"fid": fid.value}
         if fid.infinite is not None and count >= SAMPLES_PER_FEATURE * self.dims:
             results["fid_infinity"] = fid.infinite

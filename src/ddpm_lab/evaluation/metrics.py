@@ -1,7 +1,7 @@
 """Interfaces of metrics.
 
 A metric is one class with one file in configs/metric, whose name `metrics=[...]` of evaluate.py
-lists: a `Metric`, or a `FeatureMetric` for samples.
+lists: a `Metric`, or a `FeatureMetric` or `ImageMetric` for samples.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_lab.data.datasets import InMemorySplit, Split
 from ddpm_lab.data.module import Data
+from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.errors import UserError, choice_name
 
@@ -67,13 +68,21 @@ class Metric(ABC):
         return []
 
 
-class FeatureMetric(ABC):
-    """A metric of the features of samples; all share the samples of FID."""
+class SampleMetric(ABC):
+    """A metric of samples; all share the samples of FID."""
 
     numbers: ClassVar[tuple[Number, ...]]
     """Numbers for tables"""
     min_count: ClassVar[int] = 4
     """Minimum number of samples"""
+
+    @abstractmethod
+    def rows(self, results: Results) -> Rows:
+        """Format the results, which contain those of held-out images under "real"."""
+
+
+class FeatureMetric(SampleMetric):
+    """A metric of the features of samples."""
 
     @abstractmethod
     def compute(self, features: Tensor, reference: Tensor, device: torch.device) -> Estimates:
@@ -82,9 +91,19 @@ class FeatureMetric(ABC):
         The features of samples are on the CPU, those of real images on `device`.
         """
 
+
+class ImageMetric(SampleMetric):
+    """A metric of the pixels of samples, which may compare them with any images of the data."""
+
     @abstractmethod
-    def rows(self, results: Results) -> Rows:
-        """Format the results, which contain those of held-out images under "real"."""
+    def compute(
+        self, pixels: Tensor, data: Data, extractor: Extractor, device: torch.device
+    ) -> Results:
+        """Return results of samples (N, C, H, W) uint8 on the CPU, in each process."""
+
+    def save_figures(self, results: Results, folder: Path) -> list[Path]:
+        """Save figures in `folder`, and return their files."""
+        return []
 
 
 def first_samples(

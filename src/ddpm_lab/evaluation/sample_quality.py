@@ -4,20 +4,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import head
+from ddpm_lab.data.datasets import CPU, head
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.evaluation.fid import FIDEvaluator, baseline_scores
 from ddpm_lab.evaluation.metrics import (
     FeatureMetric,
+    ImageMetric,
     Metric,
     Number,
     Results,
@@ -27,10 +29,14 @@ from ddpm_lab.evaluation.metrics import (
 from ddpm_lab.evaluation.statistics import split_count
 from ddpm_lab.reports.terminal import format_with_error
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.utils.distributed import is_rank_zero, shard
+from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
 from ddpm_lab.utils.errors import UserError, prefix_errors
 from ddpm_lab.utils.ranges import Count, NonNegativeInt, check_ranges
 from ddpm_lab.utils.safe_load import sha256_of_tensors
+
+FID_KEYS = {"train": "fid_train", "test": "fid_held_out"}
+"""Keys of FID to each split"""
+IMAGES = {"train": "training images", "test": "held-out images"}
 
 
 @check_ranges
@@ -38,17 +44,22 @@ from ddpm_lab.utils.safe_load import sha256_of_tensors
 class SampleQuality(Metric):
     """FID and related metrics of `count` samples.
 
+    `fid` is FID to `split`. `fid_train` and `fid_held_out` are FID to either split; a split with no
+    more images than features is left out, unless it is `split`.
+
     Results contain the metrics of real images of the other split ("real") and of uniform noise
     ("noise"), and the protocol, all settings that they depend on.
 
     Args:
         extractor: Returns the feature extractor.
         split: The reference images.
-        feature_metrics: Metrics that share the samples, such as KID.
+        feature_metrics: Metrics of features that share the samples, such as KID.
+        image_metrics: Metrics of images that share the samples.
     """
 
     numbers = (
         Number("fid", "FID", "lower"),
+        Number("fid_held_out", "FID to held-out images", "lower"),
         Number("intra_fid", "intra FID", "lower"),
         Number("inception_score", "IS", "higher"),
         Number("class_accuracy", "class accuracy", "higher", "{:.1%}"),
@@ -60,6 +71,7 @@ class SampleQuality(Metric):
     seed: NonNegativeInt = 0
     batch_size: Count = 250
     feature_metrics: Sequence[FeatureMetric] = ()
+    image_metrics: Sequence[ImageMetric] = ()
 
     @property
     def all_numbers(self) -> tuple[Number, ...]:
@@ -76,11 +88,13 @@ class SampleQuality(Metric):
         pipeline = cascade.stages[-1]
         if pipeline.bin_width is None:
             raise UserError(
-                "metrics=[fid] compares images, but this run samples points; try metrics=[ode_nll]"
+                "metrics=[fid], and metrics that share its samples, compare images, but this run "
+                "samples points; try metrics=[ode_nll]"
             )
         with prefix_errors("extractor"):
             self.loaded_extractor.check(pipeline.shape)
-        minimum = max([2, *(metric.min_count for metric in self.feature_metrics)])
+        metrics = [*self.feature_metrics, *self.image_metrics]
+        minimum = max([2, *(metric.min_count for metric in metrics)])
         if self.count < minimum:
             raise UserError(f"count must be at least {minimum} (got {self.count}); try count=1000")
 
@@ -97,14 +111,22 @@ class SampleQuality(Metric):
         """Yield the results in each of `configurations`, lazily: functions that set options of the
         cascade, by a name for the progress bar. Logs a time estimate first.
         """
+        if not data.test.size:
+            raise UserError(
+                f"metrics=[fid] needs held-out images, and {data.name} has none; hold out some"
+            )
         splits = {"train": head(data.train), "test": data.test}
         reference = splits.pop(self.split)
-        (other,) = splits.values()
+        ((other_split, other),) = splits.items()
         pipeline = cascade.stages[-1]
         with prefix_errors("extractor"):
             extractor = self.loaded_extractor.ready(data.train)
         evaluator = FIDEvaluator(extractor, reference, self.feature_metrics, pipeline.device)
         baselines = baseline_scores(evaluator, other)
+        others = {}
+        if other.size > evaluator.dims:
+            other_evaluator = FIDEvaluator(extractor, other, device=pipeline.device)
+            others[FID_KEYS[other_split]] = other_evaluator
         conditions = cascade.stages[0].make_conditions(self.count, images=data.test)
         protocol = {
             "weights": weights,
@@ -115,6 +137,8 @@ class SampleQuality(Metric):
             "data": data.name,
             "data_count": reference.size,
             "data_sha256": evaluator.data_sha256,
+            "other_count": other.size,
+            "other_sha256": other.digest(),
             "labels": "all, in turn" if "label" in conditions else "none",
             "extractor": extractor.name,
             "extractor_sha256": extractor.sha256,
@@ -143,7 +167,16 @@ class SampleQuality(Metric):
             with tqdm(total=total, desc=desc, unit="step", disable=hidden, leave=False) as bar:
                 _, last = cascade.sample_earlier_stages(conditions, self.count, **options, bar=bar)
                 samples = pipeline.sample(self.count, conditions=last, **options, bar=bar)
-                results = evaluator(zip(batches, samples, strict=True), self.count)
+                parts = [batch.to(CPU) for batch in samples] if self.image_metrics else []
+                pairs = zip(batches, parts or samples, strict=True)
+                results = evaluator(pairs, self.count, others)
+            if self.image_metrics:
+                pixels = torch.cat([batch.values for batch in all_gather(parts)])
+                for metric in self.image_metrics:
+                    results |= metric.compute(pixels, data, extractor, pipeline.device)
+            for values in (results, results["standard_error"]):
+                if "fid" in values:
+                    values[FID_KEYS[self.split]] = values["fid"]
             if "class_fid" in results and (names := pipeline.class_names):
                 by_label = results["class_fid"].items()
                 results["class_fid"] = {names[int(label)]: fid for label, fid in by_label}
@@ -152,32 +185,34 @@ class SampleQuality(Metric):
     def rows(self, results: Results) -> Rows:
         """Format the metrics next to those of real images and noise."""
         real, protocol, errors = results["real"], results["protocol"], results["standard_error"]
-        features = protocol["features"]
-        remark = f"held-out images {real['fid']:.3g}, noise {results['noise']['fid']:.3g}"
+        (other,) = {*FID_KEYS} - {protocol["split"]}
+        real_images = IMAGES[other]
+        remark = f"{real_images} {real['fid']:.3g}, noise {results['noise']['fid']:.3g}"
         remark += f" (features: {protocol['extractor']})"
-        small = [
-            f"{name} {protocol[key]} images"
-            for name, key in (("only", "count"), ("compared with only", "data_count"))
-            if protocol[key] <= features
-        ]
-        if small:  # the covariance is singular, and FID mostly bias
-            remark = f"{' and '.join(small)}, for {features} features: too few for FID; {remark}"
-        rows = [("FID", format_with_error(results["fid"], errors.get("fid")), remark)]
+        small = _too_few(protocol, "data_count")
+        rows = [("FID", format_with_error(results["fid"], errors.get("fid")), small + remark)]
         if "fid_infinity" in results and not small:
             rows.append(("FID, n -> inf", f"{results['fid_infinity']:.3g}", "extrapolated"))
+        key, text = FID_KEYS[other], "-"
+        if key in results:
+            text = format_with_error(results[key], errors.get(key))
+        remark = f"{_too_few(protocol, 'other_count')}{IMAGES[protocol['split']]} {real['fid']:.3g}"
+        rows.append((f"FID to {real_images}", text, remark))
         if "intra_fid" in results:
-            remark = f"held-out images {real['intra_fid']:.3g}; " if "intra_fid" in real else ""
+            remark = f"{real_images} {real['intra_fid']:.3g}; " if "intra_fid" in real else ""
             rows.append(("intra FID", f"{results['intra_fid']:.3g}", f"{remark}mean over classes"))
         if "inception_score" in results and "inception_score" in real:
             text = format_with_error(results["inception_score"], errors.get("inception_score"))
-            remark = f"held-out images {real['inception_score']:.3g}"
+            remark = f"{real_images} {real['inception_score']:.3g}"
             rows.append(("inception score", text, remark))
         if "class_accuracy" in results:
-            text, other = (f"{100 * one['class_accuracy']:.1f} %" for one in (results, real))
-            rows.append(("class accuracy", text, f"held-out images {other}"))
+            text, remark = (f"{100 * one['class_accuracy']:.1f} %" for one in (results, real))
+            rows.append(("class accuracy", text, f"{real_images} {remark}"))
         for metric in self.feature_metrics:
             if all(number.key in one for number in metric.numbers for one in (results, real)):
                 rows += metric.rows(results)
+        for image_metric in self.image_metrics:
+            rows += image_metric.rows(results)
         guidance = [
             f"{key}={value}"
             for key, value in protocol["guidance"].items()
@@ -186,6 +221,24 @@ class SampleQuality(Metric):
         steps, weights = f"{protocol['steps']} steps", f"{protocol['weights']} weights"
         remark = ", ".join([protocol["sampler"]["name"], steps, weights, *guidance])
         return [*rows, ("samples", f"{protocol['count']}", remark)]
+
+    def save_figures(self, results: Results, folder: Path) -> list[Path]:
+        figures = [metric.save_figures(results, folder) for metric in self.image_metrics]
+        return [*chain.from_iterable(figures)]
+
+
+def _too_few(protocol: Mapping[str, int], reference: str) -> str:
+    """Return a remark if the covariance of samples or reference is singular, and FID mostly bias.
+
+    The number of reference images is that of the key `reference`.
+    """
+    features = protocol["features"]
+    small = [
+        f"{name} {protocol[key]} images"
+        for name, key in (("only", "count"), ("compared with only", reference))
+        if protocol[key] <= features
+    ]
+    return f"{' and '.join(small)}, for {features} features: too few for FID; " if small else ""
 
 
 def weights_digest(denoiser: Denoiser) -> str:

@@ -4,7 +4,6 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from ddpm_lab.utils.safe_load import read_json
 
 ENVIRONMENT = "environment.json"
 """File of a finished job with `runs.provenance.environment`"""
+HELD_OUT = 360
+"""Number of held-out images for a cost, that of the digits"""
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,25 @@ class Job:
 
 def estimate_cost(verb: str, config: DictConfig) -> float:
     """Estimate the number of images passed through the network; training counts three times."""
+
+    def number(key: str, default: int) -> int:
+        """Return `default` for null and for invalid values, which the job itself rejects."""
+        value = OmegaConf.select(config, key)
+        return value if isinstance(value, int) and value > 0 else default
+
+    chain = number("schedule.steps", 1000)
+    steps = number("sampler.steps", chain)
     if verb == "train":
-        steps, batch_size = config.trainer.max_steps or 800, config.data.batch_size or 64
-        factors = (steps, batch_size, config.trainer.accumulate_grad_batches)
-        return 3.0 * prod(map(_positive, factors))
-    chain = OmegaConf.select(config, "schedule.steps") or 1000
-    steps = OmegaConf.select(config, "sampler.steps") or chain
-    return float(_positive(config.get("count") or 100) * _positive(steps))
-
-
-def _positive(value: Any) -> int:
-    """Return 1 for invalid values, which the job itself rejects."""
-    return max(1, value) if isinstance(value, int) else 1
+        batch = number("data.batch_size", 64) * number("trainer.accumulate_grad_batches", 1)
+        samples = number("callbacks.fid.count", 0) * steps
+        return float(3 * number("trainer.max_steps", 800) * batch + samples)
+    metrics = config.get("metrics") or ["fid"]
+    costs = {
+        "nll": number("nll.count", HELD_OUT) * number("nll.steps", chain),
+        "reconstruction": number("reconstruction.count", HELD_OUT) * 2 * steps,
+    }
+    samples = number("count", 100) * steps
+    return float(sum({costs.get(metric, samples) for metric in metrics}))
 
 
 def by_name(jobs: Sequence[Job]) -> dict[str, Job]:

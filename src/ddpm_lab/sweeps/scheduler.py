@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
-from statistics import linear_regression, mean
+from statistics import mean
 
 from ddpm_lab.config.overrides import format_override
 from ddpm_lab.reports.terminal import format_grid
@@ -20,8 +20,8 @@ from ddpm_lab.utils.errors import JobsFailedError
 from ddpm_lab.utils.safe_load import read_json
 
 LOG = logging.getLogger(__name__)
-MIN_HISTORY = 3
-"""Minimum number of finished jobs of a kind for a time estimate"""
+START = 6.0
+"""Seconds, at most, before a job passes its first image through the network"""
 COLUMNS = {"FID": "fid", "bits/dim": "nll.bits_per_dim", "loss": "training.val_loss"}
 """Keys of metrics.json by label, for a sweep"""
 History = defaultdict[str, list[tuple[float, float]]]
@@ -182,31 +182,26 @@ def _read_history(root: Path) -> History:
 def _estimate(jobs: Sequence[Job], history: History, max_workers: int) -> str:
     if not jobs:
         return "nothing left to do"
-    times = [_estimate_seconds(history[_kind(job.command)], job) for job in jobs]
-    estimates = [seconds for seconds in times if seconds is not None]
-    if len(estimates) < len(times):
+    if not any(history.values()):
         return f"{len(jobs)} left, time unknown yet"
-    return f"{len(jobs)} left, about {_format_seconds(sum(estimates) / max_workers)}"
+    seconds = sum(_estimate_seconds(history, job) for job in jobs)
+    return f"{len(jobs)} left, about {_format_seconds(seconds / max_workers)}"
 
 
-def _estimate_seconds(history: Sequence[tuple[float, float]], job: Job) -> float | None:
-    """Estimate the time of `job` by linear regression of seconds on cost.
+def _estimate_seconds(history: History, job: Job) -> float:
+    """Estimate the time of `job`: a start, and a time proportional to its cost.
 
-    None if `history` has fewer than `MIN_HISTORY` jobs, or none with at least half its cost.
+    The rate is that of finished jobs of the same kind or, without any, of all.
     """
-    if len(history) < MIN_HISTORY:
-        return None
-    costs, times = [cost for cost, _ in history], [seconds for _, seconds in history]
-    if _kind(job.command) == "exact":  # hardly depends on the cost
-        return mean(times)
-    if job.cost > 2 * max(costs):
-        return None
-    if len({*costs}) == 1:
-        return mean(times) * job.cost / costs[0]
-    slope, start = linear_regression(costs, times)
-    if start < 0:
-        slope, start = linear_regression(costs, times, proportional=True)
-    return start + slope * job.cost if slope > 0 else mean(times)
+    kind = _kind(job.command)
+    points = history[kind] or [point for points in history.values() for point in points]
+    seconds = [time for _, time in points]
+    if kind == "exact":  # hardly depends on the cost
+        return mean(seconds)
+    start = min(START, *seconds)
+    return start + job.cost * (sum(seconds) - start * len(seconds)) / sum(
+        cost for cost, _ in points
+    )
 
 
 def _kind(command: str) -> str:
