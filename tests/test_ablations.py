@@ -21,6 +21,7 @@ from ddpm_lab.ablations import build_plots, spec, tables
 from ddpm_lab.ablations.claims import check_claim
 from ddpm_lab.ablations.plan import JobKey, Plan
 from ddpm_lab.ablations.spec import OrderClaim, load_ablation, names
+from ddpm_lab.reports import number_format
 from ddpm_lab.reports.grids import save_grid
 from ddpm_lab.reports.page import write
 from ddpm_lab.reports.table import Column, Entry, Line, Source, Table
@@ -283,6 +284,15 @@ def test_plots_of_another_metric_are_named_after_it(settings):
     assert recalled[0.2] and not recalled[0.1]
     assert not any(any(line.recalled) for line in ours.lines.values())
     assert not any(entry.comparable for row in table.rows.values() for entry in row[:3])
+
+
+def test_metrics_of_one_label_share_a_table(settings):
+    plan = Plan("ddim_table2", load_ablation("ddim_table2"), "analytic", settings)
+    assert {plan.metric(column) for column in plan.ablation.columns} == {"reconstruction"}
+    table = tables.from_plan(plan)
+    assert {column.paper_metric for column in table.columns} == {""}
+    (block,) = number_format.blocks(table)
+    assert block.pairs and block.caption == "mean squared error, lower is better"
 
 
 def test_plots_show_the_spread_over_seeds(settings):

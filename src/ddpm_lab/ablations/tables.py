@@ -86,7 +86,7 @@ def from_plan(plan: Plan) -> Table:
 
 
 def _column(plan: Plan, name: str) -> Column:
-    metric, paper_metric = plan.metric(name), plan.paper_metric(name)
+    metric, paper_label = plan.metric(name), _label(plan.paper_metric(name))
     number = numbers().get(metric)
     column = plan.ablation.columns[name]
     overrides = plan.substitute([*column.train, *column.evaluate])
@@ -94,7 +94,7 @@ def _column(plan: Plan, name: str) -> Column:
         name,
         _label(metric),
         number.better if number else None,
-        "" if metric == paper_metric else _label(paper_metric),
+        "" if _label(metric) == paper_label else paper_label,
         last_number(overrides[-1]) if overrides else None,
     )
 
