@@ -161,8 +161,8 @@ MUTANTS = [
     Mutant(
         "v: wrong sign",
         "diffusion/predictions.py",
-        "per_pixel(alpha / scale, x0) * eps - per_pixel(sigma / scale, x0) * x0",
-        "per_pixel(sigma / scale, x0) * x0 - per_pixel(alpha / scale, x0) * eps",
+        "per_pixel(std * alpha / scale, x0) * eps - per_pixel(sigma / scale / std, x0) * x0",
+        "per_pixel(sigma / scale / std, x0) * x0 - per_pixel(std * alpha / scale, x0) * eps",
         "predictions",
     ),
     Mutant(
@@ -182,22 +182,22 @@ MUTANTS = [
     Mutant(
         "time embedding: index not scaled to 1000",
         "diffusion/denoiser.py",
-        "t * (1000 / self.process.steps), cond",
-        "t, cond",
+        "(t * (1000 / process.steps))",
+        "t",
         "denoiser",
     ),
     Mutant(
         "time embedding: off by one",
         "diffusion/denoiser.py",
-        "t * (1000 / self.process.steps), cond",
-        "(t - 1) * (1000 / self.process.steps), cond",
+        "(t * (1000 / process.steps))",
+        "((t - 1) * (1000 / process.steps))",
         "denoiser",
     ),
     Mutant(
         "variance exploding: network input not scaled",
         "diffusion/denoiser.py",
-        "self.network(c_in * x_t, t",
-        "self.network(x_t, t",
+        "self.network(c_in * x_t, network_time",
+        "self.network(x_t, network_time",
         "denoiser",
     ),
     Mutant(
@@ -426,8 +426,8 @@ MUTANTS = [
     Mutant(
         "sampler: s = t - T / K for every spacing",
         "diffusion/samplers.py",
-        "pairwise(torch.tensor(self.timesteps(denoiser.process.steps, t_end)).unbind())",
-        "pairwise(torch.linspace((c := self.timesteps(denoiser.process.steps))[0], "
+        "pairwise(as_times(self.timesteps(denoiser.process, t_end)).unbind())",
+        "pairwise(torch.linspace((c := self.timesteps(denoiser.process))[0], "
         "t_end, len(c)).long().unbind())",
         "samplers",
     ),
@@ -827,8 +827,7 @@ MUTANTS = [
         "truncated chain ends at a timestep of the full chain",
         "diffusion/samplers.py",
         "if t > t_end), t_end]",
-        "if t > t_end), t_end and max(t for t in timesteps(T, self.steps, self.spacing) "
-        "if t <= t_end)]",
+        "if t > t_end), t_end and max(t for t in times if t <= t_end)]",
         "cascade",
     ),
     Mutant(

@@ -134,9 +134,8 @@ def test_truncated_trajectory_ends_between_timesteps():
     first = system("data.resolution=4")
     trajectory = first.trajectory([0], first.make_conditions(1), seed=0, t_end=317)
     assert [t for t, _ in trajectory] == [1000, 667, 334, 317]
-    assert first.sampler.timesteps(1000) == [1000, 667, 334, 1, 0] and first.sampler.timesteps(
-        1000, 1000
-    ) == [1000]
+    assert first.sampler.timesteps(first.process) == [1000, 667, 334, 1, 0]
+    assert first.sampler.timesteps(first.process, 1000) == [1000]
 
 
 @pytest.mark.parametrize(

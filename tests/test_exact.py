@@ -154,7 +154,7 @@ def test_propagate_matches_full_matrices(sampler, process):
     # x_s = A x_t + b + C z with full matrices.
     mean, cov = torch.randn(3, dtype=torch.float64), covariance()
     denoiser = GaussianDenoiser(process, Beta(), mean, cov)
-    times, mean, cov = sampler.timesteps(1000), mean.numpy(), cov.numpy()
+    times, mean, cov = sampler.timesteps(process), mean.numpy(), cov.numpy()
     m, P = np.zeros(3), np.eye(3) * process.table[1000, 3].item() ** 2
     for t, s in itertools.pairwise(times):
         (a_t, b_t), (a_s, b_s) = process.table[t, :2].tolist(), process.table[s, :2].tolist()

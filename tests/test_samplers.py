@@ -274,7 +274,7 @@ def test_invalid_spacings_raise(steps, spacing, message):
 def test_ddim_matches_the_recursion_of_song_et_al(eta, steps):
     process = ForwardProcess(cosine())
     sampler = DDIM(steps=steps, eta=eta, clip=None)
-    times, ab, variance = sampler.timesteps(1000), process.table[:, 0].numpy() ** 2, 1.0
+    times, ab, variance = sampler.timesteps(process), process.table[:, 0].numpy() ** 2, 1.0
     for t, s in itertools.pairwise(times):
         gain = 0.25 * np.sqrt(ab[t]) / (0.25 * ab[t] + 1 - ab[t])
         sigma2 = eta**2 * (1 - ab[s]) / (1 - ab[t]) * (1 - ab[t] / ab[s])
@@ -303,11 +303,12 @@ def test_samples_have_the_propagated_moments(sampler):
 
 @pytest.mark.parametrize("last", [1, 2, 10, 1000])
 def test_timesteps_descend_to_0_for_any_number_of_steps(last):
+    process = ForwardProcess(geometric(last))
     for steps in range(1, last + 1):
-        times = DDPM(steps=steps).timesteps(last)
+        times = DDPM(steps=steps).timesteps(process)
         assert times[0] == last and times[-1] == 0 and len(times) == steps + 1
         assert all(t > s for t, s in itertools.pairwise(times))
-    assert DDPM().timesteps(last) == list(range(last, -1, -1))
+    assert DDPM().timesteps(process) == list(range(last, -1, -1))
 
 
 def test_invalid_steps_and_spacings_raise():
@@ -315,7 +316,7 @@ def test_invalid_steps_and_spacings_raise():
         with pytest.raises(ValueError, match="steps must be at least 1"):
             DDPM(steps=steps)
     with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000"):
-        DDPM(steps=1001).timesteps(1000)
+        DDPM(steps=1001).timesteps(LINEAR)
     with pytest.raises(ValueError, match="spacing=linear is not one of uniform, quadratic"):
         DDPM(spacing="linear")
 

@@ -206,7 +206,7 @@ centered = ddpm_lab.GaussianDenoiser(
 
 def ddim_std(steps):
     """Multiply the factors of all DDIM steps."""
-    times = ddpm_lab.DDIM(steps=steps).timesteps(T)
+    times = ddpm_lab.DDIM(steps=steps).timesteps(process)
     std = 1.0
     for t, s in pairwise(times):
         gain = alpha[t] * 0.25 / (alpha[t] ** 2 * 0.25 + sigma[t] ** 2)

@@ -171,7 +171,7 @@ class Model:
         images: Samples | Tensor | None = None,
         seed: NonNegativeInt = 0,
         **choices: Unpack[SamplingChoices],
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+    ) -> Iterator[tuple[float, Tensor, Tensor]]:
         """Yield t, x_t and the x_0 estimate of each step, from T to 0, for the samples of `sample`.
 
         Both are (N, ...) float32, data in [-1, 1] or latents. The estimate is guided and clipped.
@@ -389,10 +389,10 @@ def _bar(total: int, desc: str) -> "tqdm[Any]":
 @torch.no_grad()
 def _steps(
     pipeline: SamplingPipeline, count: int, conditions: Batch, seed: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+) -> Iterator[tuple[float, Tensor, Tensor]]:
     """Yield t, x_t and the x_0 estimate of each step, then the samples twice."""
     x0 = torch.empty(0)
     for step, x_s in pipeline.chain(range(count), conditions, seed):
-        yield int(step.t), step.x_t.cpu(), step.estimate.x0.cpu()
+        yield step.t.item(), step.x_t.cpu(), step.estimate.x0.cpu()
         x0 = x_s.cpu()
     yield 0, x0, x0

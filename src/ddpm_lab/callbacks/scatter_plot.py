@@ -35,7 +35,7 @@ class ScatterPlot(Periodic):
         conditions = pipeline.make_conditions(self.count)
         steps = spaced_steps(pipeline, self.count, conditions, limit=5)
         labels = conditions.get("label")
-        panels = {f"t = {t}" if t else "samples": (x, labels) for t, x in steps}
+        panels = {f"t = {round(t, 1)}" if t else "samples": (x, labels) for t, x in steps}
         points = datamodule(trainer).test.select(slice(self.count))
         panels["data"] = (points.x0, points.labels)
         file = image_path(trainer, f"samples-{trainer.global_step:06d}")

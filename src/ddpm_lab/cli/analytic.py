@@ -81,12 +81,15 @@ def _case(config: DictConfig, process: ForwardProcess, data: Data | None) -> Non
     if data is None or data.bin_width is None:  # only pixels are bounded
         sampler = replace(sampler, clip=None, dynamic_threshold=None)
     with prefix_errors("sampler"):
-        visited = sampler.timesteps(process.steps)
+        visited = sampler.timesteps(process)
         process.warn_nonzero_terminal_snr("sampler.spacing begins", visited[0])
     nll: Any = OmegaConf.to_container(config.nll)
     with prefix_errors("nll"):
         times = timesteps(process.steps, **nll)
-    needed = {*visited, *(times if data is not None and data.mixture is not None else ())}
+    needed = {
+        *(int(t) for t in visited if t == int(t)),
+        *(times if data is not None and data.mixture is not None else ()),
+    }
     analytic = _analytic_data(config, process, data, times=needed, conditional=config.conditional)
     guidance = _guidance(config, process, analytic)
     fixed = isinstance(variance, Variance)

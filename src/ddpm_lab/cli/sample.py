@@ -182,10 +182,10 @@ def _interpolate(config: DictConfig, run: RunDir) -> None:
 
 def _times(config: DictConfig, run: RunDir) -> None:
     """Log the pairs (t, s) that the sampler visits."""
-    steps = run.pipeline.process.steps
-    pairs = list(pairwise(run.pipeline.sampler.timesteps(steps)))
-    text = " ".join(f"({t},{s})" for t, s in pairs)
-    LOG.info("%d steps (t, s) of T = %d:\n%s", len(pairs), steps, text)
+    process = run.pipeline.process
+    pairs = list(pairwise(run.pipeline.sampler.timesteps(process)))
+    text = " ".join(f"({round(t, 2)},{round(s, 2)})" for t, s in pairs)
+    LOG.info("%d steps (t, s) of T = %d:\n%s", len(pairs), process.steps, text)
 
 
 MODES: dict[str, Callable[[DictConfig, RunDir], None]] = {

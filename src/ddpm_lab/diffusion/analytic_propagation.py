@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.denoiser import Estimate
+from ddpm_lab.diffusion.process import ForwardProcess, as_times, per_pixel
 from ddpm_lab.diffusion.samplers import Sampler, Step
 from ddpm_lab.diffusion.variances import LearnedRange, Variance
 
@@ -21,64 +22,76 @@ def propagate(sampler: Sampler, denoiser: GaussianDenoiser) -> tuple[Tensor, Ten
     """Return mean (d,) and covariance (d, d) of the x_0 of `sampler`, without sampling.
 
     The covariance is a diagonal (d,) if that of the denoiser is one. Without clipping, a step is
-    affine in x_t, in the x before it (for multistep solvers) and in each draw of noise, and acts on
-    each principal axis alone. Steps are probed in batches, except the first, which has no
-    predecessor, and the last.
+    affine in the state of the chain and in each draw of noise, and acts on each principal axis
+    alone. The state is x, then x_t and x_0 estimate of each of `Sampler.history` previous steps.
+    Steps are probed in batches, except the first ones, which have fewer predecessors, and the last.
     """
-    times = sampler.timesteps(denoiser.process.steps)
-    last = max(len(times) - 2, 1)
-    cuts = [0, *range(1, last, max(1, MAX_PROBES // len(denoiser.mean))), last, len(times) - 1]
-    mean, mean_previous = torch.zeros(2, len(denoiser.mean), dtype=torch.float64)
+    times = as_times(sampler.timesteps(denoiser.process))
+    steps, dims = len(times) - 1, len(denoiser.mean)
+    chunk, batched = max(1, MAX_PROBES // dims), min(sampler.history, steps - 1)
+    cuts = sorted({*range(batched), *range(batched, steps - 1, chunk), steps - 1, steps})
+    size = 1 + 2 * sampler.history
+    mean = torch.zeros(size, dims, dtype=torch.float64)
+    covariance = torch.zeros(size, size, dims, dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
-    var, cov, var_previous = sampler.prior(denoiser.process, one)[0] ** 2, mean, mean
+    covariance[0, 0] = sampler.prior(denoiser.process, one)[0] ** 2
     for start, end in pairwise(cuts):
-        coefficients = _affine(sampler, denoiser, times, start, end) if start < end else ()
-        for offset, a, b, noise_var in zip(*coefficients, strict=True):
-            # x_s = offset + a x_t + b x_previous + noise of variance noise_var
-            mean, mean_previous = offset + a * mean + b * mean_previous, mean
-            var_s = a**2 * var + 2 * a * b * cov + b**2 * var_previous + noise_var
-            var, cov, var_previous = var_s, a * var + b * cov, var
+        for offset, matrix, noise in zip(
+            *_affine(sampler, denoiser, times, start, end), strict=True
+        ):
+            mean = offset + (matrix * mean).sum(1)
+            covariance = torch.einsum("ikd,kld,jld->ijd", matrix, covariance, matrix)
+            covariance += torch.einsum("ikd,jkd->ijd", noise, noise)
     if denoiser.axes is None:
-        return mean, var
-    return denoiser.axes @ mean, (denoiser.axes * var) @ denoiser.axes.T
+        return mean[0], covariance[0, 0]
+    return denoiser.axes @ mean[0], (denoiser.axes * covariance[0, 0]) @ denoiser.axes.T
 
 
 def _affine(
-    sampler: Sampler, denoiser: GaussianDenoiser, times: Sequence[int], first: int, end: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the affine maps of steps `first` to `end` (exclusive), (K, d) each per principal axis.
+    sampler: Sampler, denoiser: GaussianDenoiser, times: Tensor, first: int, end: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the affine maps of steps `first` to `end` (exclusive), per principal axis.
 
-    They are the offset, the coefficients of x_t and of the x before it, and the noise variance.
+    They are the offset (K, n, d), the matrix (K, n, n, d) and the response to each draw of noise
+    (K, n, draws, d), for the n numbers of the state.
     """
-    t, s, u = (torch.tensor(times[max(first + i, 0) :][: end - first]) for i in (0, 1, -1))
+    count, ancestors = end - first, min(first, sampler.history)
     unit = denoiser.from_axes(torch.ones_like(denoiser.mean))  # 1 on every axis
-    inputs = 3  # probes: zeros, x_t, the x before it, then one per draw of noise
+    size = 1 + 2 * sampler.history
+    inputs = 1 + size  # probes: zeros, each number of the state, then one per draw of noise
 
     def respond(rows: int) -> tuple[Tensor, int]:
-        x, x_previous = torch.zeros(2, rows, len(t), len(unit), dtype=torch.float64)
-        x[1], x_previous[2] = unit, unit
+        state = torch.zeros(size, rows, count, len(unit), dtype=torch.float64)
+        state[range(size), range(1, inputs)] = unit
+        state = state.flatten(1, 2)
         draws = 0
 
         def noise(like: Tensor) -> Tensor:
             nonlocal draws
-            z = torch.zeros(rows, len(t), len(unit), dtype=torch.float64)
+            z = torch.zeros(rows, count, len(unit), dtype=torch.float64)
             z[inputs + draws : inputs + draws + 1] = unit  # no row, while draws are being counted
             draws += 1
             return z.flatten(0, 1)
 
-        def step(x: Tensor, t: Tensor, s: Tensor, previous: Step | None) -> Step:
-            x, t, s = x.flatten(0, 1), t.repeat(rows), s.repeat(rows)
-            estimate = sampler.estimate(denoiser, x, t, Condition())
-            return Step(x, t, s, estimate, end == len(times) - 1, previous)
+        def at(start: int) -> Tensor:
+            return times[start : start + count].repeat(rows)
 
-        probe = step(x, t, s, step(x_previous, u, t, None) if first else None)
-        x_s = sampler.step(denoiser, probe, Condition(), noise)
-        return denoiser.to_axes(x_s.view_as(x)), draws
+        previous = None
+        for age in range(ancestors, 0, -1):
+            x, x0 = state[2 * age - 1 : 2 * age + 1]
+            t, s = at(first - age), at(first - age + 1)
+            previous = Step(x, t, s, Estimate(x0), False, previous)
+        arguments = (at(first), at(first + 1), previous, Condition(), noise)
+        step = sampler.begin(denoiser, state[0], *arguments)
+        x_s = sampler.step(denoiser, step, Condition(), noise)
+        result = torch.stack([x_s, step.x_t, step.estimate.x0, *state[1:-2]][:size])
+        return denoiser.to_axes(result.view(size, rows, count, -1)), draws
 
     _, draws = respond(inputs)
     response, _ = respond(inputs + draws)
-    offset, slopes = response[0], response[1:] - response[0]
-    return offset, slopes[0], slopes[1], slopes[2:].square().sum(0)
+    offset, slopes = response[:, 0], response[:, 1:] - response[:, :1]
+    matrix, noise = (part.permute(2, 0, 1, 3) for part in slopes.split([size, draws], dim=1))
+    return offset.transpose(0, 1), matrix, noise
 
 
 def analytic_vlb(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import DenoiserLike, DiffusionModel, Estimate
+from ddpm_lab.diffusion.denoiser import DenoiserLike, DiffusionModel, Estimate, network_time
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.guidance import Guidance, Strength, check_compatible
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
@@ -45,7 +45,7 @@ class NoisyClassifier(BaseClassifier):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         x = x_t / per_pixel(self.process.scale(t), x_t)
-        logits: Tensor = self.network(x, t * (1000 / self.process.steps), Condition())
+        logits: Tensor = self.network(x, network_time(self.process, t), Condition())
         return logits.float().log_softmax(1)
 
 

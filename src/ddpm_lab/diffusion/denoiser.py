@@ -89,7 +89,7 @@ class BaseDenoiser(DiffusionModel):
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        """Estimate x_0 from x_t (B, ...) at times t (B,) int64 in 1..T."""
+        """Estimate x_0 from x_t (B, ...) at times t (B,), int64 in 1..T or floats in (0, T]."""
 
     def reverse(
         self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
@@ -138,19 +138,22 @@ class Denoiser(BaseDenoiser):
         self.network, self.self_conditioning = network, getattr(network, "self_conditioning", False)
         self.prediction, self.conditioner = prediction, conditioner
         t = torch.arange(process.steps + 1, device=process.table.device)
-        preconditioning = torch.stack(
-            [1 / process.scale(t), *prediction.preconditioning(process, t)], dim=1
-        )
-        self.register_buffer("preconditioning", preconditioning, persistent=False)
+        self.register_buffer("preconditioning", self._precondition(t), persistent=False)
+
+    def _precondition(self, t: Tensor) -> Tensor:
+        """Return c_in, c_skip and c_out at `t` (B,), (B, 3) float64."""
+        c_skip, c_out = self.prediction.preconditioning(self.process, t)
+        return torch.stack([1 / self.process.scale(t), c_skip, c_out], dim=1)
 
     def run_network(self, x_t: Tensor, t: Tensor, cond: Condition) -> NetworkOutput:
         """Run the network on c_in x_t, which has unit variance, and on time rescaled to 0..1000.
 
         Its weights therefore fit any schedule and any T.
         """
-        numbers = self.preconditioning[t].to(x_t.dtype).view(-1, 3, *[1] * (x_t.ndim - 1))
+        numbers = self._precondition(t) if t.is_floating_point() else self.preconditioning[t]
+        numbers = numbers.to(x_t.dtype).view(-1, 3, *[1] * (x_t.ndim - 1))
         c_in, c_skip, c_out = numbers.unbind(1)
-        output = self.network(c_in * x_t, t * (1000 / self.process.steps), cond).to(x_t.dtype)
+        output = self.network(c_in * x_t, network_time(self.process, t), cond).to(x_t.dtype)
         if output.shape == x_t.shape:
             return NetworkOutput(output, None, (c_skip, c_out))
         prediction, variance_output = output.chunk(2, dim=1)
@@ -184,6 +187,11 @@ class Denoiser(BaseDenoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.to_estimate(self.run_network(x_t, t, cond), x_t)
+
+
+def network_time(process: ForwardProcess, t: Tensor) -> Tensor:
+    """Rescale times (B,) to the network's scale of 1000, float32."""
+    return (t * (1000 / process.steps)).float()
 
 
 def check_inputs(denoiser: DenoiserLike, rows: int, cond: Condition) -> None:

@@ -1,7 +1,7 @@
 """Samplers with Langevin dynamics."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Gt, Lt
 from torch import Tensor
@@ -21,6 +21,7 @@ class _LangevinSampler(Sampler):
 
     corrections: Count = 1
     step_size: Annotated[float, Gt(0), Lt(2)] = 0.1  # the steps diverge from 2 on
+    history: ClassVar[int] = 0
 
     def correct(
         self,

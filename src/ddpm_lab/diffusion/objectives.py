@@ -22,7 +22,7 @@ class NoisedBatch(NamedTuple):
     x_t: Tensor
     """(B, ...)"""
     t: Tensor
-    """(B,) int64 in 1..T"""
+    """(B,), int64 in 1..T or floats in [1, T]"""
     cond: Condition
     """The condition, with some rows dropped"""
     bin_width: float | None

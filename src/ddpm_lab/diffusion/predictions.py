@@ -56,17 +56,21 @@ class X0(Prediction):
 
 
 class V(Prediction):
-    """v = (alpha eps - sigma x_0) / scale (Salimans & Ho, 2022, appendix D; scale is 1 if VP)."""
+    """v = (alpha d eps - sigma x_0 / d) / scale, with the schedule's standard deviation d of x_0.
+
+    Salimans & Ho (2022, appendix D) for d = 1, where scale is 1 if VP. For VE schedules it is the
+    negative of the network output of Karras et al. (2022, table 1) with sigma_data = d.
+    """
 
     def target(
         self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
     ) -> Tensor:
-        (alpha, sigma), scale = process.alpha_sigma(t), process.scale(t)
-        return per_pixel(alpha / scale, x0) * eps - per_pixel(sigma / scale, x0) * x0
+        (alpha, sigma), scale, std = process.alpha_sigma(t), process.scale(t), process.data_std
+        return per_pixel(std * alpha / scale, x0) * eps - per_pixel(sigma / scale / std, x0) * x0
 
     def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-        (alpha, sigma), scale = process.alpha_sigma(t), process.scale(t)
-        return alpha / scale**2, -sigma / scale
+        (alpha, sigma), scale, std = process.alpha_sigma(t), process.scale(t), process.data_std
+        return std**2 * alpha / scale**2, -std * sigma / scale
 
 
 class Mean(Prediction):

@@ -1,7 +1,9 @@
 """The forward process q. Formulas take any pair of times, for full and strided chains alike."""
 
 import logging
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,14 +21,58 @@ def per_pixel(number: Tensor, like: Tensor) -> Tensor:
 
 def per_sample(t: Tensor, like: Tensor) -> Tensor:
     """Expand a time to one per sample of `like` (B, ...), (B,)."""
-    return t if t.ndim else torch.full((len(like),), int(t), device=like.device)
+    return t if t.ndim else torch.full((len(like),), t.item(), dtype=t.dtype, device=like.device)
+
+
+def as_times(times: float | Sequence[float]) -> Tensor:
+    """Convert numbers to int64 times, or to float64 if one of them is a float."""
+    return torch.from_numpy(np.array(times))
+
+
+def interpolate(table: Tensor, t: Tensor, data_std: float = 1.0) -> Tensor:
+    """Return the rows of `table`, (T + 1, 4), at float times `t` in [0, T], (..., 4) float64.
+
+    log SNR is linear between the entries; between 0 and 1, where it begins at infinity, sigma /
+    alpha is linear. log alpha is linear in log(scale / alpha). The process therefore preserves the
+    variance, or has alpha = 1, wherever the entries do.
+    """
+    low = t.floor().long().clamp(0, len(table) - 2)
+    share = t.double() - low
+    (alpha, _, log_snr, _), (next_alpha, _, next_log_snr, _) = (
+        table[row].unbind(-1) for row in (low, low + 1)
+    )
+
+    def log_scale(log_snr: Tensor) -> Tensor:
+        return 0.5 * torch.log1p((-log_snr).exp() / data_std**2)  # of scale / (alpha data_std)
+
+    start, end = log_scale(log_snr), log_scale(next_log_snr)
+    linear = torch.lerp(log_snr, next_log_snr, share)
+    log_snr = torch.where(low == 0, next_log_snr - 2 * share.log(), linear)
+    here = log_scale(log_snr)
+    alpha = torch.lerp(alpha.log(), next_alpha.log(), (here - start) / (end - start)).exp()
+    sigma = alpha * (-0.5 * log_snr).exp()
+    return torch.stack([alpha, sigma, log_snr, data_std * alpha * here.exp()], dim=-1)
+
+
+def time_at(log_snr: Tensor, noise_level: Tensor) -> Tensor:
+    """Return the times in [0, T] at which sigma_t / alpha_t is `noise_level`, float64.
+
+    It inverts `interpolate`. `log_snr` (T + 1,) is that of the schedule. Levels above the one at T
+    have the time T.
+    """
+    levels, level = -log_snr[1:].contiguous(), 2 * noise_level.double().log()
+    index = torch.searchsorted(levels, level).clamp(max=len(levels) - 1)
+    low, high = levels[(index - 1).clamp(min=0)], levels[index]
+    t = torch.where(index == 0, (0.5 * (level - high)).exp(), index + (level - low) / (high - low))
+    return t.clamp(max=len(levels))
 
 
 class ForwardProcess(nn.Module):
     """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and its posteriors, for VP and VE schedules.
 
-    Times `t` and `s` are int64 in 0..T with s < t. They have shape (B,) on the device of x, or ()
-    on the CPU for all samples at once, so that a sampler does not synchronize with the GPU.
+    Times `t` and `s` are int64 in 0..T, or floats in [0, T] (see `interpolate`), with s < t. They
+    have shape (B,) on the device of x, or () on the CPU for all samples at once, so that a sampler
+    does not synchronize with the GPU.
     Tables and per-sample numbers are float64 and are cast where they meet pixels. They are not part
     of checkpoints. Logs a warning if more than 1e-3 of the variance at T is signal.
     """
@@ -35,27 +81,30 @@ class ForwardProcess(nn.Module):
     """(T + 1, 4) float64: alpha, sigma, log SNR, scale"""
     steps: int
     """T, the number of steps of the schedule"""
+    data_std: float
+    """Standard deviation of x_0 for which `scale` is that of x_t; see `Schedule`"""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
-        self.steps = len(schedule.alpha) - 1
-        log_snr = 2 * (schedule.alpha.log() - schedule.sigma.log())
-        scale = torch.hypot(*schedule)
-        self._cpu_table = torch.stack([*schedule, log_snr, scale], dim=1).cpu()
+        alpha, sigma, self.data_std = schedule
+        self.steps = len(alpha) - 1
+        scale = torch.hypot(self.data_std * alpha, sigma)
+        self._cpu_table = torch.stack([alpha, sigma, schedule.log_snr(), scale], dim=1).cpu()
         self.register_buffer("table", self._cpu_table, persistent=False)
         self.warn_nonzero_terminal_snr("schedule ends", self.steps)
 
-    def warn_nonzero_terminal_snr(self, what: str, t: int) -> None:
+    def warn_nonzero_terminal_snr(self, what: str, t: float) -> None:
         """Warn if the signal's share of the variance of x_t is above 1e-3 (Lin et al., 2024)."""
-        alpha, _, _, scale = self.table[t].tolist()
-        if (share := (alpha / scale) ** 2) > 1e-3:
+        alpha, _, _, scale = self._rows(as_times(t)).tolist()
+        if (share := (self.data_std * alpha / scale) ** 2) > 1e-3:
             LOG.warning(
-                f"warning: {what} at t = {t}, where alpha_bar = {share:.2g} is above 1e-3, "
-                "but sampling starts from pure noise"
+                f"warning: {what} at t = {round(t, 3)}, where alpha_bar = {share:.2g} is above "
+                "1e-3, but sampling starts from pure noise"
             )
 
     def _rows(self, t: Tensor) -> Tensor:
-        return (self.table if t.ndim else self._cpu_table)[t]
+        table = self.table if t.ndim else self._cpu_table
+        return interpolate(table, t, self.data_std) if t.is_floating_point() else table[t]
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t and sigma_t, each in the shape of `t`, float64."""
@@ -67,8 +116,17 @@ class ForwardProcess(nn.Module):
         return self._rows(t)[..., 2]
 
     def scale(self, t: Tensor) -> Tensor:
-        """hypot(alpha_t, sigma_t), the standard deviation of x_t for unit data; 1 if VP."""
+        """hypot(data_std alpha_t, sigma_t), the standard deviation of x_t; 1 if VP."""
         return self._rows(t)[..., 3]
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        """sigma_t / alpha_t, in the shape of `t`: the sigma of Karras et al. (2022)."""
+        return (-0.5 * self.log_snr(t)).exp()
+
+    def time(self, noise_level: Tensor) -> Tensor:
+        """Return the float times of noise levels, in the shape of `noise_level`; see `time_at`."""
+        table = self.table if noise_level.ndim else self._cpu_table
+        return time_at(table[:, 2], noise_level)
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
         """Return the first x_t of a chain that begins at `t`, N(0, scale_t^2 I), from noise `z`."""

@@ -5,7 +5,7 @@ This module has the shared sampling loop, DDPM and DDIM; see also ode_solvers an
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, ClassVar, NamedTuple
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate, check_inputs
-from ddpm_lab.diffusion.process import ForwardProcess, per_pixel, per_sample
+from ddpm_lab.diffusion.process import ForwardProcess, as_times, per_pixel, per_sample
 from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
-from ddpm_lab.diffusion.timestep_spacing import check_spacing, timesteps
+from ddpm_lab.diffusion.timestep_spacing import chain_times, check_spacing
 from ddpm_lab.utils.ranges import Count, Fraction, Positive, check_ranges
 
 
@@ -28,7 +28,7 @@ class Step(NamedTuple):
     x_t: Tensor
     """(B, ...)"""
     t: Tensor
-    """() int64 on the CPU, or (B,), as in `ForwardProcess`"""
+    """() on the CPU, or (B,), int64 or float64, as in `ForwardProcess`"""
     s: Tensor
     """like t"""
     estimate: Estimate
@@ -36,7 +36,14 @@ class Step(NamedTuple):
     last: bool
     """True if s is 0"""
     previous: "Step | None"
-    """The step that led to x_t, for multistep solvers; its own `previous` is None"""
+    """The step that led to x_t, for multistep solvers, with at most `Sampler.history` ancestors"""
+
+    def forget(self, history: int) -> "Step | None":
+        """Return the step with `history` - 1 previous ones, or None if `history` is 0."""
+        if history == 0:
+            return None
+        previous = self.previous.forget(history - 1) if self.previous else None
+        return self._replace(previous=previous)
 
 
 @check_ranges
@@ -44,7 +51,7 @@ class Step(NamedTuple):
 class Sampler(ABC):
     """The sampling loop.
 
-    `steps` and `spacing` define the timesteps (see `timestep_spacing.timesteps`). `clip` bounds x_0
+    `steps` and `spacing` define the times (see `timestep_spacing.chain_times`). `clip` bounds x_0
     estimates to [-clip, clip]; None: unbounded. With `dynamic_threshold` p, an estimate whose
     p-quantile of |x_0| exceeds `clip` is clipped at the quantile and rescaled to the bound (Saharia
     et al., 2022, section 2.3).
@@ -56,6 +63,10 @@ class Sampler(ABC):
     dynamic_threshold: Annotated[float, Gt(0), Le(1)] | None = None
     uses_reverse: ClassVar[bool] = False
     """True if steps are drawn from the denoiser's `reverse`"""
+    history: ClassVar[int] = 1
+    """Number of previous steps on which a step depends, at most"""
+    min_steps: ClassVar[int] = 1
+    """Smallest number of steps in which a multistep solver reaches its order"""
 
     def __post_init__(self) -> None:
         check_spacing(self.spacing)
@@ -65,13 +76,22 @@ class Sampler(ABC):
                 "null; try clip=1"
             )
 
-    def timesteps(self, T: int, t_end: int = 0) -> list[int]:
-        """Return the timesteps from T to `t_end`. Raises ValueError if they do not fit T."""
-        return [*(t for t in timesteps(T, self.steps, self.spacing) if t > t_end), t_end]
+    def timesteps(self, process: ForwardProcess, t_end: int = 0) -> Sequence[float]:
+        """Return the times from T to `t_end`: integers, or floats if the spacing needs them.
+
+        Raises ValueError if they do not fit the schedule or the order of the solver.
+        """
+        times = chain_times(process, self.steps, self.spacing)
+        if len(times) <= self.min_steps:
+            raise ValueError(
+                f"steps={len(times) - 1} are too few for the order of this solver; "
+                f"try steps={self.min_steps}, or sampler=ddim"
+            )
+        return [*(t for t in times if t > t_end), t_end]
 
     def prior(self, process: ForwardProcess, z: Tensor) -> Tensor:
         """Return the initial x_T from standard normal `z`, (B, ...)."""
-        return process.prior(z, torch.tensor(self.timesteps(process.steps)[0]))
+        return process.prior(z, as_times(self.timesteps(process)[0]))
 
     def trajectory(
         self,
@@ -80,10 +100,10 @@ class Sampler(ABC):
         cond: Condition = Condition(),
         noise: NoiseSampler = torch.randn_like,
         t_end: int = 0,
-    ) -> Iterator[tuple[int, Tensor]]:
+    ) -> Iterator[tuple[float, Tensor]]:
         """Yield each timestep s below T with its x_s, (B, ...), from x_T = `x` down to `t_end`."""
         for step, x_s in self.chain(denoiser, x, cond, noise, t_end):
-            yield int(step.s), x_s
+            yield step.s.item(), x_s
 
     def chain(
         self,
@@ -95,12 +115,12 @@ class Sampler(ABC):
     ) -> Iterator[tuple[Step, Tensor]]:
         """Yield each step of `trajectory` with its result x_s, (B, ...)."""
         previous = None
-        for t, s in pairwise(torch.tensor(self.timesteps(denoiser.process.steps, t_end)).unbind()):
-            step = Step(x, t, s, self.estimate(denoiser, x, t, cond), int(s) == 0, previous)
+        for t, s in pairwise(as_times(self.timesteps(denoiser.process, t_end)).unbind()):
+            step = self.begin(denoiser, x, t, s, previous, cond, noise)
             if denoiser.self_conditioning:
                 cond = replace(cond, previous_x0=step.estimate.x0)
             x = self.step(denoiser, step, cond, noise)
-            previous = step._replace(previous=None)
+            previous = step.forget(self.history)
             yield step, x
 
     def __call__(
@@ -134,6 +154,20 @@ class Sampler(ABC):
         z = noise(torch.empty(shape, device=denoiser.process.table.device))
         return self(denoiser, self.prior(denoiser.process, z), cond, noise)
 
+    def begin(
+        self,
+        denoiser: DenoiserLike,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        previous: Step | None,
+        cond: Condition,
+        noise: NoiseSampler,
+    ) -> Step:
+        """Return the step of `x` (B, ...) from t to s, with its x_0 estimate, before it is made."""
+        estimate = self.estimate(denoiser, x, t, cond)
+        return Step(x, t, s, estimate, bool((s == 0).all()), previous)
+
     def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
         """Run the denoiser and clip its x_0, and thus everything derived from x_0."""
         estimate = denoiser(x_t, per_sample(t, x_t), cond)
@@ -155,7 +189,7 @@ class Sampler(ABC):
 
     def encode(
         self, denoiser: DenoiserLike, x: Tensor, cond: Condition = Condition()
-    ) -> Iterator[tuple[int, Tensor]]:
+    ) -> Iterator[tuple[float, Tensor]]:
         """Yield each timestep t with its x_t, from data `x` (B, ...) up to x_T.
 
         Raises ValueError for samplers that add noise.
@@ -173,6 +207,7 @@ class DDPM(Sampler):
     """
 
     uses_reverse = True
+    history = 0
 
     def step(
         self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
@@ -192,6 +227,7 @@ class DDIM(Sampler):
 
     eta: Fraction = 0.0
     sigma_hat: bool = False
+    history: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,7 +250,7 @@ class DDIM(Sampler):
 
     def encode(
         self, denoiser: DenoiserLike, x: Tensor, cond: Condition = Condition()
-    ) -> Iterator[tuple[int, Tensor]]:
+    ) -> Iterator[tuple[float, Tensor]]:
         """Yield Euler steps of the probability-flow ODE upwards (Song et al., 2021, section 5.4).
 
         The first step takes the data for x_1, because the network was not trained at t = 0.
@@ -222,13 +258,13 @@ class DDIM(Sampler):
         """
         if self.eta:
             raise ValueError(f"eta={self.eta:g} adds noise and cannot be run backwards; try eta=0")
-        for s, t in pairwise(torch.tensor(self.timesteps(denoiser.process.steps)).flip(0).unbind()):
+        for s, t in pairwise(as_times(self.timesteps(denoiser.process)).flip(0).unbind()):
             s = s.clamp(min=1)
             x0 = self.estimate(denoiser, x, s, cond).x0
             x = denoiser.process.ddim_update(x, x0, s, t)
             if denoiser.self_conditioning:
                 cond = replace(cond, previous_x0=x0)
-            yield int(t), x
+            yield t.item(), x
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

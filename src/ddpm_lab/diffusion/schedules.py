@@ -25,6 +25,12 @@ class Schedule(NamedTuple):
     """(T + 1,), sqrt(alpha_bar_t)"""
     sigma: Tensor
     """(T + 1,), sqrt(1 - alpha_bar_t) if the variance is preserved"""
+    data_std: float = 1.0
+    """Standard deviation of x_0, with which the network's input and v have unit variance"""
+
+    def log_snr(self) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2), (T + 1,); infinite at t = 0."""
+        return 2 * (self.alpha.log() - self.sigma.log())
 
 
 def from_betas(betas: Tensor) -> Schedule:
@@ -134,6 +140,18 @@ def geometric(steps: Count = 1000, low: Positive = 0.01, high: Positive = 50.0) 
         sigma[0] = high
     alpha = torch.ones(steps + 1, dtype=torch.float64)
     return Schedule(alpha, torch.cat([sigma.new_zeros(1), sigma]))
+
+
+@check_ranges
+def edm(
+    steps: Count = 1000, low: Positive = 0.002, high: Positive = 80.0, data_std: Positive = 0.5
+) -> Schedule:
+    """`geometric` for data of standard deviation `data_std`: sigma_data of Karras et al. (2022).
+
+    The network's time is affine in log sigma, as their c_noise. `steps` is the resolution of
+    integer times only. With prediction=v the denoiser has their preconditioning (table 1).
+    """
+    return geometric(steps, low, high)._replace(data_std=data_std)
 
 
 def _line(steps: int, start: float, end: float) -> Tensor:

@@ -7,13 +7,16 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
-from ddpm_lab.utils.ranges import Count, check_ranges
+from ddpm_lab.diffusion.process import time_at
+from ddpm_lab.diffusion.schedules import Schedule
+from ddpm_lab.utils.ranges import Count, Positive, check_ranges
 
 
 class TimestepSampler(nn.Module, ABC):
-    """A distribution over 1..T, T = `steps`.
+    """A distribution over times in [1, T], T = `steps`.
 
-    Its importance weights keep losses unbiased: E[weight loss(t)] is the mean over uniform t.
+    Its importance weights keep losses unbiased: E[weight loss(t)] is the mean over uniform t, or
+    over the distribution itself if it is a part of the loss (`LogNormal`).
     """
 
     def __init__(self, steps: int) -> None:
@@ -24,7 +27,7 @@ class TimestepSampler(nn.Module, ABC):
     def forward(
         self, size: int, device: torch.device, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw times (size,) int64 in 1..T and return them with their weights (size,)."""
+        """Draw times (size,), int64 in 1..T or float64, and return them with weights (size,)."""
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Update the distribution from unweighted losses (B,) at times t (B,)."""
@@ -52,6 +55,33 @@ class Stratified(TimestepSampler):
         offset = torch.rand(1, dtype=torch.float64, device=device, generator=generator)
         positions = (offset + torch.arange(size, device=device) / size) % 1
         return 1 + (positions * self.steps).long(), torch.ones(size, device=device)
+
+
+@check_ranges
+class LogNormal(TimestepSampler):
+    """Float times at which log(sigma_t / alpha_t) is normal, with weight 1 (Karras et al., 2022).
+
+    With the unweighted loss of prediction=v it is their training (table 1): their weight
+    1 / c_out^2 of the squared error of x_0 is 1 for the network's output. Noise levels outside of
+    the range of `schedule` move to its end.
+    """
+
+    log_snr: Tensor
+    """(T + 1,) float64"""
+
+    def __init__(
+        self, steps: int, schedule: Schedule, mean: float = -1.2, std: Positive = 1.2
+    ) -> None:
+        super().__init__(steps)
+        self.mean, self.std = mean, std
+        self.register_buffer("log_snr", schedule.log_snr(), persistent=False)
+
+    def forward(
+        self, size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        z = torch.randn(size, dtype=torch.float64, device=device, generator=generator)
+        t = time_at(self.log_snr, (self.mean + self.std * z).exp()).clamp(min=1)
+        return t, torch.ones(size, device=device)
 
 
 @check_ranges

@@ -1,10 +1,22 @@
-"""Timesteps of a strided chain. A spacing is `steps` distinct times, ascending, in 1..T."""
+"""Timesteps of a strided chain. A spacing is `steps` distinct times, ascending, in 1..T.
 
+Spacings in noise levels, `karras` and `sigmas`, have float times.
+"""
+
+import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
+import torch
+
+from ddpm_lab.diffusion.process import ForwardProcess
+
 Spacing = str | Sequence[int]
+_NUMBER = r"\d+\.?\d*(?:e[-+]?\d+)?"
+KARRAS = rf"karras({_NUMBER})?(?::({_NUMBER}),({_NUMBER}))?"
+"""rho, and the smallest and largest noise level"""
+SIGMAS = rf"sigmas:{_NUMBER}(?:,{_NUMBER})*"
 
 
 def uniform(T: int, steps: int) -> list[int]:
@@ -111,12 +123,58 @@ def timesteps(T: int, steps: int | None, spacing: Spacing) -> list[int]:
             _check_descent(T, times)
         case _:  # on the command line, a name may be a number
             times = [*reversed(_from_name(T, steps, str(spacing))), 0]
-    if steps not in (None, len(times) - 1):
-        raise ValueError(
-            f"spacing={_text(spacing)} makes {len(times) - 1} steps, but steps={steps}; "
-            f"try steps={len(times) - 1}, or steps=null"
-        )
+    _check_steps(_text(spacing), steps, len(times) - 1)
     return times
+
+
+def karras(low: float, high: float, steps: int, rho: float) -> list[float]:
+    """Noise levels from `high` to `low` with equal steps of their `rho`-th roots.
+
+    Karras et al. (2022, eq. 5), without the last level, 0.
+    """
+    start, end = high ** (1 / rho), low ** (1 / rho)
+    return [(start + i / max(steps - 1, 1) * (end - start)) ** rho for i in range(steps)]
+
+
+def chain_times(process: ForwardProcess, steps: int | None, spacing: Spacing) -> list[float]:
+    """Return the times of a sampling chain, descending to 0.
+
+    They are `timesteps`, or the float times of noise levels sigma_t / alpha_t:
+
+    - "karras": see `karras`, with rho = 7 and the range of the schedule. "karras5" has rho = 5,
+      and "karras7:0.002,80" a range.
+    - "sigmas:80,10,1,0.1": the levels themselves.
+
+    Raises ValueError if the levels are not in the range of the schedule.
+    """
+    text = _text(spacing)
+    ends = process.noise_level(torch.tensor([1, process.steps], device=process.table.device))
+    first, last = ends.tolist()
+    if match := re.fullmatch(KARRAS, text):
+        rho, low, high = (float(part) if part else None for part in match.groups())
+        if not math.isfinite(last):
+            raise ValueError(f"spacing={text} needs a signal at T, where this schedule has none")
+        levels = karras(low or first, high or last, steps or process.steps, rho or 7.0)
+    elif re.fullmatch(SIGMAS, text):
+        levels = [float(level) for level in text.removeprefix("sigmas:").split(",")]
+    else:
+        return [*timesteps(process.steps, steps, spacing)]
+    inside = 0.999 * first <= levels[-1] and levels[0] <= 1.001 * last
+    if not inside or any(one <= next_one for one, next_one in pairwise(levels)):
+        raise ValueError(
+            f"spacing={text} must descend from at most {last:.4g} to at least {first:.4g}, the "
+            f'noise levels of the schedule; try spacing="sigmas:{last:.3g},1,{1.01 * first:.3g}"'
+        )
+    _check_steps(text, steps, len(levels))
+    return [*process.time(torch.tensor(levels, dtype=torch.float64)).tolist(), 0.0]
+
+
+def _check_steps(text: str, steps: int | None, count: int) -> None:
+    if steps not in (None, count):
+        raise ValueError(
+            f"spacing={text} makes {count} steps, but steps={steps}; try steps={count}, or "
+            "steps=null"
+        )
 
 
 def check_spacing(spacing: Spacing) -> None:
@@ -124,10 +182,11 @@ def check_spacing(spacing: Spacing) -> None:
     name = str(spacing).replace(" ", "")
     if not isinstance(spacing, str) or name in SPACINGS:
         return
-    if not re.fullmatch(r"ddim\d{1,7}|\d+(,\d+)*", name):
+    if not re.fullmatch(rf"ddim\d{{1,7}}|\d+(,\d+)*|{KARRAS}|{SIGMAS}", name):
         raise ValueError(
-            f"spacing={spacing} is not one of {', '.join(SPACINGS)}, ddimN such as "
-            'ddim25, a text of sections such as "90,60,60,20,20", or a list of times'
+            f"spacing={spacing} is not one of {', '.join(SPACINGS)}, karras, ddimN such as "
+            'ddim25, a text of sections such as "90,60,60,20,20" or of noise levels such as '
+            '"sigmas:80,10,1,0.1", or a list of times'
         )
 
 
@@ -135,6 +194,11 @@ def _from_name(T: int, steps: int | None, name: str) -> list[int]:
     if name in SPACINGS:
         return SPACINGS[name](T, T if steps is None else steps)
     check_spacing(name)
+    if re.match("karras|sigmas", name):
+        raise ValueError(
+            f"spacing={name} has times between those of the schedule, which only samplers take; "
+            "try spacing=quadratic_full"
+        )
     if ddim := re.fullmatch(r"ddim(\d+)", name):
         return strided(T, int(ddim[1]))
     return sections(T, [int(count) for count in name.split(",")])

@@ -41,7 +41,7 @@ class Cascade:
     def num_steps(self, count: int, batch_size: int) -> int:
         """Return the number of steps that this process takes for `count` samples in batches."""
         steps = sum(
-            len(stage.sampler.timesteps(stage.process.steps, _t_end(stage, following))) - 1
+            len(stage.sampler.timesteps(stage.process, _t_end(stage, following))) - 1
             for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True)
         )
         return steps * len(shard(range(math.ceil(count / batch_size))))

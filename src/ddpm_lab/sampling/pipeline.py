@@ -46,7 +46,7 @@ from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.distributed import shard
 from ddpm_lab.utils.errors import UserError, choice_name, prefix_errors
 
-Step = tuple[int, Tensor]
+Step = tuple[float, Tensor]
 """A timestep t and x_t, (B, *codec.shape)"""
 
 
@@ -112,12 +112,12 @@ class SamplingPipeline:
     @property
     def num_steps(self) -> int:
         """Number of sampling steps."""
-        return len(self.sampler.timesteps(self.process.steps)) - 1
+        return len(self.sampler.timesteps(self.process)) - 1
 
     def set_sampler(self, sampler: Sampler, guidance: partial[DenoiserLike]) -> None:
         """Replace sampler and guidance. Raises UserError if the model does not support them."""
         with prefix_errors("sampler"):
-            first = sampler.timesteps(self.process.steps)[0]
+            first = sampler.timesteps(self.process)[0]
             self.process.warn_nonzero_terminal_snr("sampler.spacing begins", first)
             if sampler.dynamic_threshold is not None and self.codec.bin_width is None:
                 raise ValueError(
@@ -218,7 +218,7 @@ class SamplingPipeline:
     ) -> Iterator[Step]:
         """Yield (t, x_t) from `x` (B, *codec.shape) down to `t_end`, beginning with `x` itself."""
         with eval_mode(self.denoiser):
-            yield self.sampler.timesteps(self.process.steps, t_end)[0], x
+            yield self.sampler.timesteps(self.process, t_end)[0], x
             cond, guided = self.condition(conditions, noise), self.guidance(self.denoiser)
             for step in self.sampler.trajectory(guided, x, cond, noise, t_end):
                 watchdog.heartbeat()

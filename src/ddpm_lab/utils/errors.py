@@ -117,7 +117,9 @@ def prefix_message(message: str, group: str, names: Iterable[str]) -> str:
 
 def choice_name(part: object) -> str:
     """Return the config choice that builds `part`: LearnedRange -> learned_range."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(part).__name__).lower()
+    return re.sub(
+        r"(?<=[a-z])(?=[A-Z\d])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(part).__name__
+    ).lower()
 
 
 def escape_control(text: object, lines: bool = False) -> str:
