@@ -16,7 +16,8 @@ from ddpm_lab.diffusion.analytic_propagation import (
 )
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
-from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
+from ddpm_lab.diffusion.multistep_solvers import DPMSolver3M, DPMSolverSDE, UniPC
+from ddpm_lab.diffusion.ode_solvers import EDM, DPMSolver, Heun
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM, DDPM
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
@@ -193,7 +194,7 @@ def moments_by_probing(sampler, denoiser):
 
 
 @EVERY_PROCESS
-@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -204,11 +205,16 @@ def moments_by_probing(sampler, denoiser):
         DPMSolver(),
         Langevin(corrections=2),
         PredictorCorrector(),
+        EDM(s_churn=2.0, s_tmax=5.0),
+        DPMSolverSDE(),
+        DPMSolver3M(),
+        UniPC(),
     ],
     ids=lambda sampler: type(sampler).__name__,
 )
 def test_propagate_matches_probing_for_every_sampler(sampler, steps, process):
     denoiser = GaussianDenoiser(process, Beta(), torch.randn(3, dtype=torch.float64), covariance())
+    steps = max(steps, sampler.min_steps)
     sampler = replace(sampler, steps=steps, clip=None, spacing="quadratic_full")
     pairs = zip(propagate(sampler, denoiser), moments_by_probing(sampler, denoiser), strict=True)
     for result, expected in pairs:
