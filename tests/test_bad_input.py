@@ -107,6 +107,28 @@ train sampler.eta=1.5
     2 sampler.eta must be at least 0 and at most 1 (got 1.5)
 train sampler=dpm_solver sampler.order=9
     2 sampler has no key order; keys: steps, spacing
+train sampler=edm sampler.s_tmin=5 sampler.s_tmax=1
+    2 sampler.s_tmin=5 is above s_tmax=1, so no step would add noise; try sampler.s_tmin=0.05
+train sampler=edm sampler.s_churn=-1
+    2 sampler.s_churn must be at least 0 (got -1)
+train sampler=dpm_solver_3m sampler.steps=3
+    2 sampler.steps=3 are too few for the order of this solver; try sampler.steps=4
+train sampler.spacing=karas
+    2 sampler.spacing=karas is not one of uniform, quadratic
+train sampler.spacing="karras7:0.001,80"
+    2 must descend from at most 2.029e+04 to at least 0.006425, the noise levels of the schedule
+train sampler.spacing="sigmas:1,10" sampler.steps=null
+    2 sampler.spacing=sigmas:1,10 must descend
+evaluate run=RUN metrics=[nll] nll.spacing=karras
+    2 nll.spacing=karras has times between those of the schedule
+sample run=RUN sampler=ddpm sampler.spacing=karras sampler.steps=4 variance=analytic
+    2 variance=analytic is estimated at the times of the schedule
+sample run=RUN mode=encode sampler=edm sampler.s_churn=5 sampler.steps=4
+    2 cannot be run backwards; try sampler=ddim
+train timestep_sampler=log_normal timestep_sampler.std=0
+    2 timestep_sampler.std must be above 0 (got 0)
+train schedule=edm schedule.data_std=0
+    2 schedule.data_std must be above 0 (got 0)
 sample run=DEAF guidance=classifier_free guidance.w=1
     2 guidance.w=1 needs a conditional model
 train conditioner.dropout=0 guidance.w=1

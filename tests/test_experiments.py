@@ -23,6 +23,8 @@ PUBLISHED = {
     "ddpm_lsun": (64, 2e-5, 1000, 1_200_000),  # steps from memory
     # Nichol & Dhariwal (2021), tables 1 and 2; flags in the README of openai/improved-diffusion.
     "iddpm_cifar10": (128, 1e-4, 4000, 500_000),
+    # Karras et al. (2022), table 7: 200 million images.
+    "edm_cifar10": (512, 1e-3, 1000, 390_625),
     "iddpm_imagenet64": (128, 1e-4, 4000, 1_500_000),
     # Dhariwal & Nichol (2021), table 11.
     "adm_imagenet64": (2048, 3e-4, 1000, 540_000),
@@ -50,6 +52,7 @@ CHOICES = {
     "ddpm_cifar10": "linear Eps Beta Simple Unconditional DDPM",
     "ddpm_lsun": "linear Eps BetaTilde Simple Unconditional DDPM",
     "iddpm_cifar10": "cosine Eps LearnedRange Hybrid Unconditional DDPM",
+    "edm_cifar10": "edm V BetaTilde Simple Unconditional EDM",
     "iddpm_imagenet64": "cosine Eps LearnedRange Hybrid Unconditional DDPM",
     "adm_imagenet64": "cosine Eps LearnedRange Hybrid Label DDPM",
     "cfg_imagenet64": "cosine Eps BetaTilde Simple Label DDPM",
@@ -106,9 +109,12 @@ def test_experiment_matches_publication(name):
     assert config.callbacks.fid.every is None
     groups = ("schedule", "prediction", "variance", "objective", "conditioner", "sampler")
     assert " ".join(config[group]._target_.rpartition(".")[2] for group in groups) == CHOICES[name]
-    assert (config.sampler.clip is None) == (name in LATENT), "only pixels are bounded"
+    unbounded = (*LATENT, "edm_cifar10")  # latents; EDM does not clip
+    assert (config.sampler.clip is None) == (name in unbounded), "only pixels are bounded"
     if not name.startswith("digits"):
-        assert config.callbacks.ema.decay == 0.9999
+        half_life = 0.5 ** (512 / 500_000)  # of 500,000 images, for EDM
+        decay = half_life if name == "edm_cifar10" else 0.9999
+        assert config.callbacks.ema.decay == pytest.approx(decay, abs=1e-6)
         assert config.callbacks.fid.count == (10_000 if name == "iddpm_imagenet64" else 50_000)
 
 

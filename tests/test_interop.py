@@ -16,7 +16,7 @@ import peer_outputs
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, composed
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -25,6 +25,7 @@ from ddpm_lab.cli.export_weights import export_weights
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.interop.conversion import import_weights
 from ddpm_lab.interop.layout import qkv_rows, shift_time
+from ddpm_lab.interop.schedulers import scheduler_overrides
 from ddpm_lab.networks.autoencoder import NO_CONDITIONING
 from ddpm_lab.networks.dit import sincos_pos_embed
 from ddpm_lab.networks.layers import SinusoidalEmbedding, TimeEncoding
@@ -350,6 +351,32 @@ def test_steps_equal_those_of_the_schedulers(name, tmp_path):
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
             sample = reverse.mean + (0.5 * reverse.log_var).exp() * noise
             assert_close(sample.float(), step.prev_sample)
+
+
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sampler", "spacing"),
+    [
+        ("EulerDiscreteScheduler", {}, "ddim", None),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, "ddim", "karras"),
+        ("EulerAncestralDiscreteScheduler", {}, "ancestral", None),
+        ("UniPCMultistepScheduler", {}, "uni_pc", None),
+        ("DPMSolverMultistepScheduler", {}, "dpm_solver", None),
+        (
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++"},
+            "dpm_solver_sde",
+            None,
+        ),
+    ],
+)
+def test_schedulers_select_the_sampler(name, options, sampler, spacing):
+    config = dict(getattr(diffusers, name)(**options).config) | {"_class_name": name}
+    overrides = scheduler_overrides(config, False)
+    assert overrides["sampler"] == sampler and overrides.get("sampler.spacing") == spacing
+    composed(*(f"{key}={value}" for key, value in overrides.items() if value is not None))
 
 
 def test_imported_runs_are_sampled_and_measured(tmp_path, typed, monkeypatch):

@@ -4,7 +4,7 @@ Reading order:
 
 1. The forward process: gaussian, schedules, process.
 2. The model: predictions, variances, rng, conditioning, denoiser, guidance, classifier_guidance.
-3. Sampling: timestep_spacing, samplers, ode_solvers, langevin.
+3. Sampling: timestep_spacing, samplers, ode_solvers, multistep_solvers, langevin.
 4. Training and evaluation: likelihood, ode_likelihood, objectives, timestep_samplers.
 5. Closed forms: analytic_denoisers, analytic_propagation.
 

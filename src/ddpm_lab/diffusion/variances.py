@@ -8,6 +8,11 @@ from torch import Tensor
 from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
 from ddpm_lab.utils.errors import UserError
 
+BETWEEN = (
+    "variance=analytic is estimated at the times of the schedule, but this spacing has times "
+    "between them; try sampler.spacing=quadratic_full, or variance=beta_tilde"
+)
+
 
 class Variance(ABC):
     """A choice of the variance of a reverse step."""
@@ -96,10 +101,7 @@ class Analytic(Variance):
         self, process: ForwardProcess, output: Tensor | None, like: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
         if t.is_floating_point():
-            raise UserError(
-                "variance=analytic is estimated at the times of the schedule, but this spacing has "
-                "times between them; try sampler.spacing=quadratic_full, or variance=beta_tilde"
-            )
+            raise UserError(BETWEEN)
         mse = self.mse.to(t.device)[t]
         variance = process.beta_tilde(t, s) + process.posterior_coef_x0(t, s) ** 2 * mse
         return per_pixel(variance.log(), like)

@@ -25,12 +25,17 @@ SAMPLERS = {
     "DDIMScheduler": "ddim",
     "DPMSolverMultistepScheduler": "dpm_solver",
     "HeunDiscreteScheduler": "heun",
+    "EulerDiscreteScheduler": "ddim",
+    "EulerAncestralDiscreteScheduler": "ancestral",
+    "UniPCMultistepScheduler": "uni_pc",
 }
+ALGORITHMS = {"sde-dpmsolver++": "dpm_solver_sde"}
+"""algorithm_type of the DPMSolverMultistepScheduler, if it is another sampler here"""
 
 
 def unused_options(scheduler: Mapping[str, Any]) -> str:
     """Return a remark on options of the scheduler that have no counterpart; "" without any."""
-    defaults = {"set_alpha_to_one": True, "steps_offset": 0, "use_karras_sigmas": False}
+    defaults = {"set_alpha_to_one": True, "steps_offset": 0}
     unused = [key for key, value in defaults.items() if scheduler.get(key, value) != value]
     return f"not used: {', '.join(unused)} of the scheduler" if unused else ""
 
@@ -68,9 +73,11 @@ def scheduler_overrides(config: Mapping[str, Any] | None, learned: bool) -> dict
         "schedule.steps": config.get("num_train_timesteps", 1000),
         "prediction": PREDICTIONS[prediction],
         "variance": VARIANCES[variance],
-        "sampler": SAMPLERS[name],
+        "sampler": ALGORITHMS.get(config.get("algorithm_type", ""), SAMPLERS[name]),
         "sampler.clip": float(config.get("clip_sample_range", 1.0)) if clip else None,
     }
+    if config.get("use_karras_sigmas"):
+        overrides["sampler.spacing"] = "karras"
     if has_ends:
         overrides |= {
             "schedule.start": config.get("beta_start", 1e-4),

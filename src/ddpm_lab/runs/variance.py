@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ddpm_lab.config.instantiate import build
 from ddpm_lab.data.module import Data
-from ddpm_lab.diffusion.variances import Analytic, Variance
+from ddpm_lab.diffusion.variances import BETWEEN, Analytic, Variance
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.errors import CorruptFileError, UserError, choice_name, prefix_errors
@@ -38,6 +38,9 @@ def load_variance(
                 "variance=beta, beta_tilde or analytic"
             )
         return variance
+    times = pipeline.sampler.timesteps(pipeline.process)
+    if pipeline.sampler.uses_reverse and any(t != int(t) for t in times):
+        raise UserError(BETWEEN)
     # The name includes everything that the estimate depends on: weights, sample count, clipping.
     digest = sha256_of_file(checkpoint)[:12]
     bounds = f"clip-{pipeline.sampler.clip}-{pipeline.sampler.dynamic_threshold}"
