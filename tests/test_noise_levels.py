@@ -264,16 +264,16 @@ def test_weight_of_edm_is_the_unweighted_error_of_v():
 
 
 def test_log_normal_times_have_the_noise_levels_of_edm():
-    schedule = edm()
+    process = ForwardProcess(edm())
     generator = torch.Generator().manual_seed(0)
-    t, weight = LogNormal(1000, schedule)(100_000, torch.device("cpu"), generator)
+    t, weight = LogNormal(process)(100_000, torch.device("cpu"), generator)
     assert t.dtype == torch.float64 and (weight == 1).all() and len(t.unique()) > 90_000
-    logs = ForwardProcess(schedule).noise_level(t).log()
+    logs = process.noise_level(t).log()
     assert logs.mean().item() == pytest.approx(-1.2, abs=0.015)
     assert logs.std().item() == pytest.approx(1.2, abs=0.012)
     quantiles = torch.quantile(logs, numbers(0.1, 0.9)).tolist()
     assert quantiles == pytest.approx([-1.2 - 1.2816 * 1.2, -1.2 + 1.2816 * 1.2], abs=0.03)
-    clamped, _ = LogNormal(1000, schedule, mean=9.0, std=9.0)(1000, torch.device("cpu"))
+    clamped, _ = LogNormal(process, mean=9.0, std=9.0)(1000, torch.device("cpu"))
     assert clamped.min() == 1 and clamped.max() == 1000
 
 

@@ -333,7 +333,7 @@ def test_training_reduces_loss_on_digits(tmp_path, prediction):
     def loss():
         torch.manual_seed(1)
         with torch.no_grad():
-            t, _ = Stratified(1000)(360, system.device)
+            t, _ = Stratified(system.process)(360, system.device)
             return (
                 system.objective(system.denoiser, system.noise_batch(to_batch(data.test), t))
                 .mean()

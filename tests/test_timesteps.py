@@ -9,6 +9,8 @@ import torch.multiprocessing as multiprocessing
 from conftest import composed, options
 from hydra.utils import instantiate
 
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.schedules import geometric
 from ddpm_lab.diffusion.timestep_samplers import Importance, Stratified, Uniform
 
 CPU = torch.device("cpu")
@@ -17,6 +19,10 @@ SAMPLERS = {
     for name in options("timestep_sampler")
     if name != "log_normal"  # tests/test_noise_levels.py
 }
+
+
+def process(steps):
+    return ForwardProcess(geometric(steps))
 
 
 class ReferenceImportance:
@@ -48,7 +54,7 @@ def update(sampler, rounds, size=32, seed=0):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_initial_times_are_uniform_with_weight_1(name):
-    sampler = SAMPLERS[name](7)
+    sampler = SAMPLERS[name](process(7))
     t, weight = sampler(70_000, CPU)
     assert t.dtype == torch.int64 and (weight == 1).all()
     assert t.unique().tolist() == [1, 2, 3, 4, 5, 6, 7]
@@ -59,7 +65,7 @@ def test_initial_times_are_uniform_with_weight_1(name):
 def test_stratified_times_fill_the_strata_evenly(size):
     total = torch.zeros(11, dtype=torch.int64)
     for _ in range(2000):
-        t, _ = Stratified(10)(size, CPU)
+        t, _ = Stratified(process(10))(size, CPU)
         counts = t.bincount(minlength=11)
         total += counts
         assert set(counts[1:].tolist()) <= {size // 10, -(-size // 10)}
@@ -73,13 +79,16 @@ def test_stratified_reduces_the_variance_of_batches():
         return torch.stack(means).std().item()
 
     # Std of the mean t^2: sqrt(4 / 45) T^2 / 8 if independent, T^2 / (64 sqrt(12)) if stratified.
-    assert std(Uniform(1000)) == pytest.approx(37_268, rel=0.15)
-    assert std(Stratified(1000)) == pytest.approx(4_511, rel=0.15)
+    assert std(Uniform(process(1000))) == pytest.approx(37_268, rel=0.15)
+    assert std(Stratified(process(1000))) == pytest.approx(4_511, rel=0.15)
 
 
 @pytest.mark.parametrize("size", [1, 3, 32, 500])
 def test_importance_matches_the_reference(size):
-    sampler, reference = Importance(5, history=4, uniform=0.01), ReferenceImportance(5, 4, 0.01)
+    sampler, reference = (
+        Importance(process(5), history=4, uniform=0.01),
+        ReferenceImportance(5, 4, 0.01),
+    )
     for seed in range(20):
         update(sampler, 2, size, seed), update(reference, 2, size, seed)
         np.testing.assert_allclose(sampler.weights().numpy(), reference.weights(), rtol=1e-12)
@@ -89,7 +98,7 @@ def test_importance_matches_the_reference(size):
 
 
 def test_importance_weights_are_unbiased():
-    sampler = update(Importance(20), 60)
+    sampler = update(Importance(process(20)), 60)
     t, weight = sampler(400_000, CPU)
     p = sampler.weights()
     torch.testing.assert_close((t.bincount()[1:] / len(t)).double(), p, rtol=0.1, atol=1e-3)
@@ -100,7 +109,7 @@ def test_importance_weights_are_unbiased():
 
 
 def test_importance_is_uniform_until_every_history_is_full():
-    sampler = Importance(3, history=2)
+    sampler = Importance(process(3), history=2)
     sampler.update(torch.tensor([1, 1, 1, 2, 2, 3]), torch.arange(1.0, 7.0))
     assert sampler.weights().tolist() == [1 / 3] * 3
     sampler.update(torch.tensor([3]), torch.tensor([1.0]))
@@ -108,15 +117,15 @@ def test_importance_is_uniform_until_every_history_is_full():
 
 
 def test_importance_is_uniform_for_zero_losses():
-    sampler = Importance(3, history=1)
+    sampler = Importance(process(3), history=1)
     sampler.update(torch.arange(1, 4), torch.zeros(3))
     assert sampler.weights().tolist() == [1 / 3] * 3
 
 
 def test_importance_resumes_from_a_checkpoint():
-    sampler, file = update(Importance(5, 4), 30, seed=1), io.BytesIO()
+    sampler, file = update(Importance(process(5), 4), 30, seed=1), io.BytesIO()
     torch.save(sampler.state_dict(), file)
-    resumed = Importance(5, 4)
+    resumed = Importance(process(5), 4)
     resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     update(sampler, 3, seed=2), update(resumed, 3, seed=2)
     assert torch.equal(sampler.losses, resumed.losses)
@@ -125,7 +134,7 @@ def test_importance_resumes_from_a_checkpoint():
 
 def _rank(rank, batches, folder):
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
-    sampler = Importance(5, 4)
+    sampler = Importance(process(5), 4)
     for t, losses in batches[rank]:
         sampler.update(t, losses)
     torch.save(sampler.state_dict(), folder / f"{rank}.pt")
@@ -142,7 +151,7 @@ def test_importance_gathers_losses_from_all_ranks(tmp_path):
     multiprocessing.start_processes(_rank, (batches, tmp_path), nprocs=2, start_method="fork")
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(one["losses"], two["losses"]) and torch.equal(one["counts"], two["counts"])
-    single = Importance(5, 4)
+    single = Importance(process(5), 4)
     for pair in zip(*batches, strict=True):
         single.update(*(torch.cat(both) for both in zip(*pair, strict=True)))
     assert torch.equal(single.losses, one["losses"])
@@ -158,4 +167,4 @@ def test_importance_gathers_losses_from_all_ranks(tmp_path):
 )
 def test_invalid_parameters_raise(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        Importance(10, **kwargs)
+        Importance(process(10), **kwargs)

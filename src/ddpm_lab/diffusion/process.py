@@ -88,8 +88,9 @@ class ForwardProcess(nn.Module):
         super().__init__()
         alpha, sigma, self.data_std = schedule
         self.steps = len(alpha) - 1
+        log_snr = 2 * (alpha.log() - sigma.log())
         scale = torch.hypot(self.data_std * alpha, sigma)
-        self._cpu_table = torch.stack([alpha, sigma, schedule.log_snr(), scale], dim=1).cpu()
+        self._cpu_table = torch.stack([alpha, sigma, log_snr, scale], dim=1).cpu()
         self.register_buffer("table", self._cpu_table, persistent=False)
         self.warn_nonzero_terminal_snr("schedule ends", self.steps)
 

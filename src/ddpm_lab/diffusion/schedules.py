@@ -28,10 +28,6 @@ class Schedule(NamedTuple):
     data_std: float = 1.0
     """Standard deviation of x_0, with which the network's input and v have unit variance"""
 
-    def log_snr(self) -> Tensor:
-        """log(alpha_t^2 / sigma_t^2), (T + 1,); infinite at t = 0."""
-        return 2 * (self.alpha.log() - self.sigma.log())
-
 
 def from_betas(betas: Tensor) -> Schedule:
     """Return the variance-preserving schedule of beta_1..beta_T, (T,).

@@ -7,21 +7,20 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
-from ddpm_lab.diffusion.process import time_at
-from ddpm_lab.diffusion.schedules import Schedule
+from ddpm_lab.diffusion.process import ForwardProcess, time_at
 from ddpm_lab.utils.ranges import Count, Positive, check_ranges
 
 
 class TimestepSampler(nn.Module, ABC):
-    """A distribution over times in [1, T], T = `steps`.
+    """A distribution over times of a process, in [1, T].
 
     Its importance weights keep losses unbiased: E[weight loss(t)] is the mean over uniform t, or
     over the distribution itself if it is a part of the loss (`LogNormal`).
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, process: ForwardProcess) -> None:
         super().__init__()
-        self.steps = steps
+        self.steps = process.steps
 
     @abstractmethod
     def forward(
@@ -63,18 +62,16 @@ class LogNormal(TimestepSampler):
 
     With the unweighted loss of prediction=v it is their training (table 1): their weight
     1 / c_out^2 of the squared error of x_0 is 1 for the network's output. Noise levels outside of
-    the range of `schedule` move to its end.
+    the range of the schedule move to its end.
     """
 
     log_snr: Tensor
     """(T + 1,) float64"""
 
-    def __init__(
-        self, steps: int, schedule: Schedule, mean: float = -1.2, std: Positive = 1.2
-    ) -> None:
-        super().__init__(steps)
+    def __init__(self, process: ForwardProcess, mean: float = -1.2, std: Positive = 1.2) -> None:
+        super().__init__(process)
         self.mean, self.std = mean, std
-        self.register_buffer("log_snr", schedule.log_snr(), persistent=False)
+        self.register_buffer("log_snr", process.table[:, 2], persistent=False)
 
     def forward(
         self, size: int, device: torch.device, generator: torch.Generator | None = None
@@ -99,10 +96,13 @@ class Importance(TimestepSampler):
     """(T + 1,) int64: number of losses so far"""
 
     def __init__(
-        self, steps: int, history: Count = 10, uniform: Annotated[float, Gt(0), Le(1)] = 0.001
+        self,
+        process: ForwardProcess,
+        history: Count = 10,
+        uniform: Annotated[float, Gt(0), Le(1)] = 0.001,
     ) -> None:
-        super().__init__(steps)
-        self.history, self.uniform = history, uniform
+        super().__init__(process)
+        steps, self.history, self.uniform = self.steps, history, uniform
         self.register_buffer("losses", torch.zeros(steps + 1, history, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(steps + 1, dtype=torch.int64))
 

@@ -116,9 +116,16 @@ def stage_overrides(stage: Any) -> list[str]:
 
 
 def make_deterministic(settings: DictConfig) -> None:
-    """Set `sampler.eta` to 0 unless the user changed it: x_T determines x_0 only without noise."""
+    """Remove the sampler's noise unless the user changed it: otherwise x_0 depends on more than x_T.
+
+    That is `sampler.eta` or `sampler.s_churn`.
+    """
     sampler = settings.sampler
-    eta = sampler.get("eta")
-    if eta and not sampler.get("sigma_hat") and eta == load_config(settings.run).sampler.get("eta"):
-        LOG.info("sampler.eta=0, not the run's %g: x_T determines x_0 only without noise", eta)
-        sampler.eta = 0.0
+    if sampler.get("sigma_hat"):
+        return
+    for key in ("eta", "s_churn"):
+        value = sampler.get(key)
+        if value and value == load_config(settings.run).sampler.get(key):
+            text = "sampler.%s=0, not the run's %g: x_T determines x_0 only without noise"
+            LOG.info(text, key, value)
+            sampler[key] = 0.0

@@ -241,7 +241,7 @@ class TimestepSystem(BaseSystem):
         """Return the loss of each sample, (B,), at times t (B,), for one x_t per sample."""
 
     def batch_losses(self, batch: Batch) -> Tensor:
-        return self.losses(batch, Stratified(self.process.steps)(len(batch["x0"]), self.device)[0])
+        return self.losses(batch, Stratified(self.process)(len(batch["x0"]), self.device)[0])
 
     @torch.no_grad()
     def zero_prediction_loss(self, batch: Batch) -> float:
@@ -254,10 +254,12 @@ class TimestepSystem(BaseSystem):
         finally:
             hook.remove()
 
-    def set_timestep_sampler(self, timestep_sampler: Callable[[int], TimestepSampler]) -> None:
+    def set_timestep_sampler(
+        self, timestep_sampler: Callable[[ForwardProcess], TimestepSampler]
+    ) -> None:
         """Set the distribution of training times. Raises UserError for invalid options."""
         with prefix_errors("timestep_sampler"):
-            self.timestep_sampler = timestep_sampler(self.process.steps)
+            self.timestep_sampler = timestep_sampler(self.process)
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         size, (_, world) = len(batch["x0"]), rank_and_world()
@@ -278,7 +280,7 @@ class TimestepSystem(BaseSystem):
         rows = self.shard_slice(total)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(index)
-            t, _ = Stratified(self.process.steps)(total, self.device)
+            t, _ = Stratified(self.process)(total, self.device)
             yield select_rows(batch, rows), t[rows], BatchGenerator(rows.start, total - rows.stop)
 
 

@@ -35,7 +35,7 @@ class ClassifierSystem(TimestepSystem):
         *,
         network: Callable[..., nn.Module],
         process: ForwardProcess,
-        timestep_sampler: Callable[[int], TimestepSampler],
+        timestep_sampler: Callable[[ForwardProcess], TimestepSampler],
         optimizer: Callable[..., torch.optim.Optimizer],
         lr_schedule: Callable[[int, int], float],
     ) -> None:

@@ -27,7 +27,7 @@ class Diffusion(TimestepSystem):
     """A denoiser in training, with the `SamplingPipeline` of its raw weights.
 
     The fields of `DataSpec` complete `network`, `codec` and `conditioner`, which are functions of
-    them; `timestep_sampler` is a function of T. Raises UserError for incompatible parts.
+    them; `timestep_sampler` is a function of the process. Raises UserError for incompatible parts.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Diffusion(TimestepSystem):
         prediction: Prediction,
         variance: Variance,
         objective: Objective,
-        timestep_sampler: Callable[[int], TimestepSampler],
+        timestep_sampler: Callable[[ForwardProcess], TimestepSampler],
         conditioner: Callable[[DataSpec], Conditioner],
         guidance: partial[DenoiserLike],
         sampler: Sampler,
