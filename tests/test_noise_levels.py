@@ -141,6 +141,7 @@ def test_karras_spacing_has_the_noise_levels_of_equation_5(process, rho):
     levels = process.noise_level(torch.tensor(times[:-1], dtype=torch.float64))
     np.testing.assert_allclose(levels, expected, rtol=1e-9)
     assert times[0] == pytest.approx(1000) and times[-2:] == [pytest.approx(1), 0]
+    assert min(times[:-1]) >= 1, "the network was not trained below"
 
 
 def test_karras_range_and_noise_levels_by_hand():

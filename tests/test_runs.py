@@ -20,7 +20,7 @@ from ddpm_lab.cli.share import share
 from ddpm_lab.config.validation import FIXED, check_keys
 from ddpm_lab.data.datasets import Images, MapSplit
 from ddpm_lab.data.digits import digits
-from ddpm_lab.runs import data_check, resume, run_record, trusted_paths
+from ddpm_lab.runs import data_check, resume, run_config, run_record, trusted_paths
 from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
 from ddpm_lab.utils import atomic_io
 from ddpm_lab.utils.errors import UserError
@@ -465,3 +465,13 @@ def test_missing_file_locks_are_logged(tmp_path, monkeypatch, caplog):
         assert "cannot be locked (No locks available)" in caplog.text and not atomic_io.is_locked(
             tmp_path
         )
+
+
+@pytest.mark.parametrize("key", ["eta", "s_churn"])
+def test_noise_of_the_run_is_removed_where_x_T_determines_x_0(key, monkeypatch):
+    config = OmegaConf.create({"sampler": {key: 2.0}})
+    monkeypatch.setattr(run_config, "load_config", lambda run: config)
+    for value, expected in ((2.0, 0.0), (1.0, 1.0)):  # the user set 1
+        settings = OmegaConf.create({"run": "DIR", "sampler": {key: value}})
+        run_config.make_deterministic(settings)
+        assert settings.sampler[key] == expected

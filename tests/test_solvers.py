@@ -216,7 +216,7 @@ def test_karras_spacing_matches_diffusers():
     torch.testing.assert_close(levels.float(), scheduler.sigmas[:-1], rtol=1e-4, atol=0)
 
 
-CHURN = {"s_churn": 5.0, "s_tmin": 0.05, "s_tmax": 20.0, "s_noise": 1.007}
+CHURN = {"s_churn": 3.0, "s_tmin": 0.05, "s_tmax": 20.0, "s_noise": 1.007}
 
 
 @pytest.mark.parametrize("options", [{}, CHURN, {"s_churn": 1e9}], ids=["off", "range", "on"])

@@ -166,7 +166,8 @@ def chain_times(process: ForwardProcess, steps: int | None, spacing: Spacing) ->
             f'noise levels of the schedule; try spacing="sigmas:{last:.3g},1,{1.01 * first:.3g}"'
         )
     _check_steps(text, steps, len(levels))
-    return [*process.time(torch.tensor(levels, dtype=torch.float64)).tolist(), 0.0]
+    times = process.time(torch.tensor(levels, dtype=torch.float64))
+    return [*times.clamp(min=1).tolist(), 0.0]
 
 
 def _check_steps(text: str, steps: int | None, count: int) -> None:

@@ -116,9 +116,9 @@ def stage_overrides(stage: Any) -> list[str]:
 
 
 def make_deterministic(settings: DictConfig) -> None:
-    """Remove the sampler's noise unless the user changed it: otherwise x_0 depends on more than x_T.
+    """Set `sampler.eta` and `sampler.s_churn` to 0 unless the user changed them.
 
-    That is `sampler.eta` or `sampler.s_churn`.
+    x_T determines x_0 only without noise.
     """
     sampler = settings.sampler
     if sampler.get("sigma_hat"):
