@@ -468,7 +468,7 @@ def test_missing_file_locks_are_logged(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("key", ["eta", "s_churn"])
-def test_noise_of_the_run_is_removed_where_x_T_determines_x_0(key, monkeypatch):
+def test_decoding_removes_the_noise_of_the_run(key, monkeypatch):
     config = OmegaConf.create({"sampler": {key: 2.0}})
     monkeypatch.setattr(run_config, "load_config", lambda run: config)
     for value, expected in ((2.0, 0.0), (1.0, 1.0)):  # the user set 1
