@@ -101,6 +101,11 @@ class ForwardProcess(nn.Module):
         ratio = (sigma_s if sigma is None else sigma) / sigma_t
         return per_pixel(ratio, x_t) * x_t + per_pixel(alpha_s - ratio * alpha_t, x_t) * x0
 
+    def rediffuse(self, x_s: Tensor, eps: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """x_t = (alpha_t / alpha_s) x_s + sqrt(beta) eps, a draw of q(x_t | x_s)."""
+        ratio = self.alpha_sigma(t)[0] / self.alpha_sigma(s)[0]
+        return per_pixel(ratio, x_s) * x_s + per_pixel(self.beta(t, s).sqrt(), x_s) * eps
+
     def score(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """grad log q(x_t | x_0) = -eps / sigma_t (Song & Ermon, 2019).
 

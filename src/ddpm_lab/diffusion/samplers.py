@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import torch
 from annotated_types import Gt, Le
@@ -68,6 +68,11 @@ class Sampler(ABC):
     def timesteps(self, T: int, t_end: int = 0) -> list[int]:
         """Return the timesteps from T to `t_end`. Raises ValueError if they do not fit T."""
         return [*(t for t in timesteps(T, self.steps, self.spacing) if t > t_end), t_end]
+
+    def starting_at(self, T: int, t: int) -> Self:
+        """Return this sampler with a chain that begins at `t`."""
+        times = timesteps(T, self.steps, self.spacing)
+        return replace(self, steps=None, spacing=[t, *(s for s in times if s < t)])
 
     def prior(self, process: ForwardProcess, z: Tensor) -> Tensor:
         """Return the initial x_T from standard normal `z`, (B, ...)."""
@@ -179,6 +184,42 @@ class DDPM(Sampler):
     ) -> Tensor:
         reverse = denoiser.reverse(step.estimate, step.x_t, step.t, step.s, cond)
         return reverse.mean if step.last else reverse.rsample(noise(step.x_t))
+
+
+@check_ranges
+@dataclass(frozen=True, kw_only=True)
+class RePaint(DDPM):
+    """DDPM that returns to noise and repeats, for `guidance=inpainting` (Lugmayr et al., 2022).
+
+    After `jump` steps the chain returns by q(x_t | x_s) to their beginning, until each block of
+    `jump` steps has been made `resamples` times; 1 is DDPM. The step to the data is made once. The
+    return also calls the network, whose output is not used.
+    """
+
+    resamples: Count = 10
+    jump: Count = 10
+
+    def timesteps(self, T: int, t_end: int = 0) -> list[int]:
+        """Return the timesteps, which also ascend."""
+        *body, end = super().timesteps(T, t_end)
+        times = body[:1]
+        for first in range(0, len(body) - 1, self.jump):
+            block = body[first + 1 : first + 1 + self.jump]
+            times += ([*block, body[first]] * self.resamples)[:-1]
+        return [*times, end]
+
+    def step(
+        self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
+    ) -> Tensor:
+        ascends = step.s > step.t
+        if not ascends.any():
+            return super().step(denoiser, step, cond, noise)
+        x = denoiser.process.rediffuse(step.x_t, noise(step.x_t), step.t, step.s)
+        if ascends.all():
+            return x
+        # A batch of several steps, in `analytic_propagation`.
+        below = super().step(denoiser, step, cond, noise)
+        return torch.where(per_pixel(ascends, x).bool(), x, below)
 
 
 @check_ranges
