@@ -39,7 +39,7 @@ def read_samples(
     if run.pipeline.bin_width is None:
         points, conditions = read_array(file, "points", shape, classes)
         return Points(points, conditions.get("label")).select(first)
-    if file.is_dir() or is_image(file):
+    if file.is_dir() or (file.is_file() and is_image(file)):
         try:
             return read_images(file, shape).select(first)
         except UserError:

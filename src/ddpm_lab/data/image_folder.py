@@ -170,7 +170,8 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Images:
     try:
         return Images(files.read(torch.arange(len(files)), shape), None)
     except ValueError as error:
-        raise ValueError(f"{path}: {str(error).partition('; try')[0]}") from error
+        prefix = f"{path}: " if path.is_dir() else ""
+        raise ValueError(prefix + str(error).partition("; try")[0]) from error
 
 
 def inspect_files(files: Sequence[Path], on_error: OnError = "error") -> list[ImageInfo]:
