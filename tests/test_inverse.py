@@ -166,17 +166,13 @@ def test_dps_clips_inside_the_norm():
     assert (gradient[saturated] == zeros).all() and (gradient[~saturated] != 0).any()
 
 
-@pytest.mark.slow
-def test_dps_approaches_the_measurement_and_not_the_posterior():
+def test_dps_approaches_the_posterior_without_reaching_it():
     of = SCRIPT["case"]("mean", SCRIPT["correlated"]())
-    results = []
-    for zeta in (0.0, 0.3, 1.0):
-        guided = DPS(of.denoiser, of.problem, zeta=zeta, clip=None)
-        moments = SCRIPT["sampled"](DDPM(clip=None), guided, 1000)
-        results.append(SCRIPT["errors"](moments, of.posterior))
-    means, spreads = zip(*results, strict=True)
-    assert means[0] > 1 and means[1] < 0.5 * means[0]
-    assert spreads[2] > 0.2, "zeta is not that of the likelihood"
+    errors = []
+    for zeta in (0.0, 0.3):
+        guided, sampler = DPS(of.denoiser, of.problem, zeta=zeta, clip=None), DDPM(clip=None)
+        errors.append(SCRIPT["errors"](SCRIPT["sampled"](sampler, guided, 400), of.posterior))
+    assert errors[0][0] > 1 and 0.05 < errors[1][0] < 0.3, "the mean, in standard deviations"
 
 
 def test_inpainting_keeps_known_pixels():
