@@ -102,7 +102,7 @@ def test_masks_may_be_saved_in_color(files):
         ({"mask": "{}/text.txt"}, "mask=.*text.txt cannot be read as an image"),
         ({"mask": "{}/mask.png", "amount": 2}, "amount=2 is not for operator=mask"),
         ({"mask": "{}/mask.png", "operator": "box"}, "mask=.* is not for operator=box"),
-        ({"operator": "blurr"}, "operator=blurr is not one of mask, box, blur, downsample, gray"),
+        ({"operator": "blurs"}, "operator=blurs is not one of mask, box, blur, downsample, gray"),
         ({"operator": "gray"}, "operator=gray needs RGB images"),
         ({"operator": "downsample", "amount": 3}, "amount=3 must divide the sides"),
         ({"image": "{}/nowhere.png"}, "image=.* does not exist; try guidance.image=FILE"),
