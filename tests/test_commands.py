@@ -891,7 +891,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "mode=foo"],
-            "mode=foo is not one of sample, encode, decode, interpolate, times",
+            "mode=foo is not one of sample, encode, decode, interpolate, edit, times",
         ),
         ("sample", ["run=RUN", "mode=encode", "sampler.eta=0.5"], "sampler.eta=0.5 adds noise"),
         (

@@ -262,6 +262,19 @@ def test_edit_of_images(run, typed, files):
     assert (arrays(files / "strong")[0] != arrays(files / "strong")[1]).any()
 
 
+def test_edit_of_points(typed, tmp_path):
+    words = ["data=toy", "callbacks=none", "trainer=debug", "logger=csv", "sampler.steps=3"]
+    status, _, error = typed("train", *words, f"hydra.run.dir={tmp_path}/r")
+    assert status == 0, error
+    run = [f"run={tmp_path}/r", "weights=raw"]
+    status, _, error = typed("sample", *run, "mode=edit", "count=5", f"out={tmp_path}/o")
+    assert status == 0, error
+    assert np.load(tmp_path / "o" / "samples.npz")["points"].shape == (5, 2)
+    words = ["guidance=pigdm", "guidance.operator=box", "guidance.image=a.png", "count=1"]
+    status, _, error = typed("sample", *run, *words)
+    assert status == 2 and "is for models of pixels, but this one samples points" in error
+
+
 @pytest.mark.parametrize("strength", [0.2, 0.5, 1.0])
 def test_edits_of_gaussian_data_have_the_exact_moments(strength):
     mean, covariance = torch.tensor([0.3, -0.2]), torch.full((2,), 0.25, dtype=torch.float64)

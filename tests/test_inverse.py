@@ -64,7 +64,8 @@ def test_inverses_are_those_of_the_matrix(name, ratio):
 def test_operators_are_their_definitions():
     x = normal(2, *SHAPE)
     means = torch.nn.functional.avg_pool2d(x, 2)
-    torch.testing.assert_close(downsample(SHAPE, 2).forward(x), means)
+    for amount in (2, 2.0):
+        torch.testing.assert_close(downsample(SHAPE, amount).forward(x), means)
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
     torch.testing.assert_close(
         gray(SHAPE).forward(x), torch.einsum("c,bchw->bhw", weights, x)[:, None]
@@ -295,6 +296,8 @@ def test_gradients_in_inference_mode(kind):
     [
         (lambda: downsample(SHAPE, 3), "amount=3 must divide the sides.*4 and 4"),
         (lambda: downsample(SHAPE, 1), "amount must be at least 2"),
+        (lambda: downsample(SHAPE, 2.5), "amount=2.5 must divide the sides"),
+        (lambda: blur(SHAPE, 1e9), "amount must be above 0 and at most 1000"),
         (lambda: box(SHAPE, 1.0), "amount must be above 0 and below 1"),
         (lambda: blur(SHAPE, 0.0), "amount must be above 0"),
         (lambda: gray((1, 4, 4)), "operator=gray needs RGB images"),

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from ddpm_lab.utils.ranges import OpenFraction, Positive, check_ranges
+from ddpm_lab.utils.ranges import OpenFraction, check_ranges
 
 
 class Operator(ABC):
@@ -103,13 +103,13 @@ def box(shape: tuple[int, ...], amount: OpenFraction = 0.5) -> Mask:
     """Hide a rectangle in the center, with the share `amount` of both sides."""
     keep = torch.ones(1, *shape[1:], dtype=torch.float64)
     rows, columns = (max(1, round(amount * side)) for side in shape[1:])
-    top, left = (shape[1] - rows) // 2, (shape[2] - columns) // 2
-    keep[:, top : top + rows, left : left + columns] = 0
+    y, x = (shape[1] - rows) // 2, (shape[2] - columns) // 2
+    keep[:, y : y + rows, x : x + columns] = 0
     return Mask(keep)
 
 
 @check_ranges
-def blur(shape: tuple[int, ...], amount: Positive = 1.0) -> Separable:
+def blur(shape: tuple[int, ...], amount: Annotated[float, Gt(0), Le(1000)] = 1.0) -> Separable:
     """Blur by a Gaussian with the standard deviation `amount` in pixels; borders are mirrored."""
     return Separable(*(_blur_matrix(side, amount) for side in shape[1:]))
 
@@ -124,14 +124,15 @@ def _blur_matrix(side: int, std: float) -> Tensor:
 
 
 @check_ranges
-def downsample(shape: tuple[int, ...], amount: Annotated[int, Ge(2)] = 2) -> Separable:
-    """Average blocks of `amount` x `amount` pixels. Raises ValueError if it divides no side."""
-    if any(side % amount for side in shape[1:]):
+def downsample(shape: tuple[int, ...], amount: Annotated[float, Ge(2)] = 2) -> Separable:
+    """Average square blocks. Raises ValueError unless the side `amount` divides those of images."""
+    factor = int(amount)
+    if factor != amount or any(side % factor for side in shape[1:]):
         raise ValueError(
-            f"amount={amount} must divide the sides of the images, {shape[1]} and {shape[2]}"
+            f"amount={amount:g} must divide the sides of the images, {shape[1]} and {shape[2]}"
         )
-    matrices = (torch.eye(side // amount, dtype=torch.float64) for side in shape[1:])
-    return Separable(*(matrix.repeat_interleave(amount, 1) / amount for matrix in matrices))
+    matrices = (torch.eye(side // factor, dtype=torch.float64) for side in shape[1:])
+    return Separable(*(matrix.repeat_interleave(factor, 1) / factor for matrix in matrices))
 
 
 def gray(shape: tuple[int, ...], amount: None = None) -> Gray:
