@@ -92,7 +92,8 @@ def read_losses(folder: Path) -> dict[Any, float]:
         ) from error
 
 
-def last_sample_grid(folder: Path) -> Path | None:
-    """Return the last sample grid of a run; None if there is none."""
-    last = max((folder / "images").glob("samples-*.png"), default=None)
+def sample_grid(folder: Path) -> Path | None:
+    """Return the sample grid of an evaluation, or the last one of a run; None if there is none."""
+    grids = [folder / "samples.png", *sorted((folder / "images").glob("samples-*.png"))[-1:]]
+    last = next((file for file in reversed(grids) if file.exists()), None)
     return None if last is None else regular_file(reject_links(last.parent) / last.name)
