@@ -95,7 +95,12 @@ def run(typed, tmp_path_factory):
 
 def test_weights_of_a_run_have_the_length_of_an_average_that_was_tracked(run, typed, tmp_path):
     assert len([*(run / "averages").iterdir()]) == 20
-    options = ("callbacks=averages", "callbacks.ema.lengths=[0.07]", *LENGTHS[1:], f"hydra.run.dir={tmp_path}/other")
+    options = (
+        "callbacks=averages",
+        "callbacks.ema.lengths=[0.07]",
+        *LENGTHS[1:],
+        f"hydra.run.dir={tmp_path}/other",
+    )
     status, out, err = typed("train", *FAST, *options)
     assert status == 0, out + err
     (file,) = (tmp_path / "other" / "checkpoints").glob("step-*40.ckpt")

@@ -28,7 +28,7 @@ class EMA(L.Callback):
         decay: Of the average that checkpoints and evaluations use.
         lengths: Relative lengths of further averages, with power-function profiles. They are saved
             at `snapshots` equal distances and combine to averages of other lengths after training,
-            weights=ema:LENGTH (Karras et al., 2024). Two suffice: [0.05, 0.1].
+            weights=ema:LENGTH (Karras et al., 2024, "training dynamics"). Two suffice: [0.05, 0.1].
         snapshots: Number of files, each with all of these averages.
 
     Raises ValueError for lengths out of range.

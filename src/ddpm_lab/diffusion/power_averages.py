@@ -1,4 +1,4 @@
-"""Averages of weights of any length, after training (Karras et al., 2024, section 3, appendix C).
+"""Averages of weights of any length, after training (Karras et al., 2024, "training dynamics").
 
 An average at step t has the profile p(t') ~ t'^gamma on [0, t]. Its length is the standard
 deviation of p divided by t. A few averages, saved along training, combine to averages of other
