@@ -668,8 +668,8 @@ MUTANTS = [
     Mutant(
         "EMA: update per micro-batch",
         "callbacks/ema.py",
-        "if trainer.global_step > self.model.updates:",
-        "if True:",
+        "if step <= self.model.updates:",
+        "if False:",
         "system",
     ),
     Mutant(
