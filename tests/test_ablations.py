@@ -3,10 +3,13 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CONFIGS, FAST
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -14,11 +17,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ddpm_lab import __version__
-from ddpm_lab.ablations import spec, tables
+from ddpm_lab.ablations import build_plots, spec, tables
 from ddpm_lab.ablations.claims import check_claim
 from ddpm_lab.ablations.plan import JobKey, Plan
 from ddpm_lab.ablations.spec import OrderClaim, load_ablation, names
-from ddpm_lab.reports.table import Column, Entry, Source, Table
+from ddpm_lab.reports import number_format
+from ddpm_lab.reports.grids import save_grid
+from ddpm_lab.reports.page import write
+from ddpm_lab.reports.table import Column, Entry, Line, Source, Table
 from ddpm_lab.sweeps.job import get_nested
 
 
@@ -254,19 +260,109 @@ def test_tiny_tier_and_report(typed, tmp_path, monkeypatch, seeds):
     assert str(tmp_path) not in page.replace(f"{tmp_path}/jobs", "")
 
 
+def finish(job, metrics):
+    """Write the files of a finished job."""
+    state = {"status": 0, "seconds": 1, "config": job.config_hash}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.metrics.write_text(json.dumps(metrics))
+    (job.folder / "job.json").write_text(json.dumps(state))
+
+
+def test_plots_of_another_metric_are_named_after_it(settings):
+    plan = Plan("cfg_imagenet64", load_ablation("cfg_imagenet64"), "analytic", settings)
+    for i, job in enumerate(plan.jobs.values()):
+        finish(job, {"sliced_wasserstein": 0.1 + i, "inception_score": 5.0 + i})
+    table = tables.from_plan(plan)
+    assert [column.paper_metric for column in table.columns] == ["FID"] * 3 + [""] * 3
+    panels = {panel.title: panel for panel in table.panels}
+    paper = panels["FID against guidance: the paper"]
+    ours = panels["sliced W2 against guidance: ours, analytic"]
+    assert (paper.y, ours.y) == ("FID", "sliced W2")
+    assert [*ours.lines] == [f"sliced W2, 0.{i} dropped" for i in (1, 2, 5)]
+    line = paper.lines["FID, 0.1 dropped"]
+    recalled = dict(zip(line.xs, line.recalled, strict=True))
+    assert recalled[0.2] and not recalled[0.1]
+    assert not any(any(line.recalled) for line in ours.lines.values())
+    assert not any(entry.comparable for row in table.rows.values() for entry in row[:3])
+
+
+def test_metrics_of_one_label_share_a_table(settings):
+    plan = Plan("ddim_table2", load_ablation("ddim_table2"), "analytic", settings)
+    assert {plan.metric(column) for column in plan.ablation.columns} == {"reconstruction"}
+    table = tables.from_plan(plan)
+    assert {column.paper_metric for column in table.columns} == {""}
+    (block,) = number_format.blocks(table)
+    assert block.pairs and block.caption == "mean squared error, lower is better"
+
+
+def test_plots_show_the_spread_over_seeds(settings):
+    plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
+    for key, job in plan.by_key.items():
+        finish(job, {"fid": 10.0 + 2 * key.seed, "inception_score": 5.0})
+        losses = "".join(f"{step},{step + key.seed}\n" for step in (1, 2))
+        extra = f"3,{key.seed}\n" * (not key.seed)
+        (job.folder / "metrics.csv").write_text(f"step,train/loss\n{losses}{extra}")
+    table = tables.from_plan(plan)
+    bars, losses = table.panels
+    std = 2**0.5
+    ours = bars.lines["ours"]
+    assert ours.ys[0] == 11 and ours.low[0] == pytest.approx(11 - std)
+    assert ours.high[0] == pytest.approx(11 + std) and "standard deviation" in bars.note
+    (line,) = losses.lines.values()
+    assert line == Line([1, 2], [1.5, 2.5], [1.0, 2.0], [2.0, 3.0]), "the steps of both seeds"
+    assert "range over seeds" in losses.note
+
+
+def test_models_are_named_by_the_rows_and_columns_that_share_them(settings):
+    plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
+    models = build_plots.models(plan)
+    assert [*models] == [*plan.ablation.rows] and {len(jobs) for jobs in models.values()} == {2}
+    plan = Plan("cfg_imagenet64", load_ablation("cfg_imagenet64"), "tiny", settings)
+    columns = [f"FID, 0.{i} dropped; IS, 0.{i} dropped" for i in (1, 2, 5)]
+    assert [*build_plots.models(plan)] == columns
+    plan = Plan("ddim_table1", load_ablation("ddim_table1"), "tiny", settings)
+    assert [*build_plots.models(plan)] == ["all numbers"]
+
+
+def test_page_has_the_sample_grid_of_each_model(settings, tmp_path):
+    plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
+    for name, (first, second) in build_plots.models(plan).items():
+        for job in (first, second):
+            finish(job, {"fid": 1.0})
+        (first.folder / "images").mkdir()
+        pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        for step in (5, 10):
+            file = first.folder / "images" / f"samples-{step:06d}.png"
+            save_grid(pixels, file, 2, f"step {step} of {name}")
+    table = tables.from_plan(plan)
+    write([table], tmp_path / "out", tmp_path)
+    page = unescape((tmp_path / "out" / "report.html").read_text())
+    for name in plan.ablation.rows:
+        assert f"<figcaption><strong>{name}</strong> step 10 of {name}<" in page
+
+
+def test_page_has_the_sample_grid_of_each_evaluation(settings, tmp_path):
+    plan = Plan("cfg_imagenet64", load_ablation("cfg_imagenet64"), "tiny", settings)
+    for name, (job, _) in build_plots.cells(plan).items():
+        finish(job, {"fid": 1.0})
+        save_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), job.folder / "samples.png", 2, name)
+    images = tables.from_plan(plan).images
+    rows = [name for name, row in plan.ablation.rows.items() if "tiny" in row.tiers]
+    assert len(images) == 3 * len(rows), "FID and IS of a model share their samples"
+    assert "w = 1, FID, 0.1 dropped; IS, 0.1 dropped" in images
+
+
 def test_deviating_protocols_are_marked(settings):
     plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
     for i, (key, job) in enumerate(plan.by_key.items()):
         count = 500 if key.row == "ε, L_simple" else 1000
         protocol = {"count": count, "split": "train", "extractor": "digits", "seed": key.seed}
         metrics = {"fid": 10.0 + i, "inception_score": 5.0 - i, "protocol": protocol}
-        state = {"status": 0, "seconds": 1, "config": job.config_hash}
-        job.folder.mkdir(parents=True, exist_ok=True)
-        job.metrics.write_text(json.dumps(metrics))
-        (job.folder / "job.json").write_text(json.dumps(state))
+        finish(job, metrics)
     table = tables.from_plan(plan)
     assert table.rows["ε, L, fixed Σ"][1].marks == ("†",)
     assert "no checkpoint, the paper best" in table.notes["†"]
+    assert table.rows["ε, L, fixed Σ"][1].difference is None, "another protocol"
     assert table.rows["ε, L_simple"][1].marks == ("†", "a")
     assert table.notes["a"] == "count 500, elsewhere 1000"
     assert "count 1000, the paper 50000" in table.notes["†"]
@@ -310,20 +406,20 @@ def test_claim_of_one_seed_compares_all_columns_plainly(values, ratio, verdict, 
     ("values", "ratio", "verdict", "detail"),
     [
         # Differences 1 and 1.2: the mean is 1.1, and two standard errors are 0.2.
-        ([[[1.0, 2.0]], [[2.0, 3.2]]], 1, "passed", "x: 1.5 (a) < 2.6 (b, +1.1 ± 0.2)"),
-        ([[[2.0, 3.2]], [[1.0, 2.0]]], 1, "failed", "x: 2.6 (a) ≥ 1.5 (b, −1.1 ± 0.2)"),
+        ([[[1.0, 2.0]], [[2.0, 3.2]]], 1, "passed", "x: 1.5 (a) < 2.6 (b) [+1.1 ± 0.2]"),
+        ([[[2.0, 3.2]], [[1.0, 2.0]]], 1, "failed", "x: 2.6 (a) ≥ 1.5 (b) [−1.1 ± 0.2]"),
         # Differences -1 and 3: the mean is 1, and two standard errors are 4.
-        ([[[2.0, 1.0]], [[1.0, 4.0]]], 1, "not resolved", "x: 1.5 (a) ≈ 2.5 (b, +1 ± 4)"),
+        ([[[2.0, 1.0]], [[1.0, 4.0]]], 1, "not resolved", "x: 1.5 (a) ≈ 2.5 (b) [+1 ± 4]"),
         # The values of a seed go up and down together: only unpaired, they would overlap.
-        ([[[1.0, 9.0]], [[2.0, 10.1]]], 1, "passed", "x: 5 (a) < 6.05 (b, +1 ± 0.1)"),
-        ([[[1.0, 1.0]], [[3.0, 3.1]]], 2, "passed", "x: 2 × 1 (a) < 3.05 (b, +1.1 ± 0.1)"),
-        ([[[1.0, 1.0]], [[3.0, 3.1]]], 4, "failed", "x: 4 × 1 (a) ≥ 3.05 (b, −0.95 ± 0.1)"),
-        ([[[1.0, 1.0]], [[1.0, 1.0]]], 1, "not resolved", "x: 1 (a) ≈ 1 (b, +0 ± 0)"),
+        ([[[1.0, 9.0]], [[2.0, 10.1]]], 1, "passed", "x: 5 (a) < 6.05 (b) [+1 ± 0.1]"),
+        ([[[1.0, 1.0]], [[3.0, 3.1]]], 2, "passed", "x: 2 × 1 (a) < 3.05 (b) [+1.1 ± 0.1]"),
+        ([[[1.0, 1.0]], [[3.0, 3.1]]], 4, "failed", "x: 4 × 1 (a) ≥ 3.05 (b) [−0.95 ± 0.1]"),
+        ([[[1.0, 1.0]], [[1.0, 1.0]]], 1, "not resolved", "x: 1 (a) ≈ 1 (b) [+0 ± 0]"),
         (
             [[[1.0, 1.0]], [[2.0, 2.1]], [[2.0, 2.3]]],
             1,
             "not resolved",
-            "x: 1 (a) < 2.05 (b, +1.1 ± 0.1) ≈ 2.15 (c, +0.1 ± 0.2)",
+            "x: 1 (a) < 2.05 (b) [+1.1 ± 0.1] ≈ 2.15 (c) [+0.1 ± 0.2]",
         ),
     ],
 )
@@ -355,6 +451,18 @@ def test_reason_belongs_to_a_tier_and_to_claims_that_did_not_pass():
     assert check_claim(seeds_table([[[1.0, 2.0]], [[2.0, 1.0]]]), order).reason
     assert not check_claim(seeds_table(passed), order).reason
     assert not check_claim(seeds_table(failed, "analytic"), order).reason
+
+
+def test_claim_names_the_metric_of_the_tier():
+    table = seeds_table([[1.0, 2.0], [2.0, 3.0]])
+    first, second = (replace(column, paper_metric="FID", metric="W2") for column in table.columns)
+    table = replace(table, columns=(replace(first, name="FID"), second))
+    order = OrderClaim(text="a improves FID", order=["a", "b"], columns=["FID"], ratio=1.5)
+    claim = check_claim(table, order)
+    assert claim.text == "a improves W2 (by a factor of 1.5 or more)"
+    assert claim.details == ("W2: 1.5 × 1 (a) < 2 (b)",)
+    columns = tuple(replace(column, paper_metric="") for column in table.columns)
+    assert check_claim(replace(table, columns=columns), order).text.startswith("a improves FID")
 
 
 def test_get_nested_indexes_dicts_and_lists():

@@ -1183,6 +1183,7 @@ def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monke
         ("system", "diffusion"): ["callbacks=none"],
         ("callbacks", "default"): ["callbacks.fid.count=4", "sampler.steps=2"],
         ("callbacks", "points"): ["data=toy", "callbacks.ode_nll.count=4", "sampler.steps=2"],
+        ("schedule", "flow"): ["prediction=velocity"],
         ("variance", "learned_range"): ["objective=hybrid"],
         ("variance", "learned_diagonal"): ["objective=vlb"],
         ("data", "gaussian_mixture"): ["data.batch_size=4"],

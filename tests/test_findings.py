@@ -1,5 +1,6 @@
 """Findings: the two sentences that open a table."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,17 +34,17 @@ LOWEST = "Among the numbers measured, the lowest FID is 2.50 (η = 0, 20)."
         (
             ["passed", "failed", "passed", "not resolved", "not run"],
             [
-                "As in the paper, on digits (2 of 5 claims): with 0 steps, η is 0; and with 2 "
-                "steps, η is 2.",
-                "Not shown: with 1 steps, η is 1 (the numbers contradict it); with 3 steps, η is 3 "
-                "(within two standard errors); and with 4 steps, η is 4 (numbers are missing).",
+                "As in the paper, on digits (2 of 4 claims, 1 without numbers): with 0 steps, η is "
+                "0; and with 2 steps, η is 2.",
+                "Not shown: with 1 steps, η is 1 (the numbers contradict it); and with 3 steps, η "
+                "is 3 (within two standard errors).",
             ],
         ),
         (["passed"], ["As in the paper, on digits (1 of 1 claims): with 0 steps, η is 0.", LOWEST]),
         (
             ["failed"],
             [
-                "None of the paper's claims shows on digits (0 of 1).",
+                "None of the paper's claims shows on digits (0 of 1 claims).",
                 "Not shown: with 0 steps, η is 0 (the numbers contradict it).",
             ],
         ),
@@ -53,6 +54,20 @@ LOWEST = "Among the numbers measured, the lowest FID is 2.50 (η = 0, 20)."
 )
 def test_findings(verdicts, sentences):
     assert findings(table(verdicts)) == sentences
+
+
+def test_table_without_numbers_names_its_command():
+    full = table(["not run"])
+    empty = replace(full, rows={"a": (Entry(None), Entry(None))}, command="python train.py")
+    assert findings(empty) == ["No number has been measured yet; to run the table: python train.py"]
+    assert findings(replace(full, command="python train.py")) == [LOWEST]
+
+
+def test_findings_name_our_metric():
+    columns = tuple(replace(each, metric="W2", paper_metric="FID") for each in COLUMNS)
+    columns = (columns[0], replace(columns[1], name="FID of 20"))
+    (sentence,) = findings(table([], columns=columns))
+    assert sentence == "Among the numbers measured, the lowest W2 is 2.50 (η = 0, W2 of 20)."
 
 
 def test_findings_name_the_data_of_all_numbers():

@@ -12,7 +12,7 @@ import torch
 import ddpm_lab
 from ddpm_lab.ablations.job_environments import describe_environments
 from ddpm_lab.runs import provenance, run_record
-from ddpm_lab.sweeps.job import Job
+from ddpm_lab.sweeps.job import ENVIRONMENT, Job
 
 KEYS = {"ddpm_lab", "commit", "python", "torch", "device", "cores", "platform", "date"}
 DATA = {"train": {}, "test": {}}
@@ -128,15 +128,15 @@ def test_jobs_describe_their_environments(tmp_path):
     second = first | {"commit": "b" * 40 + "+", "date": "2026-11-29T01:00:00+00:00"}
     jobs = [
         make_job(tmp_path, "train", [first, second], run_record.FILE),
-        make_job(tmp_path, "evaluate", [second], provenance.JOB_FILE),
+        make_job(tmp_path, "evaluate", [second], ENVIRONMENT),
     ]
     both = (
-        f"ddpm-lab 0.2, commit {'a' * 9}; torch 2.13; CPU, 2 cores; ddpm-lab 0.2, commit "
-        f"{'b' * 9}+; 2026-11-27 to 2026-11-29; seeds 0, 1"
+        f"ddpm-lab 0.2; commit {'a' * 9}, {'b' * 9}+; torch 2.13; CPU (2 cores); 2026-11-27 to "
+        "2026-11-29; seeds 0, 1"
     )
     assert describe_environments(jobs, [0, 1]) == both
     one = describe_environments(jobs[1:])
-    assert one == f"ddpm-lab 0.2, commit {'b' * 9}+; torch 2.13; CPU, 2 cores; 2026-11-29"
+    assert one == f"ddpm-lab 0.2; commit {'b' * 9}+; torch 2.13; CPU (2 cores); 2026-11-29"
     old, failed = make_job(tmp_path, "old", [], ""), make_job(tmp_path, "failed", [], "", status=1)
     text = "the code and the machine of 1 jobs were not recorded"
     assert describe_environments([old, failed, *jobs]).endswith(text)
@@ -144,8 +144,6 @@ def test_jobs_describe_their_environments(tmp_path):
 
 
 def test_finished_job_records_its_environment(tmp_path):
-    provenance.write_job_environment(tmp_path)
-    (environment,) = run_record.environments(
-        json.loads((tmp_path / provenance.JOB_FILE).read_text())
-    )
+    provenance.write_environment(tmp_path / ENVIRONMENT)
+    (environment,) = run_record.environments(json.loads((tmp_path / ENVIRONMENT).read_text()))
     assert environment.keys() == KEYS

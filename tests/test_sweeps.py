@@ -73,9 +73,11 @@ def test_failed_jobs_are_retried_and_finished_ones_are_not(tmp_path, caplog):
         assert first.ran == [*"abcd"]
         assert "error: it is broken" in caplog.text
         (root / "b" / "checkpoint").write_text("of the failed attempt")
+        (root / "b" / "environment.json").write_text("of the failed attempt")
         second = FakeExecutor()
         run(jobs, second)
         assert second.ran == ["b"]
+        assert not (root / "b" / "environment.json").exists()
         assert (root / "b" / "checkpoint").exists() == (verb != "sample"), "the others resume"
 
 

@@ -1,12 +1,13 @@
 """Claims of a paper, tested on our numbers over seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, sqrt
 from statistics import mean, stdev
 
 from ddpm_lab.ablations.spec import OrderClaim
+from ddpm_lab.reports.number_format import our_name
 from ddpm_lab.reports.table import Claim, Entry, Table, Verdict
 
 MARGIN = 2
@@ -55,13 +56,14 @@ class Comparison:
         error = ""
         if self.margin is not None:
             difference = _number(mean(self.differences), "+.2g")
-            error = f", {difference} ± {_number(self.margin, '.2g')}"
-        return f" {SIGNS[self.verdict]} {_number(mean(self.high))} ({name}{error})"
+            error = f" [{difference} ± {_number(self.margin, '.2g')}]"
+        return f" {SIGNS[self.verdict]} {_number(mean(self.high))} ({name}){error}"
 
 
 def check_claim(table: Table, order: OrderClaim, paper: bool = False) -> Claim:
     """Test a claim on our numbers or, to verify the claim itself, on the paper's."""
     columns = [column.name for column in table.columns]
+    labels = {column.name: our_name(column.name, column) for column in table.columns}
     by_row = order.order[0] in table.rows
     across = (order.columns or columns) if by_row else (order.rows or [*table.rows])
     verdicts: set[Verdict] = set()
@@ -76,16 +78,25 @@ def check_claim(table: Table, order: OrderClaim, paper: bool = False) -> Claim:
         exact = table.exact or paper
         pairs = [Comparison(a, b, order.ratio, exact) for a, b in pairwise(values)]
         verdicts |= {pair.verdict for pair in pairs}
-        details.append(f"{other}: {_chain(order, pairs)}")
+        names = [labels.get(name, name) for name in order.order]
+        details.append(f"{labels.get(other, other)}: {_chain(names, order.ratio, pairs)}")
     ranked: tuple[Verdict, ...] = ("failed", "not run", "not resolved", "passed")
     verdict = next(each for each in ranked if each in verdicts)
-    factor = f" (by a factor of {order.ratio:g} or more)" if order.ratio > 1 else ""
-    if order.ratio < 1:
-        factor = f" (within a factor of {1 / order.ratio:.2g})"
     reason = ""
     if verdict in ("failed", "not resolved"):
         reason = next((text for tier, text in order.reasons.items() if tier == table.tier), "")
-    return Claim(order.text + factor, verdict, tuple(details), reason)
+    return Claim(_text(table, order, {*order.order, *across}), verdict, tuple(details), reason)
+
+
+def _text(table: Table, order: OrderClaim, names: Container[str]) -> str:
+    """Return the text of a claim, with the metrics of its columns and its factor."""
+    text = order.text
+    for column in table.columns:
+        if column.name in names:
+            text = our_name(text, column)
+    if order.ratio < 1:
+        return f"{text} (within a factor of {1 / order.ratio:.2g})"
+    return text + (f" (by a factor of {order.ratio:g} or more)" if order.ratio > 1 else "")
 
 
 def _values(entry: Entry, paper: bool) -> list[float]:
@@ -95,18 +106,15 @@ def _values(entry: Entry, paper: bool) -> list[float]:
     return [] if entry.ours is None else entry.values
 
 
-def _chain(order: OrderClaim, pairs: Sequence[Comparison]) -> str:
+def _chain(names: Sequence[str], ratio: float, pairs: Sequence[Comparison]) -> str:
     """Format comparisons as a < b < c or, with a factor, as 2 × a < b, 2 × b < c."""
     heads = [
-        f"{_number(mean(pair.low))} ({name})"
-        for name, pair in zip(order.order, pairs, strict=False)
+        f"{_number(mean(pair.low))} ({name})" for name, pair in zip(names, pairs, strict=False)
     ]
-    tails = [pair.result(name) for name, pair in zip(order.order[1:], pairs, strict=True)]
-    if order.ratio == 1:
+    tails = [pair.result(name) for name, pair in zip(names[1:], pairs, strict=True)]
+    if ratio == 1:
         return heads[0] + "".join(tails)
-    return ", ".join(
-        f"{order.ratio:g} × {head}{tail}" for head, tail in zip(heads, tails, strict=True)
-    )
+    return ", ".join(f"{ratio:g} × {head}{tail}" for head, tail in zip(heads, tails, strict=True))
 
 
 def _number(value: float, style: str = ".4g") -> str:

@@ -80,7 +80,7 @@ class OrderClaim(BaseModel, extra="forbid"):
     omitted: dict[Tier, str] = {}
     """Tiers that cannot test the claim, and the reason"""
     reasons: dict[Tier, str] = {}
-    """By tier, the explanation of a claim that failed or is not resolved"""
+    """Explanation by tier, for a claim that failed or is not resolved"""
 
 
 class Plot(BaseModel, extra="forbid"):

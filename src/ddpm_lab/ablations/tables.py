@@ -11,6 +11,7 @@ from string import ascii_lowercase
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ddpm_lab.ablations import build_plots, spec
+from ddpm_lab.ablations.build_plots import sample_grids
 from ddpm_lab.ablations.claims import check_claim
 from ddpm_lab.ablations.job_environments import describe_environments
 from ddpm_lab.ablations.plan import JobKey, Plan
@@ -78,7 +79,8 @@ def from_plan(plan: Plan) -> Table:
         ),
         omitted={each.text: each.omitted[tier] for each in ablation.claims if tier in each.omitted},
         panels=(*chain(*panels), *build_plots.training_panels(models)),
-        images=build_plots.sample_grids(models),
+        images=build_plots.sample_grids(build_plots.cells(plan))
+        or build_plots.sample_grids(models),
         provenance=describe_environments(
             plan.jobs.values(), () if table.exact else plan.spec.seeds
         ),
@@ -86,7 +88,7 @@ def from_plan(plan: Plan) -> Table:
 
 
 def _column(plan: Plan, name: str) -> Column:
-    metric, paper_metric = plan.metric(name), plan.paper_metric(name)
+    metric, paper_label = plan.metric(name), _label(plan.paper_metric(name))
     number = numbers().get(metric)
     column = plan.ablation.columns[name]
     overrides = plan.substitute([*column.train, *column.evaluate])
@@ -94,7 +96,7 @@ def _column(plan: Plan, name: str) -> Column:
         name,
         _label(metric),
         number.better if number else None,
-        "" if metric == paper_metric else _label(paper_metric),
+        "" if _label(metric) == paper_label else paper_label,
         last_number(overrides[-1]) if overrides else None,
     )
 
@@ -219,22 +221,7 @@ def from_sweep(root: Path) -> Table:
     Raises UserError if `root` is not the folder of a sweep, UnsafeFileError if its sweep.json
     refers to other folders.
     """
-    try:
-        items = TypeAdapter(dict[str, SweepItem]).validate_python(read_json(root / "sweep.json"))
-    except ValidationError:
-        items = {}
-    if not items:
-        raise UserError(
-            f"dir={root} is not the folder of a sweep (no valid sweep.json in it); "
-            "train.py -m prints that folder"
-        )
-    for folder in items:
-        if not re.fullmatch(r"[\w.=+-]+", folder) or not folder.strip("."):
-            raise UnsafeFileError(
-                f"dir={root}: its sweep.json lists the job {escape_control(folder)}, which is not "
-                "a folder in it"
-            )
-        reject_links(root / folder)
+    items = _read_index(root)
     jobs = [Job(item.name, "", (), root / key, item.config, 1.0) for key, item in items.items()]
     sweep = dict(sorted(by_name(jobs).items()))
     keys = [
@@ -261,6 +248,27 @@ def from_sweep(root: Path) -> Table:
         ),
         rows={row: tuple(entry(job, key) for key in keys) for row, job in sweep.items()},
         panels=tuple(build_plots.training_panels(models)),
-        images=build_plots.sample_grids(models),
+        images=sample_grids(models),
         provenance=describe_environments(jobs),
     )
+
+
+def _read_index(root: Path) -> dict[str, SweepItem]:
+    """Return the jobs in sweep.json by folder. Raises UserError, UnsafeFileError."""
+    try:
+        items = TypeAdapter(dict[str, SweepItem]).validate_python(read_json(root / "sweep.json"))
+    except ValidationError:
+        items = {}
+    if not items:
+        raise UserError(
+            f"dir={root} is not the folder of a sweep (no valid sweep.json in it); "
+            "train.py -m prints that folder"
+        )
+    for folder in items:
+        if not re.fullmatch(r"[\w.=+-]+", folder) or not folder.strip("."):
+            raise UnsafeFileError(
+                f"dir={root}: its sweep.json lists the job {escape_control(folder)}, which is not "
+                "a folder in it"
+            )
+        reject_links(root / folder)
+    return items

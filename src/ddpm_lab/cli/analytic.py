@@ -202,17 +202,10 @@ def _tables(config: DictConfig, process: ForwardProcess, data: Data | None) -> N
     out = make_directory(config.out)
     write_json(out / "metrics.json", metrics)
     units = {"distance to the data": "Wasserstein distance", "bound over entropy": "bits/dim"}
-    panels = [
-        Panel(
-            title,
-            "steps",
-            units[title],
-            {name: Line(steps, row) for name, row in rows.items()},
-            log_x=True,
-            log_y=True,
-        )
-        for title, rows in lines.items()
-    ]
+    panels = []
+    for title, rows in lines.items():
+        curves = {name: Line(steps, row) for name, row in rows.items()}
+        panels.append(Panel(title, "steps", units[title], curves, log_x=True, log_y=True))
     plot = save_panels(panels, out / "exact.png")
     text = "\n".join(tables)
     LOG.info("%s\n%s\n  saved in %s, %s", analytic.name, text, out / "metrics.json", plot)

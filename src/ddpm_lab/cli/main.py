@@ -26,6 +26,7 @@ from ddpm_lab.config import messages
 from ddpm_lab.config.overrides import CONFIGS, move_positional, slug, split_command
 from ddpm_lab.runs import partial_results, provenance, resume, saved_config
 from ddpm_lab.runs.run_config import expand_cascade, register_run_choices
+from ddpm_lab.sweeps.job import ENVIRONMENT
 from ddpm_lab.utils.distributed import check_launch, is_rank_zero
 from ddpm_lab.utils.errors import (
     CLIError,
@@ -227,7 +228,7 @@ def run_job(command: str, overrides: list[str], log: Path) -> int:
     try:
         globals()[command]()
         status = 0
-        provenance.write_job_environment(log.parent)
+        provenance.write_environment(log.parent / ENVIRONMENT)
     except SystemExit as stop:  # without a number: a signal ended Lightning
         status = stop.code if isinstance(stop.code, int) else 1
     except Exception:

@@ -15,6 +15,7 @@ from ddpm_lab.diffusion.predictions import Eps, Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.variances import BetaTilde, Variance
+from ddpm_lab.utils.errors import UserError
 
 
 class Estimate(NamedTuple):
@@ -116,6 +117,8 @@ class Denoiser(BaseDenoiser):
             (None: unconditional).
         shape: Shape of x_0 without the batch, for guidance by another model (None: any).
         space: Fingerprint of the latent space of x_0; "" for pixels.
+
+    Raises UserError if the prediction does not determine x_0 where x_T is noise alone.
     """
 
     preconditioning: Tensor
@@ -141,6 +144,12 @@ class Denoiser(BaseDenoiser):
         preconditioning = torch.stack(
             [1 / process.scale(t), *prediction.preconditioning(process, t)], dim=1
         )
+        if not preconditioning[1:].isfinite().all():
+            name = type(prediction).__name__.lower()
+            raise UserError(
+                f"prediction={name} does not determine x_0 at t = {process.steps}, where x_t is "
+                "noise alone; try prediction=velocity or v"
+            )
         self.register_buffer("preconditioning", preconditioning, persistent=False)
 
     def run_network(self, x_t: Tensor, t: Tensor, cond: Condition) -> NetworkOutput:

@@ -7,13 +7,14 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
-from ddpm_lab.utils.ranges import Count, check_ranges
+from ddpm_lab.utils.ranges import Count, Positive, check_ranges
 
 
 class TimestepSampler(nn.Module, ABC):
     """A distribution over 1..T, T = `steps`.
 
-    Its importance weights keep losses unbiased: E[weight loss(t)] is the mean over uniform t.
+    Importance weights keep losses unbiased: E[weight loss(t)] is the mean over uniform t. Samplers
+    that emphasize times on purpose have weights of 1.
     """
 
     def __init__(self, steps: int) -> None:
@@ -52,6 +53,22 @@ class Stratified(TimestepSampler):
         offset = torch.rand(1, dtype=torch.float64, device=device, generator=generator)
         positions = (offset + torch.arange(size, device=device) / size) % 1
         return 1 + (positions * self.steps).long(), torch.ones(size, device=device)
+
+
+@check_ranges
+class LogitNormal(TimestepSampler):
+    """t / T = sigmoid(n), n ~ N(mean, std^2), for middle times (Esser et al., 2024, eq. 19)."""
+
+    def __init__(self, steps: int, mean: float = 0.0, std: Positive = 1.0) -> None:
+        super().__init__(steps)
+        self.mean, self.std = mean, std
+
+    def forward(
+        self, size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        n = torch.randn(size, dtype=torch.float64, device=device, generator=generator)
+        t = (self.steps * torch.sigmoid(self.mean + self.std * n)).ceil().long()
+        return t.clamp(1, self.steps), torch.ones(size, device=device)
 
 
 @check_ranges

@@ -21,6 +21,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 """Color-blind safe palette of Okabe and Ito, without yellow, which is too faint on white"""
 MARKERS = "osD^vP"
 """One fewer than colors, so that (color, marker) pairs repeat after 42 lines, not after 7"""
+CHARACTERS_PER_INCH = 14
+"""Width of a legend's text"""
 MAX_MARKERS = 20
 """Longer lines have no markers, and a band instead of error bars"""
 STYLE: Any = {
@@ -111,24 +113,26 @@ def draw(panels: Sequence[Panel]) -> Figure:
     Error bars and bands show the spread over seeds. The paper's bars are hatched. Numbers from
     memory have open markers and dotted lines, or lighter bars.
     """
-    figure, row = _create_figure(6.4 if len(panels) == 1 else 5.2 * len(panels), 4.2, len(panels))
+    width = 6.4 if len(panels) == 1 else 5.2
+    figure, row = _create_figure(width * len(panels), 4.2, len(panels))
     for axes, panel in zip(row, panels, strict=True):
         (_draw_bars if panel.bars else _draw_lines)(axes, panel)
         _label_axes(axes, panel)
-    same_names = len({tuple(panel.lines) for panel in panels}) == 1
-    places: dict[str, Any] = {"loc": "outside lower center"}
-    for parent, axes in ((figure, row[0]),) if same_names else zip(row, row, strict=True):
-        handles, labels = axes.get_legend_handles_labels()
-        columns = min(4 if same_names else 2, max(1, len(labels)))
-        if not same_names:
-            places = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
-        if any(labels) and (len(labels) > 1 or len(panels) > 1 or _has_memory(panels[0])):
-            parent.legend(handles, labels, ncols=columns, **places)
+    if len({tuple(panel.lines) for panel in panels}) == 1:
+        _add_legend(figure, row[0], width * len(panels), {"loc": "outside lower center"})
+    else:
+        for axes in row:
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+            _add_legend(axes, axes, width, place)
     return figure
 
 
-def _has_memory(panel: Panel) -> bool:
-    return any(any(line.recalled) for line in panel.lines.values())
+def _add_legend(parent: Figure | Axes, axes: Axes, width: float, place: dict[str, Any]) -> None:
+    """Add the legend of `axes`, in as many columns as fit `width` in inches; none for one name."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or any(" (" in label for label in labels):
+        columns = int(width * CHARACTERS_PER_INCH) // (max(map(len, labels)) + 6)
+        parent.legend(handles, labels, ncols=max(1, min(5, columns)), **place)
 
 
 def _draw_lines(axes: Axes, panel: Panel) -> None:

@@ -4,35 +4,38 @@ from collections.abc import Sequence
 from math import isfinite
 
 from ddpm_lab.reports import number_format
-from ddpm_lab.reports.table import Table, Verdict
+from ddpm_lab.reports.table import Column, Table, Verdict
 
 NOT_SHOWN: dict[Verdict, str] = {
     "failed": "the numbers contradict it",
     "not resolved": "within two standard errors",
-    "not run": "numbers are missing",
 }
 
 
 def findings(table: Table) -> list[str]:
     """Return at most two sentences: the claims that the numbers show, and the others.
 
-    Without other claims, the second sentence names the best number of each metric.
+    Without other claims, the second sentence names the best number of each metric. Without numbers,
+    the only sentence names the command.
     """
-    tested = [claim for claim in table.claims if claim.verdict != "not run"]
+    if table.command and all(entry.ours is None for entry in number_format.entries(table)):
+        return [f"No number has been measured yet; to run the table: {table.command}"]
     texts = [claim.text for claim in table.claims if claim.verdict == "passed"]
-    if not tested:
-        return _best_numbers(table)
-    if texts:
-        total = f"{len(texts)} of {len(table.claims)} claims"
-        first = f"As in the paper{_where(table)} ({total}): {_enumerate(texts)}."
-    else:
-        where = _where(table).removeprefix(",")
-        first = f"None of the paper's claims shows{where} (0 of {len(table.claims)})."
     others = [
         f"{claim.text} ({NOT_SHOWN[claim.verdict]})"
         for claim in table.claims
-        if claim.verdict != "passed"
+        if claim.verdict in NOT_SHOWN
     ]
+    tested = len(texts) + len(others)
+    if not tested:
+        return _best_numbers(table)
+    missing = len(table.claims) - tested
+    counts = f"{len(texts)} of {tested} claims"
+    counts += f", {missing} without numbers" if missing else ""
+    if texts:
+        first = f"As in the paper{_where(table)} ({counts}): {_enumerate(texts)}."
+    else:
+        first = f"None of the paper's claims shows{_where(table).removeprefix(',')} ({counts})."
     return [first, *([f"Not shown: {_enumerate(others)}."] if others else _best_numbers(table))]
 
 
@@ -51,6 +54,11 @@ def _enumerate(texts: Sequence[str]) -> str:
     return f"{'; '.join(others)}; and {last}" if others else last
 
 
+def _place(row: str, column: Column) -> str:
+    name = number_format.our_name(column.name, column)
+    return row if name == column.metric else f"{row}, {name}"
+
+
 def _best_numbers(table: Table) -> list[str]:
     """Return a sentence on the best finite number of each metric."""
     texts = []
@@ -59,7 +67,7 @@ def _best_numbers(table: Table) -> list[str]:
         if len(columns) > 1 and any(column.x is None for column in columns):
             continue  # not one quantity: terms of a sum may share a unit
         cells = [
-            (entry.ours, entry, row if column.name == metric else f"{row}, {column.name}")
+            (entry.ours, entry, _place(row, column))
             for row, entries in table.rows.items()
             for column, entry in zip(table.columns, entries, strict=True)
             if column.metric == metric and entry.ours is not None and isfinite(entry.ours)

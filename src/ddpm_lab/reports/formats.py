@@ -14,8 +14,8 @@ from ddpm_lab.reports.table import Column, Entry, Table
 from ddpm_lab.utils.errors import escape_control
 
 CSV_HEADER = (
-    "table,tier,row,column,metric,paper_metric,paper,recalled,ours,std,seeds,difference,status,marks,configs,"
-    "files,commands\n"
+    "table,tier,row,column,metric,paper_metric,paper,recalled,ours,std,seeds,difference,status,"
+    "marks,configs,files,commands\n"
 )
 
 

@@ -17,7 +17,7 @@ BACKGROUND = 40
 DESCRIPTION = "Description"
 """Keyword of the PNG text chunk with the caption"""
 FONT_SIZE, LINE_HEIGHT, MARGIN = 13, 17, 6
-"""Of captions, in pixels"""
+"""Sizes of captions, in pixels"""
 
 
 def grid_image(pixels: "Tensor", columns: int) -> Image.Image:

@@ -94,7 +94,7 @@ def _notes(table: Table) -> list[str]:
 
 
 def _groups(table: Table) -> list[Group]:
-    """Return a group per column with its paper's, or one of ours and one of the paper's columns."""
+    """Return a group per column, or one of our and one of the paper's if the metrics differ."""
     blocks = number_format.blocks(table)
     if len(blocks) > 1:
         grids = [(block.caption, number_format.grid(table, block)) for block in blocks]

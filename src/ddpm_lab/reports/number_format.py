@@ -115,7 +115,7 @@ class Block:
     caption: str
     """The metric, if all columns share it"""
     columns: Mapping[int, Column]
-    """By index in the table, with the metric of this block"""
+    """Columns by index in the table, with the metric of this block"""
     sides: Mapping[int, Sequence[Side]]
     """Ours, the paper's or both, by index of the column"""
 
@@ -131,7 +131,7 @@ class Block:
 
 
 def blocks(table: Table) -> list[Block]:
-    """Return one block, or one of ours and one of the paper's numbers if their metrics differ."""
+    """Return one block, or two with our and the paper's numbers if their metrics differ."""
     columns = dict(enumerate(table.columns))
     with_paper = [i for i in columns if any(row[i].paper for row in table.rows.values())]
     if not any(columns[i].paper_metric for i in with_paper):
@@ -199,10 +199,10 @@ def legend(table: Table) -> list[str]:
     lines = []
     if counts := {len(entry.sources) for entry in entries(table) if entry.std is not None}:
         seeds = " or ".join(map(str, sorted(counts)))
-        root = f"√{seeds}" if len(counts) == 1 else "the root of their number"
+        root = f"√{seeds}" if len(counts) == 1 else "√n"
         lines.append(
-            f"±: the standard deviation over {seeds} seeds; the standard error of the mean is it "
-            f"divided by {root}"
+            f"±: the standard deviation over {seeds} seeds; the standard error of the mean is "
+            f"1/{root} of it"
         )
     if any(entry.paper and entry.paper.recalled for entry in entries(table)):
         lines.append(RECALLED)
@@ -216,7 +216,7 @@ def claims_legend(table: Table) -> list[str]:
     if max(len(entry.sources) for entry in entries(table)) < 2:
         return ["One seed, no errors: the claims compare the numbers as they are"]
     lines = [
-        "In the claims, numbers are means, followed by their mean difference over seeds ± two "
+        "In the claims, numbers are means, and brackets have the mean difference over seeds ± two "
         "standard errors"
     ]
     if any(claim.verdict == "not resolved" for claim in table.claims):

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 Environment = dict[str, str | None]
-JOB_FILE = "environment.json"
-"""File with the environment of a job of a sweep, next to its job.json"""
 ROOT = Path(__file__).parents[3]
 """Root of the checkout, unless the package is installed"""
 
@@ -43,9 +41,9 @@ def environment(device: "torch.device | None" = None) -> Environment:
     }
 
 
-def write_job_environment(folder: Path) -> None:
-    """Write the environment of this process, a finished job, to `folder`."""
-    write_json(folder / JOB_FILE, {"environments": [environment()]})
+def write_environment(file: Path) -> None:
+    """Write the environment of this process to `file`."""
+    write_json(file, {"environments": [environment()]})
 
 
 def version() -> str:

@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_lab.utils.safe_load import read_json
 
+ENVIRONMENT = "environment.json"
+"""File of a finished job with `runs.provenance.environment`"""
 HELD_OUT = 360
 """Number of held-out images for a cost, that of the digits"""
 

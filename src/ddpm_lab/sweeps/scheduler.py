@@ -14,7 +14,7 @@ from statistics import mean
 from ddpm_lab.config.overrides import format_override
 from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.sweeps.executors import Executor
-from ddpm_lab.sweeps.job import Job, by_name, read_number
+from ddpm_lab.sweeps.job import ENVIRONMENT, Job, by_name, read_number
 from ddpm_lab.utils.atomic_io import directory_lock, write_json, write_text
 from ddpm_lab.utils.errors import JobsFailedError
 from ddpm_lab.utils.safe_load import read_json
@@ -111,7 +111,8 @@ def _attempt(job: Job, executor: Executor) -> int:
         if job.verb == "sample":
             shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "job.json").unlink(missing_ok=True)
+        for file in ("job.json", ENVIRONMENT):
+            (job.folder / file).unlink(missing_ok=True)
         overrides = [*job.overrides, format_override("hydra.run.dir", job.folder)]
         status = executor(job.verb, overrides, log)
         if executor.stopped:
