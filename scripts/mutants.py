@@ -1579,8 +1579,8 @@ MUTANTS = [
     Mutant(
         "inverse: PiGDM shifts x_0 as if it were x_t",
         "diffusion/inverse_guidance.py",
-        "per_pixel(sigma**2 / alpha, x0) * score",
-        "per_pixel(sigma**2, x0) * score",
+        "torch.where(alpha > 0, sigma**2 / alpha, 0)",
+        "sigma**2",
         "inverse",
     ),
     Mutant(

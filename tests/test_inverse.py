@@ -15,13 +15,13 @@ from ddpm_lab.diffusion.operators import OPERATORS, Mask, Saturation, blur, box,
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import DDIM, DDPM, RePaint
-from ddpm_lab.diffusion.schedules import cosine, geometric, linear
+from ddpm_lab.diffusion.schedules import cosine, flow, geometric, linear
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde
 
 SHAPE = (3, 4, 4)
 SIZE = 48
 LINEAR = [name for name in OPERATORS if name != "saturation"]
-PROCESSES = {f.__name__: ForwardProcess(f()) for f in (linear, cosine, geometric)}
+PROCESSES = {f.__name__: ForwardProcess(f()) for f in (linear, cosine, geometric, flow)}
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "compare_inverse.py"))
 T = torch.tensor([1, 30, 300, 600, 999])
 
@@ -114,6 +114,15 @@ def test_pigdm_samples_the_exact_posterior_of_isotropic_data(name):
     moments = propagate_affine(DDIM(clip=None), wrong, SCRIPT["SHAPE"])
     mean, _ = SCRIPT["errors"](moments, of.posterior)
     assert mean > 0.05 or name == "half", "without noise, r_t cancels if J is a number"
+
+
+def test_pigdm_begins_at_pure_noise():
+    of = SCRIPT["case"]("mean", 0.25 * torch.eye(16, dtype=torch.float64))
+    exact = denoiser(torch.full((16,), 0.25).double(), PROCESSES["flow"], size=16)
+    exact.mean = of.denoiser.mean
+    guided = PiGDM(exact, of.problem, data_std=0.5)
+    moments = propagate_affine(DDIM(clip=None), guided, SCRIPT["SHAPE"])
+    assert max(SCRIPT["errors"](moments, of.posterior)) < 0.01, "alpha is 0 at T"
 
 
 def test_propagated_moments_are_those_of_samples():

@@ -183,5 +183,6 @@ class PiGDM(InverseGuidance):
         vector = self.operator.inverse(residual, ratio) / per_pixel(variance, x0)
         (score,) = torch.autograd.grad(estimate.x0, leaf, vector)
         output = estimate.variance_output
-        shift = per_pixel(sigma**2 / alpha, x0) * score
+        # At alpha = 0, x_t contains no information about x_0 and J is 0.
+        shift = per_pixel(torch.where(alpha > 0, sigma**2 / alpha, 0), x0) * score
         return Estimate(x0 + shift, None if output is None else output.detach())
