@@ -106,7 +106,10 @@ def test_masks_may_be_saved_in_color(files):
         ({"operator": "gray"}, "operator=gray needs RGB images"),
         ({"operator": "downsample", "amount": 3}, "amount=3 must divide the sides"),
         ({"image": "{}/nowhere.png"}, "image=.* does not exist; try guidance.image=FILE"),
-        ({"image": "{}/small.png"}, "image=.*small.png is 4x4 L, expected 8x8 L"),
+        (
+            {"image": "{}/small.png"},
+            "image=.*small.png is 4x4 L, expected 8x8 L; scale or convert it first",
+        ),
         ({"image": "{}/color.png"}, "image=.*color.png is 8x8 RGB, expected 8x8 L"),
         ({"image": "{}/empty"}, "image=.*empty contains no images"),
         ({"image": "{}/a.png", "measured": True, "operator": "downsample"}, "expected 4x4"),

@@ -130,7 +130,8 @@ def _read_images(path: str, shape: tuple[int, ...]) -> Tensor:
     try:
         return read_images(Path(path), shape).x0
     except ValueError as error:
-        raise ValueError(f"image={error}") from error
+        advice = "; scale or convert it first" * ("expected" in str(error))
+        raise ValueError(f"image={error}{advice}") from error
 
 
 def _read_mask(path: str, shape: tuple[int, ...]) -> Mask:
