@@ -1164,6 +1164,7 @@ OPTIONS = [
         ("trainer", "slurm"),
         ("variance", "analytic"),
         ("guidance", "autoguidance"),
+        ("objective", "distillation"),
         ("guidance", "classifier"),
         ("guidance", "inpainting"),
         ("guidance", "dps"),

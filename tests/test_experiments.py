@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.runs import weights
 
-EXPERIMENTS = options("experiment")
+EXPERIMENTS = [name for name in options("experiment") if name != "distill"]  # of no data set
 CLASSIFIER = "adm_imagenet64_classifier"
 LATENT = ("digits_latent", "ldm_celebahq256", "ldm_imagenet256")
 
