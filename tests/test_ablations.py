@@ -341,6 +341,17 @@ def test_page_has_the_sample_grid_of_each_model(settings, tmp_path):
         assert f"<figcaption><strong>{name}</strong> step 10 of {name}<" in page
 
 
+def test_page_has_the_sample_grid_of_each_evaluation(settings, tmp_path):
+    plan = Plan("cfg_imagenet64", load_ablation("cfg_imagenet64"), "tiny", settings)
+    for name, (job, _) in build_plots.cells(plan).items():
+        finish(job, {"fid": 1.0})
+        save_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), job.folder / "samples.png", 2, name)
+    images = tables.from_plan(plan).images
+    rows = [name for name, row in plan.ablation.rows.items() if "tiny" in row.tiers]
+    assert len(images) == 3 * len(rows), "FID and IS of a model share their samples"
+    assert "w = 1, FID, 0.1 dropped; IS, 0.1 dropped" in images
+
+
 def test_deviating_protocols_are_marked(settings):
     plan = Plan("ddpm_table2", load_ablation("ddpm_table2"), "tiny", settings)
     for i, (key, job) in enumerate(plan.by_key.items()):

@@ -891,7 +891,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "mode=foo"],
-            "mode=foo is not one of sample, encode, decode, interpolate, times",
+            "mode=foo is not one of sample, encode, decode, interpolate, edit, times",
         ),
         ("sample", ["run=RUN", "mode=encode", "sampler.eta=0.5"], "sampler.eta=0.5 adds noise"),
         (
@@ -1164,7 +1164,11 @@ OPTIONS = [
         ("trainer", "slurm"),
         ("variance", "analytic"),
         ("guidance", "autoguidance"),
+        ("objective", "distillation"),
         ("guidance", "classifier"),
+        ("guidance", "inpainting"),
+        ("guidance", "dps"),
+        ("guidance", "pigdm"),
         ("callbacks", "classifier"),
         ("callbacks", "autoencoder"),
         ("codec", "autoencoder"),
@@ -1180,6 +1184,7 @@ def test_every_option_of_every_group_takes_a_step(group, option, tmp_path, monke
         ("system", "diffusion"): ["callbacks=none"],
         ("callbacks", "default"): ["callbacks.fid.count=4", "sampler.steps=2"],
         ("callbacks", "points"): ["data=toy", "callbacks.ode_nll.count=4", "sampler.steps=2"],
+        ("schedule", "flow"): ["prediction=velocity"],
         ("variance", "learned_range"): ["objective=hybrid"],
         ("variance", "learned_diagonal"): ["objective=vlb"],
         ("data", "gaussian_mixture"): ["data.batch_size=4"],

@@ -42,6 +42,7 @@ from ddpm_lab.evaluation.memorization import Memorization
 from ddpm_lab.evaluation.nll import NLL
 from ddpm_lab.evaluation.reconstruction import Reconstruction
 from ddpm_lab.evaluation.sample_quality import SampleQuality
+from ddpm_lab.reports.grids import read_caption
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.errors import UserError
 
@@ -180,6 +181,11 @@ def test_memorization_shares_the_samples_of_fid_and_has_a_picture(run, typed, tm
     assert len(results["both"]["memorization"]["closest"]) == 10
     picture = Image.open(tmp_path / "both" / "memorization.png").convert("L")
     assert picture.width > 3 * picture.height and len(set(picture.getdata())) > 20
+    assert f"{tmp_path}/test/samples.png" in out
+    grid = tmp_path / "test" / "samples.png"
+    assert "3 of 1000 steps, ema weights. Labels 0 to 9 in columns." in read_caption(grid)
+    assert Image.open(grid).size == Image.open(tmp_path / "fid" / "samples.png").size
+    assert grid.read_bytes() == (tmp_path / "fid" / "samples.png").read_bytes()
     assert numbers()["memorization.pixels"].label == "memorization (pixels)"
     assert numbers()["fid_held_out"].label == "FID to held-out images"
     status, _, error = typed("evaluate", f"run={run}", "metrics=[memorization]", "count=9")

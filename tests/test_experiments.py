@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ddpm_lab.diffusion.conditioning import DataSpec
 from ddpm_lab.runs import weights
 
-EXPERIMENTS = options("experiment")
+EXPERIMENTS = [name for name in options("experiment") if name != "distill"]  # of no data set
 CLASSIFIER = "adm_imagenet64_classifier"
 LATENT = ("digits_latent", "ldm_celebahq256", "ldm_imagenet256")
 
@@ -43,6 +43,7 @@ PUBLISHED = {
     "digits_ddpm": (64, None, 100, None),
     "digits_iddpm": (64, None, 400, None),
     "digits_cfg": (64, None, 1000, None),
+    "digits_flow": (64, None, 1000, None),
     "digits_latent": (64, None, 1000, None),
     "digits_cascade": (64, None, 1000, None),
 }
@@ -64,6 +65,7 @@ CHOICES = {
     "digits_ddpm": "linear Eps Beta Simple Label DDPM",
     "digits_iddpm": "cosine Eps LearnedRange Hybrid Label DDPM",
     "digits_cfg": "cosine Eps BetaTilde Simple Label DDPM",
+    "digits_flow": "flow Velocity BetaTilde Simple Label DDIM",
     "digits_latent": "cosine V BetaTilde Simple Label DDIM",
     "digits_cascade": "cosine Eps BetaTilde Simple LowRes DDIM",
 }

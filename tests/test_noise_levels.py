@@ -1,6 +1,7 @@
 """Times between those of the schedule, and EDM (Karras et al., 2022) in terms of this project."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,13 +9,16 @@ import torch
 from torch import nn
 
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
+from ddpm_lab.diffusion.analytic_propagation import propagate
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.diffusion.multistep_solvers import DPMSolver3M, DPMSolverSDE, UniPC
 from ddpm_lab.diffusion.objectives import NoisedBatch, Simple
+from ddpm_lab.diffusion.ode_solvers import EDM
 from ddpm_lab.diffusion.predictions import Eps, Mean, Score, V
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM, DDPM
-from ddpm_lab.diffusion.schedules import Schedule, cosine, edm, geometric, linear
+from ddpm_lab.diffusion.schedules import cosine, edm, flow, geometric, linear
 from ddpm_lab.diffusion.timestep_samplers import LogNormal
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import Analytic, BetaTilde
@@ -189,11 +193,25 @@ def test_float_times_are_for_samplers():
         DDPM(steps=5, spacing="karras")(denoiser, torch.zeros(1, 1))
 
 
-def test_karras_needs_a_signal_at_the_end():
-    alpha = torch.linspace(1, 0, 11, dtype=torch.float64)
-    process = ForwardProcess(Schedule(alpha, (1 - alpha**2).sqrt()))
-    with pytest.raises(ValueError, match="spacing=karras needs a signal at T"):
-        DDIM(steps=5, spacing="karras").timesteps(process)
+def test_times_before_a_schedule_ends_in_noise():
+    process, t = ForwardProcess(flow()), numbers(999.0, 999.5, 999.99, 1000.0)
+    alpha, sigma = process.alpha_sigma(t)
+    torch.testing.assert_close(alpha + sigma, numbers(1, 1, 1, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(alpha / sigma, alpha[0] / sigma[0] * numbers(1, 0.5, 0.01, 0))
+    torch.testing.assert_close(process.time(process.noise_level(t)), t)
+    times = DDIM(steps=5, spacing="karras").timesteps(process)
+    assert times[0] == pytest.approx(999) and times[-2:] == [pytest.approx(1), 0]
+    assert DDIM(steps=5, spacing="karras7:0.01,1e6").timesteps(process)[0] > 999.9
+
+
+@pytest.mark.parametrize("sampler", [EDM(s_churn=2.0), DPMSolver3M(), DPMSolverSDE(), UniPC()])
+def test_solvers_begin_in_noise_alone(sampler):
+    process = ForwardProcess(flow())
+    denoiser = GaussianDenoiser(process, BetaTilde(), numbers(0.3), numbers([0.25]))
+    sampler = replace(sampler, steps=100, spacing="trailing", clip=None)
+    mean, variance = propagate(sampler, denoiser)
+    assert mean.item() == pytest.approx(0.3, abs=0.01)
+    assert variance.item() ** 0.5 == pytest.approx(0.5, abs=0.02)
 
 
 class EDMPrecond(nn.Module):

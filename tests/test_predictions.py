@@ -5,7 +5,7 @@ import torch
 from conftest import composed, options
 from hydra.utils import instantiate
 
-from ddpm_lab.diffusion.predictions import X0, Eps, Mean, Score, V
+from ddpm_lab.diffusion.predictions import X0, Eps, Mean, Score, V, Velocity
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.schedules import cosine, geometric, linear
 
@@ -29,7 +29,14 @@ def to_x0(prediction, process, output, x_t):
 
 
 def test_every_prediction_has_a_config():
-    assert {type(prediction) for prediction in PREDICTIONS.values()} == {Eps, X0, V, Mean, Score}
+    assert {type(prediction) for prediction in PREDICTIONS.values()} == {
+        Eps,
+        X0,
+        V,
+        Velocity,
+        Mean,
+        Score,
+    }
 
 
 @EVERY_PREDICTION

@@ -173,6 +173,18 @@ def test_latent_model_samples_images_and_saves_only_latent_scale(latent_runs, ty
     assert (tmp_path / "e" / "memorization.png").is_file()
 
 
+def test_latent_model_edits_images_and_refuses_inpainting(latent_runs, typed, tmp_path):
+    run = f"run={latent_runs}/latent"
+    words = ["mode=edit", "count=2", "strength=0.3", f"out={tmp_path}/edit"]
+    status, _, error = typed("sample", run, *words)
+    assert status == 0, error
+    assert np.load(tmp_path / "edit" / "samples.npz")["images"].shape == (2, 8, 8, 1)
+    image = tmp_path / "edit" / "images" / "000000.png"
+    words = ["guidance=pigdm", "guidance.operator=box", f"guidance.image={image}"]
+    status, _, error = typed("sample", run, *words, "count=1")
+    assert status == 2 and "is for models of pixels, but this one samples latents" in error
+
+
 def test_latent_run_requires_its_own_autoencoder(latent_runs, typed, tmp_path):
     codec = tmp_path / "kl"
     overrides = ["codec=autoencoder", f"codec.run={codec}", "callbacks=classifier"]

@@ -123,6 +123,7 @@ def test_time_estimate_is_a_start_and_a_time_per_image(tmp_path):
         return _estimate_seconds(history, Job("x", verb, overrides, tmp_path, "x", cost))
 
     history = {"evaluate.py": [(100.0, 16.0), (300.0, 36.0)], "train.py": [], "exact": []}
+    assert seconds(history, 1.0, "exact") is None
     assert seconds(history, 1000.0) == pytest.approx(106.0)
     assert seconds(history, 1000.0, "train") == pytest.approx(106.0), "from the other kind"
     history["train.py"].append((1000.0, 206.0))

@@ -28,7 +28,7 @@ MEANINGS = {
     "`sampler.eta=1`. With `sampler.steps=null`, `sampler.spacing` is also `ddim25`, "
     "`'\"90,60,60,20,20\"'` or `'[1000,500,0]'`.",
     "guidance": "Guidance at sampling. `guidance.w` is the w of the papers, where 0 is off, and "
-    "`guidance.scale` is 1 + w.",
+    "`guidance.scale` is 1 + w. `inpainting`, `dps` and `pigdm` are guidance by an image.",
     "conditioner": "The conditioning: a class, learned tokens, a caption, or the image at "
     "1 / `conditioner.factor` of its resolution with noise augmentation. `conditioner.dropout` "
     "enables classifier-free guidance.",

@@ -24,10 +24,11 @@ from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.conditions import Label, check_label_count, class_labels, format_size
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.sampling.samples import Samples, check_tensor, to_split
+from ddpm_lab.sampling.sdedit import edit
 from ddpm_lab.utils.arguments import check_call
 from ddpm_lab.utils.distributed import all_gather
 from ddpm_lab.utils.errors import UserError, prefix_errors
-from ddpm_lab.utils.ranges import Count, NonNegativeInt
+from ddpm_lab.utils.ranges import Count, NonNegativeInt, PositiveFraction
 
 REBUILT = ("weights", "checkpoint", "variance", "conditioner", "codec")
 """Keys whose change requires another network; sampler and guidance are replaced"""
@@ -98,8 +99,7 @@ class Model:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            message = f'device={device} is not available here; try device="cpu"'
-            raise UserError(message) from error
+            raise UserError(f'device={device} is not available; try device="cpu"') from error
         self.pipeline.denoiser.to(device), self.pipeline.codec.to(device)
         return self
 
@@ -179,7 +179,7 @@ class Model:
         """
         pipeline = self._pipeline(**choices)
         conditions = self._conditions(pipeline, count, label, text, images)
-        return _steps(pipeline, count, conditions, seed)
+        return pipeline.estimates(range(count), conditions, seed)
 
     @check_call
     def encode(
@@ -227,8 +227,7 @@ class Model:
             label: A class, or one per row. Images return only under the classes with which they
                 were encoded (None: all in turn, as for `sample`).
             seed: Seed of a sampler that adds noise, at least 0.
-            batch_size: Number of samples at a time, at least 1.
-            choices: sampler, steps, guidance and overrides, as for `sample`.
+            batch_size, choices: See `encode`.
         """
         pipeline = self._pipeline(deterministic=True, **choices)
         check_tensor("x_T", x_T, pipeline.codec.shape, torch.float32)
@@ -238,6 +237,24 @@ class Model:
             return pipeline.decode_samples(
                 x_T, conditions, range(len(x_T)), seed=seed, batch_size=batch_size, bar=bar
             )
+
+    @check_call
+    def edit(
+        self,
+        images: Samples | Tensor,
+        strength: PositiveFraction = 0.5,
+        *,
+        label: Label = None,
+        seed: NonNegativeInt = 0,
+        batch_size: Count = 256,
+        **choices: Unpack[SamplingChoices],
+    ) -> Samples:
+        """Noise `images` up to t = strength T and sample from there (SDEdit); see `encode`."""
+        pipeline = self._pipeline(**choices)
+        split = to_split(images, self.shape, pipeline.bin_width is None)
+        check_label_count(label, split.size)
+        cond = pipeline.data_conditions(split, label)
+        return edit(pipeline, split.x0, cond, strength, seed, batch_size)
 
     @check_call
     def interpolate(
@@ -257,8 +274,7 @@ class Model:
             end: Like `start`.
             frames: Number of samples in a row, with both ends, at least 1.
             label: A class, or one per row (None: those of `start`, or all in turn).
-            seed: Seed of a sampler that adds noise, at least 0.
-            choices: sampler, steps, guidance and overrides, as for `sample`.
+            seed, choices: See `decode`.
         """
         label = getattr(start, "labels", None) if label is None else label
         check_label_count(label, len(start))
@@ -317,10 +333,9 @@ class Model:
         """
         names = [] if metrics is None else [f"metrics=[{','.join(metrics)}]"]
         settings = self._compose("evaluate", [*names, *overrides])
-        available = available_metrics(settings)
         run = self._configured(settings)
         cascade = Cascade([*self._earlier, run.pipeline])
-        selection = select_metrics(available, settings.metrics, cascade)
+        selection = select_metrics(available_metrics(settings), settings.metrics, cascade)
         data = self.data if settings.data == self._settings.data else run.data
         results: dict[str, Any] = {}
         for name, metric in selection.items():
@@ -338,9 +353,8 @@ class Model:
         if deterministic:
             make_deterministic(settings)
         pipeline = self._configured(settings).pipeline
-        match choices.get("sampler"):
-            case Sampler() as sampler:
-                pipeline.set_sampler(sampler, pipeline.guidance)
+        if isinstance(sampler := choices.get("sampler"), Sampler):
+            pipeline.set_sampler(sampler, pipeline.guidance)
         return pipeline
 
     def _configured(self, settings: DictConfig) -> RunDir:
@@ -384,15 +398,3 @@ class Model:
 
 def _bar(total: int, desc: str) -> "tqdm[Any]":
     return tqdm(total=total, desc=desc, unit="step", disable=None, leave=False)
-
-
-@torch.no_grad()
-def _steps(
-    pipeline: SamplingPipeline, count: int, conditions: Batch, seed: int
-) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Yield t, x_t and the x_0 estimate of each step, then the samples twice."""
-    x0 = torch.empty(0)
-    for step, x_s in pipeline.chain(range(count), conditions, seed):
-        yield step.t.item(), step.x_t.cpu(), step.estimate.x0.cpu()
-        x0 = x_s.cpu()
-    yield 0, x0, x0

@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 from ddpm_lab.ablations.plan import JobKey, Plan
-from ddpm_lab.ablations.results import last_number, last_sample_grid, numbers, read_losses
+from ddpm_lab.ablations.results import last_number, numbers, read_losses, sample_grid
 from ddpm_lab.ablations.spec import Plot
 from ddpm_lab.reports.number_format import SIDES, Side, our_name
 from ddpm_lab.reports.table import Entry, Line, Panel, Table
@@ -142,21 +142,31 @@ def mean_curve(curves: Sequence[Curve]) -> Line:
 
 
 def models(plan: Plan) -> dict[str, list[Job]]:
-    """Return the training jobs of each model, one per seed, by its rows and columns.
+    """Return the training jobs of each model, one per seed, by its rows and columns."""
+    return _by_place(plan.training)
 
-    Rows are omitted from the name of a model of all rows, and columns likewise.
-    """
+
+def cells(plan: Plan) -> dict[str, list[Job]]:
+    """Return the jobs of each number, one per seed, by its rows and columns."""
+    jobs: dict[tuple[str, str], list[Job]] = {}
+    for key, job in plan.by_key.items():
+        jobs.setdefault((key.row, key.column), []).append(job)
+    return _by_place(jobs)
+
+
+def _by_place(jobs: Mapping[tuple[str, str], list[Job]]) -> dict[str, list[Job]]:
+    """Name distinct jobs by their rows and columns; omit rows of a job of all, and columns."""
     places: dict[Path, list[tuple[str, str]]] = {}
-    for place, (first, *_) in plan.training.items():
+    for place, (first, *_) in jobs.items():
         places.setdefault(first.folder, []).append(place)
-    everywhere = [len({place[i] for place in plan.training}) for i in range(2)]
+    everywhere = [len({place[i] for place in jobs}) for i in range(2)]
     by_name = {}
-    for cells in places.values():
-        parts = [[*dict.fromkeys(cell[i] for cell in cells)] for i in range(2)]
+    for group in places.values():
+        parts = [[*dict.fromkeys(place[i] for place in group)] for i in range(2)]
         names = [
             "; ".join(part) for part, n in zip(parts, everywhere, strict=True) if len(part) < n
         ]
-        by_name[", ".join(names) or "all numbers"] = plan.training[cells[0]]
+        by_name[", ".join(names) or "all numbers"] = jobs[group[0]]
     return by_name
 
 
@@ -179,10 +189,10 @@ def training_panels(jobs: Mapping[str, Sequence[Job]]) -> list[Panel]:
 
 
 def sample_grids(jobs: Mapping[str, Sequence[Job]]) -> dict[str, Path]:
-    """Return the last sample grid by name, of the first of the jobs that is finished."""
+    """Return the sample grid by name, of the first of the jobs that is finished and has one."""
     grids: dict[str, Path] = {}
     for name, seeds in jobs.items():
-        files = (last_sample_grid(job.folder) for job in seeds if job.done())
+        files = (sample_grid(job.folder) for job in seeds if job.done())
         if file := next(filter(None, files), None):
             grids[name] = file
     return grids

@@ -25,8 +25,8 @@ TRAINING_NUMBERS = (
     Number("training.val_loss", "validation loss", "lower"),
     Number("accuracy", "accuracy", "higher"),
 )
-WEIGHTS = "weights_sha256"
-"""Protocol key that differs between all runs and is not compared"""
+UNIQUE = ("weights_sha256", "run")
+"""Protocol keys that differ between all runs and are not compared"""
 
 
 @cache
@@ -58,16 +58,18 @@ def read_protocol(file: Path, key: str) -> dict[str, str]:
     for depth in range(len(parts) - 1, -1, -1):
         protocol = get_nested(content, ".".join([*parts[:depth], "protocol"]))
         if isinstance(protocol, dict):
-            return _flatten({name: value for name, value in protocol.items() if name != WEIGHTS})
+            return _flatten(protocol)
     return {}
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in content.items():
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            value = {str(i): item for i, item in enumerate(value)}
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{name}.")
-        else:
+        elif name not in UNIQUE:
             flat[prefix + name] = str(value)
     return flat
 
@@ -92,7 +94,8 @@ def read_losses(folder: Path) -> dict[Any, float]:
         ) from error
 
 
-def last_sample_grid(folder: Path) -> Path | None:
-    """Return the last sample grid of a run; None if there is none."""
-    last = max((folder / "images").glob("samples-*.png"), default=None)
+def sample_grid(folder: Path) -> Path | None:
+    """Return the sample grid of an evaluation, or the last one of a run; None if there is none."""
+    grids = [folder / "samples.png", *sorted((folder / "images").glob("samples-*.png"))[-1:]]
+    last = next((file for file in reversed(grids) if file.exists()), None)
     return None if last is None else regular_file(reject_links(last.parent) / last.name)

@@ -11,6 +11,7 @@ from string import ascii_lowercase
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ddpm_lab.ablations import build_plots, spec
+from ddpm_lab.ablations.build_plots import sample_grids
 from ddpm_lab.ablations.claims import check_claim
 from ddpm_lab.ablations.job_environments import describe_environments
 from ddpm_lab.ablations.plan import JobKey, Plan
@@ -78,7 +79,8 @@ def from_plan(plan: Plan) -> Table:
         ),
         omitted={each.text: each.omitted[tier] for each in ablation.claims if tier in each.omitted},
         panels=(*chain(*panels), *build_plots.training_panels(models)),
-        images=build_plots.sample_grids(models),
+        images=build_plots.sample_grids(build_plots.cells(plan))
+        or build_plots.sample_grids(models),
         provenance=describe_environments(
             plan.jobs.values(), () if table.exact else plan.spec.seeds
         ),
@@ -246,7 +248,7 @@ def from_sweep(root: Path) -> Table:
         ),
         rows={row: tuple(entry(job, key) for key in keys) for row, job in sweep.items()},
         panels=tuple(build_plots.training_panels(models)),
-        images=build_plots.sample_grids(models),
+        images=sample_grids(models),
         provenance=describe_environments(jobs),
     )
 

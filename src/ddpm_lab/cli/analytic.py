@@ -133,12 +133,9 @@ def _checked_guidance(guidance: "partial[Any]", sampler: Sampler) -> Callable[[A
     def guide(denoiser: Any) -> Any:
         with prefix_errors("guidance"):
             guided = guidance(denoiser)
-            if getattr(guided, "requires_reverse", False) and not sampler.uses_reverse:
-                raise ValueError(
-                    "form=mean shifts the means of ancestral steps, but "
-                    f"sampler={choice_name(sampler)} has none; try sampler=ddpm or "
-                    "guidance.form=score"
-                )
+            message = getattr(guided, "requires_reverse", "")
+            if message and not sampler.uses_reverse:
+                raise ValueError(message.format(sampler=f"sampler={choice_name(sampler)}"))
         return guided
 
     return guide

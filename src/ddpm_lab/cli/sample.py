@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,19 +30,21 @@ from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir, load_cascade
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.sampling.samples import Samples, to_arrays
+from ddpm_lab.sampling.sdedit import edit
 from ddpm_lab.utils.atomic_io import make_directory
 from ddpm_lab.utils.distributed import all_gather, init_process_group, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
-from ddpm_lab.utils.ranges import Count, NonNegativeInt
+from ddpm_lab.utils.ranges import Count, NonNegativeInt, PositiveFraction
 from ddpm_lab.utils.shell import quiet_libraries, script_command
 
 LOG = logging.getLogger(__name__)
 SETTINGS = {
-    "mode": Literal["sample", "encode", "decode", "interpolate", "times"],
+    "mode": Literal["sample", "encode", "decode", "interpolate", "edit", "times"],
     "count": Count | None,
     "seed": NonNegativeInt,
     "batch_size": Count,
     "frames": Annotated[int, Ge(2)],
+    "strength": PositiveFraction,
 }
 """Types and ranges of keys"""
 
@@ -90,7 +92,42 @@ def _sample(config: DictConfig, run: RunDir) -> None:
     for number, split in enumerate(earlier, 1):
         folder = make_directory(f"{out}/stage-{number}")
         save_samples(Samples(split[0].cpu(), labels, last.class_names), folder, columns)
-    save_samples(Samples(torch.cat(batches), labels, last.class_names), out, columns)
+    pixels = torch.cat(batches)
+    save_samples(Samples(pixels, labels, last.class_names), out, columns)
+    if last.references:
+        rows = torch.arange(min(count, 40))
+        pictures = {name: x.cpu()[rows % len(x)] for name, x in last.references.items()}
+        groups = {name: to_uint8(x) for name, x in pictures.items()} | {"sample": pixels[:40]}
+        LOG.info("  %-11s %s", "guidance", _save_groups(groups, out / "guidance.png"))
+
+
+def _save_groups(pictures: Mapping[str, Tensor], file: Path) -> str:
+    """Save images (N, C, H, W) uint8 side by side in groups; return the file and its caption."""
+    *names, last = pictures
+    caption = f"Groups of {', '.join(names)} and {last}."
+    images = torch.stack([x.cpu() for x in pictures.values()], dim=1).flatten(0, 1)
+    columns = len(pictures) * (10 if len(images) >= 10 * len(pictures) else 1)
+    return f"{save_grid(images, file, columns, caption)} ({caption[:-1].lower()})"
+
+
+def _edit(config: DictConfig, run: RunDir) -> None:
+    """Noise data up to t = strength T and denoise them (SDEdit); save samples and a grid.
+
+    With `config.count`, the data repeat in turn.
+    """
+    pipeline = run.pipeline
+    split = read_samples(config, pipeline.shape, run)
+    if config.count is not None:
+        split = split.select(torch.arange(config.count) % split.size)
+    conditions = pipeline.data_conditions(split, *_label_and_text(config))
+    make_directory(config.out)  # errors precede any work
+    data = split.x0
+    samples = edit(pipeline, data, conditions, config.strength, config.seed, config.batch_size)
+    out = make_directory(config.out)
+    save_samples(samples, out)
+    if pipeline.bin_width is not None:
+        pictures = {"input": to_uint8(data[:40]), "edited image": samples.tensor[:40]}
+        LOG.info("  %-11s %s", "edits", _save_groups(pictures, out / "edits.png"))
 
 
 def _encode(config: DictConfig, run: RunDir) -> None:
@@ -108,11 +145,12 @@ def _encode(config: DictConfig, run: RunDir) -> None:
         panels = {"input": (data, labels), "x_T": (x_T, labels), "decoded": (decoded, labels)}
         image = f"{save_scatter(panels, out / 'scatter.png')} (input, x_T, decoded)"
     else:
-        rows = [to_uint8(data[:40]), pipeline.to_images(x_T[:40], None)[0], to_uint8(decoded[:40])]
-        triples = torch.stack([row.to(pipeline.device) for row in rows], dim=1).flatten(0, 1)
-        caption = "Triples of input, x_T and decoded image."
-        grid = save_grid(triples, out / "grid.png", 30 if len(data) >= 10 else 3, caption)
-        image = f"{grid} (triples of input, x_T, decoded)"
+        pictures = {
+            "input": to_uint8(data[:40]),
+            "x_T": pipeline.to_images(x_T[:40], None)[0],
+            "decoded image": to_uint8(decoded[:40]),
+        }
+        image = _save_groups(pictures, out / "grid.png")
     steps, accuracy = pipeline.num_steps, f"mean squared error {error:.2g}, in [0, 1]"
     LOG.info("%d samples encoded and decoded, in %d steps each: %s", len(data), steps, accuracy)
     LOG.info("  x_T         %s\n  image       %s", array, image)
@@ -193,6 +231,7 @@ MODES: dict[str, Callable[[DictConfig, RunDir], None]] = {
     "encode": _encode,
     "decode": _decode,
     "interpolate": _interpolate,
+    "edit": _edit,
     "times": _times,
 }
 

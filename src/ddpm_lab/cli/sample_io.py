@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points
 from ddpm_lab.data.image_folder import read_images
+from ddpm_lab.data.image_io import is_image
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.class_names import is_numbered
 from ddpm_lab.sampling.conditions import format_size
@@ -26,7 +27,7 @@ def read_samples(
 ) -> InMemorySplit:
     """Return `config.count` samples of `shape` from `config.input`: a split, a file or a folder.
 
-    `count` is the default for a split; a file or folder is read whole.
+    `count` is the default for a split; a file or folder is read whole. A file is an .npz or image.
     """
     if config.input in SPLITS:
         split: InMemorySplit = getattr(run.data, config.input)
@@ -38,7 +39,7 @@ def read_samples(
     if run.pipeline.bin_width is None:
         points, conditions = read_array(file, "points", shape, classes)
         return Points(points, conditions.get("label")).select(first)
-    if file.is_dir():
+    if file.is_dir() or (file.is_file() and is_image(file)):
         try:
             return read_images(file, shape).select(first)
         except UserError:
@@ -62,7 +63,7 @@ def read_array(
 
     Raises UserError if the file is missing or unreadable, or if an array does not fit.
     """
-    hint = "input is an .npz of sample.py, or a folder of images"
+    hint = "input is an .npz of sample.py, an image, or a folder of images"
     try:
         with read_npz(Path(file).resolve()) as arrays:
             array = arrays[name]

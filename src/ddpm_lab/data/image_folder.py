@@ -157,17 +157,21 @@ def load_images(
 def read_images(path: Path, shape: tuple[int, ...]) -> Images:
     """Read all images of `shape` (C, H, W) in `path` and its subfolders, sorted by name.
 
-    Raises ValueError that begins with the path and names the file.
+    `path` may also be an image. Raises ValueError that begins with the path and names the file.
     """
-    skipped = SkippedFiles()
-    if (tree := scan_tree(path, skipped)) is None:
-        raise ValueError(f"{path} contains no images{skipped}")
-    skipped.log()
-    files = ImageFiles(path, tree.every, ImageTransform([*shape[1:]], shape[0]))
+    every = [path]
+    if path.is_dir():
+        skipped = SkippedFiles()
+        if (tree := scan_tree(path, skipped)) is None:
+            raise ValueError(f"{path} contains no images{skipped}")
+        skipped.log()
+        every = tree.every
+    files = ImageFiles(path, every, ImageTransform([*shape[1:]], shape[0]))
     try:
         return Images(files.read(torch.arange(len(files)), shape), None)
     except ValueError as error:
-        raise ValueError(f"{path}: {str(error).partition('; try')[0]}") from error
+        prefix = f"{path}: " if path.is_dir() else ""
+        raise ValueError(prefix + str(error).partition("; try")[0]) from error
 
 
 def inspect_files(files: Sequence[Path], on_error: OnError = "error") -> list[ImageInfo]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
 from ddpm_lab.diffusion.conditioning import Condition
-from ddpm_lab.diffusion.denoiser import Estimate
+from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.process import ForwardProcess, as_times, per_pixel
 from ddpm_lab.diffusion.samplers import Sampler, Step
 from ddpm_lab.diffusion.variances import LearnedRange, Variance
@@ -92,6 +92,28 @@ def _affine(
     offset, slopes = response[:, 0], response[:, 1:] - response[:, :1]
     matrix, noise = (part.permute(2, 0, 1, 3) for part in slopes.split([size, draws], dim=1))
     return offset.transpose(0, 1), matrix, noise
+
+
+def propagate_affine(
+    sampler: Sampler, denoiser: DenoiserLike, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return mean (d,) and covariance (d, d) of the x_0 of `shape`, without sampling.
+
+    For estimates that are affine in x_t, such as a guided `GaussianDenoiser`, without clipping. A
+    step of the sampler depends on x_t and on at most one draw of noise.
+    """
+    times, d = as_times(sampler.timesteps(denoiser.process)), math.prod(shape)
+    zeros, unit = torch.zeros(d, d, dtype=torch.float64), torch.eye(d, dtype=torch.float64)
+    probes = torch.cat([zeros[:1], unit, zeros]).view(-1, *shape)
+    draw = torch.cat([zeros[:1], zeros, unit]).view(-1, *shape)
+    mean, cov = zeros[0], sampler.prior(denoiser.process, unit) ** 2
+    for t, s in pairwise(times.unbind()):
+        arguments = (None, Condition(), lambda _: draw)
+        step = sampler.begin(denoiser, probes, t, s, *arguments)
+        response = sampler.step(denoiser, step, Condition(), lambda _: draw).flatten(1)
+        slopes, spread = (response[1:] - response[0]).split(d)
+        mean, cov = response[0] + mean @ slopes, slopes.T @ cov @ slopes + spread.T @ spread
+    return mean, cov
 
 
 def analytic_vlb(

@@ -79,7 +79,11 @@ class ClassifierGuidance(Guidance):
         self.classifier = classifier.to(denoiser.process.table.device).eval()
         self.classes = classifier.classes
         self.scale, self.form, self.at = scale, form, at
-        self.requires_reverse = form == "mean"
+        if form == "mean":
+            self.requires_reverse = (
+                "form=mean shifts the means of ancestral steps, but {sampler} has none; "
+                "try sampler=ddpm or guidance.form=score"
+            )
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         estimate = self.denoiser(x_t, t, cond)

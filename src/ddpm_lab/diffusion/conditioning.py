@@ -45,6 +45,8 @@ class Condition:
     """(B,), the noise level of `image`, in 0..1000"""
     previous_x0: Tensor | None = None
     """(B, C, H, W), the previous x_0 estimate (self-conditioning); it is never dropped"""
+    index: Tensor | None = None
+    """(B,) int64, numbers of the samples, for guidance by one measurement each"""
     dropped: Tensor | None = None
     """(B,) bool, rows whose condition is replaced by the network's learned null; None: no row"""
 
@@ -72,6 +74,11 @@ class Condition:
         first, second = (vars(replace(part, dropped=part._dropped)) for part in (self, other))
         rows = {name: (first[name], second[name]) for name in first if first[name] is not None}
         return Condition(**{name: torch.cat(pair) for name, pair in rows.items()})
+
+    def clone(self) -> "Condition":
+        """Copy every tensor."""
+        rows = {name: value.clone() for name, value in vars(self).items() if value is not None}
+        return Condition(**rows)
 
     def replace_dropped(self, value: Tensor, null: Tensor | float) -> Tensor:
         """Replace the dropped rows of `value` (B, ...) by `null`."""

@@ -15,6 +15,7 @@ from ddpm_lab.diffusion.predictions import Eps, Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.variances import BetaTilde, Variance
+from ddpm_lab.utils.errors import UserError
 
 
 class Estimate(NamedTuple):
@@ -116,6 +117,8 @@ class Denoiser(BaseDenoiser):
             (None: unconditional).
         shape: Shape of x_0 without the batch, for guidance by another model (None: any).
         space: Fingerprint of the latent space of x_0; "" for pixels.
+
+    Raises UserError if the prediction does not determine x_0 where x_T is noise alone.
     """
 
     preconditioning: Tensor
@@ -138,7 +141,14 @@ class Denoiser(BaseDenoiser):
         self.network, self.self_conditioning = network, getattr(network, "self_conditioning", False)
         self.prediction, self.conditioner = prediction, conditioner
         t = torch.arange(process.steps + 1, device=process.table.device)
-        self.register_buffer("preconditioning", self._precondition(t), persistent=False)
+        preconditioning = self._precondition(t)
+        if not preconditioning[1:].isfinite().all():
+            name = type(prediction).__name__.lower()
+            raise UserError(
+                f"prediction={name} does not determine x_0 at t = {process.steps}, where x_t is "
+                "noise alone; try prediction=velocity or v"
+            )
+        self.register_buffer("preconditioning", preconditioning, persistent=False)
 
     def _precondition(self, t: Tensor) -> Tensor:
         """Return c_in, c_skip and c_out at `t` (B,), (B, 3) float64."""

@@ -29,5 +29,8 @@ class EMAModel(Generic[M]):
     def update(self) -> None:
         """Average the current weights of the model, after each optimizer step."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - self.next_decay())
+
+    def next_decay(self) -> float:
+        """Return d of update n = `updates`."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))

@@ -26,8 +26,8 @@ def none(denoiser: DenoiserLike) -> DenoiserLike:
 class Guidance:
     """A wrapper with the interface of its denoiser; this base class changes nothing."""
 
-    requires_reverse = False
-    """True if guidance acts in `reverse` only, which requires a sampler with `uses_reverse`"""
+    requires_reverse = ""
+    """Message about a {sampler} without `uses_reverse`, if guidance acts in `reverse` only"""
 
     def __init__(self, denoiser: DenoiserLike) -> None:
         self.denoiser, self.process = denoiser, denoiser.process

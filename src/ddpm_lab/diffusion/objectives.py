@@ -9,6 +9,7 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, NetworkOutput
 from ddpm_lab.diffusion.likelihood import vlb_term
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.utils.errors import UserError, choice_name
 from ddpm_lab.utils.ranges import NonNegative, Positive, check_ranges
 
 
@@ -34,6 +35,14 @@ class Objective(ABC):
 
     trains_variance = False
     """True if a learned variance receives gradients"""
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Raise UserError if the objective cannot train `denoiser`."""
+        if denoiser.variance.outputs > 1 and not self.trains_variance:
+            raise UserError(
+                f"variance={choice_name(denoiser.variance)} is learned from the variational bound, "
+                f"which objective={choice_name(self)} does not contain; try objective=hybrid or vlb"
+            )
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:

@@ -118,14 +118,14 @@ class EDM(Sampler):
         if self.s_tmax is not None:
             inside &= level <= self.s_tmax
         raised = torch.where(inside, torch.maximum(process.time((1 + gamma) * level), t), t)
-        gain = process.alpha_sigma(raised)[0] / process.alpha_sigma(t)[0]
-        std = self.s_noise * process.beta(raised, t).sqrt()
-        return per_pixel(gain, x) * x + per_pixel(std, x) * noise(x), raised
+        noisier = process.rediffuse(x, self.s_noise * noise(x), t, raised)
+        return torch.where(per_pixel(raised > t, x).bool(), noisier, x), raised
 
     def step(
         self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
     ) -> Tensor:
-        return heun_step(self, denoiser, step, cond)
+        alpha, _ = denoiser.process.alpha_sigma(step.t)  # 0: there is no slope of noise alone
+        return heun_step(self, denoiser, step._replace(last=step.last or not alpha.any()), cond)
 
 
 class DPMSolver(Sampler):

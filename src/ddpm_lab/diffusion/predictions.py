@@ -73,6 +73,19 @@ class V(Prediction):
         return std**2 * alpha / scale**2, -std * sigma / scale
 
 
+class Velocity(Prediction):
+    """eps - x_0, the velocity dx_t / du of `schedules.flow` (Lipman et al., 2023, eq. 23)."""
+
+    def target(
+        self, process: ForwardProcess, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
+        return eps - x0
+
+    def preconditioning(self, process: ForwardProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = process.alpha_sigma(t)
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
 class Mean(Prediction):
     """The mean of q(x_{t-1} | x_t, x_0) (Ho et al., 2020, eq. 8; the baseline of their table 2)."""
 

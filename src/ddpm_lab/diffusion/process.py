@@ -32,13 +32,14 @@ def as_times(times: float | Sequence[float]) -> Tensor:
 def interpolate(table: Tensor, t: Tensor, data_std: float = 1.0) -> Tensor:
     """Return the rows of `table`, (T + 1, 4), at float times `t` in [0, T], (..., 4) float64.
 
-    log SNR is linear between the entries; between 0 and 1, where it begins at infinity, sigma /
-    alpha is linear. log alpha is linear in log(scale / alpha). The process therefore preserves the
-    variance, or has alpha = 1, wherever the entries do.
+    log SNR is linear between the entries. Between 0 and 1, where it begins at infinity, sigma /
+    alpha is linear; before T, where it may end at -infinity, alpha / sigma then is. log alpha is
+    linear in log(scale / alpha). The process therefore preserves the variance, or has alpha = 1,
+    wherever the entries do.
     """
     low = t.floor().long().clamp(0, len(table) - 2)
     share = t.double() - low
-    (alpha, _, log_snr, _), (next_alpha, _, next_log_snr, _) = (
+    (alpha, _, log_snr, scale), (next_alpha, _, next_log_snr, next_scale) = (
         table[row].unbind(-1) for row in (low, low + 1)
     )
 
@@ -46,12 +47,18 @@ def interpolate(table: Tensor, t: Tensor, data_std: float = 1.0) -> Tensor:
         return 0.5 * torch.log1p((-log_snr).exp() / data_std**2)  # of scale / (alpha data_std)
 
     start, end = log_scale(log_snr), log_scale(next_log_snr)
+    ends_in_noise = next_log_snr.isinf()
+    to_noise = log_snr + 2 * torch.log1p(-share)
     linear = torch.lerp(log_snr, next_log_snr, share)
-    log_snr = torch.where(low == 0, next_log_snr - 2 * share.log(), linear)
+    log_snr = torch.where(ends_in_noise, to_noise, linear)
+    log_snr = torch.where(low == 0, next_log_snr - 2 * share.log(), log_snr)
     here = log_scale(log_snr)
     alpha = torch.lerp(alpha.log(), next_alpha.log(), (here - start) / (end - start)).exp()
-    sigma = alpha * (-0.5 * log_snr).exp()
-    return torch.stack([alpha, sigma, log_snr, data_std * alpha * here.exp()], dim=-1)
+    mean_scale = torch.lerp(scale, next_scale, share)
+    scale = torch.where(ends_in_noise, mean_scale, data_std * alpha * here.exp())
+    alpha = scale / (data_std**2 + (-log_snr).exp()).sqrt()
+    sigma = scale / (1 + data_std**2 * log_snr.exp()).sqrt()
+    return torch.stack([alpha, sigma, log_snr, scale], dim=-1)
 
 
 def time_at(log_snr: Tensor, noise_level: Tensor) -> Tensor:
@@ -63,7 +70,9 @@ def time_at(log_snr: Tensor, noise_level: Tensor) -> Tensor:
     levels, level = -log_snr[1:].contiguous(), 2 * noise_level.double().log()
     index = torch.searchsorted(levels, level).clamp(max=len(levels) - 1)
     low, high = levels[(index - 1).clamp(min=0)], levels[index]
-    t = torch.where(index == 0, (0.5 * (level - high)).exp(), index + (level - low) / (high - low))
+    to_noise = -torch.expm1(0.5 * (low - level))
+    share = torch.where(high.isinf(), to_noise, (level - low) / (high - low))
+    t = torch.where(index == 0, (0.5 * (level - high)).exp(), index + share)
     return t.clamp(max=len(levels))
 
 
@@ -126,7 +135,7 @@ class ForwardProcess(nn.Module):
 
     def time(self, noise_level: Tensor) -> Tensor:
         """Return the float times of noise levels, in the shape of `noise_level`; see `time_at`."""
-        table = self.table if noise_level.ndim else self._cpu_table
+        table = self._cpu_table if noise_level.device.type == "cpu" else self.table
         return time_at(table[:, 2], noise_level)
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
@@ -159,6 +168,11 @@ class ForwardProcess(nn.Module):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)
         ratio = (sigma_s if sigma is None else sigma) / sigma_t
         return per_pixel(ratio, x_t) * x_t + per_pixel(alpha_s - ratio * alpha_t, x_t) * x0
+
+    def rediffuse(self, x_s: Tensor, eps: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """x_t = (alpha_t / alpha_s) x_s + sqrt(beta) eps, a draw of q(x_t | x_s)."""
+        ratio = self.alpha_sigma(t)[0] / self.alpha_sigma(s)[0]
+        return per_pixel(ratio, x_s) * x_s + per_pixel(self.beta(t, s).sqrt(), x_s) * eps
 
     def score(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """grad log q(x_t | x_0) = -eps / sigma_t (Song & Ermon, 2019).

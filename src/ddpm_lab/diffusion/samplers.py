@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import torch
 from annotated_types import Gt, Le
@@ -58,7 +58,7 @@ class Sampler(ABC):
     """
 
     steps: Count | None = None
-    spacing: str | list[int] = "uniform"
+    spacing: str | list[int | float] = "uniform"
     clip: Positive | None = 1.0
     dynamic_threshold: Annotated[float, Gt(0), Le(1)] | None = None
     uses_reverse: ClassVar[bool] = False
@@ -88,6 +88,11 @@ class Sampler(ABC):
                 f"try steps={self.min_steps}, or sampler=ddim"
             )
         return [*(t for t in times if t > t_end), t_end]
+
+    def starting_at(self, process: ForwardProcess, t: int) -> Self:
+        """Return this sampler with a chain that begins at `t`."""
+        times = chain_times(process, self.steps, self.spacing)
+        return replace(self, steps=None, spacing=[t, *(s for s in times if s < t)])
 
     def prior(self, process: ForwardProcess, z: Tensor) -> Tensor:
         """Return the initial x_T from standard normal `z`, (B, ...)."""
@@ -214,6 +219,42 @@ class DDPM(Sampler):
     ) -> Tensor:
         reverse = denoiser.reverse(step.estimate, step.x_t, step.t, step.s, cond)
         return reverse.mean if step.last else reverse.rsample(noise(step.x_t))
+
+
+@check_ranges
+@dataclass(frozen=True, kw_only=True)
+class RePaint(DDPM):
+    """DDPM that returns to noise and repeats, for `guidance=inpainting` (Lugmayr et al., 2022).
+
+    After `jump` steps the chain returns by q(x_t | x_s) to their beginning, until each block of
+    `jump` steps has been made `resamples` times; 1 is DDPM. The step to the data is made once. The
+    return also calls the network, whose output is not used.
+    """
+
+    resamples: Count = 10
+    jump: Count = 10
+
+    def timesteps(self, process: ForwardProcess, t_end: int = 0) -> Sequence[float]:
+        """Return the timesteps, which also ascend."""
+        *body, end = super().timesteps(process, t_end)
+        times = body[:1]
+        for first in range(0, len(body) - 1, self.jump):
+            block = body[first + 1 : first + 1 + self.jump]
+            times += ([*block, body[first]] * self.resamples)[:-1]
+        return [*times, end]
+
+    def step(
+        self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
+    ) -> Tensor:
+        ascends = step.s > step.t
+        if not ascends.any():
+            return super().step(denoiser, step, cond, noise)
+        x = denoiser.process.rediffuse(step.x_t, noise(step.x_t), step.t, step.s)
+        if ascends.all():
+            return x
+        # A batch of several steps, in `analytic_propagation`.
+        below = super().step(denoiser, step, cond, noise)
+        return torch.where(per_pixel(ascends, x).bool(), x, below)
 
 
 @check_ranges

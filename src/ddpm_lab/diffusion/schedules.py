@@ -150,6 +150,18 @@ def edm(
     return geometric(steps, low, high)._replace(data_std=data_std)
 
 
+@check_ranges
+def flow(steps: Count = 1000, shift: Positive = 1.0) -> Schedule:
+    """x_t = (1 - u) x_0 + u eps, a straight path (Liu et al., 2023; Lipman et al., 2023).
+
+    u = shift t / (T + (shift - 1) t). A `shift` above 1 has more noise at each time, as large
+    images need: the root of the ratio of the numbers of pixels (Esser et al., 2024, eq. 23).
+    """
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    u = shift * t / (1 + (shift - 1) * t)
+    return Schedule(1 - u, u)
+
+
 def _line(steps: int, start: float, end: float) -> Tensor:
     return torch.linspace(start, end, steps, dtype=torch.float64)
 

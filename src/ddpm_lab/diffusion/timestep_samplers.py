@@ -14,8 +14,8 @@ from ddpm_lab.utils.ranges import Count, Positive, check_ranges
 class TimestepSampler(nn.Module, ABC):
     """A distribution over times of a process, in [1, T].
 
-    Its importance weights keep losses unbiased: E[weight loss(t)] is the mean over uniform t, or
-    over the distribution itself if it is a part of the loss (`LogNormal`).
+    Importance weights keep losses unbiased: E[weight loss(t)] is the mean over uniform t. Samplers
+    that emphasize times on purpose have weights of 1.
     """
 
     def __init__(self, process: ForwardProcess) -> None:
@@ -79,6 +79,22 @@ class LogNormal(TimestepSampler):
         z = torch.randn(size, dtype=torch.float64, device=device, generator=generator)
         t = time_at(self.log_snr, (self.mean + self.std * z).exp()).clamp(min=1)
         return t, torch.ones(size, device=device)
+
+
+@check_ranges
+class LogitNormal(TimestepSampler):
+    """t / T = sigmoid(n), n ~ N(mean, std^2), for middle times (Esser et al., 2024, eq. 19)."""
+
+    def __init__(self, process: ForwardProcess, mean: float = 0.0, std: Positive = 1.0) -> None:
+        super().__init__(process)
+        self.mean, self.std = mean, std
+
+    def forward(
+        self, size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        n = torch.randn(size, dtype=torch.float64, device=device, generator=generator)
+        t = (self.steps * torch.sigmoid(self.mean + self.std * n)).ceil().long()
+        return t.clamp(1, self.steps), torch.ones(size, device=device)
 
 
 @check_ranges

@@ -12,7 +12,7 @@ import torch
 
 from ddpm_lab.diffusion.process import ForwardProcess
 
-Spacing = str | Sequence[int]
+Spacing = str | Sequence[float]
 _NUMBER = r"\d+\.?\d*(?:e[-+]?\d+)?"
 KARRAS = rf"karras({_NUMBER})?(?::({_NUMBER}),({_NUMBER}))?"
 """rho, and the smallest and largest noise level"""
@@ -119,8 +119,9 @@ def timesteps(T: int, steps: int | None, spacing: Spacing) -> list[int]:
     if steps is not None and not (isinstance(steps, int) and 1 <= steps <= T):
         raise ValueError(f"steps must be in 1..{T}, the T of the schedule (got {steps})")
     match spacing:
-        case [*times]:
-            _check_descent(T, times)
+        case [*listed]:
+            _check_descent(T, listed)
+            times = [int(t) for t in listed]
         case _:  # on the command line, a name may be a number
             times = [*reversed(_from_name(T, steps, str(spacing))), 0]
     _check_steps(_text(spacing), steps, len(times) - 1)
@@ -141,23 +142,29 @@ def chain_times(process: ForwardProcess, steps: int | None, spacing: Spacing) ->
 
     They are `timesteps`, or the float times of noise levels sigma_t / alpha_t:
 
-    - "karras": see `karras`, with rho = 7 and the range of the schedule. "karras5" has rho = 5,
-      and "karras7:0.002,80" a range.
+    - "karras": see `karras`, with rho = 7 and the range of the schedule; it begins at T - 1 if
+      there is no signal at T. "karras5" has rho = 5, and "karras7:0.002,80" a range.
     - "sigmas:80,10,1,0.1": the levels themselves.
+
+    A list may have floats.
 
     Raises ValueError if the levels are not in the range of the schedule.
     """
     text = _text(spacing)
-    ends = process.noise_level(torch.tensor([1, process.steps], device=process.table.device))
-    first, last = ends.tolist()
+    first, before, last = (
+        process.noise_level(torch.tensor(t)).item() for t in (1, process.steps - 1, process.steps)
+    )
     if match := re.fullmatch(KARRAS, text):
         rho, low, high = (float(part) if part else None for part in match.groups())
-        if not math.isfinite(last):
-            raise ValueError(f"spacing={text} needs a signal at T, where this schedule has none")
-        levels = karras(low or first, high or last, steps or process.steps, rho or 7.0)
+        high = high or (last if math.isfinite(last) else before)
+        levels = karras(low or first, high, steps or process.steps, rho or 7.0)
     elif re.fullmatch(SIGMAS, text):
         levels = [float(level) for level in text.removeprefix("sigmas:").split(",")]
     else:
+        if not isinstance(spacing, str) and any(isinstance(t, float) for t in spacing):
+            _check_descent(process.steps, spacing, float)
+            _check_steps(text, steps, len(spacing) - 1)
+            return [*spacing]
         return [*timesteps(process.steps, steps, spacing)]
     inside = 0.999 * first <= levels[-1] and levels[0] <= 1.001 * last
     if not inside or any(one <= next_one for one, next_one in pairwise(levels)):
@@ -205,10 +212,10 @@ def _from_name(T: int, steps: int | None, name: str) -> list[int]:
     return sections(T, [int(count) for count in name.split(",")])
 
 
-def _check_descent(T: int, times: Sequence[int]) -> None:
+def _check_descent(T: int, times: Sequence[float], kind: type[float] = int) -> None:
     if (
         len(times) < 2
-        or not all(isinstance(t, int) for t in times)
+        or not all(isinstance(t, int | kind) for t in times)
         or times[-1] != 0
         or times[0] > T
         or any(s >= t for t, s in pairwise(times))

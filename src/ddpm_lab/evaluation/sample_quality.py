@@ -1,8 +1,8 @@
 """Metrics of samples: FID and related metrics, with their protocol."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import CPU, head
+from ddpm_lab.data.datasets import CPU, InMemorySplit, head
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.evaluation.extractors import Extractor
@@ -27,7 +27,9 @@ from ddpm_lab.evaluation.metrics import (
     SplitName,
 )
 from ddpm_lab.evaluation.statistics import split_count
+from ddpm_lab.reports.grids import save_grid
 from ddpm_lab.reports.terminal import format_with_error
+from ddpm_lab.sampling.captions import describe_conditions, describe_sampler
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
 from ddpm_lab.utils.errors import UserError, prefix_errors
@@ -37,6 +39,8 @@ from ddpm_lab.utils.safe_load import sha256_of_tensors
 FID_KEYS = {"train": "fid_train", "test": "fid_held_out"}
 """Keys of FID to each split"""
 IMAGES = {"train": "training images", "test": "held-out images"}
+ROWS, COLUMNS = 4, 10
+"""Size of the grid of the first samples"""
 
 
 @check_ranges
@@ -72,6 +76,8 @@ class SampleQuality(Metric):
     batch_size: Count = 250
     feature_metrics: Sequence[FeatureMetric] = ()
     image_metrics: Sequence[ImageMetric] = ()
+    first: "FirstSamples" = field(default_factory=lambda: FirstSamples(), init=False, compare=False)
+    """Samples of the last configuration"""
 
     @property
     def all_numbers(self) -> tuple[Number, ...]:
@@ -168,8 +174,10 @@ class SampleQuality(Metric):
                 _, last = cascade.sample_earlier_stages(conditions, self.count, **options, bar=bar)
                 samples = pipeline.sample(self.count, conditions=last, **options, bar=bar)
                 parts = [batch.to(CPU) for batch in samples] if self.image_metrics else []
-                pairs = zip(batches, parts or samples, strict=True)
+                pairs = zip(batches, self.first.watch(parts or samples), strict=True)
                 results = evaluator(pairs, self.count, others)
+            order = describe_conditions(conditions, pipeline.classes, COLUMNS)
+            self.first.caption = f"{describe_sampler(pipeline, weights)}. {order}"
             if self.image_metrics:
                 pixels = torch.cat([batch.values for batch in all_gather(parts)])
                 for metric in self.image_metrics:
@@ -224,7 +232,28 @@ class SampleQuality(Metric):
 
     def save_figures(self, results: Results, folder: Path) -> list[Path]:
         figures = [metric.save_figures(results, folder) for metric in self.image_metrics]
-        return [*chain.from_iterable(figures)]
+        return [*self.first.save(folder / "samples.png"), *chain.from_iterable(figures)]
+
+
+class FirstSamples:
+    """The first samples of an evaluation, for a grid."""
+
+    pixels: torch.Tensor | None = None
+    """(N, C, H, W) uint8; None before an evaluation, or if an interrupted one had ended"""
+    caption = ""
+
+    def watch(self, batches: Iterable[InMemorySplit]) -> Iterator[InMemorySplit]:
+        """Yield `batches`, and keep the first samples of this process."""
+        parts: list[torch.Tensor] = []
+        for batch in batches:
+            if sum(map(len, parts)) < ROWS * COLUMNS:
+                parts.append(batch.values.cpu())
+                self.pixels = torch.cat(parts)[: ROWS * COLUMNS]
+            yield batch
+
+    def save(self, file: Path) -> list[Path]:
+        """Save the grid, if there are samples, and return its file."""
+        return [] if self.pixels is None else [save_grid(self.pixels, file, COLUMNS, self.caption)]
 
 
 def _too_few(protocol: Mapping[str, int], reference: str) -> str:

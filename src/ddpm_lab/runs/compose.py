@@ -25,7 +25,7 @@ from ddpm_lab.utils.ranges import Count
 ARGUMENTS = {
     "sample": (
         *("run", "cascade", "mode", "count", "label", "text", "seed", "batch_size"),
-        *("input", "frames", "out", "hydra"),
+        *("input", "frames", "strength", "out", "hydra"),
     ),
     "evaluate": ("run", "cascade", "sweep", "values", "wandb", "out", "hydra"),
 }

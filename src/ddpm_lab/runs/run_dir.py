@@ -27,6 +27,7 @@ from ddpm_lab.runs.run_config import load_config, register_run_choices, stage_ov
 from ddpm_lab.runs.run_record import ADJUSTABLE, REPLACEABLE, RunRecord
 from ddpm_lab.runs.variance import load_variance
 from ddpm_lab.runs.weights import read_weights
+from ddpm_lab.sampling.averages import PREFIX, read_average
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.codecs import Latents
 from ddpm_lab.sampling.pipeline import SamplingPipeline, build_pipeline
@@ -147,6 +148,12 @@ class RunDir:
 
     def _load_average(self, denoiser: Denoiser) -> None:
         content, file = self.checkpoint
+        weights = str(self.settings.weights)
+        if weights.startswith(PREFIX):
+            if self.settings.get("checkpoint", "newest") != "newest":
+                raise UserError(f"weights={weights} is that of the last step; remove checkpoint=")
+            denoiser.load_state_dict(read_average(self.path, weights))
+            return
         check_settings(self.settings, {"weights": Literal["ema", "raw"]})
         if self.settings.weights == "raw":
             if content.get("weights") == "ema":

@@ -13,8 +13,8 @@ from ddpm_lab.utils.errors import UnsafeFileError
 
 PATHS = ("data.path", "data.val_path", "data.labels", "data.cache")
 DATA = (*PATHS, "data.name")
-MODELS = ("conditioner.model",)
-"""Key of a pretrained text encoder, which is loaded with the model"""
+MODELS = ("conditioner.model", "guidance.image", "guidance.mask")
+"""Keys of a pretrained text encoder and of measurements, which are loaded with the model"""
 TYPED: set[str] = set()
 """Overrides that the user gave in Python"""
 

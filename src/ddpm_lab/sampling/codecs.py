@@ -1,7 +1,9 @@
 """Codecs: maps between the data and the space in which diffusion takes place."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,9 +11,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_lab.data.datasets import Split, head
-from ddpm_lab.diffusion.conditioning import DataSpec
+from ddpm_lab.diffusion.conditioning import Conditioner, DataSpec
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder
+from ddpm_lab.sampling.conditions import format_size
+from ddpm_lab.utils.errors import UserError, choice_name
 from ddpm_lab.utils.safe_load import sha256_of_tensors
 
 MEASURED = 50_000
@@ -121,3 +125,28 @@ class Latents(Codec):
                 f"run={self.origin} has changed since this model was trained on its latents; train "
                 "again, or restore the autoencoder"
             )
+
+
+def check_conditioner(
+    network: Callable[..., nn.Module], conditioner: Conditioner, codec: Codec
+) -> None:
+    """Raise UserError unless `network` takes the inputs of `conditioner`."""
+    parameters = inspect.signature(network).parameters
+    name, inputs = choice_name(conditioner), conditioner.cond_dims.keys()
+    if "outputs" not in parameters:
+        raise UserError(
+            "model is not a denoising network; classifier is for system=classifier, "
+            "autoencoder_kl and autoencoder_vq for system=autoencoder"
+        )
+    if missing := inputs - parameters.keys():
+        model = "unet_cross" if "context" in missing else "unet"
+        hint = f"model={model}" if len(codec.shape) == 3 else "conditioner=label"
+        raise UserError(
+            f"conditioner={name} needs the network input {' and '.join(missing)}, which this model "
+            f"does not have; try {hint}"
+        )
+    if "image" in inputs and codec.space:
+        raise UserError(
+            f"conditioner={name} concatenates an image of the data's size with x_t, but with "
+            f"codec={choice_name(codec)} x_t is {format_size(codec.shape)}; try codec=pixels"
+        )

@@ -1,7 +1,6 @@
 """The sampling pipeline: from conditions to images or points, without Lightning."""
 
 import copy
-import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -33,11 +32,10 @@ from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.diffusion.samplers import Step as SamplerStep
 from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.sampling.class_names import captions_differ
-from ddpm_lab.sampling.codecs import Codec
+from ddpm_lab.sampling.codecs import Codec, check_conditioner
 from ddpm_lab.sampling.conditions import (
     Label,
     class_labels,
-    format_size,
     low_res_conditions,
     text_tokens,
 )
@@ -82,6 +80,8 @@ class SamplingPipeline:
     """Number of classes that the guided denoiser takes"""
     captions: Sequence[Sequence[str]] | None
     """Names of the classes, from the data or the classifier that guides the denoiser"""
+    references: dict[str, Tensor]
+    """Pictures (N, C, H, W) in [-1, 1] that guide the samples, by caption; see `InverseGuidance`"""
 
     def __init__(
         self,
@@ -134,13 +134,11 @@ class SamplingPipeline:
                     "classifier has the same classes as this model under different labels; train "
                     "both on the same data"
                 )
-            if getattr(guided, "requires_reverse", False) and not sampler.uses_reverse:
-                raise ValueError(
-                    "form=mean shifts the means of ancestral steps, but "
-                    f"sampler={choice_name(sampler)} has none; try sampler=ddpm or "
-                    "guidance.form=score"
-                )
+            message = getattr(guided, "requires_reverse", "")
+            if message and not sampler.uses_reverse:
+                raise ValueError(message.format(sampler=f"sampler={choice_name(sampler)}"))
         self.guidance, self.sampler = guidance, sampler
+        self.references = getattr(guided, "references", {})
         self.classes, self.captions = guided.classes, self.spec.captions or captions
         captions = self.captions if self.classes else None
         self.class_names = [names[0] for names in captions] if captions else None
@@ -171,8 +169,9 @@ class SamplingPipeline:
         """Return the `Condition` of conditions (see `make_conditions`) or of a batch of data."""
         conditions = to_device(conditions, self.device)
         cond: Condition = self.denoiser.conditioner(conditions, noise)
-        # A classifier guides by labels that the model may not take.
-        return cond if cond.label is not None else replace(cond, label=conditions.get("label"))
+        # Guidance may take labels that the model does not take, and the numbers of the samples.
+        label = conditions.get("label") if cond.label is None else cond.label
+        return replace(cond, label=label, index=conditions.get("index"))
 
     def resolve(self, conditions: Batch) -> Batch:
         """Return `conditions` with all random choices made; see `Conditioner.resolve`."""
@@ -196,7 +195,7 @@ class SamplingPipeline:
     ) -> Generator[Step, None, None]:
         """Yield (t, x_t) from the prior down to `t_end` for the samples with these numbers."""
         noise, x = self.prior(samples, seed)
-        yield from self.decode(x, conditions, noise, t_end)
+        yield from self.decode(x, _with_index(conditions, samples), noise, t_end)
 
     def chain(
         self, samples: Sequence[int], conditions: Batch, seed: int
@@ -204,8 +203,19 @@ class SamplingPipeline:
         """Yield each step of `trajectory`, with its x_0 estimate, and the x_s that it leads to."""
         noise, x = self.prior(samples, seed)
         with eval_mode(self.denoiser):
-            cond, guided = self.condition(conditions, noise), self.guidance(self.denoiser)
-            yield from self.sampler.chain(guided, x, cond, noise)
+            cond = self.condition(_with_index(conditions, samples), noise)
+            yield from self.sampler.chain(self.guidance(self.denoiser), x, cond, noise)
+
+    @torch.no_grad()
+    def estimates(
+        self, samples: Sequence[int], conditions: Batch, seed: int
+    ) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Yield t, x_t and the x_0 estimate of each step on the CPU, then the samples twice."""
+        x0 = torch.empty(0)
+        for step, x_s in self.chain(samples, conditions, seed):
+            yield step.t.item(), step.x_t.cpu(), step.estimate.x0.cpu()
+            x0 = x_s.cpu()
+        yield 0, x0, x0
 
     def prior(self, samples: Sequence[int], seed: int) -> tuple[PerSampleGenerator, Tensor]:
         """Return the noise of the samples with these numbers, and their x_T (B, *codec.shape)."""
@@ -282,7 +292,8 @@ class SamplingPipeline:
         ends = []
         for index in torch.arange(len(data)).split(batch_size):
             x = self.codec.encode(data[index].to(self.device), torch.zeros_like)
-            for _, x_t in self.encode(x, select_rows(conditions, index)):
+            batch = _with_index(select_rows(conditions, index), index)
+            for _, x_t in self.encode(x, batch):
                 x = x_t
                 if bar is not None:
                     bar.update()
@@ -304,8 +315,11 @@ class SamplingPipeline:
         tensors = []
         for index in torch.arange(len(x_T)).split(batch_size):
             noise = PerSampleGenerator(seed, [streams[i] for i in index.tolist()])
-            x = x_T[index].to(self.device)
-            for _, x_t in islice(self.decode(x, select_rows(conditions, index), noise), 1, None):
+            x, batch = (
+                x_T[index].to(self.device),
+                _with_index(select_rows(conditions, index), index),
+            )
+            for _, x_t in islice(self.decode(x, batch, noise), 1, None):
                 x = x_t
                 if bar is not None:
                     bar.update()
@@ -363,29 +377,9 @@ def build_pipeline(
     return SamplingPipeline(spec, space, denoiser, sampler, guidance)
 
 
-def check_conditioner(
-    network: Callable[..., nn.Module], conditioner: Conditioner, codec: Codec
-) -> None:
-    """Raise UserError unless `network` takes the inputs of `conditioner`."""
-    parameters = inspect.signature(network).parameters
-    name, inputs = choice_name(conditioner), conditioner.cond_dims.keys()
-    if "outputs" not in parameters:
-        raise UserError(
-            "model is not a denoising network; classifier is for system=classifier, "
-            "autoencoder_kl and autoencoder_vq for system=autoencoder"
-        )
-    if missing := inputs - parameters.keys():
-        model = "unet_cross" if "context" in missing else "unet"
-        hint = f"model={model}" if len(codec.shape) == 3 else "conditioner=label"
-        raise UserError(
-            f"conditioner={name} needs the network input {' and '.join(missing)}, which this model "
-            f"does not have; try {hint}"
-        )
-    if "image" in inputs and codec.space:
-        raise UserError(
-            f"conditioner={name} concatenates an image of the data's size with x_t, but with "
-            f"codec={choice_name(codec)} x_t is {format_size(codec.shape)}; try codec=pixels"
-        )
+def _with_index(conditions: Batch, samples: Sequence[int] | Tensor) -> Batch:
+    """Add the numbers of the samples."""
+    return {**conditions, "index": torch.as_tensor(samples)}
 
 
 @contextmanager

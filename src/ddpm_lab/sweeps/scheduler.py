@@ -182,26 +182,32 @@ def _read_history(root: Path) -> History:
 def _estimate(jobs: Sequence[Job], history: History, max_workers: int) -> str:
     if not jobs:
         return "nothing left to do"
-    if not any(history.values()):
+    times = [_estimate_seconds(history, job) for job in jobs]
+    seconds = [time for time in times if time is not None]
+    if len(seconds) < len(times):
         return f"{len(jobs)} left, time unknown yet"
-    seconds = sum(_estimate_seconds(history, job) for job in jobs)
-    return f"{len(jobs)} left, about {_format_seconds(seconds / max_workers)}"
+    return f"{len(jobs)} left, about {_format_seconds(sum(seconds) / max_workers)}"
 
 
-def _estimate_seconds(history: History, job: Job) -> float:
+def _estimate_seconds(history: History, job: Job) -> float | None:
     """Estimate the time of `job`: a start, and a time proportional to its cost.
 
-    The rate is that of finished jobs of the same kind or, without any, of all.
+    The rate is that of finished jobs of the same kind or, without any, of all with a network. None
+    if there are none.
     """
     kind = _kind(job.command)
-    points = history[kind] or [point for points in history.values() for point in points]
-    seconds = [time for _, time in points]
+    points = history[kind]
     if kind == "exact":  # hardly depends on the cost
-        return mean(seconds)
+        return mean(time for _, time in points) if points else None
+    points = points or [
+        point for other, points in history.items() if other != "exact" for point in points
+    ]
+    if not points:
+        return None
+    seconds = [time for _, time in points]
     start = min(START, *seconds)
-    return start + job.cost * (sum(seconds) - start * len(seconds)) / sum(
-        cost for cost, _ in points
-    )
+    rate = (sum(seconds) - start * len(seconds)) / sum(cost for cost, _ in points)
+    return start + rate * job.cost
 
 
 def _kind(command: str) -> str:

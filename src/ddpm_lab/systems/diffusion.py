@@ -20,7 +20,6 @@ from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.sampling.codecs import Codec
 from ddpm_lab.sampling.pipeline import SamplingPipeline, build_pipeline
 from ddpm_lab.systems.base import TimestepSystem
-from ddpm_lab.utils.errors import UserError, choice_name
 
 
 class Diffusion(TimestepSystem):
@@ -65,11 +64,7 @@ class Diffusion(TimestepSystem):
             guidance=guidance,
             sampler=sampler,
         )
-        if variance.outputs > 1 and not objective.trains_variance:
-            raise UserError(
-                f"variance={choice_name(variance)} is learned from the variational bound, which "
-                f"objective={choice_name(objective)} does not contain; try objective=hybrid or vlb"
-            )
+        objective.check(self.pipeline.denoiser)
         spec = self.pipeline.spec
         self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})
         self.shape, self.bin_width, self.captions = spec.shape, bin_width, captions

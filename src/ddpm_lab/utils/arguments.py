@@ -23,6 +23,7 @@ MEANINGS = {
     "count": COUNT,
     "frames": COUNT,
     "steps": COUNT,
+    "strength": "a number above 0 and at most 1",
     "seed": "a whole number of at least 0",
     "label": "a class by name or number, or a list, array or tensor of them",
     "text": "a text, or a list of texts",

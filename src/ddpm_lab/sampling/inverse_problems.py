@@ -1,0 +1,168 @@
+"""Guidances by images in files: inpainting, DPS and PiGDM."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_lab.data.image_folder import read_images
+from ddpm_lab.data.image_io import open_image
+from ddpm_lab.diffusion.denoiser import DenoiserLike
+from ddpm_lab.diffusion.guidance import Strength
+from ddpm_lab.diffusion.inverse_guidance import DPS, Inpainting, InverseProblem, PiGDM
+from ddpm_lab.diffusion.operators import OPERATORS, Mask, Operator
+from ddpm_lab.diffusion.rng import PerSampleGenerator
+from ddpm_lab.sampling.conditions import format_size
+from ddpm_lab.utils.ranges import NonNegative, Positive
+
+
+def inpainting(denoiser: DenoiserLike, image: str, mask: str, w: Strength = 0.0) -> Inpainting:
+    """Keep the pixels of `image` that are white in `mask`, and sample the others.
+
+    Args:
+        denoiser: A denoiser of pixels.
+        image: An image file, or a folder: sample i has image i mod N.
+        mask: An image file of the same size, white (known) and black (hidden).
+        w: Strength of the classifier-free guidance inside; 0 is off.
+
+    Raises ValueError that begins with the argument.
+    """
+    return Inpainting(denoiser, read_problem(denoiser, image, mask=mask), w)
+
+
+def dps(
+    denoiser: DenoiserLike,
+    image: str,
+    operator: str = "mask",
+    mask: str | None = None,
+    amount: int | float | None = None,
+    noise: NonNegative = 0.0,
+    measured: bool = False,
+    w: Strength = 0.0,
+    zeta: NonNegative = 1.0,
+    clip: Positive | None = 1.0,
+) -> DPS:
+    """Sample images with the measurement of `image`; see `DPS` for `zeta` and `clip`.
+
+    Args:
+        denoiser: A denoiser of pixels.
+        image: An image file, or a folder: sample i has image i mod N.
+        operator: "mask", or a key of `OPERATORS`.
+        mask: An image file, white (known) and black (hidden), for operator="mask".
+        amount: The option of the other operators (None: their default).
+        noise: Standard deviation of the noise that is added to the measurement.
+        measured: True if `image` is the measurement, in its own size, and not an image to measure.
+        w: Strength of the classifier-free guidance inside; 0 is off.
+        zeta: Step size.
+        clip: Bound on x_0 inside the norm.
+
+    Raises ValueError that begins with the argument.
+    """
+    problem = read_problem(denoiser, image, operator, mask, amount, noise, measured)
+    return DPS(denoiser, problem, w, zeta, clip)
+
+
+def pigdm(
+    denoiser: DenoiserLike,
+    image: str,
+    operator: str = "mask",
+    mask: str | None = None,
+    amount: int | float | None = None,
+    noise: NonNegative = 0.0,
+    measured: bool = False,
+    w: Strength = 0.0,
+    data_std: Positive = 1.0,
+) -> PiGDM:
+    """Sample images with the measurement of `image`; see `PiGDM`, and `dps` for the arguments.
+
+    With `measured`, `noise` is the standard deviation of the noise in the measurement.
+    """
+    problem = read_problem(denoiser, image, operator, mask, amount, noise, measured)
+    return PiGDM(denoiser, problem, w, data_std)
+
+
+@torch.inference_mode(False)  # the tensors take part in autograd
+def read_problem(
+    denoiser: DenoiserLike,
+    image: str,
+    operator: str = "mask",
+    mask: str | None = None,
+    amount: int | float | None = None,
+    noise: float = 0.0,
+    measured: bool = False,
+) -> InverseProblem:
+    """Return the problem of these files; see `dps`. The noise of image i depends on i only."""
+    shape = denoiser.shape
+    if denoiser.space or shape is None or len(shape) != 3:
+        kind = "latents" if denoiser.space else "points"
+        raise ValueError(f"image={image} is for models of pixels, but this one samples {kind}")
+    measure = _make_operator(operator, shape, mask, amount)
+    if measured:
+        y = _read_images(image, tuple(measure.forward(torch.zeros(1, *shape)).shape[1:]))
+        return InverseProblem(measure, y, noise, {"measurement": _as_picture(y, shape)})
+    x0 = _read_images(image, shape)
+    y = measure.forward(x0)
+    y = y + noise * PerSampleGenerator(0, range(len(y)))(y)
+    return InverseProblem(measure, y, noise, {"image": x0, "measurement": _as_picture(y, shape)})
+
+
+def _make_operator(
+    name: str, shape: tuple[int, ...], mask: str | None, amount: float | None
+) -> Operator:
+    if mask is not None and name == "mask":
+        if amount is not None:
+            raise ValueError(f"amount={amount} is not for operator=mask; try guidance.amount=null")
+        return _read_mask(mask, shape)
+    if mask is not None:
+        raise ValueError(f"mask={mask} is not for operator={name}; try guidance.operator=mask")
+    if name == "mask":
+        raise ValueError("mask=null, but operator=mask needs an image; try guidance.mask=FILE")
+    if name not in OPERATORS:
+        raise ValueError(f"operator={name} is not one of mask, {', '.join(OPERATORS)}")
+    return OPERATORS[name](shape) if amount is None else OPERATORS[name](shape, amount)
+
+
+def _read_images(path: str, shape: tuple[int, ...]) -> Tensor:
+    """Return the images (N, C, H, W) in [-1, 1] of a file or folder."""
+    _require(path, "image")
+    try:
+        return read_images(Path(path), shape).x0
+    except ValueError as error:
+        advice = "; scale or convert it first" * ("expected" in str(error))
+        raise ValueError(f"image={error}{advice}") from error
+
+
+def _read_mask(path: str, shape: tuple[int, ...]) -> Mask:
+    _require(path, "mask")
+    try:
+        image = open_image(Path(path)).convert("L")
+    except ValueError as error:
+        raise ValueError(f"mask={error}") from error
+    pixels = torch.from_numpy(np.array(image))
+    if pixels.shape != shape[1:]:
+        raise ValueError(
+            f"mask={path} is {format_size(pixels.shape)}, but the images of this model are "
+            f"{format_size(shape[1:])}; scale it without smoothing"
+        )
+    if gray := int(((pixels > 0) & (pixels < 255)).sum()):
+        raise ValueError(
+            f"mask={path} has {gray} gray pixels; each must be white (known) or black (hidden), "
+            "in a PNG"
+        )
+    if pixels.min() == pixels.max():
+        raise ValueError(
+            f"mask={path} has one color; known pixels must be white and hidden ones black"
+        )
+    return Mask(pixels.double() / 255)
+
+
+def _require(path: str, key: str) -> None:
+    if not Path(path).exists():
+        raise ValueError(f"{key}={path} does not exist; try guidance.{key}=FILE")
+
+
+def _as_picture(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return measurements in the size of images."""
+    return F.interpolate(y, size=shape[1:]).expand(-1, *shape)
