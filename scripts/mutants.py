@@ -1663,14 +1663,14 @@ MUTANTS = [
     Mutant(
         "inverse: hidden pixels replaced",
         "diffusion/inverse_guidance.py",
-        "torch.where(self.known, self.measurement(x_t, cond), estimate.x0)",
-        "torch.where(self.known, estimate.x0, self.measurement(x_t, cond))",
+        "torch.where(self.visible, self.measurement(x_t, cond), estimate.x0)",
+        "torch.where(self.visible, estimate.x0, self.measurement(x_t, cond))",
         "inverse",
     ),
     Mutant(
-        "inverse: known pixels have the variance of the model",
+        "inverse: visible pixels have the variance of the model",
         "diffusion/inverse_guidance.py",
-        "torch.where(self.known, log_var, step.log_var)",
+        "torch.where(self.visible, log_var, step.log_var)",
         "step.log_var",
         "inverse",
     ),

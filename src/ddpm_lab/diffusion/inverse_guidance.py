@@ -62,29 +62,29 @@ class InverseGuidance(Guidance):
 
 
 class Inpainting(InverseGuidance):
-    """Replacement of the known pixels of x_0 by y, for `Mask` operators.
+    """Replacement of the visible pixels of x_0 by y, for `Mask` operators.
 
-    Known pixels of x_s then follow q(x_s | x_t, x_0 = y), as in the imputation of Song et al.,
+    Visible pixels of x_s then follow q(x_s | x_t, x_0 = y), as in the imputation of Song et al.,
     2021, SDE (appendix I.2). Hidden pixels depend on y through x_t only, which biases them; see
     `samplers.RePaint`. Noise in y is not removed.
     """
 
     def __init__(self, denoiser: DenoiserLike, problem: InverseProblem, w: Strength = 0.0) -> None:
         super().__init__(denoiser, problem, w)
-        self.known = problem.operator.forward(torch.ones_like(self.y[:1])).bool()
+        self.visible = problem.operator.forward(torch.ones_like(self.y[:1])).bool()
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         estimate = self.denoiser(x_t, t, cond)
-        x0 = torch.where(self.known, self.measurement(x_t, cond), estimate.x0)
+        x0 = torch.where(self.visible, self.measurement(x_t, cond), estimate.x0)
         return estimate._replace(x0=x0)
 
     def reverse(
         self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
     ) -> Gaussian:
-        """p(x_s | x_t), with the variance beta_tilde of q(x_s | x_t, x_0) for known pixels."""
+        """p(x_s | x_t), with the variance beta_tilde of q(x_s | x_t, x_0) for visible pixels."""
         step = self.denoiser.reverse(estimate, x_t, t, s, cond)
         log_var = per_pixel(self.process.log_beta_tilde(t, s), x_t)
-        return step._replace(log_var=torch.where(self.known, log_var, step.log_var))
+        return step._replace(log_var=torch.where(self.visible, log_var, step.log_var))
 
 
 @check_ranges

@@ -39,7 +39,7 @@ class LinearOperator(Operator):
 
 
 class Mask(LinearOperator):
-    """y = keep x: 0 in hidden pixels. `keep` broadcasts against x, 1 is known and 0 is hidden."""
+    """y = keep x: 0 in hidden pixels. `keep` broadcasts against x, 1 is visible and 0 is hidden."""
 
     def __init__(self, keep: Tensor) -> None:
         self.keep = keep

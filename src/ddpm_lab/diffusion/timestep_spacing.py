@@ -143,7 +143,7 @@ def chain_times(process: ForwardProcess, steps: int | None, spacing: Spacing) ->
     They are `timesteps`, or the float times of noise levels sigma_t / alpha_t:
 
     - "karras": see `karras`, with rho = 7 and the range of the schedule; it begins at T - 1 if
-      there is no signal at T. "karras5" has rho = 5, and "karras7:0.002,80" a range.
+      x_T has no signal. "karras5" has rho = 5, and "karras7:0.002,80" a range.
     - "sigmas:80,10,1,0.1": the levels themselves.
 
     A list may have floats.

@@ -24,7 +24,7 @@ def inpainting(denoiser: DenoiserLike, image: str, mask: str, w: Strength = 0.0)
     Args:
         denoiser: A denoiser of pixels.
         image: An image file, or a folder: sample i has image i mod N.
-        mask: An image file of the same size, white (known) and black (hidden).
+        mask: An image file of the same size, white (visible) and black (hidden).
         w: Strength of the classifier-free guidance inside; 0 is off.
 
     Raises ValueError that begins with the argument.
@@ -50,7 +50,7 @@ def dps(
         denoiser: A denoiser of pixels.
         image: An image file, or a folder: sample i has image i mod N.
         operator: "mask", or a key of `OPERATORS`.
-        mask: An image file, white (known) and black (hidden), for operator="mask".
+        mask: An image file, white (visible) and black (hidden), for operator="mask".
         amount: The option of the other operators (None: their default).
         noise: Standard deviation of the noise that is added to the measurement.
         measured: True if `image` is the measurement, in its own size, and not an image to measure.
