@@ -42,9 +42,9 @@ def _tabulars(table: Table) -> Iterator[list[str]]:
         yield [f"Not available: {tex(table.skip_reason)}"]
         return
     groups = _groups(table)
-    parts = -(-sum(len(heads) for _, heads, _ in groups) // MAX_COLUMNS)
-    size = -(-len(groups) // parts)
-    names, step = [*table.rows], MAX_ROWS // parts
+    parts = max(1, -(-sum(len(heads) for _, heads, _ in groups) // MAX_COLUMNS))
+    size = max(1, -(-len(groups) // parts))  # a sweep without numbers has no group
+    names, step = [*table.rows], max(1, MAX_ROWS // parts)
     for start in range(0, len(names), step):
         lines: list[str] = []
         for i in range(0, len(groups), size):
