@@ -19,13 +19,13 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from ddpm_lab.ablations.spec import load_ablation, names
+from ddpm_lab.ablations.spec import Tier, load_ablation, names
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 JOBS = 2
 """Number of jobs at the same time, one thread each"""
-TIERS = ("analytic", "tiny")
+TIERS: tuple[Tier, ...] = ("analytic", "tiny")
 HEAD = """# Tables of papers
 
 Each folder has the output of `python report.py ablation=NAME` without the page and the LaTeX:
@@ -58,6 +58,9 @@ def write_folder(name: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if call("report.py", f"ablation={name}", f"out={folder}"):
         raise SystemExit(f"error: the report of {name} failed")
+    if not any(line["ours"] for line in read_csv(folder / "table.csv")):
+        shutil.rmtree(folder)
+        return
     for file in ("report.html", "table.tex"):
         (folder / file).unlink()
 
@@ -69,31 +72,35 @@ def write_index() -> None:
     findings = []
     for name in names():
         folder = RESULTS / name
-        if not folder.is_dir():
-            lines.append(f"| {name} | not run | not run | |")
-            continue
         claims = read_csv(folder / "claims.csv")
         cells = []
         for tier in TIERS:
             verdicts = Counter(line["verdict"] for line in claims if line["tier"] == tier)
-            totals[tier] += verdicts
             ran = any(
                 line["tier"] == tier and line["ours"] for line in read_csv(folder / "table.csv")
             )
-            cells.append(format_verdicts(verdicts) if ran else "-")
-        lines.append(f"| [{name}]({name}/table.md) | {' | '.join(cells)} | {hours(folder)} |")
-        findings += ["", f"**{name}**: {load_ablation(name).title}.", *describe(claims)]
+            totals[tier] += verdicts if ran else Counter()
+            exists = not load_ablation(name).tier(tier).skip_reason
+            cells.append(format_verdicts(verdicts) if ran else "not run" if exists else "-")
+        link = f"[{name}]({name}/table.md)" if folder.is_dir() else name
+        lines.append(f"| {link} | {' | '.join(cells)} | {hours(folder)} |")
+        lines_of_claims = [*describe(claims)]
+        if lines_of_claims:
+            findings += ["", f"**{name}**: {load_ablation(name).title}.", "", *lines_of_claims]
     for tier, verdicts in totals.items():
         count = sum(verdicts[verdict] for verdict in ("passed", "failed", "not resolved"))
         lines.append(
             f"| all claims, {tier} | {verdicts['passed']} of {count} | | |"
         ) if count else None
-    lines += ["", "## What each table shows", *findings]
+    lines += ["", "## Claims that do not show", *findings]
     toctree = "```{toctree}\n:hidden:\n:glob:\n\n*/table\n```"
     (RESULTS / "README.md").write_text("\n".join([*lines, "", toctree, ""]))
 
 
 def read_csv(file: Path) -> list[dict[str, str]]:
+    """Return the lines of a CSV file; [] if there is none."""
+    if not file.is_file():
+        return []
     with file.open() as stream:
         return [*csv.DictReader(stream)]
 
