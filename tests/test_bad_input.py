@@ -11,6 +11,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+import wandb
 from conftest import CONFIGS, FAST, composed, options
 from omegaconf import OmegaConf
 from PIL import Image
@@ -413,6 +414,7 @@ def test_wandb_without_a_key_logs_offline_without_a_prompt(typed, tmp_path, monk
     for name in ("HOME", "WANDB_CONFIG_DIR", "NETRC"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a prompt"))
+    wandb.teardown()  # earlier tests of this process have set its mode
     overrides = ("logger=wandb", "callbacks=none", "trainer.max_steps=1")
     status, out, error = typed("train", *overrides, f"hydra.run.dir={tmp_path}/r")
     assert status == 0, error
