@@ -8,7 +8,7 @@ from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, Mixture, Mix
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import BaseDenoiser, Estimate
 from ddpm_lab.diffusion.distillation import Distillation
-from ddpm_lab.diffusion.objectives import NoisedBatch
+from ddpm_lab.diffusion.objectives import NoisedBatch, Simple
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.samplers import DDIM
 from ddpm_lab.diffusion.schedules import cosine, flow, linear
@@ -114,3 +114,8 @@ def test_distillation_without_a_fitting_teacher_is_refused(
 def test_a_student_halves_its_own_steps(runs, typed):
     status, out, err = typed("sample", f"run={runs[1]}", "count=2")
     assert status == 0, out + err
+
+
+def test_a_student_is_evaluated_on_its_own_chain(runs):
+    objective = Distillation(next(teachers()), 8)
+    assert objective.fits_sampler and not Simple().fits_sampler

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser
+from ddpm_lab.diffusion.analytic_denoisers import (
+    GaussianDenoiser,
+    Mixture,
+    MixtureClassifier,
+    MixtureDenoiser,
+)
+from ddpm_lab.diffusion.classifier_guidance import ClassifierGuidance
+from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.predictions import Eps, Score, V, Velocity
@@ -64,6 +71,18 @@ def test_flow_is_diffusion_after_a_change_of_variables(sampler, shift):
         for process in (ForwardProcess(schedule), diffusion)
     )
     torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+def test_a_classifier_does_not_shift_noise_alone():
+    means = torch.tensor([[0.5, 0.0], [-0.5, 0.0]], dtype=torch.float64)
+    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    mixture = Mixture(means, weights, 0.1, torch.tensor([0, 1]))
+    denoiser = MixtureDenoiser(PROCESS, BetaTilde(), mixture._replace(labels=None))
+    guided = ClassifierGuidance(denoiser, MixtureClassifier(PROCESS, mixture), scale=1.0)
+    x, label = torch.randn(500, 2, dtype=torch.float64), torch.arange(500) % 2
+    samples = DDIM(steps=50, clip=None)(guided, x, Condition(label))
+    assert samples.isfinite().all()
+    assert ((samples[:, 0] > 0) == (label == 0)).double().mean() > 0.99
 
 
 def test_shift_multiplies_the_ratio_of_noise_to_data():

@@ -91,7 +91,9 @@ class ClassifierGuidance(Guidance):
             return estimate
         # eps - sigma scale grad, expressed in x_0.
         alpha, sigma = self.process.alpha_sigma(t)
-        shift = per_pixel(self.scale * sigma**2 / alpha, x_t) * self.gradient(x_t, t, cond)
+        # An x_t without signal (alpha = 0) does not depend on x_0.
+        strength = self.scale * torch.where(alpha > 0, sigma**2 / alpha, 0)
+        shift = per_pixel(strength, x_t) * self.gradient(x_t, t, cond)
         return estimate._replace(x0=estimate.x0 + shift)
 
     def reverse(

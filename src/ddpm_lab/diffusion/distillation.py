@@ -25,6 +25,8 @@ class Distillation(Objective):
     Raises ValueError if the chains do not fit T.
     """
 
+    fits_sampler = True
+
     def __init__(self, teacher: BaseDenoiser, steps: int, clip: float | None = 1.0) -> None:
         self.teacher, self.sampler = teacher, DDIM(clip=clip)
         process = teacher.process

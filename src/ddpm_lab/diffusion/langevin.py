@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
@@ -60,8 +61,10 @@ class Langevin(_LangevinSampler):
         x = self.correct(denoiser, step.x_t, step.t, cond, noise, step.estimate)
         if step.last:
             return self.estimate(denoiser, x, step.t, cond).x0
-        (alpha_t, _), (alpha_s, _) = map(denoiser.process.alpha_sigma, (step.t, step.s))
-        return per_pixel(alpha_s / alpha_t, x) * x
+        process, t, s = denoiser.process, step.t, step.s
+        (alpha_t, _), (alpha_s, _) = map(process.alpha_sigma, (t, s))
+        to_prior = process.scale(s) / process.scale(t)  # from an x_t without signal
+        return per_pixel(torch.where(alpha_t > 0, alpha_s / alpha_t, to_prior), x) * x
 
 
 class PredictorCorrector(_LangevinSampler):

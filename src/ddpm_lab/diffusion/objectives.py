@@ -35,6 +35,8 @@ class Objective(ABC):
 
     trains_variance = False
     """True if a learned variance receives gradients"""
+    fits_sampler = False
+    """True if the model is trained for the chain of its sampler alone"""
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise UserError if the objective cannot train `denoiser`."""

@@ -247,7 +247,7 @@ class FirstSamples:
         parts: list[torch.Tensor] = []
         for batch in batches:
             if sum(map(len, parts)) < ROWS * COLUMNS:
-                parts.append(batch.values.cpu())
+                parts.append(batch.values[: ROWS * COLUMNS].cpu())
                 self.pixels = torch.cat(parts)[: ROWS * COLUMNS]
             yield batch
 

@@ -110,6 +110,8 @@ class Diffusion(TimestepSystem):
         sample = ("sample", f"run={run} count=100{' guidance.w=1' if guided else ''}")
         if self.bin_width is None:
             return [sample, ("evaluate", f"run={run} ode_nll.split=train")]
+        if self.objective.fits_sampler:
+            return [sample, ("evaluate", f"run={run} 'metrics=[prc]'")]
         if measured:
             return [sample, ("evaluate", f"run={run} sampler.steps=50")]
         if self.codec.space:  # latents have no likelihood
