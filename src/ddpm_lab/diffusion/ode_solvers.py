@@ -112,7 +112,8 @@ class EDM(Sampler):
         self, process: ForwardProcess, x: Tensor, t: Tensor, noise: NoiseSampler
     ) -> tuple[Tensor, Tensor]:
         """Return `x` with the noise of the step from `t`, and its higher time."""
-        gamma = min(self.s_churn / (len(self.timesteps(process)) - 1), math.sqrt(2) - 1)
+        steps = self.steps or len(self.timesteps(process)) - 1
+        gamma = min(self.s_churn / steps, math.sqrt(2) - 1)
         level, t = process.noise_level(t), t.double()
         inside = level >= self.s_tmin
         if self.s_tmax is not None:
