@@ -322,6 +322,20 @@ MUTANTS = [
         "averages",
     ),
     Mutant(
+        "flow: classifier guidance of noise alone",
+        "diffusion/classifier_guidance.py",
+        "torch.where(alpha > 0, sigma**2 / alpha, 0)\n        shift",
+        "sigma**2 / alpha\n        shift",
+        "flow",
+    ),
+    Mutant(
+        "flow: Langevin levels without signal rescaled by alpha",
+        "diffusion/langevin.py",
+        "torch.where(alpha_t > 0, alpha_s / alpha_t, to_prior)",
+        "alpha_s / alpha_t",
+        "samplers",
+    ),
+    Mutant(
         "flow: velocity with the other sign",
         "diffusion/predictions.py",
         "return eps - x0\n",
@@ -611,8 +625,8 @@ MUTANTS = [
     Mutant(
         "classifier guidance: factor sqrt(1 - alpha_bar) missing",
         "diffusion/classifier_guidance.py",
-        "self.scale * sigma**2 / alpha, x_t)",
-        "self.scale * sigma / alpha, x_t)",
+        "torch.where(alpha > 0, sigma**2 / alpha, 0)\n        shift",
+        "torch.where(alpha > 0, sigma / alpha, 0)\n        shift",
         "classifier",
     ),
     Mutant(
@@ -1599,8 +1613,8 @@ MUTANTS = [
     Mutant(
         "edm: churn not divided by the steps",
         "diffusion/ode_solvers.py",
-        "self.s_churn / (len(self.timesteps(process)) - 1)",
-        "self.s_churn / len(self.timesteps(process))",
+        "min(self.s_churn / steps, math.sqrt(2) - 1)",
+        "min(self.s_churn / (steps + 1), math.sqrt(2) - 1)",
         "solvers",
     ),
     Mutant(
