@@ -128,6 +128,8 @@ sample run=RUN mode=encode sampler=edm sampler.s_churn=5 sampler.steps=4
     2 cannot be run backwards; try sampler=ddim
 train timestep_sampler=log_normal timestep_sampler.std=0
     2 timestep_sampler.std must be above 0 (got 0)
+train objective=vlb variance=learned_range timestep_sampler=log_normal
+    2 objective=vlb is a bound over uniform times, not over those of timestep_sampler=log_normal
 train schedule=edm schedule.data_std=0
     2 schedule.data_std must be above 0 (got 0)
 sample run=DEAF guidance=classifier_free guidance.w=1

@@ -98,7 +98,7 @@ def test_masks_may_be_saved_in_color(files):
         ({"mask": "{}/nowhere.png"}, "mask=.*nowhere.png does not exist; try guidance.mask=FILE"),
         ({"mask": "{}/small.png"}, "mask=.*small.png is 4x4, but the images .* are 8x8"),
         ({"mask": "{}/a.png"}, "mask=.*a.png has [0-9]+ gray pixels; each must be white"),
-        ({"mask": "{}/white.png"}, "mask=.*white.png has one color; known pixels must be white"),
+        ({"mask": "{}/white.png"}, "mask=.*white.png has one color; visible pixels must be white"),
         ({"mask": "{}/text.txt"}, "mask=.*text.txt cannot be read as an image"),
         ({"mask": "{}/mask.png", "amount": 2}, "amount=2 is not for operator=mask"),
         ({"mask": "{}/mask.png", "operator": "box"}, "mask=.* is not for operator=box"),

@@ -11,7 +11,7 @@ from ddpm_lab.diffusion.conditioning import Batch, Condition, Conditioner, DataS
 from ddpm_lab.networks.text_encoder import TextEncoder, decode_text, encode_text
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.ranges import Count, Fraction, check_ranges
-from ddpm_lab.utils.shell import install_command
+from ddpm_lab.utils.shell import optional_package
 
 
 class CaptionConditioner(Conditioner):
@@ -145,13 +145,8 @@ class PretrainedText(CaptionConditioner):
 @cache  # not a submodule, which would be saved and averaged
 def _load_pretrained(model: str) -> tuple[Any, Any]:
     """Return tokenizer and encoder."""
-    try:
+    with optional_package("transformers", f"model={model}"):
         import transformers
-    except ImportError as error:
-        raise ValueError(
-            f"model={model} needs a package that is not installed; try "
-            f"{install_command('transformers')}"
-        ) from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         kind = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False).model_type

@@ -19,7 +19,7 @@ from ddpm_lab.data.image_transform import Bits, Resolution, infer_transform
 from ddpm_lab.data.image_tree import TEST
 from ddpm_lab.data.module import dataset
 from ddpm_lab.utils.ranges import Count, OpenFraction
-from ddpm_lab.utils.shell import install_command
+from ddpm_lab.utils.shell import optional_package
 
 LOG = logging.getLogger(__name__)
 TIMEOUT = 10
@@ -166,13 +166,9 @@ def _stream(
 def _load_splits(
     name: str, config: str | None, cache: str | None, streaming: bool
 ) -> dict[str, Any]:
-    try:
+    with optional_package("datasets", f"name={name}"):
         from datasets import load_dataset
         from huggingface_hub import HfApi, constants
-    except ImportError as error:
-        raise ValueError(
-            f"name: the datasets package is not installed; try {install_command('datasets')}"
-        ) from error
     path = Path(name).expanduser()
     try:
         if not path.exists() and not constants.HF_HUB_OFFLINE:

@@ -16,7 +16,8 @@ from torch import Tensor
 from ddpm_lab.data.datasets import Source
 from ddpm_lab.data.image_io import decode_image
 from ddpm_lab.data.image_transform import ImageTransform
-from ddpm_lab.utils.shell import install_command
+from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.shell import optional_package
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,8 @@ class Database(Source):
 
 @lru_cache
 def _environment(path: Path) -> Any:
-    try:
+    with optional_package("lmdb", "data=lsun", UserError):
         import lmdb
-    except ImportError as error:
-        raise ValueError(f"lmdb is not installed; try {install_command('lmdb')}") from error
     return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
 
 

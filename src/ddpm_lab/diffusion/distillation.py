@@ -9,6 +9,7 @@ from ddpm_lab.diffusion.guidance import check_compatible
 from ddpm_lab.diffusion.objectives import NoisedBatch, Objective
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.samplers import DDIM
+from ddpm_lab.diffusion.timestep_samplers import TimestepSampler
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.utils.errors import UserError
 
@@ -35,8 +36,8 @@ class Distillation(Objective):
         chain = timesteps(process.steps, 2 * steps, SPACING)
         self.chain = torch.tensor(chain[::-1], device=process.table.device)
 
-    def check(self, denoiser: Denoiser) -> None:
-        super().check(denoiser)
+    def check(self, denoiser: Denoiser, timestep_sampler: TimestepSampler) -> None:
+        super().check(denoiser, timestep_sampler)
         try:
             check_compatible("the teacher", self.teacher, denoiser)
         except ValueError as error:

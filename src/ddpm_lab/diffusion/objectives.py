@@ -9,6 +9,7 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, NetworkOutput
 from ddpm_lab.diffusion.likelihood import vlb_term
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.timestep_samplers import TimestepSampler
 from ddpm_lab.utils.errors import UserError, choice_name
 from ddpm_lab.utils.ranges import NonNegative, Positive, check_ranges
 
@@ -38,8 +39,8 @@ class Objective(ABC):
     fits_sampler = False
     """True if the model is trained for the chain of its sampler alone"""
 
-    def check(self, denoiser: Denoiser) -> None:
-        """Raise UserError if the objective cannot train `denoiser`."""
+    def check(self, denoiser: Denoiser, timestep_sampler: TimestepSampler) -> None:
+        """Raise UserError if the objective cannot train `denoiser` at the times drawn."""
         if denoiser.variance.outputs > 1 and not self.trains_variance:
             raise UserError(
                 f"variance={choice_name(denoiser.variance)} is learned from the variational bound, "
@@ -114,6 +115,15 @@ class Vlb(Objective):
     """
 
     trains_variance = True
+
+    def check(self, denoiser: Denoiser, timestep_sampler: TimestepSampler) -> None:
+        super().check(denoiser, timestep_sampler)
+        if not timestep_sampler.unbiased:
+            raise UserError(
+                "objective=vlb is a bound over uniform times, not over those of "
+                f"timestep_sampler={choice_name(timestep_sampler)}; try timestep_sampler=uniform, "
+                "stratified or importance, or objective=hybrid"
+            )
 
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
         return _vlb(denoiser, batch, denoiser.run_network(batch.x_t, batch.t, batch.cond))

@@ -18,6 +18,9 @@ class TimestepSampler(nn.Module, ABC):
     that emphasize times on purpose have weights of 1.
     """
 
+    unbiased = True
+    """True if weighted losses average to the mean over uniform t"""
+
     def __init__(self, process: ForwardProcess) -> None:
         super().__init__()
         self.steps = process.steps
@@ -65,6 +68,8 @@ class LogNormal(TimestepSampler):
     the range of the schedule move to its end.
     """
 
+    unbiased = False
+
     log_snr: Tensor
     """(T + 1,) float64"""
 
@@ -84,6 +89,8 @@ class LogNormal(TimestepSampler):
 @check_ranges
 class LogitNormal(TimestepSampler):
     """t / T = sigmoid(n), n ~ N(mean, std^2), for middle times (Esser et al., 2024, eq. 19)."""
+
+    unbiased = False
 
     def __init__(self, process: ForwardProcess, mean: float = 0.0, std: Positive = 1.0) -> None:
         super().__init__(process)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddpm_lab.evaluation.extractors import Extractor
 from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.safe_load import sha256_of_tensors
-from ddpm_lab.utils.shell import install_command
+from ddpm_lab.utils.shell import optional_package
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet"""
@@ -47,13 +47,8 @@ def dinov2(model: str = "facebook/dinov2-large") -> Extractor:
 
     Raises ValueError without the package `transformers`, or if the weights are not available.
     """
-    try:
+    with optional_package("transformers", f"model={model}"):
         from transformers import Dinov2Model
-    except ImportError as error:
-        raise ValueError(
-            f"model={model} needs a package that is not installed; try "
-            f"{install_command('transformers')}"
-        ) from error
     try:
         network = Dinov2Model.from_pretrained(model, use_safetensors=True)
     except (OSError, ValueError) as error:

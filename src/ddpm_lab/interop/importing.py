@@ -13,7 +13,7 @@ from ddpm_lab.interop.layout import Tensors
 from ddpm_lab.interop.network import Network
 from ddpm_lab.interop.released import MD5, RELEASED
 from ddpm_lab.utils.errors import CLIError, CorruptFileError, UserError
-from ddpm_lab.utils.shell import install_command
+from ddpm_lab.utils.shell import optional_package
 
 FORMATS = (
     "improved-diffusion and guided-diffusion (.pt), pytorch_diffusion (.ckpt), latent-diffusion "
@@ -46,13 +46,10 @@ def locate(source: str | Path) -> Path:
         return path
     if not HUB_NAME.fullmatch(str(source)):
         raise UserError(f"SOURCE={source} does not exist")
-    try:
+    with optional_package(
+        "huggingface-hub", f"SOURCE={source} does not exist; the download", UserError
+    ):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(
-            f"SOURCE={source} does not exist; to download it from the Hugging Face Hub, try: "
-            f"{install_command('huggingface-hub')}"
-        ) from error
     try:
         patterns = ["*.json", "*.safetensors", "*.bin"]
         return Path(snapshot_download(str(source), allow_patterns=patterns))

@@ -148,12 +148,12 @@ def _read_mask(path: str, shape: tuple[int, ...]) -> Mask:
         )
     if gray := int(((pixels > 0) & (pixels < 255)).sum()):
         raise ValueError(
-            f"mask={path} has {gray} gray pixels; each must be white (known) or black (hidden), "
+            f"mask={path} has {gray} gray pixels; each must be white (visible) or black (hidden), "
             "in a PNG"
         )
     if pixels.min() == pixels.max():
         raise ValueError(
-            f"mask={path} has one color; known pixels must be white and hidden ones black"
+            f"mask={path} has one color; visible pixels must be white and hidden ones black"
         )
     return Mask(pixels.double() / 255)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.utils.shell import install_command
+from ddpm_lab.utils.shell import optional_package
 
 RunJob = Callable[[str, list[str], Path], int]
 """(verb, overrides, log file) -> exit status"""
@@ -99,10 +99,8 @@ class SlurmExecutor(Executor):
         self, folder: Path, cluster: str, run: RunJob, parameters: dict[str, Any] | None = None
     ) -> None:
         key = f"hydra.launcher.cluster={cluster}"
-        try:
+        with optional_package("submitit", key, UserError):
             from submitit import AutoExecutor
-        except ImportError as error:
-            raise UserError(f"{key} needs submitit; try {install_command('submitit')}") from error
         try:
             self.executor = AutoExecutor(str(folder), cluster=cluster)
             self.executor.update_parameters(**(parameters or {}))

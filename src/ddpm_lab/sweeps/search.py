@@ -20,7 +20,7 @@ from ddpm_lab.reports.terminal import format_grid
 from ddpm_lab.sweeps.job import Job, read_number
 from ddpm_lab.utils.errors import JobsFailedError, UserError
 from ddpm_lab.utils.safe_load import read_json
-from ddpm_lab.utils.shell import install_command
+from ddpm_lab.utils.shell import optional_package
 
 LOG = logging.getLogger(__name__)
 
@@ -92,10 +92,8 @@ def _check_metric(jobs: Sequence[Job], metric: str) -> None:
 
 
 def _create_study(trials: int, direction: Any, seed: int) -> Any:
-    try:
+    with optional_package("optuna", "search=optuna", UserError):
         import optuna
-    except ImportError as error:
-        raise UserError(f"search=optuna needs optuna; try {install_command('optuna')}") from error
     if direction not in ("minimize", "maximize"):
         raise UserError(f"hydra.sweeper.direction={direction} is not one of minimize, maximize")
     for key, value, least in (("trials", trials, 1), ("seed", seed, 0)):

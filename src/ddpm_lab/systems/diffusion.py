@@ -64,13 +64,13 @@ class Diffusion(TimestepSystem):
             guidance=guidance,
             sampler=sampler,
         )
-        objective.check(self.pipeline.denoiser)
         spec = self.pipeline.spec
         self.save_hyperparameters(spec._asdict() | {"shape": list(shape)})
         self.shape, self.bin_width, self.captions = spec.shape, bin_width, captions
         self.codec, self.denoiser = self.pipeline.codec, self.pipeline.denoiser
         self.process, self.objective = process, objective
         self.set_timestep_sampler(timestep_sampler)
+        objective.check(self.denoiser, self.timestep_sampler)
         self.set_optimizer(optimizer, lr_schedule)
 
     @property

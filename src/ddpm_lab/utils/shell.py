@@ -6,6 +6,8 @@ import shlex
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +36,18 @@ def _is_checkout(root: str | Path) -> bool:
 def install_command(package: str) -> str:
     """Return the command that installs `package` in the environment of this program."""
     return f"{shlex.quote(sys.executable)} -m pip install {package}"
+
+
+@contextmanager
+def optional_package(
+    package: str, key: str, error: type[ValueError] = ValueError
+) -> Iterator[None]:
+    """Turn an ImportError into `error`: `key` needs `package`, which is not installed."""
+    try:
+        yield
+    except ImportError as cause:
+        text = f"{key} needs {package}, which is not installed; try {install_command(package)}"
+        raise error(text) from cause
 
 
 @cache
