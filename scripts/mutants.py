@@ -317,9 +317,30 @@ MUTANTS = [
     Mutant(
         "averages: not restored on resume",
         "callbacks/ema.py",
-        "            each.average.load_state_dict(state)\n",
+        "            load_whole_state(each.average, state)\n",
         "            pass\n",
         "averages",
+    ),
+    Mutant(
+        "sharding: moments of Adam not restored",
+        "systems/sharding.py",
+        "            set_optimizer_state_dict(self.model, optimizer, by_name, options=WHOLE)\n",
+        "            pass\n",
+        "ranks",
+    ),
+    Mutant(
+        "sharding: norm of the gradients of one process",
+        "systems/sharding.py",
+        "return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor",
+        "return tensor.to_local() if isinstance(tensor, DTensor) else tensor",
+        "ranks",
+    ),
+    Mutant(
+        "validation: every process has the rows of the first",
+        "data/module.py",
+        "slice(rank * size // world, (rank + 1) * size // world)",
+        "slice(0, size // world)",
+        "data",
     ),
     Mutant(
         "flow: classifier guidance of noise alone",
@@ -696,8 +717,8 @@ MUTANTS = [
     Mutant(
         "EMA: not used for sampling",
         "callbacks/ema.py",
-        'return "ema", system.pipeline.with_denoiser(averages[0])',
-        'return "raw", system.pipeline',
+        "system.pipeline.with_denoiser(denoiser)",
+        "system.pipeline",
         "system",
     ),
     # Conditions and networks
@@ -1243,7 +1264,7 @@ MUTANTS = [
     Mutant(
         "non-finite weights saved",
         "callbacks/checkpoints.py",
-        "if path := next(find_non_finite(checkpoint), None):",
+        "if path := trainer.strategy.broadcast(next(find_non_finite(checkpoint), None)):",
         "if path := None:",
         "resume",
     ),

@@ -209,6 +209,8 @@ train trainer=gpu
     3 trainer.accelerator=gpu, but this machine has no GPU; try trainer=cpu
 train trainer=ddp
     3 trainer.accelerator=gpu, but this machine has no GPU; try trainer=cpu
+train system=classifier model=classifier callbacks=classifier trainer=fsdp trainer.accelerator=cpu
+    2 trainer.strategy: FSDP shards the layers in the module lists of a denoiser, and this system
 train trainer.accelerator=tpu
     2 trainer.accelerator=tpu is not one of cpu, gpu, cuda, mps, auto
 train trainer.devices=0

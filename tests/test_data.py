@@ -83,6 +83,21 @@ class Broken:
         return "broken"
 
 
+def test_validation_reads_each_image_in_one_process():
+    class Counter(Broken):
+        def __getitem__(self, index):
+            read.append(index)
+            return torch.full((1, 2, 2), index, dtype=torch.uint8)
+
+    read = []
+    split = MapSplit(Counter(), torch.arange(9), (1, 2, 2), torch.arange(9))
+    shares = [list(ValidationBatches(split, 4, 0, rank, 3)) for rank in range(3)]
+    assert sorted(read) == list(range(9))
+    batches = [torch.cat([batch["label"] for batch in row]) for row in zip(*shares, strict=True)]
+    assert torch.cat(batches).tolist() == list(range(9))
+    assert [len(share[-1]["x0"]) for share in shares] == [0, 0, 1], "some have no rows"
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_image_raises_user_error(workers):
     split = MapSplit(Broken(), torch.arange(8), (1, 2, 2), None)

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file
 
 from ddpm_lab.data.datasets import Images
 from ddpm_lab.data.module import TrainBatches
@@ -43,7 +46,11 @@ SAMPLING = (
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-def run(verb, folder, *words, launcher=()):
+PORT = 29543
+"""Port of the first of two machines"""
+
+
+def run(verb, folder, *words, launcher=(), **environment):
     """Run a script in other processes, with one thread each, and return its output.
 
     Runs have their own caches of reference statistics. More threads would change the order of
@@ -56,7 +63,12 @@ def run(verb, folder, *words, launcher=()):
         text=True,
         cwd=folder.parent,
         timeout=300,
-        env={**os.environ, "DDPM_LAB_CACHE": f"{folder}-cache", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "DDPM_LAB_CACHE": f"{folder}-cache",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -147,6 +159,85 @@ def test_two_processes_train_sample_and_evaluate_like_one(run_here, tmp_path):
     assert all(np.array_equal(once[name], twice[name]) for name in once)
     names = [{file.name for file in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_sharded_training_equals_that_of_whole_weights_and_resumes_exactly(tmp_path):
+    words = (
+        *OVERRIDES,
+        "callbacks=averages",
+        "callbacks.ema.snapshots=2",
+        "~callbacks.fid",
+        "callbacks.sample_grid.every=3",
+        "callbacks.checkpoints.every=3",
+        "sampler.steps=3",
+    )
+    whole, sharded, again, alone = (
+        tmp_path / name for name in ("whole", "sharded", "again", "alone")
+    )
+    run("train", whole, *words, *TWO)
+    run("train", sharded, *words, "trainer=fsdp", "trainer.devices=2")
+    for folder in (again, alone):
+        shutil.copytree(sharded, folder)
+        (folder / "checkpoints" / "step-000006.ckpt").unlink()
+        (folder / "metrics.json").unlink()
+    run("train", again, f"resume={again}")
+    run("train", alone, f"resume={alone}", "trainer.devices=1")
+    contents = [training_state(folder) for folder in (whole, sharded, again, alone)]
+    torch.testing.assert_close(contents[1], contents[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(contents[2], contents[1], atol=0, rtol=0)
+    torch.testing.assert_close(contents[3], contents[0], atol=1e-6, rtol=1e-5)
+    snapshots, grids = ("averages/step-0000006.safetensors", "images/samples-000006.png")
+    tensors = [load_file(folder / snapshots) for folder in (whole, sharded, again)]
+    torch.testing.assert_close(tensors[1], tensors[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(tensors[2], tensors[1], atol=0, rtol=0)
+    assert (sharded / grids).read_bytes() == (again / grids).read_bytes()
+    pixels = [np.array(Image.open(each / grids)).astype(int) for each in (whole, sharded)]
+    assert abs(pixels[0] - pixels[1]).max() <= 1
+
+
+def training_state(folder):
+    """Return the weights, optimizer state and averages of the last checkpoint."""
+    content, _ = results(folder)
+    averages = content["callbacks"]["EMA"]
+    return [content["state_dict"], content["optimizer_states"], content["lr_schedulers"], averages]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_two_machines_train_like_two_processes(launcher, tmp_path):
+    """Node ranks differ, on one host. The nodes of SLURM are its environment variables."""
+    words = (*OVERRIDES, "~callbacks.fid")
+    run("train", tmp_path / "two", *words, *TWO)
+    nodes = []
+    for rank in range(2):
+        folder, prefix, environment, trainer = tmp_path / "nodes", (), {}, "trainer=ddp"
+        if launcher == "torchrun":
+            address = ("--master-addr=127.0.0.1", f"--master-port={PORT}")
+            prefix = ("-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", *address)
+        else:
+            environment = {
+                "SLURM_JOB_ID": "7",
+                "SLURM_JOB_NAME": "train",
+                "SLURM_JOB_NUM_NODES": "2",
+                "SLURM_NTASKS": "2",
+                "SLURM_NTASKS_PER_NODE": "1",
+                "SLURM_NODELIST": "127.0.0.1",
+                "SLURM_PROCID": str(rank),
+                "SLURM_NODEID": str(rank),
+                "SLURM_LOCALID": "0",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(PORT),
+            }
+            trainer = "trainer=slurm"
+        arguments = ("train", folder, *words, trainer)
+        nodes.append(Thread(target=run, args=arguments, kwargs={"launcher": prefix, **environment}))
+    for node in nodes:
+        node.start()
+    for node in nodes:
+        node.join()
+    (two, _), (other, _) = results(tmp_path / "two"), results(tmp_path / "nodes")
+    torch.testing.assert_close(other["state_dict"], two["state_dict"], atol=0, rtol=0)
 
 
 @pytest.mark.nightly

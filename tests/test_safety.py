@@ -590,6 +590,7 @@ def test_trust_allows_named_packages_only(run, typed, evil):
         *([f"experiment={name}"] for name in options("experiment")),
         ["trainer=slurm", "logger=tensorboard"],
         ["trainer=ddp", "logger=wandb"],
+        ["trainer=fsdp"],
         ["guidance=classifier", "variance=analytic", "timestep_sampler=importance"],
         ["guidance=autoguidance", "conditioner=pretrained_text", "model=unet_cross"],
         ["data=hub"],

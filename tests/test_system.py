@@ -126,8 +126,8 @@ def test_ema_matches_recursion_over_optimizer_steps(tmp_path, accumulate):
     assert n == 8 and ema.model.updates == 8
     for actual, target in zip(ema.average.parameters(), expected, strict=True):
         torch.testing.assert_close(actual, target)
-    weights, pipeline = ema_or_raw(trainer, system)
-    assert weights == "ema" and pipeline.denoiser is ema.average and not ema.average.training
+    with ema_or_raw(trainer, system) as (weights, pipeline):
+        assert weights == "ema" and pipeline.denoiser is ema.average and not ema.average.training
 
 
 def test_ema_survives_a_checkpoint(tmp_path):

@@ -155,7 +155,8 @@ class Checkpoints(Monitor):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if path := next(find_non_finite(checkpoint), None):
+        # Rank zero alone has the whole tensors of a sharded model.
+        if path := trainer.strategy.broadcast(next(find_non_finite(checkpoint), None)):
             raise DivergenceError(
                 f"step {self._step}: {path} is not finite, so no checkpoint is saved; try a "
                 "smaller optimizer.lr"

@@ -1,6 +1,7 @@
 """Exponential moving average of the denoiser's weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from ddpm_lab.diffusion.power_averages import Length, PowerAverage
 from ddpm_lab.sampling.averages import snapshot_file, write_snapshot
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.sharding import gather_weights, load_whole_state, shard, whole_state
 from ddpm_lab.utils.ranges import Count, check_range, check_ranges
 
 
@@ -60,9 +62,10 @@ class EMA(L.Callback):
     def models(self) -> list[EMAModel[Denoiser]]:
         return [self.model, *self.power_averages]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         for model in self.models:
             model.average.to(pl_module.device)
+            shard(model.average, pl_module.device_mesh)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
@@ -70,34 +73,39 @@ class EMA(L.Callback):
             return
         for model in self.models:
             model.update()
-        if self.lengths and self._is_due(step, trainer.max_steps) and trainer.is_global_zero:
-            states = {each.gamma: each.average.state_dict() for each in self.power_averages}
-            write_snapshot(snapshot_file(Path(trainer.default_root_dir), step), states)
+        if self.lengths and self._is_due(step, trainer.max_steps):
+            states = {each.gamma: whole_state(each.average) for each in self.power_averages}
+            if trainer.is_global_zero:
+                write_snapshot(snapshot_file(Path(trainer.default_root_dir), step), states)
 
     def _is_due(self, step: int, max_steps: int) -> bool:
         """Return True if one of the equal distances ends at `step`."""
         return step * self.snapshots // max_steps > (step - 1) * self.snapshots // max_steps
 
     def state_dict(self) -> dict[str, Any]:
-        averages = [each.average.state_dict() for each in self.power_averages]
+        averages = [whole_state(each.average) for each in self.power_averages]
         return {
             "updates": self.model.updates,
-            "average": self.average.state_dict(),
+            "average": whole_state(self.average),
             **({"power_averages": averages} if averages else {}),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.average.load_state_dict(state_dict["average"])
+        load_whole_state(self.average, state_dict["average"])
         states = state_dict.get("power_averages", [])
         for each, state in zip(self.power_averages, states, strict=True):
-            each.average.load_state_dict(state)
+            load_whole_state(each.average, state)
         for model in self.models:
             model.updates = state_dict["updates"]
 
 
-def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> tuple[str, SamplingPipeline]:
-    """Return "ema" and the pipeline of the average or, without an EMA, "raw" and the system's."""
+@contextmanager
+def ema_or_raw(trainer: L.Trainer, system: Diffusion) -> Iterator[tuple[str, SamplingPipeline]]:
+    """Yield "ema" and the pipeline of the average or, without an EMA, "raw" and the system's.
+
+    All processes must enter it. Inside, each can sample alone.
+    """
     averages = [each.average for each in callbacks(trainer) if isinstance(each, EMA)]
-    if averages:
-        return "ema", system.pipeline.with_denoiser(averages[0])
-    return "raw", system.pipeline
+    denoiser, *_ = *averages, system.denoiser
+    with gather_weights(denoiser):
+        yield "ema" if averages else "raw", system.pipeline.with_denoiser(denoiser)

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import lightning as L
 from annotated_types import Ge
-from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
@@ -35,11 +34,12 @@ class ODELikelihood(L.Callback):
         self.metric = OdeNLL("test", count)
         self.result: dict[str, Any] = {}
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
-        weights, pipeline = ema_or_raw(trainer, pl_module)
-        self.result = self.metric.compute(Cascade([pipeline]), datamodule(trainer), weights)
-        log_metrics(trainer, {"eval/ode_nll": self.result["nll"]})
+        with ema_or_raw(trainer, pl_module) as (weights, pipeline):
+            if trainer.is_global_zero:
+                data = datamodule(trainer)
+                self.result = self.metric.compute(Cascade([pipeline]), data, weights)
+                log_metrics(trainer, {"eval/ode_nll": self.result["nll"]})
 
 
 class FID(Periodic):
@@ -94,8 +94,8 @@ class FID(Periodic):
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
         if not self.available:
             return
-        weights, pipeline = ema_or_raw(trainer, system)
-        self.result = self.metric.compute(Cascade([pipeline]), datamodule(trainer), weights)
+        with ema_or_raw(trainer, system) as (weights, pipeline):
+            self.result = self.metric.compute(Cascade([pipeline]), datamodule(trainer), weights)
         metrics = {f"eval/{key}": self.result[key] for key in LOGGED if key in self.result}
         errors = self.result["standard_error"]
         metrics |= {f"eval/{key}_error": errors[key] for key in LOGGED if key in errors}

@@ -2,7 +2,6 @@
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
@@ -33,13 +32,15 @@ class SampleGrid(Periodic):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Diffusion) -> None:
         self.run(trainer, pl_module)
-        self._save_trajectory(trainer, pl_module)
+        with ema_or_raw(trainer, pl_module) as (weights, pipeline):
+            if trainer.is_global_zero:
+                self._save_trajectory(trainer, weights, pipeline)
 
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
-        weights, pipeline = ema_or_raw(trainer, system)
-        conditions = self._conditions(trainer, pipeline, self.samples())
-        batches = pipeline.sample(self.samples(), conditions=conditions)
-        pixels = torch.cat(all_gather([batch[0].cpu() for batch in batches]))
+        with ema_or_raw(trainer, system) as (weights, pipeline):
+            conditions = self._conditions(trainer, pipeline, self.samples())
+            batches = pipeline.sample(self.samples(), conditions=conditions)
+            pixels = torch.cat(all_gather([batch[0].cpu() for batch in batches]))
         if trainer.is_global_zero:
             file = image_path(trainer, f"samples-{trainer.global_step:06d}")
             step, sampler = trainer.global_step, describe_sampler(pipeline, weights)
@@ -47,10 +48,10 @@ class SampleGrid(Periodic):
             caption += describe_conditions(conditions, pipeline.classes, self.columns)
             log_image(trainer, "samples", save_grid(pixels, file, self.columns, caption))
 
-    @rank_zero_only
     @torch.inference_mode()
-    def _save_trajectory(self, trainer: L.Trainer, system: Diffusion) -> None:
-        weights, pipeline = ema_or_raw(trainer, system)
+    def _save_trajectory(
+        self, trainer: L.Trainer, weights: str, pipeline: SamplingPipeline
+    ) -> None:
         conditions = self._conditions(trainer, pipeline, self.columns)
         steps = spaced_steps(pipeline, self.columns, conditions, limit=12)
         states = [pipeline.to_images(x, None)[0] for _, x in steps]

@@ -2,13 +2,13 @@
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm_lab.callbacks.ema import ema_or_raw
 from ddpm_lab.callbacks.lightning_internals import datamodule
 from ddpm_lab.callbacks.periodic import Periodic, image_path, log_image
 from ddpm_lab.callbacks.sample_grid import spaced_steps
 from ddpm_lab.reports.figures import save_scatter
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.ranges import Count, check_ranges
 
@@ -28,10 +28,13 @@ class ScatterPlot(Periodic):
     def samples(self) -> int:
         return self.count
 
-    @rank_zero_only
-    @torch.inference_mode()
     def run(self, trainer: L.Trainer, system: Diffusion) -> None:
-        _, pipeline = ema_or_raw(trainer, system)
+        with ema_or_raw(trainer, system) as (_, pipeline):
+            if trainer.is_global_zero:
+                self._save(trainer, pipeline)
+
+    @torch.inference_mode()
+    def _save(self, trainer: L.Trainer, pipeline: SamplingPipeline) -> None:
         conditions = pipeline.make_conditions(self.count)
         steps = spaced_steps(pipeline, self.count, conditions, limit=5)
         labels = conditions.get("label")

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from ddpm_lab.systems.base import BaseSystem
+from ddpm_lab.systems.sharding import compile_units
 
 LOG = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ class TorchCompile(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         assert pl_module.compile_target is not None  # checked by config.validation
-        pl_module.compile_target.compile(mode=self.mode)
+        for module in compile_units(pl_module.compile_target):
+            module.compile(mode=self.mode)
         torch.compiler.set_stance("force_eager")
 
     def on_train_batch_start(self, *args: Any) -> None:

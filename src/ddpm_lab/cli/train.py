@@ -105,7 +105,7 @@ def _train(
     callbacks = _callbacks(config)
     validate(config, data, system, callbacks)
     trainer: Trainer = build(config, "trainer", callbacks=[*callbacks.values()], logger=False)
-    validate_trainer(config, trainer)
+    validate_trainer(config, trainer, system)
     if isinstance(system, Diffusion):
         with prefix_errors("codec"):
             system.codec.to(trainer.strategy.root_device).measure(data.train)

@@ -24,6 +24,7 @@ from ddpm_lab.systems.autoencoder_system import AutoencoderSystem
 from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.systems.classifier_system import ClassifierSystem
 from ddpm_lab.systems.diffusion import Diffusion
+from ddpm_lab.systems.sharding import FSDPStrategy, sharding_units
 from ddpm_lab.utils.errors import ResourceError, UserError
 from ddpm_lab.utils.ranges import Count, NonNegative, NonNegativeInt, Positive
 from ddpm_lab.utils.shell import script_command
@@ -175,16 +176,26 @@ def validate(
     _check_disk_space(Path(config.trainer.default_root_dir).absolute(), system)
 
 
-def validate_trainer(config: DictConfig, trainer: Trainer) -> None:
+def validate_trainer(config: DictConfig, trainer: Trainer, system: BaseSystem) -> None:
     """Raise UserError for a trainer that Lightning accepts and this package does not support."""
-    if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+    if not isinstance(trainer.strategy, DDPStrategy | FSDPStrategy | SingleDeviceStrategy):
         strategy = config.trainer.strategy
         raise UserError(
-            f"trainer.strategy={strategy} would save sharded checkpoints; try trainer=ddp"
+            f"trainer.strategy={strategy} would save sharded checkpoints; try trainer=ddp or fsdp"
         )
-    ddp = isinstance(trainer.strategy, DDPStrategy)
+    if isinstance(trainer.strategy, FSDPStrategy):
+        if trainer.world_size == 1:
+            LOG.info("trainer.strategy: FSDP shards nothing in one process; trainer=gpu is faster")
+        network = system.denoiser.network if isinstance(system, Diffusion) else None
+        if network is None or next(sharding_units(network), None) is None:
+            subject = "this system" if network is None else type(network).__name__
+            raise UserError(
+                f"trainer.strategy: FSDP shards the layers in the module lists of a denoiser, and "
+                f"{subject} has none; try trainer=ddp"
+            )
+    single = isinstance(trainer.strategy, SingleDeviceStrategy)
     world = trainer.world_size
-    if world > 1 and (not ddp or config.trainer.get("use_distributed_sampler", True)):
+    if world > 1 and (single or config.trainer.get("use_distributed_sampler", True)):
         raise UserError(
             f"trainer.devices={config.trainer.devices} is more than one device; try trainer=ddp"
         )

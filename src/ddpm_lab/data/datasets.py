@@ -134,8 +134,11 @@ class MapSplit:
         return len(self.indices)
 
     def select(self, index: Tensor | slice) -> Images:
-        pixels = torch.stack([self.source[i] for i in self.indices[index].tolist()])
-        return Images(pixels, _select(self.labels, index)).to(self.device)
+        pixels = [self.source[i] for i in self.indices[index].tolist()]
+        empty = torch.empty(0, *self.shape, dtype=torch.uint8)
+        return Images(torch.stack(pixels) if pixels else empty, _select(self.labels, index)).to(
+            self.device
+        )
 
     def subset(self, index: Tensor) -> "MapSplit":
         """Return the split of the images at `index`, without reading them."""

@@ -122,17 +122,27 @@ def dataset(load: Callable[..., Splits]) -> Callable[..., Data]:
 
 
 class ValidationBatches:
-    """The batches of a split in order. Every process iterates over whole batches."""
+    """The batches of a split in order. Process `rank` of `world` receives its rows of each."""
 
-    def __init__(self, split: Split, batch_size: int, workers: int) -> None:
+    sizes: list[int]
+    """Rows of each batch in all processes"""
+    rows: list[slice]
+    """The rows of this process, which may be none"""
+
+    def __init__(
+        self, split: Split, batch_size: int, workers: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.split, self.workers = split, workers
         self.indices = torch.arange(split.size).split(batch_size)
+        self.sizes = [len(index) for index in self.indices]
+        self.rows = [slice(rank * size // world, (rank + 1) * size // world) for size in self.sizes]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(to_batch, read_batches(self.split, self.indices, self.workers))
+        indices = (index[rows] for index, rows in zip(self.indices, self.rows, strict=True))
+        return map(to_batch, read_batches(self.split, indices, self.workers))
 
 
 @dataclass(eq=False)

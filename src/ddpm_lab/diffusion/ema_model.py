@@ -1,6 +1,7 @@
 """Exponential moving average of weights."""
 
 import copy
+from functools import cached_property
 from typing import Annotated, Generic, TypeVar
 
 import torch
@@ -22,14 +23,18 @@ class EMAModel(Generic[M]):
     def __init__(self, model: M, decay: Annotated[float, Ge(0), Lt(1)] = 0.9999) -> None:
         self.decay, self.updates = decay, 0
         self.average: M = copy.deepcopy(model).requires_grad_(False).eval()
-        self._averages: list[torch.Tensor] = [*self.average.parameters()]
-        self._weights: list[torch.Tensor] = [*model.parameters()]
+        self._model = model
+
+    @cached_property  # on the first update, because sharding replaces parameters
+    def _parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return [*self.average.parameters()], [*self._model.parameters()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Average the current weights of the model, after each optimizer step."""
         self.updates += 1
-        torch._foreach_lerp_(self._averages, self._weights, 1 - self.next_decay())
+        averages, weights = self._parameters
+        torch._foreach_lerp_(averages, weights, 1 - self.next_decay())
 
     def next_decay(self) -> float:
         """Return d of update n = `updates`."""

@@ -49,6 +49,11 @@ FREE = (
 """Keys, with all below them, that may change when a run is resumed"""
 ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
 """Keys that are not saved with a run"""
+SAVED = "=run"
+"""End of an override that selects a group of the saved configuration.
+
+Lightning starts further processes with the overrides of the first, and thus with these.
+"""
 DERIVED = (
     "model",
     "optimizer.lr",
@@ -157,13 +162,13 @@ def _resolve_resume(
 def _register_choices(home: Path, overrides: Sequence[str]) -> list[str]:
     """Register the groups of the run in `home` as choices; return overrides that select them."""
     saved = _load_saved(home)
-    keys = {word.partition("=")[0] for word in overrides}
+    keys = {word.partition("=")[0] for word in overrides if not word.endswith(SAVED)}
     groups = [
         group for group in map(str, saved) if (CONFIGS / group).is_dir() and group not in keys
     ]
     for group in groups:
-        ConfigStore.instance().store(group=group, name="run", node=saved[group])
-    return [f"{group}=run" for group in groups]
+        ConfigStore.instance().store(group=group, name=SAVED[1:], node=saved[group])
+    return [choice for group in groups if (choice := f"{group}{SAVED}") not in overrides]
 
 
 def _load_saved(home: Path) -> DictConfig:
@@ -189,7 +194,8 @@ def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) ->
                 f"{home}: logger.{key}={value} would write outside the run; try the command that "
                 "started it"
             )
-    for word in (word for word in overrides if "=" in word or word[0] == "~"):
+    words = (word for word in overrides if "=" in word or word[0] == "~")
+    for word in (word for word in words if not word.endswith(SAVED)):
         key = word.lstrip("+~").partition("=")[0]
         if key.split(".")[0] in ASIDE:
             continue

@@ -25,7 +25,8 @@ from ddpm_lab.utils.safe_load import regular_file
 
 FIXED = re.compile(
     r"\$\{hydra:runtime\.output_dir\}|"
-    r"\$\{oc\.decode:\$\{oc\.env:SLURM_(JOB_NUM_NODES|NTASKS_PER_NODE),1\}\}"
+    r"\$\{oc\.decode:\$\{oc\.env:"
+    r"(SLURM_(JOB_NUM_NODES|NTASKS_PER_NODE)|(GROUP|LOCAL)_WORLD_SIZE),(1|auto)\}\}"
 )
 """Interpolations that are allowed in addition to references such as ${model.channels}"""
 TRUSTED: list[str] = []

@@ -142,7 +142,7 @@ class AutoencoderSystem(BaseSystem):
             return self.autoencoder.decode(encoding.z).clamp(-1, 1), encoding.codes
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        x = batch["x0"][self.shard_slice(len(batch["x0"]))]
+        x = batch["x0"]
         terms, reconstruction = self.losses(x, torch.zeros_like)
         psnr = peak_signal_noise_ratio(
             reconstruction.clamp(-1, 1), x, (-1.0, 1.0), reduction="none", dim=(1, 2, 3)

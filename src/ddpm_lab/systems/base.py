@@ -12,12 +12,13 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from ddpm_lab.data.datasets import Batch, select_rows
+from ddpm_lab.data.datasets import Batch
 from ddpm_lab.data.module import Data, TrainBatches, ValidationBatches
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import BatchGenerator, NoiseSampler, derive_seed
 from ddpm_lab.diffusion.timestep_samplers import Stratified, TimestepSampler
 from ddpm_lab.systems.nonfinite_steps import NonFiniteGuard
+from ddpm_lab.systems.sharding import whole
 from ddpm_lab.utils import watchdog
 from ddpm_lab.utils.distributed import rank_and_world
 from ddpm_lab.utils.errors import CorruptFileError, UserError, prefix_errors
@@ -48,7 +49,8 @@ class DataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> ValidationBatches:
-        return ValidationBatches(self.data.test, self.data.batch_size, self.data.workers)
+        data, (rank, world) = self.data, rank_and_world()
+        return ValidationBatches(data.test, data.batch_size, data.workers, rank, world)
 
 
 class BaseSystem(L.LightningModule, ABC):
@@ -188,11 +190,6 @@ class BaseSystem(L.LightningModule, ABC):
         rank, world = rank_and_world()
         return BatchGenerator(rank * size, (world - 1 - rank) * size, self.generator)
 
-    def shard_slice(self, total: int) -> slice:
-        """Return the rows of this process in a batch of `total` rows."""
-        rank, world = rank_and_world()
-        return slice(rank * total // world, (rank + 1) * total // world)
-
     def log_mean(self, name: str, values: Tensor) -> None:
         """Log the mean of `values` (B,), which may be empty, over all batches and processes."""
         if len(values) or rank_and_world()[1] > 1:  # all processes must log the same names
@@ -216,7 +213,7 @@ class BaseSystem(L.LightningModule, ABC):
         norms = []
         for parameters in self._clipped:
             gradients = [p.grad for p in parameters if p.grad is not None]
-            norms.append(nn.utils.get_total_norm(gradients))
+            norms.append(whole(nn.utils.get_total_norm(gradients)))
             if gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norms[-1])
         self.skips.check(optimizer, norms, self.trainer.global_step + 1)
@@ -272,16 +269,15 @@ class TimestepSystem(BaseSystem):
         return {"loss": loss, "losses": losses.detach(), "weight": weight, "t": t}
 
     @contextmanager
-    def validation_batch(
-        self, batch: Batch, index: int
-    ) -> Iterator[tuple[Batch, Tensor, NoiseSampler]]:
-        """Yield rows (B, ...), times (B,) and noise of this process, equal in every validation."""
-        total = len(batch["x0"])
-        rows = self.shard_slice(total)
+    def validation_noise(self, index: int) -> Iterator[tuple[Tensor, NoiseSampler]]:
+        """Yield times (B,) and noise for validation batch `index`, equal in every validation."""
+        batches = self.trainer.val_dataloaders
+        assert isinstance(batches, ValidationBatches)  # of `DataModule`
+        total, rows = batches.sizes[index], batches.rows[index]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(index)
             t, _ = Stratified(self.process)(total, self.device)
-            yield select_rows(batch, rows), t[rows], BatchGenerator(rows.start, total - rows.stop)
+            yield t[rows], BatchGenerator(rows.start, total - rows.stop)
 
 
 def _check_moments(weight: Tensor, state: dict[str, Any]) -> None:

@@ -70,10 +70,10 @@ class ClassifierSystem(TimestepSystem):
         return F.nll_loss(log_p, batch["label"], reduction="none")
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        with self.validation_batch(batch, index) as (rows, t, noise):
-            log_p = self.log_probabilities(rows, t, noise)
-        correct = (log_p.argmax(1) == rows["label"]).float()
-        self.log_mean("val/loss", F.nll_loss(log_p, rows["label"], reduction="none"))
+        with self.validation_noise(index) as (t, noise):
+            log_p = self.log_probabilities(batch, t, noise)
+        correct = (log_p.argmax(1) == batch["label"]).float()
+        self.log_mean("val/loss", F.nll_loss(log_p, batch["label"], reduction="none"))
         self.log_mean("val/accuracy", correct)
         for q in range(4):
             self.log_mean(f"val/accuracy_q{q + 1}", correct[(t - 1) * 4 // self.process.steps == q])

@@ -20,6 +20,7 @@ from ddpm_lab.diffusion.variances import Variance
 from ddpm_lab.sampling.codecs import Codec
 from ddpm_lab.sampling.pipeline import SamplingPipeline, build_pipeline
 from ddpm_lab.systems.base import TimestepSystem
+from ddpm_lab.systems.sharding import shard
 
 
 class Diffusion(TimestepSystem):
@@ -73,6 +74,9 @@ class Diffusion(TimestepSystem):
         objective.check(self.denoiser, self.timestep_sampler)
         self.set_optimizer(optimizer, lr_schedule)
 
+    def configure_model(self) -> None:
+        shard(self.denoiser, self.device_mesh)
+
     @property
     def compile_target(self) -> nn.Module:
         return self.denoiser.network
@@ -102,8 +106,8 @@ class Diffusion(TimestepSystem):
         return self.objective(self.denoiser, self.noise_batch(batch, t, noise))
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        with self.validation_batch(batch, index) as arguments:
-            self.log_mean("val/loss", self.losses(*arguments))
+        with self.validation_noise(index) as (t, noise):
+            self.log_mean("val/loss", self.losses(batch, t, noise))
 
     def suggestions(self, run: str, measured: bool) -> list[tuple[str, str]]:
         guided = self.denoiser.supports_cfg and "w" in self.pipeline.guidance.keywords

@@ -53,7 +53,9 @@ def sha256_of_tensors(tensors: Mapping[str, "Tensor"], header: str = "") -> str:
     digest = hashlib.sha256(header.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        # A copy: the storage of a tensor with a NumPy view cannot be resized, as FSDP2 does.
+        copy = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        digest.update(copy.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
