@@ -1844,7 +1844,7 @@ MUTANTS = [
     ),
     Mutant(
         "inverse: the sampler repeats the noise of the edit",
-        "sampling/sdedit.py",
+        "sampling/editing.py",
         "PerSampleGenerator(seed, index.tolist(), STREAM)",
         "PerSampleGenerator(seed, index.tolist())",
         "editing",

@@ -124,6 +124,16 @@ evaluate run=RUN metrics=[nll] nll.spacing=karras
     2 nll.spacing=karras has times between those of the schedule
 sample run=RUN sampler=ddpm sampler.spacing=karras sampler.steps=4 variance=analytic
     2 variance=analytic is estimated at the times of the schedule
+sample run=RUN mode=interpolate sampler=ddpm sampler.steps=4 count=2
+    2 sampler=ddpm adds noise, so its samples do not follow x_T; try sampler=ddim sampler.eta=0
+sample run=RUN mode=interpolate sampler.eta=0.5 count=2
+    2 sampler=ddim adds noise
+sample run=RUN mode=interpolate strength=0.4 count=2
+    2 strength=0.4 needs images for mode=interpolate; try input=test
+sample run=RUN strength=0.3 count=2
+    2 strength=0.3 is not for mode=sample; try mode=edit or interpolate
+sample run=DEAF label=none
+    2 label=none needs a model that was trained with conditioner.dropout above 0
 sample run=RUN mode=encode sampler=edm sampler.s_churn=5 sampler.steps=4
     2 cannot be run backwards; try sampler=ddim
 train timestep_sampler=log_normal timestep_sampler.std=0

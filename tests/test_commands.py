@@ -897,7 +897,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "sample",
             ["run=RUN", "mode=encode", "sampler=ddpm"],
-            "sampler._target_=DDPM cannot be run backwards",
+            "sampler=ddpm cannot be run backwards",
         ),
         (
             "sample",

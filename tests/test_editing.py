@@ -19,9 +19,9 @@ from ddpm_lab.diffusion.schedules import cosine, linear
 from ddpm_lab.diffusion.variances import Analytic, BetaTilde
 from ddpm_lab.reports.grids import read_caption
 from ddpm_lab.sampling.codecs import Pixels
+from ddpm_lab.sampling.editing import edit
 from ddpm_lab.sampling.inverse_problems import inpainting, read_problem
 from ddpm_lab.sampling.pipeline import SamplingPipeline
-from ddpm_lab.sampling.sdedit import edit
 
 PROCESS = ForwardProcess(linear())
 SHAPE = (1, 8, 8)
@@ -97,7 +97,10 @@ def test_masks_may_be_saved_in_color(files):
         ({}, "mask=null, but operator=mask needs an image; try guidance.mask=FILE"),
         ({"mask": "{}/nowhere.png"}, "mask=.*nowhere.png does not exist; try guidance.mask=FILE"),
         ({"mask": "{}/small.png"}, "mask=.*small.png is 4x4, but the images .* are 8x8"),
-        ({"mask": "{}/a.png"}, "mask=.*a.png has [0-9]+ gray pixels; each must be white"),
+        (
+            {"mask": "{}/a.png"},
+            "mask=.*a.png has [0-9]+ gray or colored pixels; each must be white",
+        ),
         ({"mask": "{}/white.png"}, "mask=.*white.png has one color; visible pixels must be white"),
         ({"mask": "{}/text.txt"}, "mask=.*text.txt cannot be read as an image"),
         ({"mask": "{}/mask.png", "amount": 2}, "amount=2 is not for operator=mask"),
@@ -158,7 +161,7 @@ def test_inpainting_from_the_command_line(run, typed, files):
     command = ["guidance=inpainting", f"guidance.mask={files}/mask.png"]
     outs = [files / name for name in ("one", "folder", "batches", "cfg")]
     each = [f"guidance.image={files}/a.png"], *[[f"guidance.image={files}/three"]] * 3
-    extra = [], [], ["batch_size=2"], ["guidance.w=2"]
+    extra = [], [], ["batch_size=2"], ["guidance.w=2", "label=[1,2]"]
     for out, image, words in zip(outs, each, extra, strict=True):
         status, text, error = typed(
             "sample", f"run={run}", *command, *image, *words, "count=5", f"out={out}"
@@ -180,8 +183,8 @@ def test_inpainting_from_the_command_line(run, typed, files):
     [
         ("guidance=dps", "sampler=ddpm", "sampler.steps=3", "guidance.operator=saturation"),
         ("guidance=pigdm", "guidance.operator=downsample", "guidance.noise=0.1"),
-        ("guidance=pigdm", "guidance.operator=blur", "guidance.w=1", "sampler=heun"),
-        ("guidance=pigdm", "guidance.operator=box", "guidance.amount=0.25", "mode=encode"),
+        ("guidance=pigdm", "guidance.operator=blur", "guidance.w=1", "label=3", "sampler=heun"),
+        ("guidance=pigdm", "guidance.operator=box", "guidance.amount=0.25", "mode=edit"),
     ],
 )
 def test_guidances_by_measurements_from_the_command_line(words, run, typed, files):
@@ -231,14 +234,13 @@ def test_python_has_the_numbers_of_the_commands(run, typed, files):
             "guidance.image={}/x.png does not exist",
         ),
         (["guidance=pigdm"], "guidance.mask=null, but operator=mask needs an image"),
-        (["guidance=inpainting"], "guidance.mask must be given"),
+        (["guidance=inpainting"], "guidance.mask=null, but operator=mask needs an image"),
         (["guidance=pigdm", "guidance.noise=-1"], "guidance.noise must be at least 0"),
         (["guidance=dps", "guidance.zeta=-1"], "guidance.zeta must be at least 0"),
         (["mode=edit", "label=1", "strength=0"], "strength must be above 0 and at most 1 (got 0)"),
         (["mode=edit", "label=1", "strength=1.2"], "strength must be above 0 and at most 1"),
         (["mode=edit", "input={}/x.png"], "input={}/x.png does not exist"),
         (["mode=edit", "input={}/small.png"], "small.png is 4x4 L, expected 8x8 L"),
-        (["mode=edit", "input={}/a.png"], "the input has no labels"),
     ],
 )
 def test_mistakes_name_the_key(words, message, run, typed, files):
@@ -312,3 +314,46 @@ def test_chains_begin_at_a_time_between_steps():
     karras = DDIM(steps=5, spacing="karras7:0.03,80")
     later = [t for t in karras.timesteps(process) if t < 40]
     assert karras.starting_at(process, 40).timesteps(process) == [40, *later]
+
+
+def test_restored_images_have_no_class_unless_one_is_typed(run, typed, files):
+    words = ["guidance=inpainting", "guidance.operator=box", f"guidance.image={files}/a.png"]
+    for name, label in (("default", []), ("none", ["label=none"]), ("three", ["label=3"])):
+        status, _, error = typed(
+            "sample", f"run={run}", *words, *label, "count=2", f"out={files / name}"
+        )
+        assert status == 0, error
+    default, none, three = (
+        np.load(files / name / "samples.npz") for name in ("default", "none", "three")
+    )
+    assert "labels" not in default and (default["images"] == none["images"]).all()
+    assert three["labels"].tolist() == [3, 3] and (three["images"] != none["images"]).any()
+    command = (files / "three" / "command.txt").read_text()
+    assert command.startswith("python sample.py run=") and " label=3 " in command
+
+
+@pytest.mark.parametrize("strength", [None, 0.4])
+def test_interpolation_of_images_begins_and_ends_like_them(strength, run, typed, files):
+    """Frame 0 of a row is the edit, or the decoded encoding, of its image."""
+    model, folder = ddpm_lab.load(run), files / "three"
+    images = torch.from_numpy(np.stack([pixels(folder / f"{i}.png") for i in range(3)]))[:, None]
+    words = [] if strength is None else [f"strength={strength}"]
+    status, _, error = typed(
+        "sample",
+        f"run={run}",
+        "mode=interpolate",
+        f"input={folder}",
+        "label=3",
+        "frames=3",
+        f"out={files / 'out'}",
+        *words,
+    )
+    assert status == 0, error
+    frames = torch.from_numpy(arrays(files / "out")).view(2, 3, 1, 8, 8)
+    if strength is None:
+        ends = model.decode(model.encode(images, label=3), label=3).tensor
+    else:
+        ends = model.edit(images, strength, label=3).tensor
+    assert (frames[:, 0] == ends[:2]).all() and (frames[:, 1] != frames[:, 0]).any()
+    rows = model.interpolate(images[:2], images[1:], 3, strength, label=3)
+    assert (frames.flatten(0, 1) == rows.tensor).all()

@@ -314,7 +314,7 @@ def test_gradients_in_inference_mode(kind):
         (lambda: gray(SHAPE, 2), "amount=2 is not for operator=gray"),
         (lambda: DPS(isotropic(), problem(box(SHAPE)), zeta=-1.0), "zeta must be"),
         (lambda: PiGDM(isotropic(), problem(box(SHAPE)), data_std=0.0), "data_std must be"),
-        (lambda: Inpainting(isotropic(), problem(Saturation(2.0))), "is not linear"),
+        (lambda: Inpainting(isotropic(), problem(Saturation(2.0))), "hides no pixels"),
     ],
 )
 def test_invalid_options_raise(build, message):

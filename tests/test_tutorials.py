@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FAST, ROOT
+from PIL import Image
 
 import ddpm_lab
 
@@ -134,7 +135,7 @@ def forget_mylab():
 
 def test_every_kind_has_an_example_and_a_command():
     kinds = re.findall(r"^## (.+)$", PAGE, re.M)
-    assert len(kinds) == 12
+    assert len(kinds) == 13
     for kind in kinds:
         section = PAGE.partition(f"## {kind}\n")[2].partition("\n## ")[0]
         files = [name for _, name in EXAMPLE.findall(section)]
@@ -188,7 +189,11 @@ def test_the_python_of_the_page_trains_and_loads(examples, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("verb", "overrides"), [found for found in COMMAND.findall(PAGE) if found[0] != "train"]
 )
-def test_examples_work_with_a_run_of_others(verb, overrides, examples, tiny, typed, tmp_path):
+def test_examples_work_with_a_run_of_others(
+    verb, overrides, examples, tiny, typed, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("a.png")
     words = [word.replace("DIR", str(tiny())) for word in shlex.split(overrides)]
     out = f"hydra.run.dir={tmp_path}/out"
     status, _, error = typed(verb, "--config-dir", str(examples), *words, out)

@@ -16,15 +16,15 @@ from ddpm_lab.config.overrides import format_override
 from ddpm_lab.data.datasets import Batch
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.denoiser import Denoiser
-from ddpm_lab.diffusion.samplers import Sampler, slerp
+from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.runs.compose import SamplingChoices, choice_overrides, compose_method
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.conditions import Label, check_label_count, class_labels, format_size
+from ddpm_lab.sampling.editing import edit, interpolate_images, interpolate_latents, repeat_rows
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.sampling.samples import Samples, check_tensor, to_split
-from ddpm_lab.sampling.sdedit import edit
 from ddpm_lab.utils.arguments import check_call
 from ddpm_lab.utils.distributed import all_gather
 from ddpm_lab.utils.errors import UserError, prefix_errors
@@ -64,9 +64,8 @@ class Model:
         Cascade([*self._earlier, self.pipeline])  # raises UserError
 
     def __repr__(self) -> str:
-        shape, classes = format_size(self.shape), self.pipeline.classes
-        labels = f", {classes} classes" if classes else ""
-        return f"Model({str(self.directory)!r}: {shape}{labels})"
+        labels = f", {classes} classes" if (classes := self.pipeline.classes) else ""
+        return f"Model({str(self.directory)!r}: {format_size(self.shape)}{labels})"
 
     @property
     def config(self) -> DictConfig:
@@ -262,31 +261,34 @@ class Model:
         start: Samples | Tensor,
         end: Samples | Tensor,
         frames: Count = 9,
+        strength: PositiveFraction | None = None,
         *,
         label: Label = None,
         seed: NonNegativeInt = 0,
         **choices: Unpack[SamplingChoices],
     ) -> Samples:
-        """Return N rows of `frames` samples from each `start` to its `end`, on the sphere of x_T.
+        """Return N rows of `frames` samples from each `start` to its `end`.
 
         Args:
-            start: Samples or images uint8, which are encoded, or x_T (N, ...) float32.
-            end: Like `start`.
+            start, end: Samples or images uint8, or x_T (N, ...) float32.
             frames: Number of samples in a row, with both ends, at least 1.
+            strength: Interpolate noised images at t = strength T (None: x_T, on the sphere).
             label: A class, or one per row (None: those of `start`, or all in turn).
             seed, choices: See `decode`.
         """
+        if len(start) != len(end):
+            raise UserError(f"start has {len(start)} rows, but end has {len(end)}")
         label = getattr(start, "labels", None) if label is None else label
         check_label_count(label, len(start))
-        a, b = (self._to_latents(value, label, choices) for value in (start, end))
-        if len(a) != len(b):
-            raise UserError(f"start and end must have equal lengths (got {len(a)} and {len(b)})")
-        weight = torch.linspace(0, 1, frames)
-        x_T = torch.cat([slerp(one, other, weight) for one, other in zip(a, b, strict=True)])
-        conditions = self._conditions(self.pipeline, len(a), label, None, None)
-        labels = conditions.get("label")
-        rows = None if labels is None else labels.repeat_interleave(frames)
-        return self.decode(x_T, label=rows, seed=seed, **choices)
+        pipeline = self._pipeline(deterministic=strength is None, **choices)
+        if strength is not None:
+            a, b = (to_split(each, self.shape, pipeline.bin_width is None) for each in (start, end))
+            cond = pipeline.data_conditions(a, label)
+            return interpolate_images(pipeline, a.x0, b.x0, cond, frames, strength, seed)
+        first, last = (self._to_latents(value, label, choices) for value in (start, end))
+        x_T = interpolate_latents(pipeline, first, last, frames)
+        conditions = repeat_rows(self._conditions(pipeline, len(start), label, None, None), frames)
+        return self.decode(x_T, label=conditions.get("label"), seed=seed, **choices)
 
     @check_call
     def bits_per_dim(
@@ -349,9 +351,9 @@ class Model:
         self, deterministic: bool = False, **choices: Unpack[SamplingChoices]
     ) -> SamplingPipeline:
         """Return the pipeline with these options, with eta = 0 if it is `deterministic`."""
-        settings = self._compose("sample", choice_overrides(choices))
+        settings = self._compose("sample", overrides := choice_overrides(choices))
         if deterministic:
-            make_deterministic(settings)
+            make_deterministic(settings, [*self._overrides, *overrides])
         pipeline = self._configured(settings).pipeline
         if isinstance(sampler := choices.get("sampler"), Sampler):
             pipeline.set_sampler(sampler, pipeline.guidance)
@@ -388,12 +390,10 @@ class Model:
     def _to_latents(
         self, value: Samples | Tensor, label: Label, choices: SamplingChoices
     ) -> Tensor:
-        match value:
-            case Tensor() if value.is_floating_point():
-                return value
-            case Samples(labels=Tensor()):
-                label = None  # the samples have their own
-        return self.encode(value, label=label, **choices)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+        has_labels = getattr(value, "labels", None) is not None
+        return self.encode(value, label=None if has_labels else label, **choices)
 
 
 def _bar(total: int, desc: str) -> "tqdm[Any]":

@@ -57,7 +57,7 @@ class SampleGrid(Periodic):
         states = [pipeline.to_images(x, None)[0] for _, x in steps]
         grid = torch.stack(states, dim=1).flatten(0, 1)
         file = image_path(trainer, "denoising")
-        times = ", ".join(str(t) for t, _ in steps)
+        times = ", ".join(f"{t:.5g}" for t, _ in steps)
         caption = f"Denoising: each row is a sample, and its columns are x_t at t = {times}. "
         caption += f"{describe_sampler(pipeline, weights)}."
         log_image(trainer, "denoising", save_grid(grid, file, len(states), caption))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -36,9 +37,14 @@ def evaluate(config: DictConfig) -> None:
     available = available_metrics(config)
     init_process_group()
     if config.sweep is None and {*(config.metrics or [])} == {"reconstruction"}:
-        make_deterministic(config)
+        make_deterministic(config, HydraConfig.get().overrides.task)
     run = RunDir(config.run, config)
     cascade = load_cascade(run)
+    if any(stage.references for stage in cascade.stages):
+        raise UserError(
+            "guidance: its images are restored, and evaluate.py measures samples of the model; try "
+            "guidance=none, or sample.py"
+        )
     names = ["fid", "prc"] if config.sweep is not None else config.metrics
     metrics = select_metrics(available, names, cascade)
     if is_rank_zero():

@@ -22,16 +22,20 @@ from ddpm_lab.config.instantiate import check_settings
 from ddpm_lab.config.overrides import format_override
 from ddpm_lab.data.datasets import Batch, Split, to_uint8
 from ddpm_lab.diffusion.rng import PerSampleGenerator
-from ddpm_lab.diffusion.samplers import slerp
 from ddpm_lab.evaluation.reconstruction import reconstruct
 from ddpm_lab.reports.figures import save_scatter
 from ddpm_lab.reports.grids import save_grid
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir, load_cascade
+from ddpm_lab.sampling.editing import (
+    edit,
+    interpolate_images,
+    interpolate_latents,
+    repeat_rows,
+)
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.sampling.samples import Samples, to_arrays
-from ddpm_lab.sampling.sdedit import edit
-from ddpm_lab.utils.atomic_io import make_directory
+from ddpm_lab.utils.atomic_io import make_directory, write_text
 from ddpm_lab.utils.distributed import all_gather, init_process_group, is_rank_zero
 from ddpm_lab.utils.errors import UserError, prefix_errors
 from ddpm_lab.utils.ranges import Count, NonNegativeInt, PositiveFraction
@@ -47,6 +51,8 @@ SETTINGS = {
     "strength": PositiveFraction,
 }
 """Types and ranges of keys"""
+KEYS_OF_MODES = {"strength": ("edit", "interpolate"), "frames": ("interpolate",)}
+"""Keys that other modes do not use"""
 
 
 def sample(config: DictConfig) -> None:
@@ -58,14 +64,35 @@ def sample(config: DictConfig) -> None:
             f"mode={config.mode} is for one model, but cascade={config.cascade} has several; try "
             "run=DIR"
         )
+    for key, modes in KEYS_OF_MODES.items():
+        if _is_typed(key) and config.mode not in modes:
+            raise UserError(
+                f"{key}={config[key]} is not for mode={config.mode}; try mode={' or '.join(modes)}"
+            )
     init_process_group()
     if not is_rank_zero() and config.mode != "sample":
         return  # only mode=sample is distributed
-    if config.mode in ("encode", "decode", "interpolate"):
-        make_deterministic(config)
+    if config.mode in ("encode", "decode") or _interpolates_latents(config):
+        make_deterministic(config, HydraConfig.get().overrides.task)
     run = RunDir(config.run, config)
+    if config.mode not in ("sample", "edit", "times") and run.pipeline.references:
+        raise UserError(
+            f"mode={config.mode} is not for a guidance that restores images; try mode=sample, "
+            "mode=edit, or guidance=none"
+        )
     with torch.inference_mode(), prefix_errors("sampler"):
         MODES[config.mode](config, run)
+    if is_rank_zero() and (out := Path(config.out)).is_dir():
+        command = f"python sample.py {shlex.join(HydraConfig.get().overrides.task)}\n"
+        write_text(out / "command.txt", command)
+
+
+def _is_typed(key: str) -> bool:
+    return any(text.startswith(f"{key}=") for text in HydraConfig.get().overrides.task)
+
+
+def _interpolates_latents(config: DictConfig) -> bool:
+    return config.mode == "interpolate" and not _is_typed("strength")
 
 
 def _sample(config: DictConfig, run: RunDir) -> None:
@@ -106,8 +133,9 @@ def _save_groups(pictures: Mapping[str, Tensor], file: Path) -> str:
     *names, last = pictures
     caption = f"Groups of {', '.join(names)} and {last}."
     images = torch.stack([x.cpu() for x in pictures.values()], dim=1).flatten(0, 1)
-    columns = len(pictures) * (10 if len(images) >= 10 * len(pictures) else 1)
-    return f"{save_grid(images, file, columns, caption)} ({caption[:-1].lower()})"
+    columns = min(len(images), 12 // len(pictures) * len(pictures))
+    path = save_grid(images, file, columns, caption, group=len(pictures))
+    return f"{path} ({caption[:-1].replace('Groups', 'groups')})"
 
 
 def _edit(config: DictConfig, run: RunDir) -> None:
@@ -199,22 +227,45 @@ def _check_conditions(file: str, conditions: Batch, own: Batch) -> None:
 
 
 def _interpolate(config: DictConfig, run: RunDir) -> None:
-    """Save `config.count` rows of images, each interpolated between two x_T on the sphere.
+    """Save rows of images, interpolated between images of `config.input` or between noise.
 
-    A row shares one label and one noise stream.
+    Rows lead from each image to the next: on the sphere between their x_T or, with a strength,
+    between their x_t. Without an input there are `config.count` rows between x_T of the prior. A
+    row has one label, that of its first image, and one noise stream.
     """
-    pipeline = run.pipeline
-    count, frames = config.count or 100, config.frames
-    shape = (2 * count, *pipeline.codec.shape)
-    ends = PerSampleGenerator(config.seed, range(2 * count))(torch.empty(shape))
-    weight = torch.linspace(0, 1, frames)
-    rows = [slerp(a, b, weight) for a, b in zip(ends[::2], ends[1::2], strict=True)]
-    x_T = pipeline.sampler.prior(pipeline.process, torch.cat(rows).to(pipeline.device))
-    conditions = {
-        name: value.repeat_interleave(frames, dim=0)
-        for name, value in _make_conditions(config, pipeline, count, _held_out_images(run)).items()
-    }
-    streams = [2 * count + row for row in range(count) for _ in range(frames)]
+    pipeline, frames = run.pipeline, config.frames
+    if _is_typed("input"):
+        split = read_samples(config, pipeline.shape, run, 11)
+        if split.size < 2:
+            raise UserError(f"input={config.input} has one image, but mode=interpolate needs two")
+        rows = split.size - 1
+        data, (label, text) = split.x0, _label_and_text(config)
+        conditions = pipeline.data_conditions(split.select(slice(rows)), label, text)
+        if _is_typed("strength"):
+            options = (frames, config.strength, config.seed, config.batch_size)
+            out = make_directory(config.out)
+            samples = interpolate_images(pipeline, data[:-1], data[1:], conditions, *options)
+            save_samples(samples, out, frames)
+            return
+        own = pipeline.data_conditions(split, label, text)
+        x_T, _, _ = reconstruct(pipeline, data.to(pipeline.device), own, config.batch_size)
+        ends = x_T[:-1].cpu(), x_T[1:].cpu()
+    elif _is_typed("strength"):
+        raise UserError(
+            f"strength={config.strength:g} needs images for mode=interpolate; try input=test, or "
+            "input=FOLDER"
+        )
+    else:
+        rows = config.count or 100
+        z = PerSampleGenerator(config.seed, range(2 * rows))(
+            torch.empty(2 * rows, *pipeline.codec.shape)
+        )
+        z = pipeline.sampler.prior(pipeline.process, z.to(pipeline.device)).cpu()
+        ends = z[::2], z[1::2]
+        conditions = _make_conditions(config, pipeline, rows, _held_out_images(run))
+    x_T = interpolate_latents(pipeline, *ends, frames)
+    conditions = repeat_rows(conditions, frames)
+    streams = [2 * rows + row for row in range(rows) for _ in range(frames)]
     _save_decoded(config, pipeline, x_T, conditions, streams, "interpolating", columns=frames)
 
 
@@ -265,7 +316,7 @@ def _images_to_upsample(config: DictConfig, run: RunDir, stage: SamplingPipeline
     if config.input != "test":
         raise UserError(
             f"input={config.input} is for a super-resolution model, but this one samples from "
-            "noise; try mode=encode"
+            "noise; try mode=edit, encode or interpolate"
         )
     return None
 

@@ -116,7 +116,10 @@ class ClassifierFreeGuidance(_Extrapolation):
         if self.w == 0:
             return self.denoiser(x_t, t, cond)
         if cond.value is None:
-            raise UserError(f"guidance.{self.option} needs conditions, but sampling has none")
+            raise UserError(
+                f"guidance.{self.option} needs conditions, but sampling has none; try label=0, or "
+                "another class"
+            )
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.cat(cond.null()))
         conditional, null = both.x0.chunk(2)
         variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]

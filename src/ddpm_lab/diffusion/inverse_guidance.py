@@ -11,8 +11,9 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance, Guidance, Strength
-from ddpm_lab.diffusion.operators import Operator
+from ddpm_lab.diffusion.operators import Mask, Operator
 from ddpm_lab.diffusion.process import per_pixel, per_sample
+from ddpm_lab.utils.errors import choice_name
 from ddpm_lab.utils.ranges import NonNegative, Positive, check_ranges
 
 
@@ -70,6 +71,11 @@ class Inpainting(InverseGuidance):
     """
 
     def __init__(self, denoiser: DenoiserLike, problem: InverseProblem, w: Strength = 0.0) -> None:
+        if not isinstance(problem.operator, Mask):
+            raise ValueError(
+                f"operator={choice_name(problem.operator)} hides no pixels; try "
+                "guidance.operator=box, or guidance=pigdm"
+            )
         super().__init__(denoiser, problem, w)
         self.visible = problem.operator.forward(torch.ones_like(self.y[:1])).bool()
 

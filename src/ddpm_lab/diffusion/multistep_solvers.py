@@ -39,6 +39,7 @@ class DPMSolver3M(Sampler):
     with the curvature, which is of order 2.
     """
 
+    deterministic = True
     history = 2
     min_steps = 4
 
@@ -70,6 +71,7 @@ class UniPC(Sampler):
     estimate at its end, at no further network call.
     """
 
+    deterministic = True
     history = 2
     min_steps = 3
 

@@ -62,6 +62,8 @@ class Heun(Sampler):
     fall by orders of magnitude, which would amplify the small difference of the two x_0.
     """
 
+    deterministic = True
+
     def step(
         self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler
     ) -> Tensor:
@@ -93,6 +95,10 @@ class EDM(Sampler):
                 f"s_tmin={self.s_tmin:g} is above s_tmax={self.s_tmax:g}, so no step would add "
                 "noise; try s_tmin=0.05 s_tmax=50, or s_churn=0"
             )
+
+    @property
+    def deterministic(self) -> bool:
+        return self.s_churn == 0
 
     def begin(
         self,
@@ -135,6 +141,8 @@ class DPMSolver(Sampler):
     x_0 is extrapolated from the previous estimate. The first step and the step to the data are of
     first order.
     """
+
+    deterministic = True
 
     def step(
         self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler

@@ -19,6 +19,7 @@ from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate, check_inputs
 from ddpm_lab.diffusion.process import ForwardProcess, as_times, per_pixel, per_sample
 from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
 from ddpm_lab.diffusion.timestep_spacing import chain_times, check_spacing
+from ddpm_lab.utils.errors import UserError, choice_name
 from ddpm_lab.utils.ranges import Count, Fraction, Positive, check_ranges
 
 
@@ -75,6 +76,11 @@ class Sampler(ABC):
                 f"dynamic_threshold={self.dynamic_threshold:g} scales to the bound clip, which is "
                 "null; try clip=1"
             )
+
+    @property
+    def deterministic(self) -> bool:
+        """True if x_T determines the sample."""
+        return False
 
     def timesteps(self, process: ForwardProcess, t_end: int = 0) -> Sequence[float]:
         """Return the times from T to `t_end`: integers, or floats if the spacing needs them.
@@ -199,9 +205,8 @@ class Sampler(ABC):
 
         Raises ValueError for samplers that add noise.
         """
-        raise ValueError(
-            f"_target_={type(self).__name__} cannot be run backwards; "
-            "try sampler=ddim sampler.eta=0"
+        raise UserError(
+            f"sampler={choice_name(self)} cannot be run backwards; try sampler=ddim sampler.eta=0"
         )
 
 
@@ -276,6 +281,10 @@ class DDIM(Sampler):
             raise ValueError(
                 f"sigma_hat=true keeps the mean of eta=1 (got eta={self.eta:g}); try eta=1"
             )
+
+    @property
+    def deterministic(self) -> bool:
+        return self.eta == 0
 
     def step(
         self, denoiser: DenoiserLike, step: Step, cond: Condition, noise: NoiseSampler

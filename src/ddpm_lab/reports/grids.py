@@ -16,13 +16,16 @@ BACKGROUND = 40
 """Gray level between the images of a grid"""
 DESCRIPTION = "Description"
 """Keyword of the PNG text chunk with the caption"""
+GAP = 24
+"""Additional pixels between groups of columns"""
 FONT_SIZE, LINE_HEIGHT, MARGIN = 13, 17, 6
 """Sizes of captions, in pixels"""
 
 
-def grid_image(pixels: "Tensor", columns: int) -> Image.Image:
+def grid_image(pixels: "Tensor", columns: int, group: int | None = None) -> Image.Image:
     """Return uint8 images (N, C, H, W) row by row, each channel at least 64 pixels wide.
 
+    Groups of `group` columns have a wider gap between them.
     Four channels are RGB with alpha, over white. Of 2 or more than 4 channels, each is a gray
     image, side by side.
     """
@@ -33,10 +36,13 @@ def grid_image(pixels: "Tensor", columns: int) -> Image.Image:
     columns = min(columns, count)
     rows = -(-count // columns)
     height, width = height * scale + padding, width * scale + padding
-    grid = np.full((height * rows + padding, width * columns + padding, 3), BACKGROUND, np.uint8)
+    gaps = [GAP * (column // (group or columns)) for column in range(columns)]
+    size = (height * rows + padding, width * columns + padding + gaps[-1], 3)
+    grid = np.full(size, BACKGROUND, np.uint8)
     images = pixels.cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        y, x = i // columns * height + padding, i % columns * width + padding
+        column = i % columns
+        y, x = i // columns * height + padding, column * width + padding + gaps[column]
         grid[y : y + height - padding, x : x + width - padding] = image
     return Image.fromarray(grid)
 
@@ -66,12 +72,14 @@ def save_image(pixels: "Tensor", file: Path) -> None:
     Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).cpu().numpy()).save(file)
 
 
-def save_grid(pixels: "Tensor", file: Path, columns: int, caption: str) -> Path:
+def save_grid(
+    pixels: "Tensor", file: Path, columns: int, caption: str, group: int | None = None
+) -> Path:
     """Save the grid of `grid_image` as a PNG, with a caption below and as its description."""
     file.parent.mkdir(parents=True, exist_ok=True)
     info = PngInfo()
     info.add_itxt(DESCRIPTION, caption)
-    add_caption(grid_image(pixels, columns), caption).save(file, pnginfo=info)
+    add_caption(grid_image(pixels, columns, group), caption).save(file, pnginfo=info)
     return file
 
 

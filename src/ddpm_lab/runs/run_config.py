@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,8 @@ def stage_overrides(stage: Any) -> list[str]:
     return [f"run={run}", *overrides]
 
 
-def make_deterministic(settings: DictConfig) -> None:
-    """Set `sampler.eta` and `sampler.s_churn` to 0 unless the user changed them.
+def make_deterministic(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """Set `sampler.eta` and `sampler.s_churn` to 0 unless `overrides` set them.
 
     x_T determines x_0 only without noise.
     """
@@ -125,7 +125,8 @@ def make_deterministic(settings: DictConfig) -> None:
         return
     for key in ("eta", "s_churn"):
         value = sampler.get(key)
-        if value and value == load_config(settings.run).sampler.get(key):
+        is_typed = any(text.startswith(f"sampler.{key}=") for text in overrides)
+        if value and not is_typed and value == load_config(settings.run).sampler.get(key):
             text = "sampler.%s=0, not the run's %g: x_T determines x_0 only without noise"
             LOG.info(text, key, value)
             sampler[key] = 0.0

@@ -5,9 +5,9 @@ from ddpm_lab.sampling.pipeline import SamplingPipeline
 
 
 def describe_sampler(pipeline: SamplingPipeline, weights: str) -> str:
-    """Return the sampler, its steps and the weights, such as "DDPM, 9 of 40 steps, ema weights"."""
-    name, steps, T = type(pipeline.sampler).__name__, pipeline.num_steps, pipeline.process.steps
-    return f"{name}, {steps} of {T} steps, {weights} weights"
+    """Return the sampler, its steps and the weights, such as "DDPM, 9 steps, ema weights"."""
+    name, steps = type(pipeline.sampler).__name__, pipeline.num_steps
+    return f"{name}, {steps} step{'s' * (steps > 1)}, {weights} weights"
 
 
 def describe_conditions(conditions: Batch, classes: int | None, columns: int) -> str:

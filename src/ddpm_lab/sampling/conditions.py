@@ -13,15 +13,23 @@ from ddpm_lab.sampling.class_names import Captions, parse_label
 from ddpm_lab.utils.errors import UserError
 
 Label = int | str | Sequence[int | str] | Tensor | np.ndarray | None
-"""A class by number or name, a list of classes, indices (N,) int64, "all" or None (all in turn)"""
+"""A class by number or name, a list of classes, indices (N,) int64, "all" or None (all in turn)
+
+"none" samples without a class, from a model that is trained with dropped classes.
+"""
 
 
 def class_labels(
-    count: int, label: Label, classes: int | None, captions: Captions | None = None
+    count: int,
+    label: Label,
+    classes: int | None,
+    captions: Captions | None = None,
+    nullable: bool = False,
 ) -> Tensor | None:
     """Return labels (count,) in 0..classes-1, or None for a model without classes.
 
     A list of classes is repeated in turn; "all" gives each class the same share, class by class.
+    "none" returns None too, for a `nullable` model, unless it is the name of a class.
     Raises UserError if the model does not have the class.
     """
     if classes is None:
@@ -37,6 +45,13 @@ def class_labels(
     match label:
         case None:
             return labels % classes
+        case "none" if not any(name.lower() == "none" for names in captions for name in names):
+            if not nullable:
+                raise UserError(
+                    "label=none needs a model that was trained with conditioner.dropout above 0; "
+                    "try label=0, or another class"
+                )
+            return None
         case "all":
             return (labels % classes).sort().values
         case Tensor():

@@ -1,5 +1,6 @@
 """Guidances by images in files: inpainting, DPS and PiGDM."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +18,29 @@ from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.utils.ranges import NonNegative, Positive
 
+MakeOperator = str | Callable[..., Operator]
+"""The name of an operator, or a function of the shape (C, H, W) and an amount that builds one"""
 
-def inpainting(denoiser: DenoiserLike, image: str, mask: str, w: Strength = 0.0) -> Inpainting:
-    """Keep the pixels of `image` that are white in `mask`, and sample the others.
 
-    Args:
-        denoiser: A denoiser of pixels.
-        image: An image file, or a folder: sample i has image i mod N.
-        mask: An image file of the same size, white (visible) and black (hidden).
-        w: Strength of the classifier-free guidance inside; 0 is off.
+def inpainting(
+    denoiser: DenoiserLike,
+    image: str,
+    operator: MakeOperator = "mask",
+    mask: str | None = None,
+    amount: int | float | None = None,
+    w: Strength = 0.0,
+) -> Inpainting:
+    """Keep the visible pixels of `image`, and sample the others; see `dps` for the arguments.
 
-    Raises ValueError that begins with the argument.
+    Raises ValueError that begins with the argument, or for another operator than masks.
     """
-    return Inpainting(denoiser, read_problem(denoiser, image, mask=mask), w)
+    return Inpainting(denoiser, read_problem(denoiser, image, operator, mask, amount), w)
 
 
 def dps(
     denoiser: DenoiserLike,
     image: str,
-    operator: str = "mask",
+    operator: MakeOperator = "mask",
     mask: str | None = None,
     amount: int | float | None = None,
     noise: NonNegative = 0.0,
@@ -49,9 +54,9 @@ def dps(
     Args:
         denoiser: A denoiser of pixels.
         image: An image file, or a folder: sample i has image i mod N.
-        operator: "mask", or a key of `OPERATORS`.
+        operator: "mask", a key of `OPERATORS`, or a function like its values.
         mask: An image file, white (visible) and black (hidden), for operator="mask".
-        amount: The option of the other operators (None: their default).
+        amount: The option of the operator (None: its default).
         noise: Standard deviation of the noise that is added to the measurement.
         measured: True if `image` is the measurement, in its own size, and not an image to measure.
         w: Strength of the classifier-free guidance inside; 0 is off.
@@ -67,7 +72,7 @@ def dps(
 def pigdm(
     denoiser: DenoiserLike,
     image: str,
-    operator: str = "mask",
+    operator: MakeOperator = "mask",
     mask: str | None = None,
     amount: int | float | None = None,
     noise: NonNegative = 0.0,
@@ -87,7 +92,7 @@ def pigdm(
 def read_problem(
     denoiser: DenoiserLike,
     image: str,
-    operator: str = "mask",
+    operator: MakeOperator = "mask",
     mask: str | None = None,
     amount: int | float | None = None,
     noise: float = 0.0,
@@ -109,7 +114,7 @@ def read_problem(
 
 
 def _make_operator(
-    name: str, shape: tuple[int, ...], mask: str | None, amount: float | None
+    name: MakeOperator, shape: tuple[int, ...], mask: str | None, amount: float | None
 ) -> Operator:
     if mask is not None and name == "mask":
         if amount is not None:
@@ -119,9 +124,11 @@ def _make_operator(
         raise ValueError(f"mask={mask} is not for operator={name}; try guidance.operator=mask")
     if name == "mask":
         raise ValueError("mask=null, but operator=mask needs an image; try guidance.mask=FILE")
-    if name not in OPERATORS:
-        raise ValueError(f"operator={name} is not one of mask, {', '.join(OPERATORS)}")
-    return OPERATORS[name](shape) if amount is None else OPERATORS[name](shape, amount)
+    if isinstance(name, str):
+        if name not in OPERATORS:
+            raise ValueError(f"operator={name} is not one of mask, {', '.join(OPERATORS)}")
+        name = OPERATORS[name]
+    return name(shape) if amount is None else name(shape, amount)
 
 
 def _read_images(path: str, shape: tuple[int, ...]) -> Tensor:
@@ -146,10 +153,10 @@ def _read_mask(path: str, shape: tuple[int, ...]) -> Mask:
             f"mask={path} is {format_size(pixels.shape)}, but the images of this model are "
             f"{format_size(shape[1:])}; scale it without smoothing"
         )
-    if gray := int(((pixels > 0) & (pixels < 255)).sum()):
+    if other := int(((pixels > 0) & (pixels < 255)).sum()):
         raise ValueError(
-            f"mask={path} has {gray} gray pixels; each must be white (visible) or black (hidden), "
-            "in a PNG"
+            f"mask={path} has {other} gray or colored pixels; each must be white (visible, 255) or "
+            "black (hidden, 0), in a PNG"
         )
     if pixels.min() == pixels.max():
         raise ValueError(

@@ -152,9 +152,12 @@ class SamplingPipeline:
     ) -> Batch:
         """Return the conditions of `count` samples: labels, texts or `images` to upsample.
 
+        Images that a guidance restores have label "none" unless there is another.
         Raises UserError if the model does not take them.
         """
         conditioner = self.denoiser.conditioner
+        if self.references and self.denoiser.classes is not None and label is text is None:
+            label = "none"
         if label is not None and text is not None:
             raise UserError(f"label={label} and text={text} both set the condition; remove one")
         if text is not None:
@@ -162,12 +165,15 @@ class SamplingPipeline:
         if conditioner.low_res_shape is not None:
             sizes = conditioner.low_res_shape, self.shape
             return low_res_conditions(count, label, images, *sizes, self.classes, self.captions)
-        labels = class_labels(count, label, self.classes, self.captions)
+        nullable = self.denoiser.supports_cfg
+        labels = class_labels(count, label, self.classes, self.captions, nullable)
         return {} if labels is None else {"label": labels}
 
     def condition(self, conditions: Batch, noise: NoiseSampler = torch.randn_like) -> Condition:
         """Return the `Condition` of conditions (see `make_conditions`) or of a batch of data."""
         conditions = to_device(conditions, self.device)
+        if self.denoiser.classes is not None and conditions.keys() <= {"x0", "index"}:
+            return Condition(index=conditions.get("index"))  # label=none
         cond: Condition = self.denoiser.conditioner(conditions, noise)
         # Guidance may take labels that the model does not take, and the numbers of the samples.
         label = conditions.get("label") if cond.label is None else cond.label
@@ -175,19 +181,20 @@ class SamplingPipeline:
 
     def resolve(self, conditions: Batch) -> Batch:
         """Return `conditions` with all random choices made; see `Conditioner.resolve`."""
-        return self.denoiser.conditioner.resolve(to_device(conditions, self.device))
+        resolve = self.denoiser.conditioner.resolve
+        return resolve(to_device(conditions, self.device)) if conditions else {}
 
     def data_conditions(
         self, data: InMemorySplit, label: Label = None, text: str | list[str] | None = None
     ) -> Batch:
         """Return the resolved conditions of `data`: its own, or those of `label` or `text`.
 
-        Raises UserError if the model needs labels and there are none.
+        Data without labels have label "none". Raises UserError if the model needs labels.
         """
+        if self.denoiser.classes is not None and data.labels is label is text is None:
+            label = "none"
         if label is not None or text is not None:
             return self.resolve(self.make_conditions(data.size, label, text, data))
-        if self.denoiser.classes is not None and data.labels is None:
-            raise UserError("the input has no labels, but this model needs them; try label=...")
         return self.resolve(to_batch(data))
 
     def trajectory(
