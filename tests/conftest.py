@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from ddpm_lab.cli import main
+from ddpm_lab.reports.grids import GAP
 
 # Tensors are small here, so threads would only wait for one another, also in child processes.
 torch.set_num_threads(1)
@@ -165,6 +166,6 @@ def assert_decode_inverts_encode(typed, trained, tmp_path):
     assert status == 0, error
     grid = np.asarray(Image.open(tmp_path / "x" / "grid.png"))[4:, 4:, 0]
     images = np.load(tmp_path / "y" / "samples.npz")["images"]
-    for i, image in enumerate(images):  # rows of the grid are (image, latent, decoded)
-        decoded = grid[68 * i :][:64:8, 2 * 68 :][:, :64:8]
+    for i, image in enumerate(images):  # groups of (image, latent, decoded) in one row
+        decoded = grid[:64:8, i * (3 * 68 + GAP) + 2 * 68 :][:, :64:8]
         assert np.abs(decoded.astype(int) - image[..., 0]).max() <= 1

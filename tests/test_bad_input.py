@@ -132,8 +132,6 @@ sample run=RUN mode=interpolate strength=0.4 count=2
     2 strength=0.4 needs images for mode=interpolate; try input=test
 sample run=RUN strength=0.3 count=2
     2 strength=0.3 is not for mode=sample; try mode=edit or interpolate
-sample run=DEAF label=none
-    2 label=none needs a model that was trained with conditioner.dropout above 0
 sample run=RUN mode=encode sampler=edm sampler.s_churn=5 sampler.steps=4
     2 cannot be run backwards; try sampler=ddim
 train timestep_sampler=log_normal timestep_sampler.std=0

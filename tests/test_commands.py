@@ -876,7 +876,7 @@ def test_invalid_training_override_is_explained(arguments, typed, tmp_path, monk
         (
             "evaluate",
             ["run=RUN", "metrics=[reconstruction]", "sampler=heun"],
-            "sampler._target_=Heun cannot be run backw",
+            "sampler=heun cannot be run backwards",
         ),
         (
             "evaluate",
@@ -1161,6 +1161,7 @@ OPTIONS = [
     not in {
         ("trainer", "gpu"),
         ("trainer", "ddp"),
+        ("trainer", "fsdp"),
         ("trainer", "slurm"),
         ("variance", "analytic"),
         ("guidance", "autoguidance"),

@@ -19,6 +19,7 @@ from ddpm_lab.diffusion.schedules import cosine, linear
 from ddpm_lab.diffusion.variances import Analytic, BetaTilde
 from ddpm_lab.reports.grids import read_caption
 from ddpm_lab.sampling.codecs import Pixels
+from ddpm_lab.sampling.conditions import class_labels
 from ddpm_lab.sampling.editing import edit
 from ddpm_lab.sampling.inverse_problems import inpainting, read_problem
 from ddpm_lab.sampling.pipeline import SamplingPipeline
@@ -330,6 +331,14 @@ def test_restored_images_have_no_class_unless_one_is_typed(run, typed, files):
     assert three["labels"].tolist() == [3, 3] and (three["images"] != none["images"]).any()
     command = (files / "three" / "command.txt").read_text()
     assert command.startswith("python sample.py run=") and " label=3 " in command
+
+
+def test_label_none_is_the_name_of_a_class_or_no_class():
+    assert class_labels(3, "none", None) is None
+    assert class_labels(3, "none", 2, nullable=True) is None
+    assert class_labels(2, "none", 2, [["some"], ["None"]], nullable=True).tolist() == [1, 1]
+    with pytest.raises(ddpm_lab.UserError, match=r"conditioner\.dropout above 0"):
+        class_labels(3, "none", 2)
 
 
 @pytest.mark.parametrize("strength", [None, 0.4])

@@ -33,7 +33,7 @@ def class_labels(
     Raises UserError if the model does not have the class.
     """
     if classes is None:
-        if label is not None:
+        if label is not None and str(label) != "none":
             raise UserError(
                 f"label={label}: this model was trained without labels; try label=null, or "
                 "guidance=classifier"
