@@ -322,6 +322,20 @@ MUTANTS = [
         "averages",
     ),
     Mutant(
+        "ONNX: eps of the clipped label",
+        "interop/onnx_export.py",
+        "cond = Condition(label.clamp(min=0), dropped=label < 0)",
+        "cond = Condition(label.clamp(min=0))",
+        "onnx",
+    ),
+    Mutant(
+        "ONNX: one batch size",
+        "interop/onnx_export.py",
+        "dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),",
+        "dynamic_shapes=None,",
+        "onnx",
+    ),
+    Mutant(
         "sharding: moments of Adam not restored",
         "systems/sharding.py",
         "            set_optimizer_state_dict(self.model, optimizer, by_name, options=WHOLE)\n",

@@ -1,4 +1,4 @@
-"""python export.py RUN TARGET format=diffusers|openai"""
+"""python export.py RUN TARGET format=diffusers|openai|onnx"""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ from ddpm_lab.interop.exporting import (
     guided_diffusion,
     write_export,
 )
+from ddpm_lab.interop.onnx_export import onnx_denoiser
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.runs.shared_folder import make_target
 from ddpm_lab.utils import safe_load
@@ -27,11 +28,14 @@ HELP = """Export a run to the format of another codebase:
 
     {program} RUN TARGET format=diffusers [weights=ema|raw] [license=NAME] [push=OWNER/NAME]
     {program} RUN TARGET format=openai
+    {program} RUN TARGET format=onnx
 
 diffusers: a folder that from_pretrained reads, with a DDPMPipeline, a DDIMPipeline or an
 autoencoder. openai: model.pt for the scripts of guided-diffusion, whose flags are in README.md.
+onnx: model.onnx, (x_t, t, label) to eps and the x_0 estimate, and the tables of the schedule.
 TARGET is a new directory with a model card, README.md. push= uploads it to the Hugging Face Hub."""
-CHOICES = {"format": ("diffusers", "openai"), "weights": ("ema", "raw")}
+EXPORTS = {"diffusers": diffusers_pipeline, "openai": guided_diffusion, "onnx": onnx_denoiser}
+CHOICES = {"format": tuple(EXPORTS), "weights": ("ema", "raw")}
 TEXTS = ("license", "push")
 
 
@@ -70,12 +74,11 @@ def _parse(words: Sequence[str]) -> dict[str, str]:
 
 def _export(run: RunDir, format: str) -> Export:
     system = run.config.system._target_.rpartition(".")[2]
-    if system == "ClassifierSystem" or (system == "AutoencoderSystem" and format == "openai"):
+    if system == "ClassifierSystem" or (system == "AutoencoderSystem" and format != "diffusers"):
         raise UserError(f"format={format}: run={run.path} is not a diffusion model")
     if system == "AutoencoderSystem":
         return diffusers_autoencoder(run.load_autoencoder(), run.config)
-    export = diffusers_pipeline if format == "diffusers" else guided_diffusion
-    return export(run.pipeline, run.config)
+    return EXPORTS[format](run.pipeline, run.config)
 
 
 def _card(run: RunDir, export: Export, folder: Path, options: dict[str, str]) -> str:

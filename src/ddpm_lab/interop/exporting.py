@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ class Export(NamedTuple):
     """For .json files"""
     usage: str
     """Python code, or flags, that read the folder"""
+    binaries: Mapping[str, bytes] = MappingProxyType({})
+    """Other files"""
 
 
 def diffusers_pipeline(pipeline: SamplingPipeline, config: DictConfig) -> Export:
@@ -389,4 +392,6 @@ def write_export(export: Export, target: Path, card: str) -> None:
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=2) + "\n")
+    for name, binary in export.binaries.items():
+        (target / name).write_bytes(binary)
     (target / "README.md").write_text(card)
