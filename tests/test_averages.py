@@ -165,6 +165,12 @@ def test_each_snapshot_is_read_once(run, monkeypatch):
     assert len(read) == len({*read}) == 20
 
 
+def test_a_sweep_over_lengths_names_its_jobs_without_backslashes(run, typed):
+    values = r"weights=ema\:0.05,ema\:0.1"
+    status, out, err = typed("evaluate", "-m", f"run={run}", values, "hydra.launcher.dry=true")
+    assert status == 0 and "\n  weights=ema:0.05  " in out, out + err
+
+
 def test_runs_without_snapshots_name_the_option(tiny, typed):
     status, _, err = typed("sample", f"run={tiny()}", "weights=ema:0.1", "count=1")
     assert status == 2 and "callbacks=averages" in err
