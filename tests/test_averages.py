@@ -7,8 +7,9 @@ from conftest import FAST
 from torch import nn
 
 from ddpm_lab.diffusion.power_averages import PowerAverage, Profile, combine, profile
+from ddpm_lab.sampling import averages
 from ddpm_lab.sampling.averages import read_average
-from ddpm_lab.utils.safe_load import load_checkpoint
+from ddpm_lab.utils.safe_load import load_checkpoint, load_tensors
 
 
 def density(t, each):
@@ -142,15 +143,32 @@ def test_snapshots_are_equal_after_an_interruption(run, typed, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("ema:0.3", "weights=ema:0.3: the length must be above 0 and at most 0.28"),
-        ("ema:x", "weights=ema:x: the length must be above 0"),
+        ("ema:0.3", "weights=ema:0.3: the snapshots reach lengths from 0.0"),
+        ("ema:x", "; try weights=ema:0.1"),
+        ("ema:0", "; try weights=ema:0.1"),
         ("ema:0.005", "weights=ema:0.005: the snapshots reach lengths from 0.0"),
+        ("emaa", "weights=emaa is not one of ema, raw, ema:LENGTH (did you mean ema?)"),
         ("ema:0.1 checkpoint=best", "weights=ema:0.1 is that of the last step"),
     ],
 )
 def test_lengths_out_of_reach_are_refused(run, typed, weights, message):
     status, _, err = typed("sample", f"run={run}", *f"weights={weights}".split(), "count=1")
     assert status == 2 and message in err, err
+
+
+def test_each_snapshot_is_read_once(run, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        averages, "load_tensors", lambda file: read.append(file) or load_tensors(file)
+    )
+    read_average(run, "ema:0.1")
+    assert len(read) == len({*read}) == 20
+
+
+def test_a_sweep_over_lengths_names_its_jobs_without_backslashes(run, typed):
+    values = r"weights=ema\:0.05,ema\:0.1"
+    status, out, err = typed("evaluate", "-m", f"run={run}", values, "hydra.launcher.dry=true")
+    assert status == 0 and "\n  weights=ema:0.05  " in out, out + err
 
 
 def test_runs_without_snapshots_name_the_option(tiny, typed):

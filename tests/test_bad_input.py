@@ -94,6 +94,18 @@ train model.blocks=0
     2 model.blocks must be at least 1 (got 0)
 sample run=RUN variance=learned_range
     2 variance=learned_range must be learned, but this run was
+sample run=RUN strength=null
+    2 strength=null has the wrong type: it should be a valid number
+train callbacks.sample_grid.every=null
+    2 callbacks.sample_grid.every=null has the wrong type: it should be a valid integer
+sample run=RUN guidance=pigdm guidance.image=gray.png guidance.operator=gray
+    2 guidance.operator=gray needs RGB images (this model has 1 channel)
+evaluate run=RUN metrics=[memorisation]
+    2 ode_nll, prc, reconstruction (did you mean memorization?)
+evaluate run=RUN metrics=[xyz]
+    2 ode_nll, prc, reconstruction; try metrics=[nll]
+train init=nowhere experiment=distill
+    2 init=nowhere is not a run directory
 train variance=learned_range
     2 which objective=simple does not contain; try objective=hybrid
 train variance=learned_diagonal objective=min_snr
@@ -163,7 +175,7 @@ train guidance=classifier guidance.classifier.run=nowhere
 train guidance=classifier guidance.classifier.run=RUN
     2 is a diffusion model, not a classifier
 train guidance=classifier guidance.classifier.run=NAMED schedule.steps=500
-    2 guidance.classifier was trained with another schedule (T = 1000) than this model (T = 500)
+    2 try schedule=cosine schedule.steps=1000 schedule.offset=0.008 schedule.max_beta=0.999 for both
 train guidance=classifier guidance.classifier.run=NAMED data.resolution=4
     2 guidance.classifier was trained on data of shape (1, 8, 8), but this model on (1, 4, 4)
 train guidance=classifier guidance.classifier.run=NAMED data=synthetic data.resolution=8 \
@@ -304,6 +316,7 @@ def here(tmp_path, monkeypatch):
         Image.new(mode, (8, 8)).save(f"MODES/{mode}.{suffix}")
     Image.fromarray(noise.integers(0, 2**16, (8, 8), dtype=np.uint16)).save("DEEP/20.png")
     Path("BROKEN/03.png").write_bytes(Path("BROKEN/03.png").read_bytes()[:60])
+    Image.new("L", (8, 8)).save("gray.png")
     Path("a_file").write_text("not a folder")
     Path("runs/today/10").mkdir(parents=True)
     OmegaConf.save(composed(), "runs/today/10/config.yaml", resolve=False)

@@ -651,7 +651,7 @@ TRAIN_MISTAKES = {
     "callbacks.sample_grid.every=0": "callbacks.sample_grid.every",
     "model.channels=foo": "model.channels=foo has the wrong type",
     "conditioner=pretrained_text conditioner.model=null": (
-        "conditioner.model=None has the wrong type"
+        "conditioner.model=null has the wrong type"
     ),
     "data=toy conditioner=tokens": "which this model does not have; try conditioner=label",
     "data=toy conditioner=low_res": "conditioner=low_res is for images",

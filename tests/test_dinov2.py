@@ -53,4 +53,15 @@ def test_weights_that_are_not_at_hand_are_explained_in_a_line(tiny, typed, monke
     options = ("extractor=dinov2", f"extractor.model={tmp_path}", "count=20")
     status, _, err = typed("evaluate", f"run={tiny()}", *options)
     assert status == 2 and f"extractor.model={tmp_path} cannot be read or downloaded" in err
-    assert "extractor=trained" in err and err.count("\n") == 1
+    assert "hf download facebook/dinov2-large --local-dir DIR" in err and err.count("\n") == 1
+
+
+def test_the_text_of_the_library_ends_at_a_sentence(tiny, typed, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(f"{'No connection ' * 20}to the hub. Check\nthe network.")
+
+    monkeypatch.setattr(transformers.Dinov2Model, "from_pretrained", fail)
+    status, _, err = typed("evaluate", f"run={tiny()}", "extractor=dinov2", "count=20")
+    message = "extractor.model=facebook/dinov2-large cannot be read or downloaded (No connection"
+    assert status == 2 and message in err
+    assert "to the hub); try extractor.model=DIR, with the config.json" in err

@@ -1,9 +1,13 @@
 """Progressive distillation: a perfect student equals its teacher, and chains that do not fit."""
 
+import re
+
 import pytest
 import torch
-from conftest import FAST
+from conftest import FAST, composed
 
+import ddpm_lab
+from ddpm_lab.diffusion import distillation
 from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import BaseDenoiser, Estimate
@@ -14,6 +18,7 @@ from ddpm_lab.diffusion.samplers import DDIM
 from ddpm_lab.diffusion.schedules import cosine, flow, linear
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import BetaTilde
+from ddpm_lab.runs.distillation import distillation as build_objective
 
 
 class Student(BaseDenoiser):
@@ -72,24 +77,31 @@ def test_halved_chains_are_those_of_the_sampler():
 
 
 def test_steps_above_half_of_the_schedule_are_refused():
-    with pytest.raises(ValueError, match="steps=501 must be at most T / 2 = 500"):
+    with pytest.raises(ValueError, match=r"steps=501 must be at most T / 2 = 500.*try steps=500"):
         Distillation(next(teachers()), 501)
+
+
+def test_steps_whose_times_are_not_a_part_of_twice_as_many_are_refused():
+    assert timesteps(1000, 96, "trailing")[::2] != timesteps(1000, 48, "trailing")
+    with pytest.raises(ValueError, match=r"steps=48 .*try steps=47"):
+        Distillation(next(teachers()), 48)
 
 
 @pytest.fixture(scope="module")
 def runs(typed, tmp_path_factory):
-    """Return a teacher and its student of one step."""
+    """Return a teacher, its student of one step, and a run that cannot be a teacher."""
     folder = tmp_path_factory.mktemp("distillation")
     fast = [word for word in FAST if not word.startswith("sampler.steps")]
-    teacher, student = f"{folder}/teacher", f"{folder}/student"
+    teacher, student, eps = (f"{folder}/{name}" for name in ("teacher", "student", "eps"))
     commands = (
         ["prediction=v", "sampler.steps=2", f"hydra.run.dir={teacher}"],
         ["experiment=distill", f"init={teacher}", "sampler.steps=1", f"hydra.run.dir={student}"],
+        ["sampler.steps=2", f"hydra.run.dir={eps}"],
     )
     for command in commands:
         status, out, err = typed("train", *fast, *command)
         assert status == 0, out + err
-    return teacher, student
+    return {"TEACHER": teacher, "STUDENT": student, "EPS": eps}
 
 
 @pytest.mark.parametrize(
@@ -98,22 +110,83 @@ def runs(typed, tmp_path_factory):
         ([], "objective=distillation needs a teacher, a finished run; try init=DIR"),
         (["init=STUDENT", "sampler.steps=1"], "samples in one step already"),
         (["init=TEACHER", "sampler.steps=null"], "sampler.steps=null, but a student has few steps"),
-        (["init=TEACHER", "prediction=eps"], "was trained with prediction=V"),
-        (["init=TEACHER", "schedule=linear"], "another schedule"),
+        (
+            ["init=TEACHER", "prediction=x0"],
+            "was trained with prediction=v, but this run has x0; try prediction=v, or",
+        ),
+        (["init=EPS"], "was trained with prediction=eps, from which x_0 does not follow where"),
+        (["init=TEACHER", "schedule=linear"], "try schedule=cosine schedule.steps=1000 schedule.o"),
+        (["init=TEACHER", "data.resolution=4"], "try the same data= for both, as in TEACHER (ema)"),
+        (
+            ["init=TEACHER", "sampler.steps=600"],
+            "error: sampler.steps=600 must be at most T / 2 = 500, with times that are a part of "
+            "those of twice the steps; try sampler.steps=500",
+        ),
+        (["init=TEACHER", "sampler.steps=x"], "error: sampler.steps=x has the wrong type"),
+        (["init=TEACHER", "variance=learned_range"], "does not contain; try variance=beta_tilde"),
+        (
+            ["init=TEACHER", "sampler=ancestral"],
+            "sampler=ddim sampler.eta=1.0 sampler.steps=3 sampler.spacing=trailing is not the "
+            "chain that objective=distillation trains, DDIM without noise; try sampler=ddim "
+            "sampler.eta=0 sampler.steps=3 sampler.spacing=trailing",
+        ),
+        (["init=TEACHER", "sampler.spacing=uniform"], "sampler.spacing=uniform is not the chain"),
+        (["init=TEACHER", "sampler=heun"], "sampler=heun sampler.steps=3"),
     ],
 )
 def test_distillation_without_a_fitting_teacher_is_refused(
     runs, typed, tmp_path, overrides, message
 ):
-    words = [word.replace("TEACHER", runs[0]).replace("STUDENT", runs[1]) for word in overrides]
-    folder = f"hydra.run.dir={tmp_path}/run"
-    status, _, err = typed("train", *FAST, "experiment=distill", *words, folder)
-    assert status == 2 and message in err, err
+    def insert_runs(text):
+        return re.sub("|".join(runs), lambda match: runs[match[0]], text)
+
+    words = [*map(insert_runs, overrides), f"hydra.run.dir={tmp_path}/run"]
+    status, _, err = typed("train", *FAST, "experiment=distill", *words)
+    assert status == 2 and insert_runs(message) in err, err
 
 
 def test_a_student_halves_its_own_steps(runs, typed):
-    status, out, err = typed("sample", f"run={runs[1]}", "count=2")
-    assert status == 0, out + err
+    status, out, err = typed("sample", f"run={runs['STUDENT']}", "count=2")
+    assert status == 0 and "warning" not in out, out + err
+    status, out, err = typed("evaluate", f"run={runs['STUDENT']}", "count=20")
+    assert status == 0 and "DDIM, 1 step, ema weights" in out, out + err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sampler.steps=2"],
+        ["sampler.eta=1"],
+        ["sampler.spacing=[900,0]", "sampler.steps=1"],
+        ["sampler=ddpm"],
+        ["sampler=heun", "sampler.steps=1"],
+    ],
+)
+def test_another_chain_than_that_of_the_student_logs_a_warning(runs, typed, overrides):
+    status, out, err = typed("sample", f"run={runs['STUDENT']}", "count=1", *overrides)
+    message = "distilled for sampler=ddim sampler.eta=0 sampler.steps=1 sampler.spacing=trailing;"
+    assert status == 0 and out.count(message) == 1, out + err
+    status, out, err = typed("sample", f"run={runs['TEACHER']}", "count=1", *overrides)
+    assert status == 0 and message not in out, out + err
+
+
+def test_a_sweep_and_python_warn_of_another_chain_once(runs, typed, monkeypatch):
+    sweep = ("sweep=sampler.steps", "values=[1,2,3]", "count=20")
+    status, out, err = typed("evaluate", f"run={runs['STUDENT']}", *sweep)
+    assert status == 0 and out.count("this model was distilled for") == 1, out + err
+    warnings = []
+    monkeypatch.setattr(distillation.LOG, "warning", warnings.append)
+    model = ddpm_lab.load(runs["STUDENT"])
+    model.sample(1)
+    assert not warnings
+    model.sample(1, steps=2)
+    (warning,) = warnings
+    assert "this model was distilled for" in warning
+
+
+def test_the_teacher_is_clipped_as_the_student_is(runs):
+    assert build_objective(runs["TEACHER"], 1, None).sampler.clip is None
+    assert composed("experiment=distill", "sampler.clip=2").objective.clip == 2
 
 
 def test_a_student_is_evaluated_on_its_own_chain(runs):

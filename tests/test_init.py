@@ -97,7 +97,7 @@ def test_conditional_and_unconditional_runs_start_from_each_other(start, tiny):
 def test_output_of_another_prediction_is_replaced_where_asked(start, typed, tmp_path):
     words = ("prediction=v", f"init={start.source}", f"hydra.run.dir={tmp_path}/refused")
     status, _, error = typed("train", *FAST, *words)
-    assert status == 2 and "prediction=Eps, but this run has V; try init_replace=[last]" in error
+    assert status == 2 and "prediction=eps, but this run has v; try prediction=eps, or" in error
     content, out = start("prediction=v", "init_replace=[last]")
     last = [name for name in content["state_dict"] if ".last." in name]
     assert f"{90 - len(last)} of 90 tensors; new: {', '.join(sorted(last))}" in out

@@ -1,5 +1,6 @@
 """Hydra's launcher and sweeper. Hydra imports this package at every start, so imports are lazy."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import prod
@@ -121,7 +122,8 @@ class JobLauncher(Launcher):
                 overrides.append(format_override("logger.wandb.group", root.name))
             del config.hydra
             digest = config_hash(config, root)
-            name, folder = ", ".join(varied) or "default", root / slug(varied, digest[:8])
+            name = re.sub(r"\\(.)", r"\1", ", ".join(varied)) or "default"  # as typed to Hydra
+            folder = root / slug(varied, digest[:8])
             cost = estimate_cost(verb, config)
             jobs.append(Job(name, verb, tuple(overrides), folder, digest, cost))
         return jobs

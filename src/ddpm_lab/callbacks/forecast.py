@@ -11,6 +11,7 @@ from ddpm_lab.callbacks.periodic import Periodic
 from ddpm_lab.data.datasets import to_batch, to_device
 from ddpm_lab.data.module import read_batches
 from ddpm_lab.systems.base import BaseSystem
+from ddpm_lab.utils.errors import pluralize
 
 LOG = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ class Forecast(L.Callback):
         samples = sum(each.samples() * each.run_count(steps) for each in periodic)
         passes = validations * val_batches + pl_module.network_calls * samples / size
         LOG.info(
-            f"training: {steps} steps of {seconds[-1] * trainer.accumulate_grad_batches:.2g} s, "
-            f"about {_format_duration(seconds[-1] * batches)}; validation, samples and metrics: "
+            f"training: {pluralize(steps, 'step')} of "
+            f"{seconds[-1] * trainer.accumulate_grad_batches:.2g} s, about "
+            f"{_format_duration(seconds[-1] * batches)}; validation, samples and metrics: "
             f"about {_format_duration(forward * passes)}"
         )
 

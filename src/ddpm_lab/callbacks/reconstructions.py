@@ -25,6 +25,7 @@ from ddpm_lab.evaluation.fid import FIDEvaluator, indexed_batches
 from ddpm_lab.reports.grids import save_grid
 from ddpm_lab.systems.autoencoder_system import AutoencoderSystem
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
+from ddpm_lab.utils.errors import pluralize
 from ddpm_lab.utils.ranges import Count, check_ranges
 
 LOG = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class Reconstructions(Periodic):
         pairs = zip(x.split(columns), system.reconstruct(x)[0].split(columns), strict=True)
         pixels = to_uint8(torch.cat([half for pair in pairs for half in pair]))
         file = image_path(trainer, f"reconstructions-{trainer.global_step:06d}")
-        caption = f"Held-out images above their reconstructions, after {trainer.global_step} steps."
+        steps = pluralize(trainer.global_step, "step")
+        caption = f"Held-out images above their reconstructions, after {steps}."
         log_image(trainer, "reconstructions", save_grid(pixels, file, columns, caption))
 
     def _measure(self, data: Data, system: AutoencoderSystem) -> dict[str, Any]:

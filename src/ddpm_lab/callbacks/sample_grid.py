@@ -12,6 +12,7 @@ from ddpm_lab.sampling.captions import describe_conditions, describe_sampler
 from ddpm_lab.sampling.pipeline import SamplingPipeline, Step
 from ddpm_lab.systems.diffusion import Diffusion
 from ddpm_lab.utils.distributed import all_gather
+from ddpm_lab.utils.errors import pluralize
 from ddpm_lab.utils.ranges import Count, check_ranges
 
 
@@ -44,7 +45,7 @@ class SampleGrid(Periodic):
         if trainer.is_global_zero:
             file = image_path(trainer, f"samples-{trainer.global_step:06d}")
             step, sampler = trainer.global_step, describe_sampler(pipeline, weights)
-            caption = f"Samples after {step} steps of training. {sampler}. "
+            caption = f"Samples after {pluralize(step, 'step')} of training. {sampler}. "
             caption += describe_conditions(conditions, pipeline.classes, self.columns)
             log_image(trainer, "samples", save_grid(pixels, file, self.columns, caption))
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ddpm_lab.cli.evaluate_sweep import evaluate_sweep
 from ddpm_lab.config.instantiate import build, check_settings
+from ddpm_lab.config.messages import suggest
 from ddpm_lab.evaluation.metrics import FeatureMetric, ImageMetric, Metric, Results
 from ddpm_lab.evaluation.sample_quality import SampleQuality
 from ddpm_lab.reports.terminal import key_value_table
@@ -140,12 +141,11 @@ def _log_to_wandb(config: DictConfig, run: RunDir, results: Results) -> None:
 def available_metrics(config: DictConfig) -> dict[str, Any]:
     """Return all metrics by name. Raises UserError for settings that fit no run."""
     metrics, names = config.metrics, config.metric.names
-    if metrics is not None and (
-        not OmegaConf.is_list(metrics) or not metrics or not {*metrics} <= {*names}
-    ):
-        raise UserError(
-            f"metrics={metrics} must be a list of {', '.join(names)}; try metrics=[nll]"
-        )
+    is_list = OmegaConf.is_list(metrics)
+    if metrics is not None and (not is_list or not {*metrics} or not {*metrics} <= {*names}):
+        unknown = [str(name) for name in metrics if name not in names] if is_list else []
+        hint = next(filter(None, (suggest(name, names) for name in unknown)), "; try metrics=[nll]")
+        raise UserError(f"metrics={metrics} must be a list of {', '.join(names)}{hint}")
     if config.sweep is not None and metrics is not None:
         raise UserError(
             f"metrics={metrics} cannot be combined with sweep={config.sweep}, which measures FID, "

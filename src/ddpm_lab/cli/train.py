@@ -51,6 +51,7 @@ from ddpm_lab.utils.errors import (
     CorruptFileError,
     DivergenceError,
     InterruptedRunError,
+    pluralize,
     prefix_errors,
 )
 from ddpm_lab.utils.safe_load import checkpoint_step, list_checkpoints
@@ -269,9 +270,9 @@ def _report(training: Training, callbacks: dict[str, Callback]) -> None:
     rows += _accuracy_rows(validation) if "accuracy" in validation else []
     rows += _reconstruction_rows(reconstruction)
     with_callbacks = ", with images and metrics" if training.config.callbacks else ""
-    remark = f"{steps} steps{with_callbacks}"
+    remark = f"{pluralize(steps, 'step')}{with_callbacks}"
     if skipped := int(system.skips.counts[0]):
-        remark += f"; {skipped} steps skipped because of non-finite gradients"
+        remark += f"; {pluralize(skipped, 'step')} skipped because of non-finite gradients"
     rows.append(("training", f"{seconds:.0f} s", remark))
     if saving.best is not None:
         remark = f"its {saving.metric} is {saving.best:.4g}; to use it: checkpoint=best"

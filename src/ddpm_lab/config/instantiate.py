@@ -96,9 +96,11 @@ def _check(node: Any, path: str, config: DictConfig) -> None:
             _check(value, f"{path}.{key}", config)
         elif key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
             owner, name = node, key
-            reference = re.fullmatch(r"\$\{(\w+)\}", str(original_text(node, key)))
-            if reference and reference[1] in config:  # such as seed for data.seed
-                owner, name, where = config, reference[1], reference[1]
+            reference = re.fullmatch(r"\$\{(?:(\w+)\.)?(\w+)\}", str(original_text(node, key)))
+            if reference and (reference[1] or reference[2]) in config:
+                # Such as seed for data.seed, and sampler.steps for objective.steps.
+                owner, name = config[reference[1]] if reference[1] else config, reference[2]
+                where = ".".join(filter(None, reference.groups()))
             parameter = parameters[key]
             _check_value(owner, name, where, parameter.annotation, parameter.default)
 
@@ -136,7 +138,7 @@ def _convert(where: str, value: Any, annotation: Any, text: Any) -> Any:
     try:
         result = adapter.validate_python([*value] if OmegaConf.is_config(value) else value)
     except ValidationError as error:
-        first = error.errors()[0]
+        first, text = error.errors()[0], "null" if text is None else text
         if first["type"] == "literal_error":
             choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
             hint = suggest(str(text), choices.split(", "))

@@ -75,6 +75,8 @@ class DiffusionModel(nn.Module, ABC):
     space = ""
     origin = ""
     """Run that it was loaded from, for reports"""
+    schedule = ""
+    """Overrides of its schedule, for messages"""
 
 
 class BaseDenoiser(DiffusionModel):

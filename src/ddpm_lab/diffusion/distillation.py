@@ -1,5 +1,7 @@
 """Progressive distillation: a student that makes two steps of its teacher in one."""
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -7,14 +9,40 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import BaseDenoiser, Denoiser
 from ddpm_lab.diffusion.guidance import check_compatible
 from ddpm_lab.diffusion.objectives import NoisedBatch, Objective
-from ddpm_lab.diffusion.process import per_pixel
-from ddpm_lab.diffusion.samplers import DDIM
+from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.samplers import DDIM, Sampler
 from ddpm_lab.diffusion.timestep_samplers import TimestepSampler
 from ddpm_lab.diffusion.timestep_spacing import timesteps
-from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.errors import UserError, choice_name
+from ddpm_lab.utils.ranges import Count, check_ranges
 
+LOG = logging.getLogger(__name__)
 SPACING = "trailing"
 """Spacing of all chains: that of half the steps is a part of that of all"""
+
+
+def fits(sampler: Sampler, process: ForwardProcess, steps: int) -> bool:
+    """Return True if `sampler` makes the chain of a student of `steps` steps, without noise."""
+    chain = timesteps(process.steps, steps, SPACING)
+    deterministic = isinstance(sampler, DDIM) and sampler.eta == 0
+    return deterministic and [*sampler.timesteps(process)] == chain
+
+
+def warn_unless_fits(sampler: Sampler, process: ForwardProcess, steps: int) -> bool:
+    """Log a warning unless `sampler` makes the chain of a student; return True if it was logged."""
+    if fits(sampler, process, steps):
+        return False
+    LOG.warning(
+        f"warning: this model was distilled for sampler=ddim sampler.eta=0 sampler.steps={steps} "
+        f"sampler.spacing={SPACING}; it makes worse samples with others"
+    )
+    return True
+
+
+def _is_half(T: int, steps: int) -> bool:
+    """Return True if every second time of the teacher's chain is a time of the student's."""
+    times = timesteps(T, steps, SPACING)
+    return 2 * steps <= T and timesteps(T, 2 * steps, SPACING)[::2] == times
 
 
 class Distillation(Objective):
@@ -27,25 +55,44 @@ class Distillation(Objective):
     """
 
     fits_sampler = True
+    variance_hint = "variance=beta_tilde"
 
-    def __init__(self, teacher: BaseDenoiser, steps: int, clip: float | None = 1.0) -> None:
+    @check_ranges
+    def __init__(self, teacher: BaseDenoiser, steps: Count, clip: float | None = 1.0) -> None:
         self.teacher, self.sampler = teacher, DDIM(clip=clip)
-        process = teacher.process
-        if 2 * steps > process.steps:
-            raise ValueError(f"steps={steps} must be at most T / 2 = {process.steps // 2}")
-        chain = timesteps(process.steps, 2 * steps, SPACING)
-        self.chain = torch.tensor(chain[::-1], device=process.table.device)
+        T, device = teacher.process.steps, teacher.process.table.device
+        if not _is_half(T, min(steps, T)):
+            nearest = next((n for n in range(min(steps, T // 2), 0, -1) if _is_half(T, n)), 1)
+            raise ValueError(
+                f"steps={steps} must be at most T / 2 = {T // 2}, with times that are a part of "
+                f"those of twice the steps; try steps={nearest}"
+            )
+        self.steps = steps
+        self.chain = torch.tensor(timesteps(T, 2 * steps, SPACING)[::-1], device=device)
 
-    def check(self, denoiser: Denoiser, timestep_sampler: TimestepSampler) -> None:
-        super().check(denoiser, timestep_sampler)
+    def check(
+        self, denoiser: Denoiser, timestep_sampler: TimestepSampler, sampler: Sampler
+    ) -> None:
+        super().check(denoiser, timestep_sampler, sampler)
         try:
             check_compatible("the teacher", self.teacher, denoiser)
         except ValueError as error:
             raise UserError(f"objective=distillation: {error}") from None
+        if not fits(sampler, denoiser.process, self.steps):
+            options = " ".join(
+                f"sampler.{key}={getattr(sampler, key)}"
+                for key in ("eta", "steps", "spacing")
+                if hasattr(sampler, key)
+            )
+            raise UserError(
+                f"sampler={choice_name(sampler)} {options} is not the chain that "
+                "objective=distillation trains, DDIM without noise; try sampler=ddim sampler.eta=0 "
+                f"sampler.steps={self.steps} sampler.spacing={SPACING}"
+            )
 
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
         process = denoiser.process
-        index = (batch.t - 1) * (len(self.chain) // 2) // process.steps
+        index = (batch.t - 1) * (self.steps) // process.steps
         s, middle, t = (self.chain[2 * index + i] for i in range(3))
         x_t = process.diffuse(batch.x0, batch.eps, t)
         with torch.no_grad():

@@ -166,22 +166,24 @@ def check_compatible(
 
     Without `require_classes`, the denoiser may be unconditional.
     """
+    origin = f", as in {other.origin}" if other.origin else ""
     for key in ("shape", "classes"):
         ours, theirs = getattr(denoiser, key), getattr(other, key)
         if ours != theirs and (require_classes or ours is not None):
             raise ValueError(
-                f"{name} was trained on data of {key} {theirs}, but this model on {ours}; they "
-                "must agree"
+                f"{name} was trained on data of {key} {theirs}, but this model on {ours}; try the "
+                f"same data= for both{origin}"
             )
     if denoiser.space != other.space:
         ours, theirs = (
             f"latents {part.space[:8]}" if part.space else "pixels" for part in (denoiser, other)
         )
         raise ValueError(
-            f"{name} was trained in {theirs}, but this model in {ours}; they must agree"
+            f"{name} was trained in {theirs}, but this model in {ours}; try the same codec= for "
+            f"both{origin}"
         )
     if not torch.equal(denoiser.process.table.cpu(), other.process.table.cpu()):
         raise ValueError(
             f"{name} was trained with another schedule (T = {other.process.steps}) than this model "
-            f"(T = {denoiser.process.steps}); they must agree"
+            f"(T = {denoiser.process.steps}); try {other.schedule or 'one schedule'} for both"
         )

@@ -9,6 +9,7 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser, NetworkOutput
 from ddpm_lab.diffusion.likelihood import vlb_term
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.diffusion.timestep_samplers import TimestepSampler
 from ddpm_lab.utils.errors import UserError, choice_name
 from ddpm_lab.utils.ranges import NonNegative, Positive, check_ranges
@@ -38,13 +39,20 @@ class Objective(ABC):
     """True if a learned variance receives gradients"""
     fits_sampler = False
     """True if the model is trained for the chain of its sampler alone"""
+    variance_hint = "objective=hybrid or vlb"
+    """Choice to try instead of a learned variance that receives no gradients"""
 
-    def check(self, denoiser: Denoiser, timestep_sampler: TimestepSampler) -> None:
-        """Raise UserError if the objective cannot train `denoiser` at the times drawn."""
+    def check(
+        self, denoiser: Denoiser, timestep_sampler: TimestepSampler, sampler: Sampler
+    ) -> None:
+        """Raise UserError if the objective cannot train `denoiser` at the times drawn.
+
+        `sampler` is that of the samples after training.
+        """
         if denoiser.variance.outputs > 1 and not self.trains_variance:
             raise UserError(
                 f"variance={choice_name(denoiser.variance)} is learned from the variational bound, "
-                f"which objective={choice_name(self)} does not contain; try objective=hybrid or vlb"
+                f"which objective={choice_name(self)} does not contain; try {self.variance_hint}"
             )
 
     @abstractmethod
@@ -116,8 +124,10 @@ class Vlb(Objective):
 
     trains_variance = True
 
-    def check(self, denoiser: Denoiser, timestep_sampler: TimestepSampler) -> None:
-        super().check(denoiser, timestep_sampler)
+    def check(
+        self, denoiser: Denoiser, timestep_sampler: TimestepSampler, sampler: Sampler
+    ) -> None:
+        super().check(denoiser, timestep_sampler, sampler)
         if not timestep_sampler.unbiased:
             raise UserError(
                 "objective=vlb is a bound over uniform times, not over those of "

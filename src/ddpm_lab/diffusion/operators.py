@@ -8,6 +8,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
+from ddpm_lab.utils.errors import pluralize
 from ddpm_lab.utils.ranges import OpenFraction, check_ranges
 
 
@@ -138,7 +139,8 @@ def downsample(shape: tuple[int, ...], amount: Annotated[float, Ge(2)] = 2) -> S
 def gray(shape: tuple[int, ...], amount: None = None) -> Gray:
     """Remove the colors. Raises ValueError unless there are three channels."""
     if shape[0] != 3:
-        raise ValueError(f"operator=gray needs RGB images (this model has {shape[0]} channels)")
+        channels = pluralize(shape[0], "channel")
+        raise ValueError(f"operator=gray needs RGB images (this model has {channels})")
     if amount is not None:
         raise ValueError(f"amount={amount} is not for operator=gray; try guidance.amount=null")
     return Gray()

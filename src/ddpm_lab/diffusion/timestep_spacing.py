@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 import torch
 
 from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.utils.errors import pluralize
 
 Spacing = str | Sequence[float]
 _NUMBER = r"\d+\.?\d*(?:e[-+]?\d+)?"
@@ -180,8 +181,8 @@ def chain_times(process: ForwardProcess, steps: int | None, spacing: Spacing) ->
 def _check_steps(text: str, steps: int | None, count: int) -> None:
     if steps not in (None, count):
         raise ValueError(
-            f"spacing={text} makes {count} steps, but steps={steps}; try steps={count}, or "
-            "steps=null"
+            f"spacing={text} makes {pluralize(count, 'step')}, but steps={steps}; try "
+            f"steps={count}, or steps=null"
         )
 
 

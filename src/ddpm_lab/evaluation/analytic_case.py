@@ -18,6 +18,7 @@ from ddpm_lab.diffusion.variances import Analytic, LearnedDiagonal, LearnedRange
 from ddpm_lab.evaluation.analytic_tables import AnalyticData, gaussian_distances, sliced_wasserstein
 from ddpm_lab.evaluation.metrics import Number, Results, Rows
 from ddpm_lab.evaluation.statistics import inception_score
+from ddpm_lab.utils.errors import pluralize
 
 OPTIMA: dict[type[Variance], Callable[[Analytic], Variance]] = {
     LearnedRange: OptimalRange,
@@ -103,7 +104,7 @@ def analytic_case_rows(results: Results) -> Rows:
     if "nll" in results:
         nll = results["nll"]
         remark = f"{nll['gap']:.4f} above the entropy {nll['entropy']:.4f}"
-        remark += f"; {len(nll['terms'])} steps"
+        remark += f"; {pluralize(len(nll['terms']), 'step')}"
         rows.append(("NLL, bits/dim", f"<= {nll['bits_per_dim']:.4f}", remark))
     if "reconstruction" in results:
         text = f"{results['reconstruction']:.2g}"

@@ -13,6 +13,7 @@ from ddpm_lab.utils.shell import optional_package
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet"""
+MODEL = "facebook/dinov2-large"
 SIZE = 224
 """Side of the input"""
 
@@ -42,7 +43,7 @@ class DINOv2Features(nn.Module):
         return features
 
 
-def dinov2(model: str = "facebook/dinov2-large") -> Extractor:
+def dinov2(model: str = MODEL) -> Extractor:
     """Return DINOv2 from a folder that `save_pretrained` wrote, or from the Hugging Face Hub.
 
     Raises ValueError without the package `transformers`, or if the weights are not available.
@@ -52,10 +53,10 @@ def dinov2(model: str = "facebook/dinov2-large") -> Extractor:
     try:
         network = Dinov2Model.from_pretrained(model, use_safetensors=True)
     except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:160]
+        sentence = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         raise ValueError(
-            f"model={model} cannot be read or downloaded ({text}); try a folder with its "
-            "config.json and model.safetensors, or extractor=trained"
+            f"model={model} cannot be read or downloaded ({sentence}); try model=DIR, with the "
+            f"config.json and model.safetensors of: hf download {MODEL} --local-dir DIR"
         ) from error
     features = DINOv2Features(network).requires_grad_(False).eval()
     digest = sha256_of_tensors(network.state_dict())

@@ -22,7 +22,7 @@ from ddpm_lab.evaluation.metrics import (
 )
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.pipeline import eval_mode
-from ddpm_lab.utils.errors import UserError
+from ddpm_lab.utils.errors import UserError, pluralize
 from ddpm_lab.utils.ranges import check_ranges
 
 STEPS = 200
@@ -82,6 +82,7 @@ class OdeNLL(Metric):
         remark = f"+- {results['standard_error']:.3f}"
         if "data" in results:
             remark += f"; the distribution of the data: {results['data']:.3f}"
-        solver = f"probability-flow ODE in {protocol['steps']} {protocol['solver']} steps"
+        steps = pluralize(protocol["steps"], f"{protocol['solver']} step")
+        solver = f"probability-flow ODE in {steps}"
         points = f"{protocol['count']} points of {protocol['split']}"
         return [("NLL, nats", f"{results['nll']:.3f}", remark), ("", "", f"{points}, {solver}")]

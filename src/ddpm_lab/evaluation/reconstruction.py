@@ -14,7 +14,7 @@ from ddpm_lab.data.module import Data
 from ddpm_lab.evaluation.metrics import Metric, Number, Results, Rows, SplitName, first_samples
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.pipeline import SamplingPipeline
-from ddpm_lab.utils.errors import prefix_errors
+from ddpm_lab.utils.errors import pluralize, prefix_errors
 from ddpm_lab.utils.ranges import Count, check_ranges
 
 
@@ -74,5 +74,6 @@ class Reconstruction(Metric):
     def rows(self, results: Results) -> Rows:
         protocol = results["protocol"]
         samples = f"{protocol['count']} of {protocol['split']} encoded and decoded"
-        remark = f"{samples}, {protocol['steps']} steps each way, {protocol['weights']} weights"
+        steps = pluralize(protocol["steps"], "step")
+        remark = f"{samples}, {steps} each way, {protocol['weights']} weights"
         return [("reconstruction, MSE", f"{results['mse']:.2g}", f"on data in [0, 1]; {remark}")]

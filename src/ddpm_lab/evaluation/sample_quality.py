@@ -32,7 +32,7 @@ from ddpm_lab.reports.terminal import format_with_error
 from ddpm_lab.sampling.captions import describe_conditions, describe_sampler
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.utils.distributed import all_gather, is_rank_zero, shard
-from ddpm_lab.utils.errors import UserError, prefix_errors
+from ddpm_lab.utils.errors import UserError, pluralize, prefix_errors
 from ddpm_lab.utils.ranges import Count, NonNegativeInt, check_ranges
 from ddpm_lab.utils.safe_load import sha256_of_tensors
 
@@ -164,9 +164,10 @@ class SampleQuality(Metric):
             if is_rank_zero():
                 size = min(self.count, self.batch_size)
                 seconds = len(batches) * _seconds(cascade, extractor, data, size)
+                steps = pluralize(total // len(batches), "step")
                 tqdm.write(
-                    f"{prefix}FID of {self.count} samples, {total // len(batches)} steps for each "
-                    f"batch of {self.batch_size}: about {_format_seconds(seconds)}"
+                    f"{prefix}FID of {self.count} samples, {steps} for each batch "
+                    f" of {self.batch_size}: about {_format_seconds(seconds)}"
                 )
             hidden = None if is_rank_zero() else True
             desc = f"{prefix}sampling {self.count}"
@@ -226,7 +227,7 @@ class SampleQuality(Metric):
             for key, value in protocol["guidance"].items()
             if key != "name" and value
         ]
-        steps, weights = f"{protocol['steps']} steps", f"{protocol['weights']} weights"
+        steps, weights = pluralize(protocol["steps"], "step"), f"{protocol['weights']} weights"
         remark = ", ".join([protocol["sampler"]["name"], steps, weights, *guidance])
         return [*rows, ("samples", f"{protocol['count']}", remark)]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpm_lab.runs import resume, weights
 from ddpm_lab.runs.run_config import load_config
 from ddpm_lab.systems.base import BaseSystem
-from ddpm_lab.utils.errors import UserError, join_first
+from ddpm_lab.utils.errors import UserError, join_first, snake_case
 
 OWN = ("timestep_sampler.", "codec.")
 """Parts of the state that a new run computes from its own data"""
@@ -102,7 +102,10 @@ def _check_meaning(saved: DictConfig, config: DictConfig, replaced: Sequence[str
     for group in (*MEANING, *(() if "last" in replaced else OUTPUT_MEANING)):
         other, own = (one[group].get("_target_", "").rpartition(".")[2] for one in (saved, config))
         if other != own:
-            new = "; try init_replace=[last]" if group in OUTPUT_MEANING else ""
+            other, own = snake_case(other), snake_case(own)
+            # A learned variance would also need an objective that trains it.
+            same = f"{group}={other}, or " if group == "prediction" else ""
+            new = f"; try {same}init_replace=[last]" if group in OUTPUT_MEANING else ""
             raise UserError(
                 f"init={config.init} was trained with {group}={other}, but this run has {own}{new}"
             )

@@ -46,6 +46,12 @@ def load_config(run: str) -> DictConfig:
     return run_record.resolve_paths(config, run_record.read_record(run).directory)
 
 
+def distilled_steps(config: DictConfig) -> int | None:
+    """Return the sampling steps for which a run was distilled; None for any other run."""
+    target = OmegaConf.select(config, "objective._target_", default="")
+    return config.sampler.steps if target.endswith(".distillation") else None
+
+
 def register_run_choices(
     arguments: list[str], load: Callable[[str], DictConfig] = load_config
 ) -> None:

@@ -23,7 +23,12 @@ from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.networks.autoencoder import Autoencoder
 from ddpm_lab.runs import data_check, run_record, trusted_paths
-from ddpm_lab.runs.run_config import load_config, register_run_choices, stage_overrides
+from ddpm_lab.runs.run_config import (
+    distilled_steps,
+    load_config,
+    register_run_choices,
+    stage_overrides,
+)
 from ddpm_lab.runs.run_record import ADJUSTABLE, REPLACEABLE, RunRecord
 from ddpm_lab.runs.variance import load_variance
 from ddpm_lab.runs.weights import read_weights
@@ -122,7 +127,10 @@ class RunDir:
         for key in config.system.keys() - inspect.signature(build_pipeline).parameters.keys():
             del config.system[key]
         config.system["_target_"] = f"{build_pipeline.__module__}.{build_pipeline.__name__}"
-        pipeline: SamplingPipeline = build(config, "system", network=network, **spec._asdict())
+        steps = distilled_steps(load_config(self.path))
+        pipeline: SamplingPipeline = build(
+            config, "system", network=network, distilled_steps=steps, **spec._asdict()
+        )
         return pipeline
 
     def _network(self, kind: str, prefix: str) -> tuple[Callable[..., Any], DataSpec]:
@@ -154,7 +162,7 @@ class RunDir:
                 raise UserError(f"weights={weights} is that of the last step; remove checkpoint=")
             denoiser.load_state_dict(read_average(self.path, weights))
             return
-        check_settings(self.settings, {"weights": Literal["ema", "raw"]})
+        check_settings(self.settings, {"weights": Literal["ema", "raw", "ema:LENGTH"]})
         if self.settings.weights == "raw":
             if content.get("weights") == "ema":
                 raise UserError(
@@ -190,7 +198,7 @@ def load_cascade(run: RunDir) -> Cascade:
 def load_classifier(run: str) -> NoisyClassifier:
     """Load the classifier of `python train.py system=classifier`, for classifier guidance."""
     classifier = RunDir(run).load_classifier().requires_grad_(False)
-    classifier.origin = run
+    classifier.origin, classifier.schedule = run, _schedule(run)
     return classifier
 
 
@@ -208,5 +216,13 @@ def load_denoiser(run: str, weights: str = "ema") -> Denoiser:
     """Load the denoiser of another run, for guidance by a weaker model."""
     settings = OmegaConf.create({"weights": weights})
     denoiser = RunDir(run, settings).pipeline.denoiser.requires_grad_(False)
-    denoiser.origin = f"{run} ({weights})"
+    denoiser.origin, denoiser.schedule = f"{run} ({weights})", _schedule(run)
     return denoiser
+
+
+def _schedule(run: str) -> str:
+    """Return the overrides of the schedule of `run`."""
+    schedule = load_config(run).schedule
+    keys = [key for key in map(str, schedule) if key != "_target_"]
+    name = schedule._target_.rpartition(".")[2]
+    return " ".join([f"schedule={name}", *(f"schedule.{key}={schedule[key]}" for key in keys)])

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpm_lab.diffusion.power_averages import Length, Profile, combine, profile
+from ddpm_lab.diffusion.power_averages import Profile, combine, profile
 from ddpm_lab.utils.errors import UserError
-from ddpm_lab.utils.ranges import check_range
 from ddpm_lab.utils.safe_load import load_tensors, reject_links, save_tensors
 
 MAX_ERROR = 0.05
@@ -43,17 +42,17 @@ def read_average(run: str | Path, weights: str) -> dict[str, Tensor]:
             f"weights={weights}: run={run} has no averages of other lengths, which training saves "
             "with callbacks=averages; try weights=ema"
         )
-    length = _parse_length(weights)
     steps = [int(file.stem.removeprefix("step-")) for file in files]
-    gammas = sorted({float(name.partition("/")[0]) for name in load_tensors(files[-1])[0]})
+    last = load_tensors(files[-1])[0]
+    gammas = sorted({float(name.partition("/")[0]) for name in last})
     stored = [Profile(step, gamma) for step in steps for gamma in gammas]
-    coefficients, error = combine(stored, profile(steps[-1], length))
-    if error > MAX_ERROR:
+    target = _parse_profile(weights, steps[-1])
+    if target is None or (fit := combine(stored, target))[1] > MAX_ERROR:
         raise UserError(f"weights={weights}: {_reachable(stored, steps[-1])}")
     sums: dict[str, Tensor] = {}
-    weight = dict(zip(stored, coefficients, strict=True))
+    weight = dict(zip(stored, fit[0], strict=True))
     for step, file in zip(steps, files, strict=True):
-        for key, value in load_tensors(file)[0].items():
+        for key, value in (last if file == files[-1] else load_tensors(file)[0]).items():
             gamma, _, name = key.partition("/")
             if value.is_floating_point():
                 term = weight[Profile(step, float(gamma))] * value.double()
@@ -63,14 +62,12 @@ def read_average(run: str | Path, weights: str) -> dict[str, Tensor]:
     return sums
 
 
-def _parse_length(weights: str) -> float:
+def _parse_profile(weights: str, step: int) -> Profile | None:
+    """Return None for a text that is not a length of an average."""
     try:
-        length = float(weights.removeprefix(PREFIX))
-        check_range("length", length, Length)
+        return profile(step, float(weights.removeprefix(PREFIX)))
     except ValueError:
-        message = "the length must be above 0 and at most 0.28, as in weights=ema:0.1"
-        raise UserError(f"weights={weights}: {message}") from None
-    return length
+        return None
 
 
 def _reachable(stored: list[Profile], step: int) -> str:
@@ -78,4 +75,8 @@ def _reachable(stored: list[Profile], step: int) -> str:
     reached = [each for each in lengths if combine(stored, profile(step, each))[1] <= MAX_ERROR]
     if not reached:
         return "the snapshots are too few; train with more, callbacks.ema.snapshots=16"
-    return f"the snapshots reach lengths from {reached[0]:g} to {reached[-1]:g}"
+    middle = reached[len(reached) // 2]
+    return (
+        f"the snapshots reach lengths from {reached[0]:g} to {reached[-1]:g}; "
+        f"try weights={PREFIX}{middle:g}"
+    )

@@ -25,6 +25,7 @@ from ddpm_lab.data.datasets import (
 )
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, DataSpec
 from ddpm_lab.diffusion.denoiser import Denoiser, DenoiserLike
+from ddpm_lab.diffusion.distillation import warn_unless_fits
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
@@ -68,6 +69,7 @@ class SamplingPipeline:
         denoiser: The raw or averaged denoiser.
         sampler: The sampler.
         guidance: Map from a denoiser to a guided one.
+        distilled_steps: Number of steps for which the denoiser was distilled (None: any).
 
     Raises UserError if sampler, guidance and model are incompatible.
     """
@@ -90,7 +92,9 @@ class SamplingPipeline:
         denoiser: Denoiser,
         sampler: Sampler,
         guidance: partial[DenoiserLike],
+        distilled_steps: int | None = None,
     ) -> None:
+        self.distilled_steps = distilled_steps
         self.spec, self.codec, self.denoiser = spec, codec, denoiser
         self.shape, self.bin_width = spec.shape, spec.bin_width
         self.set_sampler(sampler, guidance)
@@ -137,6 +141,8 @@ class SamplingPipeline:
             message = getattr(guided, "requires_reverse", "")
             if message and not sampler.uses_reverse:
                 raise ValueError(message.format(sampler=f"sampler={choice_name(sampler)}"))
+        if self.distilled_steps and warn_unless_fits(sampler, self.process, self.distilled_steps):
+            self.distilled_steps = None  # one warning
         self.guidance, self.sampler = guidance, sampler
         self.references = getattr(guided, "references", {})
         self.classes, self.captions = guided.classes, self.spec.captions or captions
@@ -362,6 +368,7 @@ def build_pipeline(
     conditioner: Callable[[DataSpec], Conditioner],
     guidance: partial[DenoiserLike],
     sampler: Sampler,
+    distilled_steps: int | None = None,
 ) -> SamplingPipeline:
     """Build a pipeline; the fields of `DataSpec` complete network, codec and conditioner.
 
@@ -381,7 +388,7 @@ def build_pipeline(
     with prefix_errors("model"):
         body = network(space.shape, outputs=variance.outputs, **conditioning.cond_dims)
     denoiser = Denoiser(body, process, prediction, variance, conditioning, space.shape, space.space)
-    return SamplingPipeline(spec, space, denoiser, sampler, guidance)
+    return SamplingPipeline(spec, space, denoiser, sampler, guidance, distilled_steps)
 
 
 def _with_index(conditions: Batch, samples: Sequence[int] | Tensor) -> Batch:

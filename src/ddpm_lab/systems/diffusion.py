@@ -71,7 +71,7 @@ class Diffusion(TimestepSystem):
         self.codec, self.denoiser = self.pipeline.codec, self.pipeline.denoiser
         self.process, self.objective = process, objective
         self.set_timestep_sampler(timestep_sampler)
-        objective.check(self.denoiser, self.timestep_sampler)
+        objective.check(self.denoiser, self.timestep_sampler, sampler)
         self.set_optimizer(optimizer, lr_schedule)
 
     def configure_model(self) -> None:

@@ -117,9 +117,17 @@ def prefix_message(message: str, group: str, names: Iterable[str]) -> str:
 
 def choice_name(part: object) -> str:
     """Return the config choice that builds `part`: LearnedRange -> learned_range."""
-    return re.sub(
-        r"(?<=[a-z])(?=[A-Z\d])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(part).__name__
-    ).lower()
+    return snake_case(type(part).__name__)
+
+
+def snake_case(name: str) -> str:
+    """Return the config choice of a class: LearnedRange -> learned_range."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z\d])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def pluralize(count: int, noun: str) -> str:
+    """Return "1 step" or "2 steps" for the noun "step"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def escape_control(text: object, lines: bool = False) -> str:
