@@ -216,6 +216,8 @@ def without_schedule():
             "start has 1 rows, but end has 2",
         ),
         (lambda model: model.encode(torch.zeros(2, 1, 9, 9).byte()), r"\(N, 1, 8, 8\) uint8"),
+        (lambda model: model.encode(torch.zeros(2, 1, 8, 8).byte()), "has no labels"),
+        (lambda model: model.bits_per_dim(torch.zeros(2, 1, 8, 8).byte()), "has no labels"),
         (lambda model: model.evaluate(["fidd"]), "metrics="),
         (lambda model: model.evaluate("fid"), r"metrics must be a list .* try metrics=\[\"fid\"\]"),
         (lambda model: ddpm_lab.load(None), "run must be the directory of a run"),

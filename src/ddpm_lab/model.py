@@ -20,9 +20,9 @@ from ddpm_lab.diffusion.samplers import Sampler
 from ddpm_lab.runs.compose import SamplingChoices, choice_overrides, compose_method
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir
+from ddpm_lab.sampling import editing
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.conditions import Label, check_label_count, class_labels, format_size
-from ddpm_lab.sampling.editing import edit, interpolate_images, interpolate_latents, repeat_rows
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.sampling.samples import Samples, check_tensor, to_split
 from ddpm_lab.utils.arguments import check_call
@@ -37,9 +37,8 @@ REBUILT = ("weights", "checkpoint", "variance", "conditioner", "codec")
 class Model:
     """A trained diffusion model, with its averaged weights, on the GPU if there is one.
 
-    Methods that sample take `overrides` of sample.py's sampler, guidance and other groups, for one
-    call. They do not change the model. In a cascade, `sample` and `evaluate` use all of its models
-    and the other methods the last one.
+    `overrides` of methods, as for sample.py, apply to one call. In a cascade, `sample` and
+    `evaluate` use all of its models and the other methods the last one.
     """
 
     def __init__(
@@ -252,8 +251,8 @@ class Model:
         pipeline = self._pipeline(**choices)
         split = to_split(images, self.shape, pipeline.bin_width is None)
         check_label_count(label, split.size)
-        cond = pipeline.data_conditions(split, label)
-        return edit(pipeline, split.x0, cond, strength, seed, batch_size)
+        cond = editing.edit_conditions(pipeline, split, label)
+        return editing.edit(pipeline, split.x0, cond, strength, seed, batch_size)
 
     @check_call
     def interpolate(
@@ -273,22 +272,23 @@ class Model:
             start, end: Samples or images uint8, or x_T (N, ...) float32.
             frames: Number of samples in a row, with both ends, at least 1.
             strength: Interpolate noised images at t = strength T (None: x_T, on the sphere).
-            label: A class, or one per row (None: those of `start`, or all in turn).
+            label: A class, or one per row (None: none with a strength, else those of `start`).
             seed, choices: See `decode`.
         """
         if len(start) != len(end):
             raise UserError(f"start has {len(start)} rows, but end has {len(end)}")
-        label = getattr(start, "labels", None) if label is None else label
         check_label_count(label, len(start))
         pipeline = self._pipeline(deterministic=strength is None, **choices)
         if strength is not None:
             a, b = (to_split(each, self.shape, pipeline.bin_width is None) for each in (start, end))
-            cond = pipeline.data_conditions(a, label)
-            return interpolate_images(pipeline, a.x0, b.x0, cond, frames, strength, seed)
+            cond = editing.edit_conditions(pipeline, a._replace(labels=None), label)
+            return editing.interpolate_images(pipeline, a.x0, b.x0, cond, frames, strength, seed)
+        label = getattr(start, "labels", None) if label is None else label
         first, last = (self._to_latents(value, label, choices) for value in (start, end))
-        x_T = interpolate_latents(pipeline, first, last, frames)
-        conditions = repeat_rows(self._conditions(pipeline, len(start), label, None, None), frames)
-        return self.decode(x_T, label=conditions.get("label"), seed=seed, **choices)
+        x_T = editing.interpolate_latents(pipeline, first, last, frames)
+        labels = self._conditions(pipeline, len(start), label, None, None).get("label")
+        rows = None if labels is None else labels.repeat_interleave(frames)
+        return self.decode(x_T, label=rows, seed=seed, **choices)
 
     @check_call
     def bits_per_dim(

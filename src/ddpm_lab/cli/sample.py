@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ddpm_lab.cli.sample_io import SPLITS, read_array, read_samples, save_samples
 from ddpm_lab.config.instantiate import check_settings
 from ddpm_lab.config.overrides import format_override
-from ddpm_lab.data.datasets import Batch, Split, to_uint8
+from ddpm_lab.data.datasets import Batch, Split, select_rows, to_uint8
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.evaluation.reconstruction import reconstruct
 from ddpm_lab.reports.figures import save_scatter
@@ -29,6 +29,7 @@ from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir, load_cascade
 from ddpm_lab.sampling.editing import (
     edit,
+    edit_conditions,
     interpolate_images,
     interpolate_latents,
     repeat_rows,
@@ -147,7 +148,7 @@ def _edit(config: DictConfig, run: RunDir) -> None:
     split = read_samples(config, pipeline.shape, run)
     if config.count is not None:
         split = split.select(torch.arange(config.count) % split.size)
-    conditions = pipeline.data_conditions(split, *_label_and_text(config))
+    conditions = edit_conditions(pipeline, split, *_label_and_text(config))
     make_directory(config.out)  # errors precede any work
     data = split.x0
     samples = edit(pipeline, data, conditions, config.strength, config.seed, config.batch_size)
@@ -231,23 +232,22 @@ def _interpolate(config: DictConfig, run: RunDir) -> None:
 
     Rows lead from each image to the next: on the sphere between their x_T or, with a strength,
     between their x_t. Without an input there are `config.count` rows between x_T of the prior. A
-    row has one label, that of its first image, and one noise stream.
+    row has one noise stream. Rows between images have no class unless one is typed.
     """
     pipeline, frames = run.pipeline, config.frames
     if _is_typed("input"):
         split = read_samples(config, pipeline.shape, run, 11)
         if split.size < 2:
             raise UserError(f"input={config.input} has one image, but mode=interpolate needs two")
-        rows = split.size - 1
-        data, (label, text) = split.x0, _label_and_text(config)
-        conditions = pipeline.data_conditions(split.select(slice(rows)), label, text)
+        rows, data, split = split.size - 1, split.x0, split._replace(labels=None)
+        own = edit_conditions(pipeline, split, *_label_and_text(config))
+        conditions = select_rows(own, slice(rows))
         if _is_typed("strength"):
             options = (frames, config.strength, config.seed, config.batch_size)
             out = make_directory(config.out)
             samples = interpolate_images(pipeline, data[:-1], data[1:], conditions, *options)
             save_samples(samples, out, frames)
             return
-        own = pipeline.data_conditions(split, label, text)
         x_T, _, _ = reconstruct(pipeline, data.to(pipeline.device), own, config.batch_size)
         ends = x_T[:-1].cpu(), x_T[1:].cpu()
     elif _is_typed("strength"):

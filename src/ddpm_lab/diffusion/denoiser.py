@@ -1,7 +1,8 @@
 """The denoiser, shared by training and sampling: (x_t, t, condition) -> x_0 estimate."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -227,3 +228,14 @@ def check_inputs(denoiser: DenoiserLike, rows: int, cond: Condition) -> None:
         low, high = cond.label.aminmax()
         if low < 0 or high >= denoiser.classes:
             raise ValueError(f"labels must be in 0..{denoiser.classes - 1} (got {low}..{high})")
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the context."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

@@ -6,9 +6,10 @@ from tqdm import tqdm
 
 from ddpm_lab.data.datasets import head, to_batch
 from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.denoiser import eval_mode
 from ddpm_lab.diffusion.rng import make_generator
 from ddpm_lab.diffusion.variances import Analytic
-from ddpm_lab.sampling.pipeline import SamplingPipeline, eval_mode
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ddpm_lab.data.datasets import InMemorySplit, to_batch
 from ddpm_lab.data.module import Data
+from ddpm_lab.diffusion.denoiser import eval_mode
 from ddpm_lab.diffusion.likelihood import prior_term, vlb_terms
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.timestep_spacing import timesteps
@@ -26,7 +27,7 @@ from ddpm_lab.evaluation.metrics import (
 )
 from ddpm_lab.reports.figures import save_bound
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.sampling.pipeline import SamplingPipeline, eval_mode
+from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils.errors import UserError, choice_name
 from ddpm_lab.utils.ranges import Count, NonNegativeInt, Positive, check_ranges
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from ddpm_lab.data.datasets import Points, to_batch
 from ddpm_lab.data.module import Data
 from ddpm_lab.diffusion.analytic_denoisers import MixtureDenoiser
+from ddpm_lab.diffusion.denoiser import eval_mode
 from ddpm_lab.diffusion.ode_likelihood import log_prob
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.evaluation.metrics import (
@@ -21,7 +22,6 @@ from ddpm_lab.evaluation.metrics import (
     standard_error,
 )
 from ddpm_lab.sampling.cascade import Cascade
-from ddpm_lab.sampling.pipeline import eval_mode
 from ddpm_lab.utils.errors import UserError, pluralize
 from ddpm_lab.utils.ranges import check_ranges
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_lab.data.datasets import Batch
+from ddpm_lab.data.datasets import Batch, InMemorySplit
 from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.diffusion.samplers import slerp
+from ddpm_lab.sampling.conditions import Label
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.sampling.samples import Samples
 from ddpm_lab.utils.errors import UserError, choice_name
@@ -62,6 +63,18 @@ def interpolate_images(
     return _sample_from(
         pipeline, x_t, conditions, rows, strength, seed, batch_size, "interpolating"
     )
+
+
+def edit_conditions(
+    pipeline: SamplingPipeline,
+    data: InMemorySplit,
+    label: Label = None,
+    text: str | list[str] | None = None,
+) -> Batch:
+    """Return the resolved conditions of `data`, or no class for data without labels."""
+    if label is text is data.labels is None and pipeline.denoiser.supports_cfg:
+        label = "none"
+    return pipeline.data_conditions(data, label, text)
 
 
 def interpolate_latents(

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -24,7 +23,7 @@ from ddpm_lab.data.datasets import (
     to_uint8,
 )
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, DataSpec
-from ddpm_lab.diffusion.denoiser import Denoiser, DenoiserLike
+from ddpm_lab.diffusion.denoiser import Denoiser, DenoiserLike, eval_mode
 from ddpm_lab.diffusion.distillation import warn_unless_fits
 from ddpm_lab.diffusion.predictions import Prediction
 from ddpm_lab.diffusion.process import ForwardProcess
@@ -195,12 +194,12 @@ class SamplingPipeline:
     ) -> Batch:
         """Return the resolved conditions of `data`: its own, or those of `label` or `text`.
 
-        Data without labels have label "none". Raises UserError if the model needs labels.
+        Raises UserError if the model needs labels and there are none.
         """
-        if self.denoiser.classes is not None and data.labels is label is text is None:
-            label = "none"
         if label is not None or text is not None:
             return self.resolve(self.make_conditions(data.size, label, text, data))
+        if self.denoiser.classes is not None and data.labels is None:
+            raise UserError("the input has no labels, but this model needs them; try label=none")
         return self.resolve(to_batch(data))
 
     def trajectory(
@@ -394,14 +393,3 @@ def build_pipeline(
 def _with_index(conditions: Batch, samples: Sequence[int] | Tensor) -> Batch:
     """Add the numbers of the samples."""
     return {**conditions, "index": torch.as_tensor(samples)}
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the context."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

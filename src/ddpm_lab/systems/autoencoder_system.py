@@ -12,10 +12,10 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from ddpm_lab.data.datasets import Batch
 from ddpm_lab.diffusion.conditioning import DataSpec
+from ddpm_lab.diffusion.denoiser import eval_mode
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.networks.autoencoder import Autoencoder, PatchDiscriminator
 from ddpm_lab.sampling.conditions import format_size
-from ddpm_lab.sampling.pipeline import eval_mode
 from ddpm_lab.systems.base import BaseSystem
 from ddpm_lab.utils.errors import UserError, prefix_errors
 from ddpm_lab.utils.ranges import NonNegative, NonNegativeInt, check_ranges
