@@ -709,7 +709,7 @@ MUTANTS = [
     ),
     Mutant(
         "network dropout active at sampling",
-        "sampling/pipeline.py",
+        "diffusion/denoiser.py",
         "module.eval()",
         "pass",
         "system",
