@@ -329,7 +329,7 @@ def test_restored_images_have_no_class_unless_one_is_typed(run, typed, files):
     )
     assert "labels" not in default and (default["images"] == none["images"]).all()
     assert three["labels"].tolist() == [3, 3] and (three["images"] != none["images"]).any()
-    command = (files / "three" / "command.txt").read_text()
+    command = (files / "three" / "sample_command.txt").read_text()
     assert command.startswith("python sample.py run=") and " label=3 " in command
 
 

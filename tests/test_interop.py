@@ -657,7 +657,11 @@ def test_objects_in_a_file_are_ignored_and_not_executed(tmp_path, capsys):
             "variance=LearnedRange has no counterpart",
         ),
         (("conditioner=none", "guidance=none"), "openai", "its images have 3 channels, and these"),
-        (("conditioner=none", "guidance=none"), "onnx", "format must be diffusers or openai"),
+        (
+            ("conditioner=none", "guidance=none"),
+            "jax",
+            "format must be diffusers or openai or onnx",
+        ),
     ],
 )
 def test_exports_refuse_what_a_format_cannot_state(overrides, format, message, tiny, tmp_path):

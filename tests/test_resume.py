@@ -431,7 +431,8 @@ def test_non_finite_numbers_are_not_saved(value):
     with pytest.raises(
         DivergenceError, match=r"callbacks.EMA.0.average is not finite, so no checkpoint is saved"
     ):
-        callback.on_save_checkpoint(SimpleNamespace(loggers=[]), None, content)
+        strategy = SimpleNamespace(broadcast=lambda value: value)
+        callback.on_save_checkpoint(SimpleNamespace(loggers=[], strategy=strategy), None, content)
 
 
 def test_derived_defaults_are_adopted_by_the_same_command(tmp_path):

@@ -280,7 +280,7 @@ def test_init_starts_from_weights_of_another_run(workspace, typed):
     assert typed("train", "resume=from-r", "trainer.max_steps=4")[0] == 0
     refused = {
         ("model.channels=16",): "8 there, 16 here; its model has model.channels=8",
-        ("prediction=v",): "init=s was trained with prediction=Eps, but this run has V",
+        ("prediction=v",): "init=s was trained with prediction=eps, but this run has v",
         ("conditioner=none",): "2 of 88 tensors do not fit, such as denoiser.network.encoder.label",
         ("system=classifier", "~callbacks.ema"): "init=s was trained with system=",
     }
@@ -471,7 +471,11 @@ def test_missing_file_locks_are_logged(tmp_path, monkeypatch, caplog):
 def test_decoding_removes_the_noise_of_the_run(key, monkeypatch):
     config = OmegaConf.create({"sampler": {key: 2.0}})
     monkeypatch.setattr(run_config, "load_config", lambda run: config)
-    for value, expected in ((2.0, 0.0), (1.0, 1.0)):  # the user set 1
+    for value, typed, expected in (
+        (2.0, [], 0.0),
+        (2.0, [f"sampler.{key}=2"], 2.0),
+        (1.0, [], 1.0),
+    ):
         settings = OmegaConf.create({"run": "DIR", "sampler": {key: value}})
-        run_config.make_deterministic(settings)
+        run_config.make_deterministic(settings, typed)
         assert settings.sampler[key] == expected

@@ -85,7 +85,7 @@ def sample(config: DictConfig) -> None:
         MODES[config.mode](config, run)
     if is_rank_zero() and (out := Path(config.out)).is_dir():
         command = f"python sample.py {shlex.join(HydraConfig.get().overrides.task)}\n"
-        write_text(out / "command.txt", command)
+        write_text(out / "sample_command.txt", command)
 
 
 def _is_typed(key: str) -> bool:
