@@ -143,7 +143,7 @@ sample run=RUN mode=interpolate sampler.eta=0.5 count=2
 sample run=RUN mode=interpolate strength=0.4 count=2
     2 strength=0.4 needs images for mode=interpolate; try input=test
 sample run=RUN strength=0.3 count=2
-    2 strength=0.3 is not for mode=sample; try mode=edit or interpolate
+    2 strength=0.3 has no effect in mode=sample; try mode=edit or interpolate
 sample run=RUN mode=encode sampler=edm sampler.s_churn=5 sampler.steps=4
     2 cannot be run backwards; try sampler=ddim
 train timestep_sampler=log_normal timestep_sampler.std=0

@@ -7,10 +7,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import ddpm_lab
 from ddpm_lab.cli.export_weights import export_weights
 from ddpm_lab.diffusion.conditioning import Condition
+from ddpm_lab.interop import onnx_export
 from ddpm_lab.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -79,3 +81,23 @@ def test_other_inputs_are_refused(overrides, message, tiny, tmp_path):
     with pytest.raises(UserError, match=message):
         export_weights(tiny(*overrides), tmp_path / "export", ["format=onnx"])
     assert not (tmp_path / "export").exists()
+
+
+def test_weights_above_the_limit_of_a_file_are_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
+    with pytest.raises(UserError, match="a file of ONNX is limited to 2"):
+        export_weights(tiny(), tmp_path / "export", ["format=onnx"])
+
+
+class SVD(nn.Module):
+    """A network with an operator that ONNX does not have."""
+
+    def forward(self, x, t, cond):
+        return torch.linalg.svd(x)[0]
+
+
+def test_networks_that_torch_cannot_export_are_refused(tiny):
+    pipeline = ddpm_lab.load(tiny()).pipeline
+    pipeline.denoiser.network = SVD()
+    with pytest.raises(UserError, match="torch cannot export this network"):
+        onnx_export.onnx_denoiser(pipeline, None)

@@ -43,8 +43,8 @@ def evaluate(config: DictConfig) -> None:
     cascade = load_cascade(run)
     if any(stage.references for stage in cascade.stages):
         raise UserError(
-            "guidance: its images are restored, and evaluate.py measures samples of the model; try "
-            "guidance=none, or sample.py"
+            "guidance: evaluate.py measures samples of the model, and this guidance restores given "
+            "images; try guidance=none, or sample.py"
         )
     names = ["fid", "prc"] if config.sweep is not None else config.metrics
     metrics = select_metrics(available, names, cascade)

@@ -68,7 +68,8 @@ def sample(config: DictConfig) -> None:
     for key, modes in KEYS_OF_MODES.items():
         if _is_typed(key) and config.mode not in modes:
             raise UserError(
-                f"{key}={config[key]} is not for mode={config.mode}; try mode={' or '.join(modes)}"
+                f"{key}={config[key]} has no effect in mode={config.mode}; try "
+                f"mode={' or '.join(modes)}"
             )
     init_process_group()
     if not is_rank_zero() and config.mode != "sample":
@@ -78,7 +79,7 @@ def sample(config: DictConfig) -> None:
     run = RunDir(config.run, config)
     if config.mode not in ("sample", "edit", "times") and run.pipeline.references:
         raise UserError(
-            f"mode={config.mode} is not for a guidance that restores images; try mode=sample, "
+            f"mode={config.mode} does not take a guidance that restores images; try mode=sample, "
             "mode=edit, or guidance=none"
         )
     with torch.inference_mode(), prefix_errors("sampler"):

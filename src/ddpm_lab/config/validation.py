@@ -185,7 +185,7 @@ def validate_trainer(config: DictConfig, trainer: Trainer, system: BaseSystem) -
         )
     if isinstance(trainer.strategy, FSDPStrategy):
         if trainer.world_size == 1:
-            LOG.info("trainer.strategy: FSDP shards nothing in one process; trainer=gpu is faster")
+            LOG.info("trainer.strategy: FSDP shards nothing in one process; try trainer=gpu")
         network = system.denoiser.network if isinstance(system, Diffusion) else None
         if network is None or next(sharding_units(network), None) is None:
             subject = "this system" if network is None else type(network).__name__

@@ -92,7 +92,7 @@ class Distillation(Objective):
 
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> Tensor:
         process = denoiser.process
-        index = (batch.t - 1) * (self.steps) // process.steps
+        index = (batch.t - 1) * self.steps // process.steps
         s, middle, t = (self.chain[2 * index + i] for i in range(3))
         x_t = process.diffuse(batch.x0, batch.eps, t)
         with torch.no_grad():

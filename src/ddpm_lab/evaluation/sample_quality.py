@@ -167,7 +167,7 @@ class SampleQuality(Metric):
                 steps = pluralize(total // len(batches), "step")
                 tqdm.write(
                     f"{prefix}FID of {self.count} samples, {steps} for each batch "
-                    f" of {self.batch_size}: about {_format_seconds(seconds)}"
+                    f"of {self.batch_size}: about {_format_seconds(seconds)}"
                 )
             hidden = None if is_rank_zero() else True
             desc = f"{prefix}sampling {self.count}"

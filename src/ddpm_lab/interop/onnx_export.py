@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from ddpm_lab.utils.errors import UserError
 from ddpm_lab.utils.shell import optional_package
 
 MODEL, SCHEDULE, OPSET = "model.onnx", "schedule.json", 18
+MAX_BYTES = 2**31 - 2**20
+"""Largest size of the weights: that of a protobuf, without the graph"""
 TOLERANCE = 1e-4
 """Largest difference of eps between onnxruntime and torch"""
 USAGE = """import json
@@ -70,42 +73,52 @@ def onnx_denoiser(pipeline: SamplingPipeline, config: DictConfig) -> Export:
     Raises UserError for models that take more than a label.
     """
     denoiser = pipeline.denoiser
-    _check(pipeline, config)
+    _check(pipeline)
     with optional_package("onnxscript", "format=onnx", UserError):
-        import onnxscript  # noqa: F401 (torch.onnx needs it)
+        import_module("onnxscript")  # torch.onnx needs it
     with optional_package("onnxruntime", "format=onnx", UserError):
         import onnxruntime
     graph = Graph(denoiser).eval().cpu()
     inputs = _inputs(pipeline, 2)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            graph,
-            tuple(inputs.values()),
-            input_names=[*inputs],
-            output_names=["eps", "x0"],
-            dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),
-            opset_version=OPSET,
-            dynamo=True,
-        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            program = torch.onnx.export(
+                graph,
+                tuple(inputs.values()),
+                input_names=[*inputs],
+                output_names=["eps", "x0"],
+                dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),
+                opset_version=OPSET,
+                dynamo=True,
+            )
+    except torch.onnx.OnnxExporterError as cause:  # an operator of the user's own network
+        reason = " ".join(str(cause).split())[:160]
+        raise UserError(f"format=onnx: torch cannot export this network ({reason})") from cause
     assert program is not None
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     error = max(_difference(session, graph, _inputs(pipeline, size)) for size in (1, 3))
     if error > TOLERANCE:
         raise UserError(
-            f"format=onnx: onnxruntime differs from torch by {error:.2g} in eps; try weights=raw"
+            f"format=onnx: onnxruntime differs from torch by {error:.2g} in eps, which is above "
+            f"{TOLERANCE:g}; try another version of onnxruntime"
         )
     label = ', "label": np.zeros(4, int)' * ("label" in inputs)
     usage = USAGE.replace("LABEL", label)
     return Export({}, {SCHEDULE: _schedule(pipeline, error)}, usage, {MODEL: content})
 
 
-def _check(pipeline: SamplingPipeline, config: DictConfig) -> None:
+def _check(pipeline: SamplingPipeline) -> None:
     """Raise UserError for a model that the graph cannot represent."""
     denoiser, conditioner = pipeline.denoiser, pipeline.denoiser.conditioner
     reason = None
+    if (size := 4 * sum(weight.numel() for weight in denoiser.parameters())) >= MAX_BYTES:
+        raise UserError(
+            f"format=onnx: its weights take {size / 2**30:.1f} GiB, and a file of ONNX is limited "
+            "to 2; try format=diffusers"
+        )
     if pipeline.codec.space:
         reason = "its images are decoded from latents by another network"
     elif {*conditioner.cond_dims} - {"classes"}:

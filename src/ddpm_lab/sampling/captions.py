@@ -2,12 +2,13 @@
 
 from ddpm_lab.data.datasets import Batch
 from ddpm_lab.sampling.pipeline import SamplingPipeline
+from ddpm_lab.utils.errors import pluralize
 
 
 def describe_sampler(pipeline: SamplingPipeline, weights: str) -> str:
     """Return the sampler, its steps and the weights, such as "DDPM, 9 steps, ema weights"."""
     name, steps = type(pipeline.sampler).__name__, pipeline.num_steps
-    return f"{name}, {steps} step{'s' * (steps > 1)}, {weights} weights"
+    return f"{name}, {pluralize(steps, 'step')}, {weights} weights"
 
 
 def describe_conditions(conditions: Batch, classes: int | None, columns: int) -> str:

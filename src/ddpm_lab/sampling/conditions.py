@@ -125,7 +125,7 @@ def low_res_conditions(
             raise UserError(
                 f"label={label}: the input images have their own labels; try label=null"
             )
-        if (labels := class_labels(count, label, classes, captions)) is not None:
+        if (labels := class_labels(count, label, classes, captions, nullable=True)) is not None:
             conditions["label"] = labels
     if classes is not None:
         if "label" not in conditions:

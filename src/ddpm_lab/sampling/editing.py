@@ -50,10 +50,10 @@ def interpolate_images(
     seed: int = 0,
     batch_size: int = 256,
 ) -> Samples:
-    """Return N rows of `frames` samples between `start` and `end` (N, *shape), from a time.
+    """Return N rows of `frames` samples between images `start` and `end` (N, *shape).
 
-    As Ho et al. (2020, section 4.3), from linear interpolations of x_t at t = strength T; both ends
-    of a row have the same noise, so that x_t has its variance. Conditions have N rows.
+    Interpolates x_t at t = strength T linearly (Ho et al., 2020, section 4.3). Both ends of a row
+    have the same noise, so that x_t has its variance. Conditions have N rows.
     """
     a, b = (_add_noise(pipeline, data, strength, seed, batch_size) for data in (start, end))
     share = torch.linspace(0, 1, frames, device=a.device)
@@ -72,7 +72,8 @@ def edit_conditions(
     text: str | list[str] | None = None,
 ) -> Batch:
     """Return the resolved conditions of `data`, or no class for data without labels."""
-    if label is text is data.labels is None and pipeline.denoiser.supports_cfg:
+    has_class = any(each is not None for each in (label, text, data.labels))
+    if not has_class and pipeline.denoiser.supports_cfg:
         label = "none"
     return pipeline.data_conditions(data, label, text)
 

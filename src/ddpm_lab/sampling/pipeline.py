@@ -161,7 +161,7 @@ class SamplingPipeline:
         Raises UserError if the model does not take them.
         """
         conditioner = self.denoiser.conditioner
-        if self.references and self.denoiser.classes is not None and label is text is None:
+        if self.references and self.denoiser.classes is not None and label is None and text is None:
             label = "none"
         if label is not None and text is not None:
             raise UserError(f"label={label} and text={text} both set the condition; remove one")
