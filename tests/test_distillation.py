@@ -114,7 +114,7 @@ def runs(typed, tmp_path_factory):
             ["init=TEACHER", "prediction=x0"],
             "was trained with prediction=v, but this run has x0; try prediction=v, or",
         ),
-        (["init=EPS"], "was trained with prediction=eps, from which x_0 does not follow where"),
+        (["init=EPS"], "was trained with prediction=eps, which does not determine x_0 where"),
         (["init=TEACHER", "schedule=linear"], "try schedule=cosine schedule.steps=1000 schedule.o"),
         (["init=TEACHER", "data.resolution=4"], "try the same data= for both, as in TEACHER (ema)"),
         (

@@ -444,3 +444,9 @@ def test_derived_defaults_are_adopted_by_the_same_command(tmp_path):
     assert (saved.data.resolution, saved.data.channels) == (8, 1) and again.data.resolution is None
     resume.adopt_derived(again, saved)
     assert again == saved
+
+
+def test_a_value_called_run_does_not_select_a_saved_group():
+    assert resume._is_saved_choice("schedule=run")
+    for word in ("logger.wandb.group=run", "hydra.run.dir=run", "resume=run", "schedule=cosine"):
+        assert not resume._is_saved_choice(word), word

@@ -249,8 +249,8 @@ def _interpolate(config: DictConfig, run: RunDir) -> None:
             samples = interpolate_images(pipeline, data[:-1], data[1:], conditions, *options)
             save_samples(samples, out, frames)
             return
-        x_T, _, _ = reconstruct(pipeline, data.to(pipeline.device), own, config.batch_size)
-        ends = x_T[:-1].cpu(), x_T[1:].cpu()
+        x_T = pipeline.encode_data(data, own, batch_size=config.batch_size).cpu()
+        ends = x_T[:-1], x_T[1:]
     elif _is_typed("strength"):
         raise UserError(
             f"strength={config.strength:g} needs images for mode=interpolate; try input=test, or "

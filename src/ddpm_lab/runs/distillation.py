@@ -32,8 +32,8 @@ def distillation(run: str | None, steps: int | None, clip: float | None = 1.0) -
     prediction, process = teacher.prediction, teacher.process
     if prediction.x0_error_scale(process, torch.tensor([process.steps])).item() > MAX_SCALE:
         raise UserError(
-            f"init={run} was trained with prediction={choice_name(prediction)}, from which x_0 "
-            "does not follow where x_t is almost noise; try a teacher with prediction=v or x0"
+            f"init={run} was trained with prediction={choice_name(prediction)}, which does not "
+            "determine x_0 where x_t is almost noise; try a teacher with prediction=v or x0"
         )
     with prefix_errors("sampler"):
         return Distillation(teacher, steps, clip)

@@ -49,11 +49,8 @@ FREE = (
 """Keys, with all below them, that may change when a run is resumed"""
 ASIDE = ("hydra", "resume", "trust", "trainer.default_root_dir")
 """Keys that are not saved with a run"""
-SAVED = "=run"
-"""End of an override that selects a group of the saved configuration.
-
-Lightning starts further processes with the overrides of the first, and thus with these.
-"""
+SAVED = "run"
+"""Choice of a group that is the saved configuration"""
 DERIVED = (
     "model",
     "optimizer.lr",
@@ -162,13 +159,22 @@ def _resolve_resume(
 def _register_choices(home: Path, overrides: Sequence[str]) -> list[str]:
     """Register the groups of the run in `home` as choices; return overrides that select them."""
     saved = _load_saved(home)
-    keys = {word.partition("=")[0] for word in overrides if not word.endswith(SAVED)}
+    keys = {word.partition("=")[0] for word in overrides if not _is_saved_choice(word)}
     groups = [
         group for group in map(str, saved) if (CONFIGS / group).is_dir() and group not in keys
     ]
     for group in groups:
-        ConfigStore.instance().store(group=group, name=SAVED[1:], node=saved[group])
-    return [choice for group in groups if (choice := f"{group}{SAVED}") not in overrides]
+        ConfigStore.instance().store(group=group, name=SAVED, node=saved[group])
+    return [choice for group in groups if (choice := f"{group}={SAVED}") not in overrides]
+
+
+def _is_saved_choice(word: str) -> bool:
+    """Return True for an override of `_register_choices`.
+
+    Lightning starts further processes with the overrides of the first, and thus with these.
+    """
+    group, _, choice = word.partition("=")
+    return choice == SAVED and (CONFIGS / group).is_dir()
 
 
 def _load_saved(home: Path) -> DictConfig:
@@ -195,7 +201,7 @@ def continue_config(config: DictConfig, home: Path, overrides: Sequence[str]) ->
                 "started it"
             )
     words = (word for word in overrides if "=" in word or word[0] == "~")
-    for word in (word for word in words if not word.endswith(SAVED)):
+    for word in (word for word in words if not _is_saved_choice(word)):
         key = word.lstrip("+~").partition("=")[0]
         if key.split(".")[0] in ASIDE:
             continue
