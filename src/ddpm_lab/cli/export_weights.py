@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_lab.cli.script import run_script
+from ddpm_lab.cli.script import parse_options, run_script
 from ddpm_lab.evaluation.metrics import Results
 from ddpm_lab.interop.exporting import (
     Export,
@@ -35,8 +35,8 @@ autoencoder. openai: model.pt for the scripts of guided-diffusion, whose flags a
 onnx: model.onnx, (x_t, t, label) to eps and the x_0 estimate, and the tables of the schedule.
 TARGET is a new directory with a model card, README.md. push= uploads it to the Hugging Face Hub."""
 EXPORTS = {"diffusers": diffusers_pipeline, "openai": guided_diffusion, "onnx": onnx_denoiser}
-CHOICES = {"format": tuple(EXPORTS), "weights": ("ema", "raw")}
-TEXTS = ("license", "push")
+OPTIONS = {"format": tuple(EXPORTS), "weights": ("ema", "raw"), "license": None, "push": None}
+"""Values of the words after RUN and TARGET; None: any"""
 
 
 def export_weights(run: str | Path, target: str | Path, words: Sequence[str]) -> Path:
@@ -44,7 +44,7 @@ def export_weights(run: str | Path, target: str | Path, words: Sequence[str]) ->
 
     Raises UserError for what the format cannot state, and ResourceError if the upload fails.
     """
-    options = _parse(words)
+    options = parse_options(words, OPTIONS)
     settings = OmegaConf.create({"weights": options.get("weights", "ema")})
     source = RunDir(str(run), settings)
     export = _export(source, options.get("format", "diffusers"))
@@ -57,19 +57,6 @@ def export_weights(run: str | Path, target: str | Path, words: Sequence[str]) ->
     if "push" in options:
         _push(folder, options["push"])
     return folder
-
-
-def _parse(words: Sequence[str]) -> dict[str, str]:
-    options = dict(word.partition("=")[::2] for word in words)
-    for key, value in options.items():
-        if key not in (*CHOICES, *TEXTS):
-            raise UserError(
-                f"{key}= is not an option of export; {', '.join((*CHOICES, *TEXTS))} are"
-            )
-        if value not in CHOICES.get(key, (value,)) or not value:
-            allowed = " or ".join(CHOICES.get(key, ("a name",)))
-            raise UserError(f"{key}={value}: {key} must be {allowed}")
-    return options
 
 
 def _export(run: RunDir, format: str) -> Export:

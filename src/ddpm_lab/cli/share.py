@@ -6,13 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_lab.cli.next_commands import complete_command, typed_overrides
-from ddpm_lab.cli.script import run_script
+from ddpm_lab.cli.script import parse_options, run_script
 from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.runs import run_config, run_record
 from ddpm_lab.runs.saved_config import TRUSTED, load_saved_config
 from ddpm_lab.runs.shared_folder import make_target, write_folder
 from ddpm_lab.runs.weights import read_weights, select_state
-from ddpm_lab.utils.errors import UserError, escape_control
+from ddpm_lab.utils.errors import escape_control
 from ddpm_lab.utils.shell import script_command
 
 HELP = """Export a run as weights and configuration:
@@ -79,9 +79,5 @@ def main() -> None:
 
 
 def _share(run: str, target: str, *words: str) -> None:
-    options = dict(word.split("=", 1) for word in words)
-    for key, value in options.items():
-        if value not in OPTIONS.get(key, ()):
-            choices = " or ".join(f"{name}={'|'.join(values)}" for name, values in OPTIONS.items())
-            raise UserError(f"{key}={value} is not an option of share; try {choices}")
+    options = parse_options(words, OPTIONS)
     share(run, Path(target), **options)

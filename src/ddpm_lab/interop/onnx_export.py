@@ -73,7 +73,8 @@ def onnx_denoiser(pipeline: SamplingPipeline, config: DictConfig) -> Export:
     Raises UserError for models that take more than a label.
     """
     denoiser = pipeline.denoiser
-    _check(pipeline)
+    if (reason := reason_against_onnx(pipeline)) is not None:
+        raise UserError(f"format=onnx: this run cannot be exported, because {reason}")
     with optional_package("onnxscript", "format=onnx", UserError):
         import_module("onnxscript")  # torch.onnx needs it
     with optional_package("onnxruntime", "format=onnx", UserError):
@@ -110,26 +111,21 @@ def onnx_denoiser(pipeline: SamplingPipeline, config: DictConfig) -> Export:
     return Export({}, {SCHEDULE: _schedule(pipeline, error)}, usage, {MODEL: content})
 
 
-def _check(pipeline: SamplingPipeline) -> None:
-    """Raise UserError for a model that the graph cannot represent."""
+def reason_against_onnx(pipeline: SamplingPipeline) -> str | None:
+    """Return why the graph cannot represent the model, and what would; None if it can."""
     denoiser, conditioner = pipeline.denoiser, pipeline.denoiser.conditioner
-    reason = None
     if (size := 4 * sum(weight.numel() for weight in denoiser.parameters())) >= MAX_BYTES:
-        raise UserError(
-            f"format=onnx: its weights take {size / 2**30:.1f} GiB, and a file of ONNX is limited "
-            "to 2; try format=diffusers"
+        return (
+            f"its weights take {size / 2**30:.1f} GiB, and a file of ONNX is limited to 2; try "
+            "format=diffusers"
         )
     if pipeline.codec.space:
-        reason = "its images are decoded from latents by another network"
-    elif {*conditioner.cond_dims} - {"classes"}:
-        reason = f"it takes {' and '.join({*conditioner.cond_dims} - {'classes'})} besides x_t"
-    elif denoiser.self_conditioning:
-        reason = "it takes its previous estimate besides x_t"
-    if reason is not None:
-        raise UserError(
-            f"format=onnx: this run cannot be exported, because {reason}; try "
-            "conditioner=label or none, codec=pixels, self_conditioning=false in training"
-        )
+        return "its images are decoded from latents by another network; try codec=pixels"
+    if inputs := {*conditioner.cond_dims} - {"classes"}:
+        return f"it takes {' and '.join(inputs)} besides x_t; try conditioner=label or none"
+    if denoiser.self_conditioning:
+        return "it takes its previous estimate besides x_t; try self_conditioning=false"
+    return None
 
 
 def _inputs(pipeline: SamplingPipeline, size: int) -> dict[str, Tensor]:

@@ -1,0 +1,476 @@
+"""The explorer: the numbers of its JavaScript are those of Python, and its page works."""
+
+import copy
+import functools
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+import torch
+from browser import PROGRAM, browse
+
+from ddpm_lab.cli import explore
+from ddpm_lab.data.datasets import to_uint8
+from ddpm_lab.diffusion import samplers, schedules
+from ddpm_lab.diffusion.analytic_denoisers import Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.conditioning import Condition
+from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance
+from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
+from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.rng import PerSampleGenerator
+from ddpm_lab.diffusion.timestep_spacing import timesteps
+from ddpm_lab.diffusion.variances import Beta, BetaTilde
+from ddpm_lab.evaluation.analytic_tables import sliced_wasserstein
+from ddpm_lab.explorer import runtime
+from ddpm_lab.explorer.page import FOLDER, MODULES, render_page, schedule_tables
+from ddpm_lab.runs.run_dir import RunDir
+from ddpm_lab.sampling.editing import edit
+from ddpm_lab.utils.errors import ResourceError, UserError
+
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed")
+MIXTURE = Mixture(
+    torch.tensor([[-1.0, 0.5], [-0.1, -0.9], [0.9, 0.6]], dtype=torch.float64),
+    torch.tensor([0.4, 0.2, 0.4], dtype=torch.float64),
+    0.2,
+    torch.tensor([0, 0, 1]),
+)
+LIMIT = 1200
+"""Lines of JavaScript without comments and blank lines"""
+SAMPLERS = {
+    "ddpm, small": ({"sampler": "ddpm", "variance": "beta_tilde"}, samplers.DDPM, {}),
+    "ddpm, large": ({"sampler": "ddpm", "variance": "beta"}, samplers.DDPM, {}),
+    "ddim": ({"sampler": "ddim", "eta": 0}, samplers.DDIM, {}),
+    "ddim, eta": ({"sampler": "ddim", "eta": 0.5}, samplers.DDIM, {"eta": 0.5}),
+    "ddim, sigma_hat": (
+        {"sampler": "ddim", "eta": 1, "sigmaHat": True},
+        samplers.DDIM,
+        {"eta": 1.0, "sigma_hat": True},
+    ),
+    "dpm_solver": ({"sampler": "dpm_solver"}, DPMSolver, {}),
+    "heun": ({"sampler": "heun"}, Heun, {}),
+}
+
+
+def javascript(body, modules, value):
+    """Return the JSON of `body`, an expression of `input`, with the exports of `modules`."""
+    imports = [f"import * as {name} from '{(FOLDER / name).as_uri()}.mjs';" for name in modules]
+    script = "\n".join(
+        [
+            *imports,
+            "import { readFileSync } from 'node:fs';",
+            "const input = JSON.parse(readFileSync(0, 'utf-8'));",
+            f"console.log(JSON.stringify(await ({body})));",
+        ]
+    )
+    command = [NODE, "--input-type=module", "-e", script]
+    result = subprocess.run(command, input=json.dumps(value), capture_output=True, text=True)
+    assert not result.returncode, result.stderr
+    return json.loads(result.stdout)
+
+
+def components(mixture=MIXTURE):
+    rows = zip(mixture.means.tolist(), mixture.weights.tolist(), mixture.labels, strict=True)
+    return [{"x": x, "y": y, "weight": w, "label": int(label)} for (x, y), w, label in rows]
+
+
+@needs_node
+@pytest.mark.parametrize("size", [16, 64, 100])
+def test_noise_is_that_of_a_sample_in_python(size):
+    samples = [0, 1, 7, 1000]
+    cases = [(0, 0), (3, 0), (2**33 + 5, 2**31)]
+    body = """input.cases.map(([seed, stream]) => {
+        const draw = noise.perSampleNoise(seed, input.samples, input.size, stream);
+        return [draw(), draw()].map((row) => [...row]);
+    })"""
+    value = {"cases": cases, "samples": samples, "size": size}
+    results = torch.tensor(javascript(body, ["noise"], value))
+    for (seed, stream), result in zip(cases, results, strict=True):
+        generator = PerSampleGenerator(seed, samples, stream)
+        for draw in result:
+            expected = generator(torch.empty(len(samples), size))
+            torch.testing.assert_close(draw.view_as(expected), expected, atol=2e-6, rtol=2e-6)
+
+
+@needs_node
+def test_times_are_those_of_python():
+    cases = [
+        (T, steps, spacing)
+        for T in (10, 25, 1000, 4000)
+        for steps in (1, 2, 3, 7, 10)
+        for spacing in ("uniform", "quadratic_full", "trailing")
+    ]
+    results = javascript("input.map((each) => process.timesteps(...each))", ["process"], cases)
+    for (T, steps, spacing), times in zip(cases, results, strict=True):
+        assert times == timesteps(T, steps, spacing), (T, steps, spacing)
+
+
+@needs_node
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("label", "w"), [(None, 0), (1, 0), (1, 2.5)])
+@torch.no_grad()
+def test_chains_are_those_of_python(name, label, w):
+    options, sampler, keywords = SAMPLERS[name]
+    process = ForwardProcess(schedules.cosine(steps=50))
+    variance = Beta() if options.get("variance") == "beta" else BetaTilde()
+    denoiser = MixtureDenoiser(process, variance, MIXTURE)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(20, 40, 2, generator=generator)
+    draws = iter(noise)
+    cond = Condition() if label is None else Condition(torch.full((40,), label))
+    guided = ClassifierFreeGuidance(denoiser, w)
+    expected = sampler(steps=8, clip=0.9, **keywords)(
+        guided, next(draws), cond, lambda x: next(draws)
+    )
+    body = """(async () => {
+        const forward = new process.Process(input.tables);
+        const data = new mixture.Mixture(input.components, 0.2);
+        const draws = input.noise.map((row) => Float32Array.from(row));
+        const denoise = (x, t) => {
+            const [alpha, sigma] = [forward.alpha[t], forward.sigma[t]];
+            const x0 = data.denoise(x, alpha, sigma, input.label);
+            return samplers.guide(x0, data.denoise(x, alpha, sigma), input.w);
+        };
+        const noise = () => draws.shift();
+        const options = { ...input.options, process: forward, clip: 0.9, noise };
+        const times = process.timesteps(forward.steps, 8, "uniform");
+        let end;
+        for await (const step of samplers.chain(denoise, noise(), times, options)) end = step.next;
+        return [...end];
+    })()"""
+    value = {
+        "tables": schedule_tables(process),
+        "components": components(),
+        "noise": noise.flatten(1).tolist(),
+        "label": label,
+        "w": w,
+        "options": options,
+    }
+    result = javascript(body, ["process", "samplers", "mixture"], value)
+    result = torch.tensor(result).view(40, 2)
+    torch.testing.assert_close(result, expected, atol=2e-5, rtol=2e-5)
+
+
+@needs_node
+def test_mixture_has_the_density_and_the_score_of_python():
+    process = ForwardProcess(schedules.linear(steps=50))
+    denoiser = MixtureDenoiser(process, BetaTilde(), MIXTURE)
+    points = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    body = """input.points.map(([x, y]) => {
+        const data = new mixture.Mixture(input.components, 0.2);
+        return [null, 1].map((label) => [
+            data.logDensity(x, y, 1, 0, label), ...data.estimateAt(x, y, 0.6, 0.8, label)]);
+    })"""
+    value = {"points": points.tolist(), "components": components()}
+    result = torch.tensor(javascript(body, ["mixture"], value), dtype=torch.float64)
+    for column, label in enumerate((None, torch.ones(30, dtype=torch.int64))):
+        torch.testing.assert_close(result[:, column, 0], denoiser.log_prob(points, label))
+    table = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
+    process.alpha_sigma = lambda t: (table[t, 0], table[t, 1])
+    ones = torch.ones(30, dtype=torch.int64)
+    for column, cond in enumerate((Condition(), Condition(ones))):
+        expected = denoiser(points, ones, cond).x0
+        torch.testing.assert_close(result[:, column, 1:], expected)
+
+
+@needs_node
+def test_sliced_distance_of_a_shift_is_its_length():
+    points = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    shifted = points + torch.tensor([0.3, -0.4])
+    value = [points.flatten().tolist(), shifted.flatten().tolist()]
+    body = "mixture.slicedWasserstein(...input.map((each) => Float32Array.from(each)))"
+    result = javascript(body, ["mixture"], value)
+    assert result == pytest.approx(0.5 / 2**0.5, rel=1e-4)
+    expected = sliced_wasserstein(points.double(), shifted.double(), directions=4096)
+    assert result == pytest.approx(expected, rel=0.03)  # random directions
+
+
+def test_modules_stay_small_and_fetch_nothing():
+    files = [*FOLDER.glob("*.mjs")]
+    assert {file.stem for file in files} == {*MODULES}
+    lines = [line.strip() for file in files for line in file.read_text().splitlines()]
+    code = [line for line in lines if line and not line.startswith(("//", "/*", "*"))]
+    assert len(code) <= LIMIT
+    assert not any(re.search(r"https:|innerHTML|eval\(", line) for line in code)
+
+
+@pytest.fixture
+def page(tmp_path):
+    with browse(tmp_path / "profile") as page:
+        yield page
+        assert not page.errors
+
+
+def set_control(page, section, label, value):
+    """Set the control of `label` in the form of `section`, as a user does."""
+    page.run(
+        f"""{{
+        const labels = [...document.querySelectorAll('{section} label')];
+        const label = labels.find((each) => each.textContent === {json.dumps(label)});
+        const input = document.getElementById(label.htmlFor);
+        if (input.type === 'checkbox') input.click();
+        else {{
+            input.value = {json.dumps(str(value))};
+            if (input.value !== {json.dumps(str(value))}) throw new Error(input.value);
+            input.dispatchEvent(new Event('input', {{ bubbles: true }}));
+        }}
+    }}"""
+    )
+
+
+LAW = "document.querySelector('.law').textContent"
+PIXELS = """(() => {
+    const canvas = document.querySelector('#analytic canvas');
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    let hash = 0;
+    for (const value of data) hash = (Math.imul(hash, 31) + value) | 0;
+    return hash;
+})()"""
+CONTROLS = {
+    "time t": 400,
+    "schedule": "cosine",
+    "sampler": "ddpm",
+    "variance": "beta",
+    "steps": 20,
+    "spacing": "trailing",
+    "class": 1,
+    "guidance w": 3,
+    "component width": 0.3,
+    "seed": 5,
+    "density at t": "",
+    "score at t": "",
+    "trajectories": "",
+}
+
+
+@needs_browser
+@pytest.mark.slow
+def test_analytic_page_is_one_file_whose_controls_work(page, tmp_path):
+    file = tmp_path / "explorer.html"
+    explore.write_page(file)
+    assert file.stat().st_size <= 300_000
+    page.open(file.as_uri())
+    page.wait(LAW)
+    law = page.run(LAW)
+    # 10 steps of DDIM are too narrow, and farther from the data than other data are.
+    distance, floor, width = map(float, re.findall(r"\d\.\d+", law))
+    assert distance > 1.5 * floor and width < 0.9 and "too narrow" in law
+    for label, value in CONTROLS.items():
+        before = page.run(LAW) + str(page.run(PIXELS))
+        set_control(page, "#analytic", label, value)
+        page.wait(f"{LAW} + {PIXELS} !== {json.dumps(before)}")
+    set_control(page, "#analytic", "steps", 100)
+    set_control(page, "#analytic", "guidance w", 0)
+    page.wait(f"{LAW}.includes('as wide as the data')")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_keys_move_centers_and_the_table_is_computed(page, tmp_path):
+    explore.write_page(tmp_path / "page.html")
+    page.open((tmp_path / "page.html").as_uri(), width=390, dark=True)
+    page.wait(LAW)
+    assert page.run("document.documentElement.scrollWidth") <= 390
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 21, 21)"
+    before = page.run("document.querySelector('.handle').ariaLabel")
+    page.run("document.querySelector('.handle').focus()")
+    for event in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=event, key="ArrowLeft", code="ArrowLeft")
+    after = page.run("document.querySelector('.handle').ariaLabel")
+    assert "at -1.0, 0.5" in before and "at -1.1, 0.5" in after
+    button = "[...document.querySelectorAll('button')].find((b) => /table/.test(b.textContent))"
+    page.run(f"{button}.click()")
+    page.wait(f"document.querySelectorAll('#analytic td').length === 26 && !{button}.disabled")
+    rows = page.run(
+        "[...document.querySelectorAll('#analytic tr')].slice(1)"
+        ".map((row) => [...row.querySelectorAll('td')].map((cell) => Number(cell.textContent)))"
+    )
+    *etas, (floor,) = rows
+    # As in table 1 of DDIM: with 10 steps less noise is better, and sigma-hat is far off.
+    assert etas[0][1] < etas[3][1] < etas[4][1]
+    assert all(row[0] > row[-1] for row in etas)
+    assert all(row[-1] < 3 * floor for row in etas)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_every_control_has_a_label_and_every_canvas_a_name(page, tmp_path):
+    explore.write_page(tmp_path / "page.html")
+    page.open((tmp_path / "page.html").as_uri())
+    page.wait(LAW)
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    kinds = {"slider", "combobox", "checkbox", "spinbutton", "button", "image"}
+    named = [node for node in nodes if node.get("role", {}).get("value") in kinds]
+    assert len(named) >= 15
+    assert all(node["name"]["value"] for node in named)
+
+
+@pytest.fixture(scope="module")
+def runtime_of_npm():
+    """The files of onnxruntime-web; skips where npm or its registry cannot be reached."""
+    try:
+        return runtime.runtime_files()
+    except ResourceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def site(runtime_of_npm, tiny, tmp_path_factory):
+    """Address, run and folder of the page of a run that was trained for ten steps."""
+    run, folder = RunDir(str(tiny())), tmp_path_factory.mktemp("site") / "<b>site & co"
+    explore.write_folder(run, folder)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", run, folder
+        server.shutdown()
+
+
+STATUS = "document.querySelector('#reverse [role=status]')?.textContent ?? ''"
+COMMAND = "document.querySelector('#reverse code').textContent"
+IMAGES = """[...document.querySelectorAll('#reverse .lane:not([hidden]) .thumbnails')].map(
+    (row) => [...row.querySelectorAll('canvas')].map((canvas) => {
+        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        return [...data].filter((_, i) => i % 4 === 0);
+    }))"""
+PYTHON = {
+    "ddpm": samplers.DDPM,
+    "ddim": samplers.DDIM,
+    "dpm_solver": DPMSolver,
+    "heun": Heun,
+}
+
+
+def wait_for_end(page, steps):
+    page.wait(f"/^Step {steps} of {steps},/.test({STATUS})")
+
+
+def with_sampler(run, sampler, w):
+    pipeline = copy.copy(run.pipeline)
+    pipeline.set_sampler(sampler, functools.partial(ClassifierFreeGuidance, w=w))
+    return pipeline
+
+
+def sample(run, sampler, seed, label=None, w=0.0, count=8):
+    """Return the images of sample.py, (count, H W) int."""
+    pipeline = with_sampler(run, sampler, w)
+    conditions = pipeline.make_conditions(count, label)
+    parts = [part.x0 for part in pipeline.sample(count, conditions=conditions, seed=seed)]
+    return to_uint8(torch.cat(parts)).flatten(1).int()
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [[3], pytest.param(range(10), marks=pytest.mark.nightly)])
+def test_images_in_the_page_are_those_of_sample(page, site, seeds):
+    address, run, folder = site
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 20 * 2**20
+    page.open(address)
+    page.wait(STATUS)
+    set_control(page, "#reverse", "steps", 10)
+    set_control(page, "#reverse", "spacing", "uniform")
+    set_control(page, "#reverse", "variance", "beta")
+    set_control(page, "#reverse", "η", 0)
+    run.pipeline.denoiser.variance = Beta()
+    for seed in seeds:
+        set_control(page, "#reverse", "seed", seed)
+        for name, sampler in PYTHON.items():
+            set_control(page, "#reverse", "sampler", name)
+            page.wait(f"/seed={seed} .*sampler={name} /.test({COMMAND})")
+            wait_for_end(page, 10)
+            images = torch.tensor(page.run(IMAGES)[0])
+            expected = sample(run, sampler(steps=10), seed)
+            assert (images - expected).abs().max() <= 1, (name, seed)
+    # The command under the images is the one that makes them.
+    command = page.run(COMMAND)
+    words = f"seed={seed} count=8 sampler=heun sampler.steps=10 sampler.spacing=uniform"
+    assert command.endswith(f"run={run.path} {words}")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_classes_guidance_comparison_and_images(page, site):
+    address, run, _ = site
+    page.open(address)
+    page.wait(STATUS)
+    for label, value in {
+        "steps": 6,
+        "sampler": "ddim",
+        "η": 0,
+        "class": 3,
+        "guidance w": 2,
+        "compare with": "heun",
+        "samples": 4,
+    }.items():
+        set_control(page, "#reverse", label, value)
+    page.wait("document.querySelectorAll('#reverse .lane:not([hidden])').length === 2")
+    wait_for_end(page, 6)
+    page.wait(f"({IMAGES})[1].length === 4")
+    first, second = torch.tensor(page.run(IMAGES))
+    expected = [sample(run, sampler(steps=6), 0, 3, 2.0, 4) for sampler in (samplers.DDIM, Heun)]
+    assert (first - expected[0]).abs().max() <= 1
+    assert (second - expected[1]).abs().max() <= 1
+    # Half of the image is kept, in every sample; SDEdit at a low strength stays close to it.
+    held_out = to_uint8(run.data.test.select(slice(1)).x0).flatten(1).int()
+    set_control(page, "#reverse", "begin with", "inpaint")
+    page.wait(f"({IMAGES})[0][0].toString() !== '{','.join(map(str, first[0].tolist()))}'")
+    wait_for_end(page, 6)
+    images = torch.tensor(page.run(IMAGES)[0]).view(4, 8, 8)
+    assert (images[:, :, :4] == held_out.view(1, 8, 8)[:, :, :4]).all()
+    assert (images[:, :, 4:] != held_out.view(1, 8, 8)[:, :, 4:]).any()
+    set_control(page, "#reverse", "begin with", "edit")
+    set_control(page, "#reverse", "strength, t / T", 0.05)
+    page.wait(f"/^Step 1 of 1,/.test({STATUS})")
+    images = torch.tensor(page.run(IMAGES)[0])
+    pipeline = with_sampler(run, samplers.DDIM(steps=6), 2.0)
+    data = run.data.test.select(slice(1)).x0.repeat(4, 1, 1, 1)
+    samples = edit(pipeline, data, pipeline.make_conditions(4, 3), 0.05)
+    assert (images - to_uint8(samples.x).flatten(1).int()).abs().max() <= 1
+
+
+@needs_browser
+@pytest.mark.slow
+def test_page_of_a_run_from_a_file_states_how_to_serve_it(page, site):
+    _, _, folder = site
+    page.open((folder / "index.html").as_uri())
+    page.wait("/http.server/.test(document.getElementById('status').textContent)")
+    page.wait(LAW)
+
+
+def test_runs_that_the_page_cannot_show_are_refused(typed, tmp_path):
+    points = str(tmp_path / "points")
+    words = ("trainer=debug", "logger=csv", "data=gaussian_mixture", f"hydra.run.dir={points}")
+    assert typed("train", *words)[0] == 0
+    with pytest.raises(UserError, match=r"it makes points of 2 numbers; try .*explore"):
+        explore.write_folder(RunDir(points), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(UserError, match="is not a run directory"):
+        explore.write_folder(RunDir(str(tmp_path)), tmp_path / "x")
+
+
+def test_hostile_names_are_text():
+    run = {"name": "</script><script>alert(1)</script>", "classes": ["<img src=x>"]}
+    html = render_page(run)
+    assert "<script>alert" not in html and "<img src=x>" not in html
+    data = re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1]
+    assert json.loads(data)["run"] == run
+
+
+def test_runtime_of_another_digest_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "cache_dir", lambda: tmp_path)
+    folder = tmp_path / runtime.PACKAGE
+    folder.mkdir()
+    for name in runtime.SHA256:
+        (folder / name).write_bytes(b"other")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ResourceError, match=r"install Node\.js, or copy ort\.wasm"):
+        runtime.runtime_files()
+    digests = {name: hashlib.sha256(b"other").hexdigest() for name in runtime.SHA256}
+    monkeypatch.setattr(runtime, "SHA256", digests)
+    assert {*runtime.runtime_files().values()} == {b"other"}
