@@ -74,6 +74,14 @@ def hide_source_links(app: Any, page: str, template: str, context: Any, tree: An
         context["page_source_suffix"] = ""
 
 
+def write_explorer(app: Any, error: Exception | None) -> None:
+    """Write the page of exact diffusion beside those of the documentation."""
+    from ddpm_lab.explorer.page import render_page
+
+    Path(app.outdir, "explorer.html").write_text(render_page(), "utf-8")
+
+
 def setup(app: Any) -> None:
+    app.connect("build-finished", write_explorer)
     app.connect("html-page-context", hide_source_links)
     app.connect("source-read", remove_empty_globs)

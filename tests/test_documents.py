@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import ddpm_lab
 from ddpm_lab.ablations.spec import names
+from ddpm_lab.cli import explore
 from ddpm_lab.config import messages
 from ddpm_lab.config import overrides as config_overrides
 from ddpm_lab.runs import run_config
@@ -42,6 +43,7 @@ SCRIPTS = [
     "share",
     "import",
     "export",
+    "explore",
     *(f"scripts/{file.stem}" for file in ROOT.glob("scripts/[a-z]*.py")),
 ]
 GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
@@ -188,6 +190,8 @@ def test_commands_of_scripts_parse(script, words, values, tmp_path, monkeypatch,
             runpy.run_path(str(file), run_name="__main__")
         error = capsys.readouterr().err
         assert re.search(r"SOURCE=\S+ (is not there|does not exist)|is not the index", error), error
+    elif script == "explore":
+        assert {word.partition("=")[0] for word in words} <= {*explore.OPTIONS}
     elif script in ("import", "export"):  # they check the source first
         monkeypatch.setattr(sys, "argv", [file.name, *words])
         with pytest.raises(SystemExit):
@@ -227,6 +231,7 @@ def test_every_kind_of_command_is_tested():
         "share",
         "import",
         "export",
+        "explore",
         "make",
     }
     assert verbs <= programs <= verbs | {*SCRIPTS, "tests/test_user_paths"}
@@ -286,7 +291,7 @@ def test_keys_and_choices_exist(file, key, value, keys):
         choices = {path.stem for path in (CONFIGS / key).glob("*.yaml")} | {"all", "null", "basic"}
         assert not value or {*value.split(",")} <= choices, f"{key}={value}"
     else:
-        options = {"attention_order", "format", "license", "push"}  # of import.py and export.py
+        options = {"attention_order", "format", "license", "push", "open"}  # of scripts
         assert key in keys | options | {"eta", "spacing", "key", "jobs", "dry"}, key
 
 

@@ -19,7 +19,17 @@ import ddpm_lab
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RELATIVE_LINK = re.compile(r'\]\((?!https?:|#)[^)]*\)|src="(?!https?:)[^"]*"')
-PROGRAMS = ("train", "sample", "evaluate", "report", "prepare", "share", "import", "export")
+PROGRAMS = (
+    "train",
+    "sample",
+    "evaluate",
+    "report",
+    "prepare",
+    "share",
+    "import",
+    "export",
+    "explore",
+)
 USER_CODE = """
 import torch
 import ddpm_lab

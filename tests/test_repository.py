@@ -27,6 +27,7 @@ PACKAGES = (
     "config",
     "runs",
     "interop",
+    "explorer",
     "sweeps",
     "ablations",
     "cli",

@@ -16,7 +16,7 @@ from ddpm_lab.diffusion.langevin import Langevin, PredictorCorrector
 from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import PerSampleGenerator
-from ddpm_lab.diffusion.samplers import DDIM, DDPM, slerp
+from ddpm_lab.diffusion.samplers import DDIM, DDPM, DDPMClipped, slerp
 from ddpm_lab.diffusion.schedules import cosine, geometric, jsd, linear
 from ddpm_lab.diffusion.timestep_spacing import SPACINGS, timesteps
 from ddpm_lab.diffusion.variances import Analytic, Beta, BetaTilde
@@ -62,6 +62,25 @@ def test_analytic_tier_reproduces_ddim_table_1(row):
     denoiser = gaussian(LINEAR, variance)
     stds = [moments(sampler(steps=steps, clip=None, **kwargs), denoiser)[1] for steps in STEPS]
     assert np.abs(np.array(stds) - expected).max() < 5.1e-5
+
+
+@pytest.mark.parametrize("bound", [0.01, 0.1])
+def test_clipped_ddpm_lacks_the_variance_above_its_bound(bound):
+    """x_100 is exact with the optimal variance, so the variance of x_0 has a closed form."""
+    denoiser = gaussian(LINEAR, Analytic(gaussian(LINEAR, BetaTilde()).mse()))
+    t, s = torch.tensor([100]), torch.tensor([1])
+    sampler = DDPMClipped(spacing=[1000, 100, 1, 0], clip=None, max_last_std=bound)
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    added = denoiser.reverse(denoiser(x, t), x, t, s).log_var.exp().item()
+    alpha, sigma = (number.item() for number in LINEAR.alpha_sigma(s))
+    variance = (0.5 * alpha) ** 2 + sigma**2
+    gain = alpha * 0.5**2 / variance
+    assert bound**2 < added < 1
+    expected = gain * (variance - added + bound**2) ** 0.5
+    assert moments(sampler, denoiser)[1] == pytest.approx(expected, rel=1e-9)
+    wide = DDPMClipped(spacing=[1000, 100, 1, 0], clip=None, max_last_std=1)
+    plain = DDPM(spacing=[1000, 100, 1, 0], clip=None)
+    assert moments(wide, denoiser)[1] == pytest.approx(moments(plain, denoiser)[1], rel=1e-12)
 
 
 # Schedules for which 200 steps are too coarse near the data.

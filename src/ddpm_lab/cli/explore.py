@@ -105,8 +105,8 @@ def _defaults(pipeline: SamplingPipeline) -> dict[str, Any]:
     """Return the sampler of the run, or DDIM with 25 steps where the page has another."""
     sampler = pipeline.sampler
     defaults = {"sampler": "ddim", "steps": 25, "spacing": "uniform", "eta": 0, "w": 0}
-    known = type(sampler) in SAMPLERS and not getattr(sampler, "sigma_hat", False)
-    if known and pipeline.num_steps <= MAX_STEPS:
+    in_page = type(sampler) in SAMPLERS and not getattr(sampler, "sigma_hat", False)
+    if in_page and pipeline.num_steps <= MAX_STEPS:
         defaults |= {"sampler": SAMPLERS[type(sampler)], "steps": pipeline.num_steps}
         defaults |= {"spacing": sampler.spacing, "eta": getattr(sampler, "eta", 0)}
     variance = "beta" if isinstance(pipeline.denoiser.variance, Beta) else "beta_tilde"
@@ -119,7 +119,7 @@ def _images(run: RunDir) -> bytes:
         split = run.data.test
     except UserError:
         return b""
-    images = split.select(evenly_spaced(split.size, min(IMAGES, split.size)))
+    images = split.select(evenly_spaced(split.size, IMAGES))
     return to_uint8(images.x0).numpy().tobytes()
 
 
@@ -134,13 +134,12 @@ def _terms(run: Path) -> dict[str, list[float]] | None:
 def _grids(run: Path) -> list[dict[str, Any]]:
     """Return the sample grids of the training, evenly spaced."""
     files = sorted(run.glob("images/samples-*.png"))
-    chosen = [files[i] for i in evenly_spaced(len(files), min(GRIDS, len(files)))]
     return [
         {
             "step": int("".join(re.findall(r"\d+", file.stem)) or 0),
             "picture": f"data:image/png;base64,{b64encode(file.read_bytes()).decode()}",
         }
-        for file in chosen
+        for file in [files[i] for i in evenly_spaced(len(files), GRIDS)]
     ]
 
 
