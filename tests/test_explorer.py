@@ -426,12 +426,12 @@ def test_classes_guidance_comparison_and_images(page, site):
     assert (images[:, :, 4:] != held_out.view(1, 8, 8)[:, :, 4:]).any()
     set_control(page, "#reverse", "begin with", "edit")
     set_control(page, "#reverse", "strength, t / T", 0.05)
-    page.wait(f"/^Step 1 of 1,/.test({STATUS})")
+    page.wait(f"/^Step 2 of 2,/.test({STATUS})")
     images = torch.tensor(page.run(IMAGES)[0])
     pipeline = with_sampler(run, samplers.DDIM(steps=6), 2.0)
     data = run.data.test.select(slice(1)).x0.repeat(4, 1, 1, 1)
     samples = edit(pipeline, data, pipeline.make_conditions(4, 3), 0.05)
-    assert (images - to_uint8(samples.x).flatten(1).int()).abs().max() <= 1
+    assert (images - samples.tensor.flatten(1).int()).abs().max() <= 1
 
 
 @needs_browser
@@ -440,6 +440,17 @@ def test_page_of_a_run_from_a_file_states_how_to_serve_it(page, site):
     _, _, folder = site
     page.open((folder / "index.html").as_uri())
     page.wait("/http.server/.test(document.getElementById('status').textContent)")
+    page.wait(LAW)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_page_without_webassembly_states_what_it_needs(page, site):
+    address, *_ = site
+    script = "delete globalThis.WebAssembly"
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+    page.open(address)
+    page.wait("/WebAssembly with SIMD/.test(document.getElementById('status').textContent)")
     page.wait(LAW)
 
 

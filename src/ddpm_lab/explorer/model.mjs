@@ -214,6 +214,7 @@ export function modelSections(root, run, process, processes, denoise) {
   );
   const status = element("p", { role: "status" });
   const command = element("code");
+  const same = element("p", {}, "The same images: ", command);
   const lanes = [0, 1].map(() => {
     const parts = ["x_t", "x_0 estimate", "noise"].map(figure);
     const batch = element("div", { className: "thumbnails" });
@@ -257,7 +258,7 @@ export function modelSections(root, run, process, processes, denoise) {
     other: { label: "compare with", type: "select", choices: { none: "nothing", ...samplerTitles() }, value: "none" },
   };
   const controls = addControls(form, spec, (name) => (name === "position" ? show() : edit(() => restart())));
-  reverse.append(form, play, status, ...lanes.map(({ node }) => node), element("p", {}, "The same images: ", command));
+  reverse.append(form, play, status, ...lanes.map(({ node }) => node), same);
   reverse.append(
     element("h3", {}, "Image"),
     element("div", { className: "columns" }, pad.node, element("div", {}, padForm, choices)),
@@ -289,7 +290,8 @@ export function modelSections(root, run, process, processes, denoise) {
     controls.limit("position", last);
     controls.set("position", last);
     status.textContent = "Sampling";
-    command.textContent = values.start === "noise" ? sampleCommand(run, values) : "from noise only";
+    same.hidden = values.start !== "noise";
+    command.textContent = sampleCommand(run, values);
     show();
   });
 
