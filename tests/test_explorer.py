@@ -339,6 +339,18 @@ IMAGES = """[...document.querySelectorAll('#reverse .lane:not([hidden]) .thumbna
         const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
         return [...data].filter((_, i) => i % 4 === 0);
     }))"""
+RUN_NETWORK = """(async () => {
+    const [x, t] = %s;
+    const ort = await import('./ort.wasm.bundle.min.mjs');
+    const session = await ort.InferenceSession.create('model.onnx');
+    const integers = (values) => new ort.Tensor('int64', BigInt64Array.from(values, BigInt), [8]);
+    const { eps } = await session.run({
+        x: new ort.Tensor('float32', Float32Array.from(x), [8, 1, 8, 8]),
+        t: integers(t),
+        label: integers([0, 1, 2, 3, 4, 5, 6, 7]),
+    });
+    return [...eps.data];
+})()"""
 PYTHON = {
     "ddpm": samplers.DDPM,
     "ddim": samplers.DDIM,
@@ -367,6 +379,7 @@ def sample(run, sampler, seed, label=None, w=0.0, count=8):
 
 @needs_browser
 @pytest.mark.slow
+@torch.no_grad()
 @pytest.mark.parametrize("seeds", [[3], pytest.param(range(10), marks=pytest.mark.nightly)])
 def test_images_in_the_page_are_those_of_sample(page, site, seeds):
     address, run, folder = site
@@ -387,6 +400,12 @@ def test_images_in_the_page_are_those_of_sample(page, site, seeds):
             images = torch.tensor(page.run(IMAGES)[0])
             expected = sample(run, sampler(steps=10), seed)
             assert (images - expected).abs().max() <= 1, (name, seed)
+        x = PerSampleGenerator(seed, range(8))(torch.empty(8, *run.pipeline.shape))
+        t = torch.arange(1, 9) * (run.pipeline.process.steps // 8)
+        eps = torch.tensor(page.run(RUN_NETWORK % json.dumps([x.flatten().tolist(), t.tolist()])))
+        x0 = run.pipeline.denoiser(x, t, Condition(torch.arange(8))).x0
+        alpha, sigma = (number.view(8, 1, 1, 1) for number in run.pipeline.process.alpha_sigma(t))
+        assert (eps.view_as(x) - (x - alpha * x0) / sigma).abs().max() <= 1e-5
     # The command under the images is the one that makes them.
     command = page.run(COMMAND)
     words = f"seed={seed} count=8 sampler=heun sampler.steps=10 sampler.spacing=uniform"

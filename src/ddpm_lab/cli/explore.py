@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ddpm_lab.cli.script import parse_options, run_script
+from ddpm_lab.config.overrides import shell_value
 from ddpm_lab.data.datasets import evenly_spaced, to_uint8
 from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
 from ddpm_lab.diffusion.samplers import DDIM, DDPM
@@ -88,7 +89,7 @@ def _describe(run: RunDir, pipeline: SamplingPipeline) -> dict[str, Any]:
     names = pipeline.class_names or (classes and [*map(str, range(classes))])
     return {
         "name": Path(run.path).resolve().name,
-        "command": f"{script_command('sample')} run={run.path}",
+        "command": _sample_command(run),
         "serve": "python3 -m http.server --bind 127.0.0.1 8000",
         "shape": [*pipeline.shape],
         "classes": names,
@@ -101,10 +102,16 @@ def _describe(run: RunDir, pipeline: SamplingPipeline) -> dict[str, Any]:
     }
 
 
+def _sample_command(run: RunDir) -> str:
+    weights = "" if run.settings.weights == "ema" else f" weights={run.settings.weights}"
+    return f"{script_command('sample')} run={shell_value(run.path)}{weights}"
+
+
 def _defaults(pipeline: SamplingPipeline) -> dict[str, Any]:
     """Return the sampler of the run, or DDIM with 25 steps where the page has another."""
     sampler = pipeline.sampler
-    defaults = {"sampler": "ddim", "steps": 25, "spacing": "uniform", "eta": 0, "w": 0}
+    w = pipeline.guidance.keywords.get("w", 0)
+    defaults = {"sampler": "ddim", "steps": 25, "spacing": "uniform", "eta": 0, "w": w}
     in_page = type(sampler) in SAMPLERS and not getattr(sampler, "sigma_hat", False)
     if in_page and pipeline.num_steps <= MAX_STEPS:
         defaults |= {"sampler": SAMPLERS[type(sampler)], "steps": pipeline.num_steps}

@@ -258,7 +258,12 @@ export function modelSections(root, run, process, processes, denoise) {
     other: { label: "compare with", type: "select", choices: { none: "nothing", ...samplerTitles() }, value: "none" },
   };
   const controls = addControls(form, spec, (name) => (name === "position" ? show() : edit(() => restart())));
-  reverse.append(form, play, status, ...lanes.map(({ node }) => node), same);
+  const next = element("button", { type: "button" }, "Step");
+  next.addEventListener("click", () => {
+    controls.set("position", (controls.values.position + 1) % lanes[0].lane.times.length);
+    show();
+  });
+  reverse.append(form, next, " ", play, status, ...lanes.map(({ node }) => node), same);
   reverse.append(
     element("h3", {}, "Image"),
     element("div", { className: "columns" }, pad.node, element("div", {}, padForm, choices)),
@@ -364,10 +369,11 @@ export function modelSections(root, run, process, processes, denoise) {
 export function sampleCommand(run, values) {
   const words = [`seed=${values.seed}`, `count=${values.count}`, `sampler=${values.sampler}`];
   words.push(`sampler.steps=${values.steps}`, `sampler.spacing=${values.spacing}`);
+  if (run.defaults.clip !== 1) words.push(`sampler.clip=${run.defaults.clip}`);
   if (values.sampler === "ddim") words.push(`sampler.eta=${values.eta}`);
   if (values.sampler === "ddpm") words.push(`variance=${values.variance}`);
   if (run.classes && values.label !== "turn") words.push(`label=${values.label}`);
-  if (run.nullable && values.label !== "none" && values.w)
+  if (run.nullable && values.label !== "none" && (values.w || run.defaults.w))
     words.push("guidance=classifier_free", `guidance.w=${values.w}`);
   return [run.command, ...words].join(" ");
 }
