@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -198,12 +198,23 @@ def bare(
     )
 
 
-def image_batches(data: Data) -> Iterator[list[Tensor]]:
+class Peer(NamedTuple):
+    """A training of another library."""
+
+    step: Call
+    averaged: Callable[[], nn.Module]
+    """Returns a network with the averaged weights"""
+    betas: Tensor
+    prediction: str
+    """eps or v"""
+
+
+def image_batches(data: Data, batch_size: int) -> Iterator[list[Tensor]]:
     """Yield batches from a DataLoader, as in the scripts of peers."""
     batch = next(iter(TrainBatches(data.train, data.train.size, flip=False, seed=0)))
     images = TensorDataset(batch["x0"], batch["label"])
     while True:
-        yield from DataLoader(images, data.batch_size, shuffle=True, drop_last=True)
+        yield from DataLoader(images, batch_size, shuffle=True, drop_last=True)
 
 
 def diffusers_unet(config: DictConfig, data: Data) -> nn.Module:
@@ -231,8 +242,8 @@ def diffusers_unet(config: DictConfig, data: Data) -> nn.Module:
     ).to(DEVICE)
 
 
-def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
-    """Return a step of diffusers' examples/unconditional_image_generation, with EMA."""
+def diffusers(config: DictConfig, data: Data, precision: Any, batch_size: int) -> Peer:
+    """Return the training of diffusers' examples/unconditional_image_generation, with EMA."""
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
@@ -240,7 +251,7 @@ def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
     network, scheduler, batches = (
         diffusers_unet(config, data),
         DDPMScheduler(1000),
-        image_batches(data),
+        image_batches(data, batch_size),
     )
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
@@ -262,11 +273,17 @@ def diffusers(config: DictConfig, data: Data, precision: Any) -> Call:
         rates.step()
         ema.step(network.parameters())
 
-    return training_step(loss, network, optimizer, average, cast(precision))
+    def averaged() -> nn.Module:
+        other = copy.deepcopy(network)
+        ema.copy_to(other.parameters())
+        return other
+
+    step = training_step(loss, network, optimizer, average, cast(precision))
+    return Peer(step, averaged, scheduler.betas, "eps")
 
 
-def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
-    """Return a step of denoising_diffusion_pytorch.Trainer.
+def lucidrains(config: DictConfig, data: Data, precision: Any, batch_size: int) -> Peer:
+    """Return the training of denoising_diffusion_pytorch.Trainer.
 
     Its network has another kind of attention, and fewer FLOPs.
     """
@@ -277,15 +294,28 @@ def lucidrains(config: DictConfig, data: Data, precision: Any) -> Call:
         config.model.channels, dim_mults=tuple(config.model.multipliers), channels=data.shape[0]
     )
     module = GaussianDiffusion(network, image_size=data.shape[1], timesteps=1000).to(DEVICE)
-    ema, batches = EMA(module, beta=0.995, update_every=10).to(DEVICE), image_batches(data)
+    ema = EMA(module, beta=0.995, update_every=10).to(DEVICE)
+    batches = image_batches(data, batch_size)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.9, 0.99))
-    return training_step(
+    step = training_step(
         lambda: module(next(batches)[0].to(DEVICE) / 2 + 0.5),
         module,
         optimizer,
         ema.update,
         cast(precision),
     )
+    return Peer(step, lambda: copy.deepcopy(ema.ema_model.model), module.betas, "v")
+
+
+def peers(
+    config: DictConfig, data: Data, precision: Any = "32-true", batch_size: int | None = None
+) -> dict[str, Peer]:
+    """Return the trainings of the installed peers."""
+    trainings = {}
+    for name, peer in {"diffusers": diffusers, "denoising-diffusion-pytorch": lucidrains}.items():
+        with suppress(ImportError):
+            trainings[name] = peer(config, data, precision, batch_size or data.batch_size)
+    return trainings
 
 
 def peak_calls(precision: Any) -> dict[str, tuple[Call, float]]:
@@ -337,12 +367,10 @@ def step_candidates(
         word = f"channels_last={str(not config.model.channels_last).lower()}"
         other = build_system(compose("train", [*overrides, f"model.{word}"]), data)
         candidates[f"bare loop, eager, {word}"] = bare(other, data, precision)
-    peers = {"diffusers": diffusers, "denoising-diffusion-pytorch": lucidrains}
-    for name, peer in peers.items():
-        with suppress(ImportError):
-            candidates[name] = peer(config, data, "32-true")
-            if precision == "bf16-mixed":
-                candidates[f"{name}, bf16"] = peer(config, data, precision)
+    candidates |= {name: peer.step for name, peer in peers(config, data).items()}
+    if precision == "bf16-mixed":
+        for name, peer in peers(config, data, precision).items():
+            candidates[f"{name}, bf16"] = peer.step
     return candidates
 
 
