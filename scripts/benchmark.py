@@ -8,7 +8,7 @@ profile     the operations of a bare step
 sampling    overhead of samplers over the network calls, with peers; images per second
 guidance    a classifier-free guided estimate compared with one call of twice the batch and two
             calls
-start       seconds from the shell to imports and to the end of the first step
+start       seconds from the shell to imports, to the end of the first step, and of one sample
 evaluation  samples per second of FID, and the share of the network calls
 
 The default is all sections; benchmark_scale.py measures scaling. Keys are those of `train.py`.
@@ -22,6 +22,7 @@ import _venv  # noqa: F401 (restarts with .venv where this Python lacks the pack
 
 import copy
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -69,9 +70,14 @@ Row = dict[str, float]
 
 
 def clock() -> float:
-    """Return the time in seconds after all work of the device is done."""
+    """Return the time in seconds after all work of the device is done.
+
+    On one CPU thread it is CPU time, which other processes hardly lengthen.
+    """
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
     return time.perf_counter()
 
 
@@ -444,7 +450,7 @@ def profile(overrides: list[str]) -> dict[str, Any]:
     for _ in range(3):
         call()
     with torch.profiler.profile() as profiler:
-        wall = seconds(call, count) / count * 1e3
+        wall = seconds(call, count) * 1e3
     device = getattr(torch.autograd.DeviceType, DEVICE.type.upper())
     attribute = f"self_{'device' if DEVICE.type == 'cuda' else 'cpu'}_time_total"
     times = {
@@ -461,7 +467,7 @@ def profile(overrides: list[str]) -> dict[str, Any]:
     largest["all others"] = total - sum(largest.values())
     return {
         "rows": {name: {"ms": ms, "share": ms / total} for name, ms in largest.items()},
-        "ms of wall clock": wall,
+        "ms": wall,
     }
 
 
@@ -599,7 +605,7 @@ def guidance(overrides: list[str]) -> dict[str, Any]:
 
 
 def start(overrides: list[str]) -> dict[str, Any]:
-    """Measure seconds from the shell, the median of three."""
+    """Measure seconds from the shell and CPU seconds, the medians of three."""
     with tempfile.TemporaryDirectory() as folder:
         train = [sys.executable, "train.py"]
         first = [
@@ -615,6 +621,10 @@ def start(overrides: list[str]) -> dict[str, Any]:
             "train.py --help": [*train, "--help"],
             "to the end of one step": first,
             "the same, logger=csv": [*first, "logger=csv"],
+            "sample.py count=1": [
+                *(sys.executable, "sample.py", f"run={folder}/run", f"out={folder}/samples"),
+                *("weights=raw", "count=1"),
+            ],
         }
         with suppress(ImportError):
             import diffusers as _  # noqa: F401
@@ -625,12 +635,23 @@ def start(overrides: list[str]) -> dict[str, Any]:
                 "from diffusers import UNet2DModel",
             ]
 
-        def run(command: list[str]) -> float:
-            return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+        def run(command: list[str]) -> Row:
+            before = os.times()
+            subprocess.run(command, check=True, capture_output=True)
+            wall, user, system = (os.times()[i] - before[i] for i in (4, 2, 3))
+            return {"seconds": wall, "CPU seconds": user + system}
 
-        rounds = [{name: run(command) for name, command in commands.items()} for _ in range(4)]
-    medians = {name: statistics.median(times[name] for times in rounds[1:]) for name in commands}
-    return {"rows": {name: {"seconds": median} for name, median in medians.items()}}
+        run([*first, "logger=csv", f"hydra.run.dir={folder}/run"])
+        rounds = [{name: run(command) for name, command in commands.items()} for _ in range(3)]
+    return {
+        "rows": {
+            name: {
+                key: statistics.median(times[name][key] for times in rounds)
+                for key in ("seconds", "CPU seconds")
+            }
+            for name in commands
+        }
+    }
 
 
 @torch.inference_mode()

@@ -57,6 +57,27 @@ def test_scalar_time_equals_time_per_sample(name, t, s):
         assert torch.equal(result.expand_as(expected), expected)
 
 
+def test_numbers_of_scalar_times_are_computed_once(monkeypatch):
+    process, t, s = ForwardProcess(cosine()), torch.tensor(500), torch.tensor(400)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        expected = process.posterior(x, x, t, s).mean
+    monkeypatch.setattr(ForwardProcess, "_rows", None)
+    mean = process.posterior(x, x, t.clone(), s.clone()).mean
+    assert torch.equal(mean, expected)
+    assert mean.sum().backward() is None and x.grad.isfinite().all()  # not inference tensors
+    with pytest.raises(TypeError):  # rows of float times are interpolated
+        process.log_snr(t.double())
+
+
+def test_cache_of_numbers_is_bounded(monkeypatch):
+    monkeypatch.setattr("ddpm_lab.diffusion.process.MAX_NUMBERS", 10)
+    process = ForwardProcess(cosine())
+    numbers = [process.log_snr(torch.tensor(t)).item() for t in range(1, 100)]
+    assert len(process.numbers) <= 10
+    assert numbers == process.log_snr(torch.arange(1, 100)).tolist()
+
+
 @EVERY_PROCESS
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_posterior_matches_bayes_rule_on_the_chain(name, t, s):

@@ -18,6 +18,7 @@ from contextlib import chdir
 import numpy as np
 import pytest
 import torch
+import wandb
 from conftest import CONFIGS, FAST, ROOT, composed, options
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
@@ -923,11 +924,11 @@ def test_wandb_settings_of_the_current_directory_are_ignored(tmp_path, monkeypat
 
     def init(**options):
         calls.append(
-            (loggers.wb.setup().settings.base_url, options["settings"].git_root, options["mode"])
+            (wandb.setup().settings.base_url, options["settings"].git_root, options["mode"])
         )
 
-    loggers.wb.teardown()
-    monkeypatch.setattr(loggers.wb, "init", init)
+    wandb.teardown()
+    monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
     loggers.start_wandb(dir="run")
     ((address, repository, mode),) = calls
@@ -953,8 +954,8 @@ def test_failing_logger_is_disabled(monkeypatch, tmp_path, caplog):
         board.log_metrics({"a": 1.0}, step=1)
     assert loggers.has_failed(board) and len(caplog.messages) == 1
     assert caplog.messages[0].startswith("TensorBoard: ")
-    monkeypatch.setattr(loggers.wb, "run", object())
-    monkeypatch.setattr(loggers.wb, "finish", fail)
+    monkeypatch.setattr(wandb, "run", object())
+    monkeypatch.setattr(wandb, "finish", fail)
     loggers.finish()
     with pytest.raises(InterruptedRunError), loggers.optional(board):
         raise InterruptedRunError("stopped", 15)

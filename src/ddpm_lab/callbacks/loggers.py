@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import wandb as wb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -20,6 +19,9 @@ from ddpm_lab.callbacks.lightning_internals import csv_rows
 from ddpm_lab.utils.atomic_io import write_text
 from ddpm_lab.utils.errors import CLIError, escape_control
 from ddpm_lab.utils.safe_load import BEST, list_checkpoints
+
+if TYPE_CHECKING:
+    import wandb as wb
 
 LOG = logging.getLogger(__name__)
 UNNAMED = ("hydra", "logger", "resume", "trust", "trainer.default_root_dir", "-")
@@ -127,6 +129,8 @@ def log_checkpoints(loggers: Sequence[Logger], run: Path) -> None:
     """Upload the last and the best checkpoint of `run` to W&B, as a run for `run=DIR`."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and vars(logger)["uploads"]:
+            import wandb as wb
+
             with optional(logger):
                 files = [*list_checkpoints(run / "checkpoints")[:1], run / "checkpoints" / BEST]
                 files += [run / "config.yaml", run / "run.json"]
@@ -137,7 +141,7 @@ def log_checkpoints(loggers: Sequence[Logger], run: Path) -> None:
                 logger.experiment.log_artifact(artifact)
 
 
-def start_wandb(**options: Any) -> wb.Run:
+def start_wandb(**options: Any) -> "wb.Run":
     """Call wandb.init, online if there is a key, else offline with a hint.
 
     The key comes from WANDB_API_KEY or `wandb login`. WANDB_MODE and `wandb offline` apply. After a
@@ -146,6 +150,8 @@ def start_wandb(**options: Any) -> wb.Run:
     The current directory may be someone else's run. Only the mode in its wandb/settings is used.
     Its Git repository is not, because Git configurations can execute programs.
     """
+    import wandb as wb
+
     options["dir"] = str(Path(options["dir"]).absolute())
     program = Path(sys.argv[0]).absolute().parent
     local_mode = _local_mode()
@@ -210,7 +216,8 @@ class CSVHistory(CSVLogger):
 
 def finish() -> None:
     """End the process's W&B run, if any, so that the next job of a sweep starts its own."""
-    if wb.run is not None:
+    wb = sys.modules.get("wandb")
+    if wb is not None and wb.run is not None:
         try:
             wb.finish()
         except Exception as error:

@@ -88,8 +88,14 @@ def train() -> None:
     except OSError as error:
         message = f"{error.filename} cannot be read ({error.strerror})"
         sys.exit(_print_error(ResourceError(message)))
-    train_module = "ddpm_lab.cli.train"
-    _run(command, lambda config: import_module(train_module).train(config, overrides, home))
+
+    def task(config: DictConfig) -> None:
+        if "wandb" in config.logger:
+            # wandb.init imports it. Its models search all imported modules, few before Lightning.
+            import_module("wandb.apis.public")
+        import_module("ddpm_lab.cli.train").train(config, overrides, home)
+
+    _run(command, task)
 
 
 @_entry_point

@@ -23,7 +23,6 @@ from ddpm_lab.config.overrides import format_override
 from ddpm_lab.data.datasets import Batch, Split, select_rows, to_uint8
 from ddpm_lab.diffusion.rng import PerSampleGenerator
 from ddpm_lab.evaluation.reconstruction import reconstruct
-from ddpm_lab.reports.figures import save_scatter
 from ddpm_lab.reports.grids import save_grid
 from ddpm_lab.runs.run_config import make_deterministic
 from ddpm_lab.runs.run_dir import RunDir, load_cascade
@@ -172,6 +171,8 @@ def _encode(config: DictConfig, run: RunDir) -> None:
     np.savez_compressed(array, **to_arrays("x_T", x_T.cpu(), conditions))
     if pipeline.bin_width is None:
         labels = conditions.get("label")
+        from ddpm_lab.reports.figures import save_scatter
+
         panels = {"input": (data, labels), "x_T": (x_T, labels), "decoded": (decoded, labels)}
         image = f"{save_scatter(panels, out / 'scatter.png')} (input, x_T, decoded)"
     else:

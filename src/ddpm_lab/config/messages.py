@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -35,7 +36,8 @@ def normalize_flags(arguments: Sequence[str], configs: Path) -> list[str]:
     Raises UserError for an override that is separated from its value.
     """
     flags = hydra_flags()
-    keys = {key for file in configs.glob("*.yaml") for key in OmegaConf.load(file)}
+    texts = [file.read_text("utf-8") for file in configs.glob("*.yaml")]
+    keys = {key for text in texts for key in yaml.load(text, yaml.CSafeLoader)}
     keys |= {*SHORT["train"], *(folder.name for folder in configs.iterdir() if folder.is_dir())}
     options: list[str] = []
     overrides: list[str] = []

@@ -99,8 +99,9 @@ class BaseDenoiser(DiffusionModel):
         self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
     ) -> Gaussian:
         """p(x_s | x_t): the mean of q(x_s | x_t, x_0) at the x_0 estimate, with `variance`."""
-        log_var = self.variance.log_var(self.process, estimate.variance_output, x_t, t, s)
-        return Gaussian(self.process.posterior_mean(estimate.x0, x_t, t, s), log_var)
+        process = self.process
+        log_var = self.variance.log_var(process, estimate.variance_output, x_t, t, s)
+        return Gaussian(process.posterior_mean(estimate.x0, x_t, t, s), log_var)
 
 
 class Denoiser(BaseDenoiser):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import DenoiserLike
-from ddpm_lab.diffusion.process import ForwardProcess, per_pixel
+from ddpm_lab.diffusion.process import ForwardProcess, compute_once, per_pixel
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.samplers import Sampler, Step
 from ddpm_lab.utils.ranges import NonNegative, check_ranges
@@ -36,9 +36,15 @@ def exponential_step(
 
     The exact solution from `x` (B, ...) at t for constant `x0` (Lu et al., 2022, eq. 9).
     """
+    coef_xt, coef_x0 = _exponential_coefs(process, t, s)
+    return per_pixel(coef_xt, x0) * x - per_pixel(coef_x0, x0) * x0
+
+
+@compute_once
+def _exponential_coefs(process: ForwardProcess, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     (_, sigma_t), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
     fall = torch.expm1(0.5 * (process.log_snr(t) - process.log_snr(s)))
-    return per_pixel(sigma_s / sigma_t, x0) * x - per_pixel(alpha_s * fall, x0) * x0
+    return sigma_s / sigma_t, alpha_s * fall
 
 
 def extrapolate(process: ForwardProcess, step: Step) -> Tensor:
@@ -49,10 +55,15 @@ def extrapolate(process: ForwardProcess, step: Step) -> Tensor:
     x0 = step.estimate.x0
     if step.previous is None or step.last:
         return x0
-    times = (step.previous.t, step.t, step.s)
+    share = _middle(process, step.previous.t, step.t, step.s)
+    return x0 + per_pixel(share, x0) * (x0 - step.previous.estimate.x0)
+
+
+@compute_once
+def _middle(process: ForwardProcess, *times: Tensor) -> Tensor:
+    """Return half of the second of two steps in log(alpha / sigma), relative to the first."""
     start, middle, end = [0.5 * process.log_snr(time) for time in times]
-    ratio = (end - middle) / (middle - start)
-    return x0 + per_pixel(ratio / 2, x0) * (x0 - step.previous.estimate.x0)
+    return (end - middle) / (middle - start) / 2
 
 
 class Heun(Sampler):

@@ -1,7 +1,9 @@
 """The forward process q. Formulas take any pair of times, for full and strided chains alike."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.schedules import Schedule
 
 LOG = logging.getLogger(__name__)
+MAX_NUMBERS = 50_000
+"""Largest number of results in the cache of a process"""
+T = TypeVar("T", bound=Callable[..., Any])
 
 
 def per_pixel(number: Tensor, like: Tensor) -> Tensor:
@@ -76,6 +81,27 @@ def time_at(log_snr: Tensor, noise_level: Tensor) -> Tensor:
     return t.clamp(max=len(levels))
 
 
+def compute_once(function: T) -> T:
+    """Make a function of a `ForwardProcess` and of times compute its numbers for times () once.
+
+    A sampler's step on small images would take longer for its numbers than for its pixels.
+    """
+
+    @wraps(function)
+    def cached(process: "ForwardProcess", *times: Tensor) -> Any:
+        if times[0].ndim:
+            return function(process, *times)
+        key = (function.__qualname__, *[(time.item(), time.dtype) for time in times])
+        if key not in process.numbers:
+            if len(process.numbers) >= MAX_NUMBERS:
+                process.numbers.clear()
+            with torch.inference_mode(False):  # autograd cannot save tensors of inference mode
+                process.numbers[key] = function(process, *times)
+        return process.numbers[key]
+
+    return cached  # type: ignore[return-value]
+
+
 class ForwardProcess(nn.Module):
     """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and its posteriors, for VP and VE schedules.
 
@@ -88,6 +114,8 @@ class ForwardProcess(nn.Module):
 
     table: Tensor
     """(T + 1, 4) float64: alpha, sigma, log SNR, scale"""
+    numbers: dict[tuple[Any, ...], Any]
+    """Cache of functions with `compute_once`"""
     steps: int
     """T, the number of steps of the schedule"""
     data_std: float
@@ -100,6 +128,7 @@ class ForwardProcess(nn.Module):
         log_snr = 2 * (alpha.log() - sigma.log())
         scale = torch.hypot(self.data_std * alpha, sigma)
         self._cpu_table = torch.stack([alpha, sigma, log_snr, scale], dim=1).cpu()
+        self.numbers = {}
         self.register_buffer("table", self._cpu_table, persistent=False)
         self.warn_nonzero_terminal_snr("schedule ends", self.steps)
 
@@ -116,15 +145,18 @@ class ForwardProcess(nn.Module):
         table = self.table if t.ndim else self._cpu_table
         return interpolate(table, t, self.data_std) if t.is_floating_point() else table[t]
 
+    @compute_once
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t and sigma_t, each in the shape of `t`, float64."""
         alpha, sigma, _, _ = self._rows(t).unbind(-1)
         return alpha, sigma
 
+    @compute_once
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha_t^2 / sigma_t^2), in the shape of `t`; infinite at t = 0."""
         return self._rows(t)[..., 2]
 
+    @compute_once
     def scale(self, t: Tensor) -> Tensor:
         """hypot(data_std alpha_t, sigma_t), the standard deviation of x_t; 1 if VP."""
         return self._rows(t)[..., 3]
@@ -182,19 +214,23 @@ class ForwardProcess(nn.Module):
         alpha, sigma = self.alpha_sigma(t)
         return per_pixel(alpha / sigma**2, x_t) * x0 - per_pixel(sigma**-2, x_t) * x_t
 
+    @compute_once
     def tau(self, t: Tensor, s: Tensor) -> Tensor:
         """1 - SNR_t / SNR_s: the share of the noise in x_t that is not in x_s."""
         return -torch.expm1(self.log_snr(t) - self.log_snr(s))
 
+    @compute_once
     def beta(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of q(x_t | x_s); the papers' beta_t for s = t - 1."""
         return self.alpha_sigma(t)[1] ** 2 * self.tau(t, s)
 
+    @compute_once
     def beta_tilde(self, t: Tensor, s: Tensor) -> Tensor:
         """Variance of the posterior q(x_s | x_t, x_0), beta sigma_s^2 / sigma_t^2; 0 at s = 0."""
         (_, sigma_t), (_, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)
         return self.beta(t, s) * (sigma_s / sigma_t) ** 2
 
+    @compute_once
     def log_beta_tilde(self, t: Tensor, s: Tensor) -> Tensor:
         """log of `beta_tilde`, finite everywhere.
 
@@ -209,10 +245,12 @@ class ForwardProcess(nn.Module):
         t, s = torch.where(last, (2 * t).clamp(max=self.steps), t), torch.where(last, t, s)
         return 2 * self.alpha_sigma(s)[1].log() + torch.where(t == s, 1.0, self.tau(t, s)).log()
 
+    @compute_once
     def posterior_coef_x0(self, t: Tensor, s: Tensor) -> Tensor:
         """Coefficient of x_0 in the posterior mean, alpha_s tau."""
         return self.alpha_sigma(s)[0] * self.tau(t, s)
 
+    @compute_once
     def posterior_coef_xt(self, t: Tensor, s: Tensor) -> Tensor:
         """Coefficient of x_t in the posterior mean, (alpha_t / alpha_s) (sigma_s / sigma_t)^2."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)

@@ -178,7 +178,7 @@ class Sampler(ABC):
     ) -> Step:
         """Return the step of `x` (B, ...) from t to s, with its x_0 estimate, before it is made."""
         estimate = self.estimate(denoiser, x, t, cond)
-        return Step(x, t, s, estimate, bool((s == 0).all()), previous)
+        return Step(x, t, s, estimate, not s.any(), previous)
 
     def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
         """Run the denoiser and clip its x_0, and thus everything derived from x_0."""

@@ -25,7 +25,6 @@ from ddpm_lab.evaluation.metrics import (
     first_samples,
     standard_error,
 )
-from ddpm_lab.reports.figures import save_bound
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils.errors import UserError, choice_name
@@ -139,6 +138,8 @@ class NLL(Metric):
         ]
 
     def save_figures(self, results: Results, folder: Path) -> list[Path]:
+        from ddpm_lab.reports.figures import save_bound
+
         return [save_bound(results["terms"], folder / "bound.png")]
 
 

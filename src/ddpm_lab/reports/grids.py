@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -85,6 +84,8 @@ def save_grid(
 
 def add_caption(image: Image.Image, caption: str) -> Image.Image:
     """Return an image with a caption below, in lines no wider than the image."""
+    from matplotlib import get_data_path
+
     font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
     lines = textwrap.wrap(caption, max(8, int((image.width - 2 * MARGIN) / font.getlength("n"))))
     height = 2 * MARGIN + len(lines) * LINE_HEIGHT

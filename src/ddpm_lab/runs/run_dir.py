@@ -191,7 +191,8 @@ def load_cascade(run: RunDir) -> Cascade:
             kind = type(error) if isinstance(error, UserError) else UserError
             raise kind(f"cascade, stage {stage}: {' '.join(str(error).split())[:300]}") from error
         stages[-1].denoiser.origin = f"{settings.run} ({settings.weights})"
-    register_run_choices(sys.argv[1:])  # for the next job of a sweep
+    if stages:
+        register_run_choices(sys.argv[1:])  # for the next job of a sweep
     return Cascade([*stages, run.pipeline])
 
 

@@ -155,7 +155,7 @@ def _allowed() -> defaultdict[str, Allowed]:
     allowed: defaultdict[str, Allowed] = defaultdict(lambda: Allowed(set(), set()))
     for file in CONFIGS.glob("*/*.yaml"):
         text = file.read_text("utf-8")
-        content = yaml.safe_load(text) or {}
+        content = yaml.load(text, yaml.CSafeLoader) or {}
         is_global = "@package _global_" in text.partition("\n")[0]
         for group, part in content.items() if is_global else [(file.parent.name, content)]:
             for key, value in _leaves(part):

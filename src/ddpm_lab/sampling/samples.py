@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_lab.data.datasets import Batch, Images, InMemorySplit, Points, to_uint8
-from ddpm_lab.reports.figures import draw_scatter
 from ddpm_lab.reports.grids import grid_image, save_image
 from ddpm_lab.sampling.conditions import format_size
 from ddpm_lab.utils.arguments import check_call
@@ -102,6 +101,8 @@ class Samples:
         """Return a grid of the first 400 images, row by row, or a scatter plot of the points."""
         if not self.is_points:
             return grid_image(self.tensor[:GRID], columns)
+        from ddpm_lab.reports.figures import draw_scatter
+
         stream = io.BytesIO()
         draw_scatter({"samples": (self.tensor, self.labels)}).savefig(stream, format="png")
         return Image.open(stream)
