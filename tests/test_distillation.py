@@ -19,6 +19,7 @@ from ddpm_lab.diffusion.schedules import cosine, flow, linear
 from ddpm_lab.diffusion.timestep_spacing import timesteps
 from ddpm_lab.diffusion.variances import BetaTilde
 from ddpm_lab.runs.distillation import distillation as build_objective
+from ddpm_lab.utils.errors import UserError
 
 
 class Student(BaseDenoiser):
@@ -143,6 +144,17 @@ def test_distillation_without_a_fitting_teacher_is_refused(
     words = [*map(insert_runs, overrides), f"hydra.run.dir={tmp_path}/run"]
     status, _, err = typed("train", *FAST, "experiment=distill", *words)
     assert status == 2 and insert_runs(message) in err, err
+
+
+def test_the_weights_of_the_teacher_are_those_of_the_start(runs):
+    teachers = [build_objective(runs["TEACHER"], 1, weights=kind).teacher for kind in (None, "raw")]
+    assert [teacher.origin for teacher in teachers] == [
+        f"{runs['TEACHER']} ({kind})" for kind in ("ema", "raw")
+    ]
+    first, second = (next(iter(teacher.parameters())) for teacher in teachers)
+    assert not first.equal(second)
+    with pytest.raises(UserError, match=r"init_weights=x: init=\S+ does not have them"):
+        build_objective(runs["TEACHER"], 1, weights="x")
 
 
 def test_a_student_halves_its_own_steps(runs, typed):

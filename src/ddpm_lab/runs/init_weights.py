@@ -33,7 +33,7 @@ def adopt_model(config: DictConfig, overrides: Sequence[str] | None) -> None:
     These are nulls and options that change the network's function but no shape. Without model= and
     experiment= in `overrides` (None: in Python), they are all values that `overrides` do not set.
     """
-    with _rename_keys(str(config.init)):
+    with rename_keys(str(config.init)):
         saved = load_config(str(config.init))
     resume.adopt_derived(config, saved, ("model",))
     if saved.model.get("_target_") != config.model.get("_target_"):
@@ -51,7 +51,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
     Raises UserError that names the first tensor with another shape in the two runs.
     """
     run, replaced = str(config.init), [str(word) for word in config.init_replace]
-    with _rename_keys(run):
+    with rename_keys(run):
         saved = load_config(run)
         content, file = weights.read_weights(run, config.init_checkpoint)
         state, kind = weights.select_state(content, run, config.init_weights)
@@ -86,7 +86,7 @@ def load_initial_weights(system: BaseSystem, config: DictConfig) -> str:
 
 
 @contextmanager
-def _rename_keys(run: str) -> Iterator[None]:
+def rename_keys(run: str) -> Iterator[None]:
     """Make errors about run=DIR and weights= name the keys init and init_weights."""
     try:
         yield
