@@ -6,7 +6,10 @@ import hashlib
 import json
 import re
 import shutil
+import socket
+import struct
 import subprocess
+import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -15,20 +18,22 @@ import torch
 from browser import PROGRAM, browse
 
 from ddpm_lab.cli import explore
+from ddpm_lab.cli.script import run_script
 from ddpm_lab.data.datasets import to_uint8
 from ddpm_lab.diffusion import samplers, schedules
 from ddpm_lab.diffusion.analytic_denoisers import Mixture, MixtureDenoiser
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance
-from ddpm_lab.diffusion.ode_solvers import DPMSolver, Heun
+from ddpm_lab.diffusion.ode_solvers import EDM, DPMSolver, Heun
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.rng import PerSampleGenerator
-from ddpm_lab.diffusion.timestep_spacing import timesteps
+from ddpm_lab.diffusion.timestep_spacing import SPACINGS, timesteps
 from ddpm_lab.diffusion.variances import Beta, BetaTilde
 from ddpm_lab.evaluation.analytic_tables import sliced_wasserstein
 from ddpm_lab.explorer import runtime
 from ddpm_lab.explorer.page import FOLDER, MODULES, render_page, schedule_tables
 from ddpm_lab.runs.run_dir import RunDir
+from ddpm_lab.sampling.class_names import parse_label
 from ddpm_lab.sampling.editing import edit
 from ddpm_lab.utils.errors import ResourceError, UserError
 
@@ -104,8 +109,9 @@ def test_times_are_those_of_python():
         (T, steps, spacing)
         for T in (10, 25, 1000, 4000)
         for steps in (1, 2, 3, 7, 10)
-        for spacing in ("uniform", "quadratic_full", "trailing")
+        for spacing in SPACINGS
     ]
+    assert {*javascript("process.spacings", ["process"], None)} == {*SPACINGS}
     results = javascript("input.map((each) => process.timesteps(...each))", ["process"], cases)
     for (T, steps, spacing), times in zip(cases, results, strict=True):
         assert times == timesteps(T, steps, spacing), (T, steps, spacing)
@@ -165,7 +171,8 @@ def test_mixture_has_the_density_and_the_score_of_python():
     body = """input.points.map(([x, y]) => {
         const data = new mixture.Mixture(input.components, 0.2);
         return [null, 1].map((label) => [
-            data.logDensity(x, y, 1, 0, label), ...data.estimateAt(x, y, 0.6, 0.8, label)]);
+            data.logDensity(x, y, 1, 0, label), ...data.estimateAt(x, y, 0.6, 0.8, label),
+            ...data.scoreAt(x, y, 0.6, 0.8, label), ...data.scoreAt(x, y, 1, 0, label)]);
     })"""
     value = {"points": points.tolist(), "components": components()}
     result = torch.tensor(javascript(body, ["mixture"], value), dtype=torch.float64)
@@ -176,7 +183,35 @@ def test_mixture_has_the_density_and_the_score_of_python():
     ones = torch.ones(30, dtype=torch.int64)
     for column, cond in enumerate((Condition(), Condition(ones))):
         expected = denoiser(points, ones, cond).x0
-        torch.testing.assert_close(result[:, column, 1:], expected)
+        torch.testing.assert_close(result[:, column, 1:3], expected)
+        score = process.score(points, expected, ones)
+        torch.testing.assert_close(result[:, column, 3:5], score)
+    # The data also have a score.
+    leaf = points.clone().requires_grad_()
+    (score,) = torch.autograd.grad(denoiser.log_prob(leaf, None).sum(), leaf)
+    torch.testing.assert_close(result[:, 0, 5:], score)
+
+
+@needs_node
+def test_command_states_label_and_guidance():
+    run = {"command": "sample", "classes": ["a b", "c"], "labels": ["'a b'", "c"], "nullable": True}
+    run |= {"guided": False, "defaults": {"clip": None}}
+    values = {"seed": 1, "count": 2, "sampler": "heun", "steps": 3, "spacing": "uniform"}
+    cases = [
+        (run, {"label": "turn", "w": 0}),
+        (run, {"label": "0", "w": 1.5}),
+        (run | {"guided": True}, {"label": "none", "w": 1.5}),
+        (run | {"guided": True, "nullable": False}, {"label": "1", "w": 0}),
+    ]
+    value = [(run, values | more) for run, more in cases]
+    body = "input.map((each) => model.sampleCommand(...each))"
+    common = "sample seed=1 count=2 sampler=heun sampler.steps=3 sampler.spacing=uniform"
+    assert javascript(body, ["model"], value) == [
+        f"{common} sampler.clip=null",
+        f"{common} sampler.clip=null label='a b' guidance=classifier_free guidance.w=1.5",
+        f"{common} sampler.clip=null label=none guidance=none",
+        f"{common} sampler.clip=null label=c guidance=none",
+    ]
 
 
 @needs_node
@@ -222,6 +257,12 @@ def set_control(page, section, label, value):
         }}
     }}"""
     )
+
+
+def press(page, key):
+    for event in ("keyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" and event == "keyDown" else {}
+        page.call("Input.dispatchKeyEvent", type=event, key=key, code=key, **text)
 
 
 LAW = "document.querySelector('.law').textContent"
@@ -280,8 +321,7 @@ def test_keys_move_centers_and_the_table_is_computed(page, tmp_path):
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 21, 21)"
     before = page.run("document.querySelector('.handle').ariaLabel")
     page.run("document.querySelector('.handle').focus()")
-    for event in ("keyDown", "keyUp"):
-        page.call("Input.dispatchKeyEvent", type=event, key="ArrowLeft", code="ArrowLeft")
+    press(page, "ArrowLeft")
     after = page.run("document.querySelector('.handle').ariaLabel")
     assert "at -1.0, 0.5" in before and "at -1.1, 0.5" in after
     button = "[...document.querySelectorAll('button')].find((b) => /table/.test(b.textContent))"
@@ -296,6 +336,36 @@ def test_keys_move_centers_and_the_table_is_computed(page, tmp_path):
     assert etas[0][1] < etas[3][1] < etas[4][1]
     assert all(row[0] > row[-1] for row in etas)
     assert all(row[-1] < 3 * floor for row in etas)
+    # Another setting removes the table, which no longer belongs to it; Enter does not reload.
+    set_control(page, "#analytic", "seed", 4)
+    page.wait("document.querySelectorAll('#analytic td').length === 0")
+    page.run("document.querySelector('#analytic input[type=number]').focus()")
+    press(page, "Enter")
+    assert page.run("document.querySelector('#analytic input[type=number]').value") == "4"
+    titles = "[...document.querySelectorAll('#analytic select')].map((e) => e.options[0].text)"
+    assert "all" in page.run(titles)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_play_after_stop_shows_each_time_once(page, tmp_path):
+    explore.write_page(tmp_path / "page.html")
+    page.open((tmp_path / "page.html").as_uri())
+    page.wait(LAW)
+    time = "document.querySelector('#analytic input[type=range]').value"
+    play = "[...document.querySelectorAll('button')].find((b) => /Play|Stop/.test(b.textContent))"
+    times = page.run(
+        f"""(async () => {{
+            for (let i = 0; i < 3; i++) {play}.click();
+            const times = [];
+            while ({play}.textContent === 'Stop') {{
+                if (times.at(-1) !== Number({time})) times.push(Number({time}));
+                await new Promise((resolve) => setTimeout(resolve, 5));
+            }}
+            return times;
+        }})()"""
+    )
+    assert times == sorted(times, reverse=True) and times[0] == 1000 and times[-1] == 0
 
 
 @needs_browser
@@ -455,6 +525,45 @@ def test_classes_guidance_comparison_and_images(page, site):
 
 @needs_browser
 @pytest.mark.slow
+def test_steps_that_change_during_sampling_and_hidden_pixels(page, site):
+    address, *_ = site
+    page.open(address)
+    page.wait(STATUS)
+    set_control(page, "#reverse", "steps", 12)
+    wait_for_end(page, 12)
+    expected = page.run(IMAGES)
+    set_control(page, "#reverse", "seed", 1)
+    wait_for_end(page, 12)
+    page.run(
+        """(async () => {
+            const set = (type, value) => {
+                const input = document.querySelector(`#reverse input[type=${type}]`);
+                input.value = value;
+                input.dispatchEvent(new Event('input', { bubbles: true }));
+            };
+            set('number', 0);
+            await new Promise(requestAnimationFrame);
+            for (const step of [3, 12, 5, 12]) set('range', step);
+        })()"""
+    )
+    wait_for_end(page, 12)
+    page.run("new Promise((resolve) => setTimeout(resolve, 300))")  # other calls may end later
+    assert page.run(IMAGES) == expected
+    # The pointer hides pixels, and sampling completes them.
+    set_control(page, "#reverse", "pointer", "mask")
+    box = page.run(
+        "(() => { const pad = document.querySelector('.pad'); pad.scrollIntoView();"
+        " const { x, y } = pad.getBoundingClientRect(); return { x: x + 9, y: y + 9 }; })()"
+    )
+    for event in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=event, button="left", clickCount=1, **box)
+    page.wait("document.querySelector('#reverse p:has(code)').hidden")
+    pad = "document.querySelector('.pad').getContext('2d').getImageData(0, 0, 8, 8).data"
+    page.wait(f"{pad}[0] === 128")
+
+
+@needs_browser
+@pytest.mark.slow
 def test_page_of_a_run_from_a_file_states_how_to_serve_it(page, site):
     _, _, folder = site
     page.open((folder / "index.html").as_uri())
@@ -484,6 +593,80 @@ def test_runs_that_the_page_cannot_show_are_refused(typed, tmp_path):
         explore.write_folder(RunDir(str(tmp_path)), tmp_path / "x")
 
 
+@torch.no_grad()
+def test_defaults_are_those_of_the_run_where_the_page_has_them(tiny):
+    run = RunDir(str(tiny()))
+    last = run.pipeline.process.steps
+    cases = [
+        (samplers.DDIM(steps=7, spacing="quadratic"), {"steps": 7, "spacing": "quadratic"}),
+        (samplers.DDIM(spacing=[last, last // 2, 0]), {"steps": 2, "spacing": "uniform"}),
+        (Heun(steps=5, spacing="karras"), {"sampler": "heun", "spacing": "uniform"}),
+        (EDM(steps=5), {"sampler": "ddim", "steps": 25}),
+    ]
+    for sampler, expected in cases:
+        assert expected.items() <= explore._defaults(with_sampler(run, sampler, 0)).items()
+    pipeline = with_sampler(run, Heun(steps=5), 2.0)
+    description = explore._describe(run, pipeline)
+    assert description["guided"] and description["defaults"]["w"] == 2
+    pipeline.set_sampler(Heun(steps=5), functools.partial(ClassifierFreeGuidance, scale=4.0))
+    assert explore._defaults(pipeline)["w"] == 3
+    assert not explore._describe(run, with_sampler(run, Heun(steps=5), 0))["guided"]
+
+
+def test_labels_are_words_of_the_command():
+    for names in (["cat", "1", "a b", "none"], ["10", "2", "0"], ["crane", "crane"]):
+        words = [explore._label(names, i) for i in range(len(names))]
+        captions = [[name] for name in names]
+        assert [parse_label(int(w) if w.isdigit() else w, captions) for w in words] == [
+            *range(len(names))
+        ]
+    assert explore._label(["cat", "dog"], 1) == "1"
+
+
+@pytest.mark.parametrize("bad", ['{"nll": [1]}', '{"nll": {"terms": [{"t": 1, "bits": NaN}]}}'])
+def test_newest_readable_terms_are_shown(bad, tmp_path):
+    terms = '{"nll": {"terms": [{"t": 1, "bits": 2.5}, {"t": 2, "bits": 0}]}}'
+    for name, content in {"a": terms, "b": bad, "c": "{}"}.items():
+        (tmp_path / "evaluations" / name).mkdir(parents=True)
+        (tmp_path / "evaluations" / name / "metrics.json").write_text(content)
+    assert explore._terms(tmp_path) == {"t": [1, 2], "bits": [2.5, 0]}
+
+
+def test_targets_that_cannot_be_written_are_named(tiny, tmp_path):
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(ResourceError, match=r"page\.html cannot be written .*choose another out="):
+        explore.write_page(tmp_path / "page.html")
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="file cannot be created"):
+        explore.write_folder(RunDir(str(tiny())), tmp_path / "file")
+    with pytest.raises(UserError, match=r"has other files \(file\); choose a new folder"):
+        explore.write_folder(RunDir(str(tiny())), tmp_path)
+
+
+def test_server_is_silent_when_a_browser_leaves(tmp_path, capsys):
+    (tmp_path / "big").write_bytes(bytes(2**24))
+    handler = functools.partial(explore.Handler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        for _ in range(3):
+            with socket.create_connection(server.server_address) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(b"GET /big HTTP/1.0\r\n\r\n")
+                client.recv(1000)
+        server.shutdown()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_interrupt_ends_with_a_line(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["explore.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_script("", stop, paths=0)
+    assert ended.value.code == 130 and capsys.readouterr().err == "stopped by SIGINT\n"
+
+
 def test_hostile_names_are_text():
     run = {"name": "</script><script>alert(1)</script>", "classes": ["<img src=x>"]}
     html = render_page(run)
@@ -504,3 +687,8 @@ def test_runtime_of_another_digest_is_rejected(tmp_path, monkeypatch):
     digests = {name: hashlib.sha256(b"other").hexdigest() for name in runtime.SHA256}
     monkeypatch.setattr(runtime, "SHA256", digests)
     assert {*runtime.runtime_files().values()} == {b"other"}
+    # A cache that cannot be written is no reason to stop.
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(runtime, "cache_dir", lambda: tmp_path / "file")
+    monkeypatch.setattr(runtime, "_download", lambda folder: {"a": b"b"})
+    assert runtime.runtime_files() == {"a": b"b"}

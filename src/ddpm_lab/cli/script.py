@@ -1,6 +1,7 @@
 """The frame of commands that take paths and options: share, import, export and explore."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ def run_script(help: str, command: Callable[..., None], paths: int = 2) -> None:
     """Run `command` with the words of the command line: `paths` paths, and options key=value.
 
     Prints `help` if it is requested or the words are others. Ends with a line for mistakes, with a
-    traceback before it if DDPM_LAB_DEBUG is set.
+    traceback before it if DDPM_LAB_DEBUG is set, and with a line for Ctrl-C.
     """
     arguments = sys.argv[1:]
     if arguments in (["--help"], ["-h"]):
@@ -45,3 +46,6 @@ def run_script(help: str, command: Callable[..., None], paths: int = 2) -> None:
             traceback.print_exception(error)
         print(f"error: {escape_control(error, lines=True)}", file=sys.stderr)
         sys.exit(error.status)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -17,6 +17,9 @@ const ETAS = {
   "η = 1 (DDPM, β̃)": [1],
   "σ̂ (DDPM, β)": [1, true],
 };
+const CAPTION =
+  "Shade: density of x_t. Dots: samples at the time of the chain at or below t. Lines: paths of samples from x_T to x_0. " +
+  "Arrows: score.";
 const STEPS = [5, 10, 20, 50, 100];
 const START = [
   { x: -1, y: 0.5, weight: 0.4, label: 0 },
@@ -64,12 +67,17 @@ export function analyticSection(root, processes) {
   const table = element("div", { className: "scroll" });
   const compute = element("button", { type: "button" }, "Compute the table");
   root.append(
-    element("div", { className: "columns" }, plane, element("div", {}, form, play, law, marginal)),
+    element(
+      "div",
+      { className: "columns" },
+      element("div", {}, plane, element("p", { className: "caption" }, CAPTION)),
+      element("div", {}, form, play, law, marginal),
+    ),
     element("h3", {}, "Steps and noise"),
     element(
       "p",
       {},
-      "Sliced W₂ between samples and data with the settings above, in the layout of table 1 of DDIM " +
+      "Distance between samples and data (sliced W₂) with the settings above, in the layout of table 1 of DDIM " +
         "(Song et al., 2021). The bottom row compares two sets of data.",
     ),
     compute,
@@ -91,7 +99,12 @@ export function analyticSection(root, processes) {
       variance: { label: "variance", type: "select", choices: { beta_tilde: "β̃", beta: "β" }, value: "beta_tilde" },
       steps: { label: "steps", type: "range", min: 1, max: 100, step: 1, value: 10 },
       spacing: { label: "spacing", type: "select", choices: titles(spacings), value: "uniform" },
-      label: { label: "class", type: "select", choices: { all: "all", 0: "A", 1: "B" }, value: "all" },
+      label: {
+        label: "class",
+        type: "select",
+        choices: ["all", "A", "B"].map((title, i) => [i ? i - 1 : "all", title]),
+        value: "all",
+      },
       w: { label: "guidance w", type: "range", min: 0, max: 8, step: 0.5, value: 0 },
       std: { label: "component width", type: "range", min: 0.02, max: 0.6, step: 0.02, value: 0.2 },
       seed: { label: "seed", type: "number", min: 0, max: 1e9, step: 1, value: 0 },
@@ -99,7 +112,7 @@ export function analyticSection(root, processes) {
       score: { label: "score at t", type: "checkbox", value: false },
       paths: { label: "trajectories", type: "checkbox", value: true },
     },
-    (name) => (["t", "density", "score", "paths"].includes(name) ? draw() : simulateAgain()),
+    (name) => (["t", "density", "score", "paths"].includes(name) ? draw() : restart()),
   );
   const { values } = controls;
   const label = () => (values.label === "all" ? null : Number(values.label));
@@ -107,6 +120,10 @@ export function analyticSection(root, processes) {
   let data = new Float32Array();
   let run = 0;
 
+  const restart = () => {
+    table.replaceChildren(); // its settings are no longer those above
+    simulateAgain();
+  };
   const simulateAgain = oncePerFrame(async () => {
     const current = ++run;
     controls.toggle("eta", values.sampler === "ddim");
@@ -123,7 +140,7 @@ export function analyticSection(root, processes) {
     const width = mixture.width(end, label()) / mixture.width(data, label());
     const verdict = width < 0.9 ? "too narrow" : width > 1.1 ? "too wide" : "as wide as the data";
     law.textContent =
-      `Sliced W₂ to the data: ${slicedWasserstein(end, data).toFixed(3)} (between two sets of data: ` +
+      `Distance of the samples to the data (sliced W₂): ${slicedWasserstein(end, data).toFixed(3)} (between two sets of data: ` +
       `${slicedWasserstein(other, data).toFixed(3)}). Median squared distance to the nearest center: ` +
       `${width.toFixed(2)} of the data's, ${verdict}.`;
     draw();
@@ -140,11 +157,7 @@ export function analyticSection(root, processes) {
       view.shade((x, y) => 0.8 * Math.exp(0.5 * (logDensity(x, y) - peak)));
     }
     if (values.score) {
-      view.arrows((x, y) => {
-        const [x0, y0] = mixture.estimateAt(x, y, alpha, sigma, label());
-        const variance = Math.max(sigma ** 2, 1e-3);
-        return [(alpha * x0 - x) / variance, (alpha * y0 - y) / variance];
-      });
+      view.arrows((x, y) => mixture.scoreAt(x, y, alpha, sigma, label()));
     }
     if (values.paths) {
       for (let i = 0; i < PATHS; i++) view.path(result.states, i, color(i));
@@ -185,7 +198,7 @@ export function analyticSection(root, processes) {
       component.x = Math.min(Math.max(x, -RANGE), RANGE);
       component.y = Math.min(Math.max(y, -RANGE), RANGE);
       placeHandles();
-      simulateAgain();
+      restart();
     };
     handle.addEventListener("keydown", (event) => {
       const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
@@ -231,6 +244,10 @@ export function analyticSection(root, processes) {
       for (const count of STEPS) {
         const options = { ...values, label: label(), sampler: "ddim", eta, sigmaHat, steps: count };
         const { states } = await simulate(mixture, process, options, POINTS);
+        if (!body.isConnected) {
+          compute.disabled = false;
+          return;
+        }
         row.append(element("td", {}, slicedWasserstein(states.at(-1), exact).toFixed(3)));
         await new Promise((resolve) => setTimeout(resolve));
       }

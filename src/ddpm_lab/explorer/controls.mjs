@@ -13,14 +13,17 @@ export function element(tag, properties = {}, ...children) {
  * Add controls to `container` and return their values.
  *
  * `spec` maps names to {label, type, value} with type "range", "number" (min, max, step),
- * "select" (choices: {value: title}) or "checkbox". `change(name)` runs after each change.
+ * "select" (choices: {value: title}, or a list of pairs) or "checkbox". `change(name)` runs after
+ * each change.
  */
 export function addControls(container, spec, change) {
+  container.addEventListener("submit", (event) => event.preventDefault()); // by the Enter key
+  const pairs = (choices) => (Array.isArray(choices) ? choices : Object.entries(choices));
   const values = {};
   const rows = {};
   for (const [name, { label, type, choices = {}, value, ...attributes }] of Object.entries(spec)) {
     const id = `control-${count++}`;
-    const options = Object.entries(choices).map(([key, title]) => element("option", { value: key }, title));
+    const options = pairs(choices).map(([key, title]) => element("option", { value: key }, title));
     const input = type === "select" ? element("select", { id }, ...options) : element("input", { id, type });
     Object.assign(input, attributes, type === "checkbox" ? { checked: value } : { value });
     const shown = element("output", { htmlFor: id });
@@ -28,6 +31,7 @@ export function addControls(container, spec, change) {
       if (type === "checkbox") values[name] = input.checked;
       else if (type === "select") values[name] = input.value;
       else values[name] = Math.min(Math.max(Number(input.value), attributes.min), attributes.max);
+      if (type === "number") values[name] = Math.round(values[name]);
       if (type === "range") shown.textContent = input.value;
     };
     input.addEventListener("input", () => {
@@ -91,17 +95,18 @@ export function onDrag(canvas, action) {
 /** Return a button that shows each of `positions()` in turn, or stops. */
 export function playButton(positions, show) {
   const button = element("button", { type: "button" }, "Play");
-  let playing = false;
+  let playing = null;
   button.addEventListener("click", async () => {
-    playing = !playing;
+    const mine = playing ? null : {};
+    playing = mine;
     button.textContent = playing ? "Stop" : "Play";
-    const shown = positions();
+    const shown = mine ? positions() : [];
     for (const position of shown) {
-      if (!playing) return;
       await show(position);
       await new Promise((resolve) => setTimeout(resolve, Math.max(2000 / shown.length, 30)));
+      if (mine !== playing) return;
     }
-    playing = false;
+    playing = null;
     button.textContent = "Play";
   });
   return button;

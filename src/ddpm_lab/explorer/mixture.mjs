@@ -8,7 +8,10 @@ export class Mixture {
     this.std = std;
   }
 
-  /** Return the means and variances of the components of `label` (null: all) at (alpha, sigma). */
+  /**
+   * Return the mean of the centers, weighted by their probability given x_t = (x, y), and the log
+   * of the sum and the variance of the components, of `label` (null: all), at (alpha, sigma).
+   */
   responsibilities(x, y, alpha, sigma, label) {
     const variance = (alpha * this.std) ** 2 + sigma ** 2;
     const logits = this.components.map((c) => {
@@ -18,7 +21,8 @@ export class Mixture {
     const top = Math.max(...logits);
     const weights = logits.map((logit) => Math.exp(logit - top));
     const total = weights.reduce((sum, weight) => sum + weight, 0);
-    return { weights: weights.map((weight) => weight / total), logTotal: top + Math.log(total), variance };
+    const mean = ["x", "y"].map((axis) => this.components.reduce((sum, c, k) => sum + weights[k] * c[axis], 0) / total);
+    return { mean, logTotal: top + Math.log(total), variance };
   }
 
   /** log of the density of x_t at the point (x, y). */
@@ -31,14 +35,16 @@ export class Mixture {
 
   /** E[x_0 | x_t = (x, y), label]. */
   estimateAt(x, y, alpha, sigma, label = null) {
-    const { weights, variance } = this.responsibilities(x, y, alpha, sigma, label);
+    const { mean, variance } = this.responsibilities(x, y, alpha, sigma, label);
+    const [meanX, meanY] = mean;
     const gain = (alpha * this.std ** 2) / variance;
-    let [meanX, meanY] = [0, 0];
-    this.components.forEach((c, k) => {
-      meanX += weights[k] * c.x;
-      meanY += weights[k] * c.y;
-    });
     return [meanX + gain * (x - alpha * meanX), meanY + gain * (y - alpha * meanY)];
+  }
+
+  /** The score, the gradient of `logDensity`. */
+  scoreAt(x, y, alpha, sigma, label = null) {
+    const { mean, variance } = this.responsibilities(x, y, alpha, sigma, label);
+    return [(alpha * mean[0] - x) / variance, (alpha * mean[1] - y) / variance];
   }
 
   /** E[x_0 | x_t, label] of each point. */

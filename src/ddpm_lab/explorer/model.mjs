@@ -3,7 +3,7 @@ import { samplerTitles, titles } from "./analytic.mjs";
 import { drawImage, drawLines } from "./charts.mjs";
 import { addControls, element, onDrag, oncePerFrame, playButton, redrawWith } from "./controls.mjs";
 import { perSampleNoise } from "./noise.mjs";
-import { decodeBytes, spacings, timesteps } from "./process.mjs";
+import { decodeBytes, roundHalfEven, spacings, timesteps } from "./process.mjs";
 import { chain, guide, SAMPLERS } from "./samplers.mjs";
 
 const EDIT_STREAM = 2 ** 31; // of the noise in re-noised images: sampling/editing.py
@@ -17,7 +17,7 @@ export function onnxDenoiser(ort, session, shape, hasLabels) {
     const batch = x.length / size;
     const inputs = { x: new ort.Tensor("float32", x, [batch, ...shape]), t: integers(new Array(batch).fill(t)) };
     if (hasLabels) inputs.label = integers(labels);
-    queue = queue.then(() => session.run(inputs));
+    queue = queue.catch(() => {}).then(() => session.run(inputs));
     return queue.then(({ x0 }) => x0.data);
   };
   return async (x, t, labels, w = 0) => {
@@ -49,7 +49,7 @@ export class Lane {
     this.times = timesteps(process.steps, Math.min(options.steps, process.steps), options.spacing);
     let x;
     if (image && strength) {
-      const start = Math.max(1, Math.round(strength * process.steps));
+      const start = Math.max(1, roundHalfEven(strength * process.steps));
       this.times = [start, ...this.times.filter((t) => t < start)];
       const repeated = Float32Array.from({ length: count * size }, (_, i) => image[i % size]);
       x = process.diffuse(repeated, perSampleNoise(seed, samples, size, EDIT_STREAM)(), start);
@@ -66,8 +66,13 @@ export class Lane {
 
   /** Compute the first `count` steps; steps until `isCurrent` returns false. */
   async advance(count, isCurrent = () => true) {
+    let pause = 0;
     while (this.steps.length < Math.min(count, this.times.length - 1) && isCurrent()) {
-      this.steps.push((await this.iterator.next()).value);
+      const { value, done } = await this.iterator.next();
+      if (!done) this.steps.push(value); // calls may overlap
+      if (performance.now() < pause) continue;
+      await new Promise((resolve) => setTimeout(resolve)); // the network itself lets nothing else run
+      pause = performance.now() + 30;
     }
   }
 
@@ -107,7 +112,7 @@ export function modelSections(root, run, process, processes, denoise) {
   const forward = section(
     "forward",
     "Forward: data to noise",
-    "x_t = α_t x_0 + σ_t ε, with one ε for all times and schedules.",
+    "x_t = α_t x_0 + σ_t ε, with one ε for all times and schedules. Pictures show x_t divided by its standard deviation if that is above 1.",
   );
   const views = element("div", { className: "figures" });
   const curves = element("canvas", { className: "chart", role: "img", ariaLabel: "log SNR against t" });
@@ -126,9 +131,9 @@ export function modelSections(root, run, process, processes, denoise) {
     for (const [name, each] of Object.entries(named)) {
       const t = Math.round(time.values.share * each.steps);
       const { canvas, caption } = figures[name];
-      drawImage(canvas, each.diffuse(image, eps, t), shape);
+      drawImage(canvas, each.diffuse(image, eps, t), shape, 0, Math.max(each.scale[t], 1));
       const numbers = [each.alpha[t], each.sigma[t], each.logSnr[t]].map((value) => Number(value.toPrecision(3)));
-      caption.textContent = `${name}, t = ${t}: α ${numbers[0]}, σ ${numbers[1]}, log SNR ${numbers[2]}`;
+      caption.textContent = `${name}, t = ${t}: α\u00a0${numbers[0]}, σ\u00a0${numbers[1]}, log\u00a0SNR\u00a0${numbers[2]}`;
     }
     const lines = Object.entries(named).map(([label, each]) => {
       const ts = Array.from({ length: 101 }, (_, i) => Math.round((i / 100) * each.steps));
@@ -139,12 +144,16 @@ export function modelSections(root, run, process, processes, denoise) {
 
   // The image that is noised, edited and inpainted.
   const pad = figure("Paint with the pointer");
+  pad.canvas.classList.add("pad");
   const padForm = element("form", { className: "controls", ariaLabel: "Controls of the image" });
   const choices = element("div", { className: "thumbnails" });
   images.forEach((each, i) => {
     const { canvas } = figure(`image ${i + 1}`);
     const button = element("button", { type: "button", ariaLabel: `Use held-out image ${i + 1}` }, canvas);
-    button.addEventListener("click", () => edit(() => image.set(each)));
+    button.addEventListener("click", () => {
+      painted.fill(0);
+      edit(() => image.set(each));
+    });
     drawImage(canvas, each, shape);
     choices.append(button);
   });
@@ -183,7 +192,9 @@ export function modelSections(root, run, process, processes, denoise) {
         if (brush.values.tool === "paint") image[i] = brush.values.color;
         else painted[i] = 1;
       }
-      if (brush.values.tool === "mask") brush.set("mask", "painted");
+      if (brush.values.tool !== "mask") return;
+      brush.set("mask", "painted");
+      controls.set("start", "inpaint");
     });
   });
   function edit(change) {
@@ -226,13 +237,9 @@ export function modelSections(root, run, process, processes, denoise) {
     );
     return { parts, batch, node, lane: null, sample: 0 };
   });
-  const classChoices = run.classes
-    ? {
-        turn: "each in turn",
-        ...(run.nullable ? { none: "none" } : {}),
-        ...Object.fromEntries(run.classes.map((name, i) => [i, name])),
-      }
-    : {};
+  const classChoices = [["turn", "each in turn"]];
+  if (run.nullable) classChoices.push(["none", "none"]);
+  run.classes?.forEach((name, i) => classChoices.push([i, name]));
   const spec = {
     position: { label: "step", type: "range", min: 0, max: 1, step: 1, value: 0 },
     sampler: { label: "sampler", type: "select", choices: samplerTitles(), value: defaults.sampler },
@@ -302,13 +309,22 @@ export function modelSections(root, run, process, processes, denoise) {
 
   const show = async () => {
     const mine = current;
-    const isCurrent = () => mine === current;
     const { position } = controls.values;
+    const isCurrent = () => mine === current && position === controls.values.position;
     const { times } = lanes[0].lane;
     const began = performance.now();
     for (const each of lanes.filter(({ lane }) => lane)) {
       const until = each.lane.times.findIndex((t) => t <= times[position]);
-      await each.lane.advance(until + 1, isCurrent);
+      try {
+        await each.lane.advance(until + 1, () => {
+          if (isCurrent() && performance.now() - began > 500)
+            status.textContent = `Sampling: step ${each.lane.steps.length} of ${times.length - 1}`;
+          return isCurrent();
+        });
+      } catch (error) {
+        status.textContent = `The network failed: ${error.message}`;
+        return;
+      }
       if (!isCurrent()) return;
       drawLane(each, until);
     }
@@ -320,15 +336,16 @@ export function modelSections(root, run, process, processes, denoise) {
   function drawLane(each, position) {
     const { x, x0, eps, t } = each.lane.view(position);
     const empty = new Float32Array(x.length);
+    const range = Math.max(process.scale[t], 1); // of x_t, where the schedule explodes
     const titles = [`x_t at t = ${t}`, "x_0 estimate", "noise"];
     [x, x0 ?? x, eps ?? empty].forEach((batch, i) => {
-      drawImage(each.parts[i].canvas, batch, shape, each.sample, i === 2 ? 3 : 1);
+      drawImage(each.parts[i].canvas, batch, shape, each.sample, [range, 1, 3][i]);
       each.parts[i].caption.textContent = titles[i];
     });
     each.batch.replaceChildren(
       ...Array.from({ length: x.length / size }, (_, i) => {
         const { canvas } = figure(`sample ${i + 1} at t = ${t}`);
-        drawImage(canvas, x, shape, i);
+        drawImage(canvas, x, shape, i, range);
         const button = element(
           "button",
           { type: "button", ariaLabel: `Show sample ${i + 1}`, ariaPressed: String(i === each.sample) },
@@ -372,8 +389,9 @@ export function sampleCommand(run, values) {
   if (run.defaults.clip !== 1) words.push(`sampler.clip=${run.defaults.clip}`);
   if (values.sampler === "ddim") words.push(`sampler.eta=${values.eta}`);
   if (values.sampler === "ddpm") words.push(`variance=${values.variance}`);
-  if (run.classes && values.label !== "turn") words.push(`label=${values.label}`);
-  if (run.nullable && values.label !== "none" && (values.w || run.defaults.w))
-    words.push("guidance=classifier_free", `guidance.w=${values.w}`);
+  if (run.classes && values.label !== "turn") words.push(`label=${run.labels[values.label] ?? "none"}`);
+  const w = run.nullable && values.label !== "none" ? values.w : 0;
+  if (w) words.push("guidance=classifier_free", `guidance.w=${w}`);
+  else if (run.guided) words.push("guidance=none");
   return [run.command, ...words].join(" ");
 }

@@ -59,15 +59,9 @@ export class Process {
 
 const SPACINGS = {
   uniform: (T, K) => steps(K, (i) => Math.floor(T - (K - 1 - i) * ((T - 1) / Math.max(K - 1, 1)) + 0.5)),
-  quadratic_full: (T, K) => {
-    const stride = (Math.sqrt(T) - 1) / Math.max(K - 1, 1);
-    const times = [];
-    for (let i = 0; i < K; i++) {
-      const root = i === K - 1 ? Math.sqrt(T) : 1 + i * stride;
-      times.push(Math.min(Math.max(Math.floor(root ** 2 + 0.5), (times.at(-1) ?? 0) + 1), T));
-    }
-    return times;
-  },
+  quadratic: (T, K) => squares(T, 0, (0.8 * T) ** 0.5, K, 1),
+  quadratic_full: (T, K) => squares(T, 1, T ** 0.5, K, 0.5),
+  leading: (T, K) => steps(K, (i) => 1 + i * Math.floor(T / K)),
   trailing: (T, K) => steps(K, (i) => roundHalfEven(T + (K - 1 - i) * (T - T / K - T))),
 };
 
@@ -82,7 +76,18 @@ function steps(K, time) {
   return Array.from({ length: K }, (_, i) => time(i));
 }
 
-function roundHalfEven(value) {
+function squares(T, start, end, K, shift) {
+  const stride = (end - start) / Math.max(K - 1, 1);
+  const times = [];
+  for (let i = 0; i < K; i++) {
+    const root = i < K - 1 ? start + i * stride : K > 1 ? end : T ** 0.5;
+    times.push(Math.min(Math.max(Math.floor(root ** 2 + shift), (times.at(-1) ?? 0) + 1), T));
+  }
+  return times;
+}
+
+/** Python's round. */
+export function roundHalfEven(value) {
   const floor = Math.floor(value);
   const up = value - floor > 0.5 || (value - floor === 0.5 && floor % 2 !== 0);
   return floor + Number(up);

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,39 +28,42 @@ def runtime_files() -> dict[str, bytes]:
     Raises ResourceError if they cannot be had.
     """
     folder = cache_dir() / PACKAGE
-    if not _intact(folder):
-        _download(folder)
-    return {name: (folder / name).read_bytes() for name in SHA256}
+    with suppress(OSError):
+        files = {name: (folder / name).read_bytes() for name in SHA256}
+        if all(map(_is_intact, files, files.values())):
+            return files
+    files = _download(folder)
+    with suppress(OSError):  # a cache that cannot be written is not an error
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            with atomic_write(folder / name) as part:
+                part.write_bytes(content)
+    return files
 
 
-def _intact(folder: Path) -> bool:
-    return all((folder / name).is_file() and _is(folder / name, SHA256[name]) for name in SHA256)
+def _is_intact(name: str, content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == SHA256[name]
 
 
-def _is(file: Path, digest: str) -> bool:
-    return hashlib.sha256(file.read_bytes()).hexdigest() == digest
-
-
-def _download(folder: Path) -> None:
-    """Write the files of the package to `folder`."""
+def _download(folder: Path) -> dict[str, bytes]:
+    """Return the files of the package. `folder` is the cache, for messages."""
     other = f"or copy {' and '.join(SHA256)} of {PACKAGE} (folder dist) to {folder}"
     if shutil.which("npm") is None:
         raise ResourceError(
             f"{PACKAGE} is downloaded by npm, which is not installed; install Node.js, {other}"
         )
+    print(f"  download {PACKAGE}, once", flush=True)
     with TemporaryDirectory() as scratch:
-        command = ["npm", "pack", PACKAGE, "--silent", "--pack-destination", scratch]
+        command = ["npm", "pack", PACKAGE, "--loglevel=error", "--pack-destination", scratch]
         result = subprocess.run(command, capture_output=True, text=True)
         archives = [*Path(scratch).glob("*.tgz")]
         if result.returncode or not archives:
             reason = " ".join(result.stderr.split())[-160:] or f"status {result.returncode}"
             raise ResourceError(f"npm could not download {PACKAGE} ({reason}); try again, {other}")
         with tarfile.open(archives[0]) as archive:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, digest in SHA256.items():
-                member = archive.extractfile(f"package/dist/{name}")
-                content = member.read() if member else b""
-                if hashlib.sha256(content).hexdigest() != digest:
-                    raise ResourceError(f"{PACKAGE}: {name} has another digest than expected")
-                with atomic_write(folder / name) as part:
-                    part.write_bytes(content)
+            members = {name: archive.extractfile(f"package/dist/{name}") for name in SHA256}
+            files = {name: member.read() if member else b"" for name, member in members.items()}
+    for name, content in files.items():
+        if not _is_intact(name, content):
+            raise ResourceError(f"{PACKAGE}: {name} has another digest than expected")
+    return files
