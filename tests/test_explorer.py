@@ -532,22 +532,26 @@ def test_steps_that_change_during_sampling_and_hidden_pixels(page, site):
     set_control(page, "#reverse", "steps", 12)
     wait_for_end(page, 12)
     expected = page.run(IMAGES)
-    set_control(page, "#reverse", "seed", 1)
-    wait_for_end(page, 12)
+    # A slow network: the page reacts between steps, and shows the step that was chosen last.
     page.run(
         """(async () => {
+            let now = performance.now();
+            performance.now = () => (now += 100);
             const set = (type, value) => {
                 const input = document.querySelector(`#reverse input[type=${type}]`);
                 input.value = value;
                 input.dispatchEvent(new Event('input', { bubbles: true }));
             };
-            set('number', 0);
+            set('number', 1);
             await new Promise(requestAnimationFrame);
-            for (const step of [3, 12, 5, 12]) set('range', step);
+            set('range', 3);
+            await new Promise((resolve) => setTimeout(resolve, 500));
         })()"""
     )
+    assert page.run(STATUS).startswith("Step 3 of 12,")
+    set_control(page, "#reverse", "seed", 0)
+    page.wait(f"/^Sampling: step [1-9]/.test({STATUS})")
     wait_for_end(page, 12)
-    page.run("new Promise((resolve) => setTimeout(resolve, 300))")  # other calls may end later
     assert page.run(IMAGES) == expected
     # The pointer hides pixels, and sampling completes them.
     set_control(page, "#reverse", "pointer", "mask")

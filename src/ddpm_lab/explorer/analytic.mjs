@@ -164,7 +164,6 @@ export function analyticSection(root, processes) {
     }
     const now = result.times.findIndex((time) => time <= values.t);
     view.dots(result.states[Math.max(now, 0)].subarray(0, 2 * DOTS), color(4));
-    placeHandles();
     drawMarginal(mixture);
   });
 
@@ -259,6 +258,7 @@ export function analyticSection(root, processes) {
     compute.disabled = false;
   });
 
+  placeHandles();
   redrawWith(draw);
   simulateAgain();
 }

@@ -36,9 +36,8 @@ export class Mixture {
   /** E[x_0 | x_t = (x, y), label]. */
   estimateAt(x, y, alpha, sigma, label = null) {
     const { mean, variance } = this.responsibilities(x, y, alpha, sigma, label);
-    const [meanX, meanY] = mean;
     const gain = (alpha * this.std ** 2) / variance;
-    return [meanX + gain * (x - alpha * meanX), meanY + gain * (y - alpha * meanY)];
+    return [mean[0] + gain * (x - alpha * mean[0]), mean[1] + gain * (y - alpha * mean[1])];
   }
 
   /** The score, the gradient of `logDensity`. */

