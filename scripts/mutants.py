@@ -582,8 +582,8 @@ MUTANTS = [
     Mutant(
         "DPM-Solver: inverted ratio of steps",
         "diffusion/ode_solvers.py",
-        "ratio / 2",
-        "1 / ratio / 2",
+        "return (end - middle) / (middle - start) / 2",
+        "return (middle - start) / (end - middle) / 2",
         "samplers",
     ),
     Mutant(
