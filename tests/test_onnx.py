@@ -41,6 +41,7 @@ def test_any_batch_has_the_outputs_of_torch(overrides, classes, tiny, tmp_path):
         inputs, cond = {"x": x.numpy(), "t": t.numpy()}, Condition()
         if classes:
             label = torch.randint(-1, classes, (size,), generator=generator)
+            label[0] = -1 if size > 1 else 0  # no class
             inputs["label"] = label.numpy()
             cond = Condition(label.clamp(min=0), dropped=label < 0)
         eps, x0 = session.run(None, inputs)
