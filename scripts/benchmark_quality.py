@@ -6,12 +6,12 @@ ours                          complete runs of train.py of 50, 100, 200, 400, ..
                               callbacks but those that sample; KEY=VALUE are their overrides
 diffusers                     the recipe of its examples/unconditional_image_generation with the
                               architecture of our default network, and labels
-denoising-diffusion-pytorch   the recipe of its Trainer, with its default Unet
+denoising-diffusion-pytorch   the recipe of its Trainer, with its Unet of our widths
 
 Peers are one training each, whose averaged weights are evaluated after 20, 40, 80, ... seconds, up
-to `seconds`. The time of evaluations does not count. Peers are measured if they are installed
-(pip install -e '.[peers]'). The images of all are the digits, without flips. Results are in
-benchmark_quality.json and benchmark_quality.png.
+to `seconds` of wall time. The time of evaluations does not count. Peers are measured if they are
+installed (pip install -e '.[peers]'). The images of all are the digits, without flips. Results are
+in benchmark_quality.json and benchmark_quality.png.
 """
 
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
@@ -20,6 +20,7 @@ import json
 import math
 import sys
 import tempfile
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -121,7 +122,9 @@ def measure_peer(quality: Quality, name: str, peer: benchmark.Peer, limit: float
     seconds, end = 0.0, float(FIRST_SECONDS)
     while end <= limit:
         while seconds < end:
-            seconds += benchmark.seconds(peer.step)
+            start = time.perf_counter()
+            peer.step()
+            seconds += time.perf_counter() - start
         points.append((seconds, quality.peer_fid(peer)))
         print(f"{name}: {seconds:.1f} s, FID {points[-1][1]:.3g}", flush=True)
         if points[-1][1] < quality.floor:
@@ -153,13 +156,13 @@ def main() -> None:
         results[name] = measure_peer(quality, name, peer, limit)
     for factor in FACTORS:
         for name, points in results.items():
-            time = first_time(points, factor * quality.floor)
-            text = f"not in {points[-1][0]:.0f} s" if time is None else f"{time:.1f} s"
+            first = first_time(points, factor * quality.floor)
+            text = f"not in {points[-1][0]:.0f} s" if first is None else f"{first:.1f} s"
             print(f"FID <= {factor:g} x {quality.floor:.3g}, {name}: {text}")
     content = {"machine": benchmark.machine(), "overrides": overrides, "floor": quality.floor}
     Path("benchmark_quality.json").write_text(json.dumps(content | results, indent=2) + "\n")
     lines = {
-        name: Line([time for time, _ in points], [fid for _, fid in points])
+        name: Line([end for end, _ in points], [fid for _, fid in points])
         for name, points in results.items()
     }
     lines["held-out images"] = Line([1, limit], [quality.floor] * 2)

@@ -30,7 +30,7 @@ from ddpm_lab.sampling.class_names import parse_label
 from ddpm_lab.sampling.pipeline import SamplingPipeline
 from ddpm_lab.utils import safe_load
 from ddpm_lab.utils.atomic_io import atomic_write, make_directory
-from ddpm_lab.utils.errors import ResourceError, UserError, escape_control
+from ddpm_lab.utils.errors import CLIError, ResourceError, UserError, escape_control
 from ddpm_lab.utils.shell import script_command
 
 HELP = """Write a page in which diffusion can be explored, and open it:
@@ -78,7 +78,12 @@ def write_folder(run: RunDir, folder: Path) -> None:
     entries = sorted(file.name for file in make_directory(str(folder)).iterdir())
     if other := [name for name in entries if name not in names and name[0] != "."]:
         raise UserError(f"out={folder} has other files ({other[0]}); choose a new folder")
-    files = {**runtime_files(), **onnx_denoiser(pipeline, run.config).binaries}
+    try:
+        files = {**runtime_files(), **onnx_denoiser(pipeline, run.config).binaries}
+    except CLIError:
+        with contextlib.suppress(OSError):  # it has the page of an earlier call
+            folder.rmdir()
+        raise
     description = _describe(run, pipeline) | {"bytes": len(files[MODEL])}
     for name, content in {**files, PAGE: render_page(description).encode()}.items():
         _write(folder / name, content)

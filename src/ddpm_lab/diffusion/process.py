@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def compute_once(function: T) -> T:
                 process.numbers[key] = function(process, *times)
         return process.numbers[key]
 
-    return cached  # type: ignore[return-value]
+    return cast(T, cached)
 
 
 class ForwardProcess(nn.Module):

@@ -75,9 +75,9 @@ def onnx_denoiser(pipeline: SamplingPipeline, config: DictConfig) -> Export:
     denoiser = pipeline.denoiser
     if (reason := reason_against_onnx(pipeline)) is not None:
         raise UserError(f"format=onnx: this run cannot be exported, because {reason}")
-    with optional_package("onnxscript", "format=onnx", UserError):
+    with optional_package("onnxscript", "ONNX", UserError):
         import_module("onnxscript")  # torch.onnx needs it
-    with optional_package("onnxruntime", "format=onnx", UserError):
+    with optional_package("onnxruntime", "ONNX", UserError):
         import onnxruntime
     graph = Graph(denoiser).eval().cpu()
     inputs = _inputs(pipeline, 2)
