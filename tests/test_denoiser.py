@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_lab.diffusion.conditioning import Condition
+from ddpm_lab.conditioners.labels import Label
+from ddpm_lab.diffusion.analytic_denoisers import GaussianDenoiser, Mixture, MixtureDenoiser
+from ddpm_lab.diffusion.conditioning import Condition, DataSpec
 from ddpm_lab.diffusion.denoiser import Denoiser
+from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance
 from ddpm_lab.diffusion.predictions import X0, Eps
 from ddpm_lab.diffusion.process import ForwardProcess
 from ddpm_lab.diffusion.schedules import cosine, geometric
@@ -59,6 +62,26 @@ def test_output_channels_are_prediction_then_variance():
     assert estimate.variance_output[0, :, 0, 0].tolist() == [2, 3]
     _, estimate = run(cosine(), t, x_t, prediction=X0())
     assert estimate.x0[0, :, 0, 0].tolist() == [0, 1] and estimate.variance_output is None
+
+
+@pytest.mark.parametrize("t", [400, 400.5])
+@pytest.mark.parametrize("schedule", [cosine(), geometric()])
+def test_time_of_all_samples_equals_a_time_per_sample(schedule, t):
+    process, x_t = ForwardProcess(schedule), torch.randn(2, 2, 4, 4)
+    mixture = Mixture(torch.randn(3, 32).double(), torch.full((3,), 1 / 3).double(), 0.1, None)
+    conditioner = Label(DataSpec((2, 4, 4), classes=3), dropout=0.1)
+    own = Denoiser(Recorder(4), process, EPS, LearnedRange(), conditioner)
+    denoisers = [
+        own,
+        ClassifierFreeGuidance(own, w=1.0),
+        MixtureDenoiser(process, FIXED, mixture),
+        GaussianDenoiser(process, FIXED, torch.zeros(32).double(), torch.ones(32).double()),
+    ]
+    cond = Condition(torch.tensor([0, 2]))
+    for denoiser in denoisers:
+        one, each = (denoiser(x_t, time, cond) for time in (torch.tensor(t), torch.full((2,), t)))
+        assert torch.equal(one.x0, each.x0)
+        assert one.variance_output is None or torch.equal(*(e.variance_output for e in (one, each)))
 
 
 def test_x0_estimate_inverts_eps_prediction():

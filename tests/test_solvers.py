@@ -253,7 +253,7 @@ def test_edm_calls_the_network_35_times_in_18_steps():
 
     class Counting(GaussianDenoiser):
         def forward(self, x_t, t, cond=Condition()):
-            calls.append(t[0].item())
+            calls.append(t.item())
             return super().forward(x_t, t, cond)
 
     denoiser = Counting(ForwardProcess(edm()), BetaTilde(), numbers(0.0), numbers([0.25]))

@@ -41,7 +41,7 @@ class GaussianDenoiser(BaseDenoiser):
             raise ValueError("covariance must be positive semi-definite")
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        alpha, sigma = (number[:, None] for number in self.process.alpha_sigma(t))
+        alpha, sigma = (number.view(-1, 1) for number in self.process.alpha_sigma(t))
         gain = alpha * self.eigenvalues / (alpha**2 * self.eigenvalues + sigma**2)
         deviation = self.to_axes(x_t.double().flatten(1) - alpha * self.mean)
         x0 = self.mean + self.from_axes(gain * deviation)
@@ -119,12 +119,12 @@ class MixtureDenoiser(BaseDenoiser):
 
     def logits(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Tensor:
         """log w_k q(x_t | k) up to a constant, (B, K); -inf for components of other labels."""
-        alpha, sigma = (number[:, None] for number in self.process.alpha_sigma(t))
+        alpha, sigma = (number.view(-1, 1) for number in self.process.alpha_sigma(t))
         gain = alpha / ((alpha * self.std) ** 2 + sigma**2)
         # |x_t - alpha mean_k|^2 expanded into one matrix product.
-        rows = torch.cat(
-            [gain * x_t.double().flatten(1), -0.5 * alpha * gain, torch.ones_like(gain)], dim=1
-        )
+        scaled = gain * x_t.double().flatten(1)
+        constants = torch.cat([-0.5 * alpha * gain, torch.ones_like(gain)], dim=1)
+        rows = torch.cat([scaled, constants.expand(len(scaled), 2)], dim=1)
         logits = rows @ self.table.T
         if cond.label is None or self.labels is None:
             return logits
@@ -132,7 +132,7 @@ class MixtureDenoiser(BaseDenoiser):
         return logits.masked_fill(~match, -math.inf)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        alpha, sigma = (number[:, None] for number in self.process.alpha_sigma(t))
+        alpha, sigma = (number.view(-1, 1) for number in self.process.alpha_sigma(t))
         gain = alpha * self.std**2 / ((alpha * self.std) ** 2 + sigma**2)
         mean = self.logits(x_t, t, cond).softmax(1) @ self.means
         x0 = mean + gain * (x_t.double().flatten(1) - alpha * mean)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddpm_lab.diffusion.conditioning import Condition, Conditioner, Unconditional
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.predictions import Eps, Prediction
-from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.process import ForwardProcess, compute_once, per_sample
 from ddpm_lab.diffusion.rng import NoiseSampler
 from ddpm_lab.diffusion.variances import BetaTilde, Variance
 from ddpm_lab.utils.errors import UserError
@@ -57,7 +57,7 @@ class DenoiserLike(Protocol):
     """Sizes of the condition; see `Conditioner`"""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = ...) -> Estimate:
-        """Estimate x_0 from x_t (B, ...) at times t (B,)."""
+        """Estimate x_0 from x_t (B, ...) at times t, (B,) or () as in `ForwardProcess`."""
         ...
 
     def reverse(
@@ -93,7 +93,10 @@ class BaseDenoiser(DiffusionModel):
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
-        """Estimate x_0 from x_t (B, ...) at times t (B,), int64 in 1..T or floats in (0, T]."""
+        """Estimate x_0 from x_t (B, ...) at times t, int64 in 1..T or floats in (0, T].
+
+        `t` has shape (B,), or () on the CPU for all samples at once.
+        """
 
     def reverse(
         self, estimate: Estimate, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition = Condition()
@@ -127,6 +130,8 @@ class Denoiser(BaseDenoiser):
 
     preconditioning: Tensor
     """(T + 1, 3) float64: c_in = 1 / scale, c_skip, c_out"""
+    numbers: dict[tuple[Any, ...], Any]
+    """Cache of functions with `compute_once`"""
 
     def __init__(
         self,
@@ -144,6 +149,7 @@ class Denoiser(BaseDenoiser):
         self.classes, self.cond_dims = conditioner.classes, conditioner.cond_dims
         self.network, self.self_conditioning = network, getattr(network, "self_conditioning", False)
         self.prediction, self.conditioner = prediction, conditioner
+        self.numbers = {}
         t = torch.arange(process.steps + 1, device=process.table.device)
         preconditioning = self._precondition(t)
         if not preconditioning[1:].isfinite().all():
@@ -154,20 +160,23 @@ class Denoiser(BaseDenoiser):
             )
         self.register_buffer("preconditioning", preconditioning, persistent=False)
 
+    @compute_once
     def _precondition(self, t: Tensor) -> Tensor:
-        """Return c_in, c_skip and c_out at `t` (B,), (B, 3) float64."""
+        """Return c_in, c_skip and c_out at `t` (...), (..., 3) float64."""
         c_skip, c_out = self.prediction.preconditioning(self.process, t)
-        return torch.stack([1 / self.process.scale(t), c_skip, c_out], dim=1)
+        return torch.stack([1 / self.process.scale(t), c_skip, c_out], dim=-1)
 
     def run_network(self, x_t: Tensor, t: Tensor, cond: Condition) -> NetworkOutput:
         """Run the network on c_in x_t, which has unit variance, and on time rescaled to 0..1000.
 
         Its weights therefore fit any schedule and any T.
         """
-        numbers = self._precondition(t) if t.is_floating_point() else self.preconditioning[t]
-        numbers = numbers.to(x_t.dtype).view(-1, 3, *[1] * (x_t.ndim - 1))
-        c_in, c_skip, c_out = numbers.unbind(1)
-        output = self.network(c_in * x_t, network_time(self.process, t), cond).to(x_t.dtype)
+        from_table = t.ndim and not t.is_floating_point()
+        numbers = self.preconditioning[t] if from_table else self._precondition(t)
+        numbers = numbers.to(x_t.dtype).view(*t.shape, 3, *[1] * (x_t.ndim - 1) * t.ndim)
+        c_in, c_skip, c_out = numbers.unbind(t.ndim)
+        time = per_sample(network_time(self.process, t), x_t)
+        output = self.network(c_in * x_t, time, cond).to(x_t.dtype)
         if output.shape == x_t.shape:
             return NetworkOutput(output, None, (c_skip, c_out))
         prediction, variance_output = output.chunk(2, dim=1)
@@ -196,15 +205,17 @@ class Denoiser(BaseDenoiser):
     def to_estimate(self, output: NetworkOutput, x_t: Tensor) -> Estimate:
         """Convert a network output to x_0 = c_skip x_t + c_out prediction."""
         c_skip, c_out = output.preconditioning
-        x0 = torch.addcmul(c_skip * x_t, c_out, output.prediction)
+        # The last factor may be a number on the CPU, with images on a GPU.
+        x0 = torch.addcmul(c_skip * x_t, output.prediction, c_out)
         return Estimate(x0, output.variance_output)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = Condition()) -> Estimate:
         return self.to_estimate(self.run_network(x_t, t, cond), x_t)
 
 
+@compute_once
 def network_time(process: ForwardProcess, t: Tensor) -> Tensor:
-    """Rescale times (B,) to the network's scale of 1000, float32."""
+    """Rescale times to the network's scale of 1000, float32 in the shape of `t`."""
     return (t * (1000 / process.steps)).float()
 
 

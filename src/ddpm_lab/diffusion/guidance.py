@@ -120,7 +120,8 @@ class ClassifierFreeGuidance(_Extrapolation):
                 f"guidance.{self.option} needs conditions, but sampling has none; try label=0, or "
                 "another class"
             )
-        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.cat(cond.null()))
+        times = torch.cat([t, t]) if t.ndim else t
+        both = self.denoiser(torch.cat([x_t, x_t]), times, cond.cat(cond.null()))
         conditional, null = both.x0.chunk(2)
         variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]
         return Estimate(self.extrapolate(conditional, null, t), variance_output)

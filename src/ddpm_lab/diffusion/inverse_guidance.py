@@ -12,7 +12,7 @@ from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate
 from ddpm_lab.diffusion.gaussian import Gaussian
 from ddpm_lab.diffusion.guidance import ClassifierFreeGuidance, Guidance, Strength
 from ddpm_lab.diffusion.operators import Mask, Operator
-from ddpm_lab.diffusion.process import per_pixel, per_sample
+from ddpm_lab.diffusion.process import per_pixel
 from ddpm_lab.utils.errors import choice_name
 from ddpm_lab.utils.ranges import NonNegative, Positive, check_ranges
 
@@ -59,7 +59,7 @@ class InverseGuidance(Guidance):
         Tensors of inference mode cannot take part in autograd, hence the copies.
         """
         leaf = x_t.clone().requires_grad_()
-        return leaf, self.denoiser(leaf, per_sample(t, leaf).clone(), cond.clone())
+        return leaf, self.denoiser(leaf, t.clone(), cond.clone())
 
 
 class Inpainting(InverseGuidance):

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ddpm_lab.diffusion.schedules import Schedule
 
 LOG = logging.getLogger(__name__)
 MAX_NUMBERS = 50_000
-"""Largest number of results in the cache of a process"""
+"""Largest number of results in a cache of `compute_once`"""
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -81,23 +81,33 @@ def time_at(log_snr: Tensor, noise_level: Tensor) -> Tensor:
     return t.clamp(max=len(levels))
 
 
-def compute_once(function: T) -> T:
-    """Make a function of a `ForwardProcess` and of times compute its numbers for times () once.
+class HasNumbers(Protocol):
+    """An object with a cache for `compute_once`."""
 
-    A sampler's step on small images would take longer for its numbers than for its pixels.
+    numbers: dict[tuple[Any, ...], Any]
+
+
+def compute_once(function: T) -> T:
+    """Make a function of an owner, of times, and of floats compute its numbers for times () once.
+
+    `owner.numbers` is the cache. A sampler's step on small images would take longer for its numbers
+    than for its pixels.
     """
 
     @wraps(function)
-    def cached(process: "ForwardProcess", *times: Tensor) -> Any:
+    def cached(owner: HasNumbers, *times: Any) -> Any:
         if times[0].ndim:
-            return function(process, *times)
-        key = (function.__qualname__, *[(time.item(), time.dtype) for time in times])
-        if key not in process.numbers:
-            if len(process.numbers) >= MAX_NUMBERS:
-                process.numbers.clear()
+            return function(owner, *times)
+        key = (
+            function.__qualname__,
+            *[time if isinstance(time, float) else (time.item(), time.dtype) for time in times],
+        )
+        if key not in owner.numbers:
+            if len(owner.numbers) >= MAX_NUMBERS:
+                owner.numbers.clear()
             with torch.inference_mode(False):  # autograd cannot save tensors of inference mode
-                process.numbers[key] = function(process, *times)
-        return process.numbers[key]
+                owner.numbers[key] = function(owner, *times)
+        return owner.numbers[key]
 
     return cast(T, cached)
 
@@ -190,16 +200,24 @@ class ForwardProcess(nn.Module):
         return per_pixel(1 / sigma, x_t) * x_t - per_pixel(alpha / sigma, x_t) * x0
 
     def ddim_update(
-        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, sigma: Tensor | None = None
+        self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, eta: float = 0.0
     ) -> Tensor:
-        """alpha_s x_0 + sigma eps, with the `eps` that leads from `x0` to `x_t`.
+        """alpha_s x_0 + sqrt(sigma_s^2 - eta^2 beta_tilde) eps, for the `eps` from `x0` to `x_t`.
 
-        `sigma` (B,) or () defaults to sigma_s. The result is then x_s of an Euler step of the
-        probability-flow ODE (Song et al., 2021, eq. 13).
+        With `eta` 0 it is an Euler step of the probability-flow ODE (Song et al., 2021, eq. 13),
+        else the mean of a step to which noise of the variance eta^2 beta_tilde is added (eq. 12).
         """
+        coef_xt, coef_x0 = self.ddim_coefs(t, s, eta)
+        return per_pixel(coef_xt, x_t) * x_t + per_pixel(coef_x0, x_t) * x0
+
+    @compute_once
+    def ddim_coefs(self, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+        """Return the coefficients of x_t and of x_0 in `ddim_update`."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)
-        ratio = (sigma_s if sigma is None else sigma) / sigma_t
-        return per_pixel(ratio, x_t) * x_t + per_pixel(alpha_s - ratio * alpha_t, x_t) * x0
+        if eta:
+            sigma_s = (sigma_s**2 - eta**2 * self.beta_tilde(t, s)).clamp(min=0).sqrt()
+        ratio = sigma_s / sigma_t
+        return ratio, alpha_s - ratio * alpha_t
 
     def rediffuse(self, x_s: Tensor, eps: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """x_t = (alpha_t / alpha_s) x_s + sqrt(beta) eps, a draw of q(x_t | x_s)."""

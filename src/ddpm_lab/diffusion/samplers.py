@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import DenoiserLike, Estimate, check_inputs
-from ddpm_lab.diffusion.process import ForwardProcess, as_times, per_pixel, per_sample
+from ddpm_lab.diffusion.process import ForwardProcess, as_times, per_pixel
 from ddpm_lab.diffusion.rng import NoiseSampler, PerSampleGenerator
 from ddpm_lab.diffusion.timestep_spacing import chain_times, check_spacing
 from ddpm_lab.utils.errors import UserError, choice_name
@@ -178,11 +178,12 @@ class Sampler(ABC):
     ) -> Step:
         """Return the step of `x` (B, ...) from t to s, with its x_0 estimate, before it is made."""
         estimate = self.estimate(denoiser, x, t, cond)
-        return Step(x, t, s, estimate, not s.any(), previous)
+        last = not (s.any() if s.ndim else s.item())
+        return Step(x, t, s, estimate, last, previous)
 
     def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, cond: Condition) -> Estimate:
         """Run the denoiser and clip its x_0, and thus everything derived from x_0."""
-        estimate = denoiser(x_t, per_sample(t, x_t), cond)
+        estimate = denoiser(x_t, t, cond)
         if self.clip is None:
             return estimate
         if self.dynamic_threshold is None:
@@ -316,11 +317,9 @@ class DDIM(Sampler):
         x_t, t, s, process = step.x_t, step.t, step.s, denoiser.process
         if self.eta == 0 or step.last:
             return process.ddim_update(x_t, step.estimate.x0, t, s)
-        variance = self.eta**2 * process.beta_tilde(t, s)
-        sigma = (process.alpha_sigma(s)[1] ** 2 - variance).clamp(min=0).sqrt()
-        std = (process.beta(t, s) if self.sigma_hat else variance).sqrt()
-        x_s = process.ddim_update(x_t, step.estimate.x0, t, s, sigma)
-        return x_s + per_pixel(std, x_t) * noise(x_t)
+        x_s = process.ddim_update(x_t, step.estimate.x0, t, s, self.eta)
+        variance = process.beta(t, s) if self.sigma_hat else self.eta**2 * process.beta_tilde(t, s)
+        return x_s + per_pixel(variance.sqrt(), x_t) * noise(x_t)
 
     def encode(
         self, denoiser: DenoiserLike, x: Tensor, cond: Condition = Condition()
