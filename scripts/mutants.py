@@ -196,8 +196,8 @@ MUTANTS = [
     Mutant(
         "variance exploding: network input not scaled",
         "diffusion/denoiser.py",
-        "self.network(c_in * x_t, network_time",
-        "self.network(x_t, network_time",
+        "self.network(c_in * x_t, time",
+        "self.network(x_t, time",
         "denoiser",
     ),
     Mutant(
@@ -561,15 +561,15 @@ MUTANTS = [
     Mutant(
         "DDIM: eta not squared",
         "diffusion/samplers.py",
-        "variance = self.eta**2 * process",
-        "variance = self.eta * process",
+        "self.eta**2 * process",
+        "self.eta * process",
         "samplers",
     ),
     Mutant(
-        "DDIM: sigma_hat in the mean",
-        "diffusion/samplers.py",
-        "** 2 - variance)",
-        "** 2 - (process.beta(t, s) if self.sigma_hat else variance))",
+        "DDIM: beta instead of beta_tilde in the mean",
+        "diffusion/process.py",
+        "eta**2 * self.beta_tilde(t, s)",
+        "eta**2 * self.beta(t, s)",
         "samplers",
     ),
     Mutant(
@@ -1887,8 +1887,15 @@ MUTANTS = [
     Mutant(
         "sampler: cached numbers ignore the second time",
         "diffusion/process.py",
-        "[(time.item(), time.dtype) for time in times]",
-        "[(time.item(), time.dtype) for time in times[:1]]",
+        "(time.item(), time.dtype) for time in times]",
+        "(time.item(), time.dtype) for time in times[:1]]",
+        "process",
+    ),
+    Mutant(
+        "sampler: cached numbers ignore eta",
+        "diffusion/process.py",
+        "[time if isinstance(time, float)",
+        "[0.0 if isinstance(time, float)",
         "process",
     ),
     Mutant(
