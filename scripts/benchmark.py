@@ -10,12 +10,13 @@ guidance    a classifier-free guided estimate compared with one call of twice th
             calls
 start       seconds from the shell to imports, to the end of the first step, and of one sample
 evaluation  samples per second of FID, and the share of the network calls
+quality     FID against seconds of training, with peers; in an hour
 
-The default is all sections; benchmark_scale.py measures scaling. Keys are those of `train.py`.
-Candidates alternate in one process, A B C, C B A, because machines are noisy. Reported are medians,
-the median over rounds of the ratio within a round, and the ratio of the fastest visits. Peers are
-measured if they are installed (pip install -e '.[peers]'). Results are also saved in
-benchmark.json.
+The default is all sections but quality; benchmark_scale.py measures scaling. Keys are those of
+`train.py`. Candidates alternate in one process, A B C, C B A, because machines are noisy. Reported
+are medians, the median over rounds of the ratio within a round, and the ratio of the fastest
+visits. Peers are measured if they are installed (pip install -e '.[peers]'). Results are also saved
+in benchmark.json.
 """
 
 import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
@@ -682,6 +683,13 @@ def evaluation(overrides: list[str]) -> dict[str, Any]:
     }
 
 
+def quality(overrides: list[str]) -> dict[str, Any]:
+    """Measure the time to quality; see benchmark_quality."""
+    import benchmark_quality
+
+    return benchmark_quality.measure(overrides)
+
+
 SECTIONS = {
     "step": step,
     "options": options,
@@ -690,6 +698,7 @@ SECTIONS = {
     "guidance": guidance,
     "start": start,
     "evaluation": evaluation,
+    "quality": quality,
 }
 
 
@@ -725,7 +734,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     quiet_libraries()
     overrides = [word for word in sys.argv[1:] if "=" in word]
-    sections = [word for word in sys.argv[1:] if "=" not in word] or [*SECTIONS]
+    sections = [word for word in sys.argv[1:] if "=" not in word] or [*SECTIONS][:-1]
     if unknown := [name for name in sections if name not in SECTIONS]:
         sys.exit(f"error: section {unknown[0]} is not one of {', '.join(SECTIONS)}")
     results: dict[str, Any] = {"machine": machine(), "overrides": overrides}

@@ -1,4 +1,4 @@
-"""Compare the time to quality: python scripts/benchmark_quality.py [seconds=900] [KEY=VALUE ...]
+"""The time to quality, python scripts/benchmark.py quality [KEY=VALUE ...].
 
 Trains on the same cores, and measures FID of 1,000 samples by 25 steps of DDIM:
 
@@ -8,29 +8,24 @@ diffusers                     the recipe of its examples/unconditional_image_gen
                               architecture of our default network, and labels
 denoising-diffusion-pytorch   the recipe of its Trainer, with its Unet of our widths
 
-Peers are one training each, whose averaged weights are evaluated after 20, 40, 80, ... seconds, up
-to `seconds` of wall time. The time of evaluations does not count. Peers are measured if they are
-installed (pip install -e '.[peers]'). The images of all are the digits, without flips. Results are
-in benchmark_quality.json and benchmark_quality.png.
+Peers are one training each, whose averaged weights are evaluated after 20, 40, 80, ... seconds of
+wall time. The time of evaluations does not count. The images of all are the digits, without flips.
 """
-
-import _venv  # noqa: F401 (restarts with .venv where this Python lacks the packages)
 
 import json
 import math
-import sys
 import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import benchmark
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from torch import Tensor, nn
 
 import ddpm_lab
 from ddpm_lab.config.instantiate import build
-from ddpm_lab.config.overrides import CONFIGS
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import Denoiser
 from ddpm_lab.diffusion.predictions import Eps, V
@@ -43,9 +38,10 @@ from ddpm_lab.reports.table import Line, Panel
 from ddpm_lab.runs.run_dir import RunDir
 from ddpm_lab.sampling.cascade import Cascade
 from ddpm_lab.sampling.pipeline import SamplingPipeline
-from ddpm_lab.utils.shell import quiet_libraries
 
 FIRST_STEPS, FIRST_SECONDS = 50, 20
+LIMIT = 640
+"""Longest training, in seconds"""
 FACTORS = (2, 1.5)
 """Multiples of the FID of held-out images whose first time is reported"""
 Points = list[tuple[float, float]]
@@ -97,11 +93,11 @@ class Quality:
         return self.fid(own.with_denoiser(denoiser.to(benchmark.DEVICE)))
 
 
-def measure_ours(quality: Quality, overrides: list[str], limit: float) -> Points:
-    """Return the points of complete runs of doubling length, up to `limit` seconds."""
+def measure_ours(quality: Quality, overrides: list[str]) -> Points:
+    """Return the points of complete runs of doubling length."""
     points: Points = []
     steps = FIRST_STEPS
-    while not points or points[-1][0] < limit / 2:
+    while not points or points[-1][0] < LIMIT / 2:
         words = [f"trainer.max_steps={steps}", "~callbacks.fid", "~callbacks.sample_grid"]
         with tempfile.TemporaryDirectory() as folder:
             run = ddpm_lab.train(
@@ -116,11 +112,11 @@ def measure_ours(quality: Quality, overrides: list[str], limit: float) -> Points
     return points
 
 
-def measure_peer(quality: Quality, name: str, peer: benchmark.Peer, limit: float) -> Points:
-    """Return the points of one training after doubling times, up to `limit` seconds."""
+def measure_peer(quality: Quality, name: str, peer: benchmark.Peer) -> Points:
+    """Return the points of one training after doubling times."""
     points: Points = []
     seconds, end = 0.0, float(FIRST_SECONDS)
-    while end <= limit:
+    while end <= LIMIT:
         while seconds < end:
             start = time.perf_counter()
             peer.step()
@@ -133,42 +129,32 @@ def measure_peer(quality: Quality, name: str, peer: benchmark.Peer, limit: float
     return points
 
 
-def first_time(points: Points, fid: float) -> float | None:
-    """Return the first time at which FID is at most `fid`, interpolated in log FID; None: never."""
+def first_time(points: Points, fid: float) -> float:
+    """Return the first time at which FID is at most `fid`, interpolated in log FID, or infinity."""
     for (start, high), (end, low) in pairwise([(0.0, math.inf), *points]):
         if low <= fid:
             share = 1.0 if math.isinf(high) else math.log(high / fid) / math.log(high / low)
             return start + share * (end - start)
-    return None
+    return math.inf
 
 
-def main() -> None:
-    quiet_libraries()
-    words = dict(word.split("=", 1) for word in sys.argv[1:])
-    limit = float(words.pop("seconds", 900))
-    overrides = [f"{key}={value}" for key, value in words.items()]
-    results: dict[str, Points] = {}
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        quality = Quality()
-        peers = benchmark.peers(quality.config, quality.data, batch_size=16)
-    results["ours"] = measure_ours(quality, overrides, limit)
-    for name, peer in peers.items():
-        results[name] = measure_peer(quality, name, peer, limit)
-    for factor in FACTORS:
-        for name, points in results.items():
-            first = first_time(points, factor * quality.floor)
-            text = f"not in {points[-1][0]:.0f} s" if first is None else f"{first:.1f} s"
-            print(f"FID <= {factor:g} x {quality.floor:.3g}, {name}: {text}")
-    content = {"machine": benchmark.machine(), "overrides": overrides, "floor": quality.floor}
-    Path("benchmark_quality.json").write_text(json.dumps(content | results, indent=2) + "\n")
-    lines = {
-        name: Line([end for end, _ in points], [fid for _, fid in points])
-        for name, points in results.items()
+def measure(overrides: list[str]) -> dict[str, Any]:
+    """Return times to multiples of the FID of held-out images; save a plot."""
+    quality = Quality()
+    points = {"ours": measure_ours(quality, overrides)}
+    for name, peer in benchmark.peers(quality.config, quality.data, batch_size=16).items():
+        points[name] = measure_peer(quality, name, peer)
+    columns = {f"s to {factor:g} x floor": factor * quality.floor for factor in FACTORS}
+    rows = {
+        name: {column: first_time(line, fid) for column, fid in columns.items()}
+        for name, line in points.items()
     }
-    lines["held-out images"] = Line([1, limit], [quality.floor] * 2)
+    lines = {
+        name: Line([end for end, _ in line], [fid for _, fid in line])
+        for name, line in points.items()
+    }
+    end = max(seconds for line in points.values() for seconds, _ in line)
+    lines["held-out images"] = Line([1, end], [quality.floor] * 2)
     panel = Panel("time to quality", "seconds of training", "FID", lines, log_x=True, log_y=True)
-    print(f"saved in {save_panels([panel], Path('benchmark_quality.png'))}")
-
-
-if __name__ == "__main__":
-    main()
+    image = save_panels([panel], Path("benchmark_quality.png"))
+    return {"rows": rows, "points": points, "floor": quality.floor, "plot": str(image)}

@@ -11,6 +11,7 @@ import _venv  # noqa: F401 (restarts with .venv where this Python lacks the pack
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from ddpm_lab.ablations.spec import Tier, load_ablation, names
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+JOB = re.compile(r"(?:train|evaluate)-[0-9a-f]{12}")
+"""Directory of a job"""
 JOBS = 2
 """Number of jobs at the same time, one thread each"""
 TIERS: tuple[Tier, ...] = ("analytic", "tiny")
@@ -37,7 +40,8 @@ in which every number has its configuration, its command and its file. All are w
 A claim is an order of the paper's numbers. It passes if every difference that it states exceeds
 two standard errors over seeds; the analytic tier is exact. Of FIDs, only differences of 5 % or more
 in the paper are claimed: laboratories that train one recipe differ by more. "Not claimed" are
-claims that a tier cannot show, with the reason.
+claims that a tier cannot show, with the reason. The time is that of all jobs that a table needs,
+also of trainings that it shares with others, two jobs at a time with one thread each.
 """
 
 
@@ -125,16 +129,26 @@ def describe(claims: Sequence[dict[str, str]]) -> Iterator[str]:
 
 
 def hours(folder: Path) -> str:
-    """Return the time of the jobs of the tiny tier, at `JOBS` jobs at a time."""
-    files = {
-        file
+    """Return the time of the jobs of the tiny tier and those they read, `JOBS` at a time.
+
+    It is "" if a job is not in runs/ablations.
+    """
+    jobs = {
+        job
         for line in read_csv(folder / "table.csv")
         if line["tier"] == "tiny" and line["ours"]
-        for file in line["files"].split("; ")
+        for job in JOB.findall(line["files"])
     }
-    states = [ROOT / file.replace("metrics.json", "job.json") for file in files]
-    seconds = [json.loads(state.read_text())["seconds"] for state in states if state.is_file()]
-    return str(timedelta(seconds=round(sum(seconds) / JOBS))) if seconds else ""
+    seconds = {}
+    while todo := jobs - seconds.keys():
+        for job in todo:
+            file = ROOT / "runs" / "ablations" / job / "job.json"
+            if not file.is_file():
+                return ""
+            state = json.loads(file.read_text())
+            seconds[job] = state["seconds"]
+            jobs |= {*JOB.findall(state["command"])}
+    return str(timedelta(seconds=round(sum(seconds.values()) / JOBS))) if seconds else ""
 
 
 if __name__ == "__main__":
