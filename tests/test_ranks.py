@@ -196,6 +196,20 @@ def test_sharded_training_equals_that_of_whole_weights_and_resumes_exactly(tmp_p
     assert abs(pixels[0] - pixels[1]).max() <= 1
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("model", ["unet", "dit_s"])
+def test_compiled_and_recomputed_units_of_sharded_training_equal_whole_ones(model, tmp_path):
+    words = [word for word in OVERRIDES if not word.startswith("model")]
+    words += ["~callbacks.fid", "callbacks.sample_grid.every=1000", f"model={model}"]
+    size = ["model.channels=8", "model.multipliers=[1,2]"]
+    words += size if model == "unet" else ["model.channels=32", "model.blocks=2", "model.heads=2"]
+    run("train", tmp_path / "whole", *words, *TWO)
+    sharded = ["trainer=fsdp", "trainer.devices=2", "compile=default", "model.checkpointing=true"]
+    run("train", tmp_path / "sharded", *words, *sharded)
+    whole, parts = (training_state(tmp_path / name) for name in ("whole", "sharded"))
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
+
+
 def training_state(folder):
     """Return the weights, optimizer state and averages of the last checkpoint."""
     content, _ = results(folder)
