@@ -26,8 +26,13 @@ class TorchCompile(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: BaseSystem) -> None:
         assert pl_module.compile_target is not None  # checked by config.validation
-        for module in compile_units(pl_module.compile_target):
-            module.compile(mode=self.mode)
+        units = compile_units(pl_module.compile_target)
+        # Units of one class share their code, and so the limit on its versions.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 2 * len(units))
+        for module in units:
+            # A graph of dynamic shapes would replace the static one when checkpointing recomputes.
+            module.compile(mode=self.mode, dynamic=False)
         torch.compiler.set_stance("force_eager")
 
     def on_train_batch_start(self, *args: Any) -> None:
