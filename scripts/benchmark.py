@@ -684,10 +684,10 @@ def evaluation(overrides: list[str]) -> dict[str, Any]:
 
 
 def quality(overrides: list[str]) -> dict[str, Any]:
-    """Measure the time to quality; see benchmark_quality."""
-    import benchmark_quality
+    """Measure the time to quality; see _quality."""
+    import _quality
 
-    return benchmark_quality.measure(overrides)
+    return _quality.measure(overrides)
 
 
 SECTIONS = {

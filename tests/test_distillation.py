@@ -13,7 +13,7 @@ from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.diffusion.denoiser import BaseDenoiser, Estimate
 from ddpm_lab.diffusion.distillation import Distillation
 from ddpm_lab.diffusion.objectives import NoisedBatch, Simple
-from ddpm_lab.diffusion.process import ForwardProcess
+from ddpm_lab.diffusion.process import ForwardProcess, per_sample
 from ddpm_lab.diffusion.samplers import DDIM
 from ddpm_lab.diffusion.schedules import cosine, flow, linear
 from ddpm_lab.diffusion.timestep_spacing import timesteps
@@ -34,6 +34,7 @@ class Student(BaseDenoiser):
         )
 
     def forward(self, x_t, t, cond=Condition()):
+        t = per_sample(t, x_t)
         assert set(t.tolist()) <= {*self.steps}, "times of the student's chain"
         middle, s = torch.tensor([self.steps[time] for time in t.tolist()]).T
         return Estimate(self.objective.target(x_t, t, middle, s, cond))
