@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import composed
 from hydra.utils import instantiate
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.classifier import EncoderClassifier
@@ -158,8 +159,18 @@ def test_added_embedding_comes_before_the_norm():
     torch.testing.assert_close(block(x, BlockConditioning(emb)), expected)
 
 
-def test_checkpointing_changes_neither_outputs_nor_gradients():
-    networks = [small_unet(dropout=0.5, checkpointing=option) for option in (False, True)]
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_checkpointing_changes_neither_outputs_nor_gradients(name, monkeypatch):
+    runs = []
+    monkeypatch.setattr(
+        "ddpm_lab.networks.layers.checkpoint",
+        lambda layer, *inputs, **kwargs: runs.append(layer) or checkpoint(layer, *inputs, **kwargs),
+    )
+    build = {
+        "unet": lambda option: small_unet(dropout=0.5, checkpointing=option),
+        "dit": lambda option: DiT((1, 8, 8), channels=16, blocks=3, heads=2, checkpointing=option),
+    }[name]
+    networks = [build(option) for option in (False, True)]
     randomize(networks[0])
     networks[1].load_state_dict(networks[0].state_dict())
     x, results = torch.randn(2, 1, 8, 8), []
@@ -169,6 +180,7 @@ def test_checkpointing_changes_neither_outputs_nor_gradients():
         output.square().mean().backward()
         results.append([output.detach(), *(p.grad for p in network.parameters())])
     assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
+    assert len(runs) >= 3
 
 
 def test_channels_last_changes_the_memory_format_only():

@@ -12,6 +12,7 @@ from ddpm_lab.networks.layers import (
     TimeEncoding,
     check_image_shape,
     multi_head_attention,
+    run_layer,
 )
 from ddpm_lab.utils.ranges import Count, Positive, check_ranges
 
@@ -63,6 +64,7 @@ class DiT(ConditionedNetwork):
     Args:
         patch: Side of a patch in pixels. Each patch is a token.
         channels: Width of a token.
+        checkpointing: Recompute activations inside blocks in the backward pass.
         time_scale, time_shift: See `TimeEncoding`.
     """
 
@@ -79,12 +81,14 @@ class DiT(ConditionedNetwork):
         channels: Count = 384,
         blocks: Count = 12,
         heads: Count = 6,
+        checkpointing: bool = False,
         time_scale: Positive = 1.0,
         time_shift: float = 0.0,
     ) -> None:
         encoding = TimeEncoding(time_scale, time_shift)
         super().__init__(FREQUENCY_CHANNELS, channels, classes, image, encoding)
         _check_sizes(shape, patch, channels, heads)
+        self.checkpointing = checkpointing
         grid = (shape[1] // patch, shape[2] // patch)
         self.first = nn.Conv2d(shape[0] + (image or 0), channels, patch, stride=patch)
         self.register_buffer("pos_embed", sincos_pos_embed(*grid, channels), persistent=False)
@@ -114,7 +118,7 @@ class DiT(ConditionedNetwork):
         x, emb = self.embed(x, t, cond)
         tokens = self.first(x).flatten(2).transpose(1, 2) + self.pos_embed
         for block in self.blocks:
-            tokens = block(tokens, emb)
+            tokens = run_layer(block, tokens, emb, self.checkpointing)
         shift, scale = self.emb(emb)[:, None].chunk(2, dim=2)
         return self.unpatch(self.last(_modulate(tokens, shift, scale)).transpose(1, 2))
 

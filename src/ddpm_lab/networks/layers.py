@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_lab.diffusion.conditioning import Condition
+
+C = TypeVar("C")
+"""Input of a layer in addition to x"""
 
 
 class BlockConditioning(NamedTuple):
@@ -18,6 +22,16 @@ class BlockConditioning(NamedTuple):
     """(B, E), activated embedding of the time and of labels and noise levels"""
     context: Tensor | None = None
     """(B, M, D), tokens for cross-attention"""
+
+
+def run_layer(
+    layer: Callable[[Tensor, C], Tensor], x: Tensor, conditioning: C, checkpointing: bool
+) -> Tensor:
+    """Return layer(x, conditioning), recomputed in the backward pass if `checkpointing`."""
+    if checkpointing and x.requires_grad:
+        output: Tensor = checkpoint(layer, x, conditioning, use_reentrant=False)
+        return output
+    return layer(x, conditioning)
 
 
 def check_image_shape(shape: tuple[int, ...]) -> None:

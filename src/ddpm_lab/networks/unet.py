@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ddpm_lab.diffusion.conditioning import Condition
 from ddpm_lab.networks.layers import (
@@ -26,6 +25,7 @@ from ddpm_lab.networks.layers import (
     group_norm,
     level_shapes,
     level_widths,
+    run_layer,
     upsample,
     zero_module,
 )
@@ -142,19 +142,6 @@ class UNetBase(nn.Module):
         return self.res_block(width, width, upsample) if self.resblock_updown else Up(width)
 
 
-def _run(
-    layer: Callable[[Tensor, BlockConditioning], Tensor],
-    x: Tensor,
-    conditioning: BlockConditioning,
-    checkpointing: bool,
-) -> Tensor:
-    """Return layer(x, conditioning), recomputed in the backward pass if `checkpointing`."""
-    if checkpointing and x.requires_grad:
-        output: Tensor = checkpoint(layer, x, conditioning, use_reentrant=False)
-        return output
-    return layer(x, conditioning)
-
-
 class Encoder(ConditionedNetwork):
     """Downsampling half and middle of a U-Net with the options and layers of `base`.
 
@@ -202,9 +189,9 @@ class Encoder(ConditionedNetwork):
         x = self.first(x)
         skips = [x]
         for layer in self.down:
-            x = _run(layer, x, conditioning, self.checkpointing)
+            x = run_layer(layer, x, conditioning, self.checkpointing)
             skips.append(x)
-        return _run(self.middle, x, conditioning, self.checkpointing), skips, conditioning
+        return run_layer(self.middle, x, conditioning, self.checkpointing), skips, conditioning
 
 
 @check_ranges
@@ -254,5 +241,7 @@ class UNet(UNetBase):
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x, skips, conditioning = self.encoder(x, t, cond)
         for layer in self.up:
-            x = _run(layer, torch.cat([x, skips.pop()], dim=1), conditioning, self.checkpointing)
+            x = run_layer(
+                layer, torch.cat([x, skips.pop()], dim=1), conditioning, self.checkpointing
+            )
         return self.last(x)
