@@ -434,7 +434,10 @@ def options(overrides: list[str]) -> dict[str, Any]:
     for word in (*layout, "optimizer.fused=false"):
         candidates[word] = bare(build_parts([*overrides, word])[1], data, precision)
     candidates["EMA weight by weight"] = bare(system, data, precision, together=False)
-    loader = ({"x0": x0.to(DEVICE), "label": label.to(DEVICE)} for x0, label in image_batches(data))
+    loader = (
+        {"x0": x0.to(DEVICE), "label": label.to(DEVICE)}
+        for x0, label in image_batches(data, data.batch_size)
+    )
     candidates["batches from a DataLoader"] = bare(system, data, precision, batches=loader)
     extra = {}
     if config.compile:

@@ -1,6 +1,7 @@
 """Scripts in a shell without an active environment, and the commands that they print."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -182,3 +183,23 @@ def test_archive_as_image_folder_suggests_the_whole_command(tmp_path):
     file.touch()
     with pytest.raises(ValueError, match=r"prepare.py '.*/my images.zip' '.*/my images-store'$"):
         image_folder(str(file))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "section", ["step", "options", "profile", "sampling", "guidance", "evaluation"]
+)
+def test_every_section_of_the_benchmark_runs(section, tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+import benchmark
+benchmark.VISIT = 0.01
+sys.argv = ["benchmark.py", {section!r}, "model.channels=4", "data.batch_size=8"]
+benchmark.main()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "benchmark.json").read_text())[section]["rows"]
