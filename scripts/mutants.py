@@ -1887,15 +1887,15 @@ MUTANTS = [
     Mutant(
         "sampler: cached numbers ignore the second time",
         "diffusion/process.py",
-        "(time.item(), time.dtype) for time in times]",
-        "(time.item(), time.dtype) for time in times[:1]]",
+        "isinstance(time, Tensor) else time for time in times]",
+        "isinstance(time, Tensor) else time for time in times[:1]]",
         "process",
     ),
     Mutant(
         "sampler: cached numbers ignore eta",
         "diffusion/process.py",
-        "[time if isinstance(time, float)",
-        "[0.0 if isinstance(time, float)",
+        "isinstance(time, Tensor) else time for",
+        "isinstance(time, Tensor) else 0.0 for",
         "process",
     ),
     Mutant(

@@ -49,7 +49,7 @@ def test_scalar_time_equals_time_per_sample(name, t, s):
 
     def outputs(t, s):
         posterior = process.posterior(x0, x_t, t, s)
-        updates = [process.ddim_update(x_t, x0, t, s, eta) for eta in (0.0, 1.0)]
+        updates = [process.ddim_update(x_t, x0, t, s, eta) for eta in (0.0, 0.5, 1)]
         return (*posterior, *updates, process.diffuse(x0, x_t, t))
 
     scalar = outputs(torch.tensor(t), torch.tensor(s))

@@ -88,7 +88,7 @@ class HasNumbers(Protocol):
 
 
 def compute_once(function: T) -> T:
-    """Make a function of an owner, of times, and of floats compute its numbers for times () once.
+    """Make a function of an owner, of times, and of options compute its numbers for times () once.
 
     `owner.numbers` is the cache. A sampler's step on small images would take longer for its numbers
     than for its pixels.
@@ -100,7 +100,7 @@ def compute_once(function: T) -> T:
             return function(owner, *times)
         key = (
             function.__qualname__,
-            *[time if isinstance(time, float) else (time.item(), time.dtype) for time in times],
+            *[(time.item(), time.dtype) if isinstance(time, Tensor) else time for time in times],
         )
         if key not in owner.numbers:
             if len(owner.numbers) >= MAX_NUMBERS:
